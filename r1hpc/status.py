@@ -232,7 +232,7 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
     end = attempt.end if over else (now if state is State.running else None)
     return (
         str(attempt.attempt),
-        attempt.cause.value if attempt.cause else "running" if state is State.running else "no end on record",
+        attempt.cause.value if attempt.cause else "running" if state is State.running else "no recorded end",
         time.strftime("%m-%d %H:%M:%S", time.localtime(attempt.start)),
         format_duration(end - attempt.start) if end is not None else "?",
         str(attempt.nodes),

@@ -1,10 +1,10 @@
-"""GPU-hours of a user, an account or a cluster: from sacct, from a file of it, or from run folders alone.
+"""Sum the GPU-hours of a user, an account or a cluster: from sacct, a file of it, or run folders alone.
 
     hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
     hours = hours_from_sacct(Selection(account="lab", start=1790000000))
     hours = hours_of_runs(ledgers, Selection(start=1790000000))
 
-Each is what accounting.hours.fold_hours returns.
+Each returns the dict of accounting.hours.fold_hours.
 """
 
 import contextlib
@@ -27,61 +27,61 @@ from r1hpc.slurm.sacct import ask_sacct_file, pick_records
 from r1hpc.telemetry.diagnosis.summary import names_of
 
 _FEW_BYTES = 2**18
-"""Up to here a file is read before numpy and Arrow are imported."""
+"""A file up to this size is read before numpy and Arrow are imported."""
 
 
 NO_GPU_NAMED = (
     "no job on Slurm's record has a GPU; Slurm counts them where AccountingStorageTRES has gres/gpu, "
     "and `scontrol show config` tells"
 )
-"""What is known where `names_no_gpu`."""
+"""The note shown if `names_no_gpu`."""
 
 
 def names_no_gpu(hours: dict[str, Any]) -> bool:
-    """Whether there are jobs in these totals, and none that held a GPU."""
+    """True if there are jobs in these totals, and none of them held a GPU."""
     return bool(hours["node_hours"] and not hours["total"])
 
 
 def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
-    """Job id -> (run, stage) of every run under a run root, stages of chains among them."""
+    """Map job ID -> (run, stage) for every run under a run root, including stages of chains."""
     found: dict[str, tuple[str, str]] = {}
     for run in all_runs(root):
-        with contextlib.suppress(OSError, StateError):  # one that cannot be read is no reason to say nothing
+        with contextlib.suppress(OSError, StateError):  # an unreadable run must not hide the others
             stage, _ = names_of(run)
             found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
     return found
 
 
 def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
-    """Totals of what sacct printed into a file or a pipe.
+    """Return the totals of what sacct printed into a file or a pipe.
 
     Raises:
-        StateError: the header or a line is not of its format; names the file, the line and the fix.
+        StateError: the header or a line has another format; names the file, the line and the fix.
     """
     with _readable_twice(path) as file:
         return hours_of_lines(file, str(path), selection)
 
 
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
-    """Totals of what sacct says now, from the first record on where there is no start.
+    """Return the totals of what sacct reports now; without a start, from the first record on.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
     """
-    # As seconds: sacct knows fewer ways to write a time than --start does. Without a start it would begin
-    # with today; it refuses less than a million (Slurm, parse_time.c).
+    # In seconds: sacct accepts fewer time formats than --start does. Without a start it would begin today;
+    # it refuses less than a million (Slurm, parse_time.c).
     start = f"uts{max(1_000_000, math.floor(selection.start or 0))}"
     end = None if selection.end is None else f"uts{math.ceil(selection.end)}"
-    # Whose jobs to print is asked of sacct, which also knows a user by number and several by commas.
+    # sacct itself filters by user: it also knows a user by number, and several by commas.
     answer = replace(selection, user=None, account=None)
     with ask_sacct_file(start, end, selection.user, selection.account, timeout_s) as file:
         return hours_of_lines(file, "sacct", answer)
 
 
 def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
-    """Totals of an open file, in memory that does not grow with it but for 16 bytes a record."""
+    """Return the totals of an open file. Memory grows by 16 bytes a record."""
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
-        # Deferred: numpy and Arrow take a tenth of a second that a report of one run should not pay.
+        # Deferred: importing numpy and Arrow takes 0.1 s, which a report of one run should not pay.
         from r1hpc.accounting.totals import sum_dump
 
         return sum_dump(file, source, selection)
@@ -93,13 +93,13 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
 
 
 def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
-    """Totals of what runs say themselves, where Slurm's accounting cannot be asked."""
+    """Return the totals of the runs' own records, for when Slurm's accounting cannot be asked."""
     return fold_hours(selection.clip(held for ledger in ledgers for held in ledger.allocations))
 
 
 @contextmanager
 def _readable_twice(path: Path) -> Iterator[IO[bytes]]:
-    """The file itself, or a copy of what came through a pipe."""
+    """Yield the file itself, or a copy of what came through a pipe."""
     with path.open("rb") as file:
         if file.seekable():
             yield file

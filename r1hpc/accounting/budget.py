@@ -1,4 +1,4 @@
-"""The GPU-hours of a group: what was granted, what is left of it, and whether a run may still be submitted.
+"""Decide whether a run may still be submitted: the GPU-hours granted to a group, and what is left of them.
 
     budget = load_budget(find_budget(run_root))     # None: there is none
     asked = [RunRequest(Spread(800, 1000, 1500))]
@@ -6,10 +6,8 @@
     if not verdict.allowed:
         raise R1hpcError(verdict.sentence)
 
-A budget counts the hours spent since `start` and, beside them, what running and queued jobs will still use.
-Runs are refused when their P50 does not fit into the rest, and warned of when only their P90 does not.
-
-Values of a group's small YAML files, with errors that name the file, the key and the nearest right one.
+A budget counts the hours spent since `start`, and what running and queued jobs will still use. Runs are
+refused if their P50 does not fit into the rest; if only their P90 does not, there is a warning.
 """
 
 import os
@@ -27,54 +25,6 @@ from r1hpc.config.layers import UniqueKeyLoader, read_yaml
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.slurm.queue import TresLimit
 
-
-def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Refuse a key that is not among `known`."""
-    names = list(known)
-    for key in values:
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key {printable(str(key))!r}{nearest(str(key), names)}")
-
-
-def number(values: Mapping[str, Any], key: str, where: str) -> float | None:
-    """A positive number, or None where the key is empty."""
-    value = values.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ConfigError(f"{where}: {key} is {value!r}: it must be a positive number")
-    return float(value)
-
-
-def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
-    """A string, or None where the key is empty."""
-    value = values.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key} is {value!r}: it must be text; put it in quotes")
-    return value
-
-
-def day(values: Mapping[str, Any], key: str, where: str, end: bool = False) -> float | None:
-    """Unix seconds of the local midnight that begins the day, or with `end` the one that ends it."""
-    value = values.get(key)
-    if value is None:
-        return None
-    try:
-        found = value if isinstance(value, date) else date.fromisoformat(str(value))
-    except ValueError:
-        raise ConfigError(f"{where}: {key} is {value!r}: write a day such as 2026-10-01") from None
-    midnight = datetime(found.year, found.month, found.day) + timedelta(days=end)
-    return midnight.timestamp()
-
-
-def list_of_text(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """A list of strings; empty where the key is."""
-    value = values.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f'{where}: {key} is {value!r}: it must be a list of text, as in ["rl-*"]')
-    return tuple(value)
-
-
 OVERRIDE_FLAG = "--over-budget"
 _KEYS = (
     "account",
@@ -88,13 +38,60 @@ _KEYS = (
 )
 
 
+def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Refuse a key that is not in `known`."""
+    names = list(known)
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key {printable(str(key))!r}{nearest(str(key), names)}")
+
+
+def number(values: Mapping[str, Any], key: str, where: str) -> float | None:
+    """Return a positive number; None if the key is empty."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: {key} is {value!r}: it must be a positive number")
+    return float(value)
+
+
+def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
+    """Return a string; None if the key is empty."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{where}: {key} is {value!r}: it must be text; put it in quotes")
+    return value
+
+
+def day(values: Mapping[str, Any], key: str, where: str, end: bool = False) -> float | None:
+    """Return the local midnight that begins the day, or with `end` the one that ends it, in Unix seconds."""
+    value = values.get(key)
+    if value is None:
+        return None
+    try:
+        found = value if isinstance(value, date) else date.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigError(f"{where}: {key} is {value!r}: write a day such as 2026-10-01") from None
+    midnight = datetime(found.year, found.month, found.day) + timedelta(days=end)
+    return midnight.timestamp()
+
+
+def list_of_text(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """Return a list of strings; empty if the key is."""
+    value = values.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f'{where}: {key} is {value!r}: it must be a list of text, as in ["rl-*"]')
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Budget:
     """configs/budget.yaml, checked. Times are Unix seconds; hours are GPU-hours."""
 
     path: Path
     account: str | None = None
-    """Whose jobs are counted; None: the runs under the run root."""
+    """The account whose jobs count; None: the runs under the run root."""
     gpu_hours: float | None = None
     start: float | None = None
     end: float | None = None
@@ -104,10 +101,10 @@ class Budget:
     campaign: str | None = None
 
     def is_of(self, account: str | None) -> bool:
-        """Whether jobs of this account count; None, the user's default one, does."""
+        """True if jobs of this account count; None, the user's default account, does."""
         if self.account is None or account is None:
             return True
-        # Slurm does not tell capitals in the names of accounts.
+        # Slurm ignores case in account names.
         return account.strip().lower() in (name.strip().lower() for name in self.account.split(","))
 
     @property
@@ -115,56 +112,56 @@ class Budget:
         return "" if self.end is None else f" until {format_day(self.end - 1)}"
 
     def passed(self, hours: float) -> list[float]:
-        """The warning marks that `hours` has reached."""
+        """Return the warning marks that `hours` has reached."""
         return [] if self.gpu_hours is None else [m for m in self.warn_at if hours >= m * self.gpu_hours]
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A run that is to be submitted. Hours are GPU-hours."""
+    """A run to be submitted. Hours are GPU-hours."""
 
     rest: Spread | None
-    """What it will still use by its estimate; None: nobody could estimate it."""
+    """Estimate of what it will still use; None: there is no estimate."""
     whole: float | None = None
-    """P50 of its estimate with what is done already; None: nothing is."""
+    """P50 of its estimate including finished parts; None: there are none."""
     ceiling: float | None = None
-    """GPUs x time limit, the most one attempt can take: what Slurm holds against its limits."""
+    """GPUs x time limit, the most one attempt can take; Slurm counts this against its limits."""
     gpu: str | None = None
-    """Its card, by any usual name; None: not known."""
+    """Its GPU, by any usual name; None: unknown."""
 
     @property
     def counted(self) -> Spread:
-        """Its estimate, else its time limit; without either nothing."""
+        """Return its estimate, else its time limit, else nothing."""
         if self.rest is not None:
             return self.rest
         return NOTHING if self.ceiling is None else Spread(self.ceiling, self.ceiling, self.ceiling)
 
     @property
     def size(self) -> float:
-        """P50 of the whole run, however many submissions it is done in."""
+        """Return the P50 of the complete run, over all its submissions."""
         return self.counted.p50 if self.whole is None else self.whole
 
 
 def needed(requests: Sequence[RunRequest]) -> Spread:
-    """What runs will use together."""
+    """Return what the runs will use together."""
     return total([each.counted for each in requests])
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether runs may be submitted, and what their owner should know."""
+    """Decision whether runs may be submitted, and notes for their owner."""
 
     allowed: bool
     sentence: str
-    """With `allowed` what is left after it, else why not and the way around it. Empty: no budget."""
+    """If `allowed`, what is left afterwards; else the reason and the way around it. Empty: no budget."""
     warnings: tuple[str, ...] = ()
 
 
 def find_budget(run_root: Path, given: Path | None = None) -> Path:
-    """The budget file: the one given, $R1HPC_BUDGET, RUN_ROOT/budget.yaml, else configs/budget.yaml.
+    """Return the budget file: `given`, $R1HPC_BUDGET, RUN_ROOT/budget.yaml, else configs/budget.yaml.
 
     Raises:
-        ConfigError: the one that was named does not exist.
+        ConfigError: the named file does not exist.
     """
     named = given or (Path(os.environ["R1HPC_BUDGET"]) if os.environ.get("R1HPC_BUDGET") else None)
     if named is not None:
@@ -174,16 +171,16 @@ def find_budget(run_root: Path, given: Path | None = None) -> Path:
     own = run_root / "budget.yaml"
     if os.path.lexists(own):
         return own
-    from r1hpc.config.load import assets  # takes a fifth of a second, for omegaconf
+    from r1hpc.config.load import assets  # loads omegaconf, which takes 0.2 s
 
     return assets("configs") / "budget.yaml"
 
 
 def load_budget(path: Path) -> Budget | None:
-    """The budget in a file; None where it sets nothing.
+    """Return the budget in a file; None if it sets nothing.
 
     Raises:
-        ConfigError: an unknown key or a value that cannot be.
+        ConfigError: an unknown key or an invalid value.
     """
     where = str(path)
     if not os.path.lexists(path):
@@ -219,13 +216,13 @@ def check_budget(
     over_budget: bool = False,
     now: float | None = None,
 ) -> Verdict:
-    """Whether these runs may be submitted now, all of them or none.
+    """Decide whether these runs may be submitted now, all of them or none.
 
     Args:
         spent: GPU-hours of the period so far.
         committed: what running and queued jobs will still use.
         limits: Slurm's GrpTRESMins that apply to the runs.
-        over_budget: the user said --over-budget.
+        over_budget: the user gave --over-budget.
     """
     warnings = [] if budget is None else list(_warnings(budget, requests, spent, committed))
     by_slurm = _over_slurm(limits, requests)
@@ -243,7 +240,7 @@ def check_budget(
 
 
 def format_hours(hours: float) -> str:
-    """GPU-hours for a person: 12,345  123.4  12.34  0.012."""
+    """Format GPU-hours for a person: 12,345  123.4  12.34  0.012."""
     if hours == 0:
         return "0"
     if abs(hours) >= 1000:
@@ -254,7 +251,7 @@ def format_hours(hours: float) -> str:
 
 
 def format_range(hours: Spread) -> str:
-    """`80 to 150`: P10 and P90."""
+    """Format P10 and P90 as `80 to 150`."""
     return f"{format_hours(hours.p10)} to {format_hours(hours.p90)}"
 
 
@@ -266,7 +263,7 @@ def format_day(moment: float) -> str:
 class _Refusal:
     fact: str
     key: str
-    """The key of the budget file that forbids it."""
+    """The key in the budget file that forbids it."""
     less: str = "ask for less (train.num_steps, --nodes), "
 
 
@@ -312,13 +309,13 @@ def _hours_or_none(left: float) -> str:
 def _warnings(
     budget: Budget, requests: Sequence[RunRequest], spent: float, committed: Spread
 ) -> Iterator[str]:
-    """Marks that these runs would pass, a rest that their P90 does not fit into, and what was not known."""
+    """Yield warnings: marks these runs would pass, a rest too small for their P90, and unknown costs."""
     if budget.gpu_hours is not None:
         yield from _marks_passed(budget, budget.gpu_hours, requests, spent, committed)
     guessed = [each for each in requests if each.rest is None]
     for words, count in (
         ("time limit was counted instead", sum(each.ceiling is not None for each in guessed)),
-        ("cost was not counted, for want of a time limit", sum(each.ceiling is None for each in guessed)),
+        ("cost was not counted: no time limit is set", sum(each.ceiling is None for each in guessed)),
     ):
         if count and len(requests) == 1:
             yield f"the run has no estimate: its {words}"
@@ -348,16 +345,16 @@ def _marks_passed(
 
 
 def _counted_by(limit: TresLimit, requests: Sequence[RunRequest]) -> list[RunRequest]:
-    """The runs that use this limit up; of a limit on one card those that are known to be on it.
+    """Return the runs that use up this limit; for a limit on one GPU type, those known to use it.
 
-    There is no way around a refusal by Slurm's limit, and Slurm enforces it: what is not sure is left to it.
+    A refusal by Slurm's limit cannot be overridden, and Slurm enforces it: unsure cases are left to Slurm.
     """
     card = limit.card
     return [r for r in requests if card is None or (r.gpu is not None and _family(r.gpu) == _family(card))]
 
 
 def _family(name: str) -> str:
-    """The family of a GPU, whatever it is called; one that is not in the table keeps its own name."""
+    """Return the family of a GPU by any of its names; one that is not in the table keeps its own name."""
     try:
         return find_gpu(name).family
     except UnknownGpuError:
@@ -365,7 +362,7 @@ def _family(name: str) -> str:
 
 
 def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[RunRequest]) -> str:
-    """Why Slurm's own limit cannot hold the runs; no flag of ours goes around that."""
+    """Return why Slurm's own limit cannot hold the runs; no r1hpc flag overrides it."""
     counted = [(limit, _counted_by(limit, requests)) for limit in limits]
     tight = [(limit, runs) for limit, runs in counted if needed(runs).p50 > limit.unused]
     if not tight:

@@ -1,11 +1,10 @@
-"""Where a budget stands: what is spent, and what running and queued jobs will still use.
+"""Read the state of a budget: what is spent, and what running and queued jobs will still use.
 
     status = read_budget_status(budget, runs, time.time())
     verdict = check_submission(run_root, [RunRequest(Spread(800, 1200, 1800))])
 
-Slurm is asked where it can be: its accounting over all attempts for what an account has spent, squeue for the
-jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run folders are counted, and
-`notes` says so.
+Slurm answers if it can: sacct for what an account has spent, squeue for jobs that r1hpc did not start, and
+its own GrpTRESMins. Otherwise the run folders are counted, and `notes` says so.
 """
 
 import time
@@ -37,35 +36,36 @@ from r1hpc.slurm.queue import QueuedJob, TresLimit, ask_squeue, gpu_limits
 
 T = TypeVar("T")
 PACE_DAYS = 14
-"""Two weeks: what a group does on weekdays and weekends alike."""
+"""Two weeks cover a group's weekdays and weekends alike."""
 _LEAST_DAYS = 3
-"""A pace measured over less says nothing of the next months."""
+"""A pace measured over fewer days does not predict the next months."""
+_NO_BUDGET = Budget(Path())
 
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """Where a budget stands. Hours are GPU-hours."""
+    """State of a budget. Hours are GPU-hours."""
 
     spent: float
     by_day: dict[str, float]
     """YYYY-MM-DD: GPU-hours."""
     running: Spread
-    """Still to come of what runs."""
+    """Still to be used by running jobs."""
     queued: Spread
     num_running: int
     num_queued: int
     limits: tuple[TresLimit, ...]
     source: str
-    """`sacct` or `run folders`: where `spent` is from."""
+    """`sacct` or `run folders`: the origin of `spent`."""
     notes: tuple[str, ...] = ()
 
     @property
     def committed(self) -> Spread:
-        """Still to come of everything that runs or waits."""
+        """Return what everything that runs or waits will still use."""
         return total([self.running, self.queued])
 
     def lasts_until(self, left: float, now: float) -> float | None:
-        """When `left` will be spent at the pace of the last PACE_DAYS days; None: too little to say."""
+        """Return when `left` will be spent at the pace of the last PACE_DAYS days; None: too few days."""
         since = midnight_before(now, -PACE_DAYS)
         recent = {day: hours for day, hours in self.by_day.items() if _midnight(day) >= since}
         if not recent or now - _midnight(min(self.by_day)) < _LEAST_DAYS * 86400 or left <= 0:
@@ -74,7 +74,7 @@ class BudgetStatus:
         return now + left * (now - begin) / sum(recent.values())
 
     def warnings(self, budget: Budget | None) -> Iterator[str]:
-        """Marks that are passed or will be, and a budget that is promised away; none without gpu_hours."""
+        """Yield warnings of marks passed now or later, or an overbooked budget; none without gpu_hours."""
         if budget is None or budget.gpu_hours is None:
             return
         granted, after = budget.gpu_hours, self.spent + self.committed.p50
@@ -83,10 +83,10 @@ class BudgetStatus:
             share = 100 * self.spent / granted
             yield f"{share:.0f} % are spent: the mark at {100 * max(spent):.0f} % is passed"
         if promised and promised != spent:
-            yield f"with what runs and waits the mark at {100 * max(promised):.0f} % will be passed"
+            yield f"with running and queued jobs the mark at {100 * max(promised):.0f} % will be passed"
         if after > granted:
             over = format_hours(after - granted)
-            yield f"what runs and waits exceeds the budget by {over} GPU-hours: new submissions are refused"
+            yield f"running and queued jobs exceed the budget by {over} GPU-hours: submissions are refused"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,24 +102,21 @@ class BudgetStatus:
 
 @dataclass(frozen=True)
 class _SlurmAnswers:
-    """What Slurm said; None: it was not asked or did not answer."""
+    """Slurm's answers; None: it was not asked or did not answer."""
 
     by_day: dict[str, float] | None = None
     """GPU-hours of the account."""
     names_no_gpu: bool = False
-    """None of its jobs has a GPU on record, as where Slurm does not count them."""
+    """None of its jobs has a GPU in sacct, for example if Slurm does not count them."""
     jobs: tuple[QueuedJob, ...] = ()
     limits: tuple[TresLimit, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-_NO_BUDGET = Budget(Path())
-
-
 def read_budget_status(
     budget: Budget | None, runs: Sequence[RunLedger], now: float, ask_slurm: bool = True
 ) -> BudgetStatus:
-    """What is spent of the budget's period, and what is promised."""
+    """Return what is spent of the budget's period, and what is promised."""
     period = budget or _NO_BUDGET
     said = (
         _ask(period, now) if ask_slurm else _SlurmAnswers(notes=_uncounted(period, "this run is not Slurm's"))
@@ -133,7 +130,7 @@ def read_budget_status(
             notes += _uncounted(period, NO_GPU_NAMED)
         by_day = own
     ours = {job for run in runs for job in run.jobs}
-    # A run that is a task of an array is on record as `4711_3`, one that became an array as `4711`.
+    # sacct lists a run that is a task of an array as `4711_3`, one that became an array as `4711`.
     others = [job for job in said.jobs if not {job.job_id, job.job_id.split("_")[0]} & ours and job.gpus]
     live = [run for run in counted if run.is_live and run.unit == "GPU-hours"]
     running = [run.to_come for run in live if run.situation.state is State.running]
@@ -162,13 +159,13 @@ def check_submission(
     over_budget: bool = False,
     ask_slurm: bool = True,
 ) -> Verdict:
-    """Whether runs may be submitted now: `check_budget` with everything looked up.
+    """Decide whether runs may be submitted now: `check_budget` with everything looked up.
 
-    Without a budget and without Slurm's limits this costs one call to slurmctld and says yes. What could not
-    be counted is among the warnings.
+    Without a budget and Slurm limits this costs one call to slurmctld and allows the runs. The warnings name
+    what could not be counted.
 
     Args:
-        account, qos: those the jobs will have; None: those of the budget.
+        account, qos: those of the jobs; None: those of the budget.
         ask_slurm: false for runs on this machine.
     """
     now = time.time()
@@ -199,7 +196,7 @@ def check_submission(
 
 
 def _ask(period: Budget, now: float) -> _SlurmAnswers:
-    """Each of Slurm's commands for itself: what one of them does not say, another still may."""
+    """Ask each of Slurm's commands separately: if one fails, another may still answer."""
     account = period.account
     notes: list[str] = []
     limits, why = _answer(lambda: tuple(gpu_limits(account)))
@@ -223,7 +220,7 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
-    """What Slurm says; else None and why not."""
+    """Return Slurm's answer; else None and the reason."""
     try:
         return ask(), ""
     except SlurmError as error:
@@ -233,12 +230,12 @@ def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def _selection(period: Budget, now: float) -> Selection:
-    """The account's records in the budget's period, until now."""
+    """Select the account's records in the budget's period, until now."""
     return Selection(account=period.account, start=period.start, end=min(now, period.end or now))
 
 
 def _uncounted(period: Budget, why: str) -> tuple[str, ...]:
-    """What is missing where Slurm's accounting was not asked."""
+    """Return the note on what is missing if Slurm's accounting was not asked."""
     if period.account is None:
         return ()
     whose = f"not of all jobs of account {period.account}"
@@ -251,7 +248,7 @@ def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
     try:
         return gpu_limits(account, qos)
     except SlurmError:
-        return ()  # Slurm enforces them itself; a submission must not fail for the lack of a warning
+        return ()  # Slurm enforces them itself; a missing warning must not stop a submission
 
 
 def _midnight(day: str) -> float:

@@ -1,15 +1,12 @@
-"""The finished runs under a run root, each with its estimate and with the hours it really took.
+"""Compare the finished runs under a run root with their estimates, and correct the next estimate.
 
     site = finished_runs(run_root)
     site.of("A100-SXM4-80GB"), site.left_out
-    estimate, extra = corrected(found, "sft", site)      # of an Estimate; extra is for its JSON
+    estimate, extra = corrected(found, "sft", site)      # `found` is an Estimate; extra is for its JSON
+    print(site_text(site))                               # the output of the command `calibrate`
 
-A finished run does not change: what was found is kept in RUN_ROOT/calibration.json, until more is learnt from
-Slurm. The file may be removed at any time.
-
-Finished runs beside their estimates, as JSON and for a terminal: what the command `calibrate` prints.
-
-print(site_text(finished_runs(run_root)))
+A finished run does not change: results are kept in RUN_ROOT/calibration.json, until Slurm tells more. The
+file may be removed at any time.
 """
 
 import contextlib
@@ -54,16 +51,17 @@ _VERSION = 7
 _CACHE = "calibration.json"
 _STUB = re.compile(rb'"source": ?"stub"')
 _CHUNK = 2**22
+_HEADINGS = ("run", "stage", "estimate", "actual", "by", "useful", "ratio", "corrected", "error", "then")
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a run root has to say."""
+    """Finished runs under a run root."""
 
     runs: tuple[FinishedRun, ...]
     """Oldest first."""
     left_out: Mapping[str, int]
-    """How many runs did not enter, by reason."""
+    """Number of runs left out, by reason."""
 
     @property
     def resources(self) -> list[str]:
@@ -74,10 +72,10 @@ class Site:
 
 
 def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[str, Any]]:
-    """The estimate with what the site's finished runs say of it; unchanged where they say nothing.
+    """Correct the estimate by the site's finished runs; unchanged if they tell nothing.
 
     Returns:
-        The estimate, and for its JSON `uncorrected` and `correction`, where there was one.
+        The estimate, and `uncorrected` and `correction` for its JSON if there was one.
     """
     key = "node_hours" if found.gpu_hours is None else "gpu_hours"
     hours: Spread | None = getattr(found, key)
@@ -93,7 +91,7 @@ def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[s
 
 
 def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
-    """What a correction needs to know of an estimate. The usual number of GPUs is not a known one."""
+    """Return what a correction needs from an estimate. The default number of GPUs counts as unknown."""
     known = found.assumptions
     return Planned(
         resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
@@ -106,7 +104,7 @@ def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
 
 
 def resource_name(name: str) -> str:
-    """One name for each card, also where it is not in the table."""
+    """Return one name for each GPU type, even if it is not in the table."""
     if name == CPU:
         return CPU
     try:
@@ -116,7 +114,7 @@ def resource_name(name: str) -> str:
 
 
 def finished_runs(run_root: Path) -> Site:
-    """Every run under `run_root`, stages of chains among them; their hours are those of their ledgers."""
+    """Return every finished run under `run_root`, stages of chains included, with its ledger's hours."""
     cache, now = _read_cache(run_root), time.time()
     runs: list[FinishedRun] = []
     left_out: Counter[str] = Counter()
@@ -133,7 +131,7 @@ def finished_runs(run_root: Path) -> Site:
             fresh.append(run)
     ledgers: list[RunLedger] = []
     if fresh:
-        from r1hpc.accounting.open_ledger import open_ledgers  # here: nearly always all of them are kept
+        from r1hpc.accounting.open_ledger import open_ledgers  # deferred: nearly always all runs are cached
 
         ledgers, _ = open_ledgers(fresh, now)
     for ledger in ledgers:
@@ -145,7 +143,7 @@ def finished_runs(run_root: Path) -> Site:
     if num_damaged:
         left_out["damaged"] = num_damaged
     if kept != cache:
-        # A run root of somebody else can be read and not written: then nothing is kept.
+        # Another user's run root may be read-only: then nothing is kept.
         with contextlib.suppress(OSError):
             write_json(run_root / _CACHE, {"version": _VERSION, "runs": kept})
     return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
@@ -159,13 +157,13 @@ def _is_finished(run: RunDir) -> bool:
 
 
 def _mark(run: RunDir) -> list[int]:
-    """What must not have changed for a kept answer to hold."""
+    """Return what must be unchanged for a kept result to hold."""
     files = (run.finished, run.estimate, run.allocations)
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
 class _Entry(TypedDict):
-    """What is kept of a run."""
+    """Kept result of a run."""
 
     mark: list[int]
     run: NotRequired[FinishedRun]
@@ -173,11 +171,11 @@ class _Entry(TypedDict):
 
 
 class _LeftOutError(Exception):
-    """Why a run does not enter."""
+    """The reason to leave out a run."""
 
 
 def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
-    """The entry of a run for the cache, and whether it is final."""
+    """Return the run's entry for the cache, and whether it is final."""
     from r1hpc.attempt.state.slurm_records import is_settled, kept_records
 
     run, mark = ledger.run, _mark(ledger.run)
@@ -191,7 +189,7 @@ def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
     except _LeftOutError as error:
         return {"mark": mark, "left_out": str(error)}, True
     finished = _finished_run(ledger, resource, estimate, mark[0] / 1e9)
-    # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
+    # slurmdbd gets the end a little after the run itself, and may know only some of the jobs.
     is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
     return {"mark": mark, "run": asdict(finished)}, is_final
 
@@ -204,9 +202,9 @@ def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[s
 
 
 def _resource(ledger: "RunLedger") -> str:
-    """What the run ran on, if that is what it was estimated for.
+    """Return what the run ran on, if its estimate was for that.
 
-    What NVML read comes first, then the configuration. A card that was only assumed says nothing.
+    Prefer what NVML read, then the configuration. An assumed GPU type does not count.
     """
     run = ledger.run
     if not any(each.attempt.gpus for each in ledger.summary.attempts):
@@ -221,7 +219,7 @@ def _resource(ledger: "RunLedger") -> str:
 
 
 def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """The card of an estimate, and whether the configuration gave it."""
+    """Return the GPU type of an estimate, and whether the configuration named it."""
     known = _assumptions(stored)
     name = known.get("gpu")
     return str(name) if name else None, known.get("gpu_given") is True
@@ -242,7 +240,7 @@ def _gpu_seen(run: RunDir) -> str | None:
 
 
 def _is_stub_fed(run: RunDir) -> bool:
-    """Whether any sampler of any attempt read the test library, wherever in the file."""
+    """True if any sampler of any attempt read the test library, anywhere in the file."""
     return any(_contains_stub(path) for path in run.all_gpu_metrics)
 
 
@@ -257,7 +255,7 @@ def _contains_stub(path: Path) -> bool:
 
 
 def _estimate(run: RunDir, key: str) -> Spread:
-    """The estimate stored at submission, before any correction."""
+    """Return the estimate stored at submission, before any correction."""
     stored = read_object(run.estimate)
     before = stored.get("uncorrected", stored)
     value = before.get(key) if isinstance(before, dict) else before
@@ -280,7 +278,7 @@ def _estimate(run: RunDir, key: str) -> Spread:
 
 
 def _engine(run: RunDir) -> str:
-    """What decodes in a run; the default where its configuration cannot be read."""
+    """Return the engine that decodes in a run; the default if its configuration cannot be read."""
     try:
         return load.read(run.config).rollout.engine
     except R1hpcError:
@@ -296,7 +294,7 @@ def _read_cache(run_root: Path) -> dict[str, Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether `_take` can take it: another program, or a hand, may have written there."""
+    """True if `_take` can read it: another program, or a person, may have written there."""
     if mistake(entry, _Entry) is not None or ("run" in entry) == ("left_out" in entry):
         return False
     run = entry.get("run")
@@ -305,7 +303,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
-    """What a correction needs to know of a run."""
+    """Return what a correction needs from a run."""
     last = ledger.summary.attempts[-1].attempt
     params = _assumptions(read_object(ledger.run.estimate)).get("params")
     return FinishedRun(
@@ -314,7 +312,7 @@ def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished
         stage=ledger.stage,
         finished_at=finished_at,
         estimate=estimate,
-        hours=ledger.used - ledger.unused,  # an estimate is of the GPUs that are asked for
+        hours=ledger.used - ledger.unused,  # an estimate covers only the requested GPUs
         source=ledger.source,
         useful_share=ledger.parts["useful"] / (ledger.used - ledger.unused),
         num_gpus=last.gpus,
@@ -323,17 +321,14 @@ def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished
     )
 
 
-_HEADINGS = ("run", "stage", "estimate", "actual", "by", "useful", "ratio", "corrected", "error", "then")
-
-
 def site_json(site: Site) -> dict[str, Any]:
-    """By resource: its runs, the effect of the corrections so far, and the next one."""
+    """Return by resource: its runs, the effect of the corrections so far, and the next one."""
     resources = {name: _as_json(site, name) for name in site.resources}
     return {"resources": resources, "num_runs": len(site.runs), "left_out": dict(site.left_out)}
 
 
 def site_text(site: Site) -> str:
-    """A table for each resource."""
+    """Return a table for each resource."""
     return "\n\n".join([*(_as_text(site, name) for name in site.resources), _left_out(site)])
 
 
@@ -349,7 +344,7 @@ def _as_json(site: Site, resource: str) -> dict[str, Any]:
 
 
 def _next(site: Site, resource: str) -> Correction:
-    """For a run like the last one."""
+    """Return the correction for a run like the last one."""
     runs = site.of(resource)
     return correction(runs[-1].planned, runs)
 

@@ -1,8 +1,8 @@
-"""A campaign: stages with days and GPU-hours, and what happened to that plan.
+"""Follow a campaign: stages with days and GPU-hours, compared with what happened.
 
     campaign = load_campaign("hundred_days", gpu_hours=20000)
     progress = follow(campaign, runs, now=time.time())
-    progress.forecast            # GPU-hours of the whole campaign: P10, P50, P90
+    progress.forecast            # GPU-hours of the complete campaign: P10, P50, P90
 
 A run belongs to one stage: the first whose `runs` pattern matches its name or its Slurm job name, else the
 first whose `stages` lists its r1hpc stage, else the one in whose days it began.
@@ -29,7 +29,7 @@ _STAGE_KEYS = ("name", "days", "share", "gpu_hours", "runs", "stages")
 
 
 class CampaignRun(Protocol):
-    """What a campaign must know of a run."""
+    """The properties of a run that a campaign needs."""
 
     @property
     def run_id(self) -> str: ...
@@ -58,7 +58,7 @@ class CampaignStage:
 
 @dataclass(frozen=True)
 class Campaign:
-    """The whole plan."""
+    """The complete plan."""
 
     name: str
     stages: tuple[CampaignStage, ...]
@@ -76,7 +76,7 @@ class Campaign:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """One stage, planned and as it went. Times are Unix seconds."""
+    """One stage: plan and progress. Times are Unix seconds."""
 
     stage: CampaignStage
     start: float
@@ -84,7 +84,7 @@ class StageProgress:
     used: float
     num_runs: int
     forecast: Spread
-    """Its GPU-hours in all: used, running, queued and, while its days last, what the plan still holds."""
+    """Its total GPU-hours: used, running, queued and, until its days end, what the plan still holds."""
     first: float | None
     """When its first run began."""
     when: str
@@ -106,12 +106,12 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class CampaignProgress:
-    """The plan against what happened."""
+    """The plan compared with what happened."""
 
     campaign: Campaign
     stages: tuple[StageProgress, ...]
     elsewhere: float
-    """GPU-hours of runs that belong to no stage."""
+    """GPU-hours of runs outside every stage."""
 
     @property
     def used(self) -> float:
@@ -119,7 +119,7 @@ class CampaignProgress:
 
     @property
     def forecast(self) -> Spread:
-        """GPU-hours of the whole campaign at its end; what is spent is certain."""
+        """Return the GPU-hours of the campaign at its end; spent hours are certain."""
         rest = [Spread(*(max(0.0, q - s.used) for q in astuple(s.forecast))) for s in self.stages]
         return total(rest) + self.used
 
@@ -136,13 +136,13 @@ class CampaignProgress:
 
 
 def load_campaign(name: str, gpu_hours: float | None = None) -> Campaign:
-    """The campaign at path `name`, or called so in configs/campaign/.
+    """Return the campaign at path `name`, or of that name in configs/campaign/.
 
     Args:
-        gpu_hours: what was granted; takes the place of the file's own. A stage's own `gpu_hours` stay.
+        gpu_hours: the grant; replaces the file's own. A stage's own `gpu_hours` stay.
 
     Raises:
-        ConfigError: no such file, an unknown key, or a value that cannot be.
+        ConfigError: no such file, an unknown key, or an invalid value.
     """
     path = _find(name)
     where = str(path)
@@ -177,7 +177,7 @@ def follow(campaign: Campaign, runs: Sequence[CampaignRun], now: float) -> Campa
 def follow_campaign(
     budget: Budget | None, runs: Sequence[RunLedger], now: float, name: str | None = None
 ) -> CampaignProgress | None:
-    """Follow the campaign `name`, else the budget's, by its runs on GPUs; None: there is none.
+    """Follow the campaign `name`, else the budget's, by its runs on GPUs; None if there is none.
 
     Raises:
         ConfigError: as load_campaign.
@@ -197,7 +197,7 @@ def _progress(
 ) -> StageProgress:
     used = sum(run.used for run in runs)
     known = total([run.to_come for run in runs])
-    if now >= end:  # what the plan had left over is not spent any more
+    if now >= end:  # what the plan had left will not be spent any more
         rest = known
     else:
         planned = remaining(around(stage.gpu_hours), used)
@@ -246,7 +246,7 @@ def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignSt
 
 
 def _check_stages(stages: Sequence[str], place: str) -> None:
-    from r1hpc.config.stages import STAGES  # takes a fifth of a second, for omegaconf
+    from r1hpc.config.stages import STAGES  # loads omegaconf, which takes 0.2 s
 
     for stage in stages:
         if stage not in STAGES:
@@ -257,7 +257,7 @@ def _check_stages(stages: Sequence[str], place: str) -> None:
 
 
 def _find(name: str) -> Path:
-    from r1hpc.config.load import assets, find_named  # takes a fifth of a second, for omegaconf
+    from r1hpc.config.load import assets, find_named  # loads omegaconf, which takes 0.2 s
 
     folder = assets("configs") / "campaign"
     return find_named("campaign", name, (folder / f"{name}.yaml", Path(name)), folder)

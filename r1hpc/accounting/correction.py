@@ -1,26 +1,26 @@
-"""What a site's own finished runs say of the next estimate: their ratios of actual to estimated hours.
+"""Correct an estimate by a site's own finished runs: their ratios of actual to estimated hours.
 
     planned = Planned("A100-SXM4-80GB", "pretrain", Spread(80, 100, 150), num_gpus=64)
     found = correction(planned, runs)       # FinishedRun, oldest first: see calibrate
     found.corrected, found.basis
 
-For a finished run y = ln(actual hours / estimated P50 before any correction), and y = f + e: f is by how
-much estimates err for such runs at this site, e what differs from one run to the next. f is a Gaussian
-process (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.22 to 2.24) with
-mean 0 and
+For a finished run y = ln(actual hours / estimated P50 before any correction), and y = f + e: f is the error
+of estimates for runs like it at this site, e the difference from one run to the next. f is a Gaussian process
+(Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.22 to 2.24) with mean 0
+and
 
     cov(f, f') = tau tau' c,  c = exp(-d^2 / 2) for runs of one stage, 0 for others
     d^2        = (ln(hours / hours') / SCALE)^2 + (ln(params / params') / SCALE)^2
     var(e)     = s^2 (1 + SETTLING_HOURS / useful wall hours)
 
-tau^2 is what the estimate's own interval leaves beside the differences between runs. So runs just like the
-one planned are blended with the published prior as in the conjugate normal model (Gelman et al., Bayesian
-Data Analysis, chapter 2.5): n of them have a weight of tau^2 / (tau^2 + s^2 / n). Runs that are far away have
-none, neither for the middle nor for the band. s^2 is estimated too, from RUN_SPREAD before any run is known.
-One odd run moves the middle no more than a run at CLIP robust deviations would; the band has all of it.
+tau^2 is the variance of the estimate's own interval without the differences between runs. Runs just like the
+planned one are therefore blended with the published prior as in the conjugate normal model (Gelman et al.,
+Bayesian Data Analysis, chapter 2.5): n of them weigh tau^2 / (tau^2 + s^2 / n). Runs that are far away weigh
+nothing, for the middle and for the band. s^2 is estimated too, from RUN_SPREAD before any run is known. One
+odd run moves the middle no more than a run at CLIP robust deviations would; the band uses all of it.
 
-A run whose useful time is short or a small part of it says what starting costs, and nothing of MFU: such runs
-correct the estimates of runs about as short and no others.
+If a run's useful time is short, or a small part of it, the run measures start-up, not MFU. It corrects only
+the estimates of runs about as short.
 """
 
 import math
@@ -36,75 +36,75 @@ from r1hpc.plan.hours.quantiles import Z90, Spread
 CPU = "cpu"
 """The resource of runs without GPUs, which cost node-hours."""
 MOST_RUNS = 30
-"""Only the newest of those that are near: clusters, drivers and habits change."""
+"""Only the newest of the near runs: clusters, drivers and habits change."""
 RUN_SPREAD = 0.16
-"""Standard deviation of e before it is known. ln MFU of whole runs spreads by 0.16 within Pythia's eight and
-by 0.07 within LLaMA-1's four (published GPU-hours)."""
+"""Standard deviation of e before it is known. ln MFU of complete runs spreads by 0.16 within Pythia's eight
+and by 0.07 within LLaMA-1's four (published GPU-hours)."""
 RUN_SPREAD_WORTH = 1.0
-"""As many runs as RUN_SPREAD counts for in the estimate of s^2. Chosen: a site soon shows its own."""
+"""Number of runs that RUN_SPREAD counts for in the estimate of s^2. Chosen: a site soon shows its own."""
 SCALE = math.log(10)
 """Chosen: a run of ten times the hours has a correlation of 0.61, one of a hundred times 0.14. Published
 families allow more: Pythia's eight runs err alike, within 0.09, over a factor of 140 in hours."""
 LEAST_CLOSENESS = 0.01
 SETTLING_HOURS = 0.25
-"""A run with so much useful wall time has twice the variance of a long one. Chosen: compilation, caches and
+"""A run with this much useful wall time has twice the variance of a long one. Chosen: compilation, caches and
 the last save weigh on short runs."""
 CLIP = 2.0
 STARTUP_MINUTES = 5.0
-"""With less useful wall time a run is start-up: nothing in it has settled."""
+"""A run with less useful wall time is start-up: nothing in it has settled."""
 STARTUP_SHARE = 0.5
-"""With less of its time useful, too."""
+"""So is one with a smaller part of its time useful."""
 STARTUP_REACH = 3.0
-"""Start-up runs correct estimates of at most so many times the wall time that they were estimated at."""
+"""Start-up runs correct estimates of up to this many times their own estimated wall time."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run as it was estimated, and what decides which finished runs are like it."""
+    """A run as estimated, and what decides which finished runs are like it."""
 
     resource: str
     """The GPU's name, or CPU."""
     stage: str
     estimate: Spread
-    """GPU-hours, of CPU runs node-hours, as the estimator said before any correction."""
+    """GPU-hours (for CPU runs node-hours) as estimated, before any correction."""
     num_gpus: int = 0
-    """0 on CPUs, or not known."""
+    """0 on CPUs, or if unknown."""
     num_nodes: int = 0
     """For CPU runs."""
     params: float | None = None
 
     @property
     def wall_hours(self) -> float | None:
-        """Expected; None where the width is not known."""
+        """Return the expected wall hours; None if the number of GPUs or nodes is unknown."""
         width = self.num_gpus or self.num_nodes
         return self.estimate.p50 / width if width else None
 
     @property
     def is_startup(self) -> bool:
-        """Whether so little useful time is expected that starting decides."""
+        """True if so little useful time is expected that start-up dominates."""
         return self.wall_hours is not None and self.wall_hours * 60 * STARTUP_SHARE < STARTUP_MINUTES
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that finished, as estimated and as it was. Hours are GPU-hours, for CPU runs node-hours."""
+    """A finished run, estimated and actual. Hours are GPU-hours, for CPU runs node-hours."""
 
     run_id: str
     resource: str
     stage: str
     finished_at: Time
     estimate: Spread
-    """As the estimator said, before any correction."""
+    """As estimated, before any correction."""
     hours: Annotated[float, Between(1e-12, 1e12)]
     """All attempts together."""
     source: str
     """sacct, or run: the run's own record."""
     useful_share: Amount
-    """Part of the hours in steps that lasted, 0 to 1."""
+    """Part of the hours in steps that counted, 0 to 1."""
     num_gpus: Count = 0
     num_nodes: Count = 1
     params: Amount | None = None
-    """None: not known."""
+    """None: unknown."""
 
     @property
     def log_ratio(self) -> float:
@@ -120,21 +120,21 @@ class FinishedRun:
 
     @property
     def planned(self) -> Planned:
-        """As it was before it ran."""
+        """Return it as it was planned."""
         return Planned(self.resource, self.stage, self.estimate, self.num_gpus, self.num_nodes, self.params)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What becomes of an estimate."""
+    """Correction of an estimate."""
 
     planned: Planned
     num_runs: int
-    """Finished runs that are near enough to say something."""
+    """Finished runs near enough to count."""
     num_others: int
-    """Those on the same resource that are of another stage or size, or mostly start-up."""
+    """Runs on the same resource with another stage or size, or mostly start-up."""
     weight: float
-    """How much of what was not known of this site they have settled, 0 to 1."""
+    """The part of the uncertainty about this site that they have removed, 0 to 1."""
     factor: float
     """On P50."""
     width: float
@@ -151,16 +151,16 @@ class Correction:
 
     @property
     def basis(self) -> str:
-        """The correction in one line."""
+        """Return the correction in one line."""
         stage, resource = self.planned.stage or "finished", self.planned.resource
         others = f"; {self.num_others} of another stage or size do not count" if self.num_others else ""
         if not self.num_runs:
-            return f"no finished {stage} run of such a size on {resource} yet: the estimate stays{others}"
-        runs = f"{self.num_runs} {stage} run{'s' * (self.num_runs > 1)} of such a size on {resource}"
+            return f"no finished {stage} run of this size on {resource} yet: the estimate stays{others}"
+        runs = f"{self.num_runs} {stage} run{'s' * (self.num_runs > 1)} of this size on {resource}"
         low, middle, high = self._factors()
         return (
-            f"x {middle:.2f} (P10 x {low:.2f}, P90 x {high:.2f}), from {runs} at this site, at a weight of "
-            f"{self.weight:.0%} beside the prior{others}"
+            f"x {middle:.2f} (P10 x {low:.2f}, P90 x {high:.2f}), from {runs} at this site, with weight "
+            f"{self.weight:.0%} against the prior{others}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -178,13 +178,13 @@ class Correction:
         }
 
     def _factors(self) -> tuple[float, float, float]:
-        """The corrected quantiles as multiples of the estimate's P50."""
+        """Return the corrected quantiles as multiples of the estimate's P50."""
         found, middle = self.corrected, self.planned.estimate.p50 or 1.0
         return found.p10 / middle, found.p50 / middle, found.p90 / middle
 
 
 def correction(planned: Planned, runs: Sequence[FinishedRun]) -> Correction:
-    """From finished runs, oldest first; those on other resources are passed over."""
+    """Compute the correction from finished runs, oldest first; those on other resources are ignored."""
     here = [run for run in runs if run.resource == planned.resource and run.estimate.p50 > 0]
     near = _near(planned, here)
     others = len(here) - len(near)
@@ -213,9 +213,9 @@ def _near(planned: Planned, runs: Sequence[FinishedRun]) -> list[FinishedRun]:
 
 
 def _says_something_of(run: FinishedRun, planned: Planned) -> bool:
-    """Start-up runs say nothing of longer runs, settled ones nothing of runs that hardly start.
+    """True unless one is a start-up run and the other is much longer.
 
-    By what was estimated of both, so that an estimate that is far off can be corrected all the same.
+    Judged by the estimates of both, so that an estimate that is far off can still be corrected.
     """
     ours, theirs = planned.wall_hours, run.planned.wall_hours or math.inf
     if run.is_startup:
@@ -224,7 +224,7 @@ def _says_something_of(run: FinishedRun, planned: Planned) -> bool:
 
 
 def _closeness(one: Planned, other: Planned) -> float:
-    """c of the module's docstring, for runs of one stage."""
+    """Return c of the module's docstring, for runs of one stage."""
     distances = [math.log(one.estimate.p50 / other.estimate.p50)] if one.estimate.p50 > 0 else [math.inf]
     if one.params and other.params:
         distances.append(math.log(one.params / other.params))
@@ -232,21 +232,21 @@ def _closeness(one: Planned, other: Planned) -> float:
 
 
 def _site_variance(estimate: Spread) -> float:
-    """tau^2: the variance of ln(hours) that the estimate gives, without the differences between runs."""
+    """Return tau^2: the variance of ln(hours) in the estimate, without the differences between runs."""
     width = math.log(estimate.p90 / max(estimate.p10, 1e-9 * estimate.p90))
     whole = (width / (2 * Z90)) ** 2 or (math.log(TYPICAL_FACTOR) / Z90) ** 2
     return max(whole - RUN_SPREAD**2, whole / 2)
 
 
 def _settling(run: FinishedRun) -> float:
-    """By how much the variance of a short run is larger. A start-up run is what it is."""
+    """Return the factor on the variance of a short run; 1 for a start-up run."""
     return 1.0 if run.is_startup else 1 + SETTLING_HOURS / run.useful_wall_hours
 
 
 def _run_variance(logs: Sequence[float], closeness: Sequence[float]) -> float:
-    """s^2: the mean of its posterior (scaled inverse chi-squared; Gelman et al., chapter 2.6).
+    """Return s^2: the mean of its posterior (scaled inverse chi-squared; Gelman et al., chapter 2.6).
 
-    Each run counts as the square of its closeness, the part of its variance that the run planned shares.
+    Each run counts by the square of its closeness, the part of its variance shared with the planned run.
     """
     votes = [c * c for c in closeness]
     centre = _weighted_median(logs, votes)
@@ -256,7 +256,7 @@ def _run_variance(logs: Sequence[float], closeness: Sequence[float]) -> float:
 
 
 def _clipped(logs: Sequence[float], closeness: Sequence[float]) -> list[float]:
-    """Winsorised at CLIP deviations (1.4826 times the median absolute one) from the median."""
+    """Winsorise at CLIP deviations (1.4826 times the median absolute one) from the median."""
     votes = [c * c for c in closeness]
     centre = _weighted_median(logs, votes)
     deviation = 1.4826 * _weighted_median([abs(y - centre) for y in logs], votes)
@@ -265,7 +265,7 @@ def _clipped(logs: Sequence[float], closeness: Sequence[float]) -> list[float]:
 
 
 def _weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Halfway between the two values in the middle where the weights meet exactly there."""
+    """Return the weighted median; halfway between the two middle values if the weights meet exactly there."""
     ordered = sorted(zip(values, weights, strict=True))
     half, seen = math.fsum(weights) / 2, 0.0
     for i, (value, weight) in enumerate(ordered):
@@ -280,7 +280,7 @@ def _weighted_median(values: Sequence[float], weights: Sequence[float]) -> float
 def _posterior(
     planned: Planned, runs: Sequence[FinishedRun], logs: Sequence[float], noise2: Sequence[float]
 ) -> tuple[float, float]:
-    """Mean and variance of f at `planned` (Rasmussen and Williams, equations 2.23 and 2.24)."""
+    """Return mean and variance of f at `planned` (Rasmussen and Williams, equations 2.23 and 2.24)."""
     places = [run.planned for run in runs]
     taus = [math.sqrt(_site_variance(place.estimate)) for place in places]
     tau = math.sqrt(_site_variance(planned.estimate))
@@ -295,7 +295,7 @@ def _posterior(
 
 
 def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """x of matrix x = right by Gauss's elimination; a positive definite matrix needs no pivots."""
+    """Solve matrix x = right by Gaussian elimination; a positive definite matrix needs no pivots."""
     size = len(right)
     lines = [[*line, value] for line, value in zip(matrix, right, strict=True)]
     for i in range(size):
@@ -311,12 +311,12 @@ def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[fl
 
 @dataclass(frozen=True)
 class Scored:
-    """A run beside its estimate, and beside that estimate corrected by the runs before it alone."""
+    """A run with its estimate, and with that estimate corrected only by the runs before it."""
 
     run: FinishedRun
     corrected: Spread
     num_before: int
-    """Runs before it that are near enough to say something."""
+    """Runs before it that are near enough to count."""
 
     @property
     def error_before(self) -> float:
@@ -343,7 +343,7 @@ class Scored:
 
 
 def score(runs: Sequence[FinishedRun]) -> list[Scored]:
-    """Each run judged by what was known before it finished; runs of one resource, oldest first."""
+    """Judge each run by what was known before it finished; runs of one resource, oldest first."""
     by_runs_before = (correction(run.planned, runs[:i]) for i, run in enumerate(runs))
     return [
         Scored(run, found.corrected, found.num_runs) for run, found in zip(runs, by_runs_before, strict=True)
@@ -352,19 +352,19 @@ def score(runs: Sequence[FinishedRun]) -> list[Scored]:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good forecasts were, over some runs."""
+    """Quality of forecasts over some runs."""
 
     median_error: float
     """|P50 / actual - 1|."""
     median_width: float
     """P90 / P10."""
     num_inside: int
-    """Runs between P10 and P90; four out of five should be."""
+    """Runs between P10 and P90; four out of five is right."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The estimates as they were, and corrected, over the runs that had one before them."""
+    """Quality of the original and the corrected estimates, over the runs with an earlier one."""
 
     num_runs: int
     before: Quality
@@ -372,7 +372,7 @@ class Effect:
 
 
 def effect(scored: Sequence[Scored]) -> Effect | None:
-    """None where no run had one before it."""
+    """Return the effect; None if no run had an earlier one."""
     judged = [each for each in scored if each.num_before]
     if not judged:
         return None

@@ -1,10 +1,10 @@
-"""GPU-hours that are not spent yet, as P10, P50 and P90, and what several of them come to.
+"""Forecast GPU-hours still to be spent, as P10, P50 and P90, for one run or several together.
 
     total([Spread(80, 100, 150), Spread(800, 1000, 1500)])
     remaining(Spread(80, 100, 150), used=90)
 
-A spread is log-normal with its own width on either side of the median, as the estimator's are. The sum is
-that of samples drawn always alike, so that the same jobs give the same forecast.
+A spread is log-normal with its own width on either side of the median, like the estimator's. A sum uses a
+fixed set of samples, so that the same jobs give the same forecast.
 """
 
 import math
@@ -16,34 +16,34 @@ from r1hpc.plan.hours.quantiles import NORMAL, Z90
 from r1hpc.plan.hours.quantiles import Spread as Spread
 
 TYPICAL_FACTOR = 1.47
-"""P90/P50 of a run nobody estimated: the 80 % interval of whole-run MFU over the published A100 runs, leaving
-their own family out, is a factor 2.16 wide (docs/estimator.md)."""
+"""P90/P50 of a run without an estimate: the 80 % interval of whole-run MFU over the published A100 runs,
+leaving their own family out, is a factor 2.16 wide (docs/estimator.md)."""
 CORRELATION = 0.5
-"""Between the logarithms of two estimates made alike: an assumption. At 0 the errors of many runs would
-cancel, at 1 none would; one estimator on one cluster errs partly in one direction."""
+"""Between the logarithms of two similar estimates: an assumption. At 0 the errors of many runs would cancel,
+at 1 none would; one estimator on one cluster errs partly in one direction."""
 _SAMPLES = 2000
 _TAIL = 0.99
-"""Beyond this quantile P10, P50 and P90 of an estimate say nothing of how far a run can miss it."""
+"""Beyond this quantile P10, P50 and P90 of an estimate do not show how far a run can miss it."""
 
 
 NOTHING = Spread(0.0, 0.0, 0.0)
 
 
 def around(hours: float, factor: float = TYPICAL_FACTOR) -> Spread:
-    """A median with the width of a run that nothing else is known of."""
+    """Return a median with the width of a run without any other information."""
     return Spread(hours / factor, hours, hours * factor)
 
 
 def until_limit(most: float) -> Spread:
-    """A job of which only the time limit is known: taken to end anywhere before it, all times alike."""
+    """Forecast a job known only by its time limit: it ends anywhere before it, all times equally likely."""
     return Spread(0.1 * most, 0.5 * most, 0.9 * most)
 
 
 def remaining(estimate: Spread, used: float) -> Spread:
-    """What is still to come of a run that has used some of its estimate and is not over.
+    """Forecast the rest of a run that has used part of its estimate and is not over.
 
-    The estimate given that it is more than `used`. A run in its last hundredth is no longer described by it:
-    then a tail is meant that has no scale of its own, so that it grows with what was used.
+    The estimate given that it is more than `used`. In its last hundredth the estimate no longer describes the
+    run. There a tail without a scale of its own takes over, which grows with what was used.
     """
     passed = estimate.chance_below(used)
     if passed > _TAIL:
@@ -53,9 +53,9 @@ def remaining(estimate: Spread, used: float) -> Spread:
 
 
 def _overrun(estimate: Spread, used: float) -> Spread:
-    """The rest by a Pareto distribution with the slope that the estimate has at _TAIL.
+    """Return the rest by a Pareto distribution with the slope that the estimate has at _TAIL.
 
-    An estimate that was so wrong is taken to be no narrower than that of a run nobody estimated.
+    An estimate that was so wrong counts as no narrower than that of a run without an estimate.
     """
     side = max(TYPICAL_FACTOR, estimate.p90 / estimate.p50 if estimate.p50 > 0 else 0.0)
     z = NORMAL.inv_cdf(_TAIL)
@@ -64,16 +64,16 @@ def _overrun(estimate: Spread, used: float) -> Spread:
 
 
 def by_progress(used: float, share_done: float) -> Spread:
-    """What is still to come of a run by the share of its steps that it has done, waste included.
+    """Forecast the rest of a run by the share of its steps that is done, waste included.
 
-    The width shrinks with what is left to be uncertain of: TYPICAL_FACTOR^(1 - share_done).
+    The width shrinks with what is uncertain: TYPICAL_FACTOR^(1 - share_done).
     """
     rest = used * (1 - share_done) / share_done
     return around(rest, TYPICAL_FACTOR ** (1 - share_done))
 
 
 def total(spreads: Sequence[Spread], correlation: float = CORRELATION) -> Spread:
-    """The quantiles of the sum. Of one spread they are its own.
+    """Return the quantiles of the sum; a single spread keeps its own.
 
     Each is drawn at z = sqrt(correlation) x shared + sqrt(1 - correlation) x own.
     """
@@ -92,8 +92,8 @@ def total(spreads: Sequence[Spread], correlation: float = CORRELATION) -> Spread
 
 @lru_cache(maxsize=256)
 def _draws(number: int) -> tuple[float, ...]:
-    """Normal values that lie evenly over the distribution, in an order of their own (a Latin hypercube): the
-    quantiles of a sum are steadier by them than by chance."""
+    """Return normal values spread evenly over the distribution, in their own order (a Latin hypercube): they
+    give steadier quantiles of a sum than random values."""
     values = [NORMAL.inv_cdf((i + 0.5) / _SAMPLES) for i in range(_SAMPLES)]
     random.Random(number).shuffle(values)
     return tuple(values)

@@ -1,9 +1,8 @@
-"""GPU-hours by user, account, state, QOS, partition, day, run and stage, from any list of allocations.
+"""Sum GPU-hours by user, account, state, QOS, partition, day, run and stage, from any allocations.
 
-gpu_hours = GPUs x allocated wall hours, busy or idle. An allocation that runs over midnight is split
-between its days; days are local ones, as in sacct. One that still runs counts until now.
-
-Which records count, and which part of them.
+gpu_hours = GPUs x allocated wall hours, busy or idle. An allocation over midnight is split between its days;
+days are local, as in sacct. A running one counts until now. A `Selection` decides which records count, and
+which part of them.
 """
 
 from collections import defaultdict
@@ -19,7 +18,7 @@ from r1hpc.telemetry.diagnosis.summary import RunSummary
 UNKNOWN = "unknown"
 KEYS = ("user", "account", "state", "qos", "partition")
 RUN_KEYS = ("run", "stage")
-"""Known to run folders only: grouped by where at least one allocation has them."""
+"""Known only for run folders: totals have them if at least one allocation does."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Allocation:
 
 
 def to_allocation(record: JobRecord) -> Allocation:
-    """A record of sacct; one that still runs counts its elapsed time, a suspended one not its pauses."""
+    """Convert a sacct record; a running one counts its elapsed time, a suspended one not its pauses."""
     start = record.start or 0.0
     return Allocation(
         start=start,
@@ -60,7 +59,7 @@ def to_allocation(record: JobRecord) -> Allocation:
 
 
 def own_allocations(summary: RunSummary, user: str) -> list[Allocation]:
-    """What a run's own record says it held. Slurm's view is longer: see `sacct -D`."""
+    """Return what a run held by its own record. Slurm's view is longer: see `sacct -D`."""
     return [
         Allocation(
             start=a.attempt.start,
@@ -77,11 +76,10 @@ def own_allocations(summary: RunSummary, user: str) -> list[Allocation]:
 
 
 def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
-    """{total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_day}, in hours.
+    """Return {total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_day}, in hours.
 
-    by_run and by_stage beside them where runs are known. by_day is keyed YYYY-MM-DD, and has the days on
-    which a GPU was held. All but node_hours are GPU-hours. Whole seconds are summed exactly: they are
-    divided once, at the end.
+    Known runs add by_run and by_stage. by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held.
+    All but node_hours are GPU-hours. Whole seconds are summed exactly and divided once, at the end.
     """
     by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in (*KEYS, "day", *RUN_KEYS)}
     total = node_seconds = 0.0
@@ -100,7 +98,7 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
 def in_hours(
     gpu_seconds: float, node_seconds: float, by: dict[str, dict[str, float]] | dict[str, dict[str, int]]
 ) -> dict[str, Any]:
-    """The dict of `fold_hours` from sums in seconds, by key."""
+    """Return the dict of `fold_hours` from sums in seconds, by key."""
     groups = {
         f"by_{key}": {name: seconds / 3600 for name, seconds in sorted(sums.items())}
         for key, sums in by.items()
@@ -110,7 +108,7 @@ def in_hours(
 
 
 def split_days(start: float, end: float) -> Iterator[tuple[str, float]]:
-    """(YYYY-MM-DD, seconds in that local day) from `start` to `end`; a day may have 23 or 25 hours."""
+    """Yield (YYYY-MM-DD, seconds in that local day) from `start` to `end`; a day may have 23 or 25 hours."""
     while start < end:
         day = datetime.fromtimestamp(start).date()
         midnight = midnight_before(start, 1)
@@ -119,31 +117,31 @@ def split_days(start: float, end: float) -> Iterator[tuple[str, float]]:
 
 
 def midnight_before(moment: float, days: int = 0) -> int:
-    """Unix seconds of the local midnight before `moment`, or of the midnight so many days later."""
+    """Return the local midnight before `moment`, or that many days later, in Unix seconds."""
     day = datetime.fromtimestamp(moment).date() + timedelta(days=days)
     return int(datetime.combine(day, datetime.min.time()).timestamp())
 
 
 @dataclass(frozen=True)
 class Selection:
-    """By whose they are and when: what is None selects all."""
+    """Select records by owner and time: None selects all."""
 
     user: str | None = None
     account: str | None = None
     start: float | None = None
-    """Unix seconds; what an allocation held before does not count."""
+    """Unix seconds; what an allocation held earlier does not count."""
     end: float | None = None
     runs: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Job id -> (run, stage), for the jobs whose run is known."""
+    """Job ID -> (run, stage), for jobs of known runs."""
 
     @property
     def columns(self) -> list[str]:
-        """What records must have so that it can be decided which are selected, as sacct spells them."""
+        """Return the sacct columns that the selection needs."""
         chosen = {"User": self.user, "Account": self.account}
         return [name for name, value in chosen.items() if value is not None]
 
     def clip(self, allocations: Iterable[Allocation]) -> list[Allocation]:
-        """The parts that are selected."""
+        """Return the selected parts."""
         clipped = [
             replace(
                 a,

@@ -1,15 +1,12 @@
-"""The ledger of a run: what it cost, attempt by attempt, and how that time was spent. Every command asks it.
+"""Hold the ledger of a run: its cost, attempt by attempt, and how that time was spent.
 
     ledger = open_ledger(run, time.time())     # accounting.open_ledger
     ledger.split().in_hours()                  # {useful, lost, startup, save, idle, allocated}, GPU-hours
-    ledger.used, ledger.unit                   # the same in GPU-hours, of a run without GPUs in node-hours
+    ledger.used, ledger.unit                   # the total in GPU-hours; for a run without GPUs in node-hours
     ledger.queue_s, ledger.source
 
-In integer milliseconds, so that
-
-    useful + lost + startup + save + idle == allocated
-
-to the last one. Waiting in the queue is no GPU-hour and stands beside them.
+Times are integer milliseconds, so that useful + lost + startup + save + idle == allocated holds exactly.
+Queue time costs no GPU-hours and is kept separately.
 """
 
 import math
@@ -26,35 +23,35 @@ from r1hpc.telemetry.diagnosis.summary import AttemptSummary, RunSummary
 from r1hpc.telemetry.diagnosis.timeline import Split, milliseconds
 
 PARTS = {"useful": "useful", "lost": "lost", "start-up": "startup", "save": "save", "idle": "idle"}
-"""Where the hours of an attempt go, and the field of Split; they add up to all it held."""
+"""Parts of an attempt's hours, and the field of Split; they add up to all it held."""
 _HOUR_MS = 3_600_000
 _LEAST_PROGRESS = 0.05
-"""Below this share of its steps a run's own speed says less than its estimate."""
+"""Below this share of its steps a run's own speed predicts less than its estimate."""
 WAITING = (State.queued, State.requeued)
 
 
 @dataclass(frozen=True)
 class AttemptCost:
-    """One allocation: who held what, and how its time was spent."""
+    """One allocation: its owner, what it held, and how its time was spent."""
 
     allocation: Allocation
     inside: tuple[AttemptSummary, ...]
-    """The attempts that began in it: one; none where Slurm took it away before one could."""
+    """The attempts that began in it: one; none if Slurm took it away before one could."""
     wall: Split
     by_slurm: bool
     width: int
-    """GPUs, or nodes of a run without any: what its wall time is multiplied by."""
+    """GPUs, or nodes of a run without any: the factor on its wall time."""
     wait_s: float | None
-    """In the queue before it."""
+    """Seconds in the queue before it."""
 
     @property
     def attempt(self) -> int:
-        """The attempt's number; 0: none began."""
+        """Return the attempt's number; 0 if none began."""
         return self.inside[0].attempt.attempt if self.inside else 0
 
     @property
     def cause(self) -> str:
-        """What ended it; `running` while nothing has."""
+        """Return what ended it; `running` if nothing has."""
         if not self.inside:
             return self.allocation.state.lower()
         return self.inside[-1].cause
@@ -69,23 +66,23 @@ class AttemptCost:
 
     @property
     def unused(self) -> int:
-        """GPUs that came with whole nodes and that its attempts did not ask for."""
+        """Return the GPUs that came with whole nodes but were not requested."""
         asked = max((each.attempt.gpus for each in self.inside), default=0)
         return max(0, self.allocation.gpus - asked) if asked else 0
 
     @property
     def hours(self) -> float:
-        """GPU-hours, or node-hours of a run without GPUs."""
+        """Return GPU-hours, or node-hours of a run without GPUs."""
         return self.width * self.wall.allocated / _HOUR_MS
 
     @property
     def parts(self) -> dict[str, float]:
-        """The hours by PARTS."""
+        """Return the hours by PARTS."""
         held = self.split(self.width)
         return {part: getattr(held, name) / _HOUR_MS for part, name in PARTS.items()}
 
     def split(self, width: int) -> Split:
-        """Milliseconds of `width` GPUs or nodes; those of GPUs that nobody asked for are idle."""
+        """Return milliseconds of `width` GPUs or nodes; GPUs that nobody requested are idle."""
         return self.wall * (width - self.unused) + Split(idle=self.wall.allocated * self.unused)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,21 +122,21 @@ class RunLedger:
     """GPUs x time limit of one attempt, in hours of the unit."""
     waiting_since: float | None = None
     jobs: tuple[str, ...] = ()
-    """Every Slurm job id it has had."""
+    """Every Slurm job ID it has had."""
     note: str = ""
-    """Why nothing, or not all, is by sacct."""
+    """Why sacct gave nothing, or not all."""
     spoilt: tuple[str, ...] = ()
-    """Sentences on its plan or estimate, where one cannot be read."""
+    """Sentences about a plan or estimate that cannot be read."""
     asked_account: str | None = None
     """The account it was submitted to; None: the user's default one."""
     window: tuple[float, float] = (-math.inf, math.inf)
-    """Unix seconds: what was held before and after does not count."""
+    """Unix seconds: only what was held in between counts."""
     to_come_of_whole: Spread | None = None
-    """What the run will still use, where this is a part of its time or of its attempts."""
+    """Hours the complete run will still use, if this is a part of its time or attempts."""
 
     @property
     def run_id(self) -> str:
-        """CHAIN/STAGE for a stage of a chain."""
+        """Return the run's name; CHAIN/STAGE for a stage of a chain."""
         return full_name(self.run)
 
     @property
@@ -156,7 +153,7 @@ class RunLedger:
 
     @property
     def account(self) -> str | None:
-        """That is charged: by Slurm's last record of it, else as it was submitted; None: not known."""
+        """Return the charged account: by Slurm's last record, else as submitted; None if unknown."""
         charged = [each.allocation.account for each in self.attempts if each.allocation.account != UNKNOWN]
         return charged[-1] if charged else self.asked_account
 
@@ -166,7 +163,7 @@ class RunLedger:
 
     @property
     def start(self) -> float:
-        """When its first attempt began; before that when it was submitted, or its folder was made."""
+        """Return when its first attempt began; else when it was submitted or its folder was made."""
         if self.attempts:
             return self.attempts[0].start
         return self.waiting_since or self.run.path.stat().st_mtime
@@ -176,15 +173,15 @@ class RunLedger:
         return self.attempts[-1].end if self.attempts else self.start
 
     def split(self) -> Split:
-        """GPU-milliseconds."""
+        """Return the GPU-milliseconds."""
         return sum((each.split(each.allocation.gpus) for each in self.attempts), Split())
 
     def node_split(self) -> Split:
-        """Node-milliseconds: what a CPU run costs."""
+        """Return the node-milliseconds: the cost of a CPU run."""
         return sum((each.wall * each.allocation.nodes for each in self.attempts), Split())
 
     def wall(self) -> Split:
-        """Wall milliseconds of all attempts."""
+        """Return the wall milliseconds of all attempts."""
         return sum((each.wall for each in self.attempts), Split())
 
     @property
@@ -193,17 +190,17 @@ class RunLedger:
 
     @property
     def used(self) -> float:
-        """Hours of the unit."""
+        """Return the hours of the unit."""
         return self._held.allocated / _HOUR_MS
 
     @property
     def unused(self) -> float:
-        """GPU-hours of GPUs that came with whole nodes and that the run did not ask for."""
+        """Return the GPU-hours of GPUs that came with whole nodes but were not requested."""
         return sum(each.unused * each.wall.allocated for each in self.attempts) / _HOUR_MS
 
     @property
     def parts(self) -> dict[str, float]:
-        """Hours of the unit by PARTS."""
+        """Return the hours of the unit by PARTS."""
         return {part: getattr(self._held, name) / _HOUR_MS for part, name in PARTS.items()}
 
     @property
@@ -212,7 +209,7 @@ class RunLedger:
 
     @property
     def is_cut(self) -> bool:
-        """Only what was held within a window counts."""
+        """True if only what was held within a window counts."""
         return self.window != (-math.inf, math.inf)
 
     @property
@@ -221,7 +218,7 @@ class RunLedger:
 
     @property
     def own(self) -> list[Allocation]:
-        """What the run itself says it held, within the window."""
+        """Return what the run held by its own record, within the window."""
         first, last = self.window
         held = own_allocations(self.summary, self.user)
         parts = [replace(each, start=max(first, each.start), end=min(last, each.end)) for each in held]
@@ -229,7 +226,7 @@ class RunLedger:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of its folder could not be read."""
+        """Return what could not be read in its folder."""
         bad = self.summary.num_bad_lines
         lines = (f"{self.run_id}: {bad} lines of {self.run.train_metrics} hold no step",) if bad else ()
         return (*self.summary.history.notes, *lines, *self.spoilt)
@@ -241,7 +238,7 @@ class RunLedger:
 
     @property
     def to_come(self) -> Spread:
-        """Hours that the run will still use."""
+        """Return the hours that the run will still use."""
         if not self.is_live:
             return NOTHING
         if self.to_come_of_whole is not None:
@@ -254,36 +251,36 @@ class RunLedger:
 
     @property
     def _used_now(self) -> float:
-        """By the attempt that runs: the time limit is of one."""
+        """Return the hours of the running attempt, since the time limit is for one."""
         is_running = self.situation.state is State.running and self.attempts
         return self.attempts[-1].hours if is_running else 0.0
 
     @property
     def ratio(self) -> float | None:
-        """Used over planned (P50), once the run finished."""
+        """Return used over planned (P50), once the run finished."""
         known = self.planned is not None and self.planned.p50 > 0 and self.used > 0
         finished = self.situation.state is State.finished
         return self.used / self.planned.p50 if finished and known and self.planned else None
 
     @property
     def mfu(self) -> float | None:
-        """Mean over the steps that lasted, by their time."""
+        """Return the mean over the steps that counted, weighted by their time."""
         return self.summary.mfu
 
     @property
     def gap(self) -> "Gap | None":
-        """Why Slurm's hours differ from the run's own; None: nothing is by Slurm."""
+        """Return why Slurm's hours differ from the run's own; None if none are Slurm's."""
         return None if self.source == "run" else _gap(self.attempts, *self.window)
 
     def gpus_of(self, each: AttemptSummary) -> int:
-        """What its allocation held, which is more than it asked for where it had whole nodes."""
+        """Return the GPUs of its allocation, which may be more than requested if it had whole nodes."""
         held = (cost.allocation.gpus for cost in self.attempts if each in cost.inside)
         return next(held, each.attempt.gpus) if each.attempt.gpus else 0
 
     def split_of(self, each: AttemptSummary) -> Split:
-        """Wall milliseconds of one attempt; nothing where its time is not selected.
+        """Return the wall milliseconds of one attempt; nothing if its time is not selected.
 
-        Those of its allocation; where several attempts shared one, those of its own record.
+        They are its allocation's, or its own record's if several attempts shared one allocation.
         """
         cost = next((cost for cost in self.attempts if each in cost.inside), None)
         if cost is None:
@@ -293,7 +290,7 @@ class RunLedger:
     def selected(
         self, start: float | None, end: float | None, user: str | None = None, account: str | None = None
     ) -> "RunLedger":
-        """What was held between two times (Unix seconds), by this user and for this account."""
+        """Return what was held between two times (Unix seconds), by this user and for this account."""
         chosen = [
             a
             for a in self.attempts
@@ -326,7 +323,7 @@ class RunLedger:
 
 @dataclass(frozen=True)
 class Gap:
-    """Why sacct's GPU-hours differ from the run's own, in GPU-hours."""
+    """Reasons why sacct's GPU-hours differ from the run's own, in GPU-hours."""
 
     before: float = 0.0
     """From the start of the allocation until the attempt began: prolog, imports, the batch script."""
@@ -335,11 +332,11 @@ class Gap:
     without_attempt: float = 0.0
     """Allocations in which no attempt began."""
     unused: float = 0.0
-    """While attempts ran: GPUs that came with whole nodes and that they did not ask for."""
+    """While attempts ran: GPUs that came with whole nodes but were not requested."""
 
 
 def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -> list[RunLedger]:
-    """What was held between two times; runs that held nothing then are left out."""
+    """Return what was held between two times; runs that held nothing then are left out."""
     parts = [ledger.selected(start, end) for ledger in ledgers]
     return [part for part in parts if part.attempts]
 
@@ -347,7 +344,7 @@ def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -
 def _within(
     summary: RunSummary, cost: AttemptCost, start: float | None, end: float | None
 ) -> AttemptCost | None:
-    """The part of it between two times; None: there is none."""
+    """Return the part of it between two times; None if there is none."""
     held = cost.allocation
     first = held.start if start is None else max(held.start, start)
     last = held.end if end is None else min(held.end, end)
@@ -360,7 +357,7 @@ def _within(
 
 
 def _gap(costs: Sequence[AttemptCost], first: float, last: float) -> Gap:
-    """What lies around the attempts in Slurm's allocations, added up, between two times."""
+    """Add up the time around the attempts in Slurm's allocations, between two times."""
 
     def within(moment: float) -> float:
         return min(last, max(first, moment))

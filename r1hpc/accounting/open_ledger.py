@@ -1,21 +1,15 @@
-"""Opens ledgers: Slurm's allocations of a run joined with the run's own record of what it did in them.
+"""Open ledgers: join Slurm's allocations of a run with the run's own record of what it did in them.
 
     ledger = open_ledger(run, time.time())
-    ledgers, notes = survey(run_root, now)     # of all runs; those that cannot be read are left out, in words
+    ledgers, notes = survey(run_root, now)     # all runs; a note for each that cannot be read
+    found = measured_run(run, now)             # estimate of the complete run from the steps it has taken
+    found = report_run(run, now)               # what `report` shows: the ledger, steps, data and GPUs
+    found.to_json()
 
-What was held is Slurm's to say, one allocation for each attempt (`sacct -D`), once any command has learnt it
-(attempt.slurm_records); what happened in it is the run's own record (telemetry.summary). Where Slurm does not
-know an attempt the run's record is all there is, and `source` says so: it begins when the attempt does, some
-seconds after the allocation.
-
-What a run will have cost, from the steps it has taken.
-
-found = measured_run(run, now=time.time())
-
-What `report` says of one run: its ledger, and beside it steps, data and GPUs.
-
-found = report_run(run, now=time.time())
-found.to_json()
+Slurm decides what was held, one allocation for each attempt (`sacct -D`), once any command has learnt it
+(attempt.state.slurm_records). The run's own record tells what happened in it (telemetry.diagnosis.summary).
+If Slurm does not know an attempt, only the run's record counts, and `source` says so. It begins with the
+attempt, some seconds after the allocation.
 """
 
 import pwd
@@ -63,14 +57,14 @@ from r1hpc.telemetry.records.metrics import Audit, audit_ledger
 
 
 def open_ledger(run: RunDir, now: float, records: Iterable[JobRecord] = (), note: str = "") -> RunLedger:
-    """The ledger of one run, by all that any command has learnt of it.
+    """Open the ledger of one run, from everything that any command has learnt about it.
 
     Args:
-        records: what sacct or a file of it says now; kept, for the other commands.
-        note: why sacct said nothing, if somebody asked it.
+        records: what sacct or a file of it reports now; kept for the other commands.
+        note: why sacct gave nothing, if it was asked.
 
     Raises:
-        StateError: the folder cannot be read; says what is wrong with it.
+        StateError: the folder cannot be read; names the problem.
     """
     try:
         return _open(run, now, records, note)
@@ -85,10 +79,10 @@ def open_ledger(run: RunDir, now: float, records: Iterable[JobRecord] = (), note
 def open_ledgers(
     runs: Sequence[RunDir], now: float, records: Sequence[JobRecord] = (), ask: bool = True
 ) -> tuple[list[RunLedger], list[str]]:
-    """The ledgers of many runs, and a note on each that is left out or cannot be read whole.
+    """Open the ledgers of many runs; add a note on each that is left out or read only in part.
 
     Args:
-        ask: ask sacct, for a bounded time, of ended attempts that nobody has learnt of yet.
+        ask: ask sacct, for a bounded time, about ended attempts that are still unknown.
     """
     ledgers, notes = [], []
     for run in runs:
@@ -104,13 +98,13 @@ def open_ledgers(
 def survey(
     run_root: Path, now: float, records: Sequence[JobRecord] = (), ask: bool = True
 ) -> tuple[list[RunLedger], list[str]]:
-    """`open_ledgers` for all runs under a run root, the newest first, and notes on those left out."""
+    """Open the ledgers of all runs under a run root, the newest first; add notes on those left out."""
     ledgers, notes = open_ledgers(all_runs(run_root), now, records, ask)
     return ledgers, [*notes, *unreadable(run_root)]
 
 
 def completed(ledgers: Sequence[RunLedger], now: float, timeout_s: float = 10.0) -> list[RunLedger]:
-    """The same, once sacct was asked of ended attempts that nobody has learnt of yet."""
+    """Return the ledgers after asking sacct about ended attempts that are still unknown."""
     asked = [(each.run, each.jobs, each.summary.history) for each in ledgers if each.jobs]
     found, _ = ask_slurm(asked, now, timeout_s)
     jobs = {record.job_id for record in found}
@@ -118,13 +112,13 @@ def completed(ledgers: Sequence[RunLedger], now: float, timeout_s: float = 10.0)
 
 
 def settled_ledger(run: RunDir, now: float) -> RunLedger:
-    """As open_ledger; of a run that is over sacct is asked once, for up to 5 s, what it held."""
+    """Open a ledger; for a run that is over ask sacct once, for up to 5 s, what it held."""
     ledger = open_ledger(run, now)
     return completed([ledger], now, timeout_s=5.0)[0] if ledger.situation.state.is_over else ledger
 
 
 def owner(run: RunDir) -> str:
-    """The user whose folder it is."""
+    """Return the user who owns its folder."""
     uid = run.path.stat().st_uid
     try:
         return pwd.getpwuid(uid).pw_name
@@ -133,20 +127,20 @@ def owner(run: RunDir) -> str:
 
 
 class _Estimate(TypedDict, total=False):
-    """What of estimate.json is asked of runs of every version."""
+    """The keys of estimate.json that are read for runs of every version."""
 
     gpu_hours: Spread | None
     node_hours: Spread | None
 
 
 def _planned(path: Path, shape: Any, spoilt: list[str]) -> dict[str, Any]:
-    """plan.json or estimate.json; one that is spoilt costs the run no hour, but is put down in `spoilt`."""
+    """Read plan.json or estimate.json; a damaged one costs the run no hour, but is noted in `spoilt`."""
     try:
         found: dict[str, Any] = read_json(path, shape)
     except FileNotFoundError:
         return {}
     except StateError as error:
-        spoilt.append(f"{error}: until then nobody knows what was planned of the run")
+        spoilt.append(f"{error}: until then the run's plan is unknown")
         return {}
     return found
 
@@ -192,7 +186,7 @@ def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> Run
 def _costs(
     summary: RunSummary, kept: SlurmRecords, now: float | None, user: str, on_cpu: bool
 ) -> tuple[AttemptCost, ...]:
-    """Each allocation with the attempts that began in it; an attempt that Slurm does not know is its own."""
+    """Join each allocation with the attempts that began in it; an attempt unknown to Slurm is its own."""
     inside: dict[JobRecord, list[AttemptSummary]] = {record: [] for record in kept.records}
     alone = []
     for each, own in zip(summary.attempts, own_allocations(summary, user), strict=True):
@@ -222,21 +216,21 @@ def _costs(
 def _held(
     record: JobRecord, seen: float, inside: Sequence[AttemptSummary], now: float | None, summary: RunSummary
 ) -> Allocation:
-    """A record as an allocation of the run. One that had not ended when it was seen has gone on since."""
+    """Convert a record to an allocation of the run. One that was open when seen has gone on since."""
     held = replace(to_allocation(record), run=full_name(summary.run), stage=summary.stage)
-    if not held.gpus:  # Slurm may not count them: AccountingStorageTRES is the site's
+    if not held.gpus:  # Slurm may not count them: the site sets AccountingStorageTRES
         held = replace(held, gpus=max((each.attempt.gpus for each in inside), default=0))
     if not is_open(record):
         return held
     is_alive = now is not None and bool(inside) and inside[-1] is summary.attempts[-1]
-    is_suspended = record.state in ("SUSPENDED", "STOPPED")  # what it holds then is not counted, as in sacct
+    is_suspended = record.state in ("SUSPENDED", "STOPPED")  # its time is not counted then, as in sacct
     since = max(0.0, (now or seen) - seen) if is_alive and not is_suspended else 0.0
     ended = max((each.end for each in inside if each.attempt.cause is not None), default=0.0)
     return replace(held, end=max(held.end + since, ended))
 
 
 def _wall(summary: RunSummary, inside: Sequence[AttemptSummary], held: Allocation, by_slurm: bool) -> Split:
-    """How the time of an allocation was spent: before its attempts start-up, after and between them idle."""
+    """Split the time of an allocation: start-up before its attempts, idle after and between them."""
     begin = milliseconds(held.start)
     end = max(begin, milliseconds(held.end))
     if not inside:
@@ -266,7 +260,7 @@ def _with_waits(
     submitted: Sequence[float],
     now: float,
 ) -> RunLedger:
-    """By sacct's Eligible and Start where they are known of every attempt, else by the run folder."""
+    """Add queue times by sacct's Eligible and Start if known for every attempt, else by the run folder."""
     eligible = {(r.job_id, r.start): r.eligible for r in records}
     if ledger.source == "sacct" and all(value is not None for value in eligible.values()):
         # Costs by Slurm are in the order of its records.
@@ -299,7 +293,7 @@ def _own_waits(costs: Sequence[AttemptCost], submitted: Sequence[float]) -> list
 
 
 def _untracked(ledger: RunLedger, records: Sequence[JobRecord]) -> str:
-    """Whose GPUs were counted, where Slurm's records have none of a run that found some."""
+    """Return whose GPUs were counted, if Slurm's records have none for a run that found some."""
     if not any(cost.by_slurm and cost.allocation.gpus for cost in ledger.attempts):
         return ""
     if any(record.gpus for record in records):
@@ -311,7 +305,7 @@ def _untracked(ledger: RunLedger, records: Sequence[JobRecord]) -> str:
 
 
 def _note(ledger: RunLedger, note: str, records: Sequence[JobRecord]) -> str:
-    """Which attempts Slurm has no record of, where it has some; why it has none."""
+    """Return which attempts Slurm has no record of, or why it has none at all."""
     if ledger.source == "run":
         return note if ledger.jobs or note else "no job of this run was Slurm's"
     alone = [each for cost in ledger.attempts if not cost.by_slurm for each in cost.inside]
@@ -327,10 +321,10 @@ def _positive(value: Any) -> Any:
 
 
 def measured_run(run: RunDir, now: float) -> Estimate:
-    """What is spent by the run's ledger, and the rest at the speed so far.
+    """Estimate a run from the hours it has spent and the rest at its speed so far.
 
     Raises:
-        UsageError: a stage without steps, no attempt, or too few steps to say anything.
+        UsageError: a stage without steps, no attempt, or too few steps to measure.
         StateError: its plan is of another version.
     """
     plan, config = _plan(run), read(run.config)
@@ -374,7 +368,7 @@ def _plan(run: RunDir) -> RunPlan:
 
 
 def _seconds(summary: RunSummary, on_gpus: bool) -> dict[int, float]:
-    """GPU-seconds, of a CPU run node-seconds, of each step that lasted: attempts may differ in width."""
+    """Return the GPU-seconds (CPU runs: node-seconds) of each counted step; attempts may differ in width."""
     useful = summary.useful_steps()
     return {
         step.global_step: step.step_time_s * (each.attempt.gpus if on_gpus else each.attempt.nodes)
@@ -386,12 +380,12 @@ def _seconds(summary: RunSummary, on_gpus: bool) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run."""
+    """Report of one run: its ledger, steps, data and GPUs."""
 
     ledger: RunLedger
     audit: Audit
     gpus: tuple[dict[str, Any], ...]
-    """telemetry.gpu_summary of each node."""
+    """telemetry.gpu.summary of each node."""
 
     @property
     def run(self) -> RunDir:
@@ -431,7 +425,7 @@ class RunReport:
 
 
 def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = None) -> RunReport:
-    """Gather it. `records` are sacct's from a file; without them sacct itself is asked, where it is there.
+    """Gather the report. `records` are sacct's from a file; without them sacct itself is asked if it exists.
 
     Raises:
         StateError: the run folder cannot be read.

@@ -1,22 +1,20 @@
-"""GPU-hours of as many records of sacct as there are: by user, account, state, QOS, partition, run and day.
+"""Sum the GPU-hours of any number of sacct records: by user, account, state, QOS, partition, run and day.
 
     with open("sacct.txt", "rb") as file:
         hours = sum_dump(file, "sacct.txt", Selection(user="ada"))
-
-Of each record some 25 bytes of numbers are kept until the end, when those that stand in the file twice are
-found by job id and start. One of them counts: the one that ran longest, of equals the last. Sums are exact:
-whole GPU-seconds, below 2**53, divided once. A job id is known by its 64-bit hash: two would have to share
-it, and the second in which they began, to count as one.
-
-What is in the rows of sacct, a column at a time: numbers for the million records of a cluster's year.
 
     reader = ColumnReader(read_header(file.readline(), source), source)
     for number, lines in blocks_of_lines(file, source):
         block = reader.read(lines, number)       # {"start": array, "seconds": array, "gpus": array, ...}
 
-Arrow splits a block of lines into columns. What a cell means is asked of slurm.sacct, once for each text that
-occurs in the block. A block in which something is not as usual is read row by row there, which also names the
-line that cannot be read: each rule is written once, with two speeds.
+Some 25 bytes of numbers are kept of each record until the end. Then duplicates are found by job ID and start.
+One of them counts: the one that ran longest, of equals the last. Sums are exact: whole GPU-seconds, below
+2**53, divided once. A job ID is known by its 64-bit hash: to count as one, two would have to share it and the
+second in which they began.
+
+Arrow splits a block of lines into columns. slurm.sacct interprets a cell, once for each different text in the
+block. An unusual block is read there row by row, which also names the line that cannot be read: each rule is
+written once, with two speeds.
 """
 
 import re
@@ -57,15 +55,15 @@ Block = dict[str, Ints]
 """
 
 _BLOCK_BYTES = 2**21
-"""Measured: with 2**20 a tenth slower, with 2**22 a tenth more memory."""
+"""Measured: 2**20 is a tenth slower, 2**22 takes a tenth more memory."""
 LONGEST_LINE = 2**20
 _HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d", re.ASCII)
 _MEMORY = pa.system_memory_pool()
-"""Arrow's own keeps some 15 MiB that are not needed again."""
+"""Arrow's own pool keeps some 15 MiB that are not needed again."""
 
 
 def blocks_of_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, bytes]]:
-    """The rest of a file as whole lines, each with its end, and the number of the first of them."""
+    """Yield the rest of a file as whole lines, each with its end, and the number of the first of them."""
     number = 2  # the first is the header
     while lines := file.read(_BLOCK_BYTES):
         rest = file.readline(LONGEST_LINE)
@@ -78,10 +76,10 @@ def blocks_of_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, bytes]]
 
 
 class _Table:
-    """The cells of whole lines, but for steps and jobs that never started."""
+    """The cells of whole lines, without steps and jobs that never started."""
 
     def __init__(self, lines: bytes, columns: Columns) -> None:
-        """Raises ValueError: a line has fewer cells than the header, or more that no job name explains."""
+        """Raises ValueError if a line has fewer cells than the header, or more that no job name explains."""
         self._names = columns.names
         ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) + 1
         offsets = np.append(0, ends).astype(np.int32)
@@ -100,9 +98,9 @@ class _Table:
         return name in self._names
 
     def column(self, name: str) -> Any:
-        """One that is not the job name, as an Arrow array of strings."""
+        """Return a column other than the job name, as an Arrow array of strings."""
         at = self._names.index(name)
-        # Beyond the job name cells are counted from the right: it may hold separators.
+        # Beyond the job name count cells from the right: it may hold separators.
         from_left = not self.has("jobname") or at < self._names.index("jobname")
         index = self._first + at if from_left else self._end - (len(self._names) - at)
         cells = self._cells.take(pa.array(index))
@@ -116,10 +114,10 @@ class _Table:
 
 
 class ColumnReader:
-    """From lines to numbers, the same for the same text in all blocks."""
+    """Convert lines to numbers; the same text gets the same number in all blocks."""
 
     def __init__(self, columns: Columns, source: str, runs: Collection[str] = ()) -> None:
-        """`runs` are the job ids of known runs; the first of them has number 1 in the column `run`."""
+        """`runs` are the job IDs of known runs; the first of them has number 1 in the column `run`."""
         self._columns = columns
         self._source = source
         self._run_of = {job: number for number, job in enumerate(runs, 1)}
@@ -128,7 +126,7 @@ class ColumnReader:
         """The number that stands for each name."""
 
     def read(self, lines: bytes, number: int) -> Block:
-        """The records in whole lines, of which the first has this number.
+        """Return the records in whole lines; `number` is that of the first line.
 
         Raises:
             StateError: one cannot be read.
@@ -136,7 +134,7 @@ class ColumnReader:
         try:
             block = self._by_columns(lines)
         except (ValueError, OverflowError):  # Arrow's errors are ValueErrors
-            block = self._by_rows(lines, number)  # not as usual need not be wrong
+            block = self._by_rows(lines, number)  # unusual lines need not be wrong
         return {name: values if name == "job" else _narrowed(values) for name, values in block.items()}
 
     def _by_rows(self, lines: bytes, number: int) -> Block:
@@ -153,7 +151,7 @@ class ColumnReader:
         return {name: np.array(values, np.int64) for name, values in rows.items()}
 
     def _by_columns(self, lines: bytes) -> Block:
-        """Raises ValueError or OverflowError where a row is not as usual."""
+        """Raises ValueError or OverflowError if a row is unusual."""
         table = _Table(lines, self._columns)
         jobs, resources = table.column("jobid"), table.column("alloctres")
         starts = self._moments(table.column("start"))
@@ -171,17 +169,17 @@ class ColumnReader:
         return block
 
     def _moments(self, cells: Any) -> Ints:
-        """Unix seconds of local times, or of numbers."""
+        """Return Unix seconds of local times, or of numbers."""
         if len(cells) and cells[0].as_py().isdecimal():
             return _whole(cells, NO_LATER - 1)
         hours = _each(pc.utf8_slice_codeunits(cells, 0, 13), self._hour_start)
         if pc.any(pc.not_equal(pc.binary_length(cells), len("2026-05-01T10:00:00"))).as_py():
             raise ValueError("a time that is written otherwise")
-        # Read as UTC, minutes and seconds are the same, for the clock is not changed in this hour.
+        # Read as UTC, minutes and seconds are the same, because the clock does not change in this hour.
         return hours + np.asarray(cells.cast(pa.timestamp("s"))).astype(np.int64) % 3600
 
     def _seconds(self, table: _Table, starts: Ints) -> Ints:
-        """As slurm.sacct.elapsed_of."""
+        """Return the same as slurm.sacct.elapsed_of."""
         if table.has("elapsedraw"):
             seconds = _whole(table.column("elapsedraw"))
         elif table.has("elapsed"):
@@ -193,7 +191,7 @@ class ColumnReader:
         return seconds
 
     def _runs(self, jobs: Any) -> Ints:
-        """1 for the first of the known runs; 0: none of them."""
+        """Return 1 for the first of the known runs; 0 for none of them."""
         found = pc.index_in(jobs, pa.array(list(self._run_of), pa.string()))
         return np.asarray(pc.fill_null(found, -1)) + 1
 
@@ -204,10 +202,10 @@ class ColumnReader:
 
 
 def _each(cells: Any, rule: Callable[[str], int | None]) -> Ints:
-    """What a rule makes of each cell; it is asked once for those that are equal.
+    """Apply a rule to each cell, once for equal cells.
 
     Raises:
-        ValueError: from the rule, or it makes nothing of a text.
+        ValueError: from the rule, or it returned None.
     """
     coded = cells.dictionary_encode()
     found = [rule(text) for text in coded.dictionary.to_pylist()]
@@ -218,7 +216,7 @@ def _each(cells: Any, rule: Callable[[str], int | None]) -> Ints:
 
 
 def _whole(cells: Any, most: int = MOST) -> Ints:
-    """Numbers in decimal digits."""
+    """Return numbers in decimal digits."""
     if not pc.all(pc.ascii_is_decimal(cells), min_count=0).as_py():
         raise ValueError("no plain number")
     numbers = np.asarray(cells.cast(pa.int64()))
@@ -228,10 +226,9 @@ def _whole(cells: Any, most: int = MOST) -> Ints:
 
 
 def hour_start(text: str) -> int | None:
-    """Unix seconds at which the local hour `2026-05-01T10` begins.
+    """Return the Unix seconds at which the local hour `2026-05-01T10` begins.
 
-    None where that does not tell all of its seconds: the clock is changed in it, or it is written otherwise,
-    or no job's.
+    None if that does not determine all of its seconds: the clock changes in it, or the text is unusual.
     """
     if not _HOUR.fullmatch(text):
         return None
@@ -240,13 +237,13 @@ def hour_start(text: str) -> int | None:
     except ValueError:
         return None
     begin, end = first.timestamp(), last.timestamp()
-    # With fold=1 a clock means the second of two moments, and where it skips an hour the one before.
+    # With fold=1 a clock time means the second of two moments, and in a skipped hour the one before.
     is_clear = begin == first.replace(fold=1).timestamp() and end == last.replace(fold=1).timestamp()
     return int(begin) if is_clear and end - begin == 3599 and end < NO_LATER else None
 
 
 def _narrowed(values: Ints) -> Ints:
-    """In as few bytes each as the largest needs."""
+    """Return the values in as few bytes each as the largest needs."""
     if values.min(initial=0) < 0:  # a start before 1970
         return values
     return values.astype(np.min_scalar_type(values.max(initial=0)))
@@ -257,10 +254,10 @@ def _nodes_in(alloc_tres: str) -> int:
 
 
 def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
-    """As accounting.hours.fold_hours, of what sacct printed into a file.
+    """Sum what sacct printed into a file, as accounting.hours.fold_hours does.
 
     Raises:
-        StateError: the header or a line is not of this format; names `source`, line and fix.
+        StateError: the header or a line has another format; names `source`, line and fix.
     """
     columns = read_header(file.readline(LONGEST_LINE), source, selection.columns)
     reader = ColumnReader(columns, source, selection.runs)
@@ -277,7 +274,7 @@ def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, An
 
 
 class _Sums:
-    """GPU-seconds of the blocks that were added, in floats that hold whole numbers."""
+    """GPU-seconds of the added blocks, in floats that hold whole numbers."""
 
     def __init__(self, codes: dict[str, dict[str, int]], selection: Selection, midnights: Ints) -> None:
         runs = [(UNKNOWN, UNKNOWN), *selection.runs.values()]
@@ -286,7 +283,7 @@ class _Sums:
         self._names = {key: list(codes[key]) for key in KEYS}
         self._names |= {key: [run[at] for run in runs] for at, key in enumerate(RUN_KEYS)}
         self._by = {key: np.zeros((2, len(names))) for key, names in self._names.items()}
-        """GPU-seconds, and how many records they are of: a name without a record is not shown."""
+        """GPU-seconds, and the number of records: a name without a record is not shown."""
         self._days = _Days(midnights)
         self._gpu_seconds = self._node_seconds = 0.0
 
@@ -330,15 +327,15 @@ class _Sums:
 
 
 class _Days:
-    """GPU-seconds by local day. A whole day in the middle of an allocation is never looked at.
+    """GPU-seconds by local day, without visiting the whole days inside an allocation.
 
-    Days on which an allocation begins or ends get what it held then; of the days between only the number of
-    GPUs that changes at their ends is kept, and summed up over the days at last.
+    Days on which an allocation begins or ends get what it held then. For the days between only the change in
+    GPUs at their ends is kept, and finally summed up over the days.
     """
 
     def __init__(self, midnights: Ints) -> None:
         self._midnights = midnights
-        """All of them, from one before the first allocation to one after the last."""
+        """All midnights, from one before the first allocation to one after the last."""
         self._count = len(midnights) - 1
         self._within = np.zeros(self._count)
         self._change = np.zeros(self._count)
@@ -355,7 +352,7 @@ class _Days:
         self._change += np.bincount(first + 1, gpus, count) - np.bincount(last, gpus, count)
 
     def totals(self) -> dict[str, float]:
-        """YYYY-MM-DD: GPU-seconds, of the days on which a GPU was held."""
+        """Return YYYY-MM-DD: GPU-seconds, for the days on which a GPU was held."""
         totals = self._within + np.cumsum(self._change) * np.diff(self._midnights)
         return {
             datetime.fromtimestamp(self._midnights[day]).date().isoformat(): float(totals[day])
@@ -364,7 +361,7 @@ class _Days:
 
 
 def _midnights(first: int, last: int) -> Ints:
-    """The local ones around these moments and between them; a day may have 23 or 25 hours."""
+    """Return the local midnights around and between these moments; a day may have 23 or 25 hours."""
     found = [midnight_before(first)]
     while found[-1] <= last:
         found.append(midnight_before(found[-1], 1))
@@ -372,11 +369,11 @@ def _midnights(first: int, last: int) -> Ints:
 
 
 def _once(blocks: list[Block]) -> list[Bools]:
-    """Which records of each block count: of those with one job and start the longest, of equals the last."""
+    """Mark the records that count: of those with one job and start the longest, of equals the last."""
     jobs = np.concatenate([block["job"] for block in blocks])
     jobs.sort()
     several = np.unique(jobs[1:][jobs[1:] == jobs[:-1]])
-    del jobs  # there is no room to sort all columns; few jobs have more than one record
+    del jobs  # memory does not allow sorting all columns; few jobs have more than one record
     rows = [_rows_in(block["job"], several) for block in blocks]
     job, start, seconds = (
         np.concatenate([block[name][some] for block, some in zip(blocks, rows, strict=True)])
@@ -394,7 +391,7 @@ def _once(blocks: list[Block]) -> list[Bools]:
 
 
 def _rows_in(values: Ints, ordered: Ints) -> Ints:
-    """Where there is one of `ordered`."""
+    """True where the value is in `ordered`."""
     if not len(ordered):
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.take(ordered, np.searchsorted(ordered, values), mode="clip") == values)

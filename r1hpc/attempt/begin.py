@@ -1,12 +1,10 @@
-"""Begin an attempt, once, on the batch host: close the last one, fence it off, number the new one.
+"""Begin an attempt on the batch host: close the last one, fence it off, number the new one.
 
-What a stage of a chain needs: sister runs beside it that must be finished before it may begin.
-
-    write_needs(run, ["traces", "sft"])     # before the stage is submitted
+    write_needs(run, ["traces", "sft"])     # before a stage of a chain is submitted
     unmet(run)                              # ["sft"]: not finished yet
 
-Slurm's afterok alone cannot say this: a stopped run ends with status 0, and a run whose cluster forbids
-requeueing goes on in another job than the one that was waited for.
+A stage of a chain begins only when the runs it needs are finished. Slurm's afterok cannot check this: a
+stopped run ends with status 0, and a cluster that forbids requeueing continues a run in another job.
 """
 
 import os
@@ -64,17 +62,17 @@ class _Needs(TypedDict):
 
 
 def write_needs(run: RunDir, names: Sequence[str]) -> None:
-    """Make `run` a stage that may begin once the runs of these names, in the same folder, are finished."""
+    """Let `run` begin only once the runs of these names, in the same folder, are finished."""
     write_json(run.path / _FILE, {"needs": list(names)})
 
 
 def is_stage(run: RunDir) -> bool:
-    """Whether the run belongs to a chain."""
+    """True if the run belongs to a chain."""
     return (run.path / _FILE).is_file()
 
 
 def unmet(run: RunDir) -> list[str]:
-    """The names of the runs that are needed and not finished."""
+    """Return the names of the needed runs that are not finished."""
     if not is_stage(run):
         return []
     names: list[str] = read_json(run.path / _FILE, _Needs)["needs"]
@@ -82,21 +80,21 @@ def unmet(run: RunDir) -> list[str]:
 
 
 def _is_finished(run: RunDir) -> bool:
-    # By listing, not by name: NFS remembers for up to a minute that a name was missing.
+    # List the folder instead of testing the name: NFS caches a missing name for up to a minute.
     return run.path.is_dir() and run.finished.name in os.listdir(run.path)  # noqa: PTH208
 
 
 @dataclass(frozen=True)
 class AttemptFacts:
-    """What the batch host leaves for the ranks, in attempts/<k>/attempt.json."""
+    """Facts that the batch host leaves for the ranks, in attempts/<k>/attempt.json."""
 
     attempt: int
     token: str
     dataset_path: str
-    """What the workload's `prepare` returned: the folder of the dataset, or empty."""
+    """Folder of the dataset, as the workload's `prepare` returned it; or empty."""
     ranks: int
     ends_at: float | None = None
-    """When the time limit ends the job, by time.monotonic() of the batch host: rank 0 runs there too."""
+    """When the time limit ends the job, by time.monotonic() of the batch host, where rank 0 runs too."""
 
 
 def begin(
@@ -108,17 +106,17 @@ def begin(
     *,
     by_submitit: bool = False,
 ) -> int | None:
-    """Begin the next attempt and return its number; None when the run is finished or STOP is there.
+    """Begin the next attempt and return its number; None if the run is finished or STOP exists.
 
     Args:
-        by_submitit: its ranks are started from submitit's payload.
+        by_submitit: the ranks are started from submitit's payload.
 
     Raises:
-        MustNotGoOnError: a limit of `limits` is reached, a person has cancelled it, a stage it needs is not
-            finished, another job of the run is at work, its data or configuration cannot be used, or others
-            may write what is executed.
+        MustNotGoOnError: a limit of `limits` is reached, the run was cancelled, a stage it needs is not
+            finished, another job runs it, its data or configuration cannot be used, or others may write
+            what is executed.
         NotTheNodeError: the run's own disk is full, or its records are damaged.
-        R1hpcError, OSError: another try, perhaps on another node, may pass.
+        R1hpcError, OSError: another try, perhaps on another node, may succeed.
     """
     if run.finished.exists():
         print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
@@ -150,7 +148,7 @@ def _begin(
     if missing:
         raise MustNotGoOnError(
             f"{run.run_id} does not begin: it needs {', '.join(missing)}, not finished yet. "
-            "Submit the chain again: it goes on there"
+            "Submit the chain again to continue"
         )
     history = read_history(run)
     reason = (
@@ -160,12 +158,12 @@ def _begin(
     )
     if reason is not None:
         raise MustNotGoOnError(
-            f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more",
+            f"{run.run_id} is not started again: {reason}. Use `submit --resume` to continue",
             Cause.cancelled if history.is_cancelled else Cause.refused,
         )
     prepared = workload_of(config.stage).prepare(run, config)
     if prepared:
-        refuse_a_ghost(run, executor, job_id, history)  # that may have taken hours
+        refuse_a_ghost(run, executor, job_id, history)  # once more: preparing may have taken hours
     attempt = max(used, history.last.attempt if history.last else 0) + 1
     token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
     job_start = os.environ.get("SLURM_JOB_START_TIME", "")
@@ -195,7 +193,7 @@ def _begin(
 
 
 def check_records(run: RunDir) -> int:
-    """Return the highest number that an attempt has had, on record or on disk.
+    """Return the highest attempt number that is recorded or on disk.
 
     Raises:
         NotTheNodeError: attempts.jsonl is damaged, or empty though attempts are on disk.
@@ -208,7 +206,7 @@ def check_records(run: RunDir) -> int:
         raise NotTheNodeError(str(error)) from None
     begun = [event["attempt"] for event in events if event["event"] == "begin"]
     used, fenced = max(last_attempt_with_logs(run), *begun, 0), last_incarnation(run.checkpoints)
-    # A begin that died before it was recorded is begun again under the same number.
+    # An attempt whose begin died before it was recorded keeps its number.
     used = fenced if fenced > used + 1 else used
     if used and not events:
         raise NotTheNodeError(
@@ -229,7 +227,7 @@ def _refuse_what_others_may_write(run: RunDir, job_with_payload: str | None) -> 
 
 
 def read_facts(run: RunDir, attempt: int) -> AttemptFacts:
-    """What begin wrote for the ranks of this attempt."""
+    """Return what begin wrote for the ranks of this attempt."""
     facts = read_json(run.attempt_dir(attempt) / "attempt.json", AttemptFacts)
     return AttemptFacts(
         **{each.name: facts[each.name] for each in fields(AttemptFacts) if each.name in facts}
@@ -248,7 +246,7 @@ def _ends_at(executor: str, job_id: str) -> float | None:
 
 
 def _record_excluded(run: RunDir, config: RunConfig, job_id: str) -> None:
-    """Put on record which nodes this job was moved away from, and what the job script said of each."""
+    """Record the nodes this job was moved away from, and the job script's reason for each."""
     try:
         excluded = expand_nodelist(job_state(job_id).excluded)
     except SlurmError:
@@ -257,22 +255,22 @@ def _record_excluded(run: RunDir, config: RunConfig, job_id: str) -> None:
     for node in set(excluded) - set(expand_nodelist(config.resources.exclude or "")) - known:
         said = run.logs / f"excluded-{node}.txt"
         if not said.is_file() and (run.path / "site.sh").is_file():
-            continue  # a job of sbatch/train.sh: its user's own --exclude, of which the run knows nothing
+            continue  # a job of sbatch/train.sh: the user's own --exclude, unknown to the run
         reason = said.read_text().strip() if said.is_file() else "it could not write into the run folder"
         print(f"{run.run_id} goes on without node {node}: {reason}", file=sys.stderr)
         record(run, "excluded", node=node, reason=reason, job_id=job_id)
 
 
 def _cancelled(run: RunDir, history: History, job_id: str) -> str | None:
-    """Why a cancel forbids another attempt; Slurm restarts a job that is requeued just after its scancel."""
-    # A job that is not on record is that of a newer submission, which is written down after sbatch.
+    """Return why a cancel forbids another attempt; Slurm restarts a job requeued just after its scancel."""
+    # An unrecorded job belongs to a newer submission, which is recorded after sbatch.
     if not history.is_cancelled or job_named(run, job_id) is None:
         return None
     return "it was cancelled"
 
 
 def _out_of_hours(history: History, config: RunConfig) -> str | None:
-    """Why the run's own limit of GPU-hours forbids another attempt."""
+    """Return why the run's own limit of GPU-hours forbids another attempt."""
     most, used = config.limits.max_gpu_hours, gpu_hours_used(history, time.time())
     if most is None or used < most:
         return None
@@ -280,10 +278,10 @@ def _out_of_hours(history: History, config: RunConfig) -> str | None:
 
 
 def _make_folders(run: RunDir, attempt: int) -> None:
-    for leftover in run.path.glob("universal-*"):  # of conversions that were killed, or outlived their rank
+    for leftover in run.path.glob("universal-*"):  # conversions that were killed or outlived their rank
         shutil.rmtree(leftover, ignore_errors=True)
     for folder in (run.attempt_dir(attempt), run.attempt_logs(attempt)):
-        shutil.rmtree(folder, ignore_errors=True)  # of a begin that died before it was recorded
+        shutil.rmtree(folder, ignore_errors=True)  # left by a begin that died before it was recorded
         folder.mkdir(mode=0o700)
     latest = run.logs / "latest"
     fresh = run.logs / f".latest-{attempt}"
@@ -293,7 +291,7 @@ def _make_folders(run: RunDir, attempt: int) -> None:
 
 
 def _num_gpus(config: RunConfig, executor: str, ranks: int, num_nodes: int) -> int:
-    """GPUs allocated, used or not: what Slurm says it gave; else what each node was to have."""
+    """Return the GPUs allocated, used or not: as Slurm reports them, else as configured for each node."""
     given = os.environ.get("SLURM_GPUS_ON_NODE", "") if executor == "slurm" else ""
     if given.isdecimal():
         return int(given) * num_nodes

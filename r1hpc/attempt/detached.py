@@ -1,4 +1,4 @@
-"""`r1hpc.launch` with the frozen code of a run, in a session of its own: it outlives whoever started it.
+"""Start `r1hpc.launch` with a run's frozen code in a new session, so that it outlives its parent.
 
 process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
 """
@@ -19,7 +19,7 @@ def start_detached(
     """Start `python -m r1hpc.launch ARGUMENTS`.
 
     Args:
-        log: what it prints is appended there.
+        log: its output is appended there.
         keep: descriptors it inherits.
     """
     environment = {

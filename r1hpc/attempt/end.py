@@ -1,8 +1,8 @@
-"""End an attempt, on the batch host after the ranks have left: name the cause, decide what follows.
+"""End an attempt on the batch host after the ranks have left: find the cause, decide what follows.
 
-What follows is one of: over; Slurm starts it again by itself; we ask Slurm to. The end is on record before
-anything is asked for, because a requeue kills this very process; `take_back` corrects it where nothing came
-of it. `refuse_cancelled` looks once more, ahead of the requeue, whether somebody has cancelled the job.
+The run is over, or Slurm restarts it by itself, or we ask Slurm to. The end is recorded before the requeue,
+because a requeue kills this process; `take_back` corrects the record if the requeue fails. Just before the
+requeue `refuse_cancelled` checks again whether the job was cancelled.
 """
 
 import subprocess
@@ -38,17 +38,17 @@ from r1hpc.slurm.requeue import JobState, controller_time, job_state
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, reason_to_stop, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
-"""It takes half a second; a grace time may be 30 s long, and the requeue comes after it."""
+"""It takes half a second; a grace time may be only 30 s, and the requeue comes after it."""
 
 
 class Next(StrEnum):
-    """What follows an attempt."""
+    """Next step after an attempt."""
 
     over = "over"
     superseded = "superseded"
     """A newer attempt has begun: this one is a ghost and must not touch the job."""
     already_requeued = "already requeued"
-    """Slurm has put the job back into the queue by itself."""
+    """Slurm has already put the job back into the queue."""
     requeue = "requeue"
 
 
@@ -60,28 +60,29 @@ class Ended:
     next: Next
     reason: str
     preempt_time: float | None = None
-    """Slurm's PreemptTime of the job while it was running still."""
+    """Slurm's PreemptTime of the job while it was still running."""
 
     @property
     def exit_status(self) -> int:
-        """What the batch script leaves with: 0 unless the run failed."""
+        """Return the batch script's exit status: 0 unless the run failed."""
         good = (Cause.finished, Cause.stopped)
         return 1 if self.next is Next.over and self.attempt.cause not in good else 0
 
 
 class OverError(R1hpcError):
-    """The run does not go on, and that is on record."""
+    """The run is over, and that is recorded."""
 
 
 class CancelledError(OverError):
-    """Somebody has cancelled the run after its attempt was judged."""
+    """The run was cancelled after its attempt was judged."""
 
 
 def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
-    """Judge the attempt whose ranks have left with `status`, and write it down.
+    """Judge the attempt whose ranks have left with `status`, and record it.
 
     Args:
-        diagnose: print what stands out of it, and remove what the checkpoints of a run that is over left.
+        diagnose: print the diagnosis of the attempt, and remove checkpoints that a finished run no longer
+            needs.
     """
     failpoint("end")
     config = read(run.config)
@@ -97,8 +98,8 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     state = _ask_slurm(this.job_id)
     outcomes = read_outcomes(run, attempt)
     if state is not None and state.is_requeued and not _is_explained(outcomes, state):
-        # A node failed, whose survivors got SIGTERM, or the ranks were killed before they could act. The next
-        # begin will know which, from accounting, which lags behind.
+        # A node failed and its survivors got SIGTERM, or the ranks were killed before they could act. The
+        # next begin finds out which from accounting, which lags behind.
         reason = "Slurm has taken the job back; the next attempt will say why"
         print(f"{run.run_id}: attempt {attempt} ended: {reason}", flush=True)
         return Ended(this, Next.already_requeued, reason)
@@ -139,7 +140,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
             **({"not_continued": reason} if follows is Next.over and not cause.is_final else {}),
         )
     except OSError as error:
-        # A full disk must not cost the requeue as well; the next begin writes what is missing here.
+        # A full disk must not prevent the requeue; the next begin writes the missing record.
         mark_requeued(run, attempt, status)
         print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
     line = f"{run.run_id}: attempt {attempt} ended: {cause.value}"
@@ -157,31 +158,31 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
 
 
 def _is_explained(outcomes: Sequence[RankOutcome], state: JobState) -> bool:
-    """True if the ranks, or Slurm by its PreemptTime, say why an attempt ended whose job is requeued."""
+    """True if the ranks, or Slurm's PreemptTime, explain the end of an attempt whose job is requeued."""
     kinds = {outcome.kind for outcome in outcomes}
     by_itself = any(o.kind == STOPPED and o.reason in ("STOP file", OUT_OF_HOURS) for o in outcomes)
     return FINISHED in kinds or by_itself or (STOPPED in kinds and state.preempt_time is not None)
 
 
 def refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
-    """Look whether the run has been cancelled since its attempt was judged; Slurm may requeue it even so.
+    """Check that the run was not cancelled since its attempt was judged; Slurm may requeue it even so.
 
     Args:
         warned: the job's PreemptTime when it was still running.
         state: the job as it is now.
 
     Raises:
-        CancelledError: it has been, by scancel or `r1hpc cancel`.
+        CancelledError: it was cancelled by scancel or `r1hpc cancel`.
     """
     if read_history(run).is_cancelled or "CANCELLED" in _view(state, warned).states:
         raise CancelledError(f"{run.run_id} is not requeued: it was cancelled")
 
 
 def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -> None:
-    """Put the end of an attempt on record once more, as one that nothing follows; the later record counts.
+    """Record the end of an attempt again, as one that nothing follows; the later record counts.
 
     Args:
-        cause: in place of the one on record.
+        cause: replaces the recorded one.
     """
     this = next((a for a in read_history(run).attempts if a.attempt == attempt), None)
     if this is None or this.cause is None:
@@ -194,10 +195,9 @@ def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -
 
 
 def print_diagnosis(run: RunDir, attempt: int) -> None:
-    """What stands out of the attempt, into the batch log.
+    """Print the diagnosis of the attempt into the batch log.
 
-    In a process of its own: nothing that it meets in the records, not even a file system that hangs, may
-    cost the run its requeue.
+    It runs as a separate process: no damaged record or hanging file system may prevent the requeue.
     """
     command = [sys.executable, "-m", "r1hpc.diagnose", str(run.path), "--attempt", str(attempt), "--quick"]
     try:
@@ -212,7 +212,7 @@ def print_diagnosis(run: RunDir, attempt: int) -> None:
 
 
 def _ask_slurm(job_id: str | None) -> JobState | None:
-    """The job's state, or None where there is no Slurm or it does not answer."""
+    """Return the job's state; None without Slurm or without its answer."""
     if job_id is None or job_id.startswith("local-"):
         return None
     try:
@@ -227,11 +227,11 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
         return SchedulerView()
     left, states = _time_left(state), state.states
     if "COMPLETING" in states and not state.is_requeued:
-        # scontrol shows this state instead of what made the job complete. It is not a requeue, and the batch
-        # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
-        # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it,
+        # scontrol shows this state and hides what made the job complete. It is not a requeue, and the batch
+        # script (this process) has not ended. So the limit was reached, or it was preempted where PreemptMode
+        # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or a user cancelled it,
         # perhaps in the very second of the warning.
-        # Slurm has lost another of its nodes where its reason says so (job_mgr.c, FAIL_DOWN_NODE; not seen).
+        # Slurm lost another of its nodes if its reason says so (job_mgr.c, FAIL_DOWN_NODE; not seen).
         is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time != warned
         other = "PREEMPTED" if is_preempted else "CANCELLED"
         other = "NODE_FAIL" if state.reason == "NodeDown" else other
@@ -240,7 +240,7 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
 
 
 def _time_left(state: JobState) -> float | None:
-    """Return the seconds that were left of the time limit, by slurmctld's clock; None: not known."""
+    """Return the seconds left of the time limit, by slurmctld's clock; None if unknown."""
     if state.limit_at is None or state.is_requeued:
         return None
     if "RUNNING" not in state.states:
@@ -251,7 +251,7 @@ def _time_left(state: JobState) -> float | None:
 
 
 def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobState | None) -> tuple[Next, str]:
-    """Whether the run goes on after the last of `attempts`, and who sees to it."""
+    """Decide whether the run goes on after the last of `attempts`, and who restarts it."""
     reason = reason_to_stop(attempts, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
     if reason is not None:
         return Next.over, reason

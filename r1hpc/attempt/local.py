@@ -1,7 +1,7 @@
-"""Run attempts on this machine, one after the other, where there is no Slurm.
+"""Run attempts on this machine, one after the other, without Slurm.
 
-Plays the batch script: begin, one process per rank, end; again while `end` says so. SIGUSR2 to the
-supervisor is a preemption (save, then the next attempt); SIGTERM is: save, then end for good.
+It does what the batch script does: begin, one process per rank, end; again while `end` asks for it. SIGUSR2
+to the supervisor is a preemption (save, then the next attempt). SIGTERM means: save, then end for good.
 """
 
 import os
@@ -21,7 +21,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import ranks_per_node
 from r1hpc.slurm.rank_env import played_nodes
 
-# As srun --kill-on-bad-exit, but the others have time to commit what they write and to say how they ended.
+# As srun --kill-on-bad-exit, but the others have time to commit their writes and to record their end.
 _AFTER_BAD_EXIT_S = 15.0
 
 
@@ -45,7 +45,7 @@ class Supervisor:
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
-            # A stop was requested while begin was building a dataset: no rank is started any more.
+            # A stop was requested while begin was building a dataset: start no rank.
             status = 0 if self._stopping else self._run_ranks(attempt, world_size)
             ended = end(self._run, attempt, status)
             if ended.next is Next.over or self._stopping:
@@ -54,7 +54,7 @@ class Supervisor:
     def _run_ranks(self, attempt: int, world_size: int) -> int:
         self._ranks = [self._start(attempt, rank, world_size) for rank in range(world_size)]
         bad_since: float | None = None
-        # Every rank is polled each time: one that nobody polls stays a zombie without a return code.
+        # Poll every rank each time: an unpolled one stays a zombie without a return code.
         while None in [rank.poll() for rank in self._ranks]:
             time.sleep(0.1)
             if bad_since is None and any(rank.returncode for rank in self._ranks):
@@ -63,7 +63,7 @@ class Supervisor:
                 for rank in self._ranks:
                     rank.kill()
         statuses = [r.returncode if r.returncode >= 0 else 128 - r.returncode for r in self._ranks]
-        return max(statuses, default=0)  # as srun: the highest, so that a signal outdoes an echo of it
+        return max(statuses, default=0)  # as srun: the highest, so that a signal outranks its echo
 
     def _start(self, attempt: int, rank: int, world_size: int) -> subprocess.Popen[bytes]:
         resources = self._config.resources
@@ -77,7 +77,7 @@ class Supervisor:
             "R1HPC_LOCAL_JOB_ID": self._job_id,
             **gpus_of_played_node(resources, rank, os.environ),
         }
-        # Two ranks of several threads each on a small machine slow one another down 7 to 27 times.
+        # On a small machine two ranks with several threads each slow one another down 7 to 27 times.
         environment.setdefault("OMP_NUM_THREADS", str(resources.cpus_per_task or 1))
         command = [sys.executable, "-u", "-m", "r1hpc.launch", "rank", str(self._run.path)]
         with self._run.rank_log(attempt, rank).open("ab") as log:
@@ -93,7 +93,7 @@ class Supervisor:
 
 
 def gpus_of_played_node(resources: ResourcesConfig, rank: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """CUDA_VISIBLE_DEVICES of a rank: several nodes on one machine have each their own of its GPUs."""
+    """Return CUDA_VISIBLE_DEVICES of a rank: simulated nodes share this machine's GPUs out."""
     per_node = resources.gpus_per_node
     if not per_node or resources.nodes == 1:
         return {}
@@ -104,6 +104,6 @@ def gpus_of_played_node(resources: ResourcesConfig, rank: int, environ: Mapping[
 
 
 def local_world_size(config: RunConfig) -> int:
-    """Ranks of a run played on this machine: all its nodes."""
+    """Return the number of ranks of a run simulated on this machine, over all its nodes."""
     resources = config.resources
     return resources.nodes * ranks_per_node(config, resources.gpus_per_node or 0)

@@ -1,8 +1,8 @@
-"""Run one rank of an attempt: hand it to its workload, and leave a record of how it ended.
+"""Run one rank of an attempt: hand it to its workload, and record how it ended.
 
-`run_rank(run_dir)` is where every way of starting ends: submitit's pickle, `srun python -m r1hpc.launch
-rank`, the local supervisor. torch is imported only after the signal handlers stand; what comes before them
-is kept (launch.run_rank).
+Every way of starting calls `run_rank(run_dir)`: submitit's pickle, `srun python -m r1hpc.launch rank`, the
+local supervisor. torch is imported only after the signal handlers are set; earlier signals are kept
+(launch.run_rank).
 """
 
 import errno
@@ -34,9 +34,9 @@ _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def run_rank(run_dir: str) -> NoReturn:
     """Run this process's rank of the attempt in $R1HPC_ATTEMPT.
 
-    Leaves the process by itself once its work is done: for a function that returns, submitit writes a
-    result, which nobody reads here, and trips over a half-written one that an earlier kill left behind; and
-    threads of torch and DeepSpeed that are still about can abort an interpreter that unwinds.
+    Exits the process itself. If the function returned, submitit would write a result that nobody reads and
+    fail over a half-written one of an earlier kill. Leftover threads of torch and DeepSpeed can also abort an
+    interpreter that unwinds.
     """
     run = open_run(run_dir)
     context = current(os.environ)
@@ -51,7 +51,7 @@ def run_rank(run_dir: str) -> NoReturn:
     watchdog = Watchdog(config.train.hang_timeout_s, partial(leave, HANG), partial(leave, LEFT_ALONE))
     sampler = None
     try:
-        watchdog.start()  # a process: a node at its limit of those refuses it
+        watchdog.start()  # starts a process, which fails if the node has reached its process limit
         sampler = _start_sampler(run, config, context)
         outcome = _work(run, config, context, requests, watchdog)
     except BaseException as error:
@@ -66,7 +66,7 @@ def run_rank(run_dir: str) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         watchdog.fail(f"rank {context.rank} on {context.node_name} failed: {failure.detail}")
-        # Not by unwinding: destructors of a broken process group can wait for dead peers.
+        # Do not unwind: destructors of a broken process group can wait for dead peers.
         os._exit(1)
     finally:
         if sampler is not None:
@@ -79,7 +79,7 @@ def run_rank(run_dir: str) -> NoReturn:
 
 
 def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
-    """When to save first, and when the run's own GPU-hours are used up."""
+    """Return when to save first, and when the run's own GPU-hours are used up."""
     if context.rank != 0:
         return Clock()
     now, end = time.monotonic(), read_facts(run, context.attempt).ends_at
@@ -96,7 +96,7 @@ def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
 def _work(
     run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
 ) -> RankOutcome:
-    """Do what this rank is there for; return how it ended."""
+    """Run the workload on this rank; return how it ended."""
     facts = read_facts(run, context.attempt)
     job = RankJob(config, run, context, facts.token, facts.dataset_path, requests, watchdog)
     outcome = workload_of(config.stage).run(job)
@@ -107,7 +107,7 @@ def _work(
 
 
 def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuSampler | None:
-    """One NVML sampler per node, on its first rank; none in a run without GPUs, which would watch others'."""
+    """Start one NVML sampler per node, on its first rank; none if the run has no GPUs of its own."""
     if not (config.monitor.enabled and config.resources.gpus_per_node) or context.local_rank != 0:
         return None
     sampler = GpuSampler(
@@ -119,7 +119,7 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
 
 def _report(run: RunDir, context: RankContext, left: RankOutcome) -> None:
     is_finished = left.kind == FINISHED
-    if context.rank == 0 and is_finished:  # first: where it is killed in between, FINISHED is enough
+    if context.rank == 0 and is_finished:  # first: if it is killed in between, FINISHED is enough
         _leave_finished(run, left.global_step)
     _leave_outcome(run, context, left)
     if context.rank != 0:
@@ -133,7 +133,7 @@ def _leave_finished(run: RunDir, global_step: int | None) -> None:
     step = {} if global_step is None else {"global_step": global_step}
     try:
         write_json(run.finished, {**step, "time": time.time()})
-    except OSError as error:  # the outcome says it too
+    except OSError as error:  # the outcome records it too
         print(f"could not write {run.finished}: {error}", file=sys.stderr)
 
 
@@ -158,7 +158,7 @@ def _failure(context: RankContext, error: BaseException) -> RankOutcome:
 def _cause_of(error: BaseException) -> Cause:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Cause.oom
-    # Configuration does not mend itself. A full disk, a slow node, a bad read can: those are crashes.
+    # Configuration errors are permanent. A full disk, a slow node or a bad read may pass: those are crashes.
     if isinstance(error, (UsageError, FinalError)):
         return Cause.refused
     return Cause.crash

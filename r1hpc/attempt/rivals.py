@@ -1,16 +1,13 @@
-"""Two jobs of one run at once, or a job twice: the later one leaves, and whoever is leaving is waited for.
+"""Let only one job run a run, and decide whether an attempt that cannot begin may be tried again.
 
-with alone(run, job_id):             # one begins an attempt, another one waits
-    refuse_a_second_job(run, job_id) # and then sees it at work
-
-Why an attempt does not begin, and whether another try, or another node, can change that.
-
+    with alone(run, job_id):             # one job begins an attempt, another one waits
+        refuse_a_second_job(run, job_id) # and then finds it running
     with on_record(run, job_id):
-        ...                          # what is final leaves a `not_begun` in attempts.jsonl, with its cause
+        ...                              # a final error leaves `not_begun` and its cause in attempts.jsonl
 
-A mistake in the data or the configuration is the same on every node, and trying again spends hours. A file
-system that refuses, a folder that is not visible, Slurm that does not answer, are not: another try may pass.
-A full disk and damaged records may be mended, but by no other node.
+A mistake in the data or the configuration is the same on every node, and trying again wastes GPU-hours.
+Another try may succeed after a file system error, a folder that is not visible, or no answer from Slurm. A
+full disk and damaged records can be mended, but not by using another node.
 """
 
 import errno
@@ -33,33 +30,36 @@ from r1hpc.slurm.contract import NOT_THE_NODE, OVER
 from r1hpc.slurm.requeue import job_state
 from r1hpc.telemetry.records.attempts import Cause, History, read_history, read_run_events, record
 
+# A cancelled job may still be saving: KillWait is 30 s unless a site sets another.
+_LEAVING_S = 45.0
+
 
 class MustNotGoOnError(R1hpcError):
-    """The run may not be started again as it is; the message says why."""
+    """The run may not be restarted as it is; the message says why."""
 
     exit_status = OVER
 
     def __init__(self, message: str, cause: Cause | None = Cause.refused) -> None:
-        """`cause`: what is put on record as the run's end; None: nothing, it is at work elsewhere."""
+        """`cause`: recorded as the run's end; None: nothing, another job is running it."""
         super().__init__(message)
         self.cause = cause
 
 
 class MayPassError(R1hpcError):
-    """It failed, and perhaps by no fault of the user's: another try, or another node, may do it."""
+    """Begin failed, perhaps by no fault of the user's: another try, or another node, may succeed."""
 
 
 class NotTheNodeError(MayPassError):
-    """The run's own disk or records are at fault: no other node can begin it."""
+    """The run's own disk or records are at fault: another node will not help."""
 
     exit_status = NOT_THE_NODE
 
 
 def is_final(error: R1hpcError) -> bool:
-    """Whether the same would happen again, anywhere: a person has to change something first."""
+    """True if it would happen again anywhere: a person has to change something first."""
     if isinstance(error, MustNotGoOnError | SupersededError):
         return True
-    # A file that cannot be trusted may be one that this node reads wrongly.
+    # An untrusted file may be one that this node reads wrongly.
     if isinstance(error, MayPassError | SlurmError | StateError):
         return False
     return not any(isinstance(each, OSError) for each in _causes(error))
@@ -67,11 +67,11 @@ def is_final(error: R1hpcError) -> bool:
 
 @contextmanager
 def on_record(run: RunDir, job_id: str) -> Iterator[None]:
-    """Put on record why no attempt begins, where that is final.
+    """Record why no attempt begins, if that is final.
 
     Raises:
-        MustNotGoOnError: in place of whatever was final.
-        NotTheNodeError: in place of a full disk.
+        MustNotGoOnError: instead of the final error.
+        NotTheNodeError: instead of a full disk.
     """
     try:
         yield
@@ -90,9 +90,9 @@ def on_record(run: RunDir, job_id: str) -> Iterator[None]:
 
 
 def refuse_a_full_disk(error: R1hpcError | OSError, folder: Path) -> None:
-    """Raise a NotTheNodeError where a disk is full, or over quota, that every node sees.
+    """Raise a NotTheNodeError if a disk that every node sees is full or over quota.
 
-    The node's own temporary folder is none. `folder`: the run's.
+    The node's own temporary folder does not count. `folder`: the run's.
     """
     for each in _causes(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -104,7 +104,7 @@ def refuse_a_full_disk(error: R1hpcError | OSError, folder: Path) -> None:
 
 
 def record_not_begun(run: RunDir, job_id: str, cause: Cause, detail: str) -> None:
-    """That the run is over ahead of its next attempt, and why."""
+    """Record that the run is over before its next attempt began, and why."""
     try:
         record(run, "not_begun", job_id=job_id, cause=cause.value, detail=" ".join(detail.split()))
     except OSError as error:
@@ -112,27 +112,23 @@ def record_not_begun(run: RunDir, job_id: str, cause: Cause, detail: str) -> Non
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised for, also where `from None` hides that from a reader."""
+    """Yield the error and its causes, including those hidden by `from None`."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-# A job that was cancelled may still be saving: KillWait is 30 s unless a site says otherwise.
-_LEAVING_S = 45.0
-
-
 @contextmanager
 def alone(run: RunDir, job_id: str) -> Iterator[None]:
-    """While one job begins an attempt, another one of the run waits, and then sees it at work.
+    """Hold the run's lock while this job begins an attempt; another job of the run waits for it.
 
     Raises:
-        MustNotGoOnError: the other one has not done so for long: it builds a dataset, perhaps.
+        MustNotGoOnError: the other job held it too long, perhaps while it builds a dataset.
     """
     lock = hold(run.begin_lock, f"job {job_id}", _LEAVING_S)
     if lock is None:
         other = str(read_holder(run.begin_lock).get("role", "")).removeprefix("job ")
-        # Its own, or a dead one's: held by processes on a node that Slurm lost. The fence deals with those.
+        # Held by this job, or by processes on a node that Slurm lost. The fence deals with those.
         if other != job_id and _is_alive(other):
             raise MustNotGoOnError(
                 f"job {other} begins an attempt of {run.run_id}: this job leaves it alone", cause=None
@@ -145,12 +141,12 @@ def alone(run: RunDir, job_id: str) -> Iterator[None]:
 
 
 def refuse_a_second_job(run: RunDir, job_id: str) -> None:
-    """Two jobs in one folder: the later one leaves. Where nobody can be asked the fence has to do.
+    """Refuse to begin while another job runs in this folder. If nobody can be asked, the fence must suffice.
 
-    At once, unless the other one is on its way out.
+    Refuses at once, unless the other job is ending.
 
     Raises:
-        MustNotGoOnError: the other one is at work.
+        MustNotGoOnError: another job is running.
     """
     history = read_history(run)
     last = history.last
@@ -161,7 +157,7 @@ def refuse_a_second_job(run: RunDir, job_id: str) -> None:
     while (other := ask(run, job_named(run, last.job_id), timeout_s=10.0)).alive:
         if not (is_cancelled or other.leaving) or time.monotonic() > deadline:
             raise MustNotGoOnError(
-                f"{run.run_id} is at work already, as job {last.job_id} in attempt {last.attempt}: "
+                f"{run.run_id} is already running as job {last.job_id} in attempt {last.attempt}: "
                 "this job leaves it alone",
                 cause=None,
             )
@@ -169,26 +165,26 @@ def refuse_a_second_job(run: RunDir, job_id: str) -> None:
 
 
 def refuse_a_ghost(run: RunDir, executor: str, job_id: str, known: History | None = None) -> None:
-    """Slurm starts a job again elsewhere when it loses sight of its batch host, on which this may still run.
+    """Refuse if Slurm, having lost this batch host, restarted the job elsewhere while this process runs on.
 
     Args:
-        known: what was on record when this began: no attempt may have begun since.
+        known: the records when this began; no attempt may have begun since.
 
     Raises:
-        MustNotGoOnError: that has happened, and the run is the other one's.
+        MustNotGoOnError: that happened, and the run belongs to the other process.
     """
     restarts = 0
     if executor == "slurm":
         try:
             restarts = job_state(job_id).restarts
-        except SlurmError:  # what is on record has to do
+        except SlurmError:  # then the records decide
             restarts = _restarts_on_record(run, job_id)
     last = read_history(run).last
     before = known.last.attempt if known is not None and known.last is not None else 0
     is_overtaken = known is not None and last is not None and last.attempt > before
     if is_overtaken or restarts > own_restarts():
         raise MustNotGoOnError(
-            f"job {job_id} was started again on another node, and {run.run_id} is at work there: this one "
+            f"job {job_id} was started again on another node, and {run.run_id} runs there: this one "
             "leaves it alone",
             cause=None,
         )
@@ -205,7 +201,7 @@ def _restarts_on_record(run: RunDir, job_id: str) -> int:
 
 
 def own_restarts() -> int:
-    """How often Slurm had started this job again when it started this process."""
+    """Return how often Slurm had restarted this job when it started this process."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 

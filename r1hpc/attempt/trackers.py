@@ -1,11 +1,11 @@
-"""An attempt's trackers: a process of their own on the batch host, from `begin` until the attempt is over.
+"""Feed an attempt's trackers from a separate process on the batch host, until the attempt is over.
 
     start_trackers(run, config, attempt)      # at the end of `begin`
     track(run, attempt)                       # what that process does
-    await_trackers(run)                       # where nothing follows: the job ends, and they with it
+    await_trackers(run)                       # if nothing follows: the job ends, and they with it
 
-Training neither starts nor waits for them. What they were not given because a requeue was quicker they are
-given in the next attempt.
+Training neither starts nor waits for them. Steps they missed because of a quick requeue are sent in the next
+attempt.
 """
 
 import os
@@ -28,15 +28,15 @@ from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.trackers.keeper import Keeper, step_back
 
 _AWAIT_S = 20.0
-"""Nodes wait meanwhile. What they do not get done then, `export-metrics` does."""
+"""Nodes wait meanwhile. `export-metrics` sends what is left."""
 _EARLIER_S = 70.0
-"""For the trackers of the attempt before to leave."""
+"""How long to wait for the previous attempt's trackers to leave."""
 _ASK_EVERY_S = 120.0
-"""Seconds between two questions whether the job still lives: its end is usually on record."""
+"""Seconds between checks whether the job still lives; its end is usually recorded."""
 
 
 def start_trackers(run: RunDir, config: RunConfig, attempt: int) -> None:
-    """Start the process that keeps the trackers fed. That it cannot be started is no reason not to train."""
+    """Start the process that feeds the trackers. Training goes on if it cannot be started."""
     if not config.monitor.trackers or config.stage not in TRAINED_STAGES:
         return
     try:
@@ -66,7 +66,7 @@ def track(run: RunDir, attempt: int) -> None:
 
 
 def await_trackers(run: RunDir) -> None:
-    """Until the trackers have been given the last steps, for a while."""
+    """Wait a while until the trackers have the last steps."""
     pid, deadline = _pid_of(run), time.monotonic() + _AWAIT_S
     if not pid.is_file():
         return
@@ -76,7 +76,7 @@ def await_trackers(run: RunDir) -> None:
 
 
 class _AttemptIsOver:
-    """Whether the end of an attempt is on record, or a newer one has begun, or its job is gone."""
+    """True if an attempt's end is recorded, a newer one has begun, or its job is gone."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self._run, self._attempt = run, attempt
@@ -87,7 +87,7 @@ class _AttemptIsOver:
         try:
             events = filter(None, map(parse_object, self._events.lines()))
             return any(map(self._ends, events)) or self._job_is_gone()
-        except (R1hpcError, OSError):  # a file system that hiccups costs no tracker: asked again in a moment
+        except (R1hpcError, OSError):  # a file system error stops no tracker: ask again in a moment
             return False
 
     def _ends(self, event: dict[str, Any]) -> bool:

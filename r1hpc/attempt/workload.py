@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a run before it is queued. Gathered once, handed to every check."""
+    """Facts about a run before it is queued. Gathered once, handed to every check."""
 
     run: RunDir
     frozen: RunConfig | None = None
-    """The configuration of the run that is resumed; None for a new run."""
+    """The configuration of the resumed run; None for a new run."""
     to_come: Sequence[Path] = ()
-    """Folders of other stages of the chain, which will write what is named there."""
+    """Folders of other stages of the chain, whose outputs do not exist yet."""
     expected_model: Mapping[str, Any] | None = None
     """The config.json that an earlier stage will leave in model.path."""
     expected_teacher: Mapping[str, Any] | None = None
     """The same for rl.teacher."""
     tokenizer_folder: str | None = None
-    """The folder whose tokenizer and chat template the earlier stage will hand on, where it is known."""
+    """The folder whose tokenizer and chat template the earlier stage will hand on, if known."""
     executor: str = ""
     """slurm or local; empty until it is chosen."""
     gpus_per_node: int = 0
@@ -58,19 +58,19 @@ class Facts:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a workload says to its settings before the cluster is asked."""
+    """Result of checking the settings before the cluster is asked."""
 
     config: RunConfig
-    """With what the files say filled in."""
+    """The configuration, completed from its files."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who submits."""
     prompt: str | None = None
-    """One prompt as the model will see it, where there is one."""
+    """One prompt as the model will see it, if there is one."""
 
 
 @dataclass(frozen=True)
 class RankJob:
-    """What a rank is given to run."""
+    """The job of one rank."""
 
     config: RunConfig
     run: RunDir
@@ -78,7 +78,7 @@ class RankJob:
     token: str
     """Names this attempt: a checkpoint of another attempt is fenced off by it."""
     prepared: str
-    """What `prepare` returned on the batch host."""
+    """The return value of `prepare` on the batch host."""
     requests: "StopRequests"
     watchdog: "Watchdog"
 
@@ -92,14 +92,14 @@ class Outcome:
     last_committed_step: int | None = None
     reason: str = ""
     kept: int = 0
-    """Finished work beyond that step that is kept on disk (groups of a rollout, held-out answers)."""
+    """Finished pieces beyond that step that are kept on disk (groups of a rollout, held-out answers)."""
 
 
 class Workload:
     """A workload with the defaults: nothing to check, no known cost, nothing to prepare."""
 
     def complete(self, config: RunConfig) -> RunConfig:
-        """Return the configuration with what its files say filled in."""
+        """Return the configuration completed from its files."""
         return config
 
     def vocab_size(self, config: RunConfig) -> int | None:
@@ -123,7 +123,7 @@ class Workload:
         return []
 
     def connect(self, name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-        """Return a chain's stage with what follows from the stages before it.
+        """Return a chain's stage, completed from the stages before it.
 
         Args:
             earlier: the stages that this one needs, directly or not, by name.
@@ -165,7 +165,7 @@ class Workload:
         return None
 
     def prepare(self, run: RunDir, config: RunConfig) -> str:
-        """Make what the ranks need, on the batch host, before an attempt begins; return what to tell them.
+        """Make what the ranks need, on the batch host, before an attempt begins; return what they must know.
 
         Raises:
             R1hpcError: it cannot be made.
@@ -173,7 +173,7 @@ class Workload:
         return ""
 
     def run(self, job: RankJob) -> Outcome:
-        """Do the work of one rank."""
+        """Run one rank."""
         raise NotImplementedError
 
     def card(self, run: RunDir) -> list[tuple[str, str]]:

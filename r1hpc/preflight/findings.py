@@ -1,4 +1,4 @@
-"""One thing that was looked at: how it is, what was seen, and what mends it.
+"""Define the result of one check: its state, what was seen, and the fix.
 
 SiteFinding("munge", CheckState.fail, "munged does not answer", "ask the administrators to start munged")
 """
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class CheckState(StrEnum):
-    """How a check came out. unknown: it could not be looked at, which is no fault."""
+    """Outcome of a check. unknown: it could not be checked, which is no fault."""
 
     ok = "ok"
     warn = "warn"
@@ -19,7 +19,7 @@ class CheckState(StrEnum):
 
 @dataclass(frozen=True)
 class SiteFinding:
-    """The outcome of one check; `fix` is empty where there is nothing to mend."""
+    """Result of one check; `fix` is empty if nothing needs fixing."""
 
     check: str
     state: CheckState
@@ -47,5 +47,5 @@ def unknown(check: str, detail: str, fix: str = "") -> SiteFinding:
 
 
 def healthy(findings: Iterable[SiteFinding]) -> bool:
-    """Whether nothing failed; warnings and unknowns do not count."""
+    """True if nothing failed; warnings and unknowns do not count."""
     return all(finding.state is not CheckState.fail for finding in findings)

@@ -1,8 +1,8 @@
-"""Nodes seen from one another: do they meet over the network, do their clocks agree, do they share files.
+"""Check nodes against one another: can they connect, do their clocks agree, do they share files.
 
-The node part runs once on each node (srun). The first node listens; the others ask it for the time, five
-times, and keep the answer that came back fastest: the offset is known to half that round trip (Cristian,
-"Probabilistic clock synchronization", 1989).
+The node part runs once on each node (srun). The first node listens. The others ask it for the time, five
+times, and keep the fastest answer: the offset is known to half that round trip (Cristian, "Probabilistic
+clock synchronization", 1989).
 """
 
 import contextlib
@@ -24,14 +24,14 @@ _PATIENCE_S = 15.0
 
 @dataclass(frozen=True)
 class PeerFacts:
-    """What a node saw of the others. None: it was not tried."""
+    """Facts that a node sees about the others. None: it was not tried."""
 
     peer: str | None = None
-    """The node it was tried with: the first one, of the first itself the second."""
+    """The node it was tried with: the first node; for the first itself the second."""
     interface: str | None = None
-    """By which the routing table leads there."""
+    """The one by which the routing table leads there."""
     unreachable: str | None = None
-    """None: it was reached; else why not."""
+    """Why it was not reached; None if it was."""
     clock_offset_s: float | None = None
     """The first node's clock against this one's."""
     round_trip_s: float | None = None
@@ -42,11 +42,11 @@ class PeerFacts:
 
 
 def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared: Path | None) -> PeerFacts:
-    """The node part of node `rank` of `names`; all of them run it at the same time, with the same `ports`.
+    """Run the node part of node `rank` of `names`; all run it at the same time, with the same `ports`.
 
     Args:
-        ports: tried in this order by the first node, in case some are taken.
-        shared: a folder with the file `held`, which the caller has locked; this node leaves its own there.
+        ports: tried in this order by the first node, because some may be taken.
+        shared: a folder with the file `held`, which the caller has locked; this node writes its own there.
     """
     sees, respected = _look_at_shared(shared, names[rank]) if shared is not None else (None, None)
     if len(names) < 2:
@@ -86,9 +86,9 @@ def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
 
 
 def _serve(ports: Sequence[int], awaited: set[str]) -> None:
-    """Answer every line with the time, until all who are awaited have asked or time is up.
+    """Answer every line with the time, until all awaited nodes have asked or time is up.
 
-    One whose connection was too slow comes again, and a stranger may knock: visitors are told by their names.
+    A node whose connection was too slow comes again, and a stranger may connect: nodes are known by name.
     """
     listener = _listen(ports)
     if listener is None:
@@ -119,12 +119,12 @@ def _answer(visitor: socket.socket, awaited: set[str]) -> None:
         for number, name in enumerate(lines, 1):
             lines.write(f"r1hpc {time.time()!r}\n")
             lines.flush()
-            if number == _QUESTIONS:  # one that was too slow before comes again
+            if number == _QUESTIONS:  # a node that was too slow before comes again
                 awaited.discard(name.strip())
 
 
 def _ask_time(name: str, host: str, ports: Sequence[int]) -> tuple[float | None, float | None, str | None]:
-    """(offset, round trip, why not)."""
+    """Return (offset, round trip, why not)."""
     deadline, why = time.monotonic() + _PATIENCE_S, "nobody listens"
     while time.monotonic() < deadline:
         for port in ports:
@@ -139,7 +139,7 @@ def _ask_time(name: str, host: str, ports: Sequence[int]) -> tuple[float | None,
 
 
 def _one_question(name: str, lines: TextIO) -> tuple[float, float]:
-    """(round trip, offset). A stranger on that port does not answer as we do: ValueError."""
+    """Return (round trip, offset). Raises ValueError if another program answers on that port."""
     asked = time.time()
     began = time.perf_counter()
     lines.write(f"{name}\n")
@@ -147,5 +147,5 @@ def _one_question(name: str, lines: TextIO) -> tuple[float, float]:
     who, _, said = lines.readline().partition(" ")
     trip = time.perf_counter() - began
     if who != "r1hpc":
-        raise ValueError("somebody else listens there")
+        raise ValueError("another program listens there")
     return trip, float(said) - (asked + trip / 2)

@@ -1,4 +1,4 @@
-"""One node: its GPUs, shared memory, munge, ports and network interfaces.
+"""Check one node: its GPUs, shared memory, munge, ports and network interfaces.
 
 facts = collect_node(asked_interface="ib0")
 judge_node(facts, expected_gpus=8)
@@ -21,24 +21,24 @@ from r1hpc.telemetry.gpu.reading import GpuReading
 
 _MIB = 2**20
 _BUSY_BYTES = GIB
-"""More than a driver holds for itself on an idle card."""
+"""More than a driver uses itself on an idle GPU."""
 _BUSY_PERCENT = 10
 _HOT_C = 90
 _SICK_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 _OF_PROFILE = "cluster.network_interface"
 _SHM_PER_RANK = 64 * _MIB
-"""What Docker gives a container by default is too little for two ranks."""
+"""Docker's default for a container is too little for two ranks."""
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself."""
+    """Facts that a node reports about itself."""
 
     name: str
     versions: VersionFacts
     interfaces: tuple[str, ...] = ()
     named_interfaces: dict[str, str] = field(default_factory=dict)
-    """Interfaces that the profile or a variable names, by who names them."""
+    """Interfaces named by the profile or a variable, by its name."""
     shm_bytes: int | None = None
     shm_free_bytes: int | None = None
     driver: str | None = None
@@ -47,14 +47,14 @@ class NodeFacts:
     gpus: tuple[GpuReading, ...] = ()
     gpu_notes: tuple[str, ...] = ()
     munge: str | None = None
-    """None: it answers, or is not installed; else what it said."""
+    """None: it answers, or is not installed; else its message."""
     has_munge: bool = False
     port: str | None = None
-    """None: a port to listen on was found; else why not."""
+    """None: a port to listen on was found; else the reason."""
 
 
 def collect_node(asked_interface: str | None = None) -> NodeFacts:
-    """Look at this machine. Starts one process (munge) and opens one port for a moment."""
+    """Inspect this machine. Starts one process (munge) and opens one port briefly."""
     environ = os.environ
     total, free = _space_of(Path("/dev/shm"))
     munge, has_munge = _ask_munge()
@@ -79,12 +79,12 @@ def judge_node(
     image: str | None = None,
     runs_jobs: bool = True,
 ) -> list[SiteFinding]:
-    """What is wrong with a node by itself.
+    """Return the findings about a node by itself.
 
     Args:
-        expected_gpus: GPUs a job shall find there; None: nothing is expected, as on a login node.
-        uses_munge: Slurm's AuthType is auth/munge, or is not known.
-        image: in which ranks run, if any.
+        expected_gpus: GPUs a job must find there; None: nothing is expected, as on a login node.
+        uses_munge: Slurm's AuthType is auth/munge, or unknown.
+        image: the container of the ranks, if any.
         runs_jobs: False for a login node, which need not have the interface that a profile names.
     """
     num_gpus = len(facts.gpus) if facts.driver is not None else expected_gpus
@@ -101,11 +101,11 @@ def judge_node(
 
 def _not_of(image: str, check: str) -> SiteFinding:
     fix = "look inside it: pip check, and torch.version.cuda against the driver of the nodes"
-    return unknown(check, f"ranks run in {image}, of which what this host has says nothing", fix)
+    return unknown(check, f"ranks run in {image}, which this host cannot check", fix)
 
 
 def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:
-    """NCCL takes `name` as a prefix, `=name` exactly, `^name` as all but it; several by commas."""
+    """Check interfaces. NCCL takes `name` as a prefix, `=name` exactly, `^name` as all but it, or a list."""
     found = []
     for who, value in facts.named_interfaces.items():
         if value.startswith("^"):
@@ -237,7 +237,7 @@ def _space_of(path: Path) -> tuple[int | None, int | None]:
 
 
 def _ask_munge() -> tuple[str | None, bool]:
-    """(what munge complains of, whether it is installed): a credential made here and read here."""
+    """Make and read a credential here; return (munge's complaint, whether it is installed)."""
     try:
         made = _munge("munge", "--no-input")
         read = _munge("unmunge", "--no-output", text=made.stdout) if made.returncode == 0 else made

@@ -1,4 +1,4 @@
-"""The nodes of an allocation, each looked at by itself, then compared.
+"""Check the nodes of an allocation, each by itself, then against one another.
 
 answers = ask_nodes(4, root=Path("runs"), cluster=config.cluster)   # one task a node, by srun
 judge_nodes(answers, num_nodes=4, expected_gpus=8, uses_munge=True)
@@ -31,7 +31,7 @@ from r1hpc.telemetry.gpu.reading import GpuReading
 
 _MARK = "r1hpc-doctor "
 _PIECE = 400
-"""Characters, of which a quoted one becomes two."""
+"""Characters; a quoted one takes two."""
 _TIMEOUT_S = 180.0
 _SKEW_WARN_S = 1.0
 _SKEW_FAIL_S = 30.0
@@ -39,7 +39,7 @@ _SKEW_FAIL_S = 30.0
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node said."""
+    """Report of one node."""
 
     node: NodeFacts
     peers: PeerFacts
@@ -55,7 +55,7 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Answers:
-    """The reports that came back, what srun complained of, and the files that nodes left in the run root."""
+    """The reports that came back, srun's errors, and the files that nodes left in the run root."""
 
     reports: tuple[NodeReport, ...]
     complaint: str = ""
@@ -68,7 +68,7 @@ def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
     """Run the node part on `num_nodes` nodes of this allocation.
 
     Raises:
-        UsageError: this is no allocation, or a smaller one; or the profile holds what it may not.
+        UsageError: this is no allocation, or a smaller one; or the profile contains an invalid value.
     """
     _check_allocation(num_nodes, os.environ)
     fields.check_cluster(cluster)
@@ -85,15 +85,15 @@ def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
 
 
 def _program(cluster: ClusterConfig, asked: str) -> list[str]:
-    """The node part after the lines of the profile, as in a job script."""
+    """Return the command of the node part, after the lines of the profile as in a job script."""
     words = [*interpreter(cluster), "-m", "r1hpc.doctor", "--node-part", asked]
     # Not as "$@", which a line such as `source setvars.sh` would read.
     return ["bash", "-c", f"{site_lines(cluster.setup, cluster.environment)}exec {shlex.join(words)}"]
 
 
 def node_part(asked: str) -> str:
-    """What one task prints: its report as JSON, in marked lines. srun writes the lines of all tasks as they
-    come, and one of more than 1,024 bytes in pieces, with others' between them (SLURM_IO_MAX_MSG_LEN)."""
+    """Return the output of one task: its report as JSON, in marked lines. srun mixes the lines of all tasks,
+    and splits one of more than 1,024 bytes, with others' in between (SLURM_IO_MAX_MSG_LEN)."""
     order, environ = json.loads(asked), os.environ
     names = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
     shared = Path(order["shared"]) if order["shared"] else None
@@ -103,20 +103,20 @@ def node_part(asked: str) -> str:
 
 
 def pieces_of(node: int, text: str) -> Iterator[str]:
-    """Marked lines, each within one of srun's messages."""
+    """Yield marked lines, each within one of srun's messages."""
     starts = range(0, len(text), _PIECE)
     for number, start in enumerate(starts):
         yield _MARK + json.dumps([node, number, len(starts), text[start : start + _PIECE]])
 
 
 def read_reports(text: str) -> Iterator[NodeReport]:
-    """The reports among whatever else the nodes' start-up files print."""
+    """Yield the reports among everything else that the nodes' start-up files print."""
     for said in texts_of(text):
         yield NodeReport.from_json(json.loads(said))
 
 
 def texts_of(text: str) -> Iterator[str]:
-    """What `pieces_of` took apart; nothing where a piece is missing, as of a node that did not answer."""
+    """Yield the texts that `pieces_of` split; none if a piece is missing, as from a silent node."""
     pieces: dict[tuple[int, int], dict[int, str]] = {}
     for line in text.splitlines():
         _, mark, value = line.partition(_MARK)
@@ -136,10 +136,10 @@ def judge_nodes(
     uses_munge: bool,
     image: str | None = None,
 ) -> list[SiteFinding]:
-    """Every node by itself, merged where they agree, and the nodes against one another.
+    """Judge every node by itself, merged where they agree, and the nodes against one another.
 
     Args:
-        image: in which ranks run, if any.
+        image: the container of the ranks, if any.
     """
     reports = answers.reports
     each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge, image) for r in reports}
@@ -218,12 +218,12 @@ def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
     loops = [r.node.name for r in reports if "lo" in r.node.named_interfaces.values()]
     if loops:
         fix = "name the interface that leads to the other nodes, or none"
-        found.append(fail("network interface", f"lo is named, which leads out of no node: {loops[0]}", fix))
+        found.append(fail("network interface", f"lo is named, but reaches no other node: {loops[0]}", fix))
     return [*found, *judge_clocks({r.node.name: r.peers for r in reports})]
 
 
 def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
-    """Clocks against the first node's. What lies inside the round trip is not known, so not judged."""
+    """Judge clocks against the first node's. An offset within the round trip is unknown, so not judged."""
     offsets = {
         name: max(0.0, abs(peer.clock_offset_s) - (peer.round_trip_s or 0.0) / 2)
         for name, peer in peers.items()
@@ -240,7 +240,7 @@ def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
 
 
 def _merged(by_node: Mapping[str, Sequence[SiteFinding]]) -> list[SiteFinding]:
-    """One finding where nodes agree, with their names where some do not."""
+    """Merge findings on which the nodes agree; add node names to the others."""
     who: dict[SiteFinding, list[str]] = {}
     for name, findings in by_node.items():
         for finding in findings:
@@ -272,8 +272,8 @@ def _check_allocation(num_nodes: int, environ: Mapping[str, str]) -> None:
 
 @contextmanager
 def _shared_folder(root: Path) -> Iterator[tuple[Path, bool]]:
-    """A folder under the run root with a file, and whether that is locked as long as the nodes look: a file
-    system without locks is a finding of its own (`file locks`), and no reason to look at nothing else."""
+    """Yield a folder under the run root with a file, and whether the file is locked while the nodes look. A
+    file system without locks has its own finding (`file locks`); the other checks still run."""
     folder = root.absolute() / f".doctor-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700, parents=True)
     try:
@@ -292,7 +292,7 @@ def _locks(file: TextIO) -> bool:
 
 
 def _free_ports() -> list[int]:
-    """Free here, and likely so on the first node; several, because likely is not certain."""
+    """Return several ports free here, and probably on the first node too."""
     listeners = [choose_port() for _ in range(4)]
     ports = [int(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:

@@ -1,4 +1,4 @@
-"""A cluster profile (configs/cluster/NAME.yaml) of what was found; what was not is left to be probed."""
+"""Write a cluster profile (configs/cluster/NAME.yaml) of what was found; the rest is left to be probed."""
 
 import shlex
 import sys
@@ -23,13 +23,13 @@ def profile_of(
     qos: str | None = None,
     account: str | None = None,
 ) -> dict[str, Any]:
-    """Keys of config.cluster.ClusterConfig. The interface is named only where all nodes take the same.
+    """Return keys of config.cluster.ClusterConfig. The interface is named only if all nodes use the same.
 
-    Nothing is said of GPUs where none was seen: another partition may have some.
+    GPUs are left out if none was seen: another partition may have some.
 
     Args:
-        partition: as somebody named it. The default one is left to Slurm, and to a site that routes jobs.
-        qos: as somebody named it. The default one is left to Slurm: it is the account's.
+        partition: as the user named it. The default is left to Slurm, and to a site that routes jobs.
+        qos: as the user named it. The default is left to Slurm: it is the account's.
     """
     gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
     gpus = [gpu for report in reports for gpu in report.node.gpus]
@@ -48,7 +48,7 @@ def profile_of(
 
 
 def profile_name(path: Path) -> str:
-    """Return what --cluster finds the file by: its name in the two folders of profiles, else its path."""
+    """Return how --cluster finds the file: by its name in the two folders of profiles, else by its path."""
     path = path.resolve()
     found = path.parent in (assets("configs") / "cluster", own_profiles().resolve())
     return path.stem if found and path.suffix == ".yaml" else shlex.quote(str(path))
@@ -58,7 +58,7 @@ def write_profile(path: Path, profile: dict[str, Any]) -> None:
     """Write a profile; make its folder if there is none.
 
     Raises:
-        UsageError: there is a file already, which a person may have written, or the path cannot be written.
+        UsageError: the file exists, perhaps written by a person, or the path cannot be written.
     """
     if path.exists():
         raise UsageError(f"{path} exists: remove it, or name another file with --write-profile")
@@ -74,7 +74,7 @@ def write_profile(path: Path, profile: dict[str, Any]) -> None:
 def _gpu_type(name: str | None) -> str | None:
     try:
         if name and smaller_cards(name):
-            return name.lower()  # a submission then says what it takes it for
+            return name.lower()  # a submission then reports which GPU it assumes
         return find_gpu(name).name.lower() if name else None
     except UsageError:
         return None

@@ -1,4 +1,4 @@
-"""Everything that `doctor` looks at, in order: Slurm, this machine or the nodes, the run root, the job.
+"""Run every check of `doctor`, in order: Slurm, this machine or the nodes, the run root, the job.
 
 found = examine("jobs/train.yaml", Path("runs"), num_nodes=None, cluster=None)
 """
@@ -33,15 +33,14 @@ class Examination:
 def examine(
     job: str | None, root: Path, num_nodes: int | None, cluster: str | None, partition: str | None = None
 ) -> Examination:
-    """Look at this machine, or at `num_nodes` nodes of the allocation that it is called in.
+    """Check this machine, or `num_nodes` nodes of the current allocation.
 
     Args:
-        partition: looked at instead of that of SBATCH_PARTITION, the job, the profile or Slurm's default.
+        partition: replaces that of SBATCH_PARTITION, the job, the profile or Slurm's default.
 
     Raises:
         ConfigError: the job or the profile cannot be read.
-        UsageError: `num_nodes` outside an allocation, or more than it has; an SBATCH_* variable that holds
-            what it may not.
+        UsageError: `num_nodes` outside an allocation, or more than it has; an invalid SBATCH_* variable.
     """
     config = load(job, overrides_from_environment(os.environ), cluster)
     if partition is not None:
@@ -55,7 +54,7 @@ def examine(
     uses_munge = here and facts.auth_type in (None, "auth/munge")
     image, answers = config.cluster.container.image, Answers(())
     if num_nodes is None or storage.error is not None:
-        # Not by SLURM_JOB_ID: `salloc` starts its command on the login node.
+        # Do not test SLURM_JOB_ID: `salloc` starts its command on the login node.
         is_node = bool(os.environ.get("SLURMD_NODENAME"))
         facts_here = collect_node(config.cluster.network_interface)
         found += judge_node(facts_here, None, uses_munge, image, runs_jobs=is_node)
@@ -77,13 +76,13 @@ def _ask_slurm(config: RunConfig) -> tuple[ClusterFacts, list[SiteFinding]]:
 
 
 def _needs(config: RunConfig, facts: ClusterFacts, here: bool) -> tuple[int | None, list[SiteFinding]]:
-    """(bytes of the checkpoints it keeps, what the plan says of it)."""
+    """Return (bytes of the checkpoints it keeps, findings from the plan)."""
     try:
         decision = decide(config, "slurm" if here else "local", assumed_gpus_per_node=0, facts=facts)
     except R1hpcError as error:
-        return None, [fail("job", str(error), "change the job as it says")]
+        return None, [fail("job", str(error), "fix the job as the message says")]
     size = decision.plan.checkpoint_bytes
-    # The new one is whole before the oldest is removed.
+    # The new checkpoint is complete before the oldest is removed.
     needed = None if size is None else size * (config.checkpoint.keep + 1)
     return needed, [ok("job", "; ".join(decision.notes) or "it fits the partition")]
 

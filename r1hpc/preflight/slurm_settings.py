@@ -1,4 +1,4 @@
-"""Slurm's own settings: which of them cost a long run its requeue, its warning or its time.
+"""Check Slurm's settings for those that cost a long run its requeue, its warning or its time.
 
 judge_cluster(probe_cluster(partition="gpu"), slurm_is_here=True)
 """
@@ -13,7 +13,7 @@ _SHORT_WARNING_S = 30
 
 
 def judge_cluster(facts: ClusterFacts, slurm_is_here: bool) -> list[SiteFinding]:
-    """Whether Slurm answers, the time limit of the partition, preemption, requeue."""
+    """Judge whether Slurm answers, the partition's time limit, preemption and requeue."""
     if not slurm_is_here:
         return [unknown("Slurm", "this machine belongs to no cluster", "run it on a login node of one")]
     if not facts.reachable:

@@ -1,4 +1,4 @@
-"""The folder where runs will lie: room, speed, and whether it keeps the promises that checkpoints stand on.
+"""Check the folder for runs: room, speed, and the file operations that checkpoints rely on.
 
 facts = collect_storage(Path("/scratch/me/runs"))     # writes 64 MiB and removes them
 judge_storage(facts, needed_bytes=2**40)
@@ -30,7 +30,7 @@ _CLOCK_TOLERANCE_S = 2.0
 
 @dataclass(frozen=True)
 class StorageFacts:
-    """What was found at `path`. None: it was not looked at, or the answer does not exist there."""
+    """Facts about `path`. None: not checked, or it has no such property."""
 
     path: str
     error: str | None = None
@@ -42,13 +42,13 @@ class StorageFacts:
     """For `written_bytes`, fsync included."""
     write_error: str | None = None
     locks: str | None = None
-    """None: flock holds; else how it does not."""
+    """None: flock works; else how it fails."""
     rename: str | None = None
-    """None: rename is what the commit of a checkpoint needs; else how it is not."""
+    """None: rename works as the commit of a checkpoint needs; else how it fails."""
     clock_offset_s: float | None = None
     """The file server's clock against this machine's."""
     over_quota: str | None = None
-    """What `quota -q` prints: every file system on which the user has too much."""
+    """Output of `quota -q`: every file system on which the user exceeds the quota."""
     file_system: tuple[str, ...] = ()
     """The device and the mount point of the run root."""
 
@@ -58,7 +58,7 @@ class StorageFacts:
 
 
 def collect_storage(root: Path) -> StorageFacts:
-    """Probe `root` in a folder of its own, which is removed. Takes at most some 10 s."""
+    """Probe `root` in a temporary folder inside it. Takes at most some 10 s."""
     folder = root / f".doctor-{secrets.token_hex(4)}"
     try:
         folder.mkdir(mode=0o700, parents=True)
@@ -85,10 +85,10 @@ def collect_storage(root: Path) -> StorageFacts:
 
 
 def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[SiteFinding]:
-    """Room, speed, locks, rename and clock of a run root.
+    """Judge room, speed, locks, rename and clock of a run root.
 
     Args:
-        needed_bytes: what the checkpoints of a run will take there; None: not known.
+        needed_bytes: size of a run's checkpoints there; None: unknown.
     """
     if facts.error is not None:
         fix = "choose a folder that you may write, on a file system that all nodes share: --run-root DIR"
@@ -167,7 +167,7 @@ def _judge_clock(facts: StorageFacts) -> list[SiteFinding]:
 
 
 def _timed_write(path: Path, count: int) -> tuple[int, float | None, str | None]:
-    """(bytes written, seconds with fsync, what went wrong). Random bytes: a file system may compress."""
+    """Return (bytes written, seconds with fsync, error). Random bytes: a file system may compress."""
     block, written = os.urandom(_BLOCK_BYTES), 0
     began = time.perf_counter()
     try:
@@ -195,7 +195,7 @@ def _how_locks_fail(folder: Path) -> str | None:
 
 
 def _how_rename_fails(folder: Path) -> str | None:
-    """What checkpoint/commit.py and checkpoint/fence.py rely on."""
+    """Test what checkpoint/commit.py and checkpoint/fence.py rely on; return what fails."""
     old, new = folder / "old", folder / "new"
     old.write_text("old")
     new.write_text("new")
@@ -219,12 +219,12 @@ def _tried(probe: Callable[[Path], str | None], folder: Path) -> str | None:
     try:
         return probe(folder)
     except OSError as error:
-        # No room is found by the timed write, which says so; it is no fault of locks or of rename.
+        # The timed write reports a full disk; it is no fault of locks or of rename.
         return None if error.errno in (errno.ENOSPC, errno.EDQUOT) else _words(error)
 
 
 def _clock_offset(folder: Path) -> float | None:
-    """Positive: the file server is ahead. A server stamps mtime by its own clock, a local disk by ours."""
+    """Return how far the file server's clock is ahead. A server stamps mtime by it, a local disk by ours."""
     try:
         before = time.time()
         path = folder / "clock"
@@ -235,7 +235,7 @@ def _clock_offset(folder: Path) -> float | None:
 
 
 def _over_quota() -> str | None:
-    """quota(1), -q: only what is over. None where there is nothing, or no such command."""
+    """Return the output of `quota -q`: only exceeded quotas; None if empty or without that command."""
     try:
         done = subprocess.run(
             ["quota", "-q"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False
@@ -246,7 +246,7 @@ def _over_quota() -> str | None:
 
 
 def _file_system_of(folder: Path) -> tuple[str, ...]:
-    """(device, mount point): the innermost, of several at one place the last, which hides the others."""
+    """Return (device, mount point) of the innermost mount; of several at one place the last is visible."""
     try:
         lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
     except OSError:

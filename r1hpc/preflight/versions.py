@@ -1,4 +1,4 @@
-"""Versions that do not fit one another, from metadata of installed packages: torch is never imported.
+"""Check that installed versions fit one another, from package metadata: torch is never imported.
 
 facts = collect_versions()
 judge_versions(facts, driver="550.54.15", num_gpus=8)
@@ -25,24 +25,24 @@ _OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 
 @dataclass(frozen=True)
 class VersionFacts:
-    """What is installed here. None: not there, or it does not say."""
+    """Installed versions. None: not installed, or not stated."""
 
     python: str
     executable: str
     packages: dict[str, str] = field(default_factory=dict)
-    """Installed version by distribution, of those that training stands on."""
+    """Installed version by distribution, for those that training needs."""
     clashes: tuple[str, ...] = ()
-    """Requirements of theirs that are not met, a sentence each."""
+    """Their requirements that are not met, a sentence each."""
     torch_cuda: str | None = None
     """The CUDA version torch was built for; None for a CPU build."""
     toolkit_cuda: str | None = None
-    """Of the CUDA toolkit in CUDA_HOME, with which DeepSpeed compiles its operators."""
+    """Version of the CUDA toolkit in CUDA_HOME, with which DeepSpeed compiles its operators."""
     foreign_nccl: str | None = None
     """A libnccl that is loaded before torch's own."""
 
 
 def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
-    """Look at the packages of this interpreter, and at CUDA_HOME, LD_PRELOAD and LD_LIBRARY_PATH."""
+    """Inspect the packages of this interpreter, and CUDA_HOME, LD_PRELOAD and LD_LIBRARY_PATH."""
     import platform
     import sys
 
@@ -59,11 +59,11 @@ def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
 
 
 def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> list[SiteFinding]:
-    """Packages against one another, torch's CUDA against the driver and the toolkit, NCCL.
+    """Check packages against one another, torch's CUDA against driver and toolkit, and NCCL.
 
     Args:
-        driver: of NVIDIA on the node; None where there is none.
-        num_gpus: GPUs seen on the node; None: not known, as on a login node.
+        driver: NVIDIA's version on the node; None if there is none.
+        num_gpus: GPUs seen on the node; None: unknown, as on a login node.
     """
     return [
         _judge_packages(facts),
@@ -81,9 +81,8 @@ def _judge_packages(facts: VersionFacts) -> SiteFinding:
             "packages", f"{facts.executable} lacks {names}", "pip install r1hpc into that environment"
         )
     if facts.clashes:
-        return fail(
-            "packages", "; ".join(facts.clashes), "pip install -U what is named; pip check must be silent"
-        )
+        fix = "pip install -U the named packages until pip check reports nothing"
+        return fail("packages", "; ".join(facts.clashes), fix)
     shown = ", ".join(f"{name} {facts.packages[name]}" for name in _WATCHED if name in facts.packages)
     return ok("packages", f"python {facts.python}, {shown}: requirements are met")
 
@@ -116,7 +115,7 @@ def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -
 
 
 def _judge_toolkit(facts: VersionFacts) -> list[SiteFinding]:
-    """DeepSpeed refuses to compile operators where the major versions differ (op_builder/builder.py)."""
+    """Compare major versions: DeepSpeed refuses to compile if they differ (op_builder/builder.py)."""
     if facts.toolkit_cuda is None or facts.torch_cuda is None:
         return []
     detail = f"CUDA toolkit {facts.toolkit_cuda}, torch built for CUDA {facts.torch_cuda}"
@@ -147,7 +146,7 @@ def _installed(name: str) -> str | None:
 
 
 def _unmet(name: str) -> list[str]:
-    """Requirements of an installed distribution that what is installed does not meet; extras left out."""
+    """Return requirements of a distribution that the installed packages do not meet; extras left out."""
     try:
         from packaging.requirements import InvalidRequirement, Requirement
     except ImportError:  # packaging comes with DeepSpeed and transformers
@@ -169,7 +168,7 @@ def _unmet(name: str) -> list[str]:
 
 
 def _cuda_of_torch() -> str | None:
-    """From torch/version.py, read as text: importing torch on a login node takes seconds and gigabytes."""
+    """Read the version from torch/version.py as text: importing torch takes seconds and gigabytes."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,8 +1,8 @@
-"""The charts of a budget: what is left of it, what was spent where there is none, and its campaign.
+"""Draw the charts of a budget: what is left, what was spent if no budget is set, and its campaign.
 
     chart = burn_down(BurnDown(granted=16000.0, ...))
 
-Each gives a Chart, or None where there is nothing to draw. Times are Unix seconds.
+Each function returns a Chart, or None if there is nothing to draw. Times are Unix seconds.
 """
 
 from collections.abc import Sequence
@@ -41,14 +41,14 @@ class BurnDown:
     """(time, spent until then)."""
     spent: float
     committed: Spread
-    """Still to come of what runs and waits."""
+    """Still to be used by running and queued jobs."""
     over: float
     """When that should be over."""
     warn_at: Sequence[float]
     """Shares of the budget at which it warns."""
     plan_name: str
     plan: Sequence[tuple[float, float]]
-    """(time, what should be left then)."""
+    """(time, planned rest at that time)."""
 
     @property
     def left(self) -> float:
@@ -56,7 +56,7 @@ class BurnDown:
 
 
 def burn_down(data: BurnDown) -> Chart:
-    """What is left of the budget, with the plan and the forecast."""
+    """Draw the rest of the budget, with the plan and the forecast."""
     left, granted = data.left, data.granted
 
     def draw(axes: Axes, width: int) -> None:
@@ -80,7 +80,7 @@ def burn_down(data: BurnDown) -> Chart:
 
 
 def spending(curve: Sequence[tuple[float, float]], unit: str) -> Chart | None:
-    """Hours spent so far, where no budget is set; `curve` is (time, spent until then)."""
+    """Draw the hours spent so far, if no budget is set; `curve` is (time, spent until then)."""
     if len(curve) < 2 or curve[-1][1] <= 0:
         return None
     spent = f"{format_hours(curve[-1][1])} spent"
@@ -95,7 +95,7 @@ def spending(curve: Sequence[tuple[float, float]], unit: str) -> Chart | None:
 
 
 def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, on_the_left: bool) -> None:
-    """(time, hours) as a line over its area; `words` stand beside the last point."""
+    """Draw (time, hours) as a line over its area; `words` label the last point."""
     xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
     axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
     axes.plot(xs, ys, color=colour("useful"), lw=2)
@@ -105,7 +105,7 @@ def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, o
 
 
 def _draw_plan(axes: Axes, data: BurnDown) -> None:
-    """The part of the plan that falls into the period; named where a fifth of the budget is planned away."""
+    """Draw the part of the plan in the period; name it if it plans a fifth of the budget or more."""
     import numpy as np
 
     times, left = zip(*data.plan, strict=True)
@@ -118,7 +118,7 @@ def _draw_plan(axes: Axes, data: BurnDown) -> None:
 
 
 def _draw_forecast(axes: Axes, data: BurnDown) -> None:
-    """The fan from now until all jobs are over."""
+    """Draw the fan from now until all jobs are over."""
     left, taken = data.left, data.committed
     until = min(data.end, max(data.over, data.now + 0.02 * (data.end - data.begin)))
     if taken.p90 <= 0 or until <= data.now:
@@ -132,7 +132,7 @@ def _draw_forecast(axes: Axes, data: BurnDown) -> None:
 
 
 def campaign(stages: Sequence[StageProgress]) -> Chart | None:
-    """Each stage: planned hours pale, used ones on top, the forecast of one that is not over as a line."""
+    """Draw each stage: planned hours pale, used ones on top, the forecast of an open one as a line."""
     ahead = [s.forecast.p90 for s in stages if s.when != "past"]
     most = max([0.0, *ahead, *(max(s.stage.gpu_hours, s.used) for s in stages)])
     names = [_stage_name(s) for s in stages]

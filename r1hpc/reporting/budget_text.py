@@ -1,4 +1,4 @@
-"""What `budget` prints: where a budget stands, as text for a terminal and as the object of --json."""
+"""Print the state of a budget for `budget`, as text for a terminal and as the object of --json."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def budget_json(
     progress: CampaignProgress | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The object of --json; `path` is where the budget is, or would be."""
+    """Return the object of --json; `path` is where the budget is, or would be."""
     granted = budget.gpu_hours if budget else None
     return {
         "budget": None if budget is None else {**vars(budget), "path": str(budget.path)},
@@ -40,7 +40,7 @@ def budget_text(
     notes: Sequence[str],
     now: float,
 ) -> Iterator[str]:
-    """The blocks of the answer: where the budget stands, warnings, limits, the campaign, notes."""
+    """Return the text: state of the budget, warnings, limits, the campaign, notes."""
     yield _title(path, budget) + "\n" + _table(budget, status) + _pace(budget, status, now)
     if warnings := list(status.warnings(budget)):
         yield "\n".join(wrap(text, "! ", "  ") for text in warnings)
@@ -87,7 +87,7 @@ def _pace(budget: Budget | None, status: BudgetStatus, now: float) -> str:
 
 
 def _left_after(granted: float, status: BudgetStatus) -> dict[str, float]:
-    """What is left once all that runs and waits is over; below 0: more is promised than there is."""
+    """Return what is left once all that runs and waits is over; below 0 if too much is promised."""
     rest, taken = granted - status.spent, status.committed
     return {"p10": rest - taken.p90, "p50": rest - taken.p50, "p90": rest - taken.p10}
 

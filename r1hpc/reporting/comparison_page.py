@@ -1,4 +1,4 @@
-"""One self-contained page of two models compared: the figures, and the questions on which they differ.
+"""Write one self-contained page that compares two models: the figures, and the questions they differ on.
 
 write_page(pairs, ("base", "new"), figures, Path("ab.html"))
 """
@@ -15,11 +15,11 @@ Line = Mapping[str, Any]
 
 
 def write_page(pairs: Sequence[tuple[Line, Line]], names: tuple[str, str], figures: str, path: Path) -> None:
-    """Write it whole or not at all.
+    """Write the page atomically.
 
     Args:
-        pairs: what each model answered to a question on which they differ; the first 200 are shown.
-        figures: text that stands above them.
+        pairs: the answers of both models to each question on which they differ; the first 200 are shown.
+        figures: text above them.
     """
     title = f"{names[0]} and {names[1]}"
     shown = pairs[:_MOST_SHOWN]

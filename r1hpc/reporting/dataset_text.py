@@ -1,4 +1,4 @@
-"""What `shard` prints of a plan, a build, what was kept, a dataset, and where a document comes from."""
+"""Print for `shard`: a plan, a build, what was kept, a dataset, and the origin of a document."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def print_audit(found: dict[str, Any]) -> None:
 
 
 def print_document(document: dict[str, Any]) -> None:
-    """Where a document comes from, and what was decided about it."""
+    """Print where a document comes from, and what was decided about it."""
     decided = document["decisions"] or {}
     size = f", {decided['size']:,} bytes" if decided.get("size") else ""
     place = f"{printable(document['path'])} at {document['position']}{size}"
@@ -65,7 +65,7 @@ def print_document(document: dict[str, Any]) -> None:
 
 
 def _print_origin(origin: dict[str, Any]) -> None:
-    """Who wrote a document, and asked what."""
+    """Print which teacher wrote a document, from which prompt."""
     settings = origin["settings"]
     drawn = {name: settings[name] for name in ("seed", "temperature", "top_p", "top_k", "min_p")}
     print(f"    teacher: {printable(settings['teacher'])}, sha256 {origin['teacher']}")
@@ -111,11 +111,11 @@ def print_description(described: dict[str, Any]) -> None:
 
 @contextmanager
 def progress_bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that is told of each further number of bytes."""
+    """Show a progress bar; yield a function to call with each further number of bytes."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    # Deferred: who is not looking does not wait for it.
+    # Deferred: only a terminal needs it.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,11 +1,11 @@
-"""One chart, drawn by matplotlib: inlined in a page as SVG at two widths, or written as PNG for a slide.
+"""Draw one chart with matplotlib: inlined in a page as SVG at two widths, or written as PNG for a slide.
 
     chart = Chart("queue", "Queue waits", "hours in the queue", draw)   # draw(axes, width) does the drawing
     html = inline(chart, FULL)            # for a page: follows its colours, its font and its width
     save_png([chart], "one-run: queue", run.report / "queue.png")
 
-An SVG that merely scales has unreadable text on a telephone, so a chart that is wide on a desk is drawn twice
-and the style sheet shows one of them. Lengths are CSS pixels. matplotlib is imported when something is drawn.
+An SVG that only scales has unreadable text on a telephone. A chart that is wide on a desk is therefore drawn
+twice, and the style sheet shows one of them. Lengths are CSS pixels. matplotlib is imported only to draw.
 """
 
 import io
@@ -25,12 +25,12 @@ from r1hpc.reporting.style import colour, keys, text, with_variables
 Axes = Any
 """matplotlib.axes.Axes, which is not imported here."""
 NARROW, HALF, FULL = 360, 514, 1080
-"""Widths: of a telephone or a third of the page, of half the page, and of the whole page."""
+"""Widths: of a telephone or a third of the page, of half the page, and of the full page."""
 BAND = "P10 to P90"
-"""What charts call the range of an estimate."""
+"""Name of an estimate's range in charts."""
 _FONT = 13
 _WIDE = 600
-"""From here on names stand beside their bars, and there are more ticks."""
+"""From this width on names are beside their bars, and there are more ticks."""
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "r1hpc",
@@ -66,22 +66,30 @@ _STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+DAY = 86400.0
+_DROPPED = ("metadata", "clipPath", "style")
+_KEPT = ("d", "x", "y", "transform", "href", "style")
+_USUAL = re.compile(
+    rf"font-size: {_FONT}px;? ?|font-family: [^;]*;? ?|stroke-linejoin: \w+;? ?|stroke-linecap: [^r]\w+;? ?"
+    rf"|text-anchor: start;? ?|fill: {colour('ink')};? ?"
+)
+"""Properties that the style sheet sets, or defaults."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw, not yet drawn."""
+    """A chart to be drawn."""
 
     name: str
-    """Name of its file, without the ending."""
+    """Name of its file, without the suffix."""
     title: str
     label: str
-    """For those who cannot see it: what it shows, and its numbers where they are few."""
+    """Text for readers who cannot see it: what it shows, and its numbers if they are few."""
     draw: Callable[[Axes, int], None]
     """Draws on empty axes that belong to a figure of this width."""
     height: int = 210
     num_rows: int = 0
-    """Rows of a chart of named bars, whose height follows from it."""
+    """Rows of a chart of named bars; they determine its height."""
     keys: Sequence[tuple[str, str]] = ()
     """(colour of the palette, what it means)."""
 
@@ -90,7 +98,7 @@ class Chart:
 
 
 def inline(chart: Chart | None, width: int = NARROW) -> str:
-    """The chart as HTML, from `width` down to a telephone's; empty where there is none."""
+    """Return the chart as HTML, from `width` down to a telephone's; empty if there is none."""
     if chart is None:
         return ""
     sizes = {NARROW: "narrow", width: "wide"} if width > NARROW else {NARROW: "any"}
@@ -99,7 +107,7 @@ def inline(chart: Chart | None, width: int = NARROW) -> str:
 
 
 def save_png(charts: Sequence[Chart], title: str, path: Path) -> None:
-    """The charts under each other, whole or not at all."""
+    """Write the charts under each other, atomically."""
     with _drawing():
         figure = _figure(charts, FULL, sum(chart.height_at(FULL) for chart in charts) + 40)
         figure.suptitle(
@@ -113,13 +121,13 @@ def save_png(charts: Sequence[Chart], title: str, path: Path) -> None:
 
 
 def tip(artist: Any, words: str) -> Any:
-    """Words that a page shows while the pointer is on the artist."""
+    """Attach words that a page shows while the pointer is on the artist."""
     artist.set_gid(f"tip {printable(words)}")
     return artist
 
 
 def mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
-    """An upright stroke on a bar."""
+    """Draw an upright stroke on a bar."""
     tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
 
 
@@ -130,14 +138,14 @@ def dot(axes: Axes, x: float, y: float, name: str, words: str, size: float = 8) 
 
 
 def note(axes: Axes, x: float, y: float, words: str, name: str = "ink", **how: Any) -> None:
-    """Text at a point, on a patch of the background so that lines do not cross it."""
+    """Write text at a point, on a patch of the background so that lines do not cross it."""
     back = {"facecolor": colour("card"), "alpha": 0.75, "linewidth": 0, "pad": 1.0}
     style: dict[str, Any] = {"color": colour(name), "ha": "center", "va": "bottom", "zorder": 6, "bbox": back}
     axes.annotate(printable(words), (x, y), textcoords="offset points", **{"xytext": (0, 4), **style, **how})
 
 
 def time_axis(axes: Axes, begin: float, end: float, width: int) -> None:
-    """The x axis in Unix seconds / DAY, labelled in local time."""
+    """Set the x axis in Unix seconds / DAY, labelled in local time."""
     from dateutil.tz import tzlocal
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
@@ -155,11 +163,8 @@ def time_axis(axes: Axes, begin: float, end: float, width: int) -> None:
     axes.grid(axis="x", visible=False)
 
 
-DAY = 86400.0
-
-
 def number_axis(axis: Any, low: float, high: float, count: int = 5) -> None:
-    """An axis of plain numbers from `low` to `high`: 0  0.25  40  12,000."""
+    """Set an axis of plain numbers from `low` to `high`: 0  0.25  40  12,000."""
     from matplotlib.ticker import MaxNLocator
 
     axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
@@ -170,7 +175,7 @@ def number_axis(axis: Any, low: float, high: float, count: int = 5) -> None:
 def log_axis(
     axis: Any, low: float, high: float, values: Sequence[float] | None = None, unit: str = ""
 ) -> None:
-    """A logarithmic axis with few labels: the powers of ten, else `values`."""
+    """Set a logarithmic axis with few labels: the powers of ten, else `values`."""
     from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
@@ -180,7 +185,7 @@ def log_axis(
 
 
 def short(value: float) -> str:
-    """A tick label: 0  0.25  40  12,000."""
+    """Return a tick label: 0  0.25  40  12,000."""
     value = 0.0 if abs(value) < 1e-12 else value
     if abs(value) >= 10 or value == round(value):
         return f"{value:,.0f}"
@@ -188,9 +193,9 @@ def short(value: float) -> str:
 
 
 def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) -> tuple[list[float], float]:
-    """Room for bars, each with its name, its value and whether both are bold: y of each, and how thick.
+    """Label bars with (name, value, bold) each; return y of each bar, and the thickness.
 
-    Names stand beside their bars where there is room, and above them on a telephone.
+    Names are beside their bars if there is room, and above them on a telephone.
     """
     wide, ys = width >= _WIDE, [-float(i) for i in range(len(rows))]
     axes.set_ylim(ys[-1] - 0.5, 0.5 if wide else 0.8)
@@ -210,12 +215,12 @@ def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) ->
 
 
 def listed(what: str, rows: Sequence[str]) -> str:
-    """A chart's label, for who cannot see it."""
+    """Return a chart's label for readers who cannot see it."""
     return f"{what}: {'; '.join(rows)}"
 
 
 def _cut(name: str, most: int) -> str:
-    """Names of runs often differ at their ends, so what is left out is in the middle."""
+    """Shorten a name in the middle, because names of runs often differ at their ends."""
     name = printable(name)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
@@ -224,14 +229,14 @@ def _cut(name: str, most: int) -> str:
 def _drawing() -> Iterator[None]:
     import matplotlib
 
-    # A letter that a font lacks or a crowded layout is nothing that who asked for a report can mend.
+    # Nobody who reads a report can fix a letter missing from a font, or a crowded layout.
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def _figure(charts: Sequence[Chart], width: int, height: int) -> Any:
-    """A figure of stacked charts; 1 point is 1 pixel, as in SVG."""
+    """Return a figure of stacked charts; 1 point is 1 pixel, as in SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
@@ -243,7 +248,7 @@ def _figure(charts: Sequence[Chart], width: int, height: int) -> Any:
 
 
 def _legend(figure: Any, meanings: Sequence[tuple[str, str]]) -> None:
-    """The keys of its charts, below; in a page they are HTML."""
+    """Draw the keys of its charts below; in a page they are HTML."""
     from matplotlib.patches import Patch
 
     if meanings:
@@ -265,17 +270,8 @@ def _svg(chart: Chart, width: int, css: str) -> str:
     )
 
 
-_DROPPED = ("metadata", "clipPath", "style")
-_KEPT = ("d", "x", "y", "transform", "href", "style")
-_USUAL = re.compile(
-    rf"font-size: {_FONT}px;? ?|font-family: [^;]*;? ?|stroke-linejoin: \w+;? ?|stroke-linecap: [^r]\w+;? ?"
-    rf"|text-anchor: start;? ?|fill: {colour('ink')};? ?"
-)
-"""What the style sheet says, or is so anyway."""
-
-
 def _plain(node: ElementTree.Element) -> str:
-    """An element as a page needs it: no namespaces, no metadata, no clipping, no groups without a meaning."""
+    """Return an element without namespaces, metadata, clipping and groups without a meaning."""
     tag, name = _local(node.tag), node.get("id", "")
     inner = "".join(_plain(child) for child in node)
     if tag in _DROPPED or (tag in ("g", "defs") and not inner):
@@ -287,7 +283,7 @@ def _plain(node: ElementTree.Element) -> str:
     kept = {key: _tidy(key, given[key]) for key in _KEPT if key in given}
     if kept.get("style") == "fill:none":
         return ""
-    if name.startswith("m") and tag == "path":  # what a <use> refers to
+    if name.startswith("m") and tag == "path":  # a <use> refers to it
         kept["id"] = name
     attributes = "".join(f' {key}="{text(value)}"' for key, value in kept.items() if value)
     inner = f"{text(node.text or '')}{inner}" if tag == "text" else inner

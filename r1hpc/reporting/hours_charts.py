@@ -1,10 +1,9 @@
-"""The charts of GPU-hours that were used: planned against used, where they went, by day, queue waits.
+"""Draw the charts of used GPU-hours: planned against used, where they went, by day, queue waits.
 
     chart = waste({"run-1": {"useful": 12.0, "lost": 0.5, ...}}, "GPU-hours")
 
-Each gives a Chart, or None where there is nothing to draw. Times are Unix seconds.
-
-Long series made short enough to draw: means over stretches, and ranges over them or over many GPUs.
+Each function returns a Chart, or None if there is nothing to draw. Times are Unix seconds. Long series are
+shortened first: means over stretches, and ranges over them or over many GPUs.
 """
 
 import math
@@ -38,11 +37,20 @@ from r1hpc.reporting.style import colour
 from r1hpc.telemetry.gpu.history import GpuSeries
 
 _MOST_POINTS = 240
+TIMES = "\N{MULTIPLICATION SIGN}"
+PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
+"""In stacking order; `other` is what no run folder explains."""
+_MOST_COLUMNS = 120
+_MOST_ROWS = 24
+_MOST_DOTS = 200
+"""Up to so many runs, each is a dot with its own tooltip."""
+Parts = Mapping[str, float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one line, with the range of the values that each stands for; a NaN interrupts it."""
+    """Points of one line, each with the range of the values it represents; a NaN interrupts it."""
 
     xs: list[float]
     ys: list[float]
@@ -75,7 +83,7 @@ class GpuRange:
 
 
 def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> Curve:
-    """Means of several values each, about _MOST_POINTS of them for `num_all` values in several lines."""
+    """Return means of several values each, about _MOST_POINTS for `num_all` values in several lines."""
     width = max(1, math.ceil(max(len(xs), num_all) / _MOST_POINTS))
     curve = Curve([], [], [], [])
     for i in range(0, len(xs), width):
@@ -88,7 +96,7 @@ def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> C
 
 
 def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS) -> GpuRange:
-    """One field of telemetry.gpu_series.Point over all GPUs, at about `most` times, by stretches of time."""
+    """Return one field of telemetry.gpu.series.Point over all GPUs, at about `most` times, by stretches."""
     points = [p for each in series for segment in each.segments for p in segment]
     if not points:
         return GpuRange([])
@@ -114,17 +122,6 @@ def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS)
     return GpuRange(parts)
 
 
-TIMES = "\N{MULTIPLICATION SIGN}"
-PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
-"""In the order in which they are stacked; `other` is what no run folder explains."""
-_MOST_COLUMNS = 120
-_MOST_ROWS = 24
-_MOST_DOTS = 200
-"""Of so many runs each is a dot that says what it is."""
-Parts = Mapping[str, float]
-T = TypeVar("T")
-
-
 @dataclass(frozen=True)
 class EstimatedRun:
     """One run with its estimate, in hours."""
@@ -142,7 +139,7 @@ class EstimatedRun:
 
 
 def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | None:
-    """For each estimated run its P10 to P90, its P50, and what it used; the largest, where they are many."""
+    """Draw P10 to P90, P50 and the used hours of each estimated run; only the largest if they are many."""
     shown = _largest(runs, [max(run.planned.p50, run.used) for run in runs])
     hours = [h for r in shown for h in (r.planned.p10, r.planned.p90, r.used) if h > 0]
     if not hours:
@@ -180,7 +177,7 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
 
 
 def estimate_errors(runs: Sequence[EstimatedRun]) -> Chart | None:
-    """Used / planned of every finished run, oldest first, with the P10 to P90 it was given."""
+    """Draw used / planned of every finished run, oldest first, with its estimate's P10 to P90."""
     shown = _finished(runs)[-_MOST_DOTS:]
     if not shown:
         return None
@@ -210,7 +207,7 @@ def estimate_errors(runs: Sequence[EstimatedRun]) -> Chart | None:
 
 
 def error_words(runs: Sequence[EstimatedRun]) -> str:
-    """The error of the estimates so far, in a sentence."""
+    """Return the error of the estimates so far, in a sentence."""
     shown = _finished(runs)
     if not shown:
         return "No run with a stored estimate has finished yet."
@@ -225,7 +222,7 @@ def error_words(runs: Sequence[EstimatedRun]) -> str:
 
 
 def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
-    """Where the hours of each run went, as shares: of all, of the largest, and of the others together."""
+    """Draw where each run's hours went, as shares: all runs, the largest, and the others together."""
     shown = {name: parts for name, parts in runs.items() if sum(parts.values()) > 0}
     if not shown:
         return None
@@ -263,7 +260,7 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
 
 
 def lost_by_cause(hours: Mapping[str, float], unit: str) -> Chart | None:
-    """Lost and idle hours by what ended the attempt they were lost in."""
+    """Draw lost and idle hours by what ended the attempt they were lost in."""
     shown = sorted(((h, cause.replace("_", " ")) for cause, h in hours.items() if h > 0), reverse=True)
     if not shown:
         return None
@@ -279,7 +276,7 @@ def lost_by_cause(hours: Mapping[str, float], unit: str) -> Chart | None:
 
 
 def queue_waits(waits: Sequence[tuple[float, float, str]]) -> Chart | None:
-    """How long each attempt waited: (when it began, seconds, its run)."""
+    """Draw each attempt's queue wait; `waits` holds (when it began, seconds, its run)."""
     if not waits:
         return None
     longest = max(wait for _, wait, _ in waits)
@@ -314,7 +311,7 @@ def _draw_many(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 
 def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
-    """Columns of hours by PARTS for each day (YYYY-MM-DD); of each week or 30 days where they are many."""
+    """Draw columns of hours by PARTS for each day (YYYY-MM-DD), or for each week or 30 days if many."""
     if len(days) < 2:
         return None
     columns, size = _columns(days)
@@ -341,7 +338,7 @@ def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
 
 
 def _columns(days: Mapping[str, Parts]) -> tuple[dict[float, dict[str, float]], int]:
-    """Hours by the begin of each column, and how many days a column has."""
+    """Return hours by the start of each column, and the number of days in a column."""
     first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
     count = (last - first).days + 1
     size = 1 if count <= _MOST_COLUMNS else 7 if count <= 7 * _MOST_COLUMNS else 30
@@ -356,7 +353,7 @@ def _columns(days: Mapping[str, Parts]) -> tuple[dict[float, dict[str, float]], 
 
 
 def _hours_of(parts: Parts) -> list[tuple[str, str]]:
-    """Keys that are read as a table: each part with its hours and share."""
+    """Return keys that read as a table: each part with its hours and share."""
     whole = sum(parts.values()) or 1.0
     return [
         (part, f"{part} {format_hours(parts[part])} ({100 * parts[part] / whole:.1f} %)")
@@ -366,7 +363,7 @@ def _hours_of(parts: Parts) -> list[tuple[str, str]]:
 
 
 def _largest(items: Sequence[T], sizes: Sequence[float]) -> list[T]:
-    """The largest, in the order they come in."""
+    """Return the largest, in their given order."""
     ranked = sorted(range(len(items)), key=lambda i: -sizes[i])[:_MOST_ROWS]
     return [items[i] for i in sorted(ranked)]
 

@@ -1,22 +1,13 @@
-"""One self-contained HTML page: what was spent, what is left, what was useful, what was planned.
+"""Write the report: one self-contained HTML page of used and planned hours, with its charts as PNG beside it.
 
-    view = make_view(runs, run_root, now=time.time())
-    write_page(view, run_root / "report.html")
+    path = publish(None, run_root, None, now=time.time())        # RUN_ROOT/report.html, for all runs
+    path = publish([run], run_root, None, now=time.time())       # RUN_DIR/report/index.html
+    write_page(make_view(runs, run_root, now=time.time()), run_root / "report.html")
+    html = run_card(run)                                         # one run: facts, findings, charts
+    paths = draw_pngs(run.run, run.summary, run.run.report)      # the same charts as files
 
-No script, no font, no picture and no address outside of it: it opens from a mail, without a network. Names of
+The page has no script, font, picture or outside address: it opens from a mail, without a network. Names of
 runs and users are escaped wherever they appear.
-
-The sections of the page, each as HTML blocks: tiles, budget, estimates, hours, tables, notes.
-
-One run on the page: its facts, what stands out in it, and its charts.
-
-html = run_card(run)
-paths = draw_pngs(run.run, run.summary, run.run.report)     # the same charts as files
-
-The report as files: one HTML page, and its charts as PNG beside it, for slides and mails.
-
-path = publish(None, run_root, None, now=time.time())        # RUN_ROOT/report.html, of all runs
-path = publish([run], run_root, None, now=time.time())       # RUN_DIR/report/index.html
 """
 
 import time
@@ -55,9 +46,16 @@ from r1hpc.telemetry.records.evaluations import read_evaluations
 from r1hpc.telemetry.records.metrics import read_events
 
 Charts = dict[str, Chart | None]
-"""By name; None: there is nothing to hours_charts."""
+"""By name; None: there is nothing to draw."""
 _MOST_TABLE = 500
 _SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the run folders"}
+_MAIN = ("loss", "reward", "throughput", "utilisation", "power")
+"""Charts of a run on a page with others; a page of one run has all."""
+_NOTHING = "<p class=muted>It has taken no step yet.</p>"
+_MOST_CARDS = 8
+"""Runs that get a card, those begun last; the table has the others too."""
+_SELECTED = "Only the selection is counted here, so this page says nothing of the budget."
+_GROUPS = ("user", "account", "stage", "partition", "state", "qos")
 
 
 def head(view: View) -> str:
@@ -70,7 +68,7 @@ def head(view: View) -> str:
 
 
 def tiles(view: View) -> str:
-    """The figures that matter most."""
+    """Return the figures that matter most."""
     whole, spent, taken = sum(view.parts.values()), view.spent, view.committed
     granted = view.budget.gpu_hours if view.budget else None
     useful = f"{100 * view.parts['useful'] / whole:.1f} %" if whole else NONE
@@ -83,7 +81,7 @@ def tiles(view: View) -> str:
         _left(view) if view.is_whole else _planned(view),
         ("Useful", useful, wasted),
     ]
-    if not any(run.is_cut for run in view.runs):  # a window's hours and those to come are no sum of anything
+    if not any(run.is_cut for run in view.runs):  # hours of a window and hours to come do not add up
         shown.append(
             ("Forecast with running and queued", format_hours(spent + taken.p50), _band(taken + spent))
         )
@@ -122,7 +120,7 @@ def warnings(view: View) -> Iterator[str]:
 
 
 def budget(view: View, charts: Charts) -> Iterator[str]:
-    """Burn-down and campaign; without a budget what was spent so far."""
+    """Yield burn-down and campaign; without a budget the hours spent so far."""
     status = view.status
     if view.burn_down is not None:
         left = view.burn_down.left
@@ -144,7 +142,7 @@ def budget(view: View, charts: Charts) -> Iterator[str]:
 
 
 def charts_of_hours(view: View) -> Charts:
-    """Every chart of the page but those of single runs, by its name."""
+    """Return every chart of the page except those of single runs, by name."""
     down, unit = view.burn_down, view.unit
     return {
         "spent": budget_charts.burn_down(down) if down else budget_charts.spending(view.curve, unit),
@@ -184,7 +182,7 @@ def _limits(status: BudgetStatus) -> str:
 
 
 def estimates(view: View, charts: Charts) -> Iterator[str]:
-    """Planned against used, and how wrong the estimates were."""
+    """Yield planned against used, and the errors of the estimates."""
     planned, so_far = charts["planned"], charts["errors"]
     if planned is None:
         return
@@ -200,7 +198,7 @@ def estimates(view: View, charts: Charts) -> Iterator[str]:
 
 
 def hours(view: View, charts: Charts) -> Iterator[str]:
-    """What they went into, by run, by day and by cause; and the time in the queue."""
+    """Yield where hours went, by run, by day and by cause; and the time in the queue."""
     if charts["waste"] is not None:
         yield "<h2>Where the hours went</h2>"
         yield _section_card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
@@ -242,13 +240,8 @@ def notes(view: View) -> str:
     return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'
 
 
-_MAIN = ("loss", "reward", "throughput", "utilisation", "power")
-"""Charts of a run among others; a page of one run has all."""
-_NOTHING = "<p class=muted>It has taken no step yet.</p>"
-
-
 def run_card(run: RunLedger, is_alone: bool = False) -> str:
-    """The HTML of one run. `is_alone`: it is what the page is about, so everything is drawn."""
+    """Return the HTML of one run. `is_alone`: the page shows only this run, with every chart."""
     data = read_run_data(run.run, run.summary)
     charts = charts_of_run(data)
     nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
@@ -267,13 +260,13 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
 
 
 def draw_pngs(run: RunDir, summary: RunSummary, folder: Path, prefix: str = "") -> list[Path]:
-    """What there is data for, as PNG files in `folder`, their names begun by `prefix`; their paths."""
+    """Draw every chart with data as a PNG file in `folder`, its name after `prefix`; return the paths."""
     data = read_run_data(run, summary)
     return write_pngs(run.run_id, charts_of_run(data), folder, STUB if data.is_stub else "", prefix)
 
 
 def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
-    """What is drawn of a run, from its folder."""
+    """Read the data of a run's charts from its folder."""
     events = read_events(run)
     return RunData(
         attempts=summary.attempts,
@@ -305,7 +298,7 @@ def _facts(run: RunLedger) -> list[str]:
 
 
 def _newest_findings(run: RunLedger) -> Sequence[Finding]:
-    """What stands out in the newest attempt; steps are judged, of which a server has none."""
+    """Return the findings in the newest attempt; they judge steps, and a server has none."""
     if not run.summary.attempts or run.stage == "serve":
         return ()
     newest = run.summary.attempts[-1]
@@ -313,7 +306,7 @@ def _newest_findings(run: RunLedger) -> Sequence[Finding]:
 
 
 def _findings(found: Sequence[Finding]) -> str:
-    """Each kind once, the newest first; nothing where nothing stands out."""
+    """Return each kind of finding once, the newest first; empty if there is none."""
     first = {finding.code: finding for finding in reversed(found)}
     items = "".join(
         f'<li class="{each.severity.value}"><b>{text(each.code.replace("_", " "))}</b> '
@@ -323,18 +316,14 @@ def _findings(found: Sequence[Finding]) -> str:
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 
-_MOST_CARDS = 8
-"""Runs that get a card each, those begun last; the table has the others too."""
-
-
 def write_page(view: View, path: Path) -> None:
-    """Write it whole or not at all."""
+    """Write the page atomically."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(path, page(view))
 
 
 def page(view: View) -> str:
-    """The page as text."""
+    """Return the page as text."""
     charts = charts_of_hours(view)
     parts = [draw(view, charts) for draw in (budget, estimates, hours)]
     parts = [*parts, _cards(view)] if len(view.runs) > 1 else [_cards(view), *parts]
@@ -354,16 +343,12 @@ def _cards(view: View) -> Iterator[str]:
 
 
 def _card(run: RunLedger, alone: bool) -> str:
-    """The run, or why it cannot be drawn: the page is about the others too."""
+    """Return a run's card, or why it cannot be drawn: one bad run must not lose the others."""
     try:
         return run_card(run, alone)
     except (R1hpcError, OSError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         return card(run.run_id, lines(f"It cannot be drawn: {why}"))
-
-
-_SELECTED = "Only what was selected is counted here, so this page says nothing of the budget."
-_GROUPS = ("user", "account", "stage", "partition", "state", "qos")
 
 
 def publish(
@@ -379,21 +364,21 @@ def publish(
     account: str | None = None,
     pictures: bool = True,
 ) -> Path:
-    """Write the page; its path.
+    """Write the page; return its path.
 
     Args:
-        runs: those it is about; None: all under the run root.
-        out: where it goes; None: RUN_DIR/report/index.html of a single run, else RUN_ROOT/report.html.
-        hours: what fold_hours made of Slurm's records, which then are what was spent; as with `window` and
-            `user` these are a selection, and the page leaves the budget out.
-        records: those of the runs' jobs among Slurm's, from a file of sacct's output.
-        window: (start, end), Unix seconds: what was held outside of it is left out.
+        runs: the runs on it; None: all under the run root.
+        out: the file; None: RUN_DIR/report/index.html for a single run, else RUN_ROOT/report.html.
+        hours: fold_hours of Slurm's records, which then are the hours spent; as with `window` and `user`
+            these are a selection, and the page leaves the budget out.
+        records: Slurm's records of the runs' jobs, from a file of sacct's output.
+        window: (start, end), Unix seconds: only what was held in between counts.
         user: only runs of this user.
         account: only runs of this account, as far as it is known.
         pictures: draw the PNG files too.
 
     Raises:
-        UsageError: the named runs hold nothing of what was selected.
+        UsageError: the named runs held nothing in the selection.
     """
     is_selected = hours is not None or window != (None, None) or (user, account) != (None, None)
     if runs is None:
@@ -405,7 +390,7 @@ def publish(
     ledgers = [run for run in ledgers if user in (None, run.user) and account in (None, run.account)]
     if runs is not None and not ledgers:
         named = ", ".join(full_name(run) for run in runs)
-        raise UsageError(". ".join([f"{named}: nothing was held of what is selected", *notes]))
+        raise UsageError(". ".join([f"{named}: nothing was held in the selection", *notes]))
     single = ledgers[0] if runs is not None and len(runs) == 1 else None
     if runs is not None and all(run.source == "sacct" for run in ledgers):
         hours = fold_hours(held for run in ledgers for held in run.allocations)
@@ -422,14 +407,14 @@ def publish(
 
 
 def _by_slurm(view: View, hours: Mapping[str, Any]) -> View:
-    """The view with Slurm's hours as what was spent."""
+    """Return the view with Slurm's hours as the hours spent."""
     status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")
     groups = {key: hours[f"by_{key}"] for key in _GROUPS if hours.get(f"by_{key}")}
     return replace(view, status=status, groups=groups)
 
 
 def _draw(view: View, single: RunLedger | None, page: Path) -> Iterator[str]:
-    """The PNG files beside the page, by their names."""
+    """Write the PNG files beside the page; yield their names."""
     prefix = "" if page.stem == "index" else f"{page.stem}-"
     if single is not None:
         yield from (path.name for path in draw_pngs(single.run, single.summary, page.parent, prefix))

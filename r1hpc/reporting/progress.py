@@ -1,15 +1,12 @@
-"""How far a run is, from its newest metrics or its finished parts: what `status` says and `watch` shows.
+"""Measure how far a run is, from its newest metrics or finished parts, for `status` and `watch`.
 
-now = read_progress(ledger)
-now.global_step, now.num_steps, now.tokens_per_second, now.eta_s
-
-What `watch` shows of a run at one moment, as plain values.
-
+    now = read_progress(ledger)
+    now.global_step, now.num_steps, now.tokens_per_second, now.eta_s
     watched = Watched(run)
-    shown = watched.now()        # again and again: what is dear (Slurm, all steps) is asked seldom
+    shown = watched.now()        # call it repeatedly; plain values
 
-The newest lines of the records are read at each call. The ledger, which asks Slurm and adds up all steps, is
-opened again when an attempt begins or ends, and else every ten seconds.
+Each call of `now` reads the newest lines of the records. The ledger, which asks Slurm and adds up all steps,
+is opened again when an attempt begins or ends, and otherwise every ten seconds.
 """
 
 import time
@@ -35,31 +32,39 @@ from r1hpc.telemetry.records.ranks import finish_times
 
 _RECENT_STEPS = 20
 """The speed is averaged over these."""
+QUANTITIES = ("reward", "accuracy", "loss", "grad_norm", "lr", "tokens_per_second", "mfu")
+"""Quantities of a step that are shown if a run has them."""
+_LEDGER_EVERY_S = 10.0
+_NUM_RECENT = 400
+"""Steps in a curve, as many as the last 64 KiB of the metrics hold."""
+_TAIL_BYTES = 2**17
+_STALE_S = 60.0
+"""An older GPU reading does not describe the present."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the weights of a run are, and how fast they get on; of a stage in parts, how many there are."""
+    """Step and speed of a run; for a stage in parts, the number of parts."""
 
     recent: tuple[Step, ...]
-    """The newest steps on record, oldest first."""
+    """The newest recorded steps, oldest first."""
     global_step: int | None
     num_steps: int | None
     tokens_per_second: float | None
     """Over the recent steps of the newest attempt."""
     eta_s: float | None
-    """Seconds to the last step; None where the run is not running, or too young to say."""
+    """Seconds to the last step; None if the run is not running, or too young to tell."""
     in_parts: bool = False
     """Its stage takes no steps: `global_step` and `num_steps` count parts."""
 
     @property
     def unit(self) -> str:
-        """What is counted."""
+        """Return what is counted."""
         return "part" if self.in_parts else "step"
 
 
 def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progress:
-    """The progress of a run.
+    """Return the progress of a run.
 
     Args:
         num_recent: steps to read; the speed is that of the last 20 at most.
@@ -86,8 +91,8 @@ def _of_parts(ledger: RunLedger) -> Progress:
 
 
 def _eta_of_parts_s(ledger: RunLedger, made: Sequence[Path], left: int | None) -> float | None:
-    """By the parts of the attempt that runs, from its begin on: ranks finish their parts at about the same
-    moments, between which nothing is told of how long one takes. None before its first part.
+    """Estimate from the running attempt's parts since its begin: ranks finish their parts at about the same
+    moments, and in between nothing shows how long a part takes. None before its first part.
     """
     last = ledger.situation.history.last
     if not left or last is None or ledger.situation.state is not State.running:
@@ -95,13 +100,13 @@ def _eta_of_parts_s(ledger: RunLedger, made: Sequence[Path], left: int | None) -
     times = finish_times(made, last.start)
     if not times:
         return None
-    ranks = max(1, last.ranks)  # they begin together, again and again: where one is done, the others are near
+    ranks = max(1, last.ranks)  # they begin each part together, so that when one is done the others are near
     rounds = -(-len(times) // ranks)
     return left * (times[-1] - last.start) / min(rounds * ranks, left + len(times))
 
 
 def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:
-    """Where the weights are: after its resume an attempt stands before the steps its predecessor took."""
+    """Return the step of the weights: a resumed attempt stands before its predecessor's last steps."""
     if last is not None and (not recent or recent[-1].attempt < last.attempt):
         return last.resumed_from
     return recent[-1].global_step if recent else None
@@ -132,26 +137,16 @@ def _tokens_per_second(recent: Sequence[Step]) -> float | None:
 
 
 def _eta_s(recent: Sequence[Step], step: int | None, num_steps: int | None) -> float | None:
-    """By wall time over the recent steps, so that saves and waits count; None before the second step."""
+    """Estimate by wall time over the recent steps, with saves and waits; None before the second step."""
     times = [s.time for s in recent if s.attempt == recent[-1].attempt and s.time is not None]
     if num_steps is None or step is None or len(times) < 2:
         return None
     return max(0, num_steps - step) * max(0.0, times[-1] - times[0]) / (len(times) - 1)
 
 
-QUANTITIES = ("reward", "accuracy", "loss", "grad_norm", "lr", "tokens_per_second", "mfu")
-"""Of a step, those that are shown where a run has them."""
-_LEDGER_EVERY_S = 10.0
-_NUM_RECENT = 400
-"""Steps whose course is drawn, as many as the last 64 KiB of the metrics hold."""
-_TAIL_BYTES = 2**17
-_STALE_S = 60.0
-"""A reading of a GPU that is older says nothing of now."""
-
-
 @dataclass(frozen=True)
 class GpuNow:
-    """The newest reading of a GPU; None where it gives none."""
+    """The newest reading of a GPU; None for values it lacks."""
 
     node: str
     index: int | None
@@ -165,7 +160,7 @@ class GpuNow:
 
 @dataclass(frozen=True)
 class Shown:
-    """A run at one moment. Times are Unix seconds."""
+    """A run at one time. Times are Unix seconds."""
 
     ledger: RunLedger
     progress: Progress
@@ -173,16 +168,16 @@ class Shown:
     """Quantity -> its values over the recent steps, oldest first, without those that lack it."""
     gpus: tuple[GpuNow, ...]
     saved: tuple[int, float] | None
-    """The step of the newest save on record, and when it was."""
+    """Step and time of the newest recorded save."""
     held_out: tuple[int, float] | None
     """The step of the newest evaluation, and its greedy accuracy."""
     job_ends_at: float | None
     """When the time limit ends the attempt."""
     time: float
     chain: str = ""
-    """What there is to say of the chain it is a stage of."""
+    """A note on its chain, for a stage of one."""
     more_follows: bool = False
-    """Another stage of the chain goes on."""
+    """Another stage of the chain follows."""
 
     @property
     def is_over(self) -> bool:
@@ -190,13 +185,13 @@ class Shown:
 
     @property
     def to_come(self) -> Spread | None:
-        """Hours still to be used, in the ledger's unit; None: nobody knows."""
+        """Return the hours still to be used, in the ledger's unit; None if unknown."""
         found = self.ledger.to_come
         return found if found.p50 > 0 else None
 
 
 class Watched:
-    """One run, looked at again and again."""
+    """One run, read repeatedly."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -205,7 +200,7 @@ class Watched:
         self._mark: tuple[int, bool] | None = None
 
     def now(self) -> Shown:
-        """What there is to see at this moment.
+        """Return what can be shown now.
 
         Raises:
             StateError: the run folder cannot be read.
@@ -273,7 +268,7 @@ def _readings(tick: dict[str, Any], devices: list[dict[str, Any]]) -> Iterator[G
 
 
 def _job_ends_at(ledger: RunLedger) -> float | None:
-    """By the limit it was submitted with; Slurm counts from the start of the allocation."""
+    """Return the end by the submitted time limit; Slurm counts from the start of the allocation."""
     submissions = ledger.situation.history.submissions
     limit_s = _number(submissions[-1].get("time_limit_s")) if submissions else None
     running = ledger.situation.state is State.running and ledger.attempts

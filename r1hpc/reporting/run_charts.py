@@ -1,9 +1,9 @@
-"""The charts of one run: loss, reward, throughput and MFU, GPUs, with its attempts as bands that name causes.
+"""Draw the charts of one run: loss, reward, throughput, MFU and GPUs, with attempts as bands.
 
-    charts = charts_of_run(data)                      # {"loss": Chart, ...}: what there is data for
+    charts = charts_of_run(data)                      # {"loss": Chart, ...}: those with data
     paths = write_pngs("my-run", charts, folder)      # loss.png, throughput.png, reward.png, gpu.png
 
-reporting.run_card reads a RunData from a run folder.
+reporting.page reads a RunData from a run folder.
 """
 
 import math
@@ -38,23 +38,24 @@ _FILES = {
     "reward": ("reward", "length", "learning"),
     "gpu": ("utilisation", "power", "memory"),
 }
-"""Which charts share a PNG."""
+"""Charts that share a PNG."""
 _REWARDS = ("reward", "reward_mean", "mean_reward")
 _MOST_READINGS = 1500
 _MOST_LINES = 8
 """With more GPUs than this a wide chart has a line for each node, with the range of its GPUs."""
 STUB = "source=stub: a test library, these readings mean nothing"
+Bands = Sequence[tuple[float, float, str]]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything about one run that is drawn."""
+    """All data for the charts of one run."""
 
     attempts: Sequence[AttemptSummary]
     steps: Sequence[Step]
-    """Those that lasted, in order."""
+    """Steps that counted, in order."""
     lost: Sequence[Step]
-    """Those that were taken again, or will be."""
+    """Steps that were repeated, or will be."""
     saves: Sequence[float] = ()
     """When a checkpoint was saved."""
     evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class RunData:
 
 
 def charts_of_run(data: RunData) -> dict[str, Chart]:
-    """Every chart that there is data for, by its name."""
+    """Return every chart that has data, by name."""
     reward = next((key for key in _REWARDS if _known(data.column(key))), "reward")
     rewards = {"accuracy": ("useful", "accuracy"), reward: ("good", "mean reward")}
     lengths = {"response_length_correct": ("good", "correct"), "response_length_wrong": ("lost", "wrong")}
@@ -93,7 +94,7 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
 def write_pngs(
     title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "", prefix: str = ""
 ) -> list[Path]:
-    """The charts as files, a few under each other in one; their paths. `warning` is said of the GPUs'."""
+    """Write the charts as files, some sharing one; return the paths. `warning` is added to the GPUs'."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = []
     for name, members in _FILES.items():
@@ -116,12 +117,12 @@ def _over_steps(
     floor: float | None = 0.0,
     held_out: bool = False,
 ) -> Chart | None:
-    """Lines {key of the step: (colour, meaning)} over the optimizer steps.
+    """Draw lines {key of the step: (colour, meaning)} over the optimizer steps.
 
     Args:
-        unit: what the y axis shows, where the meanings do not say it.
+        unit: title of the y axis, if the meanings do not tell it.
         lost: draw this key of the lost steps too.
-        floor: where the y axis begins; None: near the least value.
+        floor: start of the y axis; None: near the least value.
         held_out: draw the held-out evaluations too.
     """
     numbers = [float(step.global_step) for step in data.steps]
@@ -156,7 +157,7 @@ def _over_steps(
 
 
 def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]) -> None:
-    """The last value: below a line that is high up, because the attempts are named above."""
+    """Label the last value: below a high line, because the attempts are named above."""
     (low, high), (x, value) = limits, curve.last
     y = min(max(value, low), high)
     dot(axes, x, y, name, f"{value:.4g}", 7)
@@ -165,17 +166,17 @@ def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float])
 
 
 def _draw_curve(axes: Axes, curve: Curve, name: str, limits: tuple[float, float], label: str) -> None:
-    """The means, and pale behind them the range of the values that each stands for."""
+    """Draw the means, and behind them, pale, the range of the values each represents."""
     low, high = limits
     if curve.is_thinned:
         least, most = ([min(max(y, low), high) for y in ys] for ys in (curve.least, curve.most))
         axes.fill_between(curve.xs, least, most, color=colour(name), alpha=0.2, lw=0)
-    ys = [min(max(y, low), high) for y in curve.ys]  # a wild value goes to the edge, as if it were cut off
+    ys = [min(max(y, low), high) for y in curve.ys]  # an outlier goes to the edge, as if it were cut off
     axes.plot(curve.xs, ys, color=colour(name), label=label or None, zorder=4)
 
 
 def _draw_lost(axes: Axes, lost: Sequence[Step], key: str, limits: tuple[float, float], end: float) -> None:
-    """Stretches of steps that were taken again: shaded, with what they were like the first time."""
+    """Shade stretches of repeated steps, with their first values."""
     for stretch in _stretches(lost):
         xs, ys = [float(s.global_step) for s in stretch], [s.number(key) for s in stretch]
         words = f"steps {xs[0]:g} to {xs[-1]:g} were taken again"
@@ -196,7 +197,7 @@ def _draw_tests(axes: Axes, tests: Mapping[int, Mapping[str, float]]) -> None:
 
 
 def _throughput(data: RunData) -> Chart | None:
-    """MFU over wall time where it is known, with tokens per second on the right; else these alone."""
+    """Draw MFU over wall time if known, with tokens per second on the right; else only tokens per second."""
     has_mfu = _known(data.column("mfu"))
     if not has_mfu and not _known(data.column("tokens_per_second")):
         return None
@@ -231,7 +232,7 @@ def _throughput(data: RunData) -> Chart | None:
 
 
 def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
-    """Curves over days, one for each stretch of steps: a line would cross the time between attempts."""
+    """Return curves over days, one a stretch of steps: a line would cross the time between attempts."""
     stretches = _stretches([step for step in steps if step.time is not None])
     found = []
     for stretch in stretches:
@@ -241,7 +242,7 @@ def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
 
 
 def _second_axis(axes: Axes, factor: float) -> None:
-    """Tokens per second are proportional to MFU: the same line, read on the right."""
+    """Add tokens per second, which are proportional to MFU: the same line, read on the right."""
     right = axes.secondary_yaxis("right", functions=(lambda y: y * factor, lambda y: y / factor))
     right.set_ylabel("tokens per second")
     right.spines["right"].set_visible(False)
@@ -249,7 +250,7 @@ def _second_axis(axes: Axes, factor: float) -> None:
 
 
 def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | None:
-    """One reading of all GPUs over wall time: a line for each where there is room, else median and range."""
+    """Draw one reading of all GPUs over wall time: a line each if there is room, else median and range."""
     series = [each for each in data.gpus if each.segments]
     whole = gpu_range(series, key)
     if not whole.parts:
@@ -293,11 +294,8 @@ def _draw_range(axes: Axes, line: GpuRange, name: str, label: str, is_single: bo
         )
 
 
-Bands = Sequence[tuple[float, float, str]]
-
-
 def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> None:
-    """The attempts by turns in two shades, named where there is room; gaps are time in the queue."""
+    """Shade the attempts alternately, named if there is room; gaps are time in the queue."""
     if len(bands) < 2:
         return
     size = 0.86 * width / max(end - begin, 1e-9)
@@ -315,7 +313,7 @@ def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> No
 
 
 def _step_bands(attempts: Sequence[AttemptSummary]) -> Bands:
-    """From an attempt's first step to that of the next one that took any."""
+    """Return bands from an attempt's first step to that of the next one that took any."""
     taken = [(each, each.attempt.first_step) for each in attempts if each.attempt.first_step is not None]
     found = []
     for i, (each, first) in enumerate(taken):
@@ -334,7 +332,7 @@ def _name(each: AttemptSummary) -> str:
 
 
 def _times(data: RunData) -> tuple[float, float]:
-    """From the first begin to the last sign of life."""
+    """Return the first begin and the last sign of life."""
     moments = [t for a in data.attempts for t in (a.attempt.start, a.end)] + [
         s.time for s in data.steps if s.time
     ]
@@ -343,7 +341,7 @@ def _times(data: RunData) -> tuple[float, float]:
 
 
 def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[float, float]:
-    """Limits of the y axis, with room above for the attempts' names; a few wild values do not widen it."""
+    """Return limits of the y axis, with room for the attempts' names; a few outliers do not widen it."""
     known = sorted(y for curve in curves for y in curve.finite)
     low, usual, high = known[0], known[int(0.99 * len(known))], known[-1]
     high = max([high if high - low <= 5 * (usual - low) else usual, *others])
@@ -353,7 +351,7 @@ def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[
 
 
 def _stretches(steps: Sequence[Step]) -> list[list[Step]]:
-    """Steps in a row within one attempt."""
+    """Group consecutive steps of one attempt."""
     found: list[list[Step]] = []
     for step in sorted(steps, key=lambda s: (s.attempt, s.global_step)):
         last = found[-1][-1] if found else None

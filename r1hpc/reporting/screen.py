@@ -1,9 +1,9 @@
-"""One run on one screen, drawn by rich: redrawn in place on a terminal, line by line anywhere else.
+"""Show one run on one screen with rich: redrawn in place on a terminal, line by line anywhere else.
 
     follow_screen(shown_now, 2.0, stopping)   # until the run is over
     print(screen_text(shown_now()))           # once, without colour or cursor movements
 
-Plain ASCII where the terminal's encoding holds no more; as wide as the terminal.
+It is as wide as the terminal, and plain ASCII if the terminal's encoding requires it.
 """
 
 import io
@@ -29,17 +29,17 @@ _MOST_GPU_ROWS = 16
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 _CURVE_WIDTH = 40
 _NOISE = 1e-9
-"""A relative difference that is the arithmetic's, not the run's."""
+"""A relative difference this small comes from arithmetic, not from the run."""
 _STYLES = {"running": "green", "finished": "bold green", "failed": "bold red", "cancelled": "red"}
 _NAMES = {"grad_norm": "gradient norm", "lr": "learning rate", "tokens_per_second": "tokens/s", "mfu": "MFU"}
 _FORMS = {"grad_norm": ".3g", "lr": ".3g", "tokens_per_second": ",.0f", "mfu": ".1%"}
 
 
 def follow_screen(now: Callable[[], Shown], every_s: float, stopping: threading.Event) -> None:
-    """Show the run again and again until it is over, or `stopping` is set.
+    """Show the run repeatedly until it is over or `stopping` is set.
 
-    On a terminal in its alternate screen, which a narrower window does not spoil; the last state stays. Ends
-    by an event, not an exception, which could come while rich takes the terminal over.
+    On a terminal it uses the alternate screen, which a narrower window does not spoil; the last state stays.
+    An event ends it: an exception could come while rich takes the terminal over.
     """
     if not sys.stdout.isatty() or Console().is_dumb_terminal:
         _print_on(now, every_s, stopping)
@@ -56,7 +56,7 @@ def follow_screen(now: Callable[[], Shown], every_s: float, stopping: threading.
 
 
 def screen_text(shown: Shown) -> str:
-    """The same as lines of text, as wide as the terminal or 100 columns."""
+    """Return the same as lines of text, as wide as the terminal or 100 columns."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace")
     console = Console(
         file=file, width=terminal_width(), color_system=None, highlight=False, force_terminal=False
@@ -77,7 +77,7 @@ def _print_on(now: Callable[[], Shown], every_s: float, stopping: threading.Even
 
 
 class _Screen:
-    """All of it, for whatever width the terminal has when it is drawn."""
+    """The complete screen, for the terminal's width at drawing time."""
 
     def __init__(self, shown: Shown) -> None:
         self._shown = shown
@@ -87,11 +87,11 @@ class _Screen:
         if shown.chain:
             yield Text(printable(shown.chain))
         yield from (_title(shown), _bar(shown), Text())
-        if not shown.progress.in_parts:  # nothing has a course over parts
+        if not shown.progress.in_parts:  # parts have no curves
             yield from (_curves(shown), Text())
         yield _facts(shown)
         yield from _notes(shown)
-        yield from _gpus(shown, options.max_width)  # last, where a low terminal cuts
+        yield from _gpus(shown, options.max_width)  # last, because a low terminal cuts there
 
 
 def _title(shown: Shown) -> Text:
@@ -124,7 +124,7 @@ def _bar(shown: Shown) -> RenderableType:
 
 
 def _curves(shown: Shown) -> RenderableType:
-    """The newest value of each quantity, and its course over the recent steps."""
+    """Show the newest value of each quantity, and its curve over the recent steps."""
     rows: list[tuple[str, str, RenderableType]] = [
         (_NAMES.get(key, key), f"{values[-1]:{_FORMS.get(key, '.4f')}}", _Curve(values))
         for key, values in shown.curves.items()
@@ -148,7 +148,7 @@ class _Curve:
     """Values as a line of bars, each the mean of some in a row."""
 
     def __init__(self, values: Sequence[float]) -> None:
-        self._values = [value for value in values if abs(value) < float("inf")]  # not nan either
+        self._values = [value for value in values if abs(value) < float("inf")]  # excludes nan too
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(1, min(_CURVE_WIDTH, len(self._values)))
@@ -163,7 +163,7 @@ class _Curve:
 
 
 def _means(values: Sequence[float], most: int) -> Iterator[float]:
-    """At most so many means of neighbours, over all values."""
+    """Yield at most that many means of neighbours, over all values."""
     count = min(most, len(values))
     for i in range(count):
         part = values[i * len(values) // count : (i + 1) * len(values) // count]
@@ -176,7 +176,7 @@ def _gpus(shown: Shown, width: int) -> list[RenderableType]:
     rows = [_GPU_HEADINGS, *_gpu_rows(shown.gpus)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + 2 * len(widths) > width and len(widths) > 3:
-        del widths[-1]  # what matters least stands last
+        del widths[-1]  # the least important is last
     table = Table.grid(padding=(0, 2))
     for i in range(len(widths)):
         table.add_column(no_wrap=True, overflow="crop", justify="right" if i else "left")
@@ -197,7 +197,7 @@ def _gpu_rows(gpus: Sequence[GpuNow]) -> Iterator[tuple[str, ...]]:
 
 
 def _gpu_row(node: str, number: str, gpus: Sequence[GpuNow]) -> tuple[str, ...]:
-    """Means, and the hottest; `-` where none of them says."""
+    """Return means, and the hottest temperature; `-` if no GPU reports it."""
     used = _mean([gpu.memory_used_bytes for gpu in gpus])
     total = _mean([gpu.memory_total_bytes for gpu in gpus])
     of = "" if total is None else f" of {format_bytes(int(total))}"
@@ -236,7 +236,7 @@ def _fact_rows(shown: Shown) -> Iterator[tuple[str, str]]:
     left = "" if shown.progress.eta_s is None else f", {format_duration(shown.progress.eta_s)} left"
     limit = shown.job_ends_at
     until = "" if limit is None else f"; the time limit is in {format_duration(max(0.0, limit - shown.time))}"
-    yield "time", f"{format_duration(wall_s)} at work{left}{until}"
+    yield "time", f"{format_duration(wall_s)} so far{left}{until}"
     yield ledger.unit, ", ".join(_hours(shown))
     if shown.saved is not None:
         step, at = shown.saved

@@ -1,12 +1,11 @@
-"""The colours of everything people look at: of each chart, and of the page around it, by day and by night.
+"""Define the colours of all charts and of the page around them, light and dark, and build the page's parts.
 
     colour("lost")           # as matplotlib takes it: the light one
     as_css()                 # :root{--lost:#c8452c; ...}, and the dark ones under their media query
 
-A picture for a slide has the light colours. In the page an inlined chart names the variable instead of the
-colour, so that it follows the reader's scheme: that is why no two names share a light colour.
-
-Pieces of the page: cards, keys, tables. All text is escaped here.
+A picture for a slide has the light colours. A chart inlined in the page names the variable instead of the
+colour, so that it follows the reader's scheme. Therefore no two names share a light colour. Cards, keys and
+tables escape all text here.
 """
 
 import re
@@ -37,22 +36,24 @@ _COLOURS = {
     "edge": ("#e2e6ea", "#2a323b"),
 }
 LINES = ("useful", "start-up", "good", "save", "lost", "median", "idle", "ink")
-"""For many lines beside each other, none of which means more than the others."""
+"""For many lines together, none more important than the others."""
 _NAMES = {light: name for name, (light, _) in _COLOURS.items()}
+NONE = "\N{EN DASH}"
+"""Shown in a cell without a value."""
 
 
 def colour(name: str) -> str:
-    """The light colour of this name, #rrggbb."""
+    """Return the light colour of this name, #rrggbb."""
     return _COLOURS[name][0]
 
 
 def with_variables(style: str) -> str:
-    """CSS with each colour of the palette replaced by its variable; others stay."""
+    """Replace each colour of the palette in CSS by its variable; others stay."""
     return re.sub("#[0-9a-f]{6}", lambda found: _variable(found[0]), style)
 
 
 def as_css() -> str:
-    """The variables. Paper is light whatever the screen is."""
+    """Return the variables. Paper is always light."""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in _COLOURS.items()) for i in (0, 1))
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
@@ -61,12 +62,8 @@ def _variable(value: str) -> str:
     return f"var(--{_NAMES[value]})" if value in _NAMES else value
 
 
-NONE = "\N{EN DASH}"
-"""In a cell that has no value."""
-
-
 def document(title: str, blocks: Iterable[str]) -> str:
-    """A whole page of these blocks; empty ones are left out."""
+    """Return a page of these blocks; empty ones are left out."""
     style = as_css() + Path(__file__).with_name("page.css").read_text()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -79,17 +76,17 @@ def document(title: str, blocks: Iterable[str]) -> str:
 
 
 def text(value: str) -> str:
-    """Any text, a stranger's too, as HTML."""
+    """Escape any text, even an untrusted one, as HTML."""
     return escape(printable(value))
 
 
 def lines(value: str) -> str:
-    """Any text, its line breaks kept."""
+    """Escape any text, with its line breaks."""
     return f"<pre>{chr(10).join(text(line) for line in value.splitlines())}</pre>"
 
 
 def card(title: str, body: str, words: str = "") -> str:
-    """A box with a title, a sentence and what is drawn; empty where nothing is."""
+    """Return a box with a title, a sentence and a body; empty without a body."""
     if not body:
         return ""
     sub = f'<p class="sub">{text(words)}</p>' if words else ""
@@ -97,7 +94,7 @@ def card(title: str, body: str, words: str = "") -> str:
 
 
 def keys(items: Sequence[tuple[str, str]]) -> str:
-    """(colour of the palette, what it means) for each; empty without any."""
+    """Return (colour of the palette, meaning) for each; empty without any."""
     cells = "".join(
         f'<li><i style="background:var(--{name})"></i>{text(words)}</li>' for name, words in items
     )
@@ -105,13 +102,13 @@ def keys(items: Sequence[tuple[str, str]]) -> str:
 
 
 def side_by_side(cards: Sequence[str]) -> str:
-    """Cards in two columns, on a telephone in one."""
+    """Return cards in two columns, on a telephone in one."""
     shown = [each for each in cards if each]
     return f'<div class="grid">{"".join(shown)}</div>' if shown else ""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> str:
-    """A table whose columns from `numbers_from` on are right-aligned; empty without rows."""
+    """Return a table with right-aligned columns from `numbers_from` on; empty without rows."""
     if not rows:
         return ""
     body = "".join(f"<tr>{_cells(row, 'td', numbers_from)}</tr>" for row in rows)

@@ -1,4 +1,4 @@
-"""The report of a run as lines for a terminal, as wide as it is, without colour."""
+"""Print the report of a run as lines for a terminal, at its width, without colour."""
 
 import math
 import textwrap
@@ -25,7 +25,7 @@ _MOST_ROWS = 20
 _JOULES_PER_KWH = 3.6e6
 _WHOSE = {
     "sacct": "sacct -D",
-    "run": "the run's own record, for want of sacct",
+    "run": "r1hpc's own records (no sacct here)",
     "sacct and run": "sacct -D and, for attempts it does not know, the run's own record",
 }
 _PARTS = (
@@ -36,10 +36,13 @@ _PARTS = (
     ("idle", "idle, no step"),
 )
 _PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
+_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
+_HARMLESS = ("gpu_idle", "applications_clocks_setting")
+"""Harmless reasons for a lower clock."""
 
 
 def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
-    """The whole report of one run."""
+    """Return the complete report of one run."""
     ledger = found.ledger
     card = card_of(found.run, ledger.stage)
     results = held_out_lines(found.run) or [f"{name:6} {value}" for name, value in card]
@@ -59,7 +62,7 @@ def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
 
 
 def ledger_text(ledger: RunLedger) -> str:
-    """A table: where the GPU-hours went, or the node-hours of a run without GPUs."""
+    """Return a table of where the GPU-hours went, or the node-hours of a run without GPUs."""
     split, unit = ledger.split(), "GPU-hours"
     if not split.allocated:
         split, unit = ledger.node_split(), "node-hours"
@@ -79,7 +82,7 @@ def ledger_text(ledger: RunLedger) -> str:
 
 
 def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
-    """A line, where something was planned."""
+    """Return a line, if there was a plan."""
     if planned is None or planned.p50 <= 0:
         return []
     hours, low, high = (f"{value:,.4g}" for value in (planned.p50, planned.p10, planned.p90))
@@ -88,7 +91,7 @@ def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
 
 
 def hours_text(hours: dict[str, Any]) -> str:
-    """fold_hours, a small table for each group that says more than the total."""
+    """Return fold_hours as text: a small table for each group that adds something to the total."""
     lines = [f"GPU-hours: {hours['total']:,.2f}   (node-hours: {hours['node_hours']:,.2f})"]
     for name, group in hours.items():
         if not name.startswith("by_") or not group:
@@ -104,7 +107,7 @@ def hours_text(hours: dict[str, Any]) -> str:
 
 
 def _most(name: str, group: dict[str, float]) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """The rows for a terminal, the last days or the largest of the others, and one row for the rest."""
+    """Return the rows for a terminal: the last days or the largest others, and one row for the rest."""
     if len(group) <= _MOST_ROWS:
         return group, []
     ranked = sorted(group, reverse=True) if name == "by_day" else sorted(group, key=lambda k: -group[k])
@@ -119,9 +122,6 @@ def _title(ledger: RunLedger) -> str:
     return wrap(f"{ledger.run.run_id}: {ledger.state}{detail}") + f"\n  {ledger.run.path}"
 
 
-_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
-
-
 def _attempts(ledger: RunLedger) -> str:
     attempts = ledger.summary.attempts
     if not attempts:
@@ -132,17 +132,17 @@ def _attempts(ledger: RunLedger) -> str:
 
 
 def details_text(attempts: Sequence[Attempt]) -> list[str]:
-    """What is known beyond the cause, a wrapped paragraph for each attempt that has it."""
+    """Return details beyond the cause, a wrapped paragraph for each attempt that has any."""
     return [wrap(f"#{each.attempt}: {each.detail}", "  ") for each in attempts if each.detail]
 
 
 def _attempt_row(each: AttemptSummary, held: Split, gpus: int) -> tuple[str, ...]:
-    """`held` is the wall time of its allocation, `gpus` what that held."""
+    """Return a row; `held` is the wall time of its allocation, `gpus` the number in it."""
     attempt = each.attempt
     committed = attempt.last_committed_step
     return (
         str(attempt.attempt),
-        attempt.cause.value if attempt.cause else "no end on record",
+        attempt.cause.value if attempt.cause else "no recorded end",
         time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
         format_duration(held.allocated / 1000),
         str(attempt.nodes),
@@ -198,7 +198,7 @@ def _steps_and_data(found: RunReport) -> str:
 
 
 def audit_text(audit: Audit) -> str:
-    """One line: exactly once, or what is wrong."""
+    """Return one line: exactly once, or what is wrong."""
     if not audit.num_steps:
         return "no ledger yet"
     if audit.exactly_once:
@@ -272,10 +272,6 @@ def _errors(gpu: dict[str, Any]) -> str:
         if reason not in _HARMLESS and share >= 0.01
     ]
     return ", ".join(words) or "-"
-
-
-_HARMLESS = ("gpu_idle", "applications_clocks_setting")
-"""Reasons for a lower clock that slow nothing down unasked."""
 
 
 def _cell(value: float | None, form: str, unit: str = "") -> str:

@@ -1,7 +1,7 @@
-"""What a page of the report is about: runs, the budget they are counted against, and where it stands.
+"""Collect what a report page shows: runs, the budget they count against, and its state.
 
-The charts and sections take plain numbers from here: beside reporting.run_card and reporting.publish this is
-the only place that knows how the accounting holds them.
+The charts and sections take plain numbers from here. Apart from reporting.page this is the only module that
+knows how the accounting stores them.
 """
 
 from collections import defaultdict
@@ -52,7 +52,7 @@ class View:
     """Hours by user, account, partition ... as fold_hours gives them; None: from the runs."""
     notes: tuple[str, ...] = ()
     is_whole: bool = True
-    """All runs under a run root, of all time: a budget is counted against all or none."""
+    """All runs under a run root, of all time; only then a budget applies."""
     pictures: tuple[str, ...] = ()
     """PNG files beside the page, relative to it."""
 
@@ -61,7 +61,7 @@ class View:
         if len(self.runs) == 1 and not self.is_whole:
             return f"{self.runs[0].run_id}: {self.unit}"
         account = self.budget.account if self.budget else None
-        whose = f"account {account}" if account else "all runs" if self.is_whole else "what was selected"
+        whose = f"account {account}" if account else "all runs" if self.is_whole else "the selection"
         return f"{self.unit[:1].upper()}{self.unit[1:]} of {whose}"
 
     @property
@@ -73,34 +73,34 @@ class View:
 
     @property
     def spent(self) -> float:
-        """Hours of the page's unit."""
+        """Return the spent hours of the page's unit."""
         return self.status.spent if self.unit == "GPU-hours" else sum(self.parts.values())
 
     @property
     def committed(self) -> Spread:
-        """Still to come of what runs or waits, in the page's unit."""
+        """Return the hours still to come of what runs or waits, in the page's unit."""
         if self.unit == "GPU-hours":
             return self.status.committed
         return total([run.to_come for run in self.counted])
 
     @property
     def planned(self) -> Spread:
-        """The estimates of all runs together."""
+        """Return the estimates of all runs together."""
         return total([run.planned for run in self.counted if run.planned])
 
     @property
     def counted(self) -> list[RunLedger]:
-        """Runs whose hours are of the page's unit."""
+        """Return the runs whose hours are in the page's unit."""
         return [run for run in self.runs if run.unit == self.unit]
 
     @property
     def begun(self) -> list[RunLedger]:
-        """Runs that have had an attempt."""
+        """Return the runs that have had an attempt."""
         return [run for run in self.runs if run.attempts]
 
     @property
     def span(self) -> tuple[float, float] | None:
-        """When the first attempt began and the last one ended, in Unix seconds."""
+        """Return when the first attempt began and the last one ended, in Unix seconds."""
         attempts = [each for run in self.runs for each in run.attempts]
         return (min(a.start for a in attempts), max(a.end for a in attempts)) if attempts else None
 
@@ -110,7 +110,7 @@ class View:
 
     @property
     def parts_by_run(self) -> dict[str, dict[str, float]]:
-        """By name; runs of one name, a copy elsewhere among them, by their folders."""
+        """Return the parts by name; runs that share a name, such as a copy elsewhere, by folder."""
         names = [run.run_id for run in self.counted]
         return {
             run.run_id if names.count(run.run_id) == 1 else str(run.run.path): run.parts
@@ -119,7 +119,7 @@ class View:
 
     @property
     def wasted_by_cause(self) -> dict[str, float]:
-        """Lost and idle hours by what ended the attempt."""
+        """Return lost and idle hours by what ended the attempt."""
         found: dict[str, float] = defaultdict(float)
         for each in (attempt for run in self.counted for attempt in run.attempts):
             found[each.cause] += each.parts["lost"] + each.parts["idle"]
@@ -127,13 +127,13 @@ class View:
 
     @property
     def waits(self) -> list[tuple[float, float, str]]:
-        """(when it began, seconds in the queue, run) of each attempt."""
+        """Return (when it began, seconds in the queue, run) of each attempt."""
         attempts = [(run, each) for run in self.counted for each in run.attempts]
         return [(each.start, each.wait_s, run.run_id) for run, each in attempts if each.wait_s is not None]
 
     @property
     def curve(self) -> list[tuple[float, float]]:
-        """(time, hours spent until then), rising."""
+        """Return (time, hours spent until then), rising."""
         if self.status.source != "run folders":
             return _daily(self.status.by_day, self.now)
         start, end = (self.budget.start, self.budget.end) if self.budget else (None, None)
@@ -141,7 +141,7 @@ class View:
 
     @property
     def days(self) -> dict[str, dict[str, float]]:
-        """Hours by day (YYYY-MM-DD) and part; `other` is what only Slurm knows of."""
+        """Return hours by day (YYYY-MM-DD) and part; `other` is known only to Slurm."""
         days: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(PARTS, 0.0))
         for each in (attempt for run in self.counted for attempt in run.attempts):
             held = max(each.end - each.start, 1e-9)
@@ -154,7 +154,7 @@ class View:
 
     @property
     def planned_runs(self) -> list[EstimatedRun]:
-        """Runs that have an estimate."""
+        """Return the runs that have an estimate."""
         return [
             EstimatedRun(run.run_id, run.planned, run.used, run.end, run.is_live, run.ratio is not None)
             for run in self.counted
@@ -163,7 +163,7 @@ class View:
 
     @property
     def burn_down(self) -> BurnDown | None:
-        """None where no budget is set."""
+        """Return the burn-down; None if no budget is set."""
         budget = self.budget
         if budget is None or budget.gpu_hours is None:
             return None
@@ -190,7 +190,7 @@ class View:
 
     @property
     def grouped(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        """(user, account ..., its rows): the largest, and one row for all others."""
+        """Yield (user, account ..., its rows): the largest, and one row for all others."""
         groups = self.groups or {key: self._sums(key) for key in ("user", "stage")}
         for name, hours in groups.items():
             ranked = sorted(hours.items(), key=lambda item: -item[1])
@@ -200,7 +200,7 @@ class View:
 
     @property
     def table(self) -> list[list[str]]:
-        """A row of RUN_HEADINGS for each run."""
+        """Return a row of RUN_HEADINGS for each run."""
         return [_row(run) for run in self.runs]
 
     def _sums(self, key: str) -> dict[str, float]:
@@ -218,7 +218,7 @@ def make_view(
     notes: Sequence[str] = (),
     whole: bool = True,
 ) -> View:
-    """A view of some runs; of all (`whole`) with the budget and the campaign that apply to the run root."""
+    """Return a view of some runs; of all (`whole`) with the run root's budget and campaign."""
     budget = load_budget(find_budget(run_root)) if whole else None
     return View(
         run_root=run_root,
@@ -233,7 +233,7 @@ def make_view(
 
 
 def _exactly(runs: Sequence[RunLedger]) -> list[tuple[float, float]]:
-    """(time, hours so far) at each begin and end of an attempt."""
+    """Return (time, hours so far) at each begin and end of an attempt."""
     attempts = [a for run in runs for a in run.attempts]
     edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
     points: list[tuple[float, float]] = []
@@ -246,7 +246,7 @@ def _exactly(runs: Sequence[RunLedger]) -> list[tuple[float, float]]:
 
 
 def _daily(by_day: dict[str, float], now: float) -> list[tuple[float, float]]:
-    """The same from hours by day, as if each day's were spent evenly."""
+    """Return the same from hours by day, as if each day's were spent evenly."""
     points: list[tuple[float, float]] = []
     spent = 0.0
     for day, hours in by_day.items():
@@ -257,7 +257,7 @@ def _daily(by_day: dict[str, float], now: float) -> list[tuple[float, float]]:
 
 
 def _plan_left(progress: CampaignProgress, granted: float) -> Iterable[tuple[float, float]]:
-    """(time, what the plan leaves of the grant then), at each end of a stage."""
+    """Return (time, what the plan leaves of the grant then), at each end of a stage."""
     yield progress.stages[0].start, granted
     for each in progress.stages:
         granted -= each.stage.gpu_hours
@@ -265,7 +265,7 @@ def _plan_left(progress: CampaignProgress, granted: float) -> Iterable[tuple[flo
 
 
 def _over_at(run: RunLedger, now: float) -> float:
-    """When a live run should be over, by its P50 on the GPUs it has."""
+    """Return when a live run should be over, by its P50 on its current GPUs."""
     width = run.attempts[-1].width if run.attempts else 0
     return now + 3600 * run.to_come.p50 / width if width else now
 

@@ -1,4 +1,4 @@
-"""Where a server is to be found, and its key: two files in the run folder, for its user alone.
+"""Store a server's address and key: two files in the run folder, readable only by its user.
 
 key = make_key(run)                       # once; the next attempt has the same
 write_address(run, Address(...));  read_address(run);  forget_address(run)
@@ -14,55 +14,55 @@ from r1hpc.base.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server listens."""
+    """Host and port of a server."""
 
     host: str
-    """An address, or a name that stands for one."""
+    """An address, or a name that resolves to one."""
     port: int
     node: str
 
     @property
     def url(self) -> str:
-        """What OpenAI's clients call base_url, without the /v1."""
+        """Return the base_url of OpenAI's clients, without the /v1."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class Address:
-    """A server that answers."""
+    """Address of a server that answers."""
 
     place: Place
     model: str
-    """The name clients ask for."""
+    """The name clients request."""
     attempt: int
 
 
 def make_key(run: RunDir) -> Path:
-    """The file with the run's key, made where there is none yet.
+    """Return the file with the run's key; make it if there is none.
 
     Raises:
-        StateError: somebody else could have written it.
+        StateError: another user could have written it.
     """
     run.server.mkdir(mode=0o700, exist_ok=True)
     path = run.server_key
-    if not path.exists() or not path.stat().st_size:  # empty: left by a disk that was full
+    if not path.exists() or not path.stat().st_size:  # empty: left by a full disk
         write_atomic(path, f"{secrets.token_urlsafe(32)}\n")
     check_owned(path)
     return path
 
 
 def read_key(run: RunDir) -> str:
-    """The key itself."""
+    """Return the key itself."""
     return run.server_key.read_text().strip()
 
 
 def write_address(run: RunDir, address: Address) -> None:
-    """Tell where the server is: it answers now."""
+    """Record the server's address: it answers now."""
     write_json(run.server_address, asdict(address))
 
 
 def read_address(run: RunDir) -> Address | None:
-    """Where the server is; None: none answers, as far as the run folder knows."""
+    """Return the server's address; None if none answers, as far as the run folder knows."""
     found = read_object(run.server_address, Address)
     if not found:
         return None
@@ -71,5 +71,5 @@ def read_address(run: RunDir) -> Address | None:
 
 
 def forget_address(run: RunDir) -> None:
-    """It does not answer any more."""
+    """Remove the address: the server no longer answers."""
     run.server_address.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Wait until a server answers, with a line of progress now and then.
+"""Wait until a server answers, with an occasional line of progress.
 
 address = await_server(run, sys.stdout)
-address = address_now(run)          # of one that answers already
+address = address_now(run)          # of one that already answers
 """
 
 import time
@@ -22,14 +22,14 @@ _SHOWN_CHARACTERS = 100
 
 
 class NoServerError(R1hpcError):
-    """It is over, and answers nobody; the message holds the last lines of its log."""
+    """The server is over; the message holds the last lines of its log."""
 
 
 def await_server(run: RunDir, out: TextIO) -> Address:
-    """The address of a server, once it answers.
+    """Return the address of a server, once it answers.
 
     Raises:
-        NoServerError: it ended before it did, or has ended long ago.
+        NoServerError: it ended before it answered, or has ended long ago.
     """
     began, said = time.monotonic(), ""
     while True:
@@ -47,7 +47,7 @@ def await_server(run: RunDir, out: TextIO) -> Address:
 
 
 def address_now(run: RunDir) -> Address:
-    """The address of a server that answers now.
+    """Return the address of a server that answers now.
 
     Raises:
         UsageError: the run is no server.
@@ -69,13 +69,13 @@ def address_now(run: RunDir) -> Address:
 
 
 def _is_of_now(address: Address, situation: Situation) -> bool:
-    """Of the attempt that runs; a killed one could not take its own back."""
+    """True if it is of the running attempt; a killed one could not remove its own."""
     last = situation.history.last
     return situation.state is State.running and last is not None and address.attempt == last.attempt
 
 
 def _wait_for_news(run: RunDir, situation: Situation, known: Address | None) -> None:
-    """Until it answers, or the run is to be looked at again; slurmctld serves everybody, so seldom."""
+    """Wait until it answers or the run must be checked again; seldom, because slurmctld serves everybody."""
     is_slurm = situation.job is not None and situation.job.is_slurm
     deadline = time.monotonic() + (_ASK_SLURM_EVERY_S if is_slurm else _POLL_S)
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Whether vLLM will serve a model: what it would only say once the GPUs are there.
+"""Check that vLLM will serve a model, before GPUs are allocated.
 
 check_served(config, gpus_per_node=2)
 """
@@ -19,33 +19,33 @@ _HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm
 
 
 def check_named(config: RunConfig) -> None:
-    """Refuse a server of no model.
+    """Refuse a server without a model.
 
     Raises:
         UsageError: there is no model.path.
     """
     if config.model.path is None:
-        raise UsageError("which model shall be served? python -m r1hpc.serve RUN|DIR, or model.path=DIR")
+        raise UsageError("no model to serve: use python -m r1hpc.serve RUN|DIR, or model.path=DIR")
 
 
 def check_served(config: RunConfig, gpus_per_node: int, executor: str) -> None:
-    """Refuse what vLLM would.
+    """Refuse what vLLM would refuse.
 
     Raises:
-        UsageError: an attention that it does not compute, no tokenizer, heads that do not divide over the
-            GPUs, or an interpreter without vLLM.
+        UsageError: unsupported attention, no tokenizer, heads that do not divide over the GPUs, or an
+            interpreter without vLLM.
     """
     folder = Path(config.model.path or "")
     model = load_model_config(config, None)
     if model.get("attn_implementation") in OWN_ATTENTIONS:
         raise UsageError(
             f"{folder} was trained with attention {model['attn_implementation']}, and vLLM computes softmax "
-            f"attention: talk to it by `python -m r1hpc.chat {folder}`"
+            f"attention: use `python -m r1hpc.chat {folder}`"
         )
     if model.get("model_type") == "mixtral" and any(".mlp.experts." in name for name in read_tensors(folder)):
         raise UsageError(
-            f"{folder} calls Mixtral's experts as transformers 5 does, which vLLM does not know: talk to it "
-            f"by `python -m r1hpc.chat {folder}`"
+            f"{folder} calls Mixtral's experts as transformers 5 does, which vLLM does not know: use "
+            f"`python -m r1hpc.chat {folder}`"
         )
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise UsageError(
@@ -62,13 +62,13 @@ def check_served(config: RunConfig, gpus_per_node: int, executor: str) -> None:
 
 
 def _check_vllm(config: RunConfig, executor: str) -> None:
-    """An interpreter that only the nodes know is taken to have it."""
+    """Refuse an interpreter without vLLM; one that only the nodes have is assumed to have it."""
     if config.cluster.container.image is not None and config.serve.python is None:
         return
     words = list(interpreter(config.cluster)) if config.serve.python is None else config.serve.python.split()
     if not words:
         raise UsageError("serve.python (or --python) is empty: name a python that has vLLM, or leave it out")
-    if not Path(words[0]).is_absolute():  # which python that is, cluster.setup may decide
+    if not Path(words[0]).is_absolute():  # cluster.setup may decide which python it is
         return
     try:
         status = subprocess.run([*words, "-c", _HAS_VLLM], timeout=_TIMEOUT_S, check=False).returncode

@@ -1,7 +1,7 @@
-"""What is asked of a server from outside, and whether it may be given the key.
+"""Ask a server from outside, and check first that it may be given the key.
 
 client = Client("http://10.4.0.17:23817")
-client.is_ours(key)                 # whether it has proven to have the key; None: nobody answers
+client.is_ours(key)                 # True if it has proven to have the key; None: nobody answers
 client.ask("/health", key)          # the HTTP status; None: no answer
 client.read("/v1/models", key)      # (HTTP status, body)
 """
@@ -22,24 +22,24 @@ _MOST_BYTES = 4 << 20
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Who sends on to another server has not answered: that one would be given the key, or prove for this."""
+    """Never follow redirects: the other server would get the key, or prove it for this one."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-"""A site's HTTP proxy leads out of the cluster, not into it."""
+"""Ignores a site's HTTP proxy, which leads out of the cluster, not into it."""
 
 
 @dataclass
 class Client:
-    """Of one server."""
+    """Client of one server."""
 
     url: str
 
     def ask(self, path: str, key: str | None) -> int | None:
-        """The HTTP status of a GET; None: no answer. The key goes to nobody who has not proven to have it."""
+        """Return the HTTP status of a GET; None: no answer. Give the key only to a proven server."""
         if key is None:
             return self._get(path, {})[0]
         if not self.is_ours(key):
@@ -47,9 +47,9 @@ class Client:
         return self._get(path, authorization(key))[0]
 
     def is_ours(self, key: str) -> bool | None:
-        """Whether who listens has the key; None: nobody does.
+        """True if the listener has the key; None if nobody listens.
 
-        Others on the node see the port on the command line, and could take it first.
+        Other users of the node see the port on the command line, and could take it first.
         """
         challenge = secrets.token_hex(16)
         status, said, _ = self._get("/health", {CHALLENGE: challenge})
@@ -59,9 +59,9 @@ class Client:
     def read(
         self, path: str, key: str | None, body: dict[str, Any] | None = None
     ) -> tuple[int | None, bytes]:
-        """(HTTP status, body) of a GET, or of a POST of this JSON; (None, nothing): no answer.
+        """Return (HTTP status, body) of a GET, or of a POST of this JSON; (None, b"") without an answer.
 
-        Whether it may have the key is the caller's to ask.
+        The caller must check that the server may have the key.
         """
         status, _, said = self._get(path, authorization(key), body)
         return status, said
@@ -69,7 +69,7 @@ class Client:
     def _get(
         self, path: str, headers: dict[str, str], body: dict[str, Any] | None = None
     ) -> tuple[int | None, str, bytes]:
-        """(HTTP status, what the answer proves, body)."""
+        """Return (HTTP status, the answer's proof, body)."""
         data = None if body is None else json.dumps(body).encode()
         kind = {} if body is None else {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, {**headers, **kind})
@@ -78,10 +78,10 @@ class Client:
                 return int(answer.status), answer.headers.get(PROOF, ""), answer.read(_MOST_BYTES)
         except urllib.error.HTTPError as error:
             return error.code, error.headers.get(PROOF, ""), b""
-        except (OSError, http.client.HTTPException, ValueError):  # nobody, or no HTTP
+        except (OSError, http.client.HTTPException, ValueError):  # nobody listens, or it is not HTTP
             return None, "", b""
 
 
 def authorization(key: str | None) -> dict[str, str]:
-    """The header that gives the key; none without one."""
+    """Return the header that gives the key; empty without one."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}

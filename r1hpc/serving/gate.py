@@ -1,10 +1,10 @@
-"""What stands before vLLM's routes: a key for every request, a list of what is served, and a count of both.
+"""Guard vLLM's routes: require a key for every request, serve only listed routes, and count both.
 
     python -m vllm … --middleware r1hpc.serving.gate.Gate       # in vLLM's own process, as an ASGI middleware
 
-vLLM's own key guards some prefixes only: /metrics, /tokenize and, with VLLM_SERVER_DEV_MODE, /pause and
-/collective_rpc answer without it. Here nothing does, and of what has the key only SERVED goes through.
-Standard library alone: this is imported by the interpreter that has vLLM.
+vLLM's own key guards only some prefixes: /metrics, /tokenize and, with VLLM_SERVER_DEV_MODE, /pause and
+/collective_rpc answer without it. Here every route needs the key, and with it only SERVED is allowed.
+Standard library alone: the interpreter that has vLLM imports this.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 KEY_FILE = "R1HPC_SERVE_KEY_FILE"
-"""The variable that names the file which holds the key."""
+"""Variable with the name of the key file."""
 ACTIVITY = "R1HPC_SERVE_ACTIVITY_FD"
-"""The variable that holds the descriptor on which BEGIN and END of each answer are written."""
+"""Variable with the descriptor to which BEGIN and END of each answer are written."""
 BEGIN, END = b"+", b"-"
 SERVED = frozenset(
     [
@@ -37,7 +37,7 @@ SERVED = frozenset(
 """Method and path of all that is served."""
 
 CHALLENGE, PROOF = "x-r1hpc-challenge", "x-r1hpc-proof"
-"""Headers: whoever asks sends a random word, and the refusal answers by the key, which it does not hold."""
+"""Headers: the client sends a random word; the refusal proves the key with it without revealing it."""
 
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -82,12 +82,12 @@ class Gate:
             self._tell(END)
 
     def _tell(self, what: bytes) -> None:
-        with suppress(OSError):  # whoever counts is gone, or is sixty thousand requests behind
+        with suppress(OSError):  # the reader is gone, or sixty thousand requests behind
             os.write(self._activity, what)
 
 
 def proof(key: bytes, challenge: bytes) -> str:
-    """What only somebody with the key can say of a random word (HMAC, RFC 2104)."""
+    """Return the proof of a random word that only an owner of the key can make (HMAC, RFC 2104)."""
     return hmac.new(key, b"r1hpc " + challenge, hashlib.sha256).hexdigest()
 
 
@@ -96,7 +96,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _header(scope: _Message, name: bytes) -> bytes:
-    """Of a header that is there once; nothing otherwise."""
+    """Return a header that occurs once; else empty."""
     values = [value for each, value in scope["headers"] if each == name]
     return bytes(values[0]) if len(values) == 1 else b""
 

@@ -1,23 +1,18 @@
-"""The life of a server inside an attempt: until somebody ends it, nobody asks any more, or its time is up.
+"""Run a server within an attempt: until a stop is requested, it is idle too long, or its time is up.
 
     ended = Life(run, config, attempt=2, place=Place(host, port, node), ...).live(command, environment)
     ended.is_finished, ended.reason
-
-It ends for good when it is idle or at the job's time limit: that is a server's whole task. A signal ahead of
-that is a preemption, after which another attempt serves on, perhaps elsewhere, with the same key.
-
-Each time in which it answers is a line of metrics/train.jsonl, so that the ledger tells hours that somebody
-used from hours in which the GPUs waited.
-
-When a server answered and when it only waited, written as it happens.
-
     activity = Activity(MetricWriter(run, attempt), number=0)
-    activity.hear(begun=3, ended=2)         # of answers, since the last call
+    activity.hear(begun=3, ended=2)         # answers since the last call
     activity.idle_s(), activity.is_busy
 
-Spells in which it answers become lines of metrics/train.jsonl, under the names that every reader of a run
-knows: `global_step` is the spell's number over all attempts, `step_time_s` how long it lasted, `requests` how
-many were answered since the run began. The first line of an attempt says when it was ready.
+It ends for good when it is idle or reaches the job's time limit. An earlier signal is a preemption: another
+attempt serves on, perhaps elsewhere, with the same key.
+
+Each spell of answering is a line of metrics/train.jsonl, so that the ledger separates used hours from hours
+in which the GPUs waited. The names are those of every run: `global_step` is the spell's number over all
+attempts, `step_time_s` its length, `requests` the number answered since the run began. The first line of an
+attempt records when it was ready.
 """
 
 import time
@@ -35,23 +30,30 @@ from r1hpc.serving.vllm_server import NO_VLLM
 from r1hpc.telemetry.records.metrics import MetricWriter, last_steps
 
 _GAP_S = 10.0
-"""Requests that follow each other sooner are one spell: a client that asks, reads and asks again."""
+"""Requests closer together than this are one spell: a client that asks, reads and asks again."""
 _LONGEST_S = 60.0
-"""A longer spell is written in parts, so that a kill costs no more of the record."""
+"""A longer spell is written in parts, so that a kill loses no more of the record."""
 STOOD_STILL_S = 60.0
-"""Who has not looked for so long was suspended: a look and what lies between two take some 20 s at most."""
+"""A longer pause between checks was a suspension: a check and the wait after it take some 20 s at most."""
+_POLL_S = 0.2
+_ASK_EVERY_S = 10.0
+_MOST_SILENCE_S = 120.0
+"""For a server that answered before: a long prefill, or a node that swaps, takes seconds."""
+_SIGNAL_PATIENCE_S = 2.0
+"""Slurm signals every process of a step: the server may exit before this process gets the signal."""
+TIME_LIMIT = "its time limit"
 
 
 class Activity:
-    """The spells of one attempt."""
+    """Spells of one attempt."""
 
     def __init__(
         self, writer: MetricWriter, number: int, requests: int = 0, clock: Callable[[], float] = time.time
     ) -> None:
-        """The server is ready now.
+        """Start counting: the server is ready now.
 
         Args:
-            number: of the last spell on record.
+            number: of the last recorded spell.
             requests: answered by earlier attempts.
         """
         self._writer, self._clock = writer, clock
@@ -63,14 +65,14 @@ class Activity:
 
     @property
     def is_busy(self) -> bool:
-        """An answer is under way."""
+        """True while an answer is in progress."""
         return self._in_flight > 0
 
     def hear(self, begun: int, ended: int) -> None:
-        """So many answers began and ended since the last call, from when on they count."""
+        """Count the answers that began and ended since the last call."""
         now, before = self._clock(), self._last_look
         self._last_look = now
-        if now - before > STOOD_STILL_S:  # nobody could ask, and nothing was answered
+        if now - before > STOOD_STILL_S:  # suspended: nobody could ask, and nothing was answered
             self.close()
             self._last_busy += now - before
             before = now
@@ -89,11 +91,11 @@ class Activity:
             self._busy_since = now
 
     def idle_s(self) -> float:
-        """Seconds since the last answer; 0 while one is under way."""
+        """Return the seconds since the last answer; 0 while one is in progress."""
         return 0.0 if self.is_busy else self._clock() - self._last_busy
 
     def close(self) -> None:
-        """The spell, if there is one, ended with its last answer."""
+        """Write the current spell, if any; it ended with its last answer."""
         if self._busy_since is not None:
             self._write(self._busy_since, self._last_busy)
             self._busy_since = None
@@ -105,22 +107,13 @@ class Activity:
         )
 
 
-_POLL_S = 0.2
-_ASK_EVERY_S = 10.0
-_MOST_SILENCE_S = 120.0
-"""Of a server that answered before: a long prefill, or a node that swaps, takes seconds."""
-_SIGNAL_PATIENCE_S = 2.0
-"""Slurm signals every process of a step: the server may be gone before this one has heard."""
-TIME_LIMIT = "its time limit"
-
-
 class ServerError(R1hpcError):
-    """The server failed; its own words stand above, in the log of the rank."""
+    """The server failed; its own messages are above, in the log of the rank."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the server ended: for good, or (a preemption) to come back."""
+    """End of the server: for good, or (after a preemption) to come back."""
 
     is_finished: bool
     reason: str
@@ -136,20 +129,20 @@ class Life:
     place: Place
     model_name: str
     stop_reason: Callable[[], str]
-    """What has asked for the end; empty: nothing yet."""
+    """Reason of a requested end; empty: none yet."""
     seconds_left: Callable[[], float | None]
     """To the job's time limit; None: it has none."""
     lead_s: float
-    """So long before the limit it ends."""
+    """Seconds before the limit at which it ends."""
     beat: Callable[[str], None]
     """Tell the watchdog."""
 
     def live(self, command: Sequence[str], environment: Mapping[str, str]) -> Ended:
-        """Start it, wait until it answers, and stay with it; its key is there.
+        """Start it, wait until it answers, and stay with it; its key file exists.
 
         Raises:
             UsageError: the interpreter has no vLLM.
-            ServerError: it died, did not begin to answer, stopped answering, or answers without the key.
+            ServerError: it died, never answered, stopped answering, or answers without the key.
         """
         forget_address(self.run)
         with started(command, environment, self.place) as server:
@@ -163,8 +156,8 @@ class Life:
         while not (known := server.is_ours(key)) or server.ask("/health", key) != 200:
             if known is False:
                 raise ServerError(
-                    f"who answers at {server.url} has not the server's key: its gate is not there, or "
-                    "somebody else has taken the port"
+                    f"the process at {server.url} does not have the server's key: its gate is missing, or "
+                    "another process took the port"
                 )
             self.beat("starting the server")
             self._refuse_dead(server)
@@ -177,7 +170,7 @@ class Life:
         return self._prove_closed(server)
 
     def _prove_closed(self, server: Server) -> Ended | None:
-        """At every start: without the key it must say nothing. The end, where that comes meanwhile."""
+        """Check at every start that it refuses requests without the key; return an end in between."""
         for path in ("/v1/models", "/metrics", "/pause"):
             while (said := server.ask(path, None)) is None:
                 self._refuse_dead(server)
@@ -196,10 +189,10 @@ class Life:
             return self._until_the_end(server, activity)
         finally:
             forget_address(self.run)
-            # On record ahead of its end, which takes up to ten seconds that nobody may have left.
+            # Recorded before it ends, which takes up to ten seconds that may not be left.
             activity.hear(*server.news())
             activity.close()
-            server.end()  # answers under way end within its grace, and count
+            server.end()  # answers in progress end within its grace time, and count
             activity.hear(*server.news())
             activity.close()
 
@@ -218,7 +211,7 @@ class Life:
             time.sleep(_POLL_S)
 
     def _end(self) -> Ended | None:
-        """Whether the clock or somebody ends it now."""
+        """Return the end if the clock or a request ends it now."""
         left, reason = self.seconds_left(), self.stop_reason()
         early_s = EARLY_S if reason == "SIGUSR2" else 0.0
         if left is not None and left <= self.lead_s + early_s:
@@ -237,18 +230,18 @@ class Life:
                 return
             time.sleep(_POLL_S / 4)
         how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
-        raise ServerError(f"the server ended by itself, {how}; why stands above in this log")
+        raise ServerError(f"the server ended by itself, {how}; see the messages above in this log")
 
 
 def _last_spell(run: RunDir) -> tuple[int, int]:
-    """Its number, and the requests answered until then."""
+    """Return its number, and the requests answered until then."""
     newest = last_steps(run, 1)
     return (newest[-1].global_step, int(newest[-1].number("requests") or 0)) if newest else (0, 0)
 
 
 @dataclass
 class _Health:
-    """Whether it still answers."""
+    """Check that it still answers."""
 
     server: Server
     key: str
@@ -259,7 +252,7 @@ class _Health:
         self.asked = self.answered = time.monotonic()
 
     def look(self) -> None:
-        """Ask, now and then.
+        """Ask, at intervals.
 
         Raises:
             ServerError: it has been silent for too long.

@@ -1,4 +1,4 @@
-"""The server as a child process: its command, its environment, what it is asked, its end.
+"""Run the server as a child process: its command, its environment, its health, its end.
 
 with started(command_of(...), environment_of(...)) as server:
     server.ask("/health", key)      # the HTTP status; None: it does not answer
@@ -21,17 +21,17 @@ from r1hpc.serving.gate import ACTIVITY, BEGIN, END, KEY_FILE
 
 _SERVER, _GATE = "r1hpc.serving.vllm_server", "r1hpc.serving.gate.Gate"
 _TO_LEAVE_S = 10.0
-"""From TERM to KILL, for answers under way; shorter than any KillWait."""
+"""From TERM to KILL, for answers in progress; shorter than any KillWait."""
 _PIPE_BYTES = 65536
 _ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
-"""As for rollouts (vllm_engine.py): no minutes of compiling, no end by a seeded prompt read in two."""
+"""As for rollouts (vllm_engine.py): no minutes of compiling, and no crash on a seeded prompt read in two."""
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
-    # Of the build for CPUs: a GiB for the cache, threads as OMP_NUM_THREADS says.
+    # For the CPU build: a GiB for the cache, threads as in OMP_NUM_THREADS.
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-"""Set where they are not."""
+"""Used for variables that are not set."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Server(Client):
     _activity: int
 
     def status(self) -> int | None:
-        """Its exit status; None while it lives."""
+        """Return its exit status; None while it lives."""
         return self.process.poll()
 
     def news(self) -> tuple[int, int]:
-        """(answers begun, answers ended) since the last call."""
+        """Return (answers begun, answers ended) since the last call."""
         told = b""
         with suppress(BlockingIOError):
             while part := os.read(self._activity, _PIPE_BYTES):
@@ -54,7 +54,7 @@ class Server(Client):
         return told.count(BEGIN), told.count(END)
 
     def end(self) -> None:
-        """Have it leave, with its engine and workers; those that do not are killed."""
+        """Ask it, its engine and its workers to exit; kill those that do not."""
         self._signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_TO_LEAVE_S)
@@ -68,7 +68,7 @@ class Server(Client):
 
 @contextmanager
 def started(command: Sequence[str], environment: Mapping[str, str], place: Place) -> Iterator[Server]:
-    """The server, in a process group of its own, which has ended afterwards. It prints where this prints.
+    """Run the server in a process group of its own, which has ended afterwards. It prints where this prints.
 
     Raises:
         UsageError: its interpreter cannot be started.
@@ -100,10 +100,10 @@ def started(command: Sequence[str], environment: Mapping[str, str], place: Place
 
 
 def command_of(config: RunConfig, python: Sequence[str], place: Place, model_name: str) -> list[str]:
-    """The words that start vLLM's server.
+    """Return the command of vLLM's server.
 
     Args:
-        python: those that start an interpreter, where serve.python does not say.
+        python: starts an interpreter, if serve.python is not set.
     """
     serve, path = config.serve, config.model.path
     assert path is not None, "the schema refuses a server without"
@@ -129,9 +129,9 @@ def command_of(config: RunConfig, python: Sequence[str], place: Place, model_nam
 
 
 def environment_of(environ: Mapping[str, str], code: Path, key_file: Path) -> dict[str, str]:
-    """The environment of the server: the rank's, with the run's frozen code, without what opens routes.
+    """Return the server's environment: the rank's, with the run's frozen code.
 
-    Nor with what tells this rank who it is: vLLM has ranks of its own.
+    Leaves out variables that open routes, and those of this rank's identity: vLLM has ranks of its own.
     """
     foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_API_KEY")
     kept = {name: value for name, value in environ.items() if name not in foreign}

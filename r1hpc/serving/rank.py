@@ -1,4 +1,4 @@
-"""Run a server as the one rank of a job: where it listens, how it starts, and what ends it.
+"""Run a server as the one rank of a job: its address, its start, and its end.
 
 outcome = serve(job)
 """
@@ -21,7 +21,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def serve(job: RankJob) -> Outcome:
-    """Serve the model until somebody ends it, nobody asks any more, or the time is up.
+    """Serve the model until a stop is requested, it is idle too long, or the time is up.
 
     Raises:
         UsageError: the interpreter has no vLLM.
@@ -60,16 +60,16 @@ def _place(config: RunConfig, context: RankContext) -> Place:
 
 
 def _free_port() -> int:
-    """One that nobody has now; vLLM binds it ahead of loading the model."""
+    """Return a port that is free now; vLLM binds it before loading the model."""
     with choose_port() as listener:
         return int(listener.getsockname()[1])
 
 
 def _ends_at(run: RunDir, config: RunConfig, context: RankContext) -> float | None:
-    """Return when the time limit ends the job, by time.monotonic(); on this machine nobody else would."""
+    """Return when the time limit ends the job, by time.monotonic(); without Slurm nobody else enforces it."""
     if not _is_local(context):
         return read_facts(run, context.attempt).ends_at
-    limit_s = parse_time(config.resources.time or "0")  # 0 is no limit, as for Slurm
+    limit_s = parse_time(config.resources.time or "0")  # 0 is no limit, as in Slurm
     return time.monotonic() + limit_s if limit_s else None
 
 

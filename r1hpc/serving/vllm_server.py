@@ -1,8 +1,8 @@
-"""vLLM's OpenAI server, started by the interpreter that has vLLM, without its control routes.
+"""Start vLLM's OpenAI server without its control routes, in the interpreter that has vLLM.
 
-    PYTHON -m r1hpc.serving.vllm_server --model DIR --host ADDRESS …        # vLLM's own words
+    PYTHON -m r1hpc.serving.vllm_server --model DIR --host ADDRESS …        # vLLM's own options
 
-Standard library alone, until vLLM begins.
+Standard library alone, until vLLM starts.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import sys
 from importlib.util import find_spec
 
 NO_VLLM = 78
-"""Exit status where the interpreter has no vLLM: EX_CONFIG of sysexits.h."""
+"""Exit status if the interpreter has no vLLM: EX_CONFIG of sysexits.h."""
 _SERVER = "vllm.entrypoints.openai.api_server"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -31,9 +31,9 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """A rank that is killed must not leave a server behind that holds its GPUs (prctl(2))."""
+    """Die with the parent: a killed rank must not leave a server behind that holds its GPUs (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # it has been killed already
+    if os.getppid() == 1:  # the parent is already gone
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The serving workload: a model behind OpenAI's interface as the life of a job."""
+"""Serve a model behind OpenAI's interface as a job: the serving workload."""
 
 from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
 from r1hpc.config.schema.run import RunConfig
@@ -13,7 +13,7 @@ class Serving(Workload):
 
         try:
             return vocabulary_size(load_tokenizer(config.model))
-        except UsageError:  # it is refused where it is asked for
+        except UsageError:  # refused later, when it is needed
             return None
 
     def check_settings(self, config: RunConfig, facts: Facts) -> Checked:

@@ -1,7 +1,7 @@
-"""Tell the person who submits what may not be meant, whatever the run does.
+"""Warn the person who submits about settings that may not be intended.
 
 notes = little_room(run, config, plan)              # for its checkpoints
-notes = kept_from_before(config, profile, given)    # of a resumed run
+notes = kept_from_before(config, profile, given)    # for a resumed run
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from r1hpc.plan.run import RunPlan
 def kept_from_before(
     config: RunConfig, profile: tuple[str, Mapping[str, Any]] | None, given: Sequence[str]
 ) -> list[str]:
-    """A sentence on what a resumed run keeps of its cluster and today's profile does not say.
+    """Return a sentence on cluster settings that a resumed run keeps but today's profile lacks.
 
     Args:
         profile: the file, and its keys under `cluster`; None: there is none.
@@ -43,7 +43,7 @@ def kept_from_before(
 
 
 def little_room(run: RunDir, config: RunConfig, plan: RunPlan) -> list[str]:
-    """A sentence where the checkpoints of a run may not fit under its root; a quota is not seen from here."""
+    """Warn if the checkpoints of a run may not fit under its root. Quotas cannot be seen from here."""
     if plan.checkpoint_bytes is None:
         return []
     there = next(folder for folder in run.path.absolute().parents if folder.exists())
@@ -51,7 +51,7 @@ def little_room(run: RunDir, config: RunConfig, plan: RunPlan) -> list[str]:
     if most * plan.checkpoint_bytes <= free:
         return []
     return [
-        f"{most} checkpoints of {format_bytes(plan.checkpoint_bytes)} may lie there at once "
+        f"{most} checkpoints of {format_bytes(plan.checkpoint_bytes)} may exist there at once "
         f"(checkpoint.keep={config.checkpoint.keep}), and {there} has {format_bytes(free)} free: give a "
         "--run-root with more room"
     ]

@@ -1,4 +1,4 @@
-"""What a chain will cost before anything of it is submitted: the hours of each stage, and their sum.
+"""Estimate what a chain will cost before any of it is submitted: the hours of each stage, and their sum.
 
 found = estimate_chain(Path("jobs/r1.yaml"), order)
 print(found.text())
@@ -25,7 +25,7 @@ _UNITS = ("GPU-hours", "node-hours")
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage."""
+    """Cost of one stage."""
 
     name: str
     kind: str
@@ -34,11 +34,11 @@ class StageCost:
     unit: str
     """GPU-hours or node-hours."""
     hours: Spread | None
-    """None: not known."""
+    """None: unknown."""
     time_limit_s: int | None
-    """One attempt's."""
+    """For one attempt."""
     estimate: Mapping[str, Any] = field(default_factory=dict)
-    """Estimate.to_json(); empty where it is not known."""
+    """Estimate.to_json(); empty if unknown."""
 
     def to_json(self) -> dict[str, Any]:
         hours = None if self.hours is None else self.hours.to_json()
@@ -57,13 +57,13 @@ class StageCost:
 
 @dataclass(frozen=True)
 class ChainCost:
-    """All stages in their order."""
+    """All stages in order."""
 
     stages: tuple[StageCost, ...]
     notes: tuple[str, ...] = ()
 
     def sum(self, unit: str) -> Spread:
-        """The sum over the stages that have an estimate; their errors agree in part: see forecast.total."""
+        """Return the sum over the estimated stages; their errors partly agree: see forecast.total."""
         return total([each.hours for each in self.stages if each.unit == unit and each.hours is not None])
 
     @property
@@ -72,14 +72,14 @@ class ChainCost:
 
     @property
     def assumptions(self) -> dict[str, Any]:
-        """What all stages that have an estimate assume alike."""
+        """Return the assumptions that all estimated stages share."""
         found = [each.estimate["assumptions"] for each in self.stages if each.estimate]
         first = found[0] if found else {}
         return {key: value for key, value in first.items() if all(each.get(key) == value for each in found)}
 
     @property
     def baselines(self) -> dict[str, float]:
-        """GPU-hours, summed over the stages that have an estimate."""
+        """Return GPU-hours, summed over the estimated stages."""
         sums: Counter[str] = Counter()
         for each in self.stages:
             sums.update(each.estimate.get("baselines", {}))
@@ -87,7 +87,7 @@ class ChainCost:
 
     @property
     def memory(self) -> dict[str, Any] | None:
-        """The plan of the stage whose leanest configuration is the largest."""
+        """Return the memory plan of the stage whose leanest configuration is the largest."""
         plans = [plan for each in self.stages if (plan := each.estimate.get("memory"))]
         return max(plans, key=lambda plan: float(plan["smallest"]["total_gib"]), default=None)
 
@@ -105,7 +105,7 @@ class ChainCost:
         }
 
     def text(self) -> str:
-        """A table for a terminal, and what it leaves out."""
+        """Return a table for a terminal, and what it leaves out."""
         rows = [_row(each) for each in self.stages]
         for unit in _UNITS:
             if (spread := self.sum(unit)) != NOTHING:
@@ -118,10 +118,10 @@ class ChainCost:
 
 
 def estimate_chain(job: Path, order: Order) -> ChainCost:
-    """Every stage as `submit --dry-run` would plan it, corrected by the site's runs; no budget is asked.
+    """Estimate every stage as `submit --dry-run` would plan it, corrected by the site's runs; ignore budgets.
 
     Raises:
-        ConfigError, UsageError: a stage of it cannot be as described.
+        ConfigError, UsageError: a stage cannot be planned as described.
     """
     with tempfile.TemporaryDirectory() as folder:  # a name that no chain has; nothing is written
         chain = ChainDir(Path(folder) / "chain")

@@ -1,11 +1,11 @@
-"""Submit a chain, and submit it again: what each stage needs next, and doing it.
+"""Submit a chain for the first time or again: decide what each stage needs next, and do it.
 
     steps = plan_steps(chain, definition, order)     # every stage checked, nothing written
-    carry_out_on_slurm(chain, steps, order)          # -> job ids by stage
+    carry_out_on_slurm(chain, steps, order)          # -> job IDs by stage
 
-Nothing is done twice. A finished stage is left out, one at work left alone, one that was stopped, cancelled
-or failed is resumed, the others are submitted; each job waits by `afterok` for those of the stages it needs.
-A kill between sbatch and the record of its answer leaves a job that `jobs_by_folder` finds: it is adopted.
+Finished stages are skipped, running ones left alone; stopped, cancelled or failed ones are resumed, and the
+others submitted. Each job waits by `afterok` for those of the stages it needs. A kill between sbatch and the
+record of its answer leaves a job that `jobs_by_folder` finds; it is adopted.
 """
 
 import functools
@@ -41,16 +41,16 @@ AskCluster = Callable[..., ClusterFacts]
 
 
 class Action(StrEnum):
-    """What a submission of the chain does with a stage."""
+    """Action of a chain's submission on a stage."""
 
     skip = "finished"
     leave = "at work"
     adopt = "found again"
-    """A job of it is there that nobody wrote down."""
+    """It has a job that was not recorded."""
     submit = "submitted"
     resume = "resumed"
     renew = "submitted again"
-    """It waits for a job that is over: its own job, which never began, is cancelled for a new one."""
+    """Its job waits for one that is over and never began: it is cancelled for a new one."""
 
     @property
     def makes_a_job(self) -> bool:
@@ -59,23 +59,23 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class StageStep:
-    """One stage and what is done with it."""
+    """One stage, and the action on it."""
 
     stage: Stage
     run: RunDir
     action: Action
     planned: PlannedRun | None = None
-    """Where the stage gets a job."""
+    """Set if the stage gets a job."""
     job_id: str | None = None
-    """Where the stage has one."""
+    """Set if the stage has one."""
 
 
 def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[StageStep, ...]:
-    """What is to be done with each stage, in their order; every check that needs no job is made here.
+    """Return the action for each stage, in order, after every check that needs no job.
 
     Raises:
-        UsageError: a stage cannot be submitted as it is described, or is at work where it should not be.
-        SlurmError: Slurm must be asked for jobs nobody wrote down, and does not answer.
+        UsageError: a stage cannot be submitted as described, or is running elsewhere.
+        SlurmError: Slurm must be asked for unrecorded jobs, and does not answer.
     """
     unrecorded = _unrecorded(chain, definition, order)
     ask = functools.cache(defaults.ask_cluster)  # once for all stages that go to the same place
@@ -104,7 +104,7 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
 
 
 def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order) -> dict[str, str]:
-    """Submit what is to be submitted, each stage tied to those it needs; job ids of the unfinished stages.
+    """Submit the stages, each tied to those it needs; return the job IDs of the unfinished stages.
 
     Raises:
         R1hpcError: Slurm refused a stage; those before it are submitted, and the message says so.
@@ -125,7 +125,7 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order
 
 
 def write_stages(steps: Sequence[StageStep], order: Order) -> None:
-    """For the local supervisor: every folder it will need, whole, before it starts."""
+    """Write every folder that the local supervisor will need, before it starts."""
     for step in steps:
         if step.planned is not None:
             _clear(step)
@@ -138,7 +138,7 @@ def write_stages(steps: Sequence[StageStep], order: Order) -> None:
 def record_jobs(
     chain: ChainDir, steps: Sequence[StageStep], order: Order, job_id: str, asked_at: float
 ) -> None:
-    """Put the one job of the local supervisor on record in every stage it will run."""
+    """Record the local supervisor's one job in every stage it will run."""
     for step in steps:
         if step.planned is not None:
             start_run.record_submission(step.planned, order, job_id, asked_at)
@@ -146,7 +146,7 @@ def record_jobs(
 
 
 def _unrecorded(chain: ChainDir, definition: Definition, order: Order) -> Mapping[Path, list[str]]:
-    """Jobs of this user by their folders, where a stage may have one that nobody wrote down."""
+    """Return this user's jobs by folder, if a stage may have an unrecorded one."""
     begun = any(chain.stage(name).config.is_file() for name in definition.names)
     if order.executor != "slurm" or order.is_dry_run or not begun:
         return {}
@@ -227,7 +227,7 @@ def _plan(
 
 
 def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:
-    """A path below another stage that is not there, and that this stage will not write either."""
+    """Refuse a missing path below another stage that this stage will not write either."""
     named = [("model.path", stage.config.model.path), ("rl.teacher", stage.config.rl.teacher)]
     named += [("data.traces", path) for path in stage.config.data.traces]
     for key, path in named:
@@ -244,7 +244,7 @@ def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainD
 
 
 def _leaves(kind: str) -> tuple[str, ...]:
-    """What a stage of this kind leaves in its folder for others."""
+    """Return what a stage of this kind leaves in its folder for others."""
     if kind in TRAINED_STAGES:
         return ("model",)
     return ("traces.jsonl",) if kind in ("traces", "generate") else ()
@@ -253,15 +253,15 @@ def _leaves(kind: str) -> tuple[str, ...]:
 def _expected(
     path: str | None, chain: ChainDir, models: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The config.json that a stage of the chain will write at `path` or above, where one will."""
+    """Return the config.json that a stage of the chain will write at `path` or above, if one will."""
     if path is None:
         return None
     return next((models[name] for name in models if Path(path).is_relative_to(chain.stage(name).path)), None)
 
 
 def _tokenizer_folder(stage: Stage, chain: ChainDir, of_others: Mapping[str, str | None]) -> str | None:
-    """The folder whose tokenizer and chat template a stage asks by, and hands on; None: not known here, as
-    after pretraining, which hands on its dataset's."""
+    """Return the folder whose tokenizer and chat template a stage uses and hands on; None if unknown here,
+    as after pretraining, which hands on its dataset's."""
     model = stage.config.model
     if model.path is None or model.tokenizer is not None or plugins.has_own_template(model):
         return None
@@ -289,13 +289,13 @@ def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Or
 
 
 def _clear(step: StageStep) -> None:
-    """Away with a folder that a kill left without its config.yaml: no job can have come of it."""
+    """Remove a folder that a kill left without its config.yaml: it cannot have a job."""
     if step.action is Action.submit and step.run.path.is_dir():
         shutil.rmtree(step.run.path)
 
 
 def _adopt(chain: ChainDir, step: StageStep) -> None:
-    from r1hpc.slurm.submitit_job import adopt  # submitit, which --help need not wait for
+    from r1hpc.slurm.submitit_job import adopt  # loads submitit, which --help does not need
 
     assert step.job_id is not None
     limit_s = read_json(step.run.plan, PlanFacts).get("time_limit_s") if step.run.plan.is_file() else None

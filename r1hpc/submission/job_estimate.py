@@ -1,4 +1,4 @@
-"""What a job file would cost, without a cluster: as `submit` would see it, on the number of GPUs asked for.
+"""Estimate what a job file would cost, without a cluster: as `submit` would, on a given number of GPUs.
 
 estimate_job("train", overrides=["train.num_steps=20000"], gpu="h100", num_gpus=16)
 """
@@ -30,16 +30,16 @@ def estimate_job(
     rates: FailureRates | None = None,
     by_article: bool = False,
 ) -> Estimate:
-    """The estimate of one run.
+    """Estimate one run.
 
     Args:
         cluster: name of a profile.
-        gpu, num_gpus: elsewhere than the job says.
+        gpu, num_gpus: replace those of the job.
         rates: the site's own failures and preemptions; None takes published ones.
-        by_article: by the article's formula instead.
+        by_article: use the article's formula instead.
 
     Raises:
-        ConfigError, UsageError: it cannot be as described, or its size is not known yet.
+        ConfigError, UsageError: it cannot run as described, or its size is unknown.
     """
     config = snapshot.with_absolute_paths(load.load(job, overrides, cluster))
     if gpu is not None:
@@ -47,12 +47,12 @@ def estimate_job(
         config = replace(config, cluster=cluster_of, resources=replace(config.resources, gpu_type=None))
     if config.stage == "serve":
         raise UsageError(
-            f"{printable(job)} is a server, and costs what it is kept for: at most its GPUs x time limit"
+            f"{printable(job)} is a server: it costs its GPUs x running time, at most the time limit"
         )
     uncounted = ""
     try:
         config = workload_of(config.stage).complete(config)
-    except UsageError as error:  # the files may lie on the cluster alone
+    except UsageError as error:  # the files may exist only on the cluster
         uncounted = f"the questions of the test files could not be counted: {error}"
     plan = _plan(config, num_gpus)
     found = workload_of(config.stage).estimate(config, plan, rates)
@@ -83,7 +83,7 @@ def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
 
 
 def _spread(num_gpus: int, per_node: int) -> tuple[int, int]:
-    """(GPUs per node, nodes) that make num_gpus."""
+    """Return (GPUs per node, nodes) that make num_gpus."""
     if num_gpus < 1:
         raise UsageError(f"--num-gpus is {num_gpus}: it must be at least 1")
     if num_gpus <= per_node:

@@ -1,4 +1,4 @@
-"""What a submission was asked for: the job, the changes to it, and where it shall lie and run.
+"""Describe a submission order: the job, its changes, its folder and where it runs.
 
 order = Order(job="jobs/smoke.yaml", overrides=("train.num_steps=20",), run_name="a")
 order.folder("a")        # <run_root>/a
@@ -21,20 +21,20 @@ DEFAULT_JOB = "train"
 
 
 class Purpose(StrEnum):
-    """What a submission is for."""
+    """Purpose of a submission."""
 
     start = "start"
     dry_run = "dry run"
-    """Nothing is written, and what only a cluster knows is assumed."""
+    """Nothing is written, and facts that only a cluster knows are assumed."""
     estimate = "estimate"
     """A dry run, perhaps on more nodes than there are."""
     inside_job = "inside job"
-    """sbatch/train.sh: the job is there, and asks for its folder."""
+    """sbatch/train.sh: the job exists, and asks for its folder."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a submission was asked for, before anything of it is read."""
+    """A submission as ordered, before any file is read."""
 
     purpose: Purpose = Purpose.start
     executor: str = "auto"
@@ -46,15 +46,15 @@ class Order:
     cluster: str | None = None
     """Name of a profile."""
     run_root: Path = field(default_factory=default_run_root)
-    """Where runs lie, the finished ones that correct estimates among them, and perhaps the budget."""
+    """Folder of the runs, including the finished ones that correct estimates, and perhaps the budget."""
     over_budget: str | None = None
-    """Why the budget may be exceeded, on record."""
+    """Recorded reason for exceeding the budget."""
     job: str | None = None
-    """A job or chain file, or its name in jobs/; None: jobs/train.yaml, or what is frozen."""
+    """A job or chain file, or its name in jobs/; None: jobs/train.yaml, or the frozen job."""
     run_name: str | None = None
     """None: a new name."""
     resume: bool = False
-    """Go on with the run called run_name."""
+    """Continue the run called run_name."""
 
     def __post_init__(self) -> None:
         refuse_shell_overrides([without_stage(item) for item in self.overrides])
@@ -65,29 +65,29 @@ class Order:
 
     @property
     def counted_root(self) -> Path:
-        """The run root whose budget and whose other runs count: of a chain's stage, that of the chain."""
+        """Return the run root whose budget and other runs count: for a chain's stage, that of the chain."""
         root = ChainDir(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
         is_chain = root.definition.is_file() and not (root.path / "budget.yaml").is_file()
         return root.path.parent if is_chain else self.run_root
 
     def folder(self, name: str) -> RunDir:
-        """The folder of a run or of a chain under the run root.
+        """Return the folder of a run or chain under the run root.
 
         Raises:
-            UsageError: a name or a path that cannot stand in a job script.
+            UsageError: a name or path that a job script cannot contain.
         """
         check_path(self.run_root.absolute(), "--run-root")
         return RunDir(self.run_root / check_name(name, "--run-name"))
 
     def new_run(self) -> RunDir:
-        """The folder of a run that does not exist yet."""
+        """Return the folder of a run that does not exist yet."""
         return self.folder(self.run_name or _new_name(self.job or DEFAULT_JOB))
 
     def resumed_run(self) -> RunDir:
-        """The folder of the run to go on with.
+        """Return the folder of the run to continue.
 
         Raises:
-            UsageError: no name, or a job file beside the frozen one.
+            UsageError: no name, or a job file in addition to the frozen one.
         """
         if not self.run_name:
             raise UsageError("--resume goes with --run-name NAME: which run?")

@@ -1,13 +1,10 @@
-"""One run, or one stage of a chain, planned: everything is decided and checked, nothing is written.
+"""Plan one run or one stage of a chain: decide and check everything, write nothing.
 
-planned = plan_new_run(order)                     # the job file on a run that does not exist yet
-planned = plan_resumed_run(order)                 # a run that does, with other nodes or more steps
-planned = plan_run(run, config, order)            # both, and a stage of a chain, end here
+planned = plan_new_run(order)                     # the job file on a new run
+planned = plan_resumed_run(order)                 # an existing run, with other nodes or more steps
+planned = plan_run(run, config, order)            # called by both, and for a stage of a chain
 planned.plan, planned.script, planned.estimate
-
-What a run will cost by its plan, as estimate.json holds it.
-
-estimate, notes = estimate_for(run_root, config, plan)     # None: not known
+estimate, notes = estimate_for(run_root, config, plan)     # as in estimate.json; None: unknown
 """
 
 import dataclasses
@@ -50,17 +47,34 @@ from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.ranks import measured_save_speed
 from r1hpc.telemetry.trackers.check import check_trackers
 
+ASSUMED_GPUS_PER_NODE = 8
+"""Used if nothing says how many a node has, and no cluster is asked."""
+_MAY_CHANGE_SECTIONS = (
+    *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
+    "rollout.vllm_options.",  # memory and speed
+)
+_MAY_CHANGE_KEYS = (
+    *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
+    # The same samples in the same batches; only the order of sums changes.
+    *("train.sequence_parallel", "train.micro_batch_size", "train.gradient_accumulation_steps"),
+    *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
+    # Limits and checks that change no number.
+    *("rollout.max_logprob_difference", "rollout.prove_every"),
+    *("train.max_skipped_steps", "train.stop_grad_norm"),
+    "data.mix.schedule",  # its past part is compared with the checkpoint
+)
+
 
 def estimate_for(
     run_root: Path, config: RunConfig, plan: RunPlan, expected_model: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """The hours of a run, corrected by what this site's finished runs really took.
+    """Return the hours of a run, corrected by what this site's finished runs really took.
 
     Args:
         expected_model: the config.json that an earlier stage of a chain will leave in model.path.
 
     Returns:
-        Estimate.to_json(), with `uncorrected` and `correction` beside it where there was one; and notes.
+        Estimate.to_json(), with `uncorrected` and `correction` added if it was corrected; and notes.
     """
     try:
         found = workload_of(config.stage).estimate(config, plan, expected_model=expected_model)
@@ -75,56 +89,38 @@ def estimate_for(
 
 @functools.cache
 def _site(run_root: Path) -> Site:
-    """Once for all stages of a submission: every finished run is read."""
+    """Read every finished run, once for all stages of a submission."""
     return finished_runs(run_root)
-
-
-ASSUMED_GPUS_PER_NODE = 8
-"""Where nothing says how many a node has, and no cluster is asked."""
-_MAY_CHANGE_SECTIONS = (
-    *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
-    "rollout.vllm_options.",  # memory and speed
-)
-_MAY_CHANGE_KEYS = (
-    *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
-    # The same samples in the same batches, only the order of sums is another.
-    *("train.sequence_parallel", "train.micro_batch_size", "train.gradient_accumulation_steps"),
-    *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
-    # Limits and checks, which change no number.
-    *("rollout.max_logprob_difference", "rollout.prove_every"),
-    *("train.max_skipped_steps", "train.stop_grad_norm"),
-    "data.mix.schedule",  # what has begun is held against the checkpoint
-)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """All that is decided before the first file is written."""
+    """Everything that is decided before the first file is written."""
 
     run: RunDir
     executor: str
     """slurm or local."""
     config: RunConfig
-    """Nothing in it is left open."""
+    """Complete: nothing is left open."""
     plan: RunPlan
     script: script.Script
     notes: tuple[str, ...]
-    """Sentences for the person: what was assumed, the warning before a kill, what could not be learnt."""
+    """Sentences for the person: assumptions, the warning before a kill, what could not be found out."""
     is_new: bool = True
-    """The run folder is still to be made."""
+    """The run folder does not exist yet."""
     estimate: dict[str, Any] | None = None
-    """What it will cost, as estimate.json holds it; None: not known."""
+    """Estimated cost, as in estimate.json; None: unknown."""
     needs: tuple[str, ...] | None = None
     """The stages of a chain that must be finished before this one begins."""
     prompt: str | None = None
-    """One in the form in which the model is asked; None: it is asked none, or in a form to come."""
+    """A prompt in the form the model will see; None: it sees none, or the form is not known yet."""
 
 
 def plan_new_run(order: Order) -> PlannedRun:
-    """A run that does not exist yet.
+    """Plan a run that does not exist yet.
 
     Raises:
-        UsageError: it does.
+        UsageError: it exists.
     """
     config = load.load(order.job or DEFAULT_JOB, order.overrides, order.cluster)
     run = order.new_run()
@@ -135,26 +131,26 @@ def plan_new_run(order: Order) -> PlannedRun:
         )
     if os.path.lexists(run.path):
         raise UsageError(
-            f"there is a run called {run.run_id} in {run.path.parent}: go on with it by --resume, "
+            f"there is a run called {run.run_id} in {run.path.parent}: continue it with --resume, "
             "or choose another --run-name"
         )
     return plan_run(run, config, order)
 
 
 def is_leftover(run: RunDir) -> bool:
-    """Whether a submission that was cut off while it froze the run left the folder: no job came of it."""
+    """True if a submission that was cut off while it froze the run left the folder without a job."""
     try:
         is_whole = run.config.exists() or run.attempts.exists()
         return not is_whole and run.submission_lock.is_file() and is_free(run.submission_lock)
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return False
 
 
 def plan_resumed_run(order: Order) -> PlannedRun:
-    """A run that exists: its frozen code and configuration, with other resources or more steps.
+    """Plan an existing run: its frozen code and configuration, with other resources or more steps.
 
     Raises:
-        UsageError: it is at work, or finished, or the overrides would make another run of it.
+        UsageError: it is running or finished, or the overrides would make it another run.
     """
     run = open_run(order.resumed_run().path)
     now = read_situation(run)
@@ -165,11 +161,11 @@ def plan_resumed_run(order: Order) -> PlannedRun:
     frozen = load.read(run.config)
     if run.finished.exists() and config.stage == "serve":
         raise UsageError(
-            f"{run.run_id} has ended as a server does, at its time limit or idle: begin another one by "
+            f"{run.run_id} is a server that ended, at its time limit or idle: start another one with "
             f"`python -m r1hpc.serve {config.model.path}`"
         )
     if run.finished.exists() and config.stage not in TRAINED_STAGES:
-        raise UsageError(f"{run.run_id} is finished, and there is nothing to add to it: begin another run")
+        raise UsageError(f"{run.run_id} is finished and cannot be extended: start another run")
     if run.finished.exists() and _was_stopped_early(run, frozen):
         raise UsageError(
             f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "
@@ -209,11 +205,11 @@ def plan_run(
     """Check the configuration, ask the cluster, plan, write the script's text, and estimate.
 
     Args:
-        facts: of the cluster, where they are known already.
+        facts: about the cluster, if already known.
         expected_model: the config.json that an earlier stage will leave in model.path.
-        expected_teacher: the same of rl.teacher.
-        tokenizer_folder: whose tokenizer and chat template that stage will hand on, where that is known.
-        to_come: folders of other stages, which will write what is named there.
+        expected_teacher: the same for rl.teacher.
+        tokenizer_folder: the tokenizer and chat template that stage will hand on, if known.
+        to_come: folders of other stages, whose outputs do not exist yet.
     """
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
@@ -284,15 +280,15 @@ def plan_run(
 
 
 def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
-    """What does not fit the cards, or the memory that is asked of a node; of a new run also what would, and
-    what of a card would stay unused."""
+    """Return what exceeds the GPUs' memory or the memory requested of a node; for a new run also what would
+    fit, and what would stay unused on a GPU."""
     if plan.memory is None or not plan.topology.num_gpus:
         return []
     try:
         card = find_gpu(gpu_type_of(config) or ASSUMED_GPU).memory_gib
-    except UnknownGpuError:  # the estimate has said so
+    except UnknownGpuError:  # the estimate has reported it
         card = None
-    # What would make it fit is, of a run that goes on, mostly not to be changed any more.
+    # A resumed run can seldom change what would make it fit.
     memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
     unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
     assumed = _assumed_card(config) if is_new and config.stage != "serve" else []
@@ -300,8 +296,8 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
 
 
 def _assumed_card(config: RunConfig) -> list[str]:
-    """A note where memory and hours are planned for a card that the cluster may not have, or for another than
-    it is said to have."""
+    """Return a note if memory and hours are planned for a GPU that the cluster may not have, or for another
+    one than the profile names."""
     gpu_type = gpu_type_of(config)
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
     if not others:
@@ -316,20 +312,20 @@ def _assumed_card(config: RunConfig) -> list[str]:
 
 
 def reconfigured(run: RunDir, order: Order) -> RunConfig:
-    """The frozen configuration of a run with the overrides of this order.
+    """Return the frozen configuration of a run with the overrides of this order.
 
     Raises:
         UsageError: that would be another run.
     """
     earlier = [] if order.cluster else _set_for_the_cluster(run)
-    # The warning is chosen anew for the time limit and the cluster of this submission.
+    # The warning time is chosen again for the time limit and the cluster of this submission.
     overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
     frozen = load.read(run.config)
     config = load.merge_layers([load.as_layer(frozen)], overrides, order.cluster)
     config = snapshot.with_absolute_paths(config)
     wrong = forbidden_changes(frozen, config)
     if "task.first_item" in wrong and not read_history(run).attempts:
-        wrong.remove("task.first_item")  # of a chain's stage that waits still: no item was shown
+        wrong.remove("task.first_item")  # a chain's stage that still waits: no item was shown
     if wrong:
         may = ", ".join(key.rstrip(".") for key in (*_MAY_CHANGE_SECTIONS, *_MAY_CHANGE_KEYS))
         raise UsageError(
@@ -340,12 +336,12 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
 
 
 def _set_for_the_cluster(run: RunDir) -> list[str]:
-    """What earlier command lines set under `cluster.`: the profile of $R1HPC_CLUSTER, which is read anew at a
-    resume, yields to it as it did then."""
+    """Return what earlier command lines set under `cluster.`: a resume reads the profile of $R1HPC_CLUSTER
+    again, and those settings override it as they did then."""
     said = [item for event in read_history(run).submissions for item in event.get("overrides", ())]
     keys = {item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said}  # also a stage's
     frozen = load.as_layer(load.read(run.config))
-    # Their values as they were taken: a record is redacted, and a profile that was asked for came after it.
+    # Use their values as they took effect: a record is redacted, and a requested profile came after it.
     return [f"{key}={json.dumps(_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")]
 
 
@@ -357,7 +353,7 @@ def _at(layer: Mapping[str, Any], key: str) -> Any:
 
 
 def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
-    """The keys in which they differ and may not: a resumed run must see the same data in the same batches."""
+    """Return the keys that differ and may not: a resumed run must see the same data in the same batches."""
     return [
         key
         for key in changed_keys(before, after)
@@ -366,7 +362,7 @@ def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
 
 
 def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
-    """The keys in which they differ."""
+    """Return the keys in which they differ."""
     a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
     return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 

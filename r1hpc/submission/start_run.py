@@ -2,8 +2,8 @@
 
     job_id = start(planned, order)
 
-Each step may be cut off by a kill: a folder without config.yaml was never whole and is made again; a job that
-sbatch took and nobody wrote down is found by its folder (slurm.dependency).
+A kill may cut off any step. A folder without config.yaml is incomplete and is made again. A job that sbatch
+took but nobody recorded is found by its folder (slurm.queue).
 """
 
 import errno
@@ -34,7 +34,7 @@ from r1hpc.telemetry.records.attempts import record
 
 
 def start(planned: PlannedRun, order: Order) -> str:
-    """Write the run folder and start the run; its job id. A refusal leaves everything as it was.
+    """Write the run folder and start the run; return its job ID. A refusal changes nothing.
 
     Raises:
         R1hpcError: the folder cannot be made, or Slurm refuses.
@@ -50,10 +50,10 @@ def start(planned: PlannedRun, order: Order) -> str:
 
 @contextmanager
 def written(planned: PlannedRun, order: Order) -> Iterator[None]:
-    """The run folder with everything the job will read. After an error inside, all is as it was before: a new
-    folder is gone, and one that is resumed says what it said.
+    """Write everything the job will read; an error inside the block undoes it. Then a new folder is removed,
+    and a resumed one restored.
 
-    Nobody else submits a new run meanwhile; who resumes one holds its lock already.
+    Nobody else submits a new run meanwhile. The caller that resumes one already holds its lock.
     """
     run = planned.run
     before = {} if planned.is_new else {path: _content(path) for path in _renewed(run)}
@@ -73,10 +73,10 @@ def written(planned: PlannedRun, order: Order) -> Iterator[None]:
 
 
 def alone(run: RunDir) -> AbstractContextManager[int]:
-    """Held while a run is submitted: of two that do so at once, one is refused.
+    """Hold a lock while a run is submitted: a second submission at the same time is refused.
 
     Raises:
-        UsageError: somebody else submits it.
+        UsageError: another process submits it.
     """
     return held(run.submission_lock, run.run_id, "a submission")
 
@@ -110,10 +110,10 @@ def create_parent(run: RunDir) -> None:
 
 
 def write(planned: PlannedRun, order: Order) -> None:
-    """Everything the job will read. Of a resumed run the code stays; configuration and plan are renewed.
+    """Write everything the job will read. A resumed run keeps its code; configuration and plan are renewed.
 
     Raises:
-        R1hpcError: the disk is full, or a file cannot be copied, or another user owns the folder or could
+        R1hpcError: the disk is full, a file cannot be copied, or another user owns the folder or could
             replace it.
     """
     fields.check_parents(planned.run.path, planned.config.cluster.trust_shared_run_root)
@@ -137,7 +137,7 @@ def _write(planned: PlannedRun, order: Order) -> None:
     if planned.estimate is not None:
         write_json(run.estimate, planned.estimate)
     write_atomic(run.script, script.render(planned.script))
-    for switch in _switches(run):  # asking for the run again takes them back
+    for switch in _switches(run):  # submitting the run again takes them back
         switch.unlink(missing_ok=True)
 
 
@@ -146,12 +146,12 @@ def _switches(run: RunDir) -> tuple[Path, ...]:
 
 
 def _renewed(run: RunDir) -> tuple[Path, ...]:
-    """What a resume writes anew, or takes away."""
+    """Return the files that a resume rewrites or removes."""
     return run.config, run.plan, run.estimate, run.script, *_switches(run)
 
 
 def _content(path: Path) -> bytes | None:
-    """None: there is no such file."""
+    """Return a file's bytes; None if it does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _put_back(before: Mapping[Path, bytes | None]) -> None:
-    """Every file as it was. Those that have not changed are left alone: the disk may be full."""
+    """Restore every file. Skip unchanged ones: the disk may be full."""
     for path, content in before.items():
         try:
             if content is None:
@@ -171,7 +171,7 @@ def _put_back(before: Mapping[Path, bytes | None]) -> None:
 
 
 def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: float) -> None:
-    """Put the submission on record, dated before the start: the attempt that follows belongs to it."""
+    """Record the submission, dated before the start, so that the next attempt belongs to it."""
     record(
         planned.run,
         "submitted",
@@ -186,18 +186,18 @@ def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: 
 
 
 def _hand_over(planned: PlannedRun) -> str:
-    """To Slurm, or to a supervisor here; the job id."""
+    """Hand the run to Slurm, or to a supervisor here; return the job ID."""
     run = planned.run
     if planned.executor == "local":
         process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
         return f"local-{process.pid}"
-    from r1hpc.slurm.submitit_job import submit  # submitit, which a dry run need not wait for
+    from r1hpc.slurm.submitit_job import submit  # loads submitit, which a dry run does not need
 
     return submit(run, planned.plan.topology.world_size, known=all_slurm_jobs(run))
 
 
 def _not_written(path: Path, error: OSError, free: int) -> Exception:
-    """The error in one sentence; copytree collects one of each file, as text."""
+    """Return the error in one sentence; copytree collects one for each file, as text."""
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         return R1hpcError(
             f"{path.parent} is full, or your quota there is: {format_bytes(free)} are free, and a run's "

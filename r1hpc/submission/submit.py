@@ -1,4 +1,4 @@
-"""Submit what an order asks for, a run or a chain of them.
+"""Submit an order: a run or a chain of runs.
 
 done = submit(Order(job="jobs/r1.yaml"))       # a SubmittedRun or a SubmittedChain
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def submit(order: Order) -> "SubmittedRun | SubmittedChain":
-    """Begin a run or a chain, or go on with a chain that is there.
+    """Begin a run or a chain, or continue an existing chain.
 
     Raises:
-        UsageError: it cannot be as it was asked for.
-        R1hpcError: the budget does not hold it, or Slurm refuses or does not answer.
+        UsageError: it cannot run as ordered.
+        R1hpcError: the budget is too small, or Slurm refuses or does not answer.
     """
     with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
         return _submit(order)
@@ -41,7 +41,7 @@ def _submit(order: Order) -> "SubmittedRun | SubmittedChain":
 
 
 def _chain(order: Order) -> ChainDir | None:
-    """The chain that is asked for, by its file or by its name; None where it is a run."""
+    """Return the ordered chain, by its file or its name; None if it is a run."""
     if order.job is not None and is_chain_file(find_job(order.job)):
         name = check_name(order.run_name or find_job(order.job).stem, "--run-name")
     elif order.job is None and order.run_name:

@@ -1,4 +1,4 @@
-"""What `submit` does with a chain file, or with the name of a chain that is there already.
+"""Submit a chain file, or continue an existing chain by its name.
 
 done = submit_chain(chain, Path("jobs/r1.yaml"), order)
 done.steps, done.jobs
@@ -49,25 +49,25 @@ from r1hpc.telemetry.records.attempts import read_history, record
 
 @dataclass(frozen=True)
 class SubmittedChain:
-    """A chain after one submission of it."""
+    """A chain after one submission."""
 
     chain: ChainDir
     executor: str
     steps: tuple[StageStep, ...]
     jobs: dict[str, str]
-    """Job ids of the stages that are not finished. Empty after a dry run."""
+    """Job IDs of the unfinished stages. Empty after a dry run."""
     notes: tuple[str, ...]
     is_dry_run: bool = False
 
 
 def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> SubmittedChain:
-    """Begin a chain, or go on with one that is there.
+    """Begin a chain, or continue an existing one.
 
     Args:
-        source: the chain file; None goes on with what is frozen.
+        source: the chain file; None continues the frozen chain.
 
     Raises:
-        UsageError: there is none, or it is another one, or a stage of it cannot be as described.
+        UsageError: there is none, or it is another one, or a stage cannot run as described.
         R1hpcError: Slurm refused, or does not answer.
     """
     asked = order.executor if order.executor != "auto" else _last_executor(chain) or "auto"
@@ -81,7 +81,7 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
 
 
 def _last_executor(chain: ChainDir) -> str | None:
-    """Where the chain was submitted last: it goes on there unless somebody says otherwise."""
+    """Return where the chain was submitted last; it continues there by default."""
     executors = [event["executor"] for event in chain.recorded("submitted") if "executor" in event]
     return str(executors[-1]) if executors else None
 
@@ -134,10 +134,10 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
 def _plan(
     chain: ChainDir, definition: Definition, order: Order, frozen: Definition | None = None
 ) -> tuple[tuple[StageStep, ...], tuple[str, ...]]:
-    """What is done with each stage, within the budget of all together; and what there is to say of it.
+    """Return the action for each stage, within the budget for all together, and the notes.
 
     Args:
-        frozen: what the chain was, where it is there already.
+        frozen: the chain as it was, if it exists.
     """
     steps, kept = plan_steps(chain, definition, order), []
     if frozen is not None:
@@ -164,7 +164,7 @@ def check_changes(
 
 
 def _slurm_says(steps: Sequence[StageStep]) -> list[str]:
-    """What Slurm says to each stage that gets a job; when it would start only where it waits for no other."""
+    """Return Slurm's answer for each stage that gets a job; a start time only if it waits for no other."""
     notes = []
     awaited = {step.stage.name for step in steps if step.action is not Action.skip}
     for step in steps:
@@ -202,7 +202,7 @@ def _carry_out(chain: ChainDir, steps: Sequence[StageStep], order: Order, lock: 
 def _supervised(
     chain: ChainDir, definition: Definition, order: Order, pid: int, notes: Sequence[str]
 ) -> SubmittedChain:
-    """A supervisor is at work: nothing to do but to complete the record that a kill may have cut off."""
+    """Complete the records that a kill may have cut off; the running supervisor needs nothing else."""
     if order.overrides:
         raise UsageError(
             f"{chain.name} is at work (process {pid}): cancel it first, then submit it with other settings"
@@ -230,7 +230,7 @@ def _supervised(
 
 
 def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:
-    """A note about a chain file that is not what was frozen; an error where it is another chain's."""
+    """Return a note if the chain file differs from the frozen one; raise if it is another chain's."""
     if source is None or digest_of(source) == frozen.digest:
         return []
     if str(source.absolute()) != frozen.source:
@@ -245,7 +245,7 @@ def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> 
 
 
 def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
-    """What is finished or at work cannot become something else."""
+    """Refuse to change a stage that is finished or running."""
     for step in steps:
         before = frozen.stage(step.stage.name).config
         wrong = forbidden_changes(before, step.stage.config)
@@ -261,12 +261,12 @@ def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
 
 
 def _as_it_goes_on(frozen: Definition, step: StageStep) -> Stage:
-    """A stage that is finished or at work stays what it was, whatever was asked for all of them."""
+    """Return a finished or running stage unchanged, whatever was ordered for all of them."""
     return step.stage if step.action.makes_a_job else frozen.stage(step.stage.name)
 
 
 def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[str]:
-    """A sentence for each stage at work that other settings were given for."""
+    """Return a sentence for each running stage that was given other settings."""
     notes = []
     for step in steps:
         if step.action in (Action.leave, Action.adopt):
@@ -280,12 +280,12 @@ def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[st
 
 
 def _is_empty(chain: ChainDir) -> bool:
-    """A folder that was killed before its chain.yaml was written."""
+    """True for a folder whose submission was killed before its chain.yaml was written."""
     return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
 
 
 def _merged_notes(steps: Sequence[StageStep]) -> list[str]:
-    """Each sentence once, with the stages it is about where it is not about all."""
+    """Return each sentence once, with its stages unless it concerns all."""
     planned = [(step.stage.name, step.planned) for step in steps if step.planned is not None]
     stages: dict[str, list[str]] = {}
     for name, each in planned:

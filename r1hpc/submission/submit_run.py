@@ -1,16 +1,12 @@
-"""One submission: read the job, plan it, hold it against the budget, freeze it, start it.
+"""Submit one run: read the job, plan it, check it against the budget, freeze it, start it.
 
-done = submit_run(Order(job="jobs/smoke.yaml", executor="local"))
-done.planned.run.path, done.job_id
+    done = submit_run(Order(job="jobs/smoke.yaml", executor="local"))
+    done.planned.run.path, done.job_id
+    trial = show_to_slurm(planned)   # trial.sentence: "as its queue stands, Slurm would start this at ..."
+    with budget_held(run_root):
+        notes = check_budget([planned], run_root)       # raises if it does not fit
 
-What Slurm says to a job that is only planned: a dry run is refused as the submission would be.
-
-said = show_to_slurm(planned)    # said.sentence: "as its queue stands, Slurm would start this at ..."
-
-Whether the budget allows what is about to be submitted.
-
-with budget_held(run_root):
-    notes = check_budget([planned], run_root)       # raises where it does not fit
+A dry run asks Slurm too: it is refused as the submission would be.
 """
 
 import fcntl
@@ -40,9 +36,12 @@ from r1hpc.submission.order import DEFAULT_JOB, Order
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run, plan_resumed_run
 from r1hpc.telemetry.records.attempts import read_history, read_run_events
 
+_PATIENCE_S = 300.0
+"""Longer than sbatch may take."""
+
 
 def show_to_slurm(planned: PlannedRun) -> Trial | None:
-    """None where the job is not for Slurm, or there is no Slurm here.
+    """Ask Slurm about a planned job; None if the job is not for Slurm, or there is no Slurm here.
 
     Raises:
         SlurmError: sbatch would refuse the job.
@@ -53,18 +52,14 @@ def show_to_slurm(planned: PlannedRun) -> Trial | None:
 
 
 class OverBudgetError(R1hpcError):
-    """The budget does not hold it; the message says what would help."""
-
-
-_PATIENCE_S = 300.0
-"""Longer than sbatch is waited for."""
+    """The budget is too small for it; the message says what would help."""
 
 
 @contextmanager
 def budget_held(run_root: Path) -> Iterator[None]:
-    """From the check to the job on record nobody else submits within this budget; without one nobody waits.
+    """Keep other submissions within this budget out, from the check until the job is recorded.
 
-    A file system without locks is no reason not to submit.
+    Without a budget, or locks in the file system, nobody waits.
 
     Raises:
         OverBudgetError: another submission has held it for minutes.
@@ -73,7 +68,7 @@ def budget_held(run_root: Path) -> Iterator[None]:
     if load_budget(path) is None:
         yield
         return
-    # NFS gives an exclusive lock to those alone who could write (flock(2)).
+    # NFS gives an exclusive lock only to users who may write (flock(2)).
     mode = "r+" if os.access(path, os.W_OK) else "r"
     with path.open(mode, encoding="utf-8") as file:
         deadline = time.monotonic() + _PATIENCE_S
@@ -96,20 +91,20 @@ def budget_held(run_root: Path) -> Iterator[None]:
 def check_budget(
     planned: Sequence[PlannedRun], run_root: Path, over_budget: str | None = None
 ) -> tuple[str, ...]:
-    """Sentences on what the budget says to these runs together.
+    """Check these runs together against the budget; return notes on it.
 
     Args:
-        over_budget: the reason given for going over it.
+        over_budget: the reason given for exceeding it.
 
     Raises:
-        OverBudgetError: they do not fit, and nobody said that they shall go over it.
+        OverBudgetError: they do not fit, and no reason was given.
     """
     if over_budget is not None and not over_budget.strip():
-        raise UsageError("--over-budget wants the reason, for whoever answers for the budget: it is empty")
+        raise UsageError("--over-budget is empty: give the reason for exceeding the budget")
     on_gpus = [each for each in planned if each.plan.topology.num_gpus]
     if not on_gpus:
         return ()
-    from r1hpc.accounting.budget_status import check_submission  # here: a run on CPUs has no budget
+    from r1hpc.accounting.budget_status import check_submission  # deferred: a run on CPUs has no budget
 
     config = on_gpus[0].config
     verdict = check_submission(
@@ -138,7 +133,7 @@ def _request(planned: PlannedRun) -> RunRequest:
 
 
 def _share_done(planned: PlannedRun) -> float:
-    """How much of its steps a run to be resumed has in a checkpoint."""
+    """Return the share of its steps that a run to be resumed has in a checkpoint."""
     if planned.is_new:
         return 0.0
     last = read_history(planned.run).last
@@ -159,8 +154,8 @@ def submit_run(order: Order) -> SubmittedRun:
     """Plan a run, and start it unless this is a dry run.
 
     Raises:
-        UsageError: it cannot be as it was asked for.
-        R1hpcError: the budget does not hold it, or Slurm refuses.
+        UsageError: it cannot run as ordered.
+        R1hpcError: the budget is too small, or Slurm refuses.
     """
     if order.resume and not order.is_dry_run:
         with start_run.alone(open_run(order.resumed_run().path)):
@@ -178,14 +173,14 @@ def _start(order: Order) -> SubmittedRun:
 
 
 def plan_within_budget(order: Order) -> PlannedRun:
-    """The plan, with what the budget says to it; an error where it does not fit."""
+    """Return the plan with notes on the budget; raise if it does not fit."""
     planned = plan_resumed_run(order) if order.resume else plan_new_run(order)
     said = check_budget([planned], order.counted_root, order.over_budget)
     return replace(planned, notes=(*planned.notes, *said))
 
 
 def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
-    """For sbatch/train.sh: make this job's run folder, or find it again; ranks per node, the run, notes.
+    """Make this job's run folder for sbatch/train.sh, or find it again; return ranks per node, run, notes.
 
     Raises:
         UsageError: this is no Slurm job, or the folder is another job's.
@@ -197,11 +192,11 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
     run = order.folder(order.run_name)
     check_records(run)
     if run.config.is_file() and any(s.get("job_id") == job_id for s in read_history(run).submissions):
-        config = load.read(run.config)  # a requeued job: nothing is decided again
+        config = load.read(run.config)  # a requeued job: everything is already decided
         return ranks_per_node(config, config.resources.gpus_per_node or 0), run, ()
     order = _as_allocated(order, run)
     if _is_half_made(run):
-        shutil.rmtree(run.path)  # this job was preempted while it made it
+        shutil.rmtree(run.path)  # this job was preempted while it made the folder
     with budget_held(order.counted_root):
         planned = plan_within_budget(order)
         planned = replace(planned, script=replace(planned.script, by_submitit=False))
@@ -212,7 +207,7 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
 
 
 def _as_allocated(order: Order, run: RunDir) -> Order:
-    """The order with what sbatch was really given over what the job file says."""
+    """Return the order with what sbatch was really given over what the job file says."""
     source = run.config if order.resume else order.job or DEFAULT_JOB
     is_cpu_run = load.load(source, order.overrides, order.cluster).resources.gpus_per_node == 0
     actual = defaults.overrides_of_allocation(os.environ, is_cpu_run)
@@ -220,6 +215,6 @@ def _as_allocated(order: Order, run: RunDir) -> Order:
 
 
 def _is_half_made(run: RunDir) -> bool:
-    """Whether the folder is one of ours that was never submitted: no event, no checkpoint."""
+    """True if the folder is ours and was never submitted: no event, no checkpoint."""
     ours = run.logs.is_dir() and run.checkpoints.is_dir() and run.ledger.is_dir()
     return ours and not read_run_events(run)[0] and not any(run.checkpoints.iterdir())

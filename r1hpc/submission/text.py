@@ -1,8 +1,7 @@
-"""What a submission prints: for a person, or as the one JSON object of --json.
+"""Print a submission of a run or a chain: for a person, or as the one JSON object of --json.
 
 print_run(planned, job_id, as_json=False)
-
-What a submission of a chain prints: for a person, or as the one JSON object of --json.
+print_chain(done, as_json=False)
 """
 
 from collections.abc import Iterable
@@ -32,7 +31,7 @@ def print_run(planned: PlannedRun, job_id: str | None, as_json: bool) -> None:
 
 
 def run_as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
-    """The object of --json. `script` is the file that runs; in a dry run, which writes none, its text."""
+    """Return the object of --json. `script` is the file that runs; in a dry run its text."""
     run = planned.run
     return {
         "run_id": run.run_id,
@@ -50,9 +49,9 @@ def run_as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
 
 
 def script_keys(planned: PlannedRun, dry_run: bool) -> dict[str, str]:
-    """`script`: the file of a submission, or the text of a dry run, which has `script_text` too.
+    """Return `script`: the file of a submission, or the text of a dry run, which adds `script_text`.
 
-    The folder of a local run holds the same script, for the day on which it goes on in Slurm.
+    The folder of a local run holds the same script, so that it can continue in Slurm.
     """
     if not dry_run:
         return {"script": str(planned.run.script)}
@@ -61,12 +60,12 @@ def script_keys(planned: PlannedRun, dry_run: bool) -> dict[str, str]:
 
 
 def run_as_text(planned: PlannedRun, job_id: str | None) -> str:
-    """Return plan and notes; after them how to come back to the run, or in a dry run the script."""
+    """Return plan and notes; then the commands for the run, or in a dry run the script."""
     run, is_dry_run = planned.run, job_id is None
     place = f"run      {run.path}" + (" (not written: a dry run)" if is_dry_run else "")
     texts = [place, wrapped_lines([*plan_lines(planned), *(("note", note) for note in planned.notes)])]
     if job_id is not None:
-        # Not wrapped: they are there to be copied.
+        # Not wrapped, so that they can be copied.
         texts += [f"{name:8} {text}" for name, text in _handles(planned, job_id)]
     elif planned.executor == "slurm":
         texts += ["", render(planned.script)]
@@ -79,7 +78,7 @@ def wrapped_lines(lines: Iterable[tuple[str, str]], indent: str = "") -> str:
 
 
 def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
-    """Nodes, batch, estimate and ceiling of a run, as (name, text)."""
+    """Return nodes, batch, estimate and ceiling of a run, as (name, text)."""
     plan = planned.plan
     where = plan.topology
     ranks = "GPUs" if where.num_gpus else "CPU ranks"
@@ -98,7 +97,7 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         lines.append(
             ("memory", f"on each GPU {held(plan.memory)}; {plan.memory.host_gib:.0f} GiB of a node's own")
         )
-    # What a CPU run costs is its nodes.
+    # A CPU run is charged by its nodes.
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
     expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
     if expected is not None:
@@ -112,7 +111,7 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
 
 
 def _shortened(text: str) -> str:
-    """What is in the middle of a long prompt is the question; its form is at both ends."""
+    """Cut the middle of a long prompt, which is the question; its form is at both ends."""
     return text if len(text) <= 400 else f"{text[:250]} ... {text[-145:]}"
 
 
@@ -137,7 +136,7 @@ def _served_line(planned: PlannedRun) -> tuple[str, str]:
 
 
 def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
-    """Where the weights come from: random ones are announced."""
+    """Return where the weights come from; random ones are announced."""
     model, count = planned.config.model, planned.plan.num_parameters
     if planned.config.stage == "traces" or planned.config.stage not in STAGES:
         return []
@@ -168,12 +167,12 @@ def _handles(planned: PlannedRun, job_id: str) -> list[tuple[str, str]]:
 
 
 def log_path(run: RunDir, executor: str, job_id: str | None) -> Path:
-    """What the batch script, or the local supervisor, prints."""
+    """Return the output file of the batch script or the local supervisor."""
     return run.logs / ("local.out" if executor == "local" else f"slurm-{job_id or '%j'}.out")
 
 
 def print_chain(done: SubmittedChain, as_json: bool) -> None:
-    """Print it. A dry run has no jobs."""
+    """Print the submission of a chain. A dry run has no jobs."""
     if as_json:
         print_json(chain_as_object(done))
     else:
@@ -181,7 +180,7 @@ def print_chain(done: SubmittedChain, as_json: bool) -> None:
 
 
 def chain_as_object(done: SubmittedChain) -> dict[str, Any]:
-    """{"chain", "chain_dir", "executor", "stages": [{"stage", "run_id", "run_dir", "job_id", …}]}."""
+    """Return {"chain", "chain_dir", "executor", "stages": [{"stage", "run_id", "run_dir", "job_id", …}]}."""
     return {
         "chain": done.chain.name,
         "chain_dir": str(done.chain.path),
@@ -193,7 +192,7 @@ def chain_as_object(done: SubmittedChain) -> dict[str, Any]:
 
 
 def chain_as_text(done: SubmittedChain) -> str:
-    """The chain, a line per stage, in a dry run each stage's plan, and how to come back."""
+    """Return the chain, a line per stage, in a dry run each stage's plan, and the commands for it."""
     chain = done.chain
     place = f"chain    {chain.path}" + (" (not written: a dry run)" if done.is_dry_run else "")
     lines = [("note", note) for note in done.notes]
@@ -243,12 +242,12 @@ def _stored(path: Path) -> Any:
 
 
 def _ends(prompt: str) -> tuple[str, str]:
-    """Where its form is to be seen: the question stands between."""
+    """Return the ends of a prompt, which show its form; the question is between."""
     return prompt[:40], prompt[-30:]
 
 
 def _plan_text(step: StageStep, forms: set[tuple[str, str]]) -> str:
-    """With a prompt where it is put in another form than those in `forms`, to which it is added."""
+    """Return the plan, with a prompt if its form is not in `forms`, to which it is added."""
     needs = f"after {', '.join(step.stage.needs)}" if step.stage.needs else "at once"
     already = "" if step.action is Action.submit else f" ({step.action})"
     lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]

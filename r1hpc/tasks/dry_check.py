@@ -1,6 +1,6 @@
-"""Task and rewards of a run tried out before it is submitted: made, and asked one question of each task.
+"""Try out a run's task and rewards before submission: make them, and ask one question of each task.
 
-items = check_questions(config)     # what the run will ask, as far as it is listed, for the tokenizer's check
+items = check_questions(config)     # what the run will ask, if it is listed, for the tokenizer's check
 """
 
 from collections.abc import Callable, Iterator
@@ -31,16 +31,16 @@ def check_questions(
     note: Callable[[str], object] = lambda sentence: None,
     fits: Callable[[str, str], bool] | None = None,
 ) -> list[Item]:
-    """Make what the run will ask, ask one question of each task, and call own terms and verdicts once each.
+    """Make the run's questions, try one of each task, and call custom terms and verdicts once each.
 
     Args:
-        code: the frozen code of a run that goes on, else None; see registry.make_task.
+        code: the frozen code of a resumed run, else None; see registry.make_task.
         fits: see registry.make_task.
-        note: told of what a new run may not be meant to do, such as to ask questions again.
+        note: called with warnings about a new run, such as questions that it asks again.
 
     Raises:
-        UsageError: an unknown task, option or term, a file or package that is missing, more questions than
-            there are, or own code that fails or whose questions are no function of their index.
+        UsageError: an unknown task, option or term, a missing file or package, more questions than there
+            are, or custom code that fails or whose questions are no function of their index.
     """
     asks_benchmarks = config.stage in ("rl", "evaluate")
     benchmarks = Benchmarks.of(config) if asks_benchmarks else None
@@ -52,7 +52,7 @@ def check_questions(
             check_comes_again(tasks[0])
         items += _one_of_each(tasks[0], config)
         items += _asked(tasks[0], config)
-        if code is None:  # a run of before goes on as it was begun
+        if code is None:  # a resumed run goes on as it was begun
             _check_splits(config)
             for sentence in (*repeated(config, tasks[0]), *pass_rates_unused(config, tasks[0])):
                 note(sentence)
@@ -72,7 +72,7 @@ def check_questions(
                 note(sentence)
         tasks.append(benchmarks)
         items += map(benchmarks.item, range(benchmarks.num_items))
-    elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
+    elif asks_benchmarks and code is None:  # the stage of a resumed run refuses that by itself
         check_num_held_out(tasks[0], num_items(config))
     if code is None and (config.reward.answer_in == "boxed" or _counts_tags(config)):
         for label in {item.task for item in items}:
@@ -86,7 +86,7 @@ def check_questions(
 
 
 def _counts_tags(config: RunConfig) -> bool:
-    """Whether an answer outside the tags would be worth nothing: own rewards are given whole completions."""
+    """True if an answer outside the tags is worth nothing; custom rewards get complete completions."""
     if config.stage == "rl":
         return config.rl.algorithm != "distill" and not all(map(is_own, config.reward.terms))
     return config.stage != "traces"
@@ -99,7 +99,7 @@ def _check_splits(config: RunConfig) -> None:
 
 
 def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
-    """What the run will ask, where questions come from a list, in which one may be like no other."""
+    """Yield what the run will ask, if questions come from a list, in which any one may be unusual."""
     items, held_out = asked(config)
     if config.stage in ("rl", "generate"):
         yield from _listed(task, items, held_out)
@@ -108,7 +108,7 @@ def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
 
 
 def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
-    """Those from a list, of each list of a mixture until it repeats itself, and a few of those drawn."""
+    """Yield the listed questions of each list until it repeats itself, and a few of the drawn ones."""
     left = {label: _worth_a_look(member, held_out) for label, member in members(task).items()}
     for index in items:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
@@ -120,14 +120,14 @@ def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
 
 
 def _worth_a_look(task: Task, held_out: bool) -> int:
-    """How many of its questions. Drawn ones are much alike, and may take their time, held-out ones most."""
+    """Return how many questions to try. Drawn ones are much alike and may be slow, held-out ones most."""
     if isinstance(task, QuestionFile | OwnTask):
         return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)
     return 0 if held_out else min(task.num_questions() or 0, _TRIED_OF_DRAWN)
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
-    """From the run's first item on, the first of each task of a mixture."""
+    """Yield the first question of each task of a mixture, from the run's first item on."""
     missing = set(members(task))
     for index in count(asked(config)[0].start):
         item = task.item(index)
@@ -142,10 +142,10 @@ def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: 
     for name in config.reward.terms:
         if not is_own(name):
             term_named(name)
-    if not names_in(config):  # ours are tested: no process is started
+    if not names_in(config):  # built-in terms are tested: no process is started
         return
     longest = config.rollout.max_completion_length
-    # The FLOPs per token are not known here: any number does, as no term of ours is asked.
+    # The FLOPs per token are unknown here: any number will do, as no built-in term is called.
     with Scorer(
         config.reward, *tasks, max_completion_length=longest, flops_per_token=1.0, code=code
     ) as scorer:

@@ -148,7 +148,7 @@ def test_a_run_without_an_estimate_counts_by_its_time_limit_beside_the_others() 
     refused = check_budget(GRANTED, together, now=NOW)
     assert "these 3 runs need about 1,100 GPU-hours together" in refused.sentence
     assert "1 of these 3 runs without an estimate: the time limit was counted instead" in refused.warnings
-    assert any("for want of a time limit" in warning for warning in refused.warnings)
+    assert any("no time limit is set" in warning for warning in refused.warnings)
     assert not check_budget(GRANTED, [run_of(None, ceiling=600)] * 2, now=NOW).allowed
 
 

@@ -48,7 +48,7 @@ def band(spread: Spread) -> float:
 def test_without_a_run_the_estimate_stays() -> None:
     nothing = correction(PLANNED, [])
     assert nothing.corrected == PRIOR
-    assert "no finished pretrain run of such a size on a100 yet" in nothing.basis
+    assert "no finished pretrain run of this size on a100 yet" in nothing.basis
 
 
 def test_runs_like_it_are_blended_as_in_the_conjugate_normal_model() -> None:

@@ -84,7 +84,7 @@ def test_without_accounting_the_run_folder_tells(made: RecordedRun) -> None:
     assert ledger.split().allocated == GPUS * 83_000
     assert ledger.queue_s == pytest.approx(5 + 2 + 2)
     text = ledger_text(ledger)
-    assert "for want of sacct" in text
+    assert "no sacct here" in text
     assert "steps done again" in text
 
 

@@ -238,7 +238,7 @@ def test_a_cancelled_run_begins_again_when_it_is_submitted_again(job: _Job) -> N
     """A job that was requeued at the very time of a cancel is started by Slurm, and leaves."""
     job.recorded.end("preempted")
     record(job.run, "cancel_requested", by="me")
-    with pytest.raises(MustNotGoOnError, match=r"it was cancelled\. `submit --resume` asks for more"):
+    with pytest.raises(MustNotGoOnError, match=r"it was cancelled\. Use `submit --resume` to continue"):
         begin(job.run, "slurm", "7", ("n1",), 1)
     assert len(read_history(job.run).attempts) == 1
     load.save(load.load(None, ["stage=traces"]), job.run.config)  # a stage that reads no shards
@@ -262,7 +262,7 @@ def test_of_two_jobs_that_begin_at_once_the_second_sees_the_first(
         begin(job.run, "slurm", "9", ("n1",), 1)
     begin(job.run, "slurm", "8", ("n1",), 1)  # its own older self, on a node that Slurm lost
     os.close(held)
-    with pytest.raises(MustNotGoOnError, match="is at work already, as job 8"):
+    with pytest.raises(MustNotGoOnError, match="is already running as job 8"):
         begin(job.run, "slurm", "9", ("n1",), 1)
 
 

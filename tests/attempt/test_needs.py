@@ -57,7 +57,7 @@ def test_a_second_job_of_a_run_at_work_leaves(run: RunDir, tmp_path: Path) -> No
     first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
     try:
         assert begin(run, "local", f"local-{first.pid}", ("n1",), 1) == 1
-        with pytest.raises(MustNotGoOnError, match=f"at work already, as job local-{first.pid} in attempt 1"):
+        with pytest.raises(MustNotGoOnError, match=f"already running as job local-{first.pid} in attempt 1"):
             begin(run, "local", "local-1", ("n1",), 1)
         assert begin(run, "local", f"local-{first.pid}", ("n1",), 1) == 2  # the same job, started again
     finally:

@@ -99,7 +99,7 @@ def test_a_second_job_leaves_no_word_on_a_folder_that_others_may_write(
     assert start(run) == 1
     run.path.chmod(0o770)
     monkeypatch.setattr(rivals, "ask", lambda *_, **__: JobReport(True))
-    with pytest.raises(MustNotGoOnError, match="is at work already, as job local-1"):
+    with pytest.raises(MustNotGoOnError, match="is already running as job local-1"):
         begin(run, "local", "local-2", ("n1",), 1, by_submitit=True)
     assert read_records(run.attempts)[-1]["event"] == "begin"
 

@@ -245,7 +245,7 @@ def test_what_a_submission_left_that_was_cut_off_is_named(place: Path) -> None:
     run.code.mkdir()
     words = ("jobs/smoke.yaml", "--run-name", "a")
     with held(run.submission_lock, "a", "a submission"):
-        assert "go on with it by --resume" in submit(place, *words).stderr
+        assert "continue it with --resume" in submit(place, *words).stderr
     done = submit(place, *words)
     assert (done.returncode, "was cut off has left" in done.stderr) == (2, True)
     assert run.code.is_dir(), "another submission may be at work in it, where no lock says so"

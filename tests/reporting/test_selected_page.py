@@ -32,7 +32,7 @@ def test_a_selection_that_leaves_nothing_of_a_run_overwrites_no_page(
     root = two[0].run.path.parent
     (root / "report.html").write_text("the page of all runs")
     words = [str(two[0].run.path), "--run-root", str(root), "--format", "html"]
-    with pytest.raises(UsageError, match="a: nothing was held of what is selected"):
+    with pytest.raises(UsageError, match="a: nothing was held in the selection"):
         report.main([*words, "--end", "2001-01-01"])
     assert (root / "report.html").read_text() == "the page of all runs"
 

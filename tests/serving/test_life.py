@@ -217,7 +217,7 @@ def test_the_key_is_not_sent_to_one_that_does_not_have_it(serve: Serve) -> None:
     """Another user of the node, who listens on the port ahead of the server."""
     ended = serve(SMALL_SERVER="stranger").begin().wait_end()
     assert isinstance(ended, ServerError)
-    assert "has not the server's key" in str(ended)
+    assert "does not have the server's key" in str(ended)
 
 
 def test_one_that_never_answers_is_given_up(serve: Serve) -> None:

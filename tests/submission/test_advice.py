@@ -175,7 +175,7 @@ def test_checkpoints_that_do_not_fit_under_the_run_root(
     plan: Any = SimpleNamespace(checkpoint_bytes=90 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200 << 30))
     (said,) = little_room(run, config, plan)
-    assert said.startswith("3 checkpoints of 90.0 GiB may lie there at once (checkpoint.keep=2), and")
+    assert said.startswith("3 checkpoints of 90.0 GiB may exist there at once (checkpoint.keep=2), and")
     assert said.endswith(f"{tmp_path} has 200.0 GiB free: give a --run-root with more room")
     for checkpoint_bytes in (60 << 30, None):
         plan.checkpoint_bytes = checkpoint_bytes

@@ -53,7 +53,7 @@ def test_rl_is_told_where_a_pass_ends(task: TaskConfig) -> None:
 def test_rl_beyond_the_first_pass_is_told(task: TaskConfig) -> None:
     a_pass = make_task(task).num_questions() or 0
     (said,) = _notes(_rl(replace(task, first_item=a_pass), 1))
-    assert said.endswith("all of them stand among the items before, which stages before it may have shown")
+    assert said.endswith("all of them are among the earlier items, which earlier stages may have shown")
 
 
 def test_pass_rates_that_are_known_too_late_are_told(task: TaskConfig) -> None:

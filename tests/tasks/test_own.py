@@ -193,7 +193,7 @@ _CALLS = [
     ("import os; os._exit(1)", "ended its process"),
     ("input()", "failed in score: EOFError"),
     ("import os; os.system('true')", "os.system while an answer is judged"),
-    ("return _quietly(lambda: exec('x = 1'))", r"gave 0 after it had tried what is forbidden .*\(compile\)"),
+    ("return _quietly(lambda: exec('x = 1'))", r"gave 0 after a forbidden act .*\(compile\)"),
 ]
 
 

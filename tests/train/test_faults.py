@@ -127,7 +127,7 @@ def test_ranks_that_outlive_their_supervisor_finish_the_run(tmp_path: Path) -> N
     go.touch()
     (attempt,) = wait_over(run)
     assert (attempt.cause, attempt.inferred, attempt.last_committed_step) == (Cause.finished, True, 12)
-    words = "its ranks finished; whoever should have written that down was gone"
+    words = "its ranks finished; the supervisor died before recording it"
     for command in ("status", "report"):
         assert words in command_output(["-m", f"r1hpc.{command}", str(run.path)])
     now = time.time()

@@ -1,23 +1,15 @@
-"""The ranks' signs of life, exchanged through the attempt's store: a rank that waits can tell slow from hung.
+"""Exchange the ranks' signs of life through the attempt's store, so a waiting rank can tell slow from hung.
 
     prepare(store, world_size)                  # rank 0, before the others can connect
     peers = Peers(store, rank, world_size, timeout_s)
-    peers.start(watchdog.sign)                  # a thread: reports this rank, hears of the others
-    peers.problem()                             # None, or why the ranks will not come together any more
+    peers.start(watchdog.sign)                  # a thread: reports this rank, reads about the others
+    peers.problem()                             # None, or why waiting for the other ranks is useless
     peers.tell("rank 3 failed: ...")            # the others need not wait for this one
-    peers.failure                               # on the others: what was told
+    peers.failure                               # on the others: that text
 
-Rank 0 alone looks at all ranks and reports what it found to the others, so each rank asks once a second.
-Waits are counted in time in which the rank that waits ran: a suspension stops all of them, and is no silence.
-
-Seconds in which this process itself ran: a suspended process has not waited for anybody.
-
-    clock = RunningClock(period_s=1.0, patience_s=600)
-    while True:
-        sleep(1.0)
-        now = clock.now()           # asked every period; one that comes much later was a suspension
-
-For SIGSTOP, `scontrol suspend` and a frozen cgroup alike: in all of them the thread that asks does not run.
+Only rank 0 looks at all ranks. It reports what it found to the others, so each rank asks once a second. Waits
+count only time in which the waiting rank ran: a suspension (SIGSTOP, `scontrol suspend`, a frozen cgroup)
+stops its thread too and is not silence.
 """
 
 import threading
@@ -28,11 +20,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 _MOST_LATE_S = 5.0
-"""More than a busy machine delays a thread by."""
+"""More than a busy machine delays a thread."""
+_VERDICT = "r1hpc/verdict"
+_FAILED = "r1hpc/failed"
+_LEFT = "left"
+_PERIOD_S = 1.0
+_UNSEEN = "0 0 0 start"
 
 
 class RunningClock:
-    """One thread's clock. A period that took much longer than asked for counts as if it had not."""
+    """Count the seconds one thread ran: a period that took much longer than requested is a suspension."""
 
     def __init__(self, period_s: float, patience_s: float) -> None:
         self._period_s = period_s
@@ -41,7 +38,7 @@ class RunningClock:
         self._ran_s = 0.0
 
     def now(self) -> float:
-        """Seconds run since the clock was made. To be called every `period_s`."""
+        """Return the seconds run since the clock was made. Call it every `period_s`."""
         asked_at = time.monotonic()
         elapsed = asked_at - self._asked_at
         self._asked_at = asked_at
@@ -53,19 +50,12 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 
-_VERDICT = "r1hpc/verdict"
-_FAILED = "r1hpc/failed"
-_LEFT = "left"
-_PERIOD_S = 1.0
-_UNSEEN = "0 0 0 start"
-
-
 @dataclass(frozen=True)
 class Sign:
-    """What a rank reports of itself."""
+    """State that a rank reports about itself."""
 
     alive: int
-    """Grows with each beat, and while it waits with each exchange: a stopped process reports nothing new."""
+    """Grows with each beat, and with each exchange while the rank waits; not while it is stopped."""
     beats: int
     """Grows with its own progress only."""
     phase: str
@@ -82,7 +72,7 @@ class Sign:
 
 
 class _Seen:
-    """The signs of all ranks, and since when by this rank's clock each has not changed. On rank 0."""
+    """Signs of all ranks, and since when each has not changed by this rank's clock. Used on rank 0."""
 
     def __init__(self, world_size: int, now: float) -> None:
         self._signs = [Sign.parse(_UNSEEN)] * world_size
@@ -105,9 +95,9 @@ class _Seen:
         self._signs[rank] = sign
 
     def problem(self, now: float, timeout_s: float) -> str:
-        """Name the ranks that are silent for `timeout_s`, or say that none of them goes on; else empty.
+        """Name the ranks silent for `timeout_s`, or report that no rank makes progress; else empty.
 
-        Ranks that wait in a collective for a stopped one are silent too: then only the stopped one is named.
+        Ranks that wait in a collective for a stopped one are silent too; then only the stopped one is named.
         """
         here = [rank for rank, left in enumerate(self._left) if not left]
         silent = [rank for rank in here if now - self._alive_at[rank] > timeout_s]
@@ -126,7 +116,7 @@ class _Seen:
 
 
 def prepare(store: "Store", world_size: int) -> None:
-    """Write the keys, so that no rank waits for one that is not there yet."""
+    """Write the keys, so that no rank waits for a missing one."""
     for rank in range(world_size):
         store.set(_key(rank), _UNSEEN)
     store.set(_VERDICT, "0 ")
@@ -137,7 +127,7 @@ class Peers:
     """One rank's part in the exchange."""
 
     def __init__(self, store: "Store", rank: int, world_size: int, timeout_s: float) -> None:
-        """`store` is a connection of its own: a server that is stopped blocks whoever asks it."""
+        """`store` needs its own connection: a stopped server blocks every caller."""
         self._store = store
         self._rank = rank
         self._timeout_s = timeout_s
@@ -147,8 +137,8 @@ class Peers:
         self._verdict = ""
         self._round = "0"
         self.failure = ""
-        """What a rank said that failed; empty while none did."""
-        # Of the thread that asks for `problem`: a server that is stopped blocks the exchange itself.
+        """The failure another rank reported; empty if none did."""
+        # Used by the thread that calls `problem`: a stopped server blocks the exchange itself.
         self._asking = RunningClock(_PERIOD_S, timeout_s)
         self._known_round = self._round
         self._heard_at = 0.0
@@ -160,33 +150,33 @@ class Peers:
         self._thread.start()
 
     def leave(self) -> None:
-        """This rank is done: its silence means nothing from now on."""
+        """Report that this rank is done, so that its silence is ignored."""
         self._done.set()
         if self._thread is not None:
-            self._thread.join(2 * _PERIOD_S)  # not for ever: the store's server may be gone
+            self._thread.join(2 * _PERIOD_S)  # bounded: the store's server may have exited
 
     def tell(self, failure: str) -> None:
-        """This rank fails: the others hear of it within two seconds, which rank 0, who serves them, waits."""
+        """Report that this rank fails. The others see it within two seconds; rank 0, their server, waits."""
         teller = threading.Thread(target=self._tell, args=(failure,), daemon=True)
         teller.start()
-        teller.join(_PERIOD_S)  # not for ever: the server may be stopped
+        teller.join(_PERIOD_S)  # bounded: the server may be stopped
         if self._rank == 0:
             time.sleep(2 * self._period_s)
 
     def _tell(self, failure: str) -> None:
-        with suppress(RuntimeError):  # the server is gone
+        with suppress(RuntimeError):  # the server has exited
             self._store.set(_FAILED, failure)
 
     @property
     def connected(self) -> bool:
-        """Whether the others can still be heard; not after rank 0, which serves the store, has left."""
+        """True while the others can be heard; False once rank 0, which serves the store, has left."""
         return not self._done.is_set()
 
     def problem(self, patience_s: float | None = None) -> str | None:
-        """Why this rank need not wait any longer; None where the others go on. To be asked every second.
+        """Return why this rank need not wait any longer; None if the others make progress. Call every second.
 
         Args:
-            patience_s: for rank 0, through which the ranks hear of each other; None: the usual time.
+            patience_s: for rank 0, which passes on the ranks' signs; None: the usual time.
         """
         if self._verdict:
             return self._verdict
@@ -195,9 +185,7 @@ class Peers:
             self._known_round, self._heard_at = self._round, now
         idle_s = now - self._heard_at
         if self.connected and idle_s > (patience_s or self._timeout_s):
-            return (
-                f"no sign of life from rank 0 for {idle_s:.0f} s, through which the ranks hear of each other"
-            )
+            return f"no sign of life from rank 0 for {idle_s:.0f} s; it passes the ranks' signs on"
         return None
 
     def _exchange(self, sign: Callable[[], Sign]) -> None:
@@ -212,7 +200,7 @@ class Peers:
                 else:
                     self._hear(*(value.decode() for value in self._store.multi_get([_VERDICT, _FAILED])))
             self._store.set(self._keys[self._rank], _LEFT)
-        except RuntimeError:  # torch's DistStoreError among them: the server left, with rank 0
+        except RuntimeError:  # includes torch's DistStoreError: the server left, with rank 0
             self._done.set()
 
     def _judge(self, now: float) -> None:

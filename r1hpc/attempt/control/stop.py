@@ -1,12 +1,12 @@
-"""Requests to save or to stop: a signal or a touched file sets a flag; the loop decides between two steps.
+"""Handle requests to save or stop: a signal or a touched file sets a flag; the loop acts between two steps.
 
     requests = StopRequests(run)
     requests.install()           # SIGTERM and SIGUSR2 mean the same: save, then leave
     ...
-    stop, save = requests.poll() # of this rank; the loop agrees over all ranks
+    stop, save = requests.poll() # for this rank; the loop agrees over all ranks
 
-Nothing is done inside the handler: a collective there would deadlock against the one that the signal
-interrupted (Lightning #21406). SIGUSR1 is left alone, NCCL uses it (submitit #1697).
+The handler itself does nothing more: a collective there would deadlock against the one that the signal
+interrupted (Lightning #21406). SIGUSR1 is left alone because NCCL uses it (submitit #1697).
 """
 
 import signal
@@ -18,30 +18,30 @@ from types import FrameType
 from r1hpc.base.run_dir import RunDir
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What asks a rank to save and to leave."""
+"""Signals that make a rank save and leave."""
 _FILE_POLL_S = 1.0
 
 
 OUT_OF_HOURS = "limits.max_gpu_hours"
-"""The reason of a stop because the run has used up its own allowance."""
+"""Reason of a stop because the run has used up its own allowance."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """When an attempt asks itself to save or to stop, by time.monotonic(). None: never."""
+    """Times by time.monotonic() at which an attempt saves or stops by itself. None: never."""
 
     first_save_at: float | None = None
-    """Half of the time limit: short slices make progress, whatever the save interval."""
+    """Half of the time limit, so that short slices make progress with any save interval."""
     stop_at: float | None = None
     """When the run's own limit of GPU-hours is used up."""
     ends_at: float | None = None
     """When the time limit ends the job."""
     grace_s: float | None = None
-    """From the first signal of a preemption to the end."""
+    """From the first signal of a preemption to the kill."""
 
 
 class StopRequests:
-    """What was asked of this rank. Rank 0 also watches the STOP and SAVE files and the clock."""
+    """Requests to this rank. Rank 0 also watches the STOP and SAVE files and the clock."""
 
     def __init__(self, run: RunDir, rank: int, clock: Clock = Clock()) -> None:
         self._run = run
@@ -50,16 +50,16 @@ class StopRequests:
         self._saved = False
         self._answering = False
         self._answers_file: int | None = None
-        """The request that a save under way answers, as `_asked_at`."""
+        """The request that the current save answers, as `_asked_at`."""
         self._next_file_poll = 0.0
         self._stop = False
         self._save = False
         self.reason = ""
-        """What asked for the stop first: a signal's name or `STOP file`."""
+        """The first cause of the stop: a signal's name or `STOP file`."""
         self._signalled_at: float | None = None
 
     def install(self) -> None:
-        """Take over SIGTERM and SIGUSR2 from the handlers of a launcher, and hear what was kept till now."""
+        """Take over SIGTERM and SIGUSR2 from a launcher's handlers, and handle the signals kept until now."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -67,16 +67,16 @@ class StopRequests:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
     def poll(self) -> tuple[bool, bool]:
-        """(stop, save) as this rank knows it now. A SAVE file is consumed by `saved`.
+        """Return (stop, save) as this rank knows it now. `saved` consumes a SAVE file.
 
-        A request that a save under way answers is not reported again.
+        A request that the current save answers is not reported again.
         """
         now = time.monotonic()
         if self._clock.stop_at is not None and now >= self._clock.stop_at:
             self._ask_to_stop(OUT_OF_HOURS)
         if self._watch_files and now >= self._next_file_poll:
             self._next_file_poll = now + _FILE_POLL_S
-            with suppress(OSError):  # a file system that hiccups has not asked for anything
+            with suppress(OSError):  # a file system error is not a request
                 if self._run.stop.exists():
                     self._ask_to_stop("STOP file")
                 self._save = self._run.save.exists()
@@ -84,33 +84,33 @@ class StopRequests:
         return self._stop, (self._save or late) and not self._answering
 
     def saving(self) -> None:
-        """The state was taken for a checkpoint, which answers what was requested until now."""
+        """Record that the state was copied for a checkpoint, which answers all requests until now."""
         self._answers_file, self._answering = self._asked_at() if self._save else None, True
 
     def saved(self) -> None:
-        """The checkpoint of the last `saving` was committed: the SAVE request is answered."""
+        """Answer the SAVE request: the checkpoint of the last `saving` was committed."""
         self._saved, self._answering = True, False
         if self._answers_file is not None:
-            if self._asked_at() == self._answers_file:  # touched since, it asks for a newer state
+            if self._asked_at() == self._answers_file:  # a later touch asks for a newer state
                 self._run.save.unlink(missing_ok=True)
             self._save, self._answers_file = False, None
             self._next_file_poll = 0.0
 
     def _asked_at(self) -> int | None:
-        """When the file SAVE was last touched, in Unix nanoseconds; None: it is not there."""
+        """Return when the file SAVE was last touched, in Unix nanoseconds; None if it does not exist."""
         with suppress(OSError):
             return self._run.save.stat().st_mtime_ns
         return None
 
     def seconds_left(self) -> float | None:
-        """Until this job is killed, as far as that is known."""
+        """Return the seconds until this job is killed, if known."""
         now, ends = time.monotonic(), [self._clock.ends_at]
         if self._signalled_at is not None and self._clock.grace_s is not None:
             ends.append(self._signalled_at + self._clock.grace_s)
         return min((end - now for end in ends if end is not None), default=None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # A second signal changes nothing: the save is under way, and Slurm sends SIGTERM twice.
+        # A second signal changes nothing: the save is running, and Slurm sends SIGTERM twice.
         if self._signalled_at is None:
             self._signalled_at = time.monotonic()
         self._ask_to_stop(signal.Signals(number).name)

@@ -1,14 +1,13 @@
-"""Find a rank that hangs: no progress for `timeout_s`, then every stack to the log and out.
+"""Find a rank that hangs: after `timeout_s` without progress, log every stack and exit.
 
-Each rank watches itself, and hears of the others (heartbeats.py). While it waits for them it is not judged
-by its own silence: it goes on waiting as long as somebody makes progress and nobody is silent. When one hangs
-all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
-`srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
-Time in which the ranks are suspended is no silence. Nor is loading the libraries, within bounds of its own:
-what a file system under load takes for that is no measure of a step.
+Each rank watches itself and gets the others' signs (heartbeats.py). While it waits for them, its own silence
+does not count: it waits as long as some rank makes progress and none is silent. When one hangs, all leave. A
+rank that cannot even run its watchdog (stopped, or a lock held in C) is ended by `srun --kill-on-bad-exit`.
+The others name it, and it is the only rank without an outcome file. A suspension is not silence. Loading
+libraries has a limit of its own: a busy file system can take far longer for it than a step.
 
-A rank that fails says so (`fail`), and the others leave at once: in a collective they would wait for it until
-somebody kills them, which srun does only after KillWait, since a SIGTERM asks them to save.
+A rank that fails reports it (`fail`), and the others leave at once. Otherwise they would wait in a collective
+until srun kills them, after KillWait, because a SIGTERM asks them to save.
 """
 
 import faulthandler
@@ -27,18 +26,18 @@ EXIT_HANG = 75
 """Exit status of a rank that found itself hanging."""
 WAITING = "waiting for the other ranks"
 _REPORT_S = 5.0
-"""Enough for the others to hear of it."""
+"""Enough for the report to reach the others."""
 EXIT_LEFT_ALONE = 1
 """Exit status of a rank that leaves because another one failed."""
 _OWN_FAILURE_S = 1.0
-"""For a rank that fails for the same reason to say so itself."""
+"""Time for a rank that fails for the same reason to report it itself."""
 _LOADING_S = 300.0
-"""That all loading together may take beyond train.hang_timeout_s; counted while other threads can run."""
+"""Limit for all loading together, beyond train.hang_timeout_s; counted while other threads can run."""
 _PEERS_FIRST_S = 4.0
-"""How much later a rank judges its own silence while it hears the others: one of them may have stopped, for
-which it only waits, and is named then."""
+"""How much later a rank judges its own silence while it hears the others: the rank it waits for may have
+stopped, and is then named."""
 _BACKSTOP_S = 15.0
-"""How much later than the Python thread the other process acts: after the others have heard."""
+"""How much later than the Python thread the backstop process acts: after the others have heard."""
 
 
 class Watchdog:
@@ -54,12 +53,12 @@ class Watchdog:
         on_hang: Callable[[str], None],
         on_left_alone: Callable[[str], None] = lambda failure: None,
     ) -> None:
-        """`on_hang` is given a sentence that says what was found, `on_left_alone` who failed, and how."""
+        """`on_hang` gets a sentence that says what was found, `on_left_alone` who failed, and how."""
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._on_left_alone = on_left_alone
         self.before_leaving: Callable[[], None] = lambda: None
-        """What is brought to its end before this rank leaves because another one failed."""
+        """Run before this rank leaves because another one failed, to finish its writes."""
         self._is_failing = False
         self._phase = "start"
         self._beats = 0
@@ -87,14 +86,14 @@ class Watchdog:
         self._thread.start()
 
     def hear(self, peers: Peers) -> None:
-        """From now on the ranks know of each other."""
+        """Connect the ranks' signs: from now on they know about each other."""
         peers.start(self.sign)
         self._peers = peers
 
     def stop(self) -> None:
         self._done.set()
         if self._backstop is not None and self._backstop.stdin is not None:
-            self._backstop.kill()  # closing the pipe is not enough where a forked process holds it too
+            self._backstop.kill()  # closing the pipe is not enough if a forked process holds it too
             self._backstop.wait()
             self._backstop.stdin.close()
             self._backstop = None
@@ -102,23 +101,23 @@ class Watchdog:
             self._peers.leave()
 
     def fail(self, failure: str) -> None:
-        """This rank is on its way out with an error: have the others leave too."""
+        """Make the others leave: this rank exits with an error."""
         self._is_failing = True
         if self._peers is not None:
             self._peers.tell(failure)
 
     def beat(self, phase: str) -> None:
-        """Progress was made; `phase` is what comes next and is named if it hangs."""
+        """Record progress; `phase` is what comes next and is named if it hangs."""
         self._is_loading = False
         self._go_on(phase)
 
     def still(self) -> None:
-        """Progress was made within the phase."""
+        """Record progress within the phase."""
         self.beat(self._phase)
 
     def load(self, phase: str) -> None:
-        """A beat after which libraries are loaded: until the next one this rank may be silent for longer, for
-        all loads together _LOADING_S."""
+        """Beat, then load libraries: this rank may be silent for longer until the next beat, for _LOADING_S
+        over all loads together."""
         self._go_on(phase)
         self._is_loading = True
 
@@ -129,7 +128,7 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, this rank has nothing to do but wait for the others: their progress counts, not its own."""
+        """Wait for the other ranks inside: their progress counts, not this rank's."""
         phase = self._phase
         self.beat(WAITING)
         self._is_waiting = True
@@ -140,7 +139,7 @@ class Watchdog:
             self._is_waiting = False
 
     def sign(self) -> Sign:
-        """What this rank reports to the others."""
+        """Return what this rank reports to the others."""
         self._looks += self._is_waiting
         return Sign(self._beats + self._looks, self._beats, self._phase)
 
@@ -150,7 +149,7 @@ class Watchdog:
         if process is None or process.stdin is None or now - self._backstop_armed_at < _BACKSTOP_S / 3:
             return
         self._backstop_armed_at = now
-        with suppress(OSError, ValueError):  # somebody killed it, or `stop` is closing it
+        with suppress(OSError, ValueError):  # it was killed, or `stop` is closing it
             os.write(process.stdin.fileno(), b".")
 
     def _watch(self) -> None:
@@ -168,7 +167,7 @@ class Watchdog:
                 print(f"hang: {problem}: stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_hang(problem)
-                # The first to exit gets the others killed; they too should have reported by then.
+                # The first rank to exit gets the others killed, so give them time to report too.
                 time.sleep(_REPORT_S)
                 os._exit(EXIT_HANG)
 
@@ -184,11 +183,11 @@ class Watchdog:
         os._exit(EXIT_LEFT_ALONE)
 
     def _problem(self, now: float) -> str | None:
-        """What hangs, here or elsewhere."""
+        """Return what hangs, on this rank or another."""
         is_heard = self._peers is not None and self._peers.connected
         if self._is_waiting and is_heard:
             self._arm_backstop()
-        else:  # looked at before the clock: whoever stops waiting has just beaten
+        else:  # read before the clock: a rank that stops waiting has just beaten
             if self._beats != self._seen_beats:
                 self._seen_beats, self._seen_at = self._beats, now
             idle_s = now - self._seen_at

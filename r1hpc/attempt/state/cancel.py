@@ -1,11 +1,11 @@
-"""End a run: by STOP, which lets it save first, or through its job's id alone.
+"""End a run: touch STOP, which lets it save first, or cancel its job by ID.
 
     done = cancel(run)                    # its job gets SIGTERM; it is not requeued
-    done = cancel(run, save_first=True)   # STOP is touched: it saves after the step under way and ends
+    done = cancel(run, save_first=True)   # STOP is touched: it saves after the current step and ends
     done.action, done.text
 
-The id comes from the run folder, and is used once it is known that the job is yours and this run's:
-`scancel --name` would hit other runs, and a job id can be another job's on another cluster.
+The ID comes from the run folder. It is used only after checking that the job is yours and this run's:
+`scancel --name` would hit other runs, and another cluster may use the same ID for another job.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from r1hpc.telemetry.records.attempts import record
 
 @dataclass(frozen=True)
 class Cancellation:
-    """What was done, and what follows from it."""
+    """Action of a cancel, and its consequence."""
 
     action: str
     """none, stop, sigterm or scancel."""
@@ -34,10 +34,10 @@ class Cancellation:
 
 
 def cancel(run: RunDir, save_first: bool = False) -> Cancellation:
-    """End a run; nothing where it is over.
+    """End a run; do nothing if it is over.
 
     Raises:
-        StateError: there is no job, or it is not this run's, or not yours, or on another host.
+        StateError: there is no job, or it is another run's, another user's or on another host.
         SlurmError: Slurm did not answer.
     """
     situation = read_situation(run)
@@ -48,7 +48,7 @@ def cancel(run: RunDir, save_first: bool = False) -> Cancellation:
 
 
 def touch_stop(run: RunDir, situation: Situation) -> Cancellation:
-    """Ask the run to save and to end by itself."""
+    """Ask the run to save and end by itself."""
     run.stop.touch(mode=0o600)
     text = (
         f"{run.run_id} is {situation.state.value}: its next attempt will find STOP and end at once; "
@@ -63,7 +63,7 @@ def cancel_job(run: RunDir, situation: Situation) -> Cancellation:
     """End the newest job of the run.
 
     Raises:
-        StateError: there is no job, or it is not this run's, or not yours, or on another host.
+        StateError: there is no job, or it is another run's, another user's or on another host.
         SlurmError: Slurm did not answer.
     """
     job = situation.job
@@ -76,7 +76,7 @@ def cancel_job(run: RunDir, situation: Situation) -> Cancellation:
             f"{run.attempts} names a job {printable(job.job_id)!r} that is neither Slurm's nor local"
         )
     check_is_ours(run, job, call(["scontrol", "show", "job", "-o", job.job_id], 10.0))
-    # A pending job leaves no attempt; of a running one Slurm's own CANCELLED is the better witness.
+    # A pending job leaves no attempt. For a running one Slurm's own CANCELLED is better evidence.
     call(["scancel", job.job_id], 20.0)
     _record(run)
     text = (
@@ -87,10 +87,10 @@ def cancel_job(run: RunDir, situation: Situation) -> Cancellation:
 
 
 def check_is_ours(run: RunDir, job: JobRef, shown: str) -> None:
-    """Refuse a job of another user or of another run, by what `scontrol show job -o` says.
+    """Refuse a job of another user or run, judged by `scontrol show job -o`.
 
-    It is this run's when it names the run folder or the run (its script, its comment, its log), or when its
-    id is part of the run's name, as sbatch/train.sh makes it.
+    The job is this run's if it names the run folder or the run (its script, its comment, its log), or if its
+    ID is part of the run's name, as in sbatch/train.sh.
     """
     owner = re.search(r" UserId=[^ ]*?\((\d+)\)", shown)
     if owner is None or int(owner[1]) != os.getuid():
@@ -111,8 +111,8 @@ def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
     if not is_of_run(pid, run.path):
         return _end_ranks(run, job, pid)
     _record(run)
-    # The supervisor passes it on to its ranks, which save and end. Where it leads its own process group,
-    # what it has started besides (the building of a dataset) gets it too.
+    # The supervisor passes it on to its ranks, which save and end. If it leads its process group, its other
+    # children (building a dataset) get it too.
     if os.getpgid(pid) == pid:
         os.killpg(pid, signal.SIGTERM)
     else:
@@ -121,7 +121,7 @@ def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
 
 
 def _end_ranks(run: RunDir, job: JobRef, pid: int) -> str:
-    """The supervisor was killed, and its ranks go on."""
+    """End the ranks of a supervisor that was killed."""
     ranks = ranks_of(run.path, job.job_id)
     if not ranks:
         raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
@@ -133,5 +133,5 @@ def _end_ranks(run: RunDir, job: JobRef, pid: int) -> str:
 
 
 def _record(run: RunDir) -> None:
-    """So that the attempt's cause becomes cancelled, and not preempted."""
+    """Record the cancel, so that the attempt's cause becomes cancelled, not preempted."""
     record(run, "cancel_requested", by=os.environ.get("USER", str(os.getuid())))

@@ -1,8 +1,7 @@
-"""Why an attempt ended, from what the ranks left, how srun exited and what Slurm says of the job.
+"""Decide why an attempt ended, from the ranks' outcomes, srun's exit status and Slurm's view of the job.
 
-A pure function, because this decision spends or saves GPU-hours: every row of its table is a test.
-
-What each rank leaves behind about its end, in attempts/<k>/rank_<n>.json, for `end` to read.
+Each rank leaves its outcome in attempts/<k>/rank_<n>.json. `decide` is a pure function, because this decision
+costs or saves GPU-hours: every row of its table is a test.
 """
 
 import re
@@ -23,11 +22,15 @@ STOPPED = "stopped"
 FAILED = "failed"
 HANG = "hang"
 LEFT_ALONE = "left alone"
-"""It left because another rank failed."""
+"""Left because another rank failed."""
 _ERROR = re.compile(
     r"No space left on device|Disk quota exceeded|^error: |^(\w+\.)*\w*(Error|Exception)(:|$)"
 )
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
+_OOM_STATUS = 128 + 125
+"""Exit status of srun if the kernel killed a task for its cgroup's memory. Slurm reports it for the task, as
+0:125, not for a job that still runs (slurm.h, SIG_OOM; srun's status is inferred from it)."""
+_WARNED = (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,16 @@ class RankOutcome:
     cause: str | None = None
     detail: str = ""
     kept: int = 0
-    """Finished pieces of work beyond the last committed step that the next attempt will find."""
+    """Finished pieces beyond the last committed step that the next attempt will find."""
 
 
 def write_outcome(run: RunDir, attempt: int, outcome: RankOutcome) -> None:
-    """Durable before the rank exits."""
+    """Write the outcome durably before the rank exits."""
     write_json(run.rank_outcome(attempt, outcome.rank), asdict(outcome))
 
 
 def read_outcomes(run: RunDir, attempt: int) -> list[RankOutcome]:
-    """Those ranks that could still write, in rank order; a file that is damaged is one that is not there."""
+    """Return the outcomes that were written, in rank order; a damaged file counts as missing."""
     found = []
     for path in run.attempt_dir(attempt).glob("rank_*.json"):
         value = read_object(path, RankOutcome)
@@ -66,7 +69,7 @@ def failures_in_logs(
 ) -> list[RankOutcome]:
     """Return a failure for each rank without an outcome (`known` have one) whose log ends with an error.
 
-    A full disk takes no outcome, but the log may still say so.
+    A full disk may prevent an outcome file, but the log may still show the error.
     """
     found = []
     for rank in [rank for rank in range(ranks) if rank not in known][:_MOST_LOGS]:
@@ -85,15 +88,9 @@ def failures_in_logs(
     return found
 
 
-_OOM_STATUS = 128 + 125
-"""Of srun, where the kernel killed a task for the memory of its cgroup. Slurm says so of the task, as 0:125,
-and not of a job that still runs (slurm.h, SIG_OOM; the status of srun inferred from it)."""
-_WARNED = (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
-
-
 @dataclass(frozen=True)
 class SchedulerView:
-    """What Slurm says of the job when the ranks are gone. All unknown without Slurm."""
+    """Slurm's view of the job after the ranks left. All unknown without Slurm."""
 
     states: frozenset[str] = frozenset()
     """As in JobState, e.g. {RUNNING}, {CANCELLED, COMPLETING}, {PENDING, COMPLETING}."""
@@ -102,33 +99,33 @@ class SchedulerView:
     seconds_left: float | None = None
     """Until the time limit."""
     restarted: bool = False
-    """Slurm started the job again without being asked to by us."""
+    """Slurm restarted the job without our request."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything there is to judge by."""
+    """Everything the decision uses."""
 
     ranks: int
     outcomes: Sequence[RankOutcome]
     status: int | None
-    """Exit status of srun, or of the worst local rank; None: nobody could write it down."""
+    """Exit status of srun, or of the worst local rank; None: it was not recorded."""
     scheduler: SchedulerView = SchedulerView()
     cancel_requested: bool = False
     signal_lead_s: float = 0.0
     is_finished: bool = False
     """Rank 0 has left FINISHED in the run folder."""
     in_logs: Sequence[RankOutcome] = ()
-    """Failures that only the logs of ranks without an outcome show."""
+    """Failures found only in the logs of ranks without an outcome."""
     requeued_by_us: bool = False
-    """Our own script asked for the requeue, because the attempt could not be judged."""
+    """Our job script requested the requeue, because the attempt could not be judged."""
 
 
 def decide(evidence: Evidence) -> tuple[Cause, str]:
-    """(cause, detail for a person)."""
+    """Return (cause, detail for a person)."""
     outcomes = evidence.outcomes
     kinds = {outcome.kind for outcome in outcomes}
-    # Rank 0 writes what a run leaves: without it nothing is finished, whatever the others say.
+    # Rank 0 writes the run's result: without it nothing is finished, whatever the others report.
     if evidence.is_finished or any(o.kind == FINISHED and o.rank == 0 for o in outcomes):
         return Cause.finished, next((o.reason for o in outcomes if o.kind == FINISHED), "")
     failed = [outcome for outcome in outcomes if outcome.kind == FAILED]
@@ -136,24 +133,24 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     if STOPPED in kinds and not failed:
         return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), from_slurm)
     if from_slurm is not None and from_slurm[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
-        return from_slurm  # ranks that lose a peer fail too; the scheduler knows the first domino
+        return from_slurm  # ranks that lose a peer fail too; the scheduler knows the first cause
     for outcome in (*failed, *evidence.in_logs):
         if outcome.cause in (Cause.oom.value, Cause.refused.value):
             return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
     if HANG in kinds:
         return Cause.hang, _describe_hang(evidence)
-    # A rank whose peer died reports a broken connection: that is an echo, not the cause.
+    # A rank whose peer died reports a broken connection: an echo, not the cause.
     culprits = [o for o in (*failed, *evidence.in_logs) if "onnection" not in o.detail]
-    # Our own shell asks for the requeue where nobody could judge the attempt: that explains no exception.
+    # Our job script requests the requeue if the attempt cannot be judged: that explains no exception.
     asked_by_us = "REQUEUED" in evidence.scheduler.states and culprits
     if from_slurm is not None and not asked_by_us:
         return from_slurm
     if culprits:
         return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
     echoes = [o for o in outcomes if o.kind == LEFT_ALONE]
-    if echoes:  # of one that could not write its own
+    if echoes:  # of a rank that could not write its own
         return Cause.crash, echoes[0].detail
-    if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
+    if evidence.scheduler.restarted:  # Slurm restarts no job that failed by itself
         return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
     if evidence.status is not None and evidence.status in _WARNED and not outcomes:
         name = signal.Signals(evidence.status - 128).name
@@ -197,9 +194,9 @@ def _why_stopped(
 
 
 def _by_time_left(evidence: Evidence, name: str) -> tuple[Cause, str] | None:
-    """Whether the signal of that name was the time limit's."""
+    """Return the cause timeout if the signal of that name came from the time limit."""
     left = evidence.scheduler.seconds_left
-    # Before a time limit Slurm sends what --signal asks for, which is SIGUSR2; SIGTERM comes with the limit
+    # Before a time limit Slurm sends the signal of --signal, which is SIGUSR2; SIGTERM comes with the limit
     # itself, or from a preemption.
     if left is None or left > (evidence.signal_lead_s + EARLY_S if name == "SIGUSR2" else 0):
         return None

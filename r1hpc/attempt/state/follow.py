@@ -1,4 +1,4 @@
-"""Wait until a run is over, in silence or with its progress: its attempts, and a line now and then.
+"""Wait until a run is over, silently or printing its attempts and an occasional progress line.
 
 wait(run, timeout_s=3600)            # -> Situation
 follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C
@@ -17,11 +17,11 @@ from r1hpc.telemetry.records.attempts import in_order, parse_event, read_history
 from r1hpc.telemetry.records.metrics import Step, follow_steps
 
 INTERRUPTED = 130
-"""Of follow: by Ctrl-C, and the run goes on."""
+"""Returned by follow after Ctrl-C; the run goes on."""
 _POLL_S = 0.5
-# slurmctld serves everybody: it is asked seldom, and only where the run folder says nothing new.
+# slurmctld serves everybody: ask it seldom, and only if the run folder has nothing new.
 _ASK_SLURM_EVERY_S = 10.0
-# How long the record of an attempt's end may come after the run is over.
+# How long after the run is over the record of an attempt's end may arrive.
 _PATIENCE_S = 15.0
 
 
@@ -30,9 +30,9 @@ class _Follower:
     run: RunDir
     out: TextIO
     since: int
-    """Attempts up to this one are of earlier submissions: no news of a resumed run."""
+    """Attempts up to this one belong to earlier submissions and are no news of a resumed run."""
     latest: Step | None = None
-    """The newest step that is not printed yet."""
+    """The newest step not printed yet."""
     last_print: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class _Follower:
 
 
 def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
-    """The situation of a run once it is over.
+    """Wait until a run is over and return its situation.
 
     Raises:
         R1hpcError: it is not over after `timeout_s`.
@@ -85,7 +85,7 @@ def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
 
 
 def follow(run: RunDir, job_id: str, out: TextIO) -> int:
-    """Follow until the run is over; 0 when it finished, else 1. Ctrl-C only stops the following."""
+    """Follow until the run is over; return 0 if it finished, else 1. Ctrl-C only stops following."""
     history, ending = read_history(run), _Ending()
     earlier = history.attempts[: history.num_earlier]
     follower = _Follower(run, out, earlier[-1].attempt if earlier else 0)
@@ -111,7 +111,7 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
 
 @dataclass
 class _Ending:
-    """Whether a run is over and its end on record. A killed one has none: it is waited for a while."""
+    """Decide whether a run is over and its end recorded. A killed run has no end: wait a while for it."""
 
     over_since: float | None = None
 
@@ -124,13 +124,13 @@ class _Ending:
 
 
 def _is_closed(situation: Situation) -> bool:
-    """The last attempt's end is on record, a moment after the ranks have left FINISHED."""
+    """True if the last attempt's end is recorded, a moment after the ranks have left FINISHED."""
     last = situation.history.last
     return last is None or last.cause is not None
 
 
 def _ask_every(job_id: str) -> float:
-    """Seconds between questions where the run folder says nothing new."""
+    """Return the seconds between questions to Slurm if the run folder has nothing new."""
     return _POLL_S if job_id.startswith("local-") else _ASK_SLURM_EVERY_S
 
 
@@ -143,7 +143,7 @@ def _report_end(run: RunDir, situation: Situation, out: TextIO) -> int:
 
 
 def _step_line(step: Step) -> str:
-    # The loss of a policy gradient is about zero whatever happens; its reward is what to watch.
+    # A policy gradient's loss stays near zero; its reward shows progress.
     names = ("loss", "lr") if step.number("reward") is None else ("reward", "accuracy", "entropy")
     parts = [f"step {step.global_step}"]
     parts += [f"{name} {value:.4g}" for name in names if (value := step.number(name)) is not None]

@@ -1,9 +1,9 @@
-"""What the ranks of a run print: one file per attempt and rank, read from its end, or followed as it grows.
+"""Read what the ranks of a run print: one file per attempt and rank, from its end, or followed as it grows.
 
     for line in tail(find_log(run, attempt=2, rank=0), 50): print(clean(line))
     for line in follow(run, rank=0, attempt=None, lines=50): print(line)     # all attempts, until it is over
 
-Control characters are taken out: a log can hold whatever a model or a library printed.
+Control characters are removed: a log can hold anything a model or a library printed.
 """
 
 import re
@@ -18,17 +18,17 @@ from r1hpc.base.run_dir import RunDir
 
 _POLL_S = 0.3
 _ASK_EVERY_S = 5.0
-"""Whether the run is over is asked this often at most; Slurm's controller serves everybody."""
+"""Shortest pause between checks whether the run is over; Slurm's controller serves everybody."""
 _BLOCK = 65536
 _ESCAPE = re.compile(rb"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.?)")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
-    """The log of one rank.
+    """Return the log of one rank.
 
     Raises:
-        StateError: there is none; names those that there are.
+        StateError: it does not exist; names those that do.
     """
     if attempt is None:
         raise StateError(
@@ -50,7 +50,7 @@ def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
 
 
 def tail(path: Path, count: int) -> list[bytes]:
-    """The last `count` lines of a file, reading no more of it than needed."""
+    """Return the last `count` lines of a file, reading only its end."""
     with path.open("rb") as file:
         position = file.seek(0, 2)
         raw = b""
@@ -63,13 +63,13 @@ def tail(path: Path, count: int) -> list[bytes]:
 
 
 def clean(line: bytes) -> str:
-    """A line as a terminal would show it in the end: after the last carriage return, without escapes."""
+    """Return a line as a terminal finally shows it: after the last carriage return, without escapes."""
     shown = line.rstrip(b"\r").rsplit(b"\r", 1)[-1]
     return _CONTROL.sub("", _ESCAPE.sub(b"", shown).decode(errors="replace"))
 
 
 def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[str]:
-    """The last lines and all that follow; one attempt only where it is named, else one after the other."""
+    """Yield the last lines and all that follow, of the named attempt or else of one after the other."""
     only = attempt is not None
     current = attempt if attempt is not None else last_attempt(run)
     if only:
@@ -81,7 +81,7 @@ def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[
             yield from map(clean, log.lines())
         newest = current if only else last_attempt(run)
         if newest is not None and newest != current:
-            if log is not None:  # what came since it was read
+            if log is not None:  # lines written since the last read
                 yield from map(clean, [*log.lines(), *filter(None, [log.rest()])])
             yield f"==> attempt {newest}, rank {rank} <=="
             current, log = newest, GrowingFile(run.rank_log(newest, rank))
@@ -89,14 +89,14 @@ def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[
         if time.monotonic() - asked >= _ASK_EVERY_S or run.finished.exists():
             asked = time.monotonic()
             if _is_over(run, current if only else None):
-                if log is not None:  # an unfinished line too, because nothing more will come
+                if log is not None:  # an unfinished line too, because nothing more will follow
                     yield from map(clean, [*log.lines(), *filter(None, [log.rest()])])
                 return
         time.sleep(_POLL_S)
 
 
 def _from_last(path: Path, lines: int) -> GrowingFile:
-    """The file from its last `lines` on."""
+    """Open the file at its last `lines`."""
     if not path.is_file():  # srun opens it a moment after the attempt began
         return GrowingFile(path)
     shown, size = b"\n".join(tail(path, lines)), path.stat().st_size
@@ -104,7 +104,7 @@ def _from_last(path: Path, lines: int) -> GrowingFile:
 
 
 def wait_until_it_begins(run: RunDir) -> None:
-    """Until a first attempt prints, or the run is over without one."""
+    """Wait until a first attempt prints, or the run is over without one."""
     asked = time.monotonic()
     while not _attempts(run):
         if time.monotonic() - asked >= _ASK_EVERY_S:
@@ -122,7 +122,7 @@ def _is_over(run: RunDir, attempt: int | None) -> bool:
 
 
 def last_attempt(run: RunDir) -> int | None:
-    """The newest attempt that has logs."""
+    """Return the newest attempt that has logs."""
     return max(_attempts(run), default=None)
 
 

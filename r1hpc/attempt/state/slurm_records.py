@@ -1,11 +1,11 @@
-"""What Slurm's accounting says of a run, kept beside it in allocations.json, so that it is asked once.
+"""Keep what Slurm's accounting says about a run in its allocations.json.
 
-    records = learn(run, sacct_says, now)        # kept, joined with what was kept before
+    records = learn(run, sacct_says, now)        # kept, joined with earlier ones
     kept_records(run)                            # what any command learnt, ever
-    ask_slurm([(run, jobs, history)], now)       # learn what is missing of many, in few calls
+    ask_slurm([(run, jobs, history)], now)       # learn what is missing of many runs, in few calls
 
-Slurm forgets: a site purges its accounting, and sacct is asked on some machines only. Whatever a command
-learns of a run, from sacct or from a file of it, counts for every command from then on.
+Slurm forgets: a site purges its accounting, and sacct works on some machines only. A record that one command
+learns, from sacct or a file, therefore counts for every later command.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ _LEARNT_BY = 7 * DAY
 
 
 _JUST_PRINTED_S = 60.0
-"""Whole seconds, and clocks that differ."""
+"""Covers whole seconds and clocks that differ."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class SlurmRecords:
     records: tuple[JobRecord, ...] = ()
     """Records of allocations that began, oldest first, each once."""
     seen: Time = 0.0
-    """When the newest of them was learnt, Unix seconds: how long one that had not ended had run."""
+    """When the newest of them was learnt, Unix seconds; an open one had run until then."""
     asked: Time = 0.0
-    """When sacct answered last."""
+    """When sacct last answered."""
 
 
 def kept_records(run: RunDir) -> SlurmRecords:
-    """What was learnt of a run; nothing where there is no such file, or it is damaged."""
+    """Return what was learnt about a run; empty if the file is missing or damaged."""
     value = read_object(run.allocations, SlurmRecords)
     if value.get("version") != _VERSION:
         return SlurmRecords()
@@ -68,9 +68,9 @@ def kept_records(run: RunDir) -> SlurmRecords:
 
 
 def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 0.0) -> SlurmRecords:
-    """Keep these records of a run beside those that were kept before; all of them together.
+    """Add these records of a run to those kept before; return all of them.
 
-    In a folder that cannot be written nothing is kept, and the answer is the same.
+    If the folder cannot be written, nothing is kept, and the result is the same.
 
     Args:
         asked: when sacct gave them for all jobs of the run; 0: they are from a file, which may lack some.
@@ -83,7 +83,7 @@ def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 
             joined[key] = record
     ordered = tuple(sorted(joined.values(), key=lambda r: r.start or 0.0))
     is_new = ordered != before.records
-    # A file is of the moment in which what had not ended had run so long; sacct itself speaks of now.
+    # A file describes the time at which its open jobs had run that long; sacct itself describes now.
     printed = max((r.start + r.elapsed_s for r in ordered if r.start and is_open(r)), default=now)
     seen = now if asked or now - printed < _JUST_PRINTED_S else printed
     fresh = SlurmRecords(ordered, seen if is_new else before.seen, max(asked, before.asked))
@@ -94,19 +94,19 @@ def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 
 
 
 def _is_newer(record: JobRecord, known: JobRecord | None) -> bool:
-    """Whether it says more of the same allocation: a file may be older than what was learnt since."""
+    """True if it says more about the same allocation: a file may be older than what was learnt since."""
     if known is None or not is_open(record):
         return True
     return is_open(known) and record.elapsed_s > known.elapsed_s
 
 
 def is_open(record: JobRecord) -> bool:
-    """Whether it had not ended when it was seen. A file may lack the column End: then its state tells."""
+    """True if it had not ended when it was seen. Without the column End its state decides."""
     return record.end is None and record.state in _NOT_OVER
 
 
 def submitted_at(history: History) -> float:
-    """A day before the run was first submitted, for clocks that differ: what began earlier is not its own."""
+    """Return a day before the first submission, as clocks differ: earlier records are not the run's own."""
     asked = [float(s["time"]) for s in history.submissions]
     return min(asked or [attempt.start for attempt in history.attempts], default=0.0) - DAY
 
@@ -118,11 +118,11 @@ def record_of(
     over: float,
     job_start: float | None = None,
 ) -> JobRecord | None:
-    """The record an attempt lies in; None: Slurm has none of it.
+    """Return the record that an attempt lies in; None if Slurm has none.
 
-    The one of its job that starts at `job_start`. Earlier versions did not record that: then one in which it
-    began, or, since Slurm's clock and the batch host's may differ, one that holds half of it; of several the
-    one that holds most.
+    It is the record of its job that starts at `job_start`. Earlier versions did not record that. Then it is
+    one in which the attempt began, or, since Slurm's clock and the batch host's may differ, one that holds
+    half of it. If several do, it is the one that holds most.
     """
     if job_start is not None:
         return next((r for r in records if (r.job_id, r.start) == (job_id, job_start)), None)
@@ -132,7 +132,7 @@ def record_of(
             continue
         end = record.start + record.elapsed_s
         shared = min(over, end) - max(began, record.start)
-        # Slurm counts whole seconds; one that had not ended when it was seen may be longer by now.
+        # Slurm counts whole seconds; an open record may be longer by now.
         began_in_it = record.start - 1 <= began and (began <= end + 1 or is_open(record))
         if began_in_it or shared > (over - began) / 2:
             able.append((shared, record.start, record))
@@ -140,7 +140,7 @@ def record_of(
 
 
 def is_settled(kept: SlurmRecords, jobs: Collection[str], history: History, now: float) -> bool:
-    """Whether asking sacct can tell no more of the attempts that have ended."""
+    """True if sacct can add nothing about the attempts that have ended."""
     ended = [
         (a.job_id, a.start, a.end, a.job_start)
         for a in history.attempts
@@ -158,15 +158,15 @@ def ask_slurm(
     timeout_s: float = 10.0,
     again: bool = False,
 ) -> tuple[list[JobRecord], str]:
-    """Learn what is not known yet of the ended attempts of these runs, in one call for many jobs.
+    """Learn what is still unknown about the ended attempts of these runs, in one call for many jobs.
 
     Args:
         runs: each with its Slurm jobs.
-        again: ask of all of them, also where nothing is missing.
+        again: ask about all of them, even if nothing is missing.
 
     Returns:
-        What sacct said of whole runs, also of jobs that wait, and why it could not be asked of all; empty: it
-        could.
+        sacct's records of each run, also of waiting jobs; and why it could not be asked about all, or
+        empty.
     """
     asked = [each for each in runs if again or not is_settled(kept_records(each[0]), *each[1:], now)]
     since = {job: submitted_at(history) for _, jobs, history in asked for job in jobs}
@@ -190,7 +190,7 @@ def ask_slurm(
 
 
 def own_records(records: Iterable[JobRecord], jobs: Sequence[str], history: History) -> list[JobRecord]:
-    """Those of these jobs. Slurm counts job ids anew when its state is lost: none from before the run was."""
+    """Return the records of these jobs since the run exists. Slurm reuses job IDs if it loses its state."""
     since = submitted_at(history)
     return [r for r in records if r.job_id in jobs and (r.start is None or r.start >= since)]
 
@@ -199,5 +199,5 @@ def _why(error: SlurmError | StateError) -> str:
     if not isinstance(error, SlurmError):
         return f"it could not be read: {error}"
     if error.exit_code is None and not error.timed_out:
-        return "there is no sacct here"
+        return "no sacct on this machine"
     return f"it could not be asked: {(error.stderr.strip() or str(error)).splitlines()[-1]}"

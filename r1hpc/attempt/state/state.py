@@ -1,14 +1,11 @@
-"""What a run is doing now: from its folder, and from Slurm or the local supervisor where they can be asked.
+"""Tell what a run is doing now, from its folder, and from Slurm or the local supervisor if they can be asked.
 
     situation = read_situation(run)
     situation.state, situation.detail
+    is_of_run(pid, run.path)                 # a process ID may have been reused
+    ranks_of(run.path, "local-4711")         # -> pids, also of ranks that outlive a killed supervisor
 
-Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
-
-Processes of a run on this machine: its local supervisor, and ranks that outlive one which was killed.
-
-is_of_run(pid, run.path)                 # a process id may be another process's by now
-ranks_of(run.path, "local-4711")         # -> pids
+Loads no torch. Without an answer from Slurm the run folder decides, and `detail` says so.
 """
 
 import os
@@ -42,10 +39,12 @@ from r1hpc.telemetry.records.attempts import (
 )
 
 _LOOKS, _PAUSE_S = 100, 0.02
+_END_PATIENCE_S = 600.0
+"""An end follows FINISHED within seconds. Wait this long if nobody can be asked whether it still may."""
 
 
 def is_of_run(pid: int, run_dir: Path) -> bool:
-    """Whether `pid` is a process of this user that was started with this run folder as an argument."""
+    """True if `pid` is a process of this user that was started with this run folder as an argument."""
     process = Path(f"/proc/{pid}")
     try:
         if process.stat().st_uid != os.getuid():
@@ -59,18 +58,18 @@ def is_of_run(pid: int, run_dir: Path) -> bool:
 
 
 def ranks_of(run_dir: Path, job_id: str) -> list[int]:
-    """The live ranks that the local supervisor of this job id has started."""
+    """Return the live ranks that the local supervisor of this job ID has started."""
     mark = f"R1HPC_LOCAL_JOB_ID={job_id}".encode()
     pids = [int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()]
-    # is_of_run first, which waits until a process has been started: before that it has no environment either.
+    # is_of_run first: it waits until a process has been started, and only then is there an environment.
     return [pid for pid in pids if is_of_run(pid, run_dir) and mark in _environment(pid)]
 
 
 def _arguments(process: Path) -> list[bytes]:
-    """Of a process that is being started Linux shows none for a moment (longer where no core is free).
+    """Return a process's arguments. While it is being started Linux shows none, longer if no core is free.
 
     Raises:
-        OSError: it has none: a zombie, or a thread of the kernel's own.
+        OSError: it has none: a zombie, or a kernel thread.
     """
     for _ in range(_LOOKS):
         found = (process / "cmdline").read_bytes()
@@ -89,7 +88,7 @@ def _environment(pid: int) -> list[bytes]:
 
 
 class State(StrEnum):
-    """What a run is doing."""
+    """State of a run."""
 
     queued = "queued"
     running = "running"
@@ -107,7 +106,7 @@ class State(StrEnum):
 
     @property
     def is_at_work(self) -> bool:
-        """A job of it waits or runs."""
+        """True if a job of it waits or runs."""
         return self in (State.queued, State.running, State.requeued)
 
 
@@ -118,15 +117,15 @@ class JobRef:
     job_id: str
     executor: str
     event: str
-    """The event of attempts.jsonl that named it: submitted, resubmitted or begin."""
+    """The event in attempts.jsonl that named it: submitted, resubmitted or begin."""
     host: str | None = None
     time: float = 0.0
     cluster: str | None = None
-    """Slurm's, where it is known: on another one that sees this folder nobody knows the job."""
+    """Slurm's cluster, if known: another cluster that sees this folder does not know the job."""
 
     @property
     def pid(self) -> int | None:
-        """Process id of the local supervisor; None for a job of Slurm."""
+        """Process ID of the local supervisor; None for a Slurm job."""
         found = re.fullmatch(r"local-(\d+)", self.job_id)
         return int(found[1]) if found else None
 
@@ -137,7 +136,7 @@ class JobRef:
 
 @dataclass(frozen=True)
 class Situation:
-    """The state of a run, with what it was judged by."""
+    """State of a run, and the evidence for it."""
 
     state: State
     detail: str
@@ -146,7 +145,7 @@ class Situation:
 
     @property
     def never_began(self) -> bool:
-        """The newest job has ended, its attempt did not begin, and nothing on record says why."""
+        """True if the newest job ended, its attempt did not begin, and no record says why."""
         if self.state is not State.failed or self.job is None or self.job.event == "begin":
             return False
         return not self.history.is_newer("not_begun", *NAMING)
@@ -154,25 +153,21 @@ class Situation:
 
 @dataclass(frozen=True)
 class JobReport:
-    """What Slurm or a look at the process says of the newest job. `alive` None: nobody could be asked."""
+    """The newest job as Slurm or a look at the process reports it. `alive` None: nobody could be asked."""
 
     alive: bool | None = None
     pending: bool = False
     cancelled: bool = False
     detail: str = ""
     leaving: bool = False
-    """It is on its way out."""
+    """The job is ending."""
     states: frozenset[str] = frozenset()
-    """Slurm's, of the job or of its part in which the newest attempt began. Empty: Slurm forgot the job."""
-
-
-_END_PATIENCE_S = 600.0
-"""An end follows FINISHED within seconds: this long where nobody can be asked whether it still may."""
+    """Slurm's states of the job, or of its part in which the newest attempt began. Empty: Slurm forgot it."""
 
 
 def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
-    """The situation of a run. Asks Slurm for at most `timeout_s`, and only when the folder leaves it open."""
-    # In this order: an attempt that begins in between is in the history, not the job of an attempt before it.
+    """Return the situation of a run. Ask Slurm, for at most `timeout_s`, only if the folder is unclear."""
+    # In this order: an attempt that begins in between is in the history, not the job of an earlier attempt.
     job = newest_job(run)
     history = read_history(run)
     if run.finished.exists():
@@ -181,7 +176,7 @@ def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
     if state in (State.queued, State.running, State.requeued):
         report = ask(run, job, timeout_s)
         if report.alive is False:
-            history = read_history(run)  # what it wrote down just before it was gone
+            history = read_history(run)  # what it recorded just before it exited
             if job is not None and job.is_slurm and not report.states:
                 report = _ask_sacct(run, job, history, timeout_s) or report
         state, detail = judge(run, history, job, report)
@@ -189,14 +184,14 @@ def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
 
 
 def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: float) -> History:
-    """The history of a finished run; an attempt whose supervisor was killed before its `end` has one too."""
+    """Return the history of a finished run, with an end also for an attempt whose supervisor was killed."""
     if history.last is None or history.last.cause is not None:
         return history
     said = read_object(run.finished)
     at = said.get("time")
     ended = float(at) if isinstance(at, int | float) else run.finished.stat().st_mtime
     alive = ask(run, job, timeout_s).alive
-    history = read_history(run)  # what it wrote down just before it was gone
+    history = read_history(run)  # what it recorded just before it exited
     last = history.last
     if last is None or last.cause is not None:
         return history
@@ -214,7 +209,7 @@ def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: 
 
 
 def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) -> tuple[State, str]:
-    """State and detail of a run that has no FINISHED file."""
+    """Return state and detail of a run that has no FINISHED file."""
     last = history.last
     if history.is_newer("cancel_requested", *NAMING):
         report = replace(report, cancelled=True)
@@ -240,31 +235,31 @@ def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) 
 
 
 def newest_job(run: RunDir) -> JobRef | None:
-    """The job that attempts.jsonl named last."""
+    """Return the job that attempts.jsonl named last."""
     named = _naming_events(run)
     return _job_ref(named[-1]) if named else None
 
 
 def job_named(run: RunDir, job_id: str | None) -> JobRef | None:
-    """The job of this id, as attempts.jsonl named it last; None where it does not name it."""
+    """Return the job of this ID, as attempts.jsonl named it last; None if it does not name it."""
     named = [event for event in _naming_events(run) if str(event["job_id"]) == job_id]
     return _job_ref(named[-1]) if named else None
 
 
 def all_slurm_jobs(run: RunDir) -> list[str]:
-    """Every Slurm job id the run has had, oldest first."""
+    """Return every Slurm job ID the run has had, oldest first."""
     return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))
 
 
 def last_attempt_with_logs(run: RunDir) -> int:
-    """Return the highest number of an attempt whose ranks were started; 0: none was."""
+    """Return the highest number of an attempt whose ranks were started; 0 if none was."""
     found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
     numbers = sorted((int(each[1]) for each in found if each), reverse=True)
     return next((k for k in numbers if any(run.attempt_logs(k).glob("*"))), 0)
 
 
 def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
-    """What Slurm says of the job, or whether the local supervisor lives."""
+    """Return what Slurm says about the job, or whether the local supervisor lives."""
     if job is None:
         return JobReport()
     if job.pid is not None:
@@ -288,7 +283,7 @@ def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
 
 
 def _is_elsewhere(cluster: str, timeout_s: float) -> bool:
-    # Deferred: few questions come this far, and every command imports this module.
+    # Deferred: few calls get here, and every command imports this module.
     from r1hpc.slurm.probe import cluster_name
 
     return cluster_name(timeout_s) != cluster
@@ -337,12 +332,12 @@ def _conflict(state: JobState) -> str:
 
 
 def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> JobReport | None:
-    """Return what accounting says of a job that slurmctld has forgotten; None where it says nothing."""
+    """Return what accounting says about a job that slurmctld has forgotten; None if it says nothing."""
     try:
         answer = sacct_records(job.job_id, max(1e6, submitted_at(history)), timeout_s)
         records = own_records(answer, [job.job_id], history)
         learn(run, records, time.time())
-    except (SlurmError, StateError):  # what any command learnt before
+    except (SlurmError, StateError):  # use what any command learnt before
         records = own_records(kept_records(run).records, [job.job_id], history)
     if not records:
         return None
@@ -357,14 +352,14 @@ def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> 
 
 
 def _of_refusal(refusal: NotBegun) -> tuple[State, str]:
-    """`begin` has put on record that no attempt follows."""
+    """Judge a run whose `begin` recorded that no attempt follows."""
     if refusal.cause in (Cause.stopped, Cause.cancelled):
         return State(refusal.cause.value), refusal.detail
     return State.failed, f"{refusal.cause.value}: {refusal.detail}"
 
 
 def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State, str]:
-    """A job that has been asked for and has not begun an attempt since."""
+    """Judge a job that was submitted and has not begun an attempt since."""
     if report.alive is None:
         return waiting, _as_of_folder(report)
     if report.alive:
@@ -378,7 +373,7 @@ def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State
 
 
 def _of_attempt(run: RunDir, last: Attempt, report: JobReport) -> tuple[State, str]:
-    """An attempt without an end on record."""
+    """Judge an attempt without a recorded end."""
     if report.alive is None:
         return State.running, _as_of_folder(report)
     if report.pending:

@@ -1,9 +1,9 @@
-"""The end of an attempt that could not write its own: killed, or finished by ranks whose supervisor was gone.
+"""Judge an attempt that could not record its own end: killed, or finished after its supervisor died.
 
     close_unended(run, config, job_id)       # the next `begin` writes what is missing
     judge_unended(run, attempt, view)        # the same judgement for attempt.state, which writes nothing
 
-Of a finished run there is no next one: attempt.state says what its last attempt came to.
+A finished run has no next `begin`: attempt.state judges its last attempt.
 """
 
 import os
@@ -22,7 +22,7 @@ from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, read_run_events, record
 from r1hpc.telemetry.records.metrics import last_steps, loaded_step
 
-WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
+WITHOUT_SUPERVISOR = "its ranks finished; the supervisor died before recording it"
 _FAILURES = (Cause.crash, Cause.hang, Cause.oom, Cause.unknown)
 _NODE_FAILED = frozenset(("NODE_FAIL", "BOOT_FAIL"))
 _SACCT_TIMEOUT_S = 10.0
@@ -37,7 +37,7 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
     if last.cause is not None:
         _name_node_failure(run, last)
         return
-    seen = _ask_sacct(run, last, tries=5)  # slurmdbd hears of a node failure after the job restarts
+    seen = _ask_sacct(run, last, tries=5)  # slurmdbd gets a node failure after the job restarts
     restarted = last.job_id == job_id and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
     view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
     cause, detail = judge_unended(run, last, view, history.is_newer("cancel_requested", "begin"))
@@ -59,7 +59,7 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
 def judge_unended(
     run: RunDir, last: Attempt, view: SchedulerView, is_cancelled: bool = False
 ) -> tuple[Cause, str]:
-    """Return cause and detail of an attempt that has no `end`, by its ranks, their logs and Slurm."""
+    """Return cause and detail of an attempt without an `end`, by its ranks, their logs and Slurm."""
     outcomes = read_outcomes(run, last.attempt)
     known = {outcome.rank for outcome in outcomes}
     marks = [path.name.rpartition("-")[2] for path in run.attempt_dir(last.attempt).glob("requeued-*")]
@@ -81,25 +81,25 @@ def judge_unended(
 
 
 def mark_requeued(run: RunDir, attempt: int, status: int) -> None:
-    """Leave an empty file, which a full disk may still take, since we ask for the requeue ourselves."""
+    """Leave an empty file, for which even a full disk may have room, because we request the requeue."""
     with suppress(OSError):
         (run.attempt_dir(attempt) / f"requeued-{status}").touch()
 
 
 def amend_end(run: RunDir, attempt: int, **changes: Any) -> None:
-    """Write the end of an attempt once more with these changes; the later record counts.
+    """Record the end of an attempt again with these changes; the later record counts.
 
     Raises:
         OSError: the disk is full.
     """
     ends = [e for e in read_run_events(run)[0] if (e.get("event"), e.get("attempt")) == ("end", attempt)]
-    if ends:  # there is none where the disk was full
+    if ends:  # none if the disk was full
         fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
         record(run, "end", **{"ended": ends[-1]["time"], **fields, **changes})
 
 
 def _name_node_failure(run: RunDir, last: Attempt) -> None:
-    """Correct the cause where Slurm lost a node: its survivors get SIGTERM, as in a preemption."""
+    """Correct the cause if Slurm lost a node: its survivors get SIGTERM, as in a preemption."""
     if last.inferred or last.cause not in (Cause.preempted, Cause.crash):
         return
     seen = _ask_sacct(run, last)
@@ -108,11 +108,11 @@ def _name_node_failure(run: RunDir, last: Attempt) -> None:
 
 
 def steps_for_the_end(run: RunDir, config: RunConfig, attempt: int, cause: Cause) -> dict[str, int | None]:
-    """What the `end` of an attempt says of its checkpoints.
+    """Return what the `end` of an attempt records about its checkpoints.
 
-    An attempt that could not load the newest one went on from an older one: what it committed itself is its
-    progress, though a newer folder is still there. A server that failed has made none: one that dies of a
-    request that is asked again would come back for ever.
+    An attempt that could not load the newest one went on from an older one. Its progress is what it committed
+    itself, though a newer folder still exists. A failed server has made no progress: one that dies of a
+    repeated request would come back for ever.
     """
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     if config.stage == "serve" and cause in _FAILURES:
@@ -126,9 +126,9 @@ def steps_for_the_end(run: RunDir, config: RunConfig, attempt: int, cause: Cause
 
 
 def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int | None:
-    """The newest committed step, unverified, or how many parts are done; None before the first.
+    """Return the newest committed step, unverified, or the number of finished parts; None before the first.
 
-    What a server has answered is done once it is on record.
+    A server's answers count once they are recorded.
     """
     if config.stage == "serve":
         return next((step.global_step for step in last_steps(run, 1)), None)
@@ -150,7 +150,7 @@ def _ask_sacct(run: RunDir, last: Attempt, tries: int = 1) -> JobRecord | None:
         except SlurmError:
             return None
         if (found := record_of_attempt(records, last)) is not None:
-            learn(run, [found], time.time())  # for the ledger: Slurm's records do not stay for ever
+            learn(run, [found], time.time())  # for the ledger: Slurm purges its records
             return found
     return None
 
@@ -158,7 +158,7 @@ def _ask_sacct(run: RunDir, last: Attempt, tries: int = 1) -> JobRecord | None:
 def record_of_attempt(records: Sequence[JobRecord], last: Attempt) -> JobRecord | None:
     """Return the ended record of the job in which the attempt began.
 
-    Attempts of earlier versions did not record when their job started: then the record counts that started
+    Attempts of earlier versions did not record when their job started. Then the record counts that started
     last before the attempt began.
     """
     mine = [

@@ -1,7 +1,7 @@
-"""What a user can do to a job of their own, as a cluster does it to them.
+"""Disturb a job as a cluster would, with a user's rights.
 
 for disturbance in disturbances(job, ("usr2", "term")):
-    disturbance.apply(job)            # SlurmError where the site does not let a user do it
+    disturbance.apply(job)            # SlurmError if the site does not let a user do it
 """
 
 import math
@@ -25,32 +25,32 @@ from r1hpc.telemetry.records.attempts import Cause
 _SUSPENDED_S = 5.0
 _PREEMPTED_WITHIN_S = 300.0
 _EARLY_S = 30.0
-"""slurmctld looks at time limits twice a minute, and sends the warning at the look before it is due."""
+"""slurmctld checks time limits twice a minute, and sends the warning at the check before it is due."""
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One thing that is done to a running job, and what its record must say afterwards."""
+    """One disturbance of a running job, and what its records must show afterwards."""
 
     name: str
     apply: Callable[[JobRef], None]
     causes: tuple[Cause, ...] = ()
     """One of these ends the attempt; empty: the attempt goes on."""
     may_lose_steps: bool = False
-    """Since the last checkpoint; else none at all."""
+    """May lose those since the last checkpoint; else none at all."""
     way: str | None = None
-    """The value of --way that asks for it."""
+    """The value of --way that selects it."""
 
 
 def disturbances(
     job: JobRef, ways: Collection[str], preemptor: tuple[str, ...] = (), *, only_ways: bool = False
 ) -> tuple[Disturbance, ...]:
-    """Return those of the executor that the job runs on, in order.
+    """Return the disturbances for the job's executor, in order.
 
     Args:
         ways: those of usr2, term and preempt to exercise.
-        preemptor: sbatch's options of the job that preempts this one.
-        only_ways: leave out what does not warn: suspension, killed ranks, a requeue.
+        preemptor: sbatch's options for the job that preempts this one.
+        only_ways: leave out those without a warning: suspension, killed ranks, a requeue.
     """
     preempted = (Cause.preempted, Cause.timeout)  # USR2 is also the warning before a time limit
     apply_preemptor = partial(preempt_by_qos, options=preemptor)
@@ -73,7 +73,7 @@ def disturbances(
 
 
 def why_not_preempted(facts: ClusterFacts) -> str | None:
-    """Return why no job of the user's can preempt another of theirs here; None: one can."""
+    """Return why none of the user's jobs can preempt another here; None if one can."""
     if facts.preempt_type is None:
         return "Slurm does not say how it preempts"
     if facts.preempt_type != "preempt/qos":
@@ -90,7 +90,7 @@ def why_not_preempted(facts: ClusterFacts) -> str | None:
 
 
 def short_limit_min(total_s: float, startup_s: float, step_s: float) -> int | None:
-    """Return the minutes of a time limit that strikes a run of `total_s` and lets each attempt get on.
+    """Return the minutes of a time limit that strikes a run of `total_s` and lets each attempt progress.
 
     None: there is none, since Slurm's limits are whole minutes.
 
@@ -107,7 +107,7 @@ def short_limit_min(total_s: float, startup_s: float, step_s: float) -> int | No
 
 
 def preempt(job: JobRef) -> None:
-    """The signal of a preemption: save, end, come back."""
+    """Send the signal of a preemption: save, end, come back."""
     if job.pid is not None:
         os.kill(job.pid, signal.SIGUSR2)
     else:
@@ -115,7 +115,7 @@ def preempt(job: JobRef) -> None:
 
 
 def _terminate_ranks(job: JobRef) -> None:
-    """Send what Slurm sends at the begin of the grace time: SIGTERM to the ranks, not to the batch script."""
+    """Send what Slurm sends at the start of the grace time: SIGTERM to the ranks, not to the batch script."""
     if job.pid is None:
         call(["scancel", "--signal=TERM", job.job_id])
     else:
@@ -125,11 +125,11 @@ def _terminate_ranks(job: JobRef) -> None:
 
 
 def preempt_by_qos(job: JobRef, options: tuple[str, ...]) -> None:
-    """Have Slurm preempt the job: submit one of a second in a higher QOS that wants its nodes whole.
+    """Make Slurm preempt the job: submit a one-second job in a higher QOS that wants all of its nodes.
 
     Raises:
-        ProcessLookupError: the job does not run.
-        SlurmError: Slurm refuses it, it might end other jobs too, or nothing happens for five minutes.
+        ProcessLookupError: the job is not running.
+        SlurmError: Slurm refuses, it might end other jobs too, or nothing happens for five minutes.
     """
     before = job_state(job.job_id)
     if "RUNNING" not in before.states:
@@ -189,12 +189,12 @@ def _stop_and_continue(job: JobRef) -> None:
         time.sleep(_SUSPENDED_S)
     finally:
         for pid in pids:
-            with suppress(ProcessLookupError):  # the others must go on all the same
+            with suppress(ProcessLookupError):  # the others must continue anyway
                 os.kill(pid, signal.SIGCONT)
 
 
 def _ranks(job: JobRef) -> list[int]:
-    """The processes that a local supervisor has started as ranks.
+    """Return the processes that a local supervisor has started as ranks.
 
     Raises:
         ProcessLookupError: there is none.
@@ -207,7 +207,7 @@ def _ranks(job: JobRef) -> list[int]:
 
 
 def _proc(name: str) -> bytes:
-    """What Linux says of a process; nothing of one that is gone."""
+    """Return a file of a process in /proc; empty if the process is gone."""
     with suppress(OSError):
         return Path("/proc", name).read_bytes()
     return b""

@@ -1,4 +1,4 @@
-"""Whether a disturbed run lost nothing, from the records of both runs alone.
+"""Judge whether a disturbed run lost nothing, from the records of both runs alone.
 
 checks = [*judge_attempts(disturbed, done, save_every), *judge_records(quiet, disturbed)]
 all(check.passed for check in checks)
@@ -15,23 +15,23 @@ from r1hpc.telemetry.records.metrics import audit_ledger, compare, format_ranges
 
 @dataclass(frozen=True)
 class Done:
-    """A disturbance as it came about."""
+    """A disturbance as it happened."""
 
     name: str
     step: int
-    """The newest on record when it was done."""
+    """The newest recorded step at that time."""
     attempt: int
     causes: tuple[Cause, ...] = ()
     may_lose_steps: bool = False
     refused: str | None = None
-    """Why the site did not let it be done; then it proves nothing."""
+    """Why the site did not allow it; then it proves nothing."""
     way: str | None = None
-    """Of disturb.WAYS, the one that it exercised."""
+    """The value of disturb.WAYS that it exercised."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise, and whether the records show it kept."""
+    """One promise, and whether the records show that it was kept."""
 
     check: str
     passed: bool
@@ -42,7 +42,7 @@ class Check:
 
 
 def judge_attempts(attempts: Sequence[Attempt], done: Sequence[Done], save_every: int) -> list[Check]:
-    """Each disturbance ended its attempt with the cause that it is, or not at all; and what it cost."""
+    """Check that each disturbance ended its attempt with its own cause, or not at all; and what it cost."""
     by_number = {attempt.attempt: attempt for attempt in attempts}
     checks = [_judge_one(each, by_number, save_every) for each in done if each.refused is None]
     expected = sum(bool(each.causes) for each in done if each.refused is None) + 1
@@ -67,7 +67,7 @@ def _judge_one(done: Done, attempts: dict[int, Attempt], save_every: int) -> Che
 
 
 def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
-    """The same numbers to the last bit, the same data, every sample once."""
+    """Check for the same numbers to the last bit, the same data, and every sample once."""
     differences = compare(quiet, disturbed, ("loss", "grad_norm"))
     steps = len(read_steps(quiet).effective)
     seen = f"{steps} steps"
@@ -82,15 +82,13 @@ def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
     once = f"{audit.num_samples} samples" if audit.exactly_once else f"not once: {format_ranges(odd)}"
     return [
         Check("loss and gradient norm equal to the bit", bool(steps) and not differences, seen),
-        Check(
-            "the same data in every step", ours == theirs, f"{len(ours)} and {len(theirs)} steps on record"
-        ),
+        Check("the same data in every step", ours == theirs, f"{len(ours)} and {len(theirs)} recorded steps"),
         Check("every sample exactly once", audit.exactly_once, once),
     ]
 
 
 def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], limit: str) -> list[Check]:
-    """Each attempt but the last ended at its time limit and lost no step; the numbers are the same."""
+    """Check that each attempt but the last ended at its time limit without lost steps; same numbers."""
     warned = (Cause.timeout, Cause.preempted)  # USR2 well before the limit looks like a preemption
     done = [Done(limit, each.last_step or 0, each.attempt, warned) for each in attempts[:-1]]
     *ends, last = judge_attempts(attempts, done, save_every=0)
@@ -99,6 +97,6 @@ def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], l
 
 
 def judge_cancel(history: History, state: str) -> Check:
-    """A run that was preempted and cancelled at once stays cancelled."""
+    """Check that a run that was preempted and cancelled at once stays cancelled."""
     passed = history.is_newer("cancel_requested", "begin") and state == "cancelled"
     return Check("no attempt after a cancel", passed, f"{state}, {len(history.attempts)} attempts")

@@ -1,23 +1,18 @@
-"""A load test of a server: closed loop until it gives no more, then open loop around that rate, then a soak.
+"""Load-test a server: closed loop until throughput stops growing, open loop around that rate, then a soak.
 
     test = LoadTest(target, is_there, Prompts(128, 64), Plan(seconds=30))
     for level in test.run():                # each is over within its seconds and the time to drain
-        print(level.finished_per_s)
+        print(level.finished_per_s, level.first_s.percentile(99), level.failures)
     test.ended                              # why it ended early; empty: it did not
+    best = saturation(test.levels)          # the highest rate it keeps up with, without a failure
+    failed_below(test.levels, best)         # levels that should not have failed
 
-The generator is one of our own, on asyncio. guidellm 0.8.1 was tried (CONTRIBUTING.md: a well-kept library is
-better), and it ended, also on a server that hangs or is killed. But it wants an environment of 1.4 GB beside
-this one and a minute for two levels of 8 s; it throws away what is under way at the end of a level, so that
-nobody knows what an overloaded server finishes of what it is offered; a server that was killed is "complete"
-with exit status 0; the key is given once, to whoever listens; and on a real vLLM on CPUs its closed loop once
-had not ended after 250 s. Here each level has a bound in time, whatever the server does.
-
-What one load level of a load test has measured, and what several of them say of the server.
-
-level.hear(answer); level.close(...)
-level.finished_per_s, level.first_s.percentile(99), level.failures
-best = saturation(levels)               # the highest rate that it keeps up with, without a failure
-failed_below(levels, best)              # what should not have failed
+The generator is our own, on asyncio. guidellm 0.8.1 was tried first (CONTRIBUTING.md: a well-kept library is
+better), and it ended, also on a server that hangs or is killed. But it needs an environment of 1.4 GB beside
+this one and a minute for two levels of 8 s. It drops requests in progress at the end of a level, so that the
+finished share of an overloaded server is unknown. It calls a killed server "complete" with exit status 0, and
+gives the key once, to any listener. On a real vLLM on CPUs its closed loop once had not ended after 250 s.
+Here each level has a bound in time, whatever the server does.
 """
 
 import asyncio
@@ -33,13 +28,32 @@ from typing import Any
 from r1hpc.serving.loadtest.stream import NO_CONNECTION, Answer, Target, complete
 
 KEEPS_UP = 0.95
-"""Of what is offered must be finished as it comes."""
+"""Share of the offered requests that must finish as they come."""
 _STEP = math.log(1.01)
 PERCENTILES = (50, 95, 99)
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+MOST_CLIENTS = 1024
+_GROWTH = 1.05
+"""If twice the clients finish no more than that times as many, throughput has stopped growing."""
+_REFUSED = 5
+"""Connections refused one after another before the server counts as gone."""
+_PAUSE_S = 0.2
+"""Pause of a client after a failure, so that it does not ask a refusing server thousands of times."""
+_PATIENCE_S = (2,)
+"""Seconds between checks that the server is there."""
+_TICK_S = 0.02
+_SOAK_SHARE = 0.7
+_WORDS = (
+    *("one", "two", "tree", "house", "water", "light", "stone", "river", "time", "day", "night", "hand"),
+    *("word", "line", "point", "form", "number", "sound", "city", "road", "earth", "wind", "field", "plant"),
+    *("train", "model", "step", "value", "small", "large", "open", "close", "near", "far", "first", "last"),
+)
+Watch = Callable[[list[tuple[float, int]]], AbstractContextManager[object]]
+"""Takes readings of the server's memory into a list."""
 
 
 class Distribution:
-    """Times in classes of 1 %, so that hours of tokens take no room: a percentile is true to 0.5 %."""
+    """Times in classes of 1 %, so that hours of tokens need no memory; percentiles are true to 0.5 %."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
@@ -53,7 +67,7 @@ class Distribution:
         return self._counts.total()
 
     def percentile(self, percent: float) -> float | None:
-        """The smallest time that so many percent do not exceed (nearest rank); None without any."""
+        """Return the smallest time that this percentage does not exceed (nearest rank); None if empty."""
         rank, seen = math.ceil(percent / 100 * len(self)), 0
         for each in sorted(self._counts):
             seen += self._counts[each]
@@ -71,35 +85,35 @@ class Level:
     """One load for one length of time. Rates are per second, times in seconds."""
 
     kind: str
-    """closed: so many clients, each of which asks again once it is answered; open: requests come at a rate,
-    answered or not; soak: open, for long."""
+    """closed: clients that each ask again once answered; open: requests come at a rate, answered or not;
+    soak: open, for long."""
     asked: float
     """Clients, or requests/s."""
     seconds: float
-    """So long requests were sent."""
+    """How long requests were sent."""
     begun: int = 0
     finished: int = 0
     num_tokens: int = 0
     num_events: int = 0
     """Events in which those tokens came."""
     prompt_tokens: int = 0
-    """Of all finished ones, as the server counts them."""
+    """Sum over finished requests, as the server counts."""
     failures: Counter[str] = field(default_factory=Counter)
     said: dict[str, str] = field(default_factory=dict)
-    """What the server said of the first failure of a kind."""
+    """The server's message for the first failure of a kind."""
     first_s: Distribution = field(default_factory=Distribution)
     gap_s: Distribution = field(default_factory=Distribution)
     latency_s: Distribution = field(default_factory=Distribution)
     late_s: Distribution = field(default_factory=Distribution)
-    """How late the generator itself was, each time it was due."""
+    """Lateness of the generator itself, each time a request was due."""
     is_gone: bool = False
-    """Nobody listened any more; it ended early."""
+    """The connection was refused; the level ended early."""
     memory: list[tuple[float, int]] = field(default_factory=list)
     """(seconds since it began, bytes)."""
     _last_end: float = 0.0
 
     def hear(self, answer: Answer, now: float) -> None:
-        """Count one answer; `now` is since the level began."""
+        """Count one answer; `now` is seconds since the level began."""
         if answer.failure:
             self.failures[answer.failure] += 1
             self.said.setdefault(answer.failure, answer.detail)
@@ -121,26 +135,26 @@ class Level:
 
     @property
     def unfinished(self) -> int:
-        """Neither finished nor failed when the time to drain was over."""
+        """Return the requests neither finished nor failed when the time to drain was over."""
         return self.begun - self.finished - self.failed
 
     @property
     def is_clean(self) -> bool:
-        """All that was asked was answered."""
+        """True if all requests were answered."""
         return self.begun > 0 and not self.failed and not self.unfinished
 
     @property
     def offered_per_s(self) -> float:
-        """Requests that were sent."""
+        """Return the requests sent."""
         return self.begun / self.seconds
 
     @property
     def span_s(self) -> float:
-        """The time in which the finished ones were served.
+        """Return the time in which the finished ones were served.
 
-        Clients in a closed loop all begin at once, so that it lasts until the last one has its answer. In
-        an open one requests are under way at its begin as at its end; only a backlog makes it longer, and
-        an undisturbed answer (the tenth percentile) is none.
+        Clients in a closed loop all begin at once, so it lasts until the last one has its answer. In an open
+        loop requests are in progress at its begin as at its end. Only a backlog makes it longer, and an
+        undisturbed answer (the tenth percentile) is none.
         """
         undisturbed = 0.0 if self.kind == "closed" else self.latency_s.percentile(10) or 0.0
         return max(self.seconds, self._last_end - undisturbed)
@@ -151,12 +165,12 @@ class Level:
 
     @property
     def tokens_per_s(self) -> float:
-        """Made tokens of the finished ones."""
+        """Return the tokens made by finished requests."""
         return self.num_tokens / self.span_s
 
     @property
     def keeps_up(self) -> bool:
-        """Nothing heaps up; of a closed loop, which waits for its answers, that is so."""
+        """True if no backlog grows; always in a closed loop, which waits for its answers."""
         return self.kind == "closed" or self.finished_per_s >= KEEPS_UP * self.offered_per_s
 
     def as_json(self) -> dict[str, Any]:
@@ -187,13 +201,13 @@ class Level:
 
 
 def saturation(levels: Sequence[Level]) -> Level | None:
-    """The level that finishes most, of those that keep up without a failure; None: there is none."""
+    """Return the level that finishes most, of those that keep up without a failure; None if there is none."""
     good = [level for level in levels if level.kind != "soak" and level.is_clean and level.keeps_up]
     return max(good, key=lambda level: level.finished_per_s, default=None)
 
 
 def failed_below(levels: Sequence[Level], best: Level | None) -> list[Level]:
-    """Levels with a failure, or an answer that never came, that offer no more than the server can do."""
+    """Return levels with a failure or a missing answer though they offer no more than the server can do."""
     closed = saturation([level for level in levels if level.kind == "closed"])
 
     def is_below(level: Level) -> bool:
@@ -207,7 +221,7 @@ def failed_below(levels: Sequence[Level], best: Level | None) -> list[Level]:
 
 
 def slope_per_hour(samples: Sequence[tuple[float, float]]) -> float | None:
-    """By least squares, without their first tenth, in which caches fill; None of fewer than three.
+    """Fit by least squares, without the first tenth, in which caches fill; None for fewer than three.
 
     Args:
         samples: (seconds, value).
@@ -221,61 +235,39 @@ def slope_per_hour(samples: Sequence[tuple[float, float]]) -> float | None:
     return 3600 * sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread if spread else None
 
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-MOST_CLIENTS = 1024
-_GROWTH = 1.05
-"""A level with twice the clients that finishes no more than that times as many has found the top."""
-_REFUSED = 5
-"""Connections refused one after another: nobody listens any more."""
-_PAUSE_S = 0.2
-"""Of a client that has failed, which would else ask a server that refuses it thousands of times."""
-_PATIENCE_S = (2,)
-"""Between questions whether the server is there."""
-_TICK_S = 0.02
-_SOAK_SHARE = 0.7
-_WORDS = (
-    *("one", "two", "tree", "house", "water", "light", "stone", "river", "time", "day", "night", "hand"),
-    *("word", "line", "point", "form", "number", "sound", "city", "road", "earth", "wind", "field", "plant"),
-    *("train", "model", "step", "value", "small", "large", "open", "close", "near", "far", "first", "last"),
-)
-
-Watch = Callable[[list[tuple[float, int]]], AbstractContextManager[object]]
-"""Takes readings of the server's memory into a list."""
-
-
 @dataclass(frozen=True)
 class Plan:
-    """Which loads, and for how long."""
+    """Loads and their durations."""
 
     seconds: float = 30.0
     drain_s: float = 30.0
-    """Answers under way at the end of a level have so long."""
+    """Time for answers in progress at the end of a level."""
     clients: Sequence[int] = ()
-    """Levels of the closed loop; none: 1, 2, 4 … until it gives no more."""
+    """Levels of the closed loop; none: 1, 2, 4 … until throughput stops growing."""
     fractions: Sequence[float] = (0.5, 0.8, 1.0, 1.2)
-    """Rates of the open loop, of the saturation rate that the closed one has found."""
+    """Rates of the open loop, as fractions of the saturation rate found by the closed one."""
     soak_s: float = 0.0
     seed: int = 0
 
 
 @dataclass
 class Prompts:
-    """The bodies of requests, one after another: made up, no two alike, or those of a file, in turn."""
+    """Bodies of requests: made up, no two alike, or those of a file, in turn."""
 
     num_words: int
     max_tokens: int
     given: Sequence[Mapping[str, Any]] = ()
     """Each with `prompt` or `messages`; none: made up."""
     is_chat: bool = False
-    """Made-up ones as chat."""
+    """Made-up prompts as chat."""
     may_stop: bool = False
     """Answers may end where the model ends them; else all have max_tokens (vLLM's ignore_eos)."""
     _count: int = 0
     _random: random.Random = field(default_factory=random.Random)
-    """Of no seed: a second test of one server must not ask what its prefix cache knows from the first."""
+    """Unseeded: a second test of a server must not ask what its prefix cache knows from the first."""
 
     def next(self) -> tuple[str, dict[str, Any]]:
-        """(path, body but for the model)."""
+        """Return (path, body without the model)."""
         if self.given:
             body = dict(self.given[self._count % len(self.given)])
         else:
@@ -287,26 +279,26 @@ class Prompts:
         return (CHAT if "messages" in body else COMPLETIONS), body
 
     def words(self) -> str:
-        """A text that no prefix cache knows."""
+        """Return a text that no prefix cache knows."""
         return " ".join(self._random.choices(_WORDS, k=self.num_words))
 
 
 @dataclass
 class LoadTest:
-    """The levels, one after another."""
+    """Run the levels, one after another."""
 
     target: Target
     is_there: Callable[[], bool | None]
-    """Whether the server has proven to have the key, before each level; None: nobody answers."""
+    """Asked before each level: True if the server has proven to have the key; None: nobody answers."""
     prompts: Prompts
     plan: Plan
     watch: Watch = lambda readings: nullcontext()
     levels: list[Level] = field(default_factory=list)
     ended: str = ""
-    """Why it ended ahead of the plan."""
+    """Why it ended before the plan did."""
 
     def run(self) -> Iterator[Level]:
-        """Each level once it is measured; what was found until then is in `levels`."""
+        """Yield each level once it is measured; `levels` has the results so far."""
         for level in self._planned():
             if self._is_gone():
                 return
@@ -355,7 +347,7 @@ class LoadTest:
         if known is None:
             self.ended = "the server is gone: nobody answers"
         else:
-            self.ended = "who answers now has not the server's key"
+            self.ended = "another process answers now: it does not have the server's key"
         return True
 
 
@@ -366,7 +358,7 @@ def _run(test: LoadTest, level: Level) -> None:
 
 
 async def ask_once(target: Target, prompts: Prompts, most_s: float) -> Answer | None:
-    """One answer, before anything is measured; None: it did not come in time."""
+    """Ask once, before anything is measured; None: no answer in time."""
     path, body = prompts.next()
     with suppress(TimeoutError):
         return await asyncio.wait_for(complete(target, path, body, time.perf_counter()), most_s)
@@ -374,7 +366,7 @@ async def ask_once(target: Target, prompts: Prompts, most_s: float) -> Answer | 
 
 
 class _Running:
-    """A level under way."""
+    """A running level."""
 
     def __init__(self, test: LoadTest, level: Level) -> None:
         self._target, self._prompts, self._plan, self._level = test.target, test.prompts, test.plan, level
@@ -383,7 +375,7 @@ class _Running:
         self._began = self._until = 0.0
 
     async def run(self) -> None:
-        """To its end, and no longer than its seconds and the time to drain."""
+        """Run it to its end, at most its seconds and the time to drain."""
         self._began = time.perf_counter()
         self._until = self._began + self._level.seconds
         ticks = asyncio.create_task(self._tick())
@@ -413,7 +405,7 @@ class _Running:
                 await asyncio.sleep(_PAUSE_S)
 
     async def _arrivals(self) -> None:
-        """Poisson: the times between them are exponential."""
+        """Send requests as a Poisson process: the times between them are exponential."""
         spans, due = random.Random(f"arrivals {self._plan.seed} {self._level.asked}"), self._began
         async with asyncio.TaskGroup() as group:
             while (due := due + spans.expovariate(self._level.asked)) < self._until:
@@ -431,7 +423,7 @@ class _Running:
         return not answer.failure
 
     async def _tick(self) -> None:
-        """How late this process is at what is due, because it has too much to do, or no CPU."""
+        """Measure how late this process is, because it has too much to do, or no CPU."""
         while True:
             due = time.perf_counter() + _TICK_S
             await asyncio.sleep(_TICK_S)

@@ -1,4 +1,4 @@
-"""A load test as a picture and as a page of its own.
+"""Write a load test as a picture or a page.
 
 save_picture(report, Path("load.png"));  write_page(report, Path("load.html"))
 """
@@ -27,7 +27,7 @@ from r1hpc.serving.loadtest.load import PERCENTILES, Distribution, Level
 from r1hpc.serving.loadtest.report import HEADINGS, LoadReport, name_of, row
 
 _COLOURS = ("useful", "start-up", "lost")
-"""Of p50, p95 and p99."""
+"""Colours of p50, p95 and p99."""
 _TICKS_MS = [each * 10.0**power for power in range(-2, 7) for each in (1, 2, 5)]
 _MEANING = {
     "rates": "In a closed loop so many clients ask, each again once it is answered; in an open one requests "
@@ -39,7 +39,7 @@ _MEANING = {
 
 
 def save_picture(report: LoadReport, path: Path) -> None:
-    """All charts under each other, whole or not at all."""
+    """Write all charts under each other, atomically."""
     drawn, known = [], set[tuple[str, str]]()
     for chart in charts(report):
         drawn.append(replace(chart, keys=[key for key in chart.keys if key not in known]))
@@ -48,7 +48,7 @@ def save_picture(report: LoadReport, path: Path) -> None:
 
 
 def write_page(report: LoadReport, path: Path) -> None:
-    """The findings, the charts and the table, whole or not at all."""
+    """Write the findings, the charts and the table, atomically."""
     about = report.about
     title = f"Load test of {about.name}"
     sub = (
@@ -65,7 +65,7 @@ def write_page(report: LoadReport, path: Path) -> None:
 
 
 def charts(report: LoadReport) -> list[Chart]:
-    """Rates, time to the first token, time between tokens, memory of a soak; what there is of them."""
+    """Return rates, time to the first token, time between tokens, memory of a soak; those with data."""
     levels = [level for level in report.levels if level.begun]
     found = [_rates(levels)] if levels else []
     found += _times("first", "Time to the first token", [(level, level.first_s) for level in levels])
@@ -75,7 +75,7 @@ def charts(report: LoadReport) -> list[Chart]:
 
 
 def _rates(levels: Sequence[Level]) -> Chart:
-    """What was finished of what was offered, level by level."""
+    """Draw what was finished of what was offered, level by level."""
     most = max(max(level.finished_per_s + _lost_per_s(level), level.offered_per_s) for level in levels)
 
     def draw(axes: Axes, width: int) -> None:
@@ -103,7 +103,7 @@ def _lost_per_s(level: Level) -> float:
 
 
 def _times(name: str, title: str, measured: Sequence[tuple[Level, Distribution]]) -> list[Chart]:
-    """The percentiles, level by level, in milliseconds on a logarithmic axis; no chart of nothing."""
+    """Draw the percentiles, level by level, in milliseconds on a logarithmic axis; no chart without data."""
     levels = [level for level, times in measured if len(times)]
     if not levels:
         return []
@@ -149,7 +149,7 @@ def _memory(level: Level) -> Chart:
 
 
 def _level_axis(axes: Axes, levels: Sequence[Level]) -> None:
-    """A place for each level, with the loops apart."""
+    """Set a place for each level, with the loops apart."""
     axes.set_xlim(-0.6, len(levels) - 0.4)
     axes.set_xticks(range(len(levels)), [name_of(level).replace(" ", "\n") for level in levels])
     axes.grid(axis="x", visible=False)

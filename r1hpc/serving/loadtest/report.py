@@ -1,17 +1,13 @@
-"""What a load test has found, as text and as JSON.
+"""Report a load test as text and as JSON, and read a server's host memory while it is under load.
 
-report = LoadReport(about, test.levels, test.ended)
-print("
-".join(report.lines())); report.as_json(); report.is_good
+    report = LoadReport(about, test.levels, test.ended)
+    report.lines(), report.as_json(), report.is_good
+    source = memory_source(Client(url), key)            # None: not on this node, and not given by the server
+    with watching(source, readings):                    # a thread reads once a second or so
+        ...                                             # readings: (seconds, bytes)
 
-The host memory of a server while it is under load, read once a second or so by a thread of its own.
-
-source = memory_source(Client(url), key)            # None: neither on this node nor told by the server
-with watching(source, readings):
-    ...                                             # readings: (seconds, bytes)
-
-On the server's node it is the resident memory of its process group, shared pages counted in each process;
-from elsewhere what vLLM's /metrics says of the process that answers.
+On the server's node memory is the resident memory of its process group, shared pages counted in each process.
+From elsewhere it is the value in vLLM's /metrics for the process that answers.
 """
 
 import os
@@ -50,21 +46,25 @@ HEADINGS = (
     *(f"gap {p}" for p in _TIMES),
     *("failed", "unfinished"),
 )
-"""Of `rows`. TTFT is the time to the first token, gap that between two tokens, in milliseconds."""
+"""Headings of `rows`. TTFT is the time to the first token, gap that between two tokens, in milliseconds."""
+_METRIC = re.compile(rb"^process_resident_memory_bytes(?:\{[^}]*\})? ([0-9.eE+]+)", re.MULTILINE)
+_LISTENS = "0A"
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class About:
-    """What was tested, and how."""
+    """Subject and settings of a test."""
 
     name: str
-    """Of the run, else the URL."""
+    """The run's name, else the URL."""
     url: str
     model: str
     begun: str
     """Local time, ISO 8601."""
     prompts: str
-    """Where they came from, in words."""
+    """Origin of the prompts, for a person."""
     max_tokens: int
     seconds: float
     drain_s: float
@@ -75,26 +75,26 @@ class About:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The levels, and what follows from them."""
+    """The levels, and the conclusions from them."""
 
     about: About
     levels: Sequence[Level]
     ended: str
-    """Why it ended ahead of its plan; empty: it did not."""
+    """Why it ended before its plan did; empty: it did not."""
 
     @property
     def best(self) -> Level | None:
-        """The level at which it is saturated; None: at none did it answer everything."""
+        """Return the level at which it is saturated; None if no level was answered completely."""
         return saturation(self.levels)
 
     @property
     def bad(self) -> list[Level]:
-        """Levels with failures though they ask no more than the server can do."""
+        """Return levels with failures though they ask no more than the server can do."""
         return failed_below(self.levels, self.best)
 
     @property
     def is_good(self) -> bool:
-        """It was measured as planned, and nothing failed below saturation."""
+        """True if it was measured as planned, and nothing failed below saturation."""
         return not self.ended and self.best is not None and not self.bad
 
     def lines(self) -> list[str]:
@@ -109,7 +109,7 @@ class LoadReport:
         return [*head, *_columns([HEADINGS, *(row(level) for level in self.levels)]), "", *self.findings()]
 
     def findings(self) -> list[str]:
-        """Sentences: saturation, failures, memory, and what is to be doubted."""
+        """Return sentences on saturation, failures, memory, and doubtful figures."""
         bad = self.bad
         said = [self._saturation()]
         said += [_failures(level, level in bad) for level in self.levels if not level.is_clean]
@@ -118,7 +118,7 @@ class LoadReport:
         return [*said, f"ended ahead of its plan: {self.ended}"] if self.ended else said
 
     def _counted(self) -> str:
-        """The length of the prompts, where the server says it."""
+        """Return the length of the prompts, if the server gives it."""
         tokens, finished = (
             sum(getattr(each, name) for each in self.levels) for name in ("prompt_tokens", "finished")
         )
@@ -196,14 +196,14 @@ class LoadReport:
 
 
 def name_of(level: Level) -> str:
-    """1 client, 4 clients, 12.5/s, soak 8.4/s."""
+    """Return a level's name: 1 client, 4 clients, 12.5/s, soak 8.4/s."""
     if level.kind == "closed":
         return f"{level.asked:.0f} client{'s' * (level.asked != 1)}"
     return f"{'soak ' * (level.kind == 'soak')}{level.asked:.3g}/s"
 
 
 def row(level: Level) -> tuple[str, ...]:
-    """Its cells, under HEADINGS."""
+    """Return its cells, under HEADINGS."""
     return (
         name_of(level),
         _NONE if level.kind == "closed" else f"{level.offered_per_s:.2f}",
@@ -240,7 +240,7 @@ def _is_late(level: Level) -> bool:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Padded: the first column to the left, numbers to the right."""
+    """Pad the columns: the first to the left, numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -251,15 +251,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-_METRIC = re.compile(rb"^process_resident_memory_bytes(?:\{[^}]*\})? ([0-9.eE+]+)", re.MULTILINE)
-_LISTENS = "0A"
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_PROC = Path("/proc")
-
-
 @dataclass(frozen=True)
 class MemorySource:
-    """Where readings come from."""
+    """Source of memory readings."""
 
     words: str
     every_s: float
@@ -268,7 +262,7 @@ class MemorySource:
 
 
 def memory_source(client: Client, key: str | None) -> MemorySource | None:
-    """What can be read of this server; the key has been proven."""
+    """Return what can be read about this server; it has proven the key."""
     where = urlsplit(client.url)
     group = _group_of_listener(where.hostname or "", where.port or 80)
     if group is not None:
@@ -305,14 +299,14 @@ def _told(client: Client, key: str | None) -> int | None:
 
 
 def _group_of_listener(host: str, port: int) -> int | None:
-    """The process group that listens at this address; None: not on this node, or not ours to see."""
+    """Return the process group that listens at this address; None if not here, or not visible to us."""
     if not _is_here(host):
         return None
     inodes = {inode for name in ("tcp", "tcp6") for inode in _listening(_PROC / "net" / name, port)}
     for process in _PROC.iterdir():
         with suppress(OSError):
             if process.name.isdigit() and inodes & _open_files(process):
-                # Who listens at the end of a tunnel is not the server.
+                # The listener at the end of a tunnel is not the server.
                 is_tunnel = (process / "comm").read_text().strip() == "ssh"
                 return None if is_tunnel else os.getpgid(int(process.name))
     return None
@@ -323,7 +317,7 @@ def _open_files(process: Path) -> set[str]:
 
 
 def _is_here(host: str) -> bool:
-    """An address of this node is one that a socket can be bound to."""
+    """True if a socket can be bound to the address: then it is of this node."""
     with suppress(OSError):
         for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
             with suppress(OSError), socket.socket(family, kind, protocol) as there:
@@ -333,7 +327,7 @@ def _is_here(host: str) -> bool:
 
 
 def _listening(table: Path, port: int) -> Iterator[str]:
-    """The sockets that listen at this port, as /proc/PID/fd names them (proc_net_tcp.rst of the kernel)."""
+    """Yield the sockets that listen at this port, as /proc/PID/fd names them (kernel's proc_net_tcp.rst)."""
     with suppress(OSError):
         for line in table.read_text().splitlines()[1:]:
             words = line.split()
@@ -342,7 +336,7 @@ def _listening(table: Path, port: int) -> Iterator[str]:
 
 
 def _resident_bytes(group: int) -> int | None:
-    """Of all processes of the group; None: it has ended."""
+    """Return the sum over the processes of the group; None if it has ended."""
     total = 0
     for process in _PROC.iterdir():
         with suppress(OSError, ValueError):

@@ -1,9 +1,9 @@
-"""One streamed completion, and when each of its tokens came: HTTP/1.1 and server-sent events on asyncio.
+"""Send one streamed completion and time its tokens: HTTP/1.1 and server-sent events on asyncio.
 
-answer = await complete(target, prompt_body, due=time.perf_counter())
-answer.failure, answer.first_s, answer.gaps_s, answer.num_tokens
+    answer = await complete(target, path, prompt_body, due=time.perf_counter())
+    answer.failure, answer.first_s, answer.gaps_s, answer.num_tokens
 
-Each request has a connection of its own, which its time to the first token includes.
+Each request opens its own connection, and its time to the first token includes that.
 """
 
 import asyncio
@@ -27,38 +27,38 @@ BROKEN = "connection broken"
 
 @dataclass(frozen=True)
 class Target:
-    """Who is asked."""
+    """The server to ask."""
 
     url: str
     """http://HOST:PORT, perhaps with a path before /v1."""
     model: str
     key: str | None = field(default=None, repr=False)
-    """Of a server that has proven to have it."""
+    """Set only for a server that has proven to have it."""
 
 
 @dataclass
 class Answer:
-    """What came of one request. Times are seconds; the clock is time.perf_counter."""
+    """Result of one request. Times are seconds; the clock is time.perf_counter."""
 
     due: float
-    """When it was to be sent; an answer that had to wait for its sender has waited too."""
+    """When it should be sent; a late sender adds to the answer's times."""
     ended: float = 0.0
     first_s: float | None = None
     """From when it was due to its first token; None: none came."""
     gaps_s: list[float] = field(default_factory=list)
-    """Between tokens that follow each other, as they came: two in one event are none."""
+    """Between consecutive tokens, as they came: two in one event have no gap."""
     num_tokens: int = 0
     """As the server counts them, else the events that held some."""
     prompt_tokens: int | None = None
     failure: str = ""
     """Its kind; empty: it finished."""
     detail: str = ""
-    """What the server said of it."""
+    """The server's message about it."""
     _last: float = 0.0
     _is_done: bool = False
 
     def hear(self, event: Mapping[str, Any], now: float) -> None:
-        """Count what one event brings."""
+        """Count what one event contains."""
         if error := event.get("error"):
             self.failure, self.detail = "error in the stream", _said(error)
         usage = event.get("usage") or {}
@@ -76,7 +76,7 @@ class Answer:
         self.num_tokens = _count(usage.get("completion_tokens"), self.num_tokens)
 
     def close(self) -> None:
-        """The stream is over."""
+        """Record the end of the stream."""
         if not self.failure and not self._is_done:
             self.failure = "cut off"
         elif not self.failure and self.first_s is None:
@@ -84,7 +84,7 @@ class Answer:
 
 
 async def complete(target: Target, path: str, body: Mapping[str, Any], due: float) -> Answer:
-    """Ask, and read to the end. Cancelled, it leaves at once."""
+    """Ask, and read to the end. If cancelled, it leaves at once."""
     answer, writer = Answer(due), None
     where = urlsplit(target.url)
     try:
@@ -100,7 +100,7 @@ async def complete(target: Target, path: str, body: Mapping[str, Any], due: floa
             return answer
         writer.write(_request(target, where.path + path, where.netloc, body))
         await _read(reader, answer)
-    except (OSError, EOFError):  # asyncio.IncompleteReadError is one
+    except (OSError, EOFError):  # includes asyncio.IncompleteReadError
         answer.failure = BROKEN
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         answer.failure, answer.detail = "not OpenAI's stream", str(error)
@@ -140,7 +140,7 @@ async def _read(reader: asyncio.StreamReader, answer: Answer) -> None:
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """(HTTP status, headers by their names in lower case)."""
+    """Return (HTTP status, headers by their names in lower case)."""
     first = await _line(reader)
     if not first.startswith(b"HTTP/1."):
         raise ValueError("no HTTP/1.1")
@@ -159,7 +159,7 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """The body as it comes (RFC 9112, section 6)."""
+    """Yield the body as it comes (RFC 9112, section 6)."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
         while size := int((await _line(reader)).partition(b";")[0], 16):
             yield (await reader.readexactly(size + 2))[:-2]
@@ -171,7 +171,7 @@ async def _pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> A
 
 
 async def _events(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of the stream, up to its [DONE]."""
+    """Yield the JSON objects of the stream, up to its [DONE]."""
     held = b""
     async for piece in _pieces(reader, headers):
         *whole, held = (held + piece).replace(b"\r\n", b"\n").split(b"\n\n")
@@ -182,12 +182,12 @@ async def _events(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> A
 
 
 def _count(value: Any, known: NumT) -> int | NumT:
-    """What the server counts, where it gives a number."""
+    """Return the server's count, if it gives a number."""
     return value if isinstance(value, int) else known
 
 
 def _has_token(choice: Mapping[str, Any]) -> bool:
-    """Chat begins with an event that only says whose turn it is, and some servers end with an empty one."""
+    """True if the event has text: chat begins with one that has none, and some servers end with one."""
     delta = choice.get("delta")
     if delta is None:
         return bool(choice.get("text")) or not choice.get("finish_reason")
@@ -203,13 +203,13 @@ def _parsed(body: bytes) -> Any:
 
 
 def _said(error: Any) -> str:
-    """The words of OpenAI's error object, or of what stands in its place."""
+    """Return the message of OpenAI's error object, or of what replaces it."""
     while isinstance(error, dict):
         error = error.get("error") or error.get("message") or str(error)
     return str(error)
 
 
 def _shown(words: str, key: str | None) -> str:
-    """On one line, and without the key, should the server have repeated it."""
+    """Return the words on one line, without the key, in case the server repeated it."""
     words = words.replace(key, "KEY") if key else words
     return printable(" ".join(words.split()))[:_MOST_DETAIL]

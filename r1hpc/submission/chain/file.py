@@ -1,4 +1,4 @@
-"""A chain file: stages, each a job of its own, and what each needs of the others.
+"""Read a chain file: stages, each a job of its own, and the stages each one needs.
 
     include: [model/tiny_gpt2]            # common keys: over all presets, under a stage's own keys
     resources: {gpus_per_node: 0}
@@ -11,9 +11,9 @@
         stage: rl
         model: {path: "${stage:sft}/model"}
 
-`${stage:NAME}` is the run folder of that stage. A stage needs those it names so and those of its `needs:`
-list; one that says neither needs the stage before it. `needs: []` depends on nothing. A stage begins when all
-it needs are finished.
+`${stage:NAME}` is the run folder of that stage. A stage needs those it refers to and those in its `needs:`
+list; with neither it needs the stage before it. `needs: []` depends on nothing. A stage begins when all it
+needs are finished.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ _MAX_STAGES = 64
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, every reference in it resolved."""
+    """One stage, with every reference resolved."""
 
     name: str
     needs: tuple[str, ...]
@@ -49,12 +49,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Definition:
-    """A chain: stages in an order in which each comes after all it needs."""
+    """A chain: its stages, each after all it needs."""
 
     source: str
     """The file it was read from."""
     digest: str
-    """The digest of that file with all it includes, before overrides: whether the file has changed since."""
+    """Digest of that file with all it includes, before overrides: shows if the file has changed since."""
     stages: tuple[Stage, ...]
 
     @property
@@ -75,7 +75,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One item of `stages:`, read and not yet resolved."""
+    """One item of `stages:`, read but not resolved."""
 
     name: str
     needs: tuple[str, ...] | None
@@ -83,20 +83,20 @@ class _Entry:
 
 
 def is_chain_file(path: Path) -> bool:
-    """Whether a job file describes a chain rather than one run."""
+    """True if a job file describes a chain, not one run."""
     return "stages" in load.read_yaml(path)
 
 
 def read_definition(
     path: Path, chain: ChainDir, overrides: Sequence[str] = (), cluster: str | None = None
 ) -> Definition:
-    """The chain in a file, as it will lie in the folder of `chain`.
+    """Return the chain in a file, with references into the folder of `chain`.
 
     Args:
         overrides: `section.key=value` for every stage, `STAGE:section.key=value` for one.
 
     Raises:
-        ConfigError: a stage, a need or a reference that is not there, a circle, or an unusable value.
+        ConfigError: a missing stage, need or reference, a circle, or an unusable value.
         UsageError: an override for every stage would cut one off from another.
     """
     entries = _entries(path)
@@ -110,7 +110,7 @@ def read_definition(
 
 
 def save_definition(definition: Definition, chain: ChainDir) -> None:
-    """Write chain.yaml; `open_definition` gives the same object back."""
+    """Write chain.yaml; `open_definition` returns the same object."""
     stages = [
         {"name": stage.name, "needs": list(stage.needs), "config": load.as_layer(stage.config)}
         for stage in definition.stages
@@ -125,9 +125,9 @@ def save_definition(definition: Definition, chain: ChainDir) -> None:
 
 
 def by_its_first_path(chain: ChainDir) -> ChainDir:
-    """The chain by the path under which it was begun, while that leads to it: its stages name one another so.
+    """Return the chain by the path it was begun under, if that leads to it: its stages refer to that path.
 
-    A home or scratch folder that is a link has two.
+    A home or scratch folder that is a link has two paths.
     """
     first = load.read_yaml(chain.definition).get("folder")
     if isinstance(first, str) and Path(first).is_dir() and Path(first).samefile(chain.path):
@@ -136,11 +136,11 @@ def by_its_first_path(chain: ChainDir) -> ChainDir:
 
 
 def open_definition(chain: ChainDir) -> Definition:
-    """The definition frozen in a chain's folder."""
+    """Return the definition frozen in a chain's folder."""
     content = load.read_yaml(chain.definition)
     try:
         stages = tuple(
-            # Chains of before have relative paths, of the folder in which all their submissions were made.
+            # Earlier versions wrote paths relative to the folder of the submission.
             Stage(item["name"], tuple(item["needs"]), with_absolute_paths(load.restore(item["config"])))
             for item in content["stages"]
         )
@@ -152,7 +152,7 @@ def open_definition(chain: ChainDir) -> Definition:
 def override(
     definition: Definition, overrides: Sequence[str], chain: ChainDir, cluster: str | None = None
 ) -> Definition:
-    """The definition with overrides over what was frozen.
+    """Return the definition with overrides over what was frozen.
 
     Raises:
         UsageError: one for every stage would cut a stage off from another.
@@ -169,20 +169,20 @@ def override(
 
 
 def overrides_of(name: str, overrides: Sequence[str], names: Sequence[str], chain: ChainDir) -> list[str]:
-    """The overrides that concern one stage, without its name, their references resolved."""
+    """Return the overrides for one stage, without its name, with references resolved."""
     return [_resolve(item, chain, names) for item in split_overrides(overrides, names)[name]]
 
 
 def digest_of(path: Path) -> str:
-    """The digest of a chain file as it is now."""
+    """Return the digest of a chain file as it is now."""
     return _digest(_entries(path))
 
 
 def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Per stage: the overrides for all, then its own, each without the stage's name.
+    """Return per stage the overrides for all, then its own, each without the stage's name.
 
     Raises:
-        UsageError: an override for a stage that is not there.
+        UsageError: an override for a stage that does not exist.
     """
     found_in = {item: _for_one_stage(item, names) for item in overrides}
     common = [item for item in overrides if not found_in[item]]
@@ -196,23 +196,23 @@ def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str,
 
 
 def _for_one_stage(item: str, names: Sequence[str]) -> re.Match[str] | None:
-    """The stage that an override is for, and the rest of it; None: it is for all of them."""
+    """Return the stage that an override is for, and the rest of it; None if it is for all of them."""
     found = _OF_STAGE.fullmatch(item)
     if found and found[1] not in names:
         section, dot, _ = found[1].partition(".")
         if dot and section in RunConfig.__dataclass_fields__:
-            return None  # a key that holds a colon: reward.terms.rewards.py:brevity
+            return None  # a key that contains a colon: reward.terms.rewards.py:brevity
     return found
 
 
 def without_stage(item: str) -> str:
-    """An override without the name of the stage it is for."""
+    """Return an override without the name of its stage."""
     found = _OF_STAGE.fullmatch(item)
     return found[2] if found else item
 
 
 def _entries(path: Path) -> list[_Entry]:
-    """The stages of a chain file, each with the common keys under its own."""
+    """Return the stages of a chain file, each with the common keys under its own."""
     content = load.read_yaml(path)
     common = load.layers_of({key: value for key, value in content.items() if key != "stages"}, path)
     return [_entry(item, common, path) for item in _items(content["stages"], path)]
@@ -249,7 +249,7 @@ def _entry(item: dict[str, Any], common: Sequence[dict[str, Any]], path: Path) -
 
 
 def _all_needs(entries: Sequence[_Entry], path: Path) -> dict[str, tuple[str, ...]]:
-    """What each stage needs: as it says and as its references say, else the stage before it."""
+    """Return the needs of each stage: its list and its references, else the stage before it."""
     names = [entry.name for entry in entries]
     found = {}
     for index, entry in enumerate(entries):
@@ -266,7 +266,7 @@ def _all_needs(entries: Sequence[_Entry], path: Path) -> dict[str, tuple[str, ..
 
 
 def _check_order(needs: Mapping[str, tuple[str, ...]], path: Path) -> None:
-    """Refuse a circle, and a stage that stands before one it needs: the file shows the order of work."""
+    """Refuse a circle, and a stage listed before one it needs: the file shows the order of execution."""
     for name in needs:
         circle = _circle(name, needs)
         if circle:
@@ -280,7 +280,7 @@ def _check_order(needs: Mapping[str, tuple[str, ...]], path: Path) -> None:
 
 
 def _circle(start: str, needs: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """A way from a stage back to itself, or nothing."""
+    """Return a way from a stage back to itself; empty if there is none."""
     ways, seen = [[start]], set()
     while ways:
         way = ways.pop()
@@ -294,7 +294,7 @@ def _circle(start: str, needs: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def _references(value: Any) -> list[str]:
-    """The stages that the strings in `value` refer to."""
+    """Return the stages that the strings in `value` refer to."""
     if isinstance(value, Mapping):
         return [name for item in value.values() for name in _references(item)]
     if isinstance(value, list | tuple):
@@ -307,12 +307,12 @@ def _refuse_cut(
 ) -> None:
     """Refuse an override for every stage that would replace what a stage takes from another.
 
-    `model.path=MODEL` is meant for where the chain begins; everywhere, it would have RL start from that model
-    and not from the cold start.
+    `model.path=MODEL` is meant for the start of the chain. Applied to every stage, RL would start from that
+    model and not from the cold start.
 
     Args:
         stages: by name, their layers, the last of which counts.
-        link: how the folder of another stage stands in a value.
+        link: the form of another stage's folder in a value.
     """
     for item in overrides:
         if _for_one_stage(item, list(stages)):
@@ -329,7 +329,7 @@ def _refuse_cut(
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
+    """Yield dotted keys and their values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -338,7 +338,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _value_at(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
-    """What the last layer that has a dotted key says; None: no layer has it."""
+    """Return the value of a dotted key in the last layer that has it; None if no layer has it."""
     found: Any = None
     for layer in layers:
         value: Any = layer
@@ -367,13 +367,13 @@ def _config(
             [_resolve(item, chain, needs) for item in overrides],
             cluster,
         )
-        return with_absolute_paths(config)  # a chain goes on from wherever it is submitted again
+        return with_absolute_paths(config)  # a chain may be submitted again from another folder
     except ConfigError as error:
         raise ConfigError(f"stage {entry.name}: {error}") from None
 
 
 def _resolve(value: Any, chain: ChainDir, names: Iterable[str]) -> Any:
-    """`value` with every reference replaced by the run folder it stands for."""
+    """Replace every reference in `value` by its run folder."""
     if isinstance(value, dict):
         return {key: _resolve(item, chain, names) for key, item in value.items()}
     if isinstance(value, list):
@@ -400,7 +400,7 @@ def _digest(entries: Sequence[_Entry]) -> str:
 
 
 def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
-    """Return the stages in their order, each with what the stages before it decide filled in."""
+    """Return the stages in order, each completed from the stages before it."""
     done: dict[str, RunConfig] = {}
     for name, config in configs.items():
         earlier = {each: done[each] for each in stages_before(name, needs)}
@@ -412,7 +412,7 @@ def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str
 
 
 def stages_before(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the stages that a stage needs, and those that they need; each once."""
+    """Return the stages that a stage needs, directly or not; each once."""
     found: list[str] = []
     open_ = list(needs[name])
     while open_:

@@ -1,10 +1,10 @@
-"""The folder of a chain: one run folder per stage, and what holds them together.
+"""Lay out the folder of a chain: one run folder per stage, and the files they share.
 
 <run_root>/<chain>/
-    chain.yaml          the definition, resolved; written once every stage was found sound
+    chain.yaml          the definition, resolved; written once every stage passed its checks
     chain.jsonl         which stage was submitted as which job
     chain.lock          held by the one process that submits, and by the local supervisor
-    supervisor.out      what the local supervisor prints
+    supervisor.out      output of the local supervisor
     <stage>/            an ordinary run folder
     datasets/           built by the stages on first use
 """
@@ -25,6 +25,8 @@ from r1hpc.base.run_dir import RunDir
 
 TAKEN_NAMES = ("chain.yaml", "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""
+SUPERVISOR = "the local supervisor"
+SUBMISSION = "a submission"
 
 
 class _ChainEvent(TypedDict):
@@ -34,7 +36,7 @@ class _ChainEvent(TypedDict):
 
 
 class ChainDir:
-    """Paths of one chain. Nothing is created by asking for a path."""
+    """Paths of one chain. Asking for a path creates nothing."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -66,19 +68,19 @@ class ChainDir:
         return RunDir(self.path / check_name(name, "stage"))
 
     def record(self, event: str, **fields: Any) -> None:
-        """Append one event, durably, with the time."""
+        """Append one event with the time, durably."""
         append_record(self.events, {"event": event, "time": time.time(), **fields})
 
     def recorded(self, event: str) -> list[dict[str, Any]]:
-        """The events of that name, oldest first; torn lines are left out."""
+        """Return the events of that name, oldest first, without torn lines."""
         return [each for each in read_records(self.events, _ChainEvent) if each["event"] == event]
 
 
 def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | None:
-    """The chain at the path `given`, or of that name under the run root; None where there is none.
+    """Return the chain at the path `given`, or of that name under the run root; None if there is none.
 
     Raises:
-        StateError: its folder or its definition is somebody else's, or others may write it.
+        StateError: its folder or definition belongs to another user, or others may write it.
     """
     root = run_root_of(run_root)
     candidates = (root / given, Path(given)) if run_root else (Path(given), root / given)
@@ -92,7 +94,7 @@ def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | Non
 
 
 def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
-    """The chain a command is about: the one given, or your newest if newer than your runs; None: a run."""
+    """Return the chain given, or your newest if newer than your runs; None if it is a run."""
     if given is not None:
         return find_chain(given, run_root)
     root = run_root_of(run_root)
@@ -106,23 +108,23 @@ def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
 
 
 def list_chains(root: Path) -> list[ChainDir]:
-    """The chains under a run root, the one submitted last first; what cannot be read is not among them."""
+    """Return the readable chains under a run root, the one submitted last first."""
     chains = [ChainDir(path) for path in folders_with(root, "chain.yaml")]
     return sorted(chains, key=lambda chain: (_last_touched(chain), chain.name), reverse=True)
 
 
 def _last_touched(chain: ChainDir) -> float:
-    """When it was last begun or gone on with."""
+    """Return when it was last begun or continued."""
     return max(path.stat().st_mtime for path in (chain.definition, chain.events) if path.is_file())
 
 
 def held(chain: ChainDir, role: str) -> AbstractContextManager[int]:
-    """The chain's lock, see `base.lock.held`."""
+    """Return the chain's lock, see `base.lock.held`."""
     return lock.held(chain.lock, chain.name, role)
 
 
 def supervisor_pid(chain: ChainDir) -> int | None:
-    """The local supervisor that works on the chain at this moment, or None."""
+    """Return the local supervisor that runs the chain now, or None."""
     if lock.is_free(chain.lock):
         return None
     record = lock.read_holder(chain.lock)
@@ -131,7 +133,3 @@ def supervisor_pid(chain: ChainDir) -> int | None:
     if record.get("host") != socket.gethostname():
         raise StateError(f"{chain.name} is supervised on {record.get('host')}: go there")
     return int(record["pid"])
-
-
-SUPERVISOR = "the local supervisor"
-SUBMISSION = "a submission"

@@ -1,10 +1,10 @@
-"""The job in which a run goes on once an attempt of it has ended: the same one requeued, or a new one.
+"""Continue a run after an attempt: requeue its job, or submit a new one.
 
-    status = end_and_go_on(run, attempt=2, status=0)     # on the batch host, the last that the job does
-    job_ids = move_dependents(run, "77")                 # what waited for the run's job waits for job 77
+    status = end_and_go_on(run, attempt=2, status=0)     # on the batch host, the job's last action
+    job_ids = move_dependents(run, "77")                 # jobs that waited for the run's job wait for job 77
 
-Where the cluster forbids requeueing, the run goes on in a job of another id, and the stages of its chain that
-wait for the old one must wait for that: once the old job has ended with status 0 they would begin.
+If the cluster forbids requeueing, the run continues in a job with another ID. The stages of its chain that
+wait for the old job must wait for the new one: they would begin once the old job ended with status 0.
 """
 
 import sys
@@ -26,16 +26,16 @@ from r1hpc.telemetry.records.attempts import Cause, record
 
 
 def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> int:
-    """Name the cause of an attempt's end, go on where there is a next one; the job's exit status.
+    """Record why an attempt ended, and continue the run if it should; return the job's exit status.
 
     Args:
-        status: what srun exited with.
-        diagnose: print what stands out of the attempt, which takes seconds.
+        status: the exit status of srun.
+        diagnose: print the diagnosis of the attempt, which takes seconds.
 
     Raises:
-        CancelledError: a user has cancelled the run meanwhile, and it does not go on.
-        OverError: it should go on, and Slurm does not let it; the attempt's end says so.
-        R1hpcError: the attempt could not be judged, and nothing is on record.
+        CancelledError: a user has cancelled the run meanwhile, and it ends.
+        OverError: it should continue, but Slurm does not let it; the attempt's end says so.
+        R1hpcError: the attempt could not be judged, and nothing is recorded.
     """
     ended = end(run, attempt, status, diagnose)
     job = ended.attempt.job_id
@@ -55,7 +55,7 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
 
 
 def _go_on(run: RunDir, job: str, warned: float | None) -> None:
-    """Requeue the job, or submit the run again where the cluster forbids that."""
+    """Requeue the job, or submit the run again if the cluster forbids that."""
     if requeue(job, check=partial(_refuse_cancelled, run, warned)):
         return
     print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
@@ -65,13 +65,13 @@ def _go_on(run: RunDir, job: str, warned: float | None) -> None:
         for job_id in move_dependents(run, new_job):
             print(f"job {job_id} waits for job {new_job} now", file=sys.stderr)
     except (R1hpcError, OSError) as error:
-        # The run goes on all the same. A stage that still waits for the old job begins too early, refuses,
-        # and says so.
+        # The run continues even so. A stage that still waits for the old job begins too early, and refuses
+        # with a message.
         print(f"job {new_job} goes on, but a stage may still wait for job {job}: {error}", file=sys.stderr)
 
 
 def _refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
-    """As `refuse_cancelled`; a run folder that cannot be read for a moment is asked again, with Slurm."""
+    """Call `refuse_cancelled`; retry, with Slurm's answer, while the run folder cannot be read."""
     try:
         refuse_cancelled(run, warned, state)
     except StateError as error:
@@ -79,7 +79,7 @@ def _refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> Non
 
 
 def _excluded(job: str) -> str:
-    """Nodes on which the job could not begin; its successor should not try them either."""
+    """Return the nodes on which the job could not begin; its successor should not try them either."""
     try:
         return job_state(job).excluded
     except SlurmError:
@@ -87,7 +87,7 @@ def _excluded(job: str) -> str:
 
 
 def move_dependents(run: RunDir, new_job: str) -> list[str]:
-    """Have the jobs that wait for this stage wait for the one in which it goes on; their ids."""
+    """Make the jobs that wait for this stage wait for its new job; return their IDs."""
     chain = ChainDir(run.path.parent)
     if not chain.definition.is_file():
         return []

@@ -1,11 +1,8 @@
-"""The state of a chain: that of each stage, and what follows from them for the whole.
+"""Tell the state of a chain from the states of its stages, and cancel a chain.
 
 now = read_chain_situation(chain)
 now.state, now.detail, [stage.state for stage in now.stages]
-
-End a chain: every stage that waits or runs, the last first.
-
-done = cancel_chain(chain)      # {"grpo": Cancellation(…), "sft": …}
+done = cancel_chain(chain)      # {"grpo": Cancellation(…), "sft": …}: the last stage first
 """
 
 from collections.abc import Collection
@@ -20,7 +17,7 @@ from r1hpc.submission.chain.file import Stage, open_definition
 from r1hpc.submission.chain.folder import ChainDir
 
 WAITING = "waiting"
-"""The state of a stage that has not begun because one that it needs is not finished."""
+"""State of a stage that has not begun because one that it needs is not finished."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class StageSituation:
 
     @property
     def state(self) -> str:
-        """A run's state, or `waiting`."""
+        """Return a run's state, or `waiting`."""
         if self.situation is not None and (self.has_begun or self.situation.state is State.finished):
             return self.situation.state.value
         if self.unfinished_needs:
@@ -64,14 +61,14 @@ class StageSituation:
 
 @dataclass(frozen=True)
 class ChainSituation:
-    """A chain and its stages at one moment."""
+    """A chain and its stages at one time."""
 
     chain: ChainDir
     stages: tuple[StageSituation, ...]
 
     @property
     def state(self) -> State:
-        """finished: all are; at work while any stage is; else how the first unfinished one ended."""
+        """Return finished if all are; running or queued if any is; else the end of the first unfinished one."""
         states = [stage.situation.state for stage in self.stages if stage.situation is not None]
         if all(stage.state == State.finished for stage in self.stages):
             return State.finished
@@ -92,22 +89,22 @@ class ChainSituation:
 
     @property
     def current(self) -> StageSituation:
-        """The stage that a person means by the chain: the first at work, else the last that was."""
+        """Return the stage that stands for the chain: the first running one, else the last that ran."""
         at_work = [s for s in self.stages if s.is_at_work and s.has_begun]
         begun = [s for s in self.stages if s.has_begun]
         return (at_work or begun[-1:] or list(self.stages))[0]
 
 
 def read_chain_situation(chain: ChainDir) -> ChainSituation:
-    """The situation of a chain; each open stage may be a question to Slurm."""
+    """Return the situation of a chain; each open stage may cost a call to Slurm."""
     stages = open_definition(chain).stages
     finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
     return ChainSituation(chain, tuple(_stage_situation(chain, stage, finished) for stage in stages))
 
 
 def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
-    """Follow the stages that have a job, in order, but for those that need one which did not finish; 0 when
-    the whole chain is finished, as attempt.follow."""
+    """Follow the stages that have a job, in order, except those that need an unfinished one; return 0 when
+    the complete chain is finished, as attempt.state.follow."""
     missing: set[str] = set()
     for stage in open_definition(chain).stages:
         if missing.intersection(stage.needs):
@@ -132,10 +129,10 @@ def _stage_situation(chain: ChainDir, stage: Stage, finished: Collection[str]) -
 
 
 def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:
-    """The last stage first: none may begin because the one before it has just ended.
+    """Cancel a chain, the last stage first: none may begin because the one before it has just ended.
 
     Raises:
-        StateError: a stage's job is not its own, or not yours, or on another host.
+        StateError: a stage's job is another run's, another user's or on another host.
         SlurmError: Slurm did not answer.
     """
     open_stages = [stage for stage in read_chain_situation(chain).stages if stage.is_at_work]
@@ -145,7 +142,7 @@ def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancell
 def _cancel_stage(stage: StageSituation, save_first: bool) -> Cancellation:
     situation = stage.situation
     assert situation is not None, "it is at work"
-    # The supervisor of a chain has one process for all stages that wait: STOP is for this one alone.
+    # The supervisor of a chain is one process for all waiting stages: STOP affects only this stage.
     if save_first or _is_queued_here(situation):
         return touch_stop(stage.run, situation)
     return cancel_job(stage.run, situation)

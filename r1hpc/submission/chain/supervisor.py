@@ -1,10 +1,9 @@
-"""The stages of a chain one after the other on this machine, where there is no Slurm.
+"""Run the stages of a chain one after the other on this machine, without Slurm.
 
-A stage that does not finish holds back those that need it, and no other, as Slurm's afterok does.
-
-Each stage is `r1hpc.launch local` with the code frozen for it, in a session of its own: a supervisor that is
-killed leaves the stage at work, and the next one waits for it. SIGTERM is passed on to the stage, which saves
-and ends; so the chain ends. The lock of the chain is held until then: there is one supervisor at a time.
+A stage that does not finish stops only those that need it, as Slurm's afterok does. Each stage is
+`r1hpc.launch local` with its own frozen code, in a separate session. If the supervisor is killed, the stage
+runs on, and the next supervisor waits for it. SIGTERM is passed on to the stage, which saves and ends, and so
+the chain ends. The lock of the chain is held until then, so there is only one supervisor at a time.
 """
 
 import os
@@ -25,19 +24,19 @@ _POLL_S = 0.5
 
 
 class ChainSupervisor:
-    """One pass over the stages that are not finished."""
+    """One pass over the unfinished stages."""
 
     def __init__(self, chain: ChainDir, runs: Sequence[RunDir], lock: int) -> None:
         self._chain = chain
         self._runs = runs
         self._stage: subprocess.Popen[bytes] | None = None
         self._stopping = False
-        os.set_inheritable(lock, False)  # a stage that outlives us must not hold the chain
+        os.set_inheritable(lock, False)  # a stage that outlives this process must not hold the chain
         say_holder(lock, SUPERVISOR)
         chain.record("supervising", pid=os.getpid(), stages=[run.run_id for run in runs])
 
     def supervise(self) -> int:
-        """Run stage after stage; 0 when all are finished, else 1, after those that need none that is not."""
+        """Run stage after stage; return 0 if all finish, else 1. Stages whose needs finished still run."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         for run in self._runs:
@@ -58,7 +57,7 @@ class ChainSupervisor:
         self._stage = None
 
     def _wait_for_another(self, run: RunDir) -> None:
-        """A stage that an earlier supervisor started, or a person, is left to end by itself."""
+        """Wait for a stage that an earlier supervisor, or a person, started to end by itself."""
         while not self._stopping:
             situation = read_situation(run)
             pid = situation.job.pid if situation.job is not None else None

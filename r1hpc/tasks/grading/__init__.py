@@ -1,1 +1,1 @@
-"""Judge answers: exact, numeric, algebraic, or by a task of its own."""
+"""Judge answers: exact, numeric, algebraic, or by a custom task."""

@@ -1,6 +1,6 @@
-"""Trees of arithmetic.py as SymPy expressions, built by its constructors: SymPy's own parse_expr evaluates.
+"""Build SymPy expressions from trees of arithmetic.py; SymPy's own parse_expr evaluates its text.
 
-Imported only in the verifier's process; the time limit is the bound on what SymPy then does with them.
+Imported only in the verifier's process. The time limit bounds what SymPy then does with them.
 """
 
 import sys
@@ -25,17 +25,17 @@ _CONSTANTS = {"pi": sympy.pi, "E": sympy.E, "I": sympy.I}
 
 
 def parse_expr(text: str, local_dict: Mapping[str, Any] | None = None, **_: Any) -> Any:
-    """In place of sympy.parse_expr: the same for school algebra, RefusedError for all else.
+    """Replace sympy.parse_expr: the same for school algebra, RefusedError for all else.
 
-    Names of `local_dict` stand for what it says, others for symbols.
+    Names in `local_dict` have its values, others are symbols.
     """
     return _built(parse(text, algebra=True), local_dict or {})
 
 
 def replace_parse_expr() -> None:
-    """Wherever a loaded package holds SymPy's parse_expr, ours is called while an answer is judged.
+    """Replace SymPy's parse_expr in every loaded package while an answer is judged.
 
-    SymPy itself is among them: sympify("42") and Number("42") evaluate their text.
+    This includes SymPy itself: sympify("42") and Number("42") evaluate their text.
     """
     original = sympy.parsing.sympy_parser.parse_expr
 
@@ -72,7 +72,7 @@ def _called(name: str, operand: Any) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    """`99**98**97` ends here: two numbers are not raised to a large power."""
+    """Raise to a power; refuse `99**98**97`: no number is raised to a large power."""
     if exponent.is_number and not abs(exponent) <= _MAX_EXPONENT:
         raise RefusedError(f"an exponent above {_MAX_EXPONENT}")
     return base**exponent

@@ -1,10 +1,10 @@
-"""What the text of an answer says, however it is written: a plain number, words, the letter of a choice.
+"""Read the text of an answer in any notation: a plain number, words, the letter of a choice.
 
     plain_number("$1,234.00")                           # Fraction(1234, 1)
     chosen("(C) Paris", ["Rome", "Bonn", "Paris"])      # "C"
     counted_as("\\dfrac12", "math", {})                 # "1/2": the form in which votes are counted
 
-For the judges, and for a majority of answers that no judge compares with each other.
+Used by the judges, and by majority votes, where no judge compares answers with each other.
 """
 
 import re
@@ -62,7 +62,7 @@ _ESCAPED = (
     (re.compile(r"\\\$"), ""),
     (re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)|(?<=\d)\\[,;:! ](?=\d{3}(?!\d))"), ","),
 )
-"""A dollar and separators of thousands as LaTeX has them."""
+"""A dollar and separators of thousands as written in LaTeX."""
 _MARKED = re.compile(
     r"(?<![\w)*`])(\*\*|`)(?=[^\s*`])([^*`\n]{0,200})(?<=[^\s*`])\1(?=[.,]?\s*$|[.,:]?\s+[A-Za-z])"
 )
@@ -87,17 +87,17 @@ _SETTING = re.compile(r"\$|\\[()\[\]]|\*\*")
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
 _SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
 _LOOSE = re.compile(r"(?<!\w) | (?!\w)")
-"""A blank that does not keep two words or numbers apart, as that of `3 1/2` does."""
+"""A blank that does not separate two words or numbers, as the one in `3 1/2` does."""
 _FRACTION = re.compile(
     r"(-?)(?:\\[dt]?frac(?:\{(\d{1,30})\}\{(\d{1,30})\}|(\d)(\d))|(\d{1,30})/(\d{1,30}))", re.ASCII
 )
 _MOST_CHARACTERS = 1024
-"""Of an answer that a form is looked for in: what is longer is hardly a number, a word or a letter."""
+"""Longest answer searched for a form: longer text is hardly a number, a word or a letter."""
 
 
 def unescaped(text: str) -> str:
-    """Return `\\$1,\\!000` and `1{,}000` as they are typed without LaTeX, typographic signs (a minus, `½`,
-    `√2`, `10⁻³`) as they are typed on a keyboard, and `**42**` without Markdown's marks.
+    """Return `\\$1,\\!000` and `1{,}000` as typed without LaTeX, typographic signs (a minus, `½`, `√2`,
+    `10⁻³`) as typed on a keyboard, and `**42**` without Markdown's marks.
     """
     if not text.isascii():
         for pattern, typed in _TYPESET:
@@ -117,8 +117,8 @@ def _unmarked(text: str) -> str:
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of digits with an optional sign, dollar, thousands, decimals and power of ten as in `1.5e3`
-    and `1.5*10^3`, or of a mixed number as `2 1/2`; None for anything else.
+    """Return the value of digits with an optional sign, dollar, thousands, decimals and power of ten as in
+    `1.5e3` and `1.5*10^3`, or of a mixed number as `2 1/2`; None for anything else.
     """
     said = text.strip(SPACE)
     if (enclosed := _ENCLOSED.fullmatch(said)) and "," not in said:  # (1,200) is a pair
@@ -135,7 +135,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def words(text: str) -> list[str]:
-    """The items of a list of words, or the one there is, in lower case and in order; empty for others.
+    """Return the items of a list of words, or the single one, in lower case and in order; else empty.
 
     Letters alone may also be factors, as in `xy`: one of the words has three or more.
     """
@@ -148,7 +148,7 @@ def words(text: str) -> list[str]:
 
 def chosen(text: str, choices: Sequence[Any]) -> str | None:
     """Return the letter of the choice that is meant: `C`, `(c)`, `C. with its text`, `the answer is C`,
-    `C because ...`, or that text alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too. None where the text
+    `C because ...`, or that text alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too. None if the text
     names several.
     """
     texts = [str(choice).strip(SPACE).casefold() for choice in choices]
@@ -156,7 +156,7 @@ def chosen(text: str, choices: Sequence[Any]) -> str | None:
     inner = out_of_box(_SETTING.sub("", _unmarked(typed)).strip(SPACE))
     for said in (typed, _unmarked(typed), inner, TEXT.sub(r"\1", inner).strip(SPACE)):
         is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
-        # A text before a letter: one may begin as `C. elegans` does.
+        # Try a text before a letter: a text may begin like one, as `C. elegans` does.
         for whole in (said, said.removesuffix(".")):
             if whole.casefold() in texts and not is_bare:
                 return chr(ord("A") + texts.index(whole.casefold()))
@@ -173,17 +173,17 @@ def chosen(text: str, choices: Sequence[Any]) -> str | None:
 
 
 def plainly(text: str) -> str:
-    """Without what only sets it: dollars, \\left, \\text around words, blanks that keep nothing apart."""
+    """Remove what only formats it: dollars, \\left, \\text around words, blanks that separate nothing."""
     return _LOOSE.sub("", _SPACES.sub(" ", _COSMETIC.sub("", TEXT.sub(r"\1", text))))
 
 
 def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
-    """The form in which an answer is counted, for a majority: the same for `B` and `(B) Bonn`, for `0.5` and
-    `\\dfrac{1}{2}`, for `Paris.` and `paris`, where the judge takes one for the other. Formulas that only
-    algebra makes equal stay apart.
+    """Return the form in which an answer is counted for a majority: the same for `B` and `(B) Bonn`, for
+    `0.5` and `\\dfrac{1}{2}`, for `Paris.` and `paris`, if the judge accepts one for the other. Formulas that
+    only algebra makes equal stay apart.
 
     Args:
-        judge: the name of the item's (judges.JUDGES).
+        judge: the name of the item's judge (judges.JUDGES).
         metadata: the item's.
     """
     if len(text) > _MOST_CHARACTERS:

@@ -1,11 +1,11 @@
-"""Arithmetic that somebody else wrote, parsed without being evaluated by Python.
+"""Parse untrusted arithmetic without evaluating it in Python.
 
     parse("3*(7+1)")                     # a tree of Node
     value(parse("3*(7+1)"))              # Fraction(24, 1)
     parse("2*sin(x)**2", algebra=True)   # names, calls, powers, decimals and signs too
 
-Everything is bounded before it is computed: characters, digits of a number, depth. Sums and products have
-any number of operands, so that a long flat text is a shallow tree.
+Everything is bounded before it is computed: characters, digits of a number, depth. Sums and products have any
+number of operands, so that a long flat text is a shallow tree.
 """
 
 import math
@@ -24,7 +24,7 @@ _INTEGER = re.compile(r"0|[1-9]\d*", re.ASCII)
 
 
 class RefusedError(ValueError):
-    """Text outside the grammar or the bounds. It is not judged, it counts as wrong."""
+    """Text outside the grammar or the bounds. It is not judged and counts as wrong."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Node:
 
 
 def parse(text: str, algebra: bool = False) -> Node:
-    """The tree of `text`: integers, + - * / and parentheses; with `algebra` what school adds to them.
+    """Return the tree of `text`: integers, + - * / and parentheses; with `algebra` also school algebra.
 
     Raises:
         RefusedError: anything else, or beyond the bounds.
@@ -52,7 +52,7 @@ def parse(text: str, algebra: bool = False) -> Node:
 
 
 def value(node: Node) -> Fraction:
-    """The exact value of a tree of integers.
+    """Return the exact value of a tree of integers.
 
     Raises:
         ZeroDivisionError: a division by zero.
@@ -68,7 +68,7 @@ def value(node: Node) -> Fraction:
 
 
 def numbers(node: Node) -> Counter[int]:
-    """How often each integer stands in the tree."""
+    """Count how often each integer occurs in the tree."""
     if node.kind == "number":
         return Counter([int(node.text)])
     return sum((numbers(operand) for operand in node.operands), Counter[int]())

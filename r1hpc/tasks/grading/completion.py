@@ -1,6 +1,6 @@
-"""The form of a completion: `<think>...</think><answer>...</answer>`, and how it is taken apart.
+"""Compose and parse a completion: `<think>...</think><answer>...</answer>`.
 
-Linear in the length of the text; no regular expression that could backtrack.
+Takes time linear in the length of the text; no regular expression that could backtrack.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a completion says. `answer` is None where there is not exactly one."""
+    """The parts of a completion. `answer` is None unless there is exactly one."""
 
     thinking: str | None
     answer: str | None
@@ -19,19 +19,19 @@ class Parts:
 
 
 def compose(thinking: str, answer: str) -> str:
-    """A well-formed completion."""
+    """Return a well-formed completion."""
     return f"<think>{thinking}</think><answer>{answer}</answer>"
 
 
 def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts:
-    """Thinking and answer of a completion.
-
-    With `boxed` the answer is what the last \\boxed{...} after the thinking holds; well-formed is then what
-    ended and has it.
+    """Split a completion into thinking and answer.
 
     Well-formed: each tag once, in order, nothing but blanks around the two blocks, an answer that is not
-    blank, and an end that the model chose itself (not truncated). An answer counts behind the thinking, if
-    there is any, and only where that has ended. It must be the only one there: several would be guessing.
+    blank, and an end that the model chose itself (not truncated). An answer counts only after the thinking
+    has ended, if there is any. It must be the only one there: several would be guessing.
+
+    With `boxed` the answer is the content of the last \\boxed{...} after the thinking; a completion that
+    ended and has one is well-formed.
     """
     thinking, said = _after_thinking(text)
     if boxed:
@@ -50,8 +50,8 @@ def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts
 
 
 def _after_thinking(text: str) -> tuple[str | None, str]:
-    """Return the thinking and what follows it: nothing, where it has not ended. A chat template may have
-    opened it in the prompt, so its end alone counts.
+    """Return the thinking and the text after it; the text is empty if the thinking has not ended. Only its
+    end tag counts, because a chat template may have opened it in the prompt.
     """
     thinking, end, said = text.rpartition("</think>")
     if "<think>" in said:
@@ -61,28 +61,28 @@ def _after_thinking(text: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class Boxed:
-    """Where a \\boxed begins, and what it holds."""
+    """Position and content of a \\boxed."""
 
     start: int
     content: str
     end: int
-    """Where the text goes on."""
+    """Index of the text after it."""
 
 
 def last_boxed(text: str) -> Boxed | None:
-    """The last \\boxed{...} of a text, braces counted; None where there is none that is closed."""
+    """Return the last \\boxed{...} of a text, with braces counted; None if none is closed."""
     return _last_closed(text, "\\boxed{")
 
 
 def out_of_box(answer: str) -> str:
-    """What an answer that is one box and nothing else holds; any other answer as it is."""
+    """Return the content of an answer that is just one box; any other answer unchanged."""
     box = boxed_in_solution(answer)
     return box.content if box is not None and box.start == 0 and box.end == len(answer) else answer
 
 
 def boxed_in_solution(text: str) -> Boxed | None:
-    """As last_boxed, of a solution of MATH: some have \\fbox{...}, or `\\boxed 5$` alone (Hendrycks et al.,
-    arXiv 2103.03874)."""
+    """Return last_boxed for a solution of MATH: some have \\fbox{...}, or only `\\boxed 5$` (Hendrycks et
+    al., arXiv 2103.03874)."""
     found = last_boxed(text) or _last_closed(text, "\\fbox{")
     if found is not None:
         return found
@@ -105,7 +105,7 @@ def _last_closed(text: str, opening: str) -> Boxed | None:
 
 
 def without_tags(text: str) -> str:
-    """`text` with a blank in place of each tag."""
+    """Replace each tag in `text` by a blank."""
     for tag in TAGS:
         text = text.replace(tag, " ")
     return text

@@ -1,8 +1,8 @@
-"""The judge of reasoning-gym's questions: the generator's own score_answer, kept from evaluating text.
+"""Judge reasoning-gym's questions with the generator's own score_answer, without evaluating text.
 
-Imported only in the verifier's process. Several generators call eval(answer) or sympy.parse_expr(answer);
-while an answer is judged these read literals and school algebra only (`71**33**12` would otherwise hang, and
-`__import__('os')` would run). Their own texts, in making a question, are theirs.
+Imported only in the verifier's process. Several generators call eval(answer) or sympy.parse_expr(answer).
+While an answer is judged, these read only literals and school algebra (`71**33**12` would otherwise hang, and
+`__import__('os')` would run). When a generator makes a question, its own texts are evaluated as usual.
 """
 
 import ast
@@ -44,14 +44,14 @@ _MAX_MAGNITUDE = 2**256
 
 
 def load(settings: Mapping[str, Any]) -> "GymJudge":
-    """The judge of one generator; `settings` are its name, seed and options."""
+    """Return the judge of one generator; `settings` are its name, seed and options."""
     _patch()
     generator, seed, options = settings["generator"], settings["seed"], settings["options"]
     return GymJudge(reasoning_gym.create_dataset(generator, seed=seed, **options))
 
 
 class GymJudge:
-    """Makes an item's entry again, since entries are not plain JSON; in its own time, not in an answer's."""
+    """Make an item's entry again, since entries are not plain JSON; outside the answer's time limit."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -59,7 +59,7 @@ class GymJudge:
         self._entry: Any = None
 
     def prepare(self, metadata: Mapping[str, Any]) -> None:
-        """A few generators search for seconds."""
+        """Make the entry; a few generators search for seconds."""
         self._source = metadata["source_index"]
         self._entry = self._dataset[self._source]
 
@@ -76,7 +76,7 @@ def _says_so(text: str, entry: Mapping[str, Any]) -> bool:
 
 
 def _is_near(text: str, entry: Mapping[str, Any]) -> bool:
-    """Within the generator's own tolerance."""
+    """True if within the generator's own tolerance."""
     value = Fraction(text.strip().replace(",", ""))
     return abs(value - Fraction(entry["answer"])) <= Fraction(1, 10_000)
 
@@ -86,7 +86,7 @@ def _is_finite(text: str, entry: Mapping[str, Any]) -> bool:
 
 
 def _tree(text: str) -> arithmetic.Node:
-    """Of integers and + - * / alone, also with a sign.
+    """Return the tree of integers and + - * / alone, also with a sign.
 
     Raises:
         RefusedError: anything else.
@@ -118,12 +118,12 @@ _STRICTER: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "puzzle24": _is_24,  # `6*4*1*1`, of whatever numbers
     "countdown": _is_arithmetic,  # `(28+98)*(a-a)`
 }
-"""What a right answer must be besides, by generator: reasoning-gym 0.1.25 takes one text, in the comment, for
-an answer to every question of it, which a policy that is rewarded for it finds."""
+"""Further conditions on a right answer, by generator: reasoning-gym 0.1.25 accepts one text, in the comment,
+as an answer to every question of it, which a rewarded policy finds."""
 
 
 def literal(text: str) -> Any:
-    """What eval would say to numbers, strings, lists, tuples and integer arithmetic.
+    """Return what eval would for numbers, strings, lists, tuples and integer arithmetic.
 
     Raises:
         RefusedError: anything else.
@@ -152,14 +152,14 @@ def _walked(node: ast.expr) -> Any:
 
 
 def _small(value: Any) -> Any:
-    """Numbers of bounded size only: a string times a number could fill the memory."""
+    """Allow numbers of bounded size only: a string times a number could fill the memory."""
     if not isinstance(value, int | float) or abs(value) > _MAX_MAGNITUDE:
         raise RefusedError("arithmetic on something large, or on no number")
     return value
 
 
 def _patch() -> None:
-    """Readers that do not evaluate in place of eval and parse_expr."""
+    """Replace eval and parse_expr by readers that do not evaluate."""
     replace_parse_expr()
 
     def read_literal(text: Any, *scopes: Any) -> Any:

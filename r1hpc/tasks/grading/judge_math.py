@@ -1,7 +1,7 @@
-"""The judge of answers from files: plain numbers and words by themselves, all else by math-verify.
+"""Judge answers from files: plain numbers and words here, all else with math-verify.
 
-Imported only in the verifier's process. math-verify's own limits are signals and off here: the process is
-what gets killed. It reads plain expressions with sympy.parse_expr, which evaluates; ours replaces that.
+Imported only in the verifier's process. math-verify's own limits are signals and off here, since the process
+is killed instead. It reads plain expressions with sympy.parse_expr, which evaluates; ours replaces that.
 """
 
 import logging
@@ -20,15 +20,15 @@ from r1hpc.tasks.grading.answers import SPACE, TEXT, plain_number, plainly, unes
 from r1hpc.tasks.grading.arithmetic import RefusedError, parse, value
 
 _FORMULA = re.compile(r"[\d\\*+/^=(){}]")
-"""Without any of these a text is no formula, whatever its letters would multiply to."""
+"""Without any of these a text is no formula, whatever product its letters would make."""
 _COSTLY = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim)(?![a-z])"
     r"|\d{31}|\d{4}\s*\}?\s*!"
     r"|(?:\^|\*\*)\s*\{?\s*-?(?:\d{4}|\d+\s*\}?\s*(?:\^|\*\*))",
     re.ASCII,
 )
-"""What SymPy would compute for seconds: integrals and sums (no final answer holds one), long numbers, large
-factorials and exponents, towers of powers. The time limit is for what this does not foresee."""
+"""Text that SymPy would compute for seconds: integrals and sums (no final answer holds one), long numbers,
+large factorials and exponents, towers of powers. The time limit covers the rest."""
 _ANSWER_IS = re.compile(
     r"(?:\b(?:so|thus|hence|therefore),?\s+)?\b(?:(?:the|my)\s+)?(?:(?:final|correct)\s+)?"
     r"(?:(?:answer|solution)s?\s*(?:is\b|are\b|:)|option\s+\w+\s*:)",
@@ -40,13 +40,13 @@ _OR = re.compile(
     r"|\b(?:maybe|perhaps|possibly|probably)\b|(?<=\d)\s*(?:[|&]|\b(?:to|then)\b)\s*(?=\d)",
     re.IGNORECASE,
 )
-"""Between two answers, of which one may be right by chance."""
+"""Between two answers, one of which may be right by chance."""
 _BETWEEN_ITEMS = re.compile(
     rf"({_OR_WORDS}|\\text\s*\{{\s*,?\s*and\s*\}}|,?\s+and\s|(?<!\\),(?!\d{{3}}(?!\d))|(?<!\\);|\\q?quad(?![a-z]))"
     r"|[(\[{]|[)\]}]",
     re.IGNORECASE,
 )
-"""Group 1: what separates items; else a bracket, inside of which nothing does."""
+"""Group 1: a separator of items; else a bracket, inside which nothing separates."""
 _SIDE_BY_SIDE = re.compile(r"(?<=\d)\s+(?=\d)|(?<=\])\s*(?=\[)|\.\.+|\\\\")
 _NAMED = re.compile(r"\A\s*[A-Za-z](?:_\{?\w\}?)?\s*(?:=(?!=)|\\in(?![a-z])|\sin(?=\s*[({\[]))\s*")
 _ASSIGNED = re.compile(r"(?<![\w\\])([A-Za-z])\s*=\s*([^,;=]+)(?=[,;]|$)")
@@ -58,9 +58,9 @@ _DENIED = re.compile(
     r"|^\W*(?:over|under|above|below|up\s+to|between|wrong|incorrect|false)\b|\u00ac|\\l?not(?![a-z])|\d\s*\+\s*$",
     re.IGNORECASE | re.DOTALL,
 )
-"""What says that the value behind it is not the answer, or only its bound."""
+"""Words saying that the value after them is not the answer, or only its bound."""
 _ASIDE = re.compile(r"(?<=[\d})]),?\s+(?:\(?not\s+\S+\s*|(?:because|since)\s.*)$", re.DOTALL)
-"""Behind an answer: `42, not 41`, `42 because ...`."""
+"""After an answer: `42, not 41`, `42 because ...`."""
 _SAME_SIGNS = (
     (re.compile(r"=>|\\(?:Rightarrow|implies)(?![a-z])"), ", "),
     (re.compile(r"<="), r"\\le "),
@@ -86,7 +86,7 @@ _LEADING = re.compile(
     r"\A\s*(?:(?!jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z']+[:,]?\s+)+(?=[-\d\\(\[])",
     re.IGNORECASE,
 )
-"""Words ahead of the first number, but for those of a date."""
+"""Words before the first number, except those of a date."""
 _AFTERWARDS = re.compile(r"(?:\s+[A-Za-z]{2,})+\s*$")
 _PROSE = re.compile(r"(?<![A-Za-z\\])(?!sqrt|sin|cos|tan|log|exp)[A-Za-z]{3,}")
 _COMMAND = re.compile(r"\\(?:[dtc]?frac|sqrt|times|cdot|div|left|right|pi)(?![a-z])")
@@ -97,13 +97,13 @@ _SETTING = (
 )
 _MOST_CLAIMS = 8
 _MOST_FORMULAS = 4
-"""Of a list, compared pair by pair."""
+"""Formulas of a list that are compared pair by pair."""
 _GOES_ON = re.compile(
     r"\d(?:[xyznie](?![A-Za-z])(?:\s*\^\s*\(?-?\d+\)?)?|\s*\*?\s*(?:pi(?![a-z])|π|(?:sqrt|√)(?:\s*\([^()]*\))?))[^\d]*$",
     re.ASCII,
 )
-"""A last number that is a factor, of which math-verify would take the number alone. A letter that may be a
-unit does not count: `5 m` is 5."""
+"""A last number that is a factor: math-verify would read only the number. A letter that may be a unit does
+not count: `5 m` is 5."""
 _SQRT, _PI = re.compile(r"(?:sqrt|√)\(([^()]*)\)"), re.compile(r"(?<![A-Za-z])pi(?![A-Za-z])|π")
 _LATEX_ONLY = re.compile(r"[{(\[*^]|\d\s*!")
 _EXPONENT = re.compile(r"\^\s*(?:\(([^()]*)\)|(-?\d+(?:\.\d+)?)|\{(-?\d+\.\d+)\})")
@@ -115,7 +115,7 @@ _LOG_TO_BASE = re.compile(r"\s*\$?log_\{?\d+\}?\s*\(?\s*[\d.,]+\s*\)?\$?\.?\s*",
 _OPERATOR_IN_WORDS = re.compile(
     r"(?:\broots?\s+of|\bmod(?:ulo)?)\s+\$?-?\d[\d.,]*\$?\)?\.?\s*$", re.ASCII | re.IGNORECASE
 )
-"""Of what these say, math-verify would take the last number: 8 for `cube root of 8`."""
+"""Operators in words, of which math-verify would read only the last number: 8 for `cube root of 8`."""
 _SAID_BEFORE = re.compile(r"=|\bis\b", re.IGNORECASE)
 _BASE = re.compile(r"(\d[0-9A-F]{0,60})\)?\s*_\s*\{?\s*(\d{1,2})\s*\}?[\s$.]*$", re.ASCII)
 _SHORT_WORDS = frozenset(("no", "on", "up", "ok"))
@@ -124,8 +124,8 @@ _NO_FORMULA = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{4}|\d{1,3}(?:\.\d{1,3}){3}|\d{1,2}:\d{2}(?::\d{2})?"
     r"|(?=.*\d)(?:[A-Z][a-z]?\d{0,3}){2,}"
 )
-"""Dates, addresses, times and formulas of chemistry: as text, since arithmetic would make `2024-01-05` and
-`2024-05-01` the same."""
+"""Dates, addresses, times and chemical formulas: compared as text, since arithmetic would make `2024-01-05`
+and `2024-05-01` the same."""
 _AROUND = re.compile(r"\\boxed\s*\{|\\[()\[\]]")
 _ZEROS, _LETTERS = re.compile(r"(?<!\d)0+(?=\d)"), re.compile(r"[A-Za-z]")
 _MAX_DEPTH = 24
@@ -133,7 +133,7 @@ _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
 
 
 def load(settings: Mapping[str, Any]) -> Callable[[str, str, Mapping[str, Any]], bool]:
-    """The judge, warm: what is imported or compiled on first use is so before any answer's time runs."""
+    """Return the judge, warmed up: imports and compilation happen before any answer's time runs."""
     logging.disable(logging.CRITICAL)
     replace_parse_expr()
     assert judge(r"\frac{1}{2}", "0.5", {})
@@ -145,10 +145,10 @@ def load(settings: Mapping[str, Any]) -> Callable[[str, str, Mapping[str, Any]],
 
 
 def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
-    """Equal in value. `1,234.00` is `1234`, `\\frac12` is `0.5`, `x^2+2x+1` is `(x+1)^2`.
+    """True if equal in value. `1,234.00` is `1234`, `\\frac12` is `0.5`, `x^2+2x+1` is `(x+1)^2`.
 
-    Of words only their case may differ, and the order of a list: math-verify would read each letter as a
-    factor, and `tac` as `cat`.
+    Words may differ only in case, and lists in order: math-verify would read each letter as a factor, and
+    `tac` as `cat`.
     """
     if text.strip(SPACE) == answer:
         return True
@@ -167,7 +167,7 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     if right and not _FORMULA.search(TEXT.sub(r"\1", text)):
         return words(text) == right
     is_number = plain_number(text) is not None or plain_number(answer) is not None
-    if not is_number and plainly(text) == plainly(answer):  # also what is costly to compute
+    if not is_number and plainly(text) == plainly(answer):  # also if it is costly to compute
         return True
     if alone := TEXT.fullmatch(text.strip("$" + SPACE)):
         text = alone[1]
@@ -190,8 +190,8 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
 
 
 def _claims(text: str, answer: str) -> list[str]:
-    """Return each answer that a text gives: one, or several where it hedges, which must all be right. Return
-    none where the text says what the answer is not.
+    """Return each answer that a text gives: one, or several if it hedges, which must all be right. Return
+    none if the text says what the answer is not.
     """
     text = _ASIDE.sub("", text)
     shown = _shown(text)
@@ -221,7 +221,7 @@ def _claims(text: str, answer: str) -> list[str]:
 
 
 def _items(text: str) -> list[str]:
-    """Return the items of a list or a set; of anything else the text alone."""
+    """Return the items of a list or a set; for anything else only the text."""
     said = _NAMED.sub("", _shown(text)).strip(SPACE).removesuffix(".")
     for opening, closing in (("\\{", "\\}"), ("{", "}")):
         if said.startswith(opening) and said.endswith(closing):
@@ -242,7 +242,7 @@ def _items(text: str) -> list[str]:
 
 
 def _same_items(items: list[str], wanted: list[str]) -> bool:
-    """True if each item is equal to another one of those wanted, in any order."""
+    """True if each item equals a different one of those wanted, in any order."""
     if len(items) != len(wanted):
         return False
     if sum(plain_number(each) is None and _rational(each) is None for each in items) > _MOST_FORMULAS:
@@ -257,7 +257,7 @@ def _same_items(items: list[str], wanted: list[str]) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Return a text without what sets it: dollars, boxes, \\text, `a)` ahead of an item."""
+    """Return a text without its formatting: dollars, boxes, \\text, `a)` before an item."""
     for pattern, plain in _SETTING:
         text = pattern.sub(plain, text)
     return text.strip(SPACE)
@@ -286,7 +286,7 @@ def _rational(text: str) -> Fraction | None:
 
 
 def _in_base(digits: str, base: int) -> str:
-    """Return the number as it is usually written; nothing where these are no digits of that base."""
+    """Return the number as usually written; empty if these are no digits of that base."""
     try:
         return str(int(digits, base))
     except ValueError:
@@ -294,7 +294,7 @@ def _in_base(digits: str, base: int) -> str:
 
 
 def _equal(text: str, answer: str) -> bool:
-    """Whether one claim is equal in value to the answer."""
+    """True if one claim is equal in value to the answer."""
     given, wanted = plain_number(text), plain_number(answer)
     if given is not None and wanted is not None:
         return given == wanted
@@ -309,7 +309,7 @@ def _equal(text: str, answer: str) -> bool:
     bare = text.strip(SPACE)
     text = bare.removesuffix(".") if latex else text
     is_typed_otherwise = " " in bare or bare[:1] in "({" or "e" in bare.casefold()
-    if given is not None and is_typed_otherwise:  # decimals stay: they may be rounded ones
+    if given is not None and is_typed_otherwise:  # decimals stay: they may be rounded
         text = str(given)
     if not latex and "\\" not in text:
         last = _SAID_BEFORE.split(text)[-1]
@@ -329,7 +329,7 @@ def _equal(text: str, answer: str) -> bool:
 
 
 def _verified(gold: Any, text: str, latex: bool) -> bool:
-    """What math-verify says. It does not join `x<1 or x>2` to one set by itself."""
+    """Return math-verify's verdict. It does not join `x<1 or x>2` to one set by itself."""
     options = {"allow_set_relation_comp": True, "timeout_seconds": None}
     pieces = re.split(_OR_WORDS, text) if _RELATION.search(text) else [text]
     if len(pieces) > 1:
@@ -339,9 +339,7 @@ def _verified(gold: Any, text: str, latex: bool) -> bool:
 
 
 def _as_text(text: str, answer: str) -> bool | None:
-    """Whether two short words, dates, addresses, times or formulas of chemistry are the same; None: it is not
-    two of these that are compared.
-    """
+    """Compare two short words, dates, addresses, times or chemical formulas; None for anything else."""
     said, wanted = (_bare(each) for each in (text, answer))
     are_words = wanted.casefold() in _SHORT_WORDS and said.isalpha()
     if are_words or (_NO_FORMULA.fullmatch(wanted) and _NO_FORMULA.fullmatch(said.upper())):
@@ -350,13 +348,13 @@ def _as_text(text: str, answer: str) -> bool | None:
 
 
 def _bare(text: str) -> str:
-    """Without what sets it, and zeros ahead of a number."""
+    """Remove formatting, and zeros before a number."""
     said = _AROUND.sub("", plainly(text)).strip(SPACE).removesuffix(".")
     return _ZEROS.sub("", said.removesuffix("}") if "\\boxed" in text else said)
 
 
 def _in_latex(text: str) -> str:
-    """`2*pi`, `sqrt(3)/2`, `sin(x)` and `x**2` as LaTeX says them."""
+    """Write `2*pi`, `sqrt(3)/2`, `sin(x)` and `x**2` in LaTeX."""
     text = _PI.sub(r"\\pi ", _SQRT.sub(r"\\sqrt{\1}", text.replace("**", "^")))
     text = _SPACED_I.sub("i", text)
     return _FUNCTION.sub(r"\\\1 ", _EXPONENT.sub(_exponent, text))
@@ -369,7 +367,7 @@ def _exponent(found: re.Match[str]) -> str:
 
 
 def refuse_costly(text: str) -> None:
-    """Before a parser sees it.
+    """Refuse a costly text before a parser sees it.
 
     Raises:
         RefusedError: it would be slow to compute, or is nested deeper than an answer is.
@@ -385,6 +383,6 @@ def _gold(answer: str, latex: bool) -> Any:
 
 
 def _parsed(text: str, latex: bool) -> Any:
-    """As a formula where it is one: math-verify reads `2x` as 2 unless dollars say otherwise."""
+    """Parse it as a formula if it is one: math-verify reads `2x` as 2 without dollars."""
     bare = (latex or "\\" in text) and not any(mark in text for mark in _ENVIRONMENTS)
     return math_verify.parse(f"${text}$" if bare else text, parsing_timeout=None)

@@ -1,8 +1,8 @@
-"""Who decides whether an answer is right. Runs in the verifier's process (worker.py), never in the trainer.
+"""Decide whether an answer is right. Runs in the verifier's process (worker.py), never in the trainer.
 
-A judge takes the answer's text, the item's own answer and its metadata, and says True or False (a user's
-reward term: a number); text that it does not read raises RefusedError. `bounded` judges are linear in a text
-of bounded length; the others rest on other people's code, and get their answers one at a time.
+A judge takes the answer's text, the item's own answer and its metadata, and returns True or False (a custom
+reward term: a number). Text that it cannot read raises RefusedError. `bounded` judges are linear in a text of
+bounded length. The others use third-party code, and get their answers one at a time.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ OWN_SCORE = "own_score"
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """`load` imports what the judge needs and returns it; it is given the task's judge_settings."""
+    """`load` imports what the judge needs and returns it; it gets the task's judge_settings."""
 
     load: Callable[[Mapping[str, Any]], Judge]
     bounded: bool
@@ -33,12 +33,12 @@ class JudgeKind:
 
 
 def exact(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
-    """The same characters, blanks around them aside."""
+    """True for the same characters, except blanks around them."""
     return text.strip(SPACE) == answer
 
 
 def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
-    """An expression of the target that uses each number exactly once."""
+    """True for an expression that makes the target with each number exactly once."""
     tree = parse(text)
     if numbers(tree) != Counter(metadata["numbers"]):
         return False
@@ -49,7 +49,7 @@ def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
 
 
 def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
-    """The letter of the right choice: `C`, `(C)`, `C. with its text`; or that text alone."""
+    """True for the letter of the right choice, `C`, `(C)`, `C. with its text`, or for its text alone."""
     letter = chosen(text, metadata["choices"])
     texts = [str(said).strip(SPACE).casefold() for said in metadata["choices"]]
     said = dict(zip(ascii_uppercase, texts, strict=False))
@@ -87,6 +87,6 @@ JUDGES = {
     "math": JudgeKind(_load_math, bounded=False),
     "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, prepares=True, max_characters=16384),
     OWN_VERDICT: JudgeKind(_load_own_verdict, bounded=False, max_characters=16384),
-    # Not a verdict but a number: a user's reward term, given the whole completion.
+    # Not a verdict but a number: a custom reward term, given the complete completion.
     OWN_SCORE: JudgeKind(_load_own_score, bounded=False, max_characters=1 << 20),
 }

@@ -1,10 +1,10 @@
-"""Answers in, verdicts out; whatever an answer does to its judge, the trainer goes on.
+"""Judge answers in a separate process, so that no answer can stop the trainer.
 
     with Verifier("countdown", {}, timeout_s=2.0) as verifier:
         verifier.check([Question("3*7+12", "3*7+12", {"numbers": [3, 7, 12], "target": 33})])   # [True]
 
-One process, started once and used again. An answer that takes longer than its time is wrong, and the process
-is killed and replaced. Equal questions of one call are judged once.
+One process is started and reused. An answer that exceeds its time is wrong, and the process is killed and
+replaced. Equal questions in one call are judged once.
 """
 
 import json
@@ -21,13 +21,14 @@ _START_LIMIT_S = 120.0
 """Imports from a network file system under load; judging has not begun."""
 _MAX_CHUNK = 512
 _MOST_FAILURES = 256
-"""Of a user's own code, in a row: then it is not the completions that it cannot read."""
+"""Consecutive failures of custom code before the run aborts: then the completions are not the cause."""
 _MOST_NOTED = 20
+ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
 class Question:
-    """An answer's text beside what is asked of it."""
+    """An answer's text, and the item's answer and metadata to judge it by."""
 
     text: str
     answer: str
@@ -45,21 +46,18 @@ class VerifierStats:
     crashes: int = 0
     """Answers that ended the process twice; wrong."""
     failures: int = 0
-    """Answers on which a user's own code failed; wrong."""
+    """Answers on which custom code failed; wrong."""
     restarts: int = 0
     slowest_s: float = 0.0
-    """Longest wait for the process, killing it included, starting it not."""
+    """Longest wait for the process, including killing but not starting it."""
 
     @staticmethod
     def joined(parts: Sequence["VerifierStats"]) -> "VerifierStats":
-        """Of several verifiers together."""
+        """Return the sum over several verifiers."""
         whole = VerifierStats(slowest_s=max(part.slowest_s for part in parts))
         for name in ("checked", "refused", "timeouts", "crashes", "failures", "restarts"):
             setattr(whole, name, sum(getattr(part, name) for part in parts))
         return whole
-
-
-ShouldStop = Callable[[], bool]
 
 
 class StopAsked(Exception):  # noqa: N818 - nothing went wrong
@@ -67,7 +65,7 @@ class StopAsked(Exception):  # noqa: N818 - nothing went wrong
 
 
 def never() -> bool:
-    """Nobody asks to stop."""
+    """Never request a stop."""
     return False
 
 
@@ -80,9 +78,9 @@ class Verifier:
         self._timeout_s = timeout_s
         self._judge = JUDGES[judge]
         self._own = settings.get("spec") if judge in (OWN_VERDICT, OWN_SCORE) else None
-        """The name of the user's code that judges; None: one of ours does."""
+        """The name of the custom code that judges; None: a built-in judge does."""
         self.sentences: list[str] = []
-        """How a user's code failed, and how a judge of ours gave an answer up; each kind once."""
+        """How custom code failed, and how a built-in judge gave an answer up; each kind once."""
         self._failed_in_a_row = 0
         self._chunk = _MAX_CHUNK if self._judge.bounded else 1
         self._prepared: object = None
@@ -91,26 +89,26 @@ class Verifier:
 
     @property
     def is_own(self) -> bool:
-        """Whether a user's code judges."""
+        """True if custom code judges."""
         return self._own is not None
 
     def check(self, questions: Sequence[Question], should_stop: ShouldStop = never) -> list[bool]:
-        """Whether each answer is right, in order. Raises as `values` does."""
+        """Return whether each answer is right, in order. Raises as `values` does."""
         return [bool(value) for value in self.values(questions, should_stop)]
 
     def values(
         self, questions: Sequence[Question], should_stop: ShouldStop = never
     ) -> list[bool | float | None]:
-        """What the judge says of each answer, in order; None where it says nothing.
+        """Return the judge's value for each answer, in order; None if it gives none.
 
         Args:
-            should_stop: asked before each question to the process, of which a slow judge has one an answer.
+            should_stop: called before each request to the process; a slow judge gets one request an answer.
 
         Raises:
-            StopAsked: should_stop said so.
-            R1hpcError: a user's own code has failed on _MOST_FAILURES answers in a row.
+            StopAsked: should_stop returned true.
+            R1hpcError: custom code has failed on _MOST_FAILURES answers in a row.
         """
-        # Completions of one item share its metadata: the object says which item, for less than its text.
+        # Completions of one item share its metadata: the object identifies the item, cheaper than its text.
         keys = [(question.text, question.answer, id(question.metadata)) for question in questions]
         wire = dict(zip(keys, map(_wire, questions), strict=True))
         readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
@@ -138,7 +136,7 @@ class Verifier:
         self.close()
 
     def _understood(self, said: Any) -> bool | float | None:
-        """A verdict; None for the failure of a user's code, of which the first of each kind is printed."""
+        """Return a verdict; None if custom code failed, and print the first failure of each kind."""
         if not isinstance(said, dict):
             self._failed_in_a_row = 0
             return said  # type: ignore[no-any-return]
@@ -157,7 +155,7 @@ class Verifier:
             self.sentences.append(sentence)
 
     def _judged(self, chunk: list[list[Any]]) -> list[Any]:
-        """Verdicts of a chunk; where it fails, of each of its questions alone."""
+        """Return the verdicts of a chunk; if it fails, judge each of its questions alone."""
         try:
             return self._ask(chunk)
         except (TimedOutError, DiedError) as failure:
@@ -166,7 +164,7 @@ class Verifier:
             return [self._failed(chunk, failure)]
 
     def _failed(self, chunk: list[list[Any]], failure: Exception) -> Any:
-        """A question that failed alone. A process that ended may have been ended by others: once more."""
+        """Judge a question that failed alone. Retry once if the process ended: others may have ended it."""
         if isinstance(failure, DiedError):
             try:
                 return self._ask(chunk)[0]
@@ -179,7 +177,7 @@ class Verifier:
         return self._gave_up(f"took over {self._timeout_s:g} s (reward.timeout_s)")
 
     def _gave_up(self, how: str) -> Any:
-        """Wrong; of a user's code a failure, which may be in every answer."""
+        """Count it as wrong; for custom code as a failure, which may affect every answer."""
         if self._own:
             return {"error": f"{self._own} {how}"}
         self._say(f"judge {self._arguments[0]} {how}")
@@ -193,7 +191,7 @@ class Verifier:
             began = time.monotonic()
             verdicts: list[Any] = worker.ask(chunk, self._timeout_s)
             return verdicts
-        except BaseException:  # an interrupt, too, leaves a process whose next reply would be the wrong one
+        except BaseException:  # also an interrupt leaves a process whose next reply would be the wrong one
             self.close()
             raise
         finally:
@@ -201,7 +199,7 @@ class Verifier:
                 self.stats.slowest_s = max(self.stats.slowest_s, time.monotonic() - began)
 
     def _prepare(self, worker: WorkerProcess, metadata: Any) -> None:
-        """Outside an answer's time limit, whatever the judge must do once for an item."""
+        """Prepare the judge for an item, outside an answer's time limit."""
         if not self._judge.prepares or metadata == self._prepared:
             return
         try:

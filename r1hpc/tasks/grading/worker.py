@@ -1,9 +1,10 @@
-"""The verifier's process: reads answers, says which are right. Started by verifier.py, not by people.
+"""Run the verifier's process: read answers, return verdicts. Started by verifier.py, not by people.
 
     python -P -m r1hpc.tasks.grading.worker PARENT_PID JUDGE SETTINGS_JSON
 
-Each list of [text, answer, metadata] is answered by a list of true (right), false (wrong), null (refused), a
-number (a user's reward term) or {"error": sentence} (a user's code failed); {"prepare": metadata} by true.
+The reply to a list of [text, answer, metadata] is a list of true (right), false (wrong), null (refused), a
+number (a custom reward term) or {"error": sentence} (custom code failed). The reply to {"prepare": metadata}
+is true.
 """
 
 import json
@@ -19,7 +20,7 @@ from r1hpc.tasks.sandbox.user_code import OwnCodeError
 
 
 def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
-    """The judge, loaded, behind the guard."""
+    """Load the judge, and install the guard."""
     judge = JUDGES[judge_name].load(settings)
     guard.install()
 
@@ -33,7 +34,7 @@ def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
 
 
 def verdict(judge: Judge, question: Sequence[Any]) -> bool | float | dict[str, str] | None:
-    """Right, wrong, or None where the answer could not be read; a number or a sentence from a user's code."""
+    """Return right, wrong, or None for an unreadable answer; a number or a sentence from custom code."""
     text, answer, metadata = question
     try:
         with guard.armed():
@@ -43,9 +44,9 @@ def verdict(judge: Judge, question: Sequence[Any]) -> bool | float | dict[str, s
         return None
     except OwnCodeError as error:
         return {"error": str(error)}
-    except MemoryError:  # what filled it may stay; the parent starts a fresh process
+    except MemoryError:  # the memory may stay full; the parent starts a fresh process
         raise
-    # Other people's parsers raise whatever they like at hostile text; this process is where that ends.
+    # Third-party parsers raise anything on hostile text; this process stops it here.
     except Exception:
         return None
 

@@ -1,15 +1,13 @@
-"""Test files, asked whole and in their order, every question once: what evaluate.path and evaluate.sets name.
+"""Ask test files completely and in order, every question once: evaluate.path and evaluate.sets.
 
     benchmarks = Benchmarks.of(config)
-    item = benchmarks.item(0)               # the first question of the first file
-    benchmarks.num_items                    # of all of them together
+    item = benchmarks.item(0)                   # the first question of the first file
+    benchmarks.num_items                        # of all of them together
+    check_trained_on(config, to_come)           # evaluate.trained_on, before GPU-hours are spent
+    tables, files = training_files(path)        # Parquet and Arrow; files of lines
 
-A question that stands in a file twice, with the same answer, is asked once.
-
-What a model was trained on, as files that an evaluation searches for its questions: evaluate.trained_on.
-
-check_trained_on(config, to_come)           # before hours are spent, and before they wait in a queue
-tables, files = training_files(path)        # Parquet and Arrow; files of lines
+A question that occurs twice in a file, with the same answer, is asked once. An evaluation searches the files
+of evaluate.trained_on for its questions.
 """
 
 import re
@@ -38,7 +36,7 @@ from r1hpc.tasks.problems.task import TEMPLATE, Item, check_template, fill, task
 
 
 class Benchmark:
-    """One test file. Held out as a whole: it has no training part."""
+    """One test file. All of it is held out: it has no training part."""
 
     def __init__(self, path: Path, columns: Columns, template: str, judge: str, judge_key: str) -> None:
         self.name = path.name
@@ -52,7 +50,7 @@ class Benchmark:
             different.setdefault((row.text, row.answer), row)
         self.questions = tuple(different.values())
         self.oddities = unmarked(rows, str(path))
-        """Sentences on what may not be meant."""
+        """Sentences about what may be unintended."""
         if not rows:
             raise UsageError(f"{path} has no question")
         content = {"sha256": digest, "template": template, **columns.unusual(), **named_judge(judge)}
@@ -89,7 +87,7 @@ class Benchmarks:
         """`sets`: by label, with how many questions of each are asked; None: all.
 
         Args:
-            number: the setting that says how many, for errors.
+            number: the setting with that number, for errors.
 
         Raises:
             UsageError: a file has fewer.
@@ -104,10 +102,10 @@ class Benchmarks:
 
     @classmethod
     def of(cls, config: RunConfig) -> Self | None:
-        """The test files of a configuration; None where it names none.
+        """Return the test files of a configuration; None if it names none.
 
         Raises:
-            UsageError: a file that cannot be used, or that has fewer questions than are asked for.
+            UsageError: a file that cannot be used, or that has fewer questions than requested.
         """
         sets = named_sets(config)
         if not sets:
@@ -131,7 +129,7 @@ class Benchmarks:
 
 
 def named_sets(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """evaluate.sets, or evaluate.path as a set under the file's own name; num_items as of all of them."""
+    """Return evaluate.sets, or evaluate.path as a set named after the file; num_items is for all of them."""
     evaluate = config.evaluate
     sets = evaluate.sets
     if evaluate.path is not None:
@@ -140,7 +138,7 @@ def named_sets(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def with_counted_sets(config: RunConfig) -> RunConfig:
-    """The configuration with evaluate.sets in place of evaluate.path, each with the number it will ask.
+    """Replace evaluate.path in the configuration by evaluate.sets, each with the number it will ask.
 
     Raises:
         UsageError: as `Benchmarks.of`.
@@ -160,14 +158,14 @@ def _open(config: RunConfig, label: str, part: Mapping[str, Any]) -> Benchmark:
     template = part.get("template", task.options.get("template", TEMPLATE))
     columns = columns_of({**defaults, **part})
     judge, key = part.get("judge"), f"evaluate.sets.{label}.judge"
-    # What the task's own file says of its answers holds here too, but for sets of multiple choice.
+    # The task's settings for its own file's answers hold here too, except for multiple choice.
     if judge is None and task.name in FILES and not columns.choices and task.options.get("judge"):
         judge, key = task.options["judge"], "task.options.judge"
     return Benchmark(Path(part["path"]), columns, str(template), str(judge or ""), key)
 
 
 def asked_otherwise(config: RunConfig) -> list[str]:
-    """A sentence for each test file that is put by the default template beside a mixture that has others."""
+    """Return a sentence for each test file that uses the default template beside a mixture with others."""
     task = config.task
     options = [part.get("options", {}) for part in task.mix.values()]
     given = [each["template"] for each in options if "template" in each]
@@ -193,19 +191,18 @@ def _size(label: str, benchmark: Benchmark, wanted: int | None, number: str) -> 
 
 
 def _label(path: Path) -> str:
-    """`gsm8k/test.jsonl`, `gsm8k/test-*.parquet` -> `test`: the name with what no label may hold replaced."""
+    """Return the name without characters that a label cannot have: `gsm8k/test-*.parquet` -> `test`."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem.rstrip("-*?"))[:40] or "_"
 
 
 def check_trained_on(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
-    """Refuse what cannot be searched.
+    """Refuse paths that cannot be searched.
 
     Args:
-        to_come: folders that other runs have yet to fill: what lies below them is not looked for.
+        to_come: folders that other runs have yet to fill; paths below them are not checked.
 
     Raises:
-        UsageError: no test file whose questions are looked for, or names the file or folder that is not there
-            or cannot be read.
+        UsageError: there is no test file to search for, or names the missing or unreadable file or folder.
     """
     evaluate = config.evaluate
     given = [name for name in ("trained_on", "not_searched") if getattr(evaluate, name)]
@@ -227,11 +224,11 @@ def check_trained_on(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
 
 
 def training_files(path: str) -> tuple[list[Path], list[Path]]:
-    """(tables, files of lines) that a path of evaluate.trained_on stands for: a file, those of a folder, or
-    those that fit a pattern in its last part.
+    """Return (tables, files of lines) of a path of evaluate.trained_on: a file, those in a folder, or those
+    that match a pattern in its last part.
 
     Raises:
-        UsageError: it stands for none.
+        UsageError: there are none.
     """
     whole = Path(path)
     tables = tables_in(whole)

@@ -1,13 +1,12 @@
-"""chain_sum: the last digit of a sum of digits. `224538=` -> thinking `248364`, answer `4`.
+"""Define the built-in tasks chain_sum and countdown.
 
-The thinking is the running total modulo 10: one table look-up a digit. Without it the whole sum must be
-done in one step, which a small model does not learn; so it is a task where thinking visibly pays.
+chain_sum: the last digit of a sum of digits. `224538=` -> thinking `248364`, answer `4`. The thinking is the
+running total modulo 10: one table look-up a digit. Without it the sum must be done in one step, which a small
+model does not learn; so thinking visibly pays.
 
-countdown: reach a target with each of some numbers exactly once. `3,7,12:33?` -> `3*7+12`.
-
-The rules are those of the Countdown task of reasoning-gym and TinyZero: + - * / and parentheses, every number
-used, none twice. Questions are made from a solution, so each has one; the intermediate results of that
-solution are positive integers.
+countdown: reach a target with each of some numbers exactly once. `3,7,12:33?` -> `3*7+12`. The rules are
+those of reasoning-gym and TinyZero: + - * / and parentheses, every number used, none twice. Questions are
+made from a solution, so each has one; the intermediate results of that solution are positive integers.
 """
 
 from collections.abc import Mapping
@@ -27,7 +26,11 @@ from r1hpc.tasks.problems.task import (
 )
 
 _COUNTED_TERMS = 4
-"""Up to 10,000 questions are counted one by one; of more there are plenty."""
+"""Up to 10,000 questions are counted one by one; above that there are plenty."""
+_DEFAULTS = {"num_numbers": 3, "max_number": 20, "max_target": 100}
+_MAX_INTERMEDIATE = 10_000
+_MAX_TRIES = 10_000
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 class ChainSum:
@@ -63,15 +66,9 @@ class ChainSum:
 
 
 def running_totals(digits: str) -> str:
-    """Totals modulo 10 after each digit: `224538` -> `248364`."""
+    """Return the totals modulo 10 after each digit: `224538` -> `248364`."""
     totals = accumulate(map(int, digits), lambda total, digit: (total + digit) % 10)
     return "".join(map(str, totals))
-
-
-_DEFAULTS = {"num_numbers": 3, "max_number": 20, "max_target": 100}
-_MAX_INTERMEDIATE = 10_000
-_MAX_TRIES = 10_000
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 class Countdown:
@@ -95,7 +92,7 @@ class Countdown:
         return Item(index, f"{','.join(map(str, numbers))}:{target}?", made["solution"], made)
 
     def num_questions(self, held_out: bool = False) -> None:
-        """Not known: questions are made from drawn solutions, not listed."""
+        """Return None: questions are made from drawn solutions, not listed."""
         return
 
     def demonstration(self, item: Item, thinking: bool) -> str:
@@ -112,7 +109,7 @@ class Countdown:
 
 
 def _combine(draws: Draws, numbers: list[int]) -> tuple[int, str, list[str]]:
-    """A random way to make one number of all: its value, its expression, and its steps."""
+    """Make one number of all at random; return its value, its expression, and its steps."""
     pool = [(number, str(number), 3) for number in numbers]
     steps = []
     while len(pool) > 1:
@@ -128,7 +125,7 @@ def _combine(draws: Draws, numbers: list[int]) -> tuple[int, str, list[str]]:
 
 
 def _operators(left: int, right: int) -> str:
-    """Those that keep the result a positive integer of few digits."""
+    """Return the operators that keep the result a positive integer of few digits."""
     usable = "+" + ("-" if left > right else "") + ("*" if left * right <= _MAX_INTERMEDIATE else "")
     return usable + ("/" if left % right == 0 else "")
 
@@ -142,7 +139,7 @@ def _apply(operator: str, left: int, right: int) -> int:
 
 
 def _write(operator: str, left: tuple[int, str, int], right: tuple[int, str, int]) -> str:
-    """The two expressions joined, in parentheses only where they are needed."""
+    """Join the two expressions, with parentheses only if needed."""
     own = _PRECEDENCE[operator]
     before = f"({left[1]})" if left[2] < own else left[1]
     tight = right[2] < own or (right[2] == own and operator in "-/")

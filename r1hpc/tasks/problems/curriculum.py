@@ -1,18 +1,18 @@
-"""How often each question was solved, and which items of a task are asked by it.
+"""Track how often each question was solved, and choose the items to ask by it.
 
     rates = PassRates(seed)
     items = islice(rates.chosen(task, first_item), 32)
     rates.add(prompt, share_correct)        # after a rollout
     rates.state(), rates.restore(state)     # for a checkpoint
 
-The items of a task come in their order, and each is asked with a probability of its question's pass rate p,
+The items of a task come in order. With a pass rate p of its question, each is asked with probability
 
     max(1/10, 4 p (1 - p)),
 
-in proportion to the variance of a reward that is 1 with probability p: a question that is always or never
-solved gives a group of completions nothing to tell apart (learnability: Rutherford et al. 2024, arXiv
-2408.15099, eq. 2). A question of which nothing is known is asked. Whether an item is asked is a function of
-seed, index and rates, so a run that resumes asks on as it would have.
+proportional to the variance of a reward that is 1 with probability p: completions of a question that is
+always or never solved cannot be told apart (learnability: Rutherford et al. 2024, arXiv 2408.15099, eq. 2). A
+question without a rate is asked. The choice is a function of seed, index and rates, so a resumed run asks the
+same.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,15 +22,15 @@ from r1hpc.base.errors import UsageError
 from r1hpc.tasks.problems.task import Draws, Task, held_out_key
 
 MOST_PASSED_OVER = 9
-"""In a row; the next item is asked whatever is known of it."""
+"""In a row; the next item is asked whatever its rate."""
 _LEAST_SHARE = 1 / (MOST_PASSED_OVER + 1)
 _KEPT = 0.5
-"""Of what was known, when a question is asked again: the policy has changed since."""
+"""Share of the old rate that is kept when a question is asked again: the policy has changed since."""
 _FINEST = 2**53
 
 
 def check_comes_again(task: Task) -> None:
-    """Refuse pass rates of questions that never come again.
+    """Refuse pass rates for questions that never come again.
 
     Raises:
         UsageError: the task has more questions than can be counted.
@@ -43,7 +43,7 @@ def check_comes_again(task: Task) -> None:
 
 
 class PassRates:
-    """By question, whichever item or task it came as."""
+    """Pass rates by question, independent of item and task."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -54,17 +54,17 @@ class PassRates:
 
     @property
     def mean(self) -> float | None:
-        """Over the questions that were asked; None before the first."""
+        """Return the mean over the questions asked; None before the first."""
         return sum(self._rates.values()) / len(self._rates) if self._rates else None
 
     def add(self, question: str, share: float) -> None:
-        """`share` of the answers to a question were right."""
+        """Record that `share` of the answers to a question were right."""
         key = held_out_key(question)
         known = self._rates.get(key)
         self._rates[key] = share if known is None else _KEPT * known + (1 - _KEPT) * share
 
     def chosen(self, task: Task, first: int) -> Iterator[int]:
-        """The items from `first` on that are asked, without end."""
+        """Yield the items to ask, from `first` on, without end."""
         passed_over = 0
         for index in count(first):
             if passed_over == MOST_PASSED_OVER or self._is_asked(index, task.item(index).prompt):
@@ -74,11 +74,11 @@ class PassRates:
                 passed_over += 1
 
     def state(self) -> dict[str, float]:
-        """As JSON holds it."""
+        """Return the rates as JSON values."""
         return dict(self._rates)
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a result of `state`."""
         self._rates = dict(state)
 
     def _is_asked(self, index: int, question: str) -> bool:

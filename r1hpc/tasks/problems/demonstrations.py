@@ -1,4 +1,4 @@
-"""Stage traces: a task's own worked answers, some with their thinking, in the form that will be counted.
+"""Show a task's own worked answers for stage traces, some with thinking, in the form that will be counted.
 
 shown = demonstrate(task, config, index)
 check_demonstrations(task, config)          # before the stage is submitted
@@ -19,9 +19,9 @@ from r1hpc.tasks.problems.user_task import OwnTask
 _FINE = 10**6
 _MOST_TRIED = 20_000
 _TRIED_OF_OWN, _OWN_S = 500, 10.0
-"""As many as that time is enough for."""
+"""As many as that time allows."""
 _TRIED_OF_OTHERS = 16
-"""Of tasks that make their questions: one is as good as another, and may take its time."""
+"""For tasks that make their questions: these are alike, and may be slow."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Demonstration:
 
 
 def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
-    """The worked answer of an item. Whether it shows its thinking depends on seed and index alone.
+    """Return the worked answer of an item. Seed and index alone decide if it shows its thinking.
 
     Raises:
         UsageError: the task has no such answer, or no thinking to show.
@@ -46,7 +46,7 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
     completion = task.demonstration(item, thinking)
     if config.reward.answer_in == "boxed":
         parts = take_apart(completion)
-        answer = out_of_box((parts.answer or "").strip())  # of an own task; files are read so
+        answer = out_of_box((parts.answer or "").strip())  # of a custom task; files are read that way
         completion = f"<think>{parts.thinking}</think>\\boxed{{{answer}}}"
         if take_apart(completion, boxed=True).answer != answer:
             raise UsageError(
@@ -57,7 +57,7 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
 
 
 def check_demonstrations(task: Task, config: RunConfig) -> None:
-    """Make those of files, in which one question may be like no other; of other tasks the first ones.
+    """Make all demonstrations of files, in which any question may be unusual; for other tasks the first ones.
 
     Raises:
         UsageError: as `demonstrate`.

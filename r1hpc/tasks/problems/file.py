@@ -1,22 +1,20 @@
-"""Questions with answers from a local file, in the forms in which benchmarks are published.
-
-    questions, digest = read_questions(Path("gsm8k/test.jsonl"), Columns())
-
-Files: JSONL (one object a line), Parquet, Arrow; a folder of them, such as `datasets` saves; or some of a
-folder (`gsm8k/main/train-*.parquet`), where it holds several splits.
-Answers:
-    "... reasoning ... #### 42"     GSM8K: what follows the last ####; the rest is thinking to show
-    "... so it is \boxed{42}."     solutions of MATH: what the last \boxed holds; the rest is thinking
-    "42", 42, "\boxed{42}"          MATH-500, AIME: all of it, but for a box around it
-    "C", 2, the choice's text       multiple choice (MMLU, ARC), with a column of choices; numbers from 0
-
-file: question and answer pairs from a file or folder (question_file.py says which, and in which forms).
+r"""Read questions with answers from a local file, in the published forms of benchmarks.
 
     task: {name: file, options: {path: data/train.jsonl}}
     task: {name: file, question: problem, answer: solution, options: {path: data/math.parquet}}
 
-One question in ten is held out; each pass over the rest has its own order, from the seed. A test file that is
-to be asked whole and in order is no task but `evaluate.path` (benchmark.py). `jsonl` is the older name.
+    questions, digest = read_questions(Path("gsm8k/test.jsonl"), Columns())
+
+Files: JSONL (one object a line), Parquet, Arrow; a folder of them, as `datasets` saves one; or some of a
+folder (`gsm8k/main/train-*.parquet`), if it holds several splits. `jsonl` is the older name of the task.
+Answers:
+    "... reasoning ... #### 42"     GSM8K: the text after the last ####; the rest is thinking to show
+    "... so it is \boxed{42}."     solutions of MATH: the content of the last \boxed; the rest is thinking
+    "42", 42, "\boxed{42}"          MATH-500, AIME: all of it, without a box around it
+    "C", 2, the choice's text       multiple choice (MMLU, ARC), with a column of choices; numbers from 0
+
+One question in ten is held out; each pass over the rest has its own order, from the seed. To ask a test file
+completely and in order, use `evaluate.path` (benchmark.py).
 """
 
 import hashlib
@@ -43,25 +41,26 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _BOX = re.compile(r"\\(boxed|fbox)\b")
 _MOST_MARKED = 0.5
 _WORDS_OF_AN_ANSWER = 6
-"""More are a solution, or a part of one."""
+"""An answer with more words is a solution, or a part of one."""
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
-"""Of a table that are in memory at once; Arrow has its own."""
+"""Rows of a Parquet table in memory at once; Arrow has its own number."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Row = Mapping[str, Any]
+_JUDGES = ("math", "exact")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns; no `choices`: the answer is free."""
+    """Names of the columns; no `choices`: the answer is free text."""
 
     question: str = "question"
     answer: str = "answer"
     choices: str = ""
 
     def unusual(self) -> dict[str, str]:
-        """Those that are not called as by default."""
+        """Return the names that differ from the default."""
         usual = asdict(Columns())
         return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
@@ -75,25 +74,25 @@ class Question:
     thinking: str = ""
     choices: tuple[str, ...] = ()
     is_marked: bool = field(default=False, compare=False)
-    """A mark or a box said what of the text the answer is."""
+    """A mark or a box showed which part of the text is the answer."""
     where: str = field(default="", compare=False)
     """The file and its line, or row."""
 
     @property
     def alone(self) -> str:
-        """Without its choices."""
+        """Return the question without its choices."""
         return self.text.removesuffix(f"\n{_listed(self.choices)}") if self.choices else self.text
 
     def metadata(self) -> dict[str, Any]:
-        """What a judge must know of it."""
+        """Return what a judge must know about it."""
         return {"choices": list(self.choices)} if self.choices else {}
 
 
 def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
-    """The questions in their order, and the SHA-256 of what they were read from.
+    """Return the questions in order, and the SHA-256 of their files.
 
     Raises:
-        UsageError: names the file, and the line or row, that cannot be used.
+        UsageError: names the unusable file, and the line or row.
     """
     files = _files(path)
     try:
@@ -106,7 +105,7 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
 
 
 def unmarked(questions: Sequence[Question], name: str) -> list[str]:
-    """A sentence where some answers are solutions without a mark among others that have one."""
+    """Warn if some answers are solutions without a mark among others that have one."""
     marked = sum(each.is_marked for each in questions)
     whole = sum(not each.is_marked and len(each.answer.split()) > _WORDS_OF_AN_ANSWER for each in questions)
     if not whole or marked < _MOST_MARKED * len(questions):
@@ -118,12 +117,12 @@ def unmarked(questions: Sequence[Question], name: str) -> list[str]:
 
 
 def tables_in(path: Path) -> list[Path]:
-    """The Parquet and Arrow files that `path` names; of lines, and of what is not there, none."""
+    """Return the Parquet and Arrow files that `path` names; none for files of lines or a missing path."""
     return [file for file in named_by(path) if file.suffix in TABLES and file.is_file()]
 
 
 def table_batches(path: Path) -> Iterator[list[Any]]:
-    """The rows of a Parquet or Arrow file, some at a time.
+    """Yield the rows of a Parquet or Arrow file, some at a time.
 
     Raises:
         UsageError: it cannot be read.
@@ -147,7 +146,7 @@ def table_batches(path: Path) -> Iterator[list[Any]]:
 
 
 def _files(path: Path) -> list[Path]:
-    """What `path` names of one kind."""
+    """Return the files of one kind that `path` names."""
     if found := of_one_kind(path):
         return found
     if not path.is_dir():
@@ -163,8 +162,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def check_one_split(path: Path) -> None:
-    """Refuse a folder or pattern by which the test questions of a dataset are taken together with those to
-    train on, which lie side by side where the Hub has them in Parquet. `*.parquet` takes all of them.
+    """Refuse a folder or pattern that mixes a dataset's test questions with its training questions; the Hub
+    has both in one folder of Parquet files. `*.parquet` takes all of them.
 
     Raises:
         UsageError: names the files, and a pattern of one split.
@@ -188,7 +187,7 @@ def check_one_split(path: Path) -> None:
 
 
 def _pattern(split: Sequence[Path]) -> str:
-    """Of these files and no others of their folder; where there is none, the name of the first."""
+    """Return a pattern for exactly these files of their folder; if there is none, the name of the first."""
     folder, suffix = split[0].parent, split[0].suffix
     stems = [re.sub(r"-\d+-of-\d+.*$", "-", file.stem) for file in split]
     if stems == [split[0].stem]:
@@ -202,13 +201,13 @@ def _pattern(split: Sequence[Path]) -> str:
 
 
 def _shared(texts: Sequence[str]) -> str:
-    """What all of them begin with."""
+    """Return the common beginning of all texts."""
     signs = takewhile(lambda each: len(set(each)) == 1, zip(*texts, strict=False))
     return "".join(each[0] for each in signs)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, row)."""
+    """Yield (position, row)."""
     if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
         raise UsageError(f"{path} is compressed: unpack it")
     if path.suffix not in TABLES:
@@ -237,17 +236,17 @@ def _parsed(where: str, line: bytes) -> Any:
     try:
         return json.loads(line, parse_float=_Written)
     except (ValueError, RecursionError):
-        raise UsageError(f"{where} is no JSON object; mend the line") from None
+        raise UsageError(f"{where} is not a JSON object; fix the line") from None
 
 
 def to_question(where: str, row: Any, columns: Columns) -> Question:
-    """The question of one row, which stands at `where`.
+    """Return the question in one row; `where` is its position, for errors.
 
     Raises:
-        UsageError: the row has none, or an answer that is none.
+        UsageError: the row has no question, or an invalid answer.
     """
     if not isinstance(row, Mapping):
-        raise UsageError(f"{where} is no JSON object; mend the line")
+        raise UsageError(f"{where} is not a JSON object; fix the line")
     text = _value(where, row, columns.question, "question")
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{where}: {columns.question} is {text!r:.60}: a question must be text")
@@ -267,12 +266,12 @@ def _free(where: str, text: str, answer: str) -> Question:
     said, is_marked = out_of_box(final.strip()), bool(mark) or boxed is not None
     question = Question(text, said, _CALCULATOR.sub("", thinking).strip(), is_marked=is_marked, where=where)
     if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
-        raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; mend the line")
+        raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; fix the line")
     return question
 
 
 def _choice(where: str, text: str, answer: Any, choices: Any) -> Question:
-    """The choices as a list, or as ARC has them: {text: [...], label: [...]}."""
+    """Read the choices as a list, or in the form of ARC: {text: [...], label: [...]}."""
     labels: Sequence[Any] = LETTERS
     if isinstance(choices, Mapping):
         labels, choices = choices.get("label", LETTERS), choices.get("text")
@@ -290,7 +289,7 @@ def _listed(choices: Sequence[str]) -> str:
 
 
 def _which(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
-    """By label, by position from 0, or by the text itself. A number may be a label, as in ARC."""
+    """Find the choice by label, by position from 0, or by its text. A number may be a label, as in ARC."""
     if str(answer) in labels[: len(texts)]:
         return list(labels).index(str(answer))
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -312,7 +311,7 @@ def _value(where: str, row: Row, column: str, what: str) -> Any:
 
 
 def _text(where: str, column: str, value: Any) -> str:
-    """Return text as it is, a number as it is written; a whole one without its point, as AIME's `33.0`."""
+    """Return text unchanged, a number as it is written; a whole one without its point, as AIME's `33.0`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -324,11 +323,8 @@ def _text(where: str, column: str, value: Any) -> str:
     return value
 
 
-_JUDGES = ("math", "exact")
-
-
 class QuestionFile:
-    """A file's questions. The identity holds the SHA-256 of its bytes, not its place."""
+    """Questions of a file. The identity holds the SHA-256 of its bytes, not its path."""
 
     def __init__(self, config: TaskConfig, fits: Callable[[str, str], bool] | None = None) -> None:
         """See registry.make_task."""
@@ -355,14 +351,14 @@ class QuestionFile:
                 )
             if self._dropped:
                 content["kept"] = hashlib.sha256(bytes(kept)).hexdigest()
-        # The key and the id of `jsonl`, so that runs of before go on.
+        # The key and the ID of `jsonl`, so that older runs can resume.
         self.id = task_id("jsonl", config.seed, content)
         self._listed = Listed(
             ("jsonl", config.seed), [each.text for each in self._questions], str(self._path)
         )
 
     def oddities(self) -> list[str]:
-        """Sentences on what may not be meant."""
+        """Return sentences about what may be unintended."""
         return [*self.left_out(), *unmarked(self._questions, str(self._path))]
 
     def left_out(self) -> list[str]:
@@ -399,19 +395,19 @@ class QuestionFile:
 
 
 def columns_of(values: TaskConfig | Mapping[str, Any]) -> Columns:
-    """The columns that a task, or an entry with the same keys, names."""
+    """Return the columns that a task, or an entry with the same keys, names."""
     read = values.get if isinstance(values, Mapping) else lambda name, _: getattr(values, name)
     return Columns(read("question", "question"), read("answer", "answer"), read("choices", ""))
 
 
 def judge_of(columns: Columns, asked: str = "", key: str = "") -> str:
-    """The judge of a file's answers: letters by themselves, else the one asked for, else math-verify.
+    """Return the judge of a file's answers: letters by themselves, else the one requested, else math-verify.
 
     Args:
-        key: of `asked`, for an error; empty: there is none.
+        key: the setting of `asked`, for an error; empty: there is none.
 
     Raises:
-        UsageError: no such judge, one for the answers of multiple choice, or math-verify is not installed.
+        UsageError: no such judge, one that does not fit multiple choice, or math-verify is not installed.
     """
     if asked not in ("", *_JUDGES):
         raise UsageError(f"{key} is {asked!r}: it must be {' or '.join(_JUDGES)}")
@@ -430,5 +426,5 @@ def judge_of(columns: Columns, asked: str = "", key: str = "") -> str:
 
 
 def named_judge(asked: str) -> dict[str, str]:
-    """What a judge that was asked for adds to the identity of its questions."""
+    """Return what a requested judge adds to the identity of its questions."""
     return {"judge": asked} if asked else {}

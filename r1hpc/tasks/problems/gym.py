@@ -1,9 +1,9 @@
-"""reasoning_gym:NAME: any generator of the reasoning-gym package, judged by its own scorer in our process.
-
-A generator's item depends on seed + index only, so the index is the state here too. The package's version is
-part of the task's identity: another version may ask other questions.
+"""Provide reasoning_gym:NAME: any generator of the reasoning-gym package, judged by its own scorer.
 
     task: {name: "reasoning_gym:gcd", seed: 1, options: {min_numbers: 2, template: "{question} "}}
+
+A generator's item depends only on seed + index, so the index is the state here too. The package's version is
+part of the task's identity: another version may ask other questions.
 """
 
 import json
@@ -35,14 +35,14 @@ _LIMIT_S = 120.0
 
 
 class ReasoningGym:
-    """Options are the generator's own, and `template`. `size` is how many items a finite one has."""
+    """Options are the generator's own, and `template`. `size` is the number of items of a finite one."""
 
     judge = "reasoning_gym"
 
     def __init__(self, name: str, seed: int, options: Mapping[str, Any]) -> None:
         if util.find_spec("reasoning_gym") is None:
             raise UsageError(f"task.name={name} needs reasoning-gym: pip install 'r1hpc[gym]'")
-        from importlib import metadata  # here, not above: a run without it need not wait for it
+        from importlib import metadata  # deferred: only runs with this task need it
 
         own = dict(options)
         generator = name.removeprefix(PREFIX)
@@ -61,19 +61,19 @@ class ReasoningGym:
         return Item(index, prompt, entry["answer"] or "", {"source_index": source})
 
     def num_questions(self, held_out: bool = False) -> int | None:
-        """Of a generator with few indices, all of which are asked for it; with more, as many as there are."""
+        """Count by asking every index if the generator has few; with more, return the number of indices."""
         if self._num_sources >= ENDLESS:
             return None
         return self._num_sources if self._counts is None else self._counts[held_out]
 
     @cached_property
     def _counts(self) -> list[int] | None:
-        """Different questions in training, and held out; None: not known."""
+        """Return the different questions in training, and held out; None if unknown."""
         counts: list[int] | None = self._ask(COUNT)
         return counts
 
     def demonstration(self, item: Item, thinking: bool) -> str:
-        """The generator's answer, without thinking: the package holds none."""
+        """Return the generator's answer, without thinking: the package has none."""
         if thinking:
             raise UsageError(f"{self.name} has no thinking to show: set generate.thinking_share=0")
         if not item.answer.strip() or any(tag in item.answer for tag in TAGS):
@@ -81,7 +81,7 @@ class ReasoningGym:
         return compose("", item.answer)
 
     def _draw(self, draws: Draws) -> tuple[str, tuple[int, dict[str, Any]]]:
-        """The first source of a few draws that the generator can make an item of."""
+        """Return the first source, of a few draws, from which the generator can make an item."""
         for _ in range(_MAX_FAILURES):
             source = draws.below(self._num_sources)
             entry: dict[str, Any] = self._ask(source)

@@ -1,12 +1,11 @@
-"""The process in which reasoning-gym makes its questions, under a fixed hash seed. Started by gym.py.
+"""Make reasoning-gym's questions in a process with a fixed hash seed. Started by gym.py.
 
     python -P -m r1hpc.tasks.problems.gym_worker PARENT_PID GENERATOR SEED OPTIONS_JSON
 
-Some generators walk over sets of strings, so that the same seed and index give another question in every
-process. PYTHONHASHSEED cannot be set from inside; this process gets it from its parent. An index is answered
-by {"question", "answer"}, `answer` null where the generator has none, or by {"error"} where it fails; "count"
-by how many different questions all indices of a finite one have: [in training, held out], or null where they
-are too many to count.
+Some generators iterate over sets of strings, so that the same seed and index give another question in every
+process. PYTHONHASHSEED cannot be set from inside; the parent sets it. The reply to an index is {"question",
+"answer"}, with a null answer if the generator has none, or {"error"} if it fails. The reply to "count" is the
+number of different questions over all indices of a finite one, [in training, held out], or null if too many.
 """
 
 import json
@@ -23,11 +22,11 @@ from r1hpc.tasks.sandbox.serve import Handler, serve
 ENDLESS = 2**31
 COUNT = "count"
 _MOST_COUNTED = 1000
-"""The 500 that a finite generator of the package has where nothing is said take 4 s at most."""
+"""Counting the 500 of a finite generator without a size takes 4 s at most."""
 
 
 def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, int]:
-    """The generator, made, and how many indices it has."""
+    """Make the generator; return its handler and its number of indices."""
     dataset = make(generator, seed, options)
     size = len(dataset) if "size" in options else num_sources(dataset)
 
@@ -37,7 +36,7 @@ def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, 
     def asked(index: int) -> dict[str, Any]:
         try:
             entry = dataset[index]
-        # Other people's code: one index that it cannot make must not end a run.
+        # Third-party code: one index that fails must not end a run.
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
         answer = entry["answer"]
@@ -47,7 +46,7 @@ def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, 
 
 
 def make(generator: str, seed: int, options: dict[str, Any]) -> Any:
-    """The package's dataset.
+    """Return the package's dataset.
 
     Raises:
         UsageError: no such generator, or options that it refuses.
@@ -68,7 +67,7 @@ def make(generator: str, seed: int, options: dict[str, Any]) -> Any:
 
 
 def num_sources(dataset: Any) -> int:
-    """Most generators make an item of any index; some keep a list of `size` items."""
+    """Return the number of indices: most generators take any; some keep a list of `size` items."""
     try:
         dataset[ENDLESS - 1]
     except IndexError:
@@ -77,7 +76,7 @@ def num_sources(dataset: Any) -> int:
 
 
 def _counts(asked: Callable[[int], dict[str, Any]], size: int) -> list[int] | None:
-    """Different questions of the two parts, among those of the first `size` indices; None: they are many."""
+    """Count different questions of both parts among the first `size` indices; None if they are many."""
     if size > _MOST_COUNTED:
         return None
     different: dict[bool, set[str]] = {False: set(), True: set()}

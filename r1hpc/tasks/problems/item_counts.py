@@ -1,4 +1,4 @@
-"""Which items a stage asks of its task, and a sentence where their questions come again.
+"""Find which items a stage asks of its task, and warn if their questions come again.
 
 asked(config)               # (range(4000, 20000), False): of the training part
 repeated(config, task)      # ["task file is asked items 4,000 to 19,999, and has 6,700 ..."]
@@ -15,7 +15,7 @@ from r1hpc.tasks.problems.user_task import OwnTask
 
 
 def asked(config: RunConfig) -> tuple[range, bool]:
-    """The items that stage traces, generate or rl (at most) asks or shows; whether they are held out."""
+    """Return the items that stage traces, generate or rl (at most) asks or shows; True if held out."""
     generate = config.generate
     if config.stage in ("traces", "generate"):
         items = range(generate.first_item, generate.first_item + generate.num_items)
@@ -30,13 +30,13 @@ def asked(config: RunConfig) -> tuple[range, bool]:
 
 
 def asked_items(config: RunConfig) -> range:
-    """Those of the training part."""
+    """Return the items of the training part."""
     items, held_out = asked(config)
     return range(0) if held_out else items
 
 
 def repeated(config: RunConfig, task: Task) -> list[str]:
-    """A sentence for each task of which a stage asks questions again: it may not be meant."""
+    """Return a sentence for each task whose questions a stage asks again, perhaps unintentionally."""
     items, held_out = asked(config)
     if not items:
         return []
@@ -52,7 +52,7 @@ def repeated(config: RunConfig, task: Task) -> list[str]:
 
 
 def pass_rates_unused(config: RunConfig, task: Task) -> list[str]:
-    """A sentence where rl.by_pass_rate has nothing to go by: a list of which no question comes twice."""
+    """Return a sentence if rl.by_pass_rate has no effect: no question of a list comes twice."""
     if config.stage != "rl" or not config.rl.by_pass_rate or not isinstance(task, QuestionFile | OwnTask):
         return []
     a_pass, first = task.items_per_pass(False), config.task.first_item or 0
@@ -73,7 +73,7 @@ def _repeated(config: RunConfig, task: Task, asks: str, items: range, held_out: 
     most = "at most " if config.rl.max_resamples or config.rl.by_pass_rate else ""
     said = f"{asks} items {items.start:,} to {most}{items.stop - 1:,}, and has "
     part = "held-out questions" if held_out else "questions"
-    if not isinstance(task, QuestionFile | OwnTask):  # drawn, so that some come again before all were asked
+    if not isinstance(task, QuestionFile | OwnTask):  # drawn: some come again before all were asked
         last = items.start + there
         again = (
             f"{said}at most {there:,} different {part}: from item {last:,} on at the latest they come again"
@@ -85,12 +85,12 @@ def _repeated(config: RunConfig, task: Task, asks: str, items: range, held_out: 
     if again_at < items.stop:
         return [f"{said}: from item {again_at:,} on they come again{_what_then(config, items, again_at)}"]
     if config.stage == "rl" and items.start >= a_pass:
-        return [f"{said}: all of them stand among the items before, which stages before it may have shown"]
+        return [f"{said}: all of them are among the earlier items, which earlier stages may have shown"]
     return []
 
 
 def _what_then(config: RunConfig, items: range, again_at: int) -> str:
-    """A pass has each question of a list once, wherever it stands among the items."""
+    """Return what follows a repetition: a pass has each question of a list once, in any order."""
     if config.stage == "rl":
         return ", also those that stages before it showed" if items.start else ""
     return "" if config.task.mix else f"; generate.num_items={again_at - items.start} begins no second pass"

@@ -1,10 +1,10 @@
-"""Whether two tasks ask the same questions, by their settings: no file of questions is read for it.
+"""Tell from their settings if two tasks ask the same questions; no file of questions is read.
 
-    first_beyond(task, shown, end)   # from which item on `task` asks none of the items of `shown` below `end`
-    reordered(task, shown)           # settings by which it asks a list of `shown` in another order
+    first_beyond(task, shown, end)   # the item from which `task` asks none of the items of `shown` below
+    `end` reordered(task, shown)           # settings by which it asks a list of `shown` in another order
 
-What decides the questions: the file and its column, the digest of own code, a generator with its options; not
-the template, nor the judge. The tasks of a mixture are compared one by one.
+The questions depend on the file and its column, the digest of custom code, a generator with its options; not
+on the template or the judge. The tasks of a mixture are compared one by one.
 """
 
 import json
@@ -20,7 +20,7 @@ from r1hpc.tasks.problems.gym import PREFIX
 from r1hpc.tasks.problems.registry import counts_of, make_task, parts_of, weights_of
 
 _NO_QUESTIONS = ("template", "judge")
-"""Options of our tasks that change how a question is put or judged, not which it is."""
+"""Options of built-in tasks that change the form or judging of a question, not the question."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class _Part:
     """A task, or one of a mixture."""
 
     questions: tuple[object, ...]
-    """Decides which there are."""
+    """Settings that decide the set of questions."""
     order: Mapping[str, object]
     """Settings that decide which of them an item is."""
     share: int
-    """Items of it in a block of the mixture; of a single task 1, of 1."""
+    """Its items in a block of the mixture; 1 for a single task."""
     config: TaskConfig = field(compare=False)
     label: str = field(compare=False)
 
     def is_listed(self) -> bool:
-        """Whether its questions are a list, of which the order alone is its settings'; others are drawn."""
+        """True if its questions are a list, and its settings decide only the order; others are drawn."""
         name = self.config.name
         return name in FILES or (is_own(name) and make_task(self.config).num_questions() is not None)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the items of a configuration are dealt to its parts."""
+    """Deal the items of a configuration to its parts."""
 
     seed: int | None
-    """Of the mixture; None: a single task."""
+    """The mixture's seed; None: a single task."""
     parts: tuple[_Part, ...]
 
     @property
@@ -56,9 +56,8 @@ class _Layout:
 
 
 def first_beyond(task: TaskConfig, shown: TaskConfig, end: int) -> int:
-    """The item of `task` from which on it asks no question of the items of `shown` below `end`; 0: they have
-    none in common. A question that is drawn can still come up again by chance, and so does one of a list that
-    has been gone through.
+    """Return the item from which `task` asks no question of the items of `shown` below `end`; 0 if they have
+    none in common. A drawn question can still repeat by chance, and so does a list once it is finished.
 
     Raises:
         UsageError: there is no such task, option or weight.
@@ -78,11 +77,11 @@ def first_beyond(task: TaskConfig, shown: TaskConfig, end: int) -> int:
 
 
 def reordered(task: TaskConfig, shown: TaskConfig) -> dict[str, tuple[object, object]]:
-    """The settings by which `task` goes through a list of `shown` in another order, and comes upon its
-    questions anywhere: {key: (its value in `task`, in `shown`)}; empty: there is no such list.
+    """Return the settings that give `task` another order for a list of `shown`, so that its questions can
+    come anywhere: {key: (its value in `task`, in `shown`)}; empty if there is no such list.
 
     Raises:
-        UsageError: there is no such task, option or weight, or own code fails.
+        UsageError: there is no such task, option or weight, or custom code fails.
     """
     ours, theirs = _layout(task), _layout(shown)
     pairs = list(_pairs(ours, theirs))
@@ -97,7 +96,7 @@ def reordered(task: TaskConfig, shown: TaskConfig) -> dict[str, tuple[object, ob
 
 
 def _pairs(ours: _Layout, theirs: _Layout) -> Iterator[tuple[_Part, _Part]]:
-    """The parts of one and the other that have the same questions."""
+    """Yield the pairs of parts of both that have the same questions."""
     for our in ours.parts:
         yield from ((our, their) for their in theirs.parts if our.questions == their.questions)
 

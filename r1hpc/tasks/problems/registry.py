@@ -1,11 +1,9 @@
-"""From the `task` section of a configuration to the task.
-
-Several tasks in one run, each with its weight and its label.
+"""Make the task of a configuration's `task` section: one task, or several with weights and labels.
 
     task.mix: {sums: {name: chain_sum, weight: 2}, game: {name: countdown}}
 
-Items are dealt in blocks: in each block every task has exactly its share, in an order of the block's own, so
-that any stretch of items holds the weights to within a block. The index stays the whole state.
+A mixture deals items in blocks. In each block every task has exactly its share, in the block's own order, so
+that any stretch of items keeps the weights to within a block. The index remains the complete state.
 """
 
 import dataclasses
@@ -30,8 +28,12 @@ from r1hpc.tasks.problems.user_task import OwnTask
 _FINEST = 100
 """Denominator to which weights are rounded."""
 _TOLERANCE = 0.01
-"""By how much of itself a weight may be changed so."""
+"""Relative change of a weight that rounding may cause."""
 _MOST_IN_A_BLOCK = 1000
+_MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
+    "chain_sum": ChainSum,
+    "countdown": Countdown,
+}
 
 
 class Mixture:
@@ -58,26 +60,26 @@ class Mixture:
         return replace(own, index=index, task=label)
 
     def label_of(self, index: int) -> str:
-        """Of which task an item is, which need not be made for it."""
+        """Return the task of an item, without making the item."""
         block, place = divmod(index, self._size)
         return self._block(block)[place][0]
 
     def items_of(self, label: str, items: range) -> range:
-        """Which of a task's own items are dealt to the blocks that lie wholly in these."""
+        """Return a task's own items in the blocks that lie completely in these items."""
         count = self._counts[label]
         return range(-(-items.start // self._size) * count, items.stop // self._size * count)
 
     def num_questions(self, held_out: bool = False) -> int | None:
-        """As many items as can be asked before one of the tasks has to repeat itself."""
+        """Return how many items can be asked before one of the tasks repeats itself."""
         return min((items for items, _ in self._until_repeated(held_out)), default=None)
 
     def scarcest(self, held_out: bool = False) -> str:
-        """The label of the task that has to repeat itself first, where that is known of any."""
+        """Return the label of the task that repeats itself first, if that is known for any."""
         return min(self._until_repeated(held_out))[1]
 
     def _until_repeated(self, held_out: bool) -> Iterator[tuple[int, str]]:
-        """(items of the mixture that can be asked before it repeats itself, label) of each task that is a
-        list."""
+        """Yield (items of the mixture that can be asked before it repeats itself, label) of each listed
+        task."""
         for label, task in self.members.items():
             there = task.num_questions(held_out)
             if there is not None:
@@ -87,13 +89,13 @@ class Mixture:
         return self.members[item.task].demonstration(item, thinking)
 
     def _dealt(self, block: int) -> list[tuple[str, int]]:
-        """(label, which of that task's items in this block) of each place."""
+        """Return (label, number of that task's item in this block) for each position."""
         cards = [(label, number) for label, count in self._counts.items() for number in range(count)]
         return [cards[at] for at in Draws("mix", self._seed, block).shuffled(self._size)]
 
 
 def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
-    """How many items of a block each task has: the smallest whole numbers in the proportion of the weights.
+    """Return each task's items in a block: the smallest whole numbers in the proportion of the weights.
 
     Raises:
         UsageError: the weights are too far apart or too fine.
@@ -114,10 +116,10 @@ def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights of a new run that rounding would change; a run of before goes on with what they became.
+    """Refuse weights of a new run that rounding would change; an older run keeps its rounded weights.
 
     Raises:
-        UsageError: names what they would become.
+        UsageError: names the rounded weights.
     """
     counts = counts_of(weights)
     for label, weight in weights.items():
@@ -130,26 +132,18 @@ def check_weights(weights: Mapping[str, float]) -> None:
             )
 
 
-_MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
-    "chain_sum": ChainSum,
-    "countdown": Countdown,
-}
-
-
 def make_task(
     config: TaskConfig, code: Path | None = None, fits: Callable[[str, str], bool] | None = None
 ) -> Task:
-    """The task, or the mixture of tasks, that a configuration names.
+    """Return the task, or the mixture of tasks, that a configuration names.
 
     Args:
-        code: the frozen code of a run that is looked at from outside; None: own code lies where its name
-            says, in a job beside this package.
-        fits: tells of a prompt and its file's line whether the row is kept (tokenizer.fitting); None: every
-            row is.
+        code: the frozen code of a run inspected from outside; None: custom code is found by its name, in a
+            job beside this package.
+        fits: decides by prompt and file line if a row is kept (tokenizer.fitting); None: every row is.
 
     Raises:
-        UsageError: an unknown task or option, a file that cannot be used, a package that is missing, or own
-            code that fails.
+        UsageError: an unknown task or option, an unusable file, a missing package, or custom code that fails.
     """
     if not config.mix:
         return _single(config, code, fits)
@@ -158,12 +152,12 @@ def make_task(
 
 
 def parts_of(config: TaskConfig) -> dict[str, TaskConfig]:
-    """By label, each entry of task.mix as a task of its own; a single task itself, under the empty label."""
+    """Return by label each entry of task.mix as a task; a single task under the empty label."""
     return {label: _part(config, part) for label, part in config.mix.items()} or {"": config}
 
 
 def weights_of(config: TaskConfig) -> dict[str, float]:
-    """The weights of task.mix by label; a single task has one."""
+    """Return the weights of task.mix by label; a single task has one."""
     return {label: float(part.get("weight", 1)) for label, part in config.mix.items()} or {"": 1.0}
 
 

@@ -1,17 +1,12 @@
-"""What a task is: a pure function from (seed, index) to a question, and a correct answer to show.
+"""Define a task: a pure function from (seed, index) to a question, and a correct answer to show.
 
-    item = task.item(7)                     # always the same, on any machine
-    item = task.item(7, held_out=True)      # never a question that training can see
+    item = task.item(7)                     # always the same, on any machine item = task.item(7,
+    held_out=True)      # never a question that training can see questions = Listed(("jsonl", seed), prompts)
+    # a finite list; each pass has its own order position, epoch = questions.at(17, held_out=False)      # of
+    item 17: position in the list, number of the pass
 
-The index is therefore the whole state of the data of a run. Held-out questions are chosen by a hash
-of the question itself, not by where they were drawn, so that no draw can put one into training.
-
-The prompt around a question, for models that read language.
-
-A finite list of questions as the two parts of a task: each pass over a part has its own order.
-
-questions = Listed(("jsonl", seed), prompts)
-position, epoch = questions.at(17, held_out=False)      # where in the list item 17 lies, in which pass
+The index is therefore the complete state of a run's data. A hash of the question itself, not its position,
+decides if it is held out, so that no draw can put it into training.
 """
 
 import hashlib
@@ -28,33 +23,37 @@ _T = TypeVar("_T")
 _HELD_OUT_SHARE = 10
 _MAX_DRAWS = 500
 """A share of 1/10 is missed 500 times in a row with probability 1e-23: then there is none."""
+TEMPLATE = (
+    "Solve the problem. Write your reasoning inside <think> </think>, then only the final answer inside "
+    "<answer> </answer>.\n\nProblem: {question}\n\nSolution: "
+)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `metadata` is plain JSON: it travels to the verifier's process."""
+    """One question. `metadata` is plain JSON: it is sent to the verifier's process."""
 
     index: int
     prompt: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
-    """The label of its task, where a run has several (`members`)."""
+    """Label of its task, if a run has several (`members`)."""
     where: str = field(default="", compare=False)
     """The line of the file that it was read from."""
 
 
 class Verifiable(Protocol):
-    """What decides whether an answer to questions of one kind is right."""
+    """The judge of one kind of questions."""
 
     @property
     def judge(self) -> str:
-        """Which judge of the verifier (judges.py) decides whether an answer is right."""
+        """Return the name of the judge (judges.py) that decides if an answer is right."""
         ...
 
     @property
     def judge_settings(self) -> Mapping[str, Any]:
-        """What that judge must know of the task beside each item; plain JSON."""
+        """Return what that judge must know about the task in addition to each item; plain JSON."""
         ...
 
 
@@ -66,17 +65,17 @@ class Task(Verifiable, Protocol):
 
     @property
     def id(self) -> str:
-        """Names the content (kind, seed, options, digest of a file): two tasks of one id ask the same."""
+        """Return the name of the content (kind, seed, options, digest of a file); equal IDs ask the same."""
         ...
 
     def item(self, index: int, held_out: bool = False) -> Item: ...
 
     def num_questions(self, held_out: bool = False) -> int | None:
-        """A part never has more different questions than this; None: more than is worth counting."""
+        """Return an upper bound of a part's different questions; None: too many to count."""
         ...
 
     def demonstration(self, item: Item, thinking: bool) -> str:
-        """A correct completion.
+        """Return a correct completion.
 
         Raises:
             UsageError: this task cannot show one.
@@ -85,20 +84,20 @@ class Task(Verifiable, Protocol):
 
 
 class Draws:
-    """Integers that depend on nothing but the key: BLAKE2b in counter mode, the same in every Python."""
+    """Integers that depend only on the key: BLAKE2b in counter mode, the same in every Python."""
 
     def __init__(self, *key: object) -> None:
         self._key = "/".join(map(str, key)).encode()
         self._count = 0
 
     def below(self, limit: int) -> int:
-        """0 <= value < limit. 128 bits are reduced, so the bias is below 1e-18 for limits up to 1e20."""
+        """Return 0 <= value < limit. It reduces 128 bits: the bias is below 1e-18 for limits up to 1e20."""
         message = self._key + b"#%d" % self._count
         self._count += 1
         return int.from_bytes(hashlib.blake2b(message, digest_size=16).digest()) % limit
 
     def shuffled(self, count: int) -> list[int]:
-        """A permutation of range(count), by Fisher and Yates."""
+        """Return a permutation of range(count), by Fisher and Yates."""
         order = list(range(count))
         for last in range(count - 1, 0, -1):
             other = self.below(last + 1)
@@ -107,16 +106,16 @@ class Draws:
 
 
 def is_held_out(question: str) -> bool:
-    """One question in ten, by its own text."""
+    """True for one question in ten, by its own text."""
     digest = hashlib.md5(question.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
     return int.from_bytes(digest) % _HELD_OUT_SHARE == 0
 
 
 def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...], held_out: bool) -> _T:
-    """The first draw of `make` whose question lies in the wanted part.
+    """Return the first draw of `make` whose question lies in the wanted part.
 
     Raises:
-        UsageError: the task's questions are so few that none lies there.
+        UsageError: the task has so few questions that none lies there.
     """
     for attempt in range(_MAX_DRAWS):
         question, made = make(Draws(*key, int(held_out), attempt))
@@ -133,7 +132,7 @@ class Dealt(Protocol):
     """A mixture, whose items are dealt by weight: the task with the fewest questions limits it."""
 
     def scarcest(self, held_out: bool = False) -> str:
-        """The label of that task."""
+        """Return the label of that task."""
         ...
 
 
@@ -141,13 +140,13 @@ VerifiableT = TypeVar("VerifiableT", bound=Verifiable)
 
 
 def members(task: VerifiableT) -> Mapping[str, VerifiableT]:
-    """The tasks that `task` is made of by label; of a single one itself, under the empty label."""
+    """Return the tasks of a mixture by label; a single task under the empty label."""
     inner: Mapping[str, VerifiableT] | None = getattr(task, "members", None)
     return {"": task} if inner is None else inner
 
 
 def check_num_held_out(task: Task, num_items: int) -> None:
-    """Refuse to ask more held-out questions than there are: repeats are no evidence, and look like it.
+    """Refuse to ask more held-out questions than there are: repeats look like evidence, but are none.
 
     Raises:
         UsageError: says how many there are.
@@ -168,7 +167,7 @@ def check_num_held_out(task: Task, num_items: int) -> None:
 
 
 def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """`known` (the defaults) with what was given.
+    """Return `known` (the defaults) updated with the given options.
 
     Raises:
         UsageError: an option the task does not have, or a value of another type.
@@ -186,7 +185,7 @@ def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any])
 
 
 def check_range(task: str, name: str, value: int, low: int, high: int) -> int:
-    """`value` if low <= value <= high.
+    """Return `value` if low <= value <= high.
 
     Raises:
         UsageError: it is not.
@@ -197,21 +196,15 @@ def check_range(task: str, name: str, value: int, low: int, high: int) -> int:
 
 
 def task_id(name: str, seed: int, options: Mapping[str, Any]) -> str:
-    """A readable name of the content; options in alphabetical order."""
+    """Return a readable name of the content; options in alphabetical order."""
     return f"{name} seed={seed} {json.dumps(dict(options), sort_keys=True)}"
 
 
-TEMPLATE = (
-    "Solve the problem. Write your reasoning inside <think> </think>, then only the final answer inside "
-    "<answer> </answer>.\n\nProblem: {question}\n\nSolution: "
-)
-
-
 def check_template(template: str) -> str:
-    """A template names the place of the question once; nothing else in it is special.
+    """Check that a template has `{question}` exactly once; nothing else in it is special.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it has not.
     """
     if template.count("{question}") != 1:
         raise UsageError(f"task.options.template must hold {{question}} exactly once; it is {template!r}")
@@ -219,20 +212,19 @@ def check_template(template: str) -> str:
 
 
 def fill(template: str, question: str) -> str:
-    """The prompt. Braces in the question stay what they are."""
+    """Return the prompt. Braces in the question stay unchanged."""
     return template.replace("{question}", question)
 
 
 def check_asks_for(answer_in: str, prompts: Sequence[str], system_prompt: str) -> None:
-    """Where \\boxed counts a model must not be asked for tags alone, nor for a box where tags do: it would
-    never be right.
+    """Refuse prompts that ask only for tags if \\boxed counts, or for a box if tags do: none could be right.
 
     Args:
         answer_in: as reward.answer_in, `boxed` or `tags`.
-        prompts: of one task. A question may hold a tag or box by itself; a template has all of them hold it.
+        prompts: of one task. A single question may contain a tag or box; a template puts it into all.
 
     Raises:
-        UsageError: it is, by the template of all prompts or by the system message.
+        UsageError: the template of all prompts or the system message does.
     """
     counts, other = ("\\boxed", "<answer>") if answer_in == "boxed" else ("<answer>", "\\boxed")
     asked = [system_prompt + prompt for prompt in prompts]
@@ -246,18 +238,18 @@ def check_asks_for(answer_in: str, prompts: Sequence[str], system_prompt: str) -
             "answer within \\boxed{}.'"
         )
     raise UsageError(
-        f"reward.answer_in=tags counts what <answer> </answer> holds, and {what} asks for \\boxed{{}}: say "
+        f"reward.answer_in=tags counts what <answer> </answer> holds, and {what} asks for \\boxed{{}}: set "
         "reward.answer_in=boxed, or ask for the tags"
     )
 
 
 def held_out_key(question: str) -> str:
-    """What decides whether a question is held out: its words, whatever their case and the blanks between."""
+    """Return what decides if a question is held out: its words, without case and blanks."""
     return " ".join(question.casefold().split())
 
 
 class Listed:
-    """Immutable."""
+    """A finite list of questions as the two parts of a task. Immutable."""
 
     def __init__(self, key: tuple[object, ...], questions: Sequence[str], what: str) -> None:
         """`key` decides the orders; `what` names the list in errors."""
@@ -273,7 +265,7 @@ class Listed:
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def at(self, index: int, held_out: bool) -> tuple[int, int]:
-        """(position in the list, number of the pass) of an item.
+        """Return (position in the list, number of the pass) of an item.
 
         Raises:
             UsageError: the part is empty.
@@ -288,11 +280,11 @@ class Listed:
         return positions[self._order(epoch, held_out)[place]], epoch
 
     def num_questions(self, held_out: bool) -> int:
-        """Different questions of a part."""
+        """Return the number of different questions in a part."""
         return self._different[held_out]
 
     def items_per_pass(self, held_out: bool) -> int:
-        """More than there are different questions where some stand in the list twice."""
+        """Return the items of a pass: more than the different questions if the list repeats some."""
         return len(self._parts[held_out])
 
     def _shuffled(self, epoch: int, held_out: bool) -> list[int]:

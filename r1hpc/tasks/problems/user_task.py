@@ -1,12 +1,12 @@
-"""A user's own task, FILE.py:NAME or package.module:NAME. The protocol and a worked example: docs/tasks.md.
+"""Run a custom task, FILE.py:NAME or package.module:NAME. The protocol and an example: docs/tasks.md.
 
     class MyTask:
         def __init__(self, largest=99): ...                        # task.options
         def question(self, index): return "2+3=", "5"              # a pure function of the index
         def verdict(self, text, answer, metadata): return text.strip() == answer
 
-Its code runs in processes that can be killed: own_source.py makes the questions, worker.py judges. The
-identity holds the digest of its files, so that a run does not go on with other code.
+Its code runs in processes that can be killed: user_worker.py makes the questions, grading/worker.py judges.
+The identity holds the digest of its files, so that a run does not resume with other code.
 """
 
 import json
@@ -56,14 +56,14 @@ class OwnTask:
         return None if self._listed is None else self._listed.num_questions(held_out)
 
     def items_per_pass(self, held_out: bool = False) -> int | None:
-        """None: its questions are drawn."""
+        """Return None if its questions are drawn."""
         return None if self._listed is None else self._listed.items_per_pass(held_out)
 
     def check_pure(self) -> None:
-        """Ask some questions again, in a process of their own.
+        """Ask some questions again, in a separate process.
 
         Raises:
-            UsageError: other ones: the run would not go on with the questions it began with.
+            UsageError: they differ: a resumed run would not continue with the same questions.
         """
         last = len(self._questions) - 1 if self._questions else _ENDLESS - 1
         again = WorkerProcess("r1hpc.tasks.problems.user_worker", [json.dumps(self.judge_settings)])
@@ -82,7 +82,7 @@ class OwnTask:
             again.stop()
 
     def demonstration(self, item: Item, thinking: bool) -> str:
-        """The answer, after what `thinking(prompt, answer, metadata)` of the user's task says."""
+        """Return the answer after the custom task's `thinking(prompt, answer, metadata)`."""
         if not thinking:
             return compose("", item.answer)
         if not self._thinks:

@@ -1,10 +1,10 @@
-"""The process in which a user's task makes its questions. Started by own.py, not by people.
+"""Make a custom task's questions in a separate process. Started by user_task.py, not by people.
 
     python -P -m r1hpc.tasks.problems.user_worker PARENT_PID SETTINGS_JSON
 
-First it says {"size", "judge", "thinks"}: how many questions there are (null: any index has one), which judge
-decides, whether it can show its thinking. Then an index is answered by {"prompt", "answer", "metadata"}, and
-[prompt, answer, metadata] by {"thinking"}; either by {"error"} where the user's code fails.
+First it sends {"size", "judge", "thinks"}: the number of questions (null: any index has one), the judge, and
+whether it can show its thinking. The reply to an index is {"prompt", "answer", "metadata"}, the reply to
+[prompt, answer, metadata] is {"thinking"}; either is {"error"} if the custom code fails.
 """
 
 import json
@@ -18,7 +18,7 @@ from r1hpc.tasks.sandbox.user_code import OwnCodeError, call, make_task
 
 
 def ready(settings: Mapping[str, Any]) -> tuple[Handler, dict[str, Any]]:
-    """The task, made, and what it is."""
+    """Make the task; return its handler and its description."""
     task, spec = make_task(settings), settings["spec"]
     size = call(spec, task.__len__) if hasattr(task, "__len__") else None
     if size == 0:
@@ -46,7 +46,7 @@ def _judge(spec: str, task: Any) -> str:
 
 
 def _question(spec: str, made: Any) -> dict[str, Any]:
-    """(prompt, answer) or (prompt, answer, metadata) as the wire has it."""
+    """Convert (prompt, answer) or (prompt, answer, metadata) for the wire."""
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise OwnCodeError(
             f"{spec}: question gave {made!r:.60}, not (prompt, answer) or (prompt, answer, metadata)"

@@ -1,11 +1,11 @@
-"""Rewards of groups of completions: verdicts from the verifier's process, terms, weights, and the gate.
+"""Reward groups of completions: verdicts from the verifier's process, terms, weights, and the gate.
 
     with Scorer(config.reward, task, max_completion_length=64) as scorer:
         scores = scorer.score_groups([(item, completions), ...])
         scores[0][0].reward, scores[0][0].terms["accuracy"]
 
-A group is scored without a look at the others: one call of many groups and many calls of one give the same,
-so a caller may look for a signal in between.
+Groups are scored independently: one call with many groups and many calls with one give the same, so a caller
+may check for a signal in between.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ Group = tuple[Item, Sequence[Completion]]
 
 @dataclass(frozen=True)
 class Score:
-    """`terms` hold each term before its weight and before the gate, which only the reward passes."""
+    """`terms` hold each term before its weight and before the gate, which only affects the reward."""
 
     reward: float
     terms: dict[str, float]
@@ -38,12 +38,12 @@ class Score:
 
 
 def label(term: str) -> str:
-    """The name under which a term is reported: of own code what stands after the colon."""
+    """Return the name under which a term is reported; for custom code the part after the colon."""
     return term.rpartition(":")[2] if is_own(term) else term
 
 
 class Scorer:
-    """Owns the verifiers' processes, one for each task and own term: close it, or use `with`."""
+    """Owns the verifiers' processes, one for each task and custom term: close it, or use `with`."""
 
     def __init__(
         self,
@@ -84,15 +84,15 @@ class Scorer:
 
     @property
     def stats(self) -> VerifierStats:
-        """What the verifiers met so far: time-outs, restarts, refused answers."""
+        """Return the verifiers' counts so far: time-outs, restarts, refused answers."""
         return VerifierStats.joined([each.stats for each in self._all()])
 
     def try_out(self, item: Item, *, of_own_task: bool = False) -> None:
-        """One call of every own term, and of a judge that is the user's or judges his task, on the answer.
+        """Call every custom term, and a judge if it or the task is custom, once on the item's answer.
 
         Raises:
-            UsageError: the sentence of the first that fails; or a judge of ours calls the answer wrong. The
-                user's own may: what he calls the answer need not be one, but what it is judged by.
+            UsageError: the first failure; or a built-in judge calls the answer wrong. A custom judge may:
+                its "answer" need not be one, only what it judges by.
         """
         right = Completion(compose("", item.answer), 1, False)
         verifier, is_right = self._verifiers[item.task], True
@@ -109,14 +109,14 @@ class Scorer:
             )
 
     def sentences(self) -> list[str]:
-        """How own code failed so far, and what no judge could judge; each kind once."""
+        """Return how custom code failed so far, and what no judge could judge; each kind once."""
         return [sentence for each in self._all() for sentence in each.sentences]
 
     def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
-        """Scores in the order of the groups and their completions. Deterministic but for time-outs.
+        """Return scores in the order of the groups and their completions. Deterministic except for time-outs.
 
         Raises:
-            StopAsked: should_stop said so, which is asked between answers where the judge is slow.
+            StopAsked: should_stop returned true; it is called between answers if the judge is slow.
         """
         parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
         verdicts = iter(self._verdicts(groups, parts, should_stop))
@@ -146,7 +146,7 @@ class Scorer:
     def _verdicts(
         self, groups: Sequence[Group], parts: list[list[Parts]], should_stop: ShouldStop
     ) -> list[bool]:
-        """Whether each completion that has an answer is right, in order."""
+        """Return whether each completion that has an answer is right, in order."""
         asked = [
             (item.task, Question(part.answer, item.answer, item.metadata))
             for (item, _), apart in zip(groups, parts, strict=True)
@@ -160,12 +160,12 @@ class Scorer:
         return [next(said[task]) for task, _ in asked]
 
     def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> dict[str, Iterator[float]]:
-        """What each own term says of every completion, in order; 0 where it failed."""
+        """Return each custom term's value for every completion, in order; 0 if it failed."""
         if not self._own:
             return {}
         asked = []
         for item, completions in groups:
-            shared: dict[str, object] = {}  # one object a group: equal completions are asked of once
+            shared: dict[str, object] = {}  # one object a group: equal completions are judged once
             asked += [_own_question(item, completion, shared) for completion in completions]
         return {
             name: iter([float(value or 0.0) for value in verifier.values(asked, should_stop)])
@@ -198,14 +198,14 @@ class Scorer:
         return sum(weight * terms[name] for name, weight in self._weights.items())
 
     def _gated(self, scores: list[Score]) -> list[Score]:
-        """Without the format term where nothing else but their lengths tells the members apart.
+        """Drop the format term if only it and their lengths distinguish the members.
 
-        There, normalising by the group's deviation would make the smallest format weight the whole signal
+        Otherwise, normalising by the group's deviation would make the smallest format weight the only signal
         (open-instruct issue 659: the policy collapses to form without content).
         """
         rewards = [self._weighted({**score.terms, "format": 0.0}) for score in scores]
         contents = {self._weighted({**score.terms, "format": 0.0, "overlong": 0.0}) for score in scores}
-        if len(scores) == 1 or len(contents) > 1:  # alone it is not held against anybody
+        if len(scores) == 1 or len(contents) > 1:  # a single member is compared with nothing
             return scores
         return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]
 
@@ -215,7 +215,7 @@ def _members_of(tasks: Sequence[Verifiable]) -> dict[str, Verifiable]:
 
 
 def _refuse_one_label(config: RewardConfig, tasks: Sequence[Verifiable]) -> None:
-    """Two things that would be reported as one."""
+    """Refuse two things that would be reported as one."""
     labels = [label(name) for name in config.terms]
     for name in filter(is_own, config.terms):
         if labels.count(label(name)) > 1 or label(name) in TERMS:

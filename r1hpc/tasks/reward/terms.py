@@ -1,7 +1,7 @@
-"""The named terms of a reward. Each is a number from 0 to 1 for one completion.
+"""Define the named terms of a reward. Each is a number from 0 to 1 for one completion.
 
-A new term is a function here and a line in TERMS; every term is logged by its name. What the literature and
-the article say of each stands in its docstring, beside what it is worth.
+A new term is a function here and a line in TERMS; every term is logged by its name. Its docstring cites the
+literature or the article, and says what it is worth.
 """
 
 import math
@@ -19,13 +19,13 @@ from r1hpc.tasks.grading.completion import without_tags
 from r1hpc.tasks.problems.task import Item
 
 _MAX_TEXT = 1 << 16
-"""Characters that the terms on text look at: a bound on their time, far above any completion's length."""
+"""Characters that the terms on text read: bounds their time, far above any completion's length."""
 _WORD = re.compile(r"[^\W\d_]+|\S")
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a policy wrote after the prompt. `num_tokens` counts its end token, `truncated` lacks one."""
+    """A policy's text after the prompt. `num_tokens` counts its end token; `truncated` text lacks one."""
 
     text: str
     num_tokens: int
@@ -34,7 +34,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Judged:
-    """A completion with all that a term may look at."""
+    """A completion with all that a term may use."""
 
     item: Item
     completion: Completion
@@ -49,20 +49,20 @@ Term = Callable[[Judged], float]
 
 
 def accuracy(judged: Judged) -> float:
-    """1 for a right answer (DeepSeek-R1's rule-based reward)."""
+    """Return 1 for a right answer (DeepSeek-R1's rule-based reward)."""
     return float(judged.correct)
 
 
 def well_formed(judged: Judged) -> float:
-    """1 for `<think>..</think><answer>..</answer>` and an end; the Scorer may gate it."""
+    """Return 1 for `<think>..</think><answer>..</answer>` and an end; the Scorer may gate it."""
     return float(judged.well_formed)
 
 
 def language(judged: Judged) -> float:
-    """Share of the completion's letters that are of the prompt's script; 1 where either has no letters.
+    """Return the share of the completion's letters in the prompt's script; 1 if either has no letters.
 
     DeepSeek-R1 counts words of the target language, to stop a chain of thought from mixing two; letters need
-    no word list. The script is the first word of a letter's Unicode name, Japanese counts as CJK.
+    no word list. The script is the first word of a letter's Unicode name; Japanese counts as CJK.
     """
     wanted = _scripts(judged.item.prompt)
     written = _scripts(without_tags(judged.completion.text[:_MAX_TEXT]))
@@ -73,22 +73,22 @@ def language(judged: Judged) -> float:
 
 
 def efficiency_tokens(judged: Judged) -> float:
-    """1 - length / longest length: the form of an efficiency reward that says something."""
+    """Return 1 - length / longest length: an efficiency reward that distinguishes completions."""
     return max(0.0, 1.0 - judged.completion.num_tokens / judged.max_completion_length)
 
 
 def efficiency_flops(judged: Judged) -> float:
-    """The article's FLOPs per token, as 1 / (1 + GFLOPs per token).
+    """Return the article's FLOPs per token, as 1 / (1 + GFLOPs per token).
 
-    For a dense model it is the same for every completion, so that an advantage that subtracts the group's
-    mean does not see it at all. It is here because the article names it; use efficiency_tokens.
+    For a dense model it is the same for every completion, so an advantage that subtracts the group's mean
+    does not see it. It is here because the article names it; use efficiency_tokens.
     """
     assert judged.flops_per_token is not None, "the Scorer refuses the term without it"
     return 1.0 / (1.0 + judged.flops_per_token / 1e9)
 
 
 def diversity(judged: Judged) -> float:
-    """Entropy of the completion's bigrams over that of as many different ones; 0 for fewer than two.
+    """Return the entropy of the completion's bigrams over that of as many different ones; 0 for under two.
 
     The article's "n-gram entropy" with n = 2. A word is a run of letters; each digit or sign is one too.
     Tags do not count: they are the same everywhere.
@@ -103,10 +103,10 @@ def diversity(judged: Judged) -> float:
 
 
 def overlong(judged: Judged) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to a length, then down to -1.
+    """Return DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to a length, then down to -1.
 
-    What was cut off is -1. The paper has 4,096 of 20,480 tokens, a fifth, and adds it to an accuracy of 1 or
-    -1: beside one of 1 or 0 the same is a weight of 0.5.
+    Truncated text gets -1. The paper uses 4,096 of 20,480 tokens, a fifth, and adds it to an accuracy of 1 or
+    -1; beside an accuracy of 1 or 0 the same is a weight of 0.5.
     """
     longest = judged.max_completion_length
     buffer = judged.overlong_share * longest
@@ -129,7 +129,7 @@ TERMS: dict[str, Term] = {
 
 
 def term_named(name: str) -> Term:
-    """The term of that name.
+    """Return the term of that name.
 
     Raises:
         UsageError: there is none.
@@ -142,7 +142,7 @@ def term_named(name: str) -> Term:
 
 
 def _scripts(text: str) -> Counter[str]:
-    """How many letters of each script."""
+    """Count the letters of each script."""
     scripts: Counter[str] = Counter()
     for char, count in Counter(text).items():
         if char.isalpha():
@@ -152,7 +152,7 @@ def _scripts(text: str) -> Counter[str]:
 
 @lru_cache(maxsize=4096)
 def _script(char: str) -> str:
-    """LATIN, GREEK, CYRILLIC, CJK ... Full-width and mathematical letters count as the plain ones."""
+    """Return LATIN, GREEK, CYRILLIC, CJK ... Full-width and mathematical letters count as plain ones."""
     plain = unicodedata.normalize("NFKC", char)[:1]
     word = unicodedata.name(plain, "UNKNOWN").split("-")[0].split()[0]
     return "CJK" if word in ("HIRAGANA", "KATAKANA") else word

@@ -1,8 +1,8 @@
-"""What the verifier's process may not do while it judges: evaluate text, start programs, write, connect.
+"""Forbid the verifier's process to evaluate text, start programs, write or connect while it judges.
 
-Other people's checkers evaluate answers here and there (`eval(answer)`). Our judges replace what they call;
-this is the second wall. CPython reports such acts to audit hooks (PEP 578), and a hook that raises stops
-them. It is no sandbox against native code; an answer is data and brings none along.
+Third-party checkers evaluate answers here and there (`eval(answer)`). Our judges replace what they call; this
+is the second wall. CPython reports these acts to audit hooks (PEP 578), and a hook that raises stops them. It
+is no sandbox against native code; an answer is data and brings none along.
 """
 
 import collections
@@ -33,7 +33,7 @@ class ForbiddenError(RuntimeError):
 
 
 def install() -> None:
-    """Once per process. Cannot be taken back: audit hooks stay."""
+    """Install the hook, once per process. It cannot be removed: audit hooks stay."""
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -43,7 +43,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def armed() -> Iterator[None]:
-    """While this is open the forbidden acts raise ForbiddenError."""
+    """Make the forbidden acts raise ForbiddenError inside the block."""
     global _armed, _refused
     _armed, _refused = True, None
     try:
@@ -53,12 +53,12 @@ def armed() -> Iterator[None]:
 
 
 def is_armed() -> bool:
-    """Whether an answer is being judged."""
+    """True while an answer is judged."""
     return _armed
 
 
 def refused_act() -> str | None:
-    """The last act that was refused since this answer's judging began: code may have caught the error."""
+    """Return the last act refused since this answer's judging began: code may have caught the error."""
     return _refused
 
 
@@ -78,11 +78,11 @@ def _forbidden(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def _evaluates(filename: Any) -> bool:
-    """Text that is compiled to be run, as eval and exec do. Modules have a path; ast.parse says <unknown>."""
+    """True for text compiled to run, as in eval and exec. Modules have a path; ast.parse uses <unknown>."""
     name = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
     return name != "<unknown>" and not (name.startswith("/") and name.endswith(".py"))
 
 
 def _defines_a_class() -> bool:
-    """namedtuple and dataclass compile methods from their fields' names, in modules imported late."""
+    """True if namedtuple or dataclass compiles methods from field names, in modules imported late."""
     return sys._getframe(3).f_code.co_filename in _CLASS_MAKERS

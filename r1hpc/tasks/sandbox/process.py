@@ -1,13 +1,11 @@
-"""One process at the other end of two pipes, with a deadline for every answer.
+"""Talk to one process over two pipes, with a deadline for every answer.
 
     worker = WorkerProcess("r1hpc.tasks.grading.worker", ["countdown", "{}"])
     worker.wait_ready(60.0)
     worker.ask([[text, answer, metadata], ...], deadline_s=2.0)    # -> [True, False, None, ...]
     worker.stop()
 
-Nothing here trusts the other side to read, to answer or to end.
-
-JSON over a pipe: four bytes of length, then the text. What a verifier and its process speak.
+Nothing here trusts the other side to read, to answer or to end. A frame is four bytes of length, then JSON.
 """
 
 import contextlib
@@ -27,28 +25,26 @@ from typing import Any, BinaryIO
 from r1hpc.base.errors import R1hpcError, UsageError
 
 HEADER = struct.Struct(">I")
+_ROOT = Path(__file__).resolve().parents[3]
+_READ_SIZE = 1 << 16
+_OWN_START_LIMIT_S = 60.0
+"""To import custom code: torch alone takes half a minute from a network file system under load."""
+_NOT_FOR_THE_WORKER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 def pack(value: Any) -> bytes:
-    """A frame. Escaped to ASCII, so that lone surrogates travel too."""
+    """Return a frame. Escaped to ASCII, so that it can carry lone surrogates."""
     body = json.dumps(value).encode("ascii")
     return HEADER.pack(len(body)) + body
 
 
 def read_frame(stream: BinaryIO) -> Any:
-    """The next value, or None where the other side has closed."""
+    """Return the next value; None if the other side has closed."""
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         return None
     body = stream.read(HEADER.unpack(header)[0])
     return json.loads(body)
-
-
-_ROOT = Path(__file__).resolve().parents[3]
-_READ_SIZE = 1 << 16
-_OWN_START_LIMIT_S = 60.0
-"""To import a user's code: torch alone takes half a minute from a network file system under load."""
-_NOT_FOR_THE_WORKER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class TimedOutError(R1hpcError):
@@ -60,7 +56,7 @@ class DiedError(R1hpcError):
 
 
 class WorkerProcess:
-    """A worker that is killed by `stop`, at the latest when this object is collected."""
+    """A worker killed by `stop`, at the latest when this object is collected."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         command = [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments]
@@ -82,10 +78,10 @@ class WorkerProcess:
         return self._process.pid
 
     def wait_ready(self, limit_s: float) -> Any:
-        """Until it has loaded what it needs; what it says then.
+        """Wait until it has loaded what it needs; return its message.
 
         Raises:
-            UsageError: it cannot, and says why.
+            UsageError: it cannot; with its reason.
             R1hpcError: it died, or takes longer than `limit_s` seconds.
         """
         try:
@@ -99,7 +95,7 @@ class WorkerProcess:
         return hello["ready"]
 
     def ask(self, request: Any, deadline_s: float) -> Any:
-        """Its reply.
+        """Return its reply.
 
         Raises:
             TimedOutError: not within `deadline_s` seconds; the process must be stopped.
@@ -110,7 +106,7 @@ class WorkerProcess:
         return self._read_frame(deadline)
 
     def stop(self) -> None:
-        """Kill it and wait until it is gone. Twice is once."""
+        """Kill it and wait until it is gone. A second call does nothing."""
         self._finalizer()
 
     def _write(self, raw: bytes, deadline: float) -> None:
@@ -140,17 +136,17 @@ class WorkerProcess:
     def _wait(self, fd: int, event: int, deadline: float) -> None:
         poller = select.poll()
         poller.register(fd, event)
-        # Suspended meanwhile, we may look late at an answer that came in time.
+        # We may have been suspended, and look late at an answer that came in time.
         left = max(0.0, deadline - time.monotonic())
         if not poller.poll(left * 1000):
             raise TimedOutError("no answer in time")
 
 
 def wait_for_own(worker: WorkerProcess, spec: str) -> Any:
-    """What a worker with a user's code says when it has loaded it.
+    """Return the message of a worker with custom code, once it has loaded it.
 
     Raises:
-        UsageError: one sentence that says what the code did instead.
+        UsageError: one sentence about what the code did instead.
     """
     try:
         return worker.wait_ready(_OWN_START_LIMIT_S)
@@ -163,7 +159,7 @@ def wait_for_own(worker: WorkerProcess, spec: str) -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the package findable from any folder, one thread, and sets of strings in one order."""
+    """Return our environment, with the package importable from any folder, one thread, a fixed hash seed."""
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [str(_ROOT), *(path for path in inherited if Path(path).is_absolute())]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -171,7 +167,7 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A child inherits the mask: signals to the whole job step cannot end it before it ignores them."""
+    """Block signals: a child inherits the mask, so that signals to the job step cannot end it early."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_WORKER)
     try:
         yield

@@ -1,7 +1,7 @@
-"""The inside of a helper process: frames (frames.py) on stdin, a reply to each on stdout.
+"""Serve requests inside a helper process: frames (process.py) on stdin, a reply to each on stdout.
 
-First it says {"ready": something} or {"error": why}. It ends when stdin closes, on Linux also when its parent
-dies. Signals to the processes of a job step are the parent's to handle; this one goes on until it is killed.
+First it sends {"ready": something} or {"error": why}. It ends when stdin closes, on Linux also when its
+parent dies. The parent handles signals to the processes of a job step; this process runs until it is killed.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGU
 
 
 def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
-    """`ready` gives the handler of requests and what the parent is sent first."""
+    """Serve; `ready` returns the handler of requests, and the parent's first message."""
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     _die_with(parent)
@@ -39,29 +39,29 @@ def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the parent dies: a judge that hangs reads no end of stdin."""
+    """Ask the kernel for SIGKILL when the parent dies: a hanging judge does not see the end of stdin."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before the request
         raise SystemExit(0)
 
 
 def _own_stdin() -> BinaryIO:
-    """The pipe from the parent, out of reach of code that reads: `input()` finds the end of a file."""
+    """Take the parent's pipe away from code that reads: `input()` finds the end of a file."""
     requests = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     return requests
 
 
 def _own_stdout() -> BinaryIO:
-    """The pipe to the parent, out of reach of packages that print."""
+    """Take the pipe to the parent away from packages that print."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return replies
 
 
 def _silence_stderr() -> None:
-    """Parsers complain there about hostile text, line by line; the trainer's log is no place for that."""
+    """Discard stderr: parsers complain there about hostile text, and would fill the trainer's log."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

@@ -1,9 +1,9 @@
-"""A user's task or reward term, imported and called, with one sentence for whatever goes wrong in it.
+"""Import and call a custom task or reward term, and turn any failure in it into one sentence.
 
     term = load("rewards.py:brevity", None)                      # the function or class of that name
     score = call("rewards.py:brevity", term, prompt, completion, answer, metadata)
 
-Runs only in processes that can be killed: worker.py judges, own_source.py makes questions.
+Runs only in processes that can be killed: grading/worker.py judges, problems/user_worker.py makes questions.
 """
 
 import importlib
@@ -24,11 +24,11 @@ Judge = Callable[[str, str, Mapping[str, Any]], Any]
 
 
 class OwnCodeError(UsageError):
-    """A user's code failed; the message is one sentence that says where and how."""
+    """Custom code failed; the message is one sentence that says where and how."""
 
 
 def load(spec: str, code: str | None) -> Any:
-    """What `spec` names, imported from the frozen copy where there is one.
+    """Return what `spec` names, imported from the frozen copy if there is one.
 
     Args:
         code: a run's frozen code, see config.plugins.locate.
@@ -40,7 +40,7 @@ def load(spec: str, code: str | None) -> Any:
     sys.path.insert(0, str(plugin.root))
     try:
         module = _imported(plugin)
-    # SystemExit too: a script that was never meant to be imported ends here, not this process.
+    # SystemExit too: a script not meant to be imported must not end this process.
     except BaseException as error:
         raise OwnCodeError(_sentence(spec, "cannot be imported", error)) from None
     if not callable(getattr(module, plugin.name, None)):
@@ -49,7 +49,7 @@ def load(spec: str, code: str | None) -> Any:
 
 
 def make_task(settings: Mapping[str, Any]) -> Any:
-    """The user's task, made of the options.
+    """Make the custom task from its options.
 
     Raises:
         OwnCodeError: its class does not take them, or has no `question`.
@@ -62,11 +62,11 @@ def make_task(settings: Mapping[str, Any]) -> Any:
 
 
 def call(spec: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What it returns.
+    """Call the function and return its result.
 
     Raises:
-        OwnCodeError: whatever it raised, SystemExit included.
-        MemoryError: what filled the memory may stay; the process is to be replaced.
+        OwnCodeError: for any exception, SystemExit included.
+        MemoryError: the memory may stay full; replace the process.
     """
     try:
         return function(*arguments, **options)
@@ -78,7 +78,7 @@ def call(spec: str, function: Callable[..., Any], *arguments: Any, **options: An
 
 
 def load_verdict(settings: Mapping[str, Any]) -> Judge:
-    """The judge of a user's task."""
+    """Return the judge of a custom task."""
     task, spec = make_task(settings), settings["spec"]
 
     def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
@@ -93,7 +93,7 @@ def load_verdict(settings: Mapping[str, Any]) -> Judge:
 
 
 def load_score(settings: Mapping[str, Any]) -> Judge:
-    """A user's reward term. It is asked as a judge whose metadata is {prompt, metadata}."""
+    """Return a custom reward term as a judge whose metadata is {prompt, metadata}."""
     spec = settings["spec"]
     function = load(spec, settings["code"])
     _check_takes_four(spec, function)
@@ -114,21 +114,20 @@ def load_score(settings: Mapping[str, Any]) -> Judge:
 
 
 def _refuse_caught_acts(said: str) -> None:
-    """Where the code caught the guard's error, as a verdict does that runs an answer inside a `try`: what it
-    then says is of no answer."""
+    """Refuse a result after the code caught the guard's error, as a verdict that runs an answer inside a
+    `try` does: the result says nothing about the answer."""
     act = guard.refused_act()
     if act is not None:
         raise OwnCodeError(
-            f"{said} after it had tried what is forbidden while a completion is judged ({act}): see "
-            "docs/tasks.md"
+            f"{said} after a forbidden act while judging a completion ({act}): see docs/tasks.md"
         )
 
 
 def _check_takes_four(spec: str, function: Callable[..., Any]) -> None:
-    """Refuse a reward term that cannot be called as one, such as TRL's, which takes lists by name."""
+    """Refuse a reward term with other arguments, such as TRL's, which takes lists by name."""
     try:
         takes = inspect.signature(function)
-    except (TypeError, ValueError):  # of something compiled, which does not say
+    except (TypeError, ValueError):  # compiled code without a signature
         return
     try:
         takes.bind("", "", "", {})
@@ -143,7 +142,7 @@ def _imported(plugin: Plugin) -> Any:
     place = plugin.root / f"{plugin.module}.py"
     if "." in plugin.module or not place.is_file():
         return importlib.import_module(plugin.module)
-    # By its place: a file may be called like a package that is installed.
+    # Imported by path: a file may be named like an installed package.
     found = util.spec_from_file_location(plugin.module, place)
     assert found is not None
     assert found.loader is not None
@@ -154,7 +153,7 @@ def _imported(plugin: Plugin) -> Any:
 
 
 def _sentence(spec: str, what: str, error: BaseException) -> str:
-    """Where and how, in one line; the last line of the user's own files that was reached."""
+    """Return where and how it failed, in one line; where is the last line reached in the user's own files."""
     if isinstance(error, SystemExit):
         how = f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
     else:

@@ -1,19 +1,15 @@
-"""Two sets of answers to the same questions, compared question by question.
+"""Compare two models' answers to the same questions, question by question.
 
-    comparison = compare_answers(answers_of_a, answers_of_b)    # lines as an evaluation leaves them
-    comparison.verdict                                          # "b", "a", or "": they are not told apart
-
-The verdict is on accuracy: of the samples, averaged by question, where each question has several in both;
-else of the greedy answers. All else stands beside it and decides nothing, so the error rate is that of one
-test.
-
-Whether one model may be called no worse than another, after both were asked the same questions.
-
+    comparison = compare_answers(answers_of_a, answers_of_b)    # lines as an evaluation writes them
+    comparison.verdict                                          # "b", "a", or "": no significant difference
     verdict = judge_loss(compare_answers(original, export), margin=0.02)
     verdict.no_worse, verdict.text
 
-That two models are not told apart does not show that they are equal: a few questions tell nothing apart. B is
-no worse where the comparison does not call it worse, and the interval of its loss ends before the margin
+The verdict is on accuracy: of the samples, averaged by question, if each question has several in both; else
+of the greedy answers. Other figures do not affect it, so the error rate is that of one test.
+
+Two models without a significant difference need not be equal: too few questions never show one. B is no worse
+if the comparison does not call it worse, and the interval of its loss ends before the margin
 (non-inferiority; Piaggio et al., JAMA 2012, 308:2594).
 """
 
@@ -38,7 +34,7 @@ from r1hpc.tasks.stats.intervals import (
 ALPHA = 0.05
 _SEED = 0
 Line = Mapping[str, Any]
-"""Of one question: prompt, expected, greedy_correct, greedy_length, num_samples, num_correct, mean_length"""
+"""Keys: prompt, expected, greedy_correct, greedy_length, num_samples, num_correct, mean_length."""
 Pair = tuple[Line, Line]
 
 
@@ -49,13 +45,13 @@ class Difference:
     a: float
     b: float
     low: float
-    """Of B - A, 95 %."""
+    """Lower end of B - A, 95 %."""
     high: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two models' answers to the same questions say."""
+    """Comparison of two models' answers to the same questions."""
 
     num_questions: int
     only_in_a: int
@@ -68,7 +64,7 @@ class Comparison:
     needed: int | None
     """Questions after which one could have stopped; None: more than there are."""
     smallest: float | None
-    """Difference of accuracy that this many questions tell apart in 8 cases of 10."""
+    """Difference of accuracy that this many questions detect in 8 cases of 10."""
     greedy: Difference
     discordance: Discordance
     pass_at: dict[int, Difference]
@@ -81,14 +77,14 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Which is better, "a" or "b"; empty where the questions do not tell them apart."""
+        """Return the better one, "a" or "b"; empty without a significant difference."""
         if self.p_value >= ALPHA:
             return ""
         return "b" if self.accuracy.b > self.accuracy.a else "a"
 
 
 def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
-    """Compare what two models answered to the questions that both were asked; one asked twice counts once.
+    """Compare two models' answers to the questions that both were asked; a repeated one counts once.
 
     Raises:
         UsageError: there is no such question.
@@ -137,7 +133,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
 
 
 def _asked(a: Sequence[Line], b: Sequence[Line]) -> list[dict[tuple[str, ...], Line]]:
-    """Each side's lines by their question; without the task's label where by that none is of both.
+    """Return each side's lines by question; without the task's label if with it none is shared.
 
     evaluate.path and evaluate.sets give one file two labels.
     """
@@ -154,7 +150,7 @@ def _question(line: Line) -> tuple[str, str, str]:
 
 
 def _share(line: Line, is_sampled: bool) -> float:
-    """How much of a question is answered rightly."""
+    """Return the share of a question's answers that are right."""
     return float(line["num_correct"] / line["num_samples"] if is_sampled else line["greedy_correct"])
 
 
@@ -171,7 +167,7 @@ def _mean(pairs: Sequence[Pair], figure: Any) -> Difference:
 
 
 def _mean_share(pairs: Sequence[Pair], figure: Any) -> Difference:
-    """As `_mean`, of shares; where no question differs the interval is that of what was not seen."""
+    """Return `_mean` of shares; if no question differs, the interval is that of unseen differences."""
     found = _mean(pairs, figure)
     if found.low == found.high:
         unseen = unseen_difference(len(pairs))
@@ -185,7 +181,7 @@ def _pass_at(pairs: Sequence[Pair], k: int) -> Difference:
 
 
 def _ks(pairs: Sequence[Pair]) -> list[int]:
-    """2, 4, 8 ... up to the samples that every question has in both."""
+    """Return 2, 4, 8 ... up to the samples that every question has in both."""
     most = min(min(x["num_samples"], y["num_samples"]) for x, y in pairs)
     return [2**e for e in range(1, most.bit_length()) if 2**e <= most]
 
@@ -202,14 +198,14 @@ def _disagreements(pairs: Sequence[Pair], differences: Sequence[float]) -> tuple
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of B beside A."""
+    """Verdict on B compared with A."""
 
     no_worse: bool
     text: str
 
 
 def judge_loss(found: Comparison, margin: float) -> Verdict:
-    """The verdict on B; `margin` is the loss of accuracy that is not to be, as a share of the questions."""
+    """Return the verdict on B; `margin` is the unacceptable loss of accuracy, as a share of the questions."""
     accuracy, won = found.accuracy, found.discordance
     gain, low, high = accuracy.b - accuracy.a, accuracy.low, accuracy.high
     least, _ = wilson(won.both + won.only_a, found.num_questions)
@@ -232,7 +228,7 @@ def judge_loss(found: Comparison, margin: float) -> Verdict:
 
 
 def _enough(num_questions: int, gain: float, low: float, margin: float) -> str:
-    """How many questions would do, if the difference stayed as it is: intervals shrink with the root."""
+    """Return how many questions would do at the same difference: intervals shrink with the square root."""
     if gain <= -margin:
         return "more questions"
     more = num_questions * ((gain - low) / (gain + margin)) ** 2

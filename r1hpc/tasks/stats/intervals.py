@@ -1,19 +1,20 @@
-"""What an evaluation says and how sure it is: pass@k without bias, majority votes, intervals.
+"""Compute an evaluation's figures and their uncertainty: unbiased pass@k, majority votes, intervals.
 
-pass_at_k(num_samples=16, num_correct=3, k=8)
-wilson(num_correct=240, num_items=256)              # a share
-share_interval([0.0, 0.5, 1.0], num_samples=2)      # a mean over items, of shares
+    pass_at_k(num_samples=16, num_correct=3, k=8)
+    wilson(num_correct=240, num_items=256)              # a share
+    share_interval([0.0, 0.5, 1.0], num_samples=2)      # a mean over items, of shares
 
-Two models on the same questions: which is better, by how much, how sure, and after how many questions.
+Compare two models on the same questions: the better one, the difference, its uncertainty, the questions
+needed.
 
     greedy = Discordance(both=90, only_a=10, only_b=30, neither=70)
     greedy.difference()                          # B - A with its 95 % interval
     greedy.p_value                               # McNemar, exact
     sign_flip_p([0.0, 0.25, -0.5, ...])          # of mean differences by question, several samples each
-    questions_needed([0.0, 1.0, ...])            # where one that may stop any time would have
+    questions_needed([0.0, 1.0, ...])            # where early stopping would have stopped
 
-The same question is asked of both, so its difficulty cancels: a fraction of the questions that two separate
-samples would need.
+Both get the same question, so its difficulty cancels: this needs a fraction of the questions that two
+separate samples would need.
 """
 
 import math
@@ -25,10 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Z95 = 1.959963984540054
+_NUM_FLIPS = 4_000
+_SEED = 0
+_BETS = np.array([s * b for b in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9) for s in (-1, 1)])
+"""Share of the wealth bet on each question's difference; both signs, since either model may be better."""
+_PAIRED_Z95, _Z80 = 1.959963984540054, 0.8416212335729143
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Probability that one of k of the samples is correct: 1 - C(n-c, k) / C(n, k).
+    """Return the probability that one of k of the samples is correct: 1 - C(n-c, k) / C(n, k).
 
     Unbiased, unlike 1 - (1 - c/n)^k (Chen et al., arXiv 2107.03374, eq. 1).
     """
@@ -41,11 +47,11 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def majority(votes: Sequence[Sequence[Any]]) -> bool:
-    """Whether the answer that most samples give is right (self-consistency, Wang et al., arXiv 2203.11171).
+    """True if the answer of most samples is right (self-consistency, Wang et al., arXiv 2203.11171).
 
     Args:
-        votes: [answer as it is counted (answer_forms.counted_as), whether it is right] of each sample. Right
-            answers count together; None is no vote. Of equally many the one given first counts.
+        votes: [answer in its counted form (answers.counted_as), whether it is right] of each sample. Right
+            answers count together; None is no vote. In a tie the one given first counts.
     """
     counts: dict[object, int] = {}
     for text, right in votes:
@@ -56,16 +62,16 @@ def majority(votes: Sequence[Sequence[Any]]) -> bool:
 
 
 def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); sensible at 0 and 1, where the normal one has no width.
+    """Return the 95 % interval of a share (Wilson 1927); valid at 0 and 1, where the normal one has no width.
 
-    Counts need not be whole: of items of which some are the same question, num_items is the number of
-    different ones, and num_correct the share of it.
+    Counts need not be whole: if some items are the same question, num_items is the number of different ones,
+    and num_correct the share of it.
     """
     return _wilson(num_correct / num_items, num_items)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): 95 %, normal, over items: of differences, or lengths. One item has no width."""
+    """Return (mean, low, high): 95 %, normal, over items: of differences, or lengths. One has no width."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -78,15 +84,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def share_interval(
     values: Sequence[float], num_samples: int, questions: Sequence[Hashable] | None = None
 ) -> tuple[float, float, float]:
-    """(mean, low, high): 95 %, over items, of shares of each one's samples, which are not independent.
+    """Return (mean, low, high): 95 %, over items, of shares of each one's samples, which are not independent.
 
-    Wilson's, of as many independent samples as would vary as the items do: n p (1 - p) / s^2 (the design
-    effect of Kish 1965), and no more than there are. Where all items are alike, which says nothing of how
-    they vary, of one each.
+    Wilson's interval, for as many independent samples as would vary as the items do: n p (1 - p) / s^2 (the
+    design effect of Kish 1965), and no more than there are. If all items are alike, which says nothing about
+    their variance, for one each.
 
     Args:
         num_samples: of each item.
-        questions: what each item asks, where some ask the same: those are one for the interval.
+        questions: the question of each item, if some are the same: those count as one.
     """
     mean = math.fsum(values) / len(values)
     if questions is not None:
@@ -96,7 +102,7 @@ def share_interval(
         values = [math.fsum(each) / len(each) for each in asked.values()]
     n = len(values)
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
-    alike = variance < 1e-12  # but for rounding
+    alike = variance < 1e-12  # except for rounding
     return mean, *_wilson(mean, n if alike else min(n * mean * (1 - mean) / variance, n * num_samples))
 
 
@@ -108,16 +114,9 @@ def _wilson(p: float, n: float) -> tuple[float, float]:
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
-_NUM_FLIPS = 4_000
-_SEED = 0
-_BETS = np.array([s * b for b in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9) for s in (-1, 1)])
-"""Of the wealth, on each question's difference; both signs, since either model may be the better one."""
-_PAIRED_Z95, _Z80 = 1.959963984540054, 0.8416212335729143
-
-
 @dataclass(frozen=True)
 class Discordance:
-    """How many questions both answer rightly, only one of them, or neither."""
+    """Number of questions that both answer correctly, only one of them, or neither."""
 
     both: int
     only_a: int
@@ -130,13 +129,13 @@ class Discordance:
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test, two-sided: among discordant questions each model wins half, if equal."""
+        """Return p of McNemar's exact test, two-sided: equal models each win half of the discordant ones."""
         n, k = self.only_a + self.only_b, min(self.only_a, self.only_b)
         tail = sum(math.comb(n, i) for i in range(k + 1))
         return min(1.0, float(2 * tail / 2**n)) if n else 1.0
 
     def difference(self) -> tuple[float, float, float]:
-        """(B - A, low, high), 95 %: Newcombe 1998, Statistics in Medicine 17:2635, method 10."""
+        """Return (B - A, low, high), 95 %: Newcombe 1998, Statistics in Medicine 17:2635, method 10."""
         n, (e, f, g, h) = self.total, (self.both, self.only_b, self.only_a, self.neither)
         b, a = (e + f) / n, (e + g) / n
         (b_low, b_high), (a_low, a_high) = wilson(e + f, n), wilson(e + g, n)
@@ -147,7 +146,7 @@ class Discordance:
 
 
 def _correlation(e: int, f: int, g: int, h: int) -> float:
-    """Of the two models' answers, corrected for continuity as the method asks."""
+    """Return the correlation of both models' answers, with the method's continuity correction."""
     margins = (e + f) * (g + h) * (e + g) * (f + h)
     if not margins:
         return 0.0
@@ -162,25 +161,25 @@ def _combined(one: float, other: float, phi: float) -> float:
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of a mean difference by question: how often chance signs make one as large.
+    """Return the two-sided p of a mean difference by question: how often random signs make one as large.
 
-    Exact for models that are equal, whatever the spread, but for the number of drawn signs (4,000).
+    Exact for equal models, whatever the variance, except for the number of drawn signs (4,000).
     """
     values = np.asarray(differences, float)
     draws = np.random.default_rng(_SEED).integers(0, 2, (_NUM_FLIPS, len(values)), np.int8)
     least, num_large = abs(values.sum()) - 1e-12, 0
-    for part in np.array_split(draws, 40):  # as numbers of 64 bits all of them would take gigabytes
+    for part in np.array_split(draws, 40):  # all at once, as 64-bit numbers, would take gigabytes
         num_large += int((np.abs(part.astype(float) @ (2 * values) - values.sum()) >= least).sum())
     return (num_large + 1) / (_NUM_FLIPS + 1)
 
 
 def questions_needed(differences: Sequence[float], alpha: float = 0.05) -> int | None:
-    """After how many questions one could have stopped, the models told apart; None: not within these.
+    """Return after how many questions the difference was significant; None: not within these.
 
-    A bet on each question's difference, from -1 to 1, neither wins nor loses on average where the models are
-    equal; so wealth of 1/alpha is reached in at most a share alpha of such comparisons, whenever one looks
-    (Ville's inequality; Waudby-Smith and Ramdas 2023, arXiv 2010.09686). The questions must come in an order
-    that has nothing to do with the answers.
+    A bet on each question's difference, from -1 to 1, has mean 0 if the models are equal; so wealth of
+    1/alpha is reached in at most a share alpha of such comparisons, whenever one looks (Ville's inequality;
+    Waudby-Smith and Ramdas 2023, arXiv 2010.09686). The order of the questions must not depend on the
+    answers.
     """
     growth: NDArray[np.float64] = np.log1p(np.outer(np.asarray(differences, float), _BETS)).cumsum(axis=0)
     log_wealth = np.logaddexp.reduce(growth, axis=1) - math.log(len(_BETS))
@@ -189,9 +188,9 @@ def questions_needed(differences: Sequence[float], alpha: float = 0.05) -> int |
 
 
 def smallest_difference(differences: Sequence[float]) -> float | None:
-    """What a comparison of this many questions with this spread tells apart in 8 cases of 10.
+    """Return the difference that this many questions with this variance detect in 8 cases of 10.
 
-    None: no question was answered differently, which says nothing of the spread.
+    None: no question was answered differently, which says nothing about the variance.
     """
     n = len(differences)
     if not any(differences):
@@ -200,6 +199,6 @@ def smallest_difference(differences: Sequence[float]) -> float | None:
 
 
 def unseen_difference(num_questions: int) -> float:
-    """The most by which two models may differ, 95 %, that answered so many questions alike: of all questions
-    those that they answer differently could be this share, and none of these be among them."""
+    """Return the largest possible difference, 95 %, of two models that answered all these questions alike:
+    their discordant questions could be this share of all, and none be among these."""
     return 1 - math.pow(0.025, 1 / num_questions)

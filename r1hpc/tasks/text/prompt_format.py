@@ -1,12 +1,12 @@
-"""How a prompt is put to a model: by its chat template, or as it is, after the token that begins a text.
+"""Format a prompt for a model: by its chat template, or unchanged after the token that begins a text.
 
     form = prompt_form(config.model, tokenizer)
-    encode(tokenizer, form.prompt("What is 2 + 2?"))      # what the model continues
-    form.completion("<think>...</think>...")              # of a demonstration: what is taught to follow it
-    form.said(decoded)                                    # what the model said, an opened tag included
+    encode(tokenizer, form.prompt("What is 2 + 2?"))      # the model continues this
+    form.completion("<think>...</think>...")              # of a demonstration: the text taught to follow it
+    form.said(decoded)                                    # the model's text, an opened tag included
 
 A template may open the thinking itself (DeepSeek-R1's ends on `<think>`), and model.open_thinking makes any
-do so: the tag then belongs to the prompt, and is put before what was said.
+do so. The tag then belongs to the prompt, and is put before the model's text.
 """
 
 import json
@@ -32,7 +32,7 @@ _AUTO = "auto"
 
 @dataclass(frozen=True)
 class PromptForm:
-    """What stands around a prompt. By default nothing does."""
+    """The text around a prompt. By default there is none."""
 
     template: ChatTemplate | None = None
     system: str | None = None
@@ -41,7 +41,7 @@ class PromptForm:
     open_thinking: bool = False
 
     def prompt(self, text: str) -> str:
-        """The whole prompt, special tokens spelled out.
+        """Return the complete prompt, special tokens spelled out.
 
         Raises:
             UsageError: the chat template refuses it.
@@ -49,7 +49,7 @@ class PromptForm:
         return self.conversation([{"role": "user", "content": text}])
 
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for an answer to the last of `messages`; without a template they are joined."""
+        """Return the prompt for an answer to the last of `messages`; without a template they are joined."""
         if self.template is None:
             text = "".join(message["content"] for message in messages)
             text = text if text.startswith(self.begin) else self.begin + text
@@ -64,41 +64,41 @@ class PromptForm:
         return text + _OPEN if self.open_thinking and not _opens(text) else text
 
     def completion(self, text: str) -> str:
-        """What follows the prompt in a demonstration: without the tag that the prompt opens."""
+        """Return the text after the prompt in a demonstration: without the tag that the prompt opens."""
         return text.lstrip().removeprefix(_OPEN) if self.opens_thinking else text
 
     def said(self, text: str) -> str:
-        """What the model said, with the tag that the prompt opened for it."""
+        """Return the model's text, with the tag that the prompt opened for it."""
         return _OPEN + text if self.opens_thinking else text
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether it leaves prompts and completions as they are."""
+        """True if it leaves prompts and completions unchanged."""
         return self == PromptForm()
 
     @cached_property
     def id(self) -> str:
-        """Names it by its content."""
+        """Return its name by content."""
         source = self.template and [self.template.source, *sorted(self.template.variables.items())]
         return json.dumps([source, self.system, self.begin, self.open_thinking])
 
     @cached_property
     def opens_thinking(self) -> bool:
-        """Whether a prompt ends in the tag that opens the thinking."""
+        """True if a prompt ends in the tag that opens the thinking."""
         return _opens(self.prompt("?"))
 
 
 def prompt_form(
     model: ModelConfig, tokenizer: tokenizers.Tokenizer, folder: Path | None, code: Path | None = None
 ) -> PromptForm:
-    """The form that model.chat_template, model.system_prompt and model.open_thinking ask for.
+    """Return the form set by model.chat_template, model.system_prompt and model.open_thinking.
 
     Args:
         folder: of the tokenizer's files; None: it is the built-in one.
-        code: the frozen code of a run that is looked at from outside, with its copy of an own template.
+        code: the frozen code of a run inspected from outside, with its copy of a custom template.
 
     Raises:
-        UsageError: there is no such template, it does not compile, or a system prompt has none to stand in.
+        UsageError: there is no such template, it does not compile, or a system prompt without a template.
     """
     template = None
     if has_own_template(model):
@@ -115,7 +115,7 @@ def prompt_form(
 
 
 def as_trained(trained: ModelConfig, folder: Path) -> ModelConfig:
-    """The folder that a run left, asked as the run asked; everything else of it lies in the folder."""
+    """Return the settings to ask a run's exported folder as the run asked; the folder has all else."""
     return ModelConfig(
         path=str(folder),
         attn_implementation=trained.attn_implementation,
@@ -126,7 +126,7 @@ def as_trained(trained: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def _begin(tokenizer: tokenizers.Tokenizer, folder: Path) -> str:
-    """The token before every text: as `add_bos_token` says, else what the tokenizer itself puts there."""
+    """Return the token before every text: by `add_bos_token`, else what the tokenizer itself puts there."""
     named = named_tokens(folder)
     if named.get("add_bos_token") is False:
         return ""
@@ -136,7 +136,7 @@ def _begin(tokenizer: tokenizers.Tokenizer, folder: Path) -> str:
 
 
 def named_tokens(folder: Path) -> dict[str, Any]:
-    """What the files beside a tokenizer.json say of its tokens: `eos_token` and the like as text, and flags.
+    """Return what the files beside a tokenizer.json say about tokens: `eos_token` etc. as text, and flags.
 
     Raises:
         UsageError: one of them is no JSON object.
@@ -155,7 +155,7 @@ def named_tokens(folder: Path) -> dict[str, Any]:
 
 
 def _content(token: Any) -> Any:
-    """Hugging Face writes a token as a string, or as an object with `content`."""
+    """Return the text of a token, which Hugging Face writes as a string or as an object with `content`."""
     return token["content"] if isinstance(token, dict) and "content" in token else token
 
 

@@ -1,10 +1,10 @@
-"""The tokenizer of a model: a tokenizer.json, or the small built-in one of the arithmetic tasks.
+"""Load a model's tokenizer: a tokenizer.json, or the small built-in one of the arithmetic tasks.
 
 tokenizer = load_tokenizer(config.model)        # tokenizers.Tokenizer
 ids = encode(tokenizer, "224538=")
 texts = decode(tokenizer, [ids])                # special tokens left out, the tags of a completion kept
 special_ids(tokenizer, config.model).stops
-exported_tokenizer(config.model).files          # what goes beside the weights of an export
+exported_tokenizer(config.model).files          # the files beside the weights of an export
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _COMPANIONS = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("tokenizer.model", "vocab.json", "merges.txt"),
 )
-"""What lies beside a tokenizer.json and decides how transformers reads it."""
+"""Files beside a tokenizer.json that decide how transformers reads it."""
 
 
 class TooLongError(ConfigError):
@@ -48,7 +48,7 @@ class TooLongError(ConfigError):
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """`pad` fills rows up, `eos` closes what is taught."""
+    """`pad` fills rows, `eos` ends a taught text."""
 
     pad: int
     eos: int
@@ -57,24 +57,24 @@ class SpecialIds:
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Every token that ends a completion."""
+        """Return every token that ends a completion."""
         return (self.eos, *self.also)
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The tokenizer as it goes beside the weights of an export."""
+    """Tokenizer files beside the weights of an export."""
 
     files: dict[str, bytes]
     stops: tuple[int, ...]
-    """Ids that end a completion, for config.json and generation_config.json."""
+    """IDs that end a completion, for config.json and generation_config.json."""
 
 
 def character_tokenizer() -> tokenizers.Tokenizer:
-    """27 tokens: <pad> <eos>, the four tags, then ALPHABET, one id a character.
+    """Return a tokenizer of 27 tokens: <pad> <eos>, the four tags, then ALPHABET, one ID a character.
 
-    Decoding keeps the tags, also with skip_special_tokens. `encode` of this module names a character that
-    it does not know; the tokenizer's own encode raises too, in fewer words.
+    Decoding keeps the tags, also with skip_special_tokens. `encode` of this module names an unknown
+    character; the tokenizer's own encode raises a shorter error.
     """
     words = ["<pad>", "<eos>", *TAGS, *ALPHABET]
     tokenizer = tokenizers.Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
@@ -86,7 +86,7 @@ def character_tokenizer() -> tokenizers.Tokenizer:
 
 
 def load_tokenizer(model: ModelConfig) -> tokenizers.Tokenizer:
-    """What `model.tokenizer` names: `characters`, a tokenizer.json, its folder, or None for model.path.
+    """Load `model.tokenizer`: `characters`, a tokenizer.json, its folder, or None for model.path.
 
     Raises:
         UsageError: there is none, or it is no tokenizer.
@@ -99,17 +99,17 @@ def load_tokenizer(model: ModelConfig) -> tokenizers.Tokenizer:
     # The library raises plain Exception for a file of another form.
     except Exception as error:
         raise UsageError(f"{path} is not a tokenizer.json that `tokenizers` can read: {error}") from None
-    # A file keeps what it was last called with, and would cut or fill up every text without a word.
+    # A file keeps its last truncation and padding, and would silently cut or fill every text.
     loaded.no_truncation()
     loaded.no_padding()
     return loaded
 
 
 def tokenizer_file(model: ModelConfig) -> Path:
-    """Where the tokenizer.json is.
+    """Return the path of the tokenizer.json.
 
     Raises:
-        UsageError: nowhere.
+        UsageError: there is none.
     """
     named = model.tokenizer or model.path
     if named is None:
@@ -128,14 +128,14 @@ def tokenizer_file(model: ModelConfig) -> Path:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Ids of `text`, without the special tokens a tokenizer may add around it.
+    """Return the IDs of `text`, without the special tokens a tokenizer may add around it.
 
     Raises:
         UsageError: a character that is not in the vocabulary.
     """
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    # The library raises plain Exception for a token that is missing.
+    # The library raises plain Exception for a missing token.
     except Exception as error:
         unknown = sorted({char for char in text if not _known(tokenizer, char)})
         raise UsageError(
@@ -148,15 +148,15 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 def prompt_ids(
     tokenizer: tokenizers.Tokenizer, form: PromptForm, prompt: str, where: str, most: int
 ) -> tuple[int, ...]:
-    """Return the tokens of a prompt in the form that the model is asked in.
+    """Return the tokens of a prompt in the model's prompt form.
 
     Args:
-        where: the line of the file that it is from, for errors; empty: it is from none.
+        where: the line of its file, for errors; empty: it is from none.
         most: rollout.max_prompt_length.
 
     Raises:
         TooLongError: it has more tokens.
-        UsageError: a character that the vocabulary lacks, or a prompt that the chat template refuses.
+        UsageError: a character missing from the vocabulary, or a prompt that the chat template refuses.
     """
     at = where and f"{where}: "
     try:
@@ -173,10 +173,10 @@ def prompt_ids(
 
 
 def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str], bool] | None:
-    """Return whether a prompt keeps to rollout.max_prompt_length, for make_task. None: nothing is dropped.
+    """Return a check that prompts keep to rollout.max_prompt_length, for make_task. None: none is dropped.
 
     Args:
-        code: see tasks.chat.prompt_form.
+        code: see prompt_format.prompt_form.
     """
     if not config.task.drop_longer or config.stage == "traces":
         return None
@@ -196,10 +196,10 @@ def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str],
 def decode(
     tokenizer: tokenizers.Tokenizer, rows: Sequence[Sequence[int]], stops: Sequence[int] = ()
 ) -> list[str]:
-    """What the model said, a text for each row of ids: without special tokens, but with the tags.
+    """Return the model's text for each row of IDs: without special tokens, but with the tags.
 
-    Tags are often added to a vocabulary as special tokens, and the library's skip_special_tokens would take
-    them out too: nothing would be left to judge by.
+    Tags are often added to a vocabulary as special tokens. The library's skip_special_tokens would remove
+    them too, and the answer could not be judged.
 
     Args:
         stops: tokens that end a completion, left out too: some tokenizers hold their end as a common token.
@@ -218,15 +218,15 @@ def special_ids(
     code: Path | None = None,
     end: int | None = None,
 ) -> SpecialIds:
-    """Ids of the ends and of the padding; where a model has no padding, its end serves.
+    """Return the IDs of the ends and of the padding; a model without padding uses its end.
 
-    With `model` the files beside the tokenizer decide, else well-known names. What is taught is closed by the
-    token that the chat template closes a turn with, where there is one; what is sampled ends there, at the
+    With `model` the files beside the tokenizer decide, else well-known names. A taught text ends with the
+    token that closes a turn of the chat template, if there is one. A sampled text ends there, at the
     tokenizer's own end, and at those of generation_config.json (or config.json).
 
     Args:
-        code: see tasks.chat.prompt_form.
-        end: what the texts of a dataset end with, whatever the files say.
+        code: see prompt_format.prompt_form.
+        end: the end of a dataset's texts, whatever the files say.
 
     Raises:
         UsageError: no end token.
@@ -249,24 +249,24 @@ def special_ids(
 
 
 def form_of(tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | None = None) -> PromptForm:
-    """How prompts are put to a model with this tokenizer; see tasks.chat.prompt_form."""
+    """Return the prompt form for a model with this tokenizer; see prompt_format.prompt_form."""
     return prompt_form(model, tokenizer, _folder(model), code)
 
 
 def asking_id(model: ModelConfig, form: PromptForm, ids: SpecialIds) -> str:
-    """Names by its content what stands between a question and a model: template, tokens, ends."""
+    """Return the name, by content, of all between a question and a model: template, tokens, ends."""
     tokens = b"" if model.tokenizer == CHARACTERS else tokenizer_file(model).read_bytes()
     around = json.dumps([form.id, ids.stops]).encode()
     return hashlib.sha256(around + tokens).hexdigest()[:16]
 
 
 def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
-    """One more than the largest id: what a model's embedding must have at least."""
+    """Return one more than the largest ID: the least size of a model's embedding."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
 def other_vocabulary(model: ModelConfig) -> str | None:
-    """A sentence where model.tokenizer gives other ids than the tokenizer in the folder of the weights."""
+    """Return a sentence if model.tokenizer gives other IDs than the tokenizer beside the weights."""
     own = Path(model.path or "", "tokenizer.json")
     if model.path is None or model.tokenizer is None or not own.is_file():
         return None
@@ -283,10 +283,10 @@ def other_vocabulary(model: ModelConfig) -> str | None:
 
 
 def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
-    """Refuse a dataset whose tokens have other ids than those of the weights that are trained on it.
+    """Refuse a dataset whose tokens have other IDs than those of the weights to be trained on it.
 
     Args:
-        tokenizer: the folder of what the dataset was made with; None: it was made of ids.
+        tokenizer: the folder of the dataset's tokenizer; None: it was made of IDs.
 
     Raises:
         UsageError: they have; says how many.
@@ -295,7 +295,7 @@ def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
         return
     theirs = load_tokenizer(ModelConfig(tokenizer=str(tokenizer))).get_vocab(with_added_tokens=True)
     ours = load_tokenizer(model).get_vocab(with_added_tokens=True)
-    # What the model's lacks may be a row of its embedding all the same: an instruct model's, for its base.
+    # A token that the model's tokenizer lacks may still have a row in the embedding, as in a base model.
     moved = sum(ours.get(token, index) != index for token, index in theirs.items())
     if moved:
         raise UsageError(
@@ -306,10 +306,10 @@ def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
 
 
 def check_teacher_tokens(config: RunConfig) -> None:
-    """Refuse a teacher of rl.algorithm=distill whose tokens have other ids than the student's.
+    """Refuse a teacher of rl.algorithm=distill whose tokens have other IDs than the student's.
 
     Raises:
-        UsageError: they have, or the teacher has no tokenizer.json that says so, or too small an embedding.
+        UsageError: they have, or the teacher has no tokenizer.json to compare, or too small an embedding.
     """
     hf_config = load_teacher_config(config)
     if hf_config is None:
@@ -317,8 +317,8 @@ def check_teacher_tokens(config: RunConfig) -> None:
     teacher = str(config.rl.teacher)
     if not Path(teacher, "tokenizer.json").is_file():
         raise UsageError(
-            f"rl.teacher {teacher} has no tokenizer.json, so nothing says that its tokens are the student's: "
-            "put the one there that it was trained with"
+            f"rl.teacher {teacher} has no tokenizer.json, so its tokens cannot be compared: "
+            "add the one it was trained with"
         )
     theirs = load_tokenizer(ModelConfig(path=teacher)).get_vocab(with_added_tokens=True)
     ours = load_tokenizer(config.model).get_vocab(with_added_tokens=True)
@@ -341,11 +341,11 @@ def check_teacher_tokens(config: RunConfig) -> None:
 def exported_tokenizer(
     model: ModelConfig, end: int | None = None, code: Path | None = None
 ) -> TokenizerFiles:
-    """The files of a model's tokenizer, byte for byte where it has a folder; `end` and `code` as in
+    """Return the files of a model's tokenizer, byte for byte if it has a folder; `end` and `code` as in
     special_ids.
 
-    A chat template of the run's own takes the place of the tokenizer's. Without tokenizer_config.json one is
-    made, so that transformers takes tokenizer.json as it is and not as the model_type's usual kind.
+    A custom chat template of the run replaces the tokenizer's. A missing tokenizer_config.json is made, so
+    that transformers reads tokenizer.json as it is and not as the model_type's usual kind.
     """
     tokenizer, folder = load_tokenizer(model), _folder(model)
     ids = special_ids(tokenizer, model, code, end)
@@ -364,15 +364,15 @@ def exported_tokenizer(
 
 
 def _folder(model: ModelConfig) -> Path | None:
-    """Where the tokenizer's files lie; None for the built-in one."""
+    """Return the folder of the tokenizer's files; None for the built-in one."""
     return None if model.tokenizer == CHARACTERS else tokenizer_file(model).parent
 
 
 def _listed_ends(tokenizer: tokenizers.Tokenizer, folder: Path | None) -> list[int]:
-    """eos_token_id of generation_config.json, else of config.json, which may be a list.
+    """Return eos_token_id of generation_config.json, else of config.json, which may be a list.
 
-    Only what the tokenizer holds as a token of its own: configurations of small models have been left with
-    the default of their model_type, which is any token of another vocabulary.
+    Keep only tokens of its own: configurations of small models have been left with the default of their
+    model_type, which is any token of another vocabulary.
     """
     if folder is None:
         return []
