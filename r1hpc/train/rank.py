@@ -2,7 +2,7 @@
 
     outcome = run_rank(job)
 
-torch is imported only here, after the signal handlers stand: its imports take seconds.
+torch is imported only here, after the signal handlers are set: its imports take seconds.
 """
 
 import os
@@ -31,17 +31,17 @@ _PROGRAMS = {
     "generate": "r1hpc.train.generate.generate:generate",
     "evaluate": "r1hpc.train.generate.generate:evaluate",
 }
-"""By name: the imports of a stage (tasks, readers, peft) are paid for only where it runs."""
+"""By name: a stage's imports (tasks, readers, peft) are paid for only if it runs."""
 _RENDEZVOUS_TIMEOUT_S = 600.0
 
 
 def run_rank(ranked: RankJob) -> Outcome:
-    """Run the stage of the configuration on this rank."""
+    """Run the configured stage on this rank."""
     run, config, context, watchdog = ranked.run, ranked.config, ranked.context, ranked.watchdog
     use_gpu = bool(config.resources.gpus_per_node)
     store = _rendezvous(run, config, context, ranked.token, watchdog)
     watchdog.load("loading the libraries")
-    # Deferred: seconds of imports that must not stand between a signal and its handler.
+    # Deferred: seconds of imports must not delay the signal handlers.
     from r1hpc.train.parallel import distributed
 
     distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
@@ -83,11 +83,11 @@ def run_rank(ranked: RankJob) -> Outcome:
 def _rendezvous(
     run: RunDir, config: RunConfig, context: RankContext, token: str, watchdog: Watchdog
 ) -> "Store":
-    """A TCPStore on a port that rank 0 found free and already holds; the others read it from a file.
+    """Return a TCPStore on a free port that rank 0 holds already; the others read the port from a file.
 
     The socket is bound before its number is written, so nobody can take the port in between. The attempt's
-    token is checked through the store: a stranger's store, or one of an earlier attempt, is refused. A second
-    connection carries the ranks' signs of life.
+    token is checked through the store, so a store of a stranger or an earlier attempt is refused. A second
+    connection carries the ranks' heartbeats.
     """
     from r1hpc.train.parallel.distributed import make_store
 
@@ -117,7 +117,7 @@ def _rendezvous(
 
 
 def _name_interface(config: RunConfig, context: RankContext) -> None:
-    """Tell gloo and NCCL which interface leads to the other nodes; their own guess may be a private one."""
+    """Tell gloo and NCCL which interface leads to the other nodes; they may guess a private one."""
     if config.cluster.network_interface is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ[variable] = config.cluster.network_interface
@@ -125,7 +125,7 @@ def _name_interface(config: RunConfig, context: RankContext) -> None:
     interface = network_interface_to(context.peer_host)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        if interface != "lo":  # NCCL within one node uses shared memory and NVLink, and finds its own way
+        if interface != "lo":  # within one node NCCL uses shared memory and NVLink
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
 
 
@@ -140,7 +140,7 @@ class _Meeting(TypedDict):
 def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
     deadline, pause_s = time.monotonic() + _RENDEZVOUS_TIMEOUT_S, 0.1
     while time.monotonic() < deadline:
-        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with a message of its own
+        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with its own message
         if is_listed(place):
             meeting: _Meeting = read_json(place, _Meeting)
             if meeting["token"] == token:

@@ -1,7 +1,7 @@
-"""The training workload: pretrain, traces, sft, rl, generate, evaluate.
+"""Define the training workload: pretrain, traces, sft, rl, generate, evaluate.
 
-Its code runs in three places, and each imports only what it needs there: the login node checks and
-estimates, the batch host prepares the dataset, the ranks train. So imports stand inside the methods.
+It runs in three places: the login node checks and estimates, the batch host prepares the dataset, the ranks
+train. Each imports only what it needs, so imports stand inside the methods.
 """
 
 import heapq
@@ -29,7 +29,7 @@ class Training(Workload):
     """Everything that trains a model or samples from one."""
 
     def complete(self, config: RunConfig) -> RunConfig:
-        """Fill in the number of questions of each test file, where a stage asks any."""
+        """Fill in the number of questions of each test file, if the stage uses any."""
         if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
             return config
         from r1hpc.tasks.problems.benchmark import with_counted_sets  # pyarrow
@@ -47,7 +47,7 @@ class Training(Workload):
 
         try:
             return vocabulary_size(load_tokenizer(config.model))
-        except UsageError:  # an earlier stage will leave it, or it is refused where it is asked for
+        except UsageError:  # an earlier stage will write it, or a later check refuses it
             return None
 
     def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
@@ -63,14 +63,14 @@ class Training(Workload):
             notes += check_training_data(config, facts.to_come, tokenizer_to_come=to_come)
             check_trained_on(config, facts.to_come)
             config = self.complete(config)
-        else:  # it goes on as it was begun, from its checkpoints
+        else:  # it continues from its checkpoints
             check_mix_goes_on(facts.frozen, config)
             check_sources(config)
             if config.rollout.vllm_options != facts.frozen.rollout.vllm_options:
                 config.rollout.check_new()
             check_zero_goes_on(facts.run, config)
         asked = config
-        if expected is not None and facts.tokenizer_folder is not None:  # what will be there is here already
+        if expected is not None and facts.tokenizer_folder is not None:  # a copy is here already
             asked = replace(config, model=replace(config.model, path=facts.tokenizer_folder))
             expected = None
         repeats, prompt = self._check_questions(asked, facts, tokenizer_is_to_come(asked, expected))
@@ -79,10 +79,10 @@ class Training(Workload):
     def _check_questions(
         self, config: RunConfig, facts: Facts, tokenizer_to_come: bool
     ) -> tuple[list[str], str | None]:
-        """Check task, rewards and tokenizer, which the ranks would only meet on the nodes.
+        """Check task, rewards and tokenizer, which the ranks would only find faulty on the nodes.
 
         Returns:
-            Notes on questions that are asked again; one prompt as the model will see it.
+            Notes on questions that are used again; one prompt as the model will see it.
 
         Raises:
             UsageError: an unknown task, option or reward term, a missing file or package, too few held-out
@@ -104,7 +104,7 @@ class Training(Workload):
             return notes, None
         own = tokenizer.load_tokenizer(config.model)
         form = tokenizer.form_of(own, config.model, facts.code)
-        # The longest text is not always the one with the most tokens.
+        # The longest text does not always have the most tokens.
         wheres = {item.prompt: item.where for item in reversed(items)}
         for prompt in heapq.nlargest(_MOST_ENCODED, wheres, key=len):
             tokenizer.prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
@@ -162,7 +162,7 @@ class Training(Workload):
         return estimate_of_run(config, plan, rates, expected_model)
 
     def prepare(self, run: RunDir, config: RunConfig) -> str:
-        """Build the dataset where it is not there yet; return its folder."""
+        """Build the dataset if it is missing; return its folder."""
         if config.stage not in _READS_SHARDS:
             return ""
         from r1hpc.train.supervised.dataset import ensure_dataset

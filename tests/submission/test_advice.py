@@ -159,7 +159,7 @@ def test_what_costs_more_on_a_gpu_than_it_saves() -> None:
     packed = _config(ModelConfig(path="x"), "sft", data=DataConfig(packing=True, seq_len=16384))
     packed = replace(packed, train=TrainConfig(lr=1e-5))
     (said,) = seldom_meant(packed)
-    assert said.startswith("data.packing with data.seq_len=16,384: sdpa works out all pairs")
+    assert said.startswith("data.packing with data.seq_len=16,384: sdpa computes all pairs")
     (said,) = seldom_meant(
         _config(ModelConfig(path="x"), "pretrain", train=TrainConfig(precision=Precision.fp8))
     )

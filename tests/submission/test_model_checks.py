@@ -70,6 +70,4 @@ def test_a_cache_of_two_rotations_is_refused(longest: int, change: dict[str, Any
 def test_a_slip_in_the_name_of_a_shape_is_noted() -> None:
     config = load.load("smoke", ["model.config.num_hidden_layer=48", "model.config.rope_theta=1e4"])
     (note,) = check_models(config, None, None)
-    assert (
-        note == "model.config.num_hidden_layer is not num_hidden_layers, and changes no shape: is it meant?"
-    )
+    assert note == "model.config.num_hidden_layer changes no shape: did you mean num_hidden_layers?"

@@ -107,7 +107,7 @@ def test_documents_without_roles_are_refused_and_a_recipe_of_traces_is_not(tmp_p
         ('{"messages": []}', "no field 'prompt': write what the user says in 'messages' as 'prompt'"),
         ('{"a": 1, "b": 2}', "no field 'prompt'; it has 'a', 'b'"),
         ('{"prompt": "1", "completion": ""}', "field 'completion' is empty"),
-        ('{"prompt": "1", "completion": "2<eos>"}', "the completion holds <eos>, which is put after"),
+        ('{"prompt": "1", "completion": "2<eos>"}', "the completion holds <eos>, which is added to"),
         ('{"prompt": "one", "completion": "2"}', "the tokenizer has no token for ['e', 'n', 'o']"),
     ],
 )
@@ -167,7 +167,9 @@ def test_a_chain_whose_answers_may_be_longer_than_a_row_says_so(seq_len: int, is
     said = may_be_too_long(config, others)
     assert len(said) == is_told
     for sentence in said:
-        assert sentence.startswith("data.seq_len is 23, and what stage answers keeps may have up to 24")
+        assert sentence.startswith(
+            "data.seq_len is 23, but completions kept by stage answers may have up to 24"
+        )
         assert sentence.endswith("set data.seq_len=24")
 
 
@@ -189,7 +191,7 @@ def test_a_thinking_that_is_opened_and_never_closed_is_noted() -> None:
     assert not [note for note in plan().notes if opened in note]
     (note,) = [note for note in plan("model.open_thinking=true").notes if opened in note]
     assert "the completion of" in note
-    assert "mine.jsonl:1 has no </think>: answering inside the thinking would be learnt" in note
+    assert "mine.jsonl:1 has no </think>: the model would learn to answer inside the thinking" in note
     Path("mine.jsonl").write_text('{"prompt": "1+1=", "completion": "</think>2"}\n')
     assert not [note for note in plan("model.open_thinking=true").notes if opened in note]
 
@@ -232,7 +234,7 @@ def test_data_that_is_too_small_is_refused_before_the_queue(tmp_path: Path) -> N
     Path("r.yaml").write_text(_RECIPE)
     build_dataset(tmp_path / "r.yaml", tmp_path / "traces")
     pretrain = ("stage=pretrain", "data.traces=[]", "data.path=text")
-    assert "holds 20 tokens, and a sample is data.seq_len + 1 = 129 of them" in refused(
+    assert "holds 20 tokens, but a sample needs data.seq_len + 1 = 129" in refused(
         *pretrain, "data.seq_len=128"
     )
     words = (

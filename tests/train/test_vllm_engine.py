@@ -81,10 +81,10 @@ def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     VllmSampler(job(), IDS)
     with pytest.raises(ConfigError, match="softmax attention"):
         VllmSampler(job(ModelConfig(attn_implementation="gate")), IDS)
-    with pytest.raises(R1hpcError, match="the vLLM that is installed runs on cpu, and this run on cuda"):
+    with pytest.raises(R1hpcError, match="the installed vLLM is for cpu, but this run is on cuda"):
         VllmSampler(job(device="cuda"), IDS)
     monkeypatch.setattr(vllm_engine, "installed_version", lambda: "0.33.1")
-    with pytest.raises(R1hpcError, match=r"for vLLM >=0.32,<0.33, and 0.33.1 is installed"):
+    with pytest.raises(R1hpcError, match=r"needs vLLM >=0.32,<0.33, but 0.33.1 is installed"):
         VllmSampler(job(), IDS)
 
 
@@ -175,8 +175,8 @@ def test_on_a_gpu_it_sleeps_between_rollouts() -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("model.config.model_type=mixtral", "is not handed a model of type mixtral"),
-        ("model.config.model_type=gemma2", "is not handed a model of type gemma2"),
+        ("model.config.model_type=mixtral", "does not support type mixtral"),
+        ("model.config.model_type=gemma2", "does not support type gemma2"),
         ("rollout.temperature=0.005", r"rollout.temperature is 0.005: vLLM samples at 0\.01 at least"),
         ("evaluate.temperature=0.005", r"evaluate.temperature is 0.005: vLLM samples at 0\.01 at least"),
     ],

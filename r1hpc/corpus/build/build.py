@@ -1,13 +1,12 @@
-"""From a recipe to a published dataset.
+"""Build a dataset from a recipe and publish it.
 
     report = build_dataset(find_recipe("stdlib"), Path("data/stdlib"), workers=2)
 
-The inputs are listed and divided into parts; every stage makes one unit of a part (see work): clean -> dedup
--> tokenizer -> tokens, or the last two alone for a plain recipe; before them teachers write the sources that
-are generated. At the end the parts are gathered, the
-manifest is written and the whole gets its name by one rename. Nothing is visible under the destination's name
-before. The same recipe over the same inputs gives the same bytes with any number of workers, however often it
-was killed.
+The inputs are listed and divided into parts. Every stage makes one unit per part (see engine/units.py):
+generate (only for generated sources) -> clean -> dedup -> tokenizer -> tokens; a plain recipe has the last
+two alone. At the end the parts are gathered, the manifest is written, and one rename makes the dataset
+visible. The same recipe over the same inputs gives the same bytes with any number of workers, however often
+it was killed.
 """
 
 import contextlib
@@ -67,7 +66,7 @@ from r1hpc.data.format.manifest import (
 
 @dataclass
 class Preparation:
-    """What became of the records of a source, or of all."""
+    """Counts of kept and dropped records, of one source or of all."""
 
     num_in: int = 0
     num_kept: int = 0
@@ -89,7 +88,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did. `built` is False when the dataset was there already."""
+    """The result of a build. `built` is False if the dataset existed already."""
 
     id: str
     path: Path
@@ -111,15 +110,15 @@ def build_dataset(
     after_others: bool = False,
     check_inputs: bool = False,
 ) -> BuildReport:
-    """Build the dataset of a recipe file at `out`, unless it is there.
+    """Build the dataset of a recipe file at `out`, unless it exists.
 
     Args:
         workers: writer processes; changes how long it takes and nothing else.
         work_off: makes the units instead of `workers` processes.
-        report: is called with a line for people now and then.
-        teach: what writes the documents of generated sources (r1hpc.train.generate.teach_unit).
-        after_others: other jobs made all units; one that is missing is an error.
-        check_inputs: record the digests of the inputs; of a dataset that is there, compare them.
+        report: called with a progress line now and then.
+        teach: makes the task that writes generated sources (r1hpc.train.generate.teach_unit).
+        after_others: other jobs made all units; a missing one is an error.
+        check_inputs: record the digests of the inputs; for an existing dataset, compare them.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
@@ -141,15 +140,15 @@ def build_dataset(
     except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
-        # Without locks another build can finish first, and take the work folder along.
+        # Without locks another build can finish first and remove the work folder.
         return _lost_race(recipe, out)
 
 
 def find_dataset(recipe_path: Path, out: Path, *, check_inputs: bool = False) -> BuildReport | None:
-    """The dataset of this recipe if it is at `out`; None if there is nothing.
+    """Return the dataset of this recipe if it is at `out`; None if nothing is there.
 
     Raises:
-        UsageError: there is something else.
+        UsageError: something else is there.
     """
     return _find_existing(load_recipe(recipe_path), destination_of(out), check_inputs)
 
@@ -164,14 +163,14 @@ def build_share(
     teach: Teach | None = None,
     after_others: bool = False,
 ) -> None:
-    """One share of the units of a dataset at `out`, for one of several jobs; `build_dataset` gathers them.
+    """Make one share of a dataset's units, for one of several jobs; `build_dataset` gathers them.
 
     Args:
-        after_others: other jobs made the stages before; a unit of those that is missing is an error.
+        after_others: other jobs made the earlier stages; a missing unit of those is an error.
 
     Raises:
-        UsageError: a recipe or an input that cannot be used; a stage that the recipe lacks.
-        DataError: after_others, and a unit of a stage before is missing.
+        UsageError: a recipe or an input that cannot be used; a stage the recipe does not have.
+        DataError: after_others, and a unit of an earlier stage is missing.
     """
     recipe, out = load_recipe(recipe_path), destination_of(out)
     if _find_existing(recipe, out) is None:
@@ -182,7 +181,7 @@ def build_share(
 
 def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
     with open_work(out, how.report) as work:
-        existing = _find_existing(recipe, out)  # made while we waited for the work folder
+        existing = _find_existing(recipe, out)  # made while this build waited for the work folder
         if existing:
             return existing
         states = _input_states(recipe, spans, lambda _: check_inputs)
@@ -211,14 +210,14 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
 
 
 def _left_out_said(made: Made) -> str:
-    """Why what teachers wrote was left out by stage generate, for an error."""
+    """Return why stage generate left out the teachers' documents, for an error."""
     counts = left_out(made.generated).values()
     rules = [f"{count:,} {rule}" for each in counts for rule, count in each.items()]
     return f"; of what teachers wrote {', '.join(rules)}" if rules else ""
 
 
 def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
-    """A mixture of nothing is a mistake that is better found here than by a run."""
+    """Refuse an empty mixture here, before a run meets it."""
     empty = [source["name"] for source in sources if recipe.mix is not None and not source["num_tokens"]]
     if empty:
         raise UsageError(
@@ -228,7 +227,7 @@ def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
 
 
 def _gather(recipe: Recipe, work: Work, made: Made) -> Path:
-    """The content of the dataset in a folder of its own; the units stay whole until it has its name."""
+    """Gather the dataset's content in a separate folder; the units stay until it has its name."""
     import zarr
 
     content = work.private()
@@ -245,7 +244,7 @@ def _gather(recipe: Recipe, work: Work, made: Made) -> Path:
 
 
 def _teachers(recipe: Recipe, made: Made) -> dict[str, Any]:
-    """The hash of the teacher of each generated source; nothing where there is none."""
+    """Return the hash of the teacher of each generated source; empty without any."""
     found = {recipe.sources[number].name: sha256 for number, sha256 in made.teachers.items()}
     return {"teachers": found} if found else {}
 
@@ -289,7 +288,7 @@ def _manifest(
 
 
 def _preparation(recipe: Recipe, made: Made, results: list[PartResult]) -> dict[str, Any]:
-    """What became of the records, over all and by source; nothing for a plain recipe."""
+    """Return the counts of records, over all and by source; empty for a plain recipe."""
     if not recipe.is_prepared and not recipe.generated:
         return {}
     totals = [Preparation() for _ in recipe.sources]
@@ -319,7 +318,7 @@ def _preparation(recipe: Recipe, made: Made, results: list[PartResult]) -> dict[
 
 
 def _left_out_of_plain(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
-    """Records by source and rule, where there are any; with stages before it the manifest has them."""
+    """Return left-out records by source and rule; empty for recipes with stages, whose manifest has them."""
     if recipe.is_prepared or recipe.generated:
         return {}
     totals = zip(recipe.sources, _totals(recipe, results), strict=True)
@@ -335,7 +334,7 @@ def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
 
 
 def _inputs_hash(spans: list[SourceSpan]) -> str:
-    """Names and sizes of the inputs, to notice cheaply that they have changed since a build."""
+    """Return a hash of the inputs' names and sizes, to notice cheaply that they changed since a build."""
     prompts = [[span.source, span.digest] for span in spans if span.digest]
     places = [[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans]
     return digest([*places, *prompts])
@@ -344,14 +343,14 @@ def _inputs_hash(spans: list[SourceSpan]) -> str:
 def _input_states(
     recipe: Recipe, spans: list[SourceSpan], is_digested: Callable[[str], bool]
 ) -> dict[str, dict[str, Any]]:
-    """Size, time and, where it is wanted, sha256 of the inputs, by source and name."""
+    """Return size, time and, if requested, sha256 of the inputs, by source and name."""
     found: dict[str, dict[str, Any]] = {}
     for number, name in sorted({(span.source, span.path) for span in spans if not span.digest}):
         source = recipe.sources[number]
         names = [name, str(Path(name).with_suffix(".bin"))] if source.kind == "megatron" else [name]
         for each in names:
             path, key = recipe.resolve(source.root) / each, f"{source.name}/{each}"
-            with contextlib.suppress(OSError):  # one that cannot be read was put aside
+            with contextlib.suppress(OSError):  # unreadable ones were put aside
                 status = path.stat()
                 found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
                 found[key] |= file_digest(path) if is_digested(key) else {}
@@ -359,7 +358,7 @@ def _input_states(
 
 
 def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> BuildReport | None:
-    """The dataset at `out` if it is this recipe's; None if there is nothing; an error for anything else."""
+    """Return the dataset at `out` if it is this recipe's; None if nothing is there; else raise an error."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -379,16 +378,16 @@ def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> Bui
 
 def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
     content = manifest.content
-    # Inputs that are gone do not harm a dataset that is there.
+    # Missing inputs do not harm an existing dataset.
     with contextlib.suppress(UsageError, StateError, OSError):
         spans = list_spans(recipe)
         is_same = _inputs_hash(spans) == content["inputs_hash"]
         beside = _files_beside(recipe)
         record = manifest.path / MADE_WITH
-        was = read_json(record) if record.is_file() else beside  # made by a version that kept none
+        was = read_json(record) if record.is_file() else beside  # older versions kept none
         if is_same and was == beside and _has_tokenizer_of(recipe, manifest):
             return _edited(recipe, spans, manifest.path / INPUT_STATES, check_inputs)
-    return "the inputs have changed since; build into a new folder to take them in"
+    return "the inputs have changed since; build into a new folder to use them"
 
 
 def _edited(recipe: Recipe, spans: list[SourceSpan], record: Path, check_inputs: bool) -> str:
@@ -417,8 +416,8 @@ def _few(names: list[str]) -> str:
 
 
 def _files_beside(recipe: Recipe) -> dict[str, str]:
-    """Digests of the files beside the inputs that decide what is kept and how it is written, by their names
-    in the recipe; the tokenizer's lie in the dataset."""
+    """Return digests of the files beside the inputs that decide what is kept and how it is written, by their
+    names in the recipe. The tokenizer's are in the dataset."""
     against = recipe.decontaminate.against if recipe.decontaminate else ()
     found = {name: str(file_digest(recipe.resolve(name))["sha256"]) for name in against}
     named = {source.chat_template: source for source in recipe.sources if source.chat_template}

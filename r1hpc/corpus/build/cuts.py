@@ -1,12 +1,12 @@
-"""Cut a long text where its tokenizer surely begins a new word, so that the pieces give the ids of the whole.
+"""Cut a long text where its tokenizer surely begins a new word: the pieces give the ids of the whole text.
 
     for piece in Cuts(tokenizer).pieces(raw): ...
 
-A tokenizer takes a text apart by regular expressions before its model sees the words. A place between two
-characters is sure if no expression can match across it and one of them must end or begin a match there.
-Both follow from the expression's syntax (`_Parser`); what a character class holds is asked of the tokenizers
-library itself. Expressions that look behind, anchor or match possessively are not understood: no place is
-sure then, nor where a normalizer or a token of the vocabulary's own may join what was cut.
+A tokenizer divides a text by regular expressions before its model sees the words. A place between two
+characters is sure if no expression can match across it and one of them must end or begin a match there. Both
+follow from the expression's syntax (`_Parser`); the tokenizers library itself tells which characters a class
+holds. Expressions with look-behind, anchors or possessive matches are not supported. For them no place is
+sure, nor where a normalizer or an added token may join the pieces.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from r1hpc.base.units import format_bytes
 
 PIECE_BYTES = 2**20
 MOST_BYTES = 6 * 2**20
-"""Bytes of text encoded at once where there is no place to cut: the library takes 130 bytes for each."""
+"""Bytes of text encoded at once if there is no place to cut: the library takes 130 bytes for each."""
 NO_CUT = "it is too long: "
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -34,10 +34,16 @@ _PUNCTUATION = r"\p{P}|[!-/:-@\[-`{-~]"
 _FIXED = {"Whitespace": r"\w+|[^\w\s]+", "WhitespaceSplit": r"\s", "BertPreTokenizer": rf"\s|{_PUNCTUATION}"}
 _LOCAL = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer")
 """Normalizers that change nothing across a place before an ASCII space, line feed or comma."""
+_CLASS = r"\[(?:\\.|\[(?:\\.|[^\]\\])*\]|[^\]\\\[])*\]"
+_ATOM = re.compile(
+    rf"\\[pP]\{{\^?\w+\}}|\\u[0-9A-Fa-f]{{4}}|\\[sSdDwWhHnrtfv]|\\[^\w\s]|{_CLASS}|[^\\\[\](){{}}|*+?^$]"
+)
+_QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*,?\d*\})\??(?![*+?{])")
+_GROUP = re.compile(r"\((\?:|\?i:|\?=|\?!|(?!\?))")
 
 
 class NoCutError(Exception):
-    """A text holds no sure place where one is needed."""
+    """A text has no sure place where one is needed."""
 
 
 class Cuts:
@@ -47,7 +53,7 @@ class Cuts:
         self._tokenizer = tokenizer
 
     def pieces(self, raw: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
-        """Yield the text of UTF-8 bytes in pieces of `piece_bytes`, or of six megabytes where it must be.
+        """Yield the text of UTF-8 bytes in pieces of `piece_bytes`, or up to six megabytes if necessary.
 
         Raises:
             NoCutError: six megabytes without a sure place.
@@ -72,7 +78,7 @@ class Cuts:
 
     @functools.cached_property
     def _last(self) -> re.Pattern[str] | None:
-        """Matches up to the last sure place of a text."""
+        """Return a pattern that matches up to the last sure place of a text."""
         members = _flat(_state(self._tokenizer.pre_tokenizer), "pretokenizers")
         normalizers = [item["type"] for item in _flat(_state(self._tokenizer.normalizer), "normalizers")]
         tokens = list(self._tokenizer.get_added_tokens_decoder().values())
@@ -90,7 +96,7 @@ class Cuts:
         return re.compile(f".*(?:{'|'.join(places)})", re.DOTALL) if places else None
 
     def _is_by_character(self, members: list[dict[str, Any]]) -> bool:
-        """True if each byte has an id of its own, as with tokenizer.kind bytes."""
+        """True if each byte has its own id, as with tokenizer.kind bytes."""
         if [item["type"] for item in members] != ["ByteLevel"]:
             return False
         if members[0]["use_regex"] or members[0]["add_prefix_space"]:
@@ -101,7 +107,7 @@ class Cuts:
 
 
 def is_utf8(raw: bytes) -> bool:
-    """True if the bytes are valid, looked at piece by piece."""
+    """True if the bytes are valid UTF-8, checked piece by piece."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for at in range(0, len(raw), PIECE_BYTES):
@@ -112,7 +118,7 @@ def is_utf8(raw: bytes) -> bool:
 
 
 def _decode(raw: bytes, at: int, size: int) -> str:
-    """At most `size` bytes from `at`, whole characters only."""
+    """Return at most `size` bytes from `at`, complete characters only."""
     stop = min(at + size, len(raw))
     while stop < len(raw) and raw[stop] & 0xC0 == 0x80:
         stop -= 1
@@ -120,12 +126,12 @@ def _decode(raw: bytes, at: int, size: int) -> str:
 
 
 def _state(component: Any) -> dict[str, Any]:
-    """The component as it stands in tokenizer.json."""
+    """Return the component as in tokenizer.json."""
     return json.loads(component.__getstate__()) if component is not None else {}
 
 
 def _flat(state: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The components in order, sequences taken apart."""
+    """Return the components in order, with sequences unpacked."""
     if state.get("type") == "Sequence":
         return [item for inner in state[key] for item in _flat(inner, key)]
     return [state] if state else []
@@ -138,7 +144,7 @@ def _is_local(normalizers: list[str], characters: str) -> bool:
 
 
 def _token_joins(token: Any, left: str, right: str) -> bool:
-    """True if a token of the vocabulary's own could reach over the place."""
+    """True if an added token could reach over the place."""
     for content in (token.content, unicodedata.normalize("NFKC", token.content)):
         if any(a in left and b == right for a, b in pairwise(content)):
             return True
@@ -150,7 +156,7 @@ def _token_joins(token: Any, left: str, right: str) -> bool:
 def _are_apart(members: list[dict[str, Any]], left: str, right: str) -> bool:
     """True if the pre-tokenizers divide between any character of `left` and the character `right`."""
     adds_space = any(item.get("add_prefix_space") or item["type"] == "Metaspace" for item in members)
-    if adds_space and right != " ":  # to whatever a piece begins with
+    if adds_space and right != " ":  # at the beginning of any piece
         return False
     for item in members:
         expression = _expression(item)
@@ -163,7 +169,7 @@ def _are_apart(members: list[dict[str, Any]], left: str, right: str) -> bool:
 
 
 def _expression(item: dict[str, Any]) -> str | None:
-    """The regular expression by which a pre-tokenizer divides; None if it is not known."""
+    """Return the regular expression by which a pre-tokenizer divides; None if unknown."""
     kind = item["type"]
     if kind == "ByteLevel":
         return _GPT2 if item["use_regex"] else None
@@ -182,7 +188,7 @@ def _expression(item: dict[str, Any]) -> str | None:
 
 
 class _Node(NamedTuple):
-    """What a part of an expression can do with the two characters of a place."""
+    """The matches of a part of an expression at the two characters of a place."""
 
     nullable: bool = True
     first: bool = False
@@ -190,9 +196,9 @@ class _Node(NamedTuple):
     last: bool = False
     """It can end with the left one."""
     joins: bool = False
-    """It can hold the left one and then the right one."""
+    """It can contain the left one followed by the right one."""
     plain: str = ""
-    """The expression without what looks ahead."""
+    """The expression without look-aheads."""
 
     def then(self, other: "_Node") -> "_Node":
         return _Node(
@@ -209,16 +215,8 @@ class _Node(NamedTuple):
         return _Node(nullable, self.first, self.last, joins, self.plain + quantifier)
 
 
-_CLASS = r"\[(?:\\.|\[(?:\\.|[^\]\\])*\]|[^\]\\\[])*\]"
-_ATOM = re.compile(
-    rf"\\[pP]\{{\^?\w+\}}|\\u[0-9A-Fa-f]{{4}}|\\[sSdDwWhHnrtfv]|\\[^\w\s]|{_CLASS}|[^\\\[\](){{}}|*+?^$]"
-)
-_QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*,?\d*\})\??(?![*+?{])")
-_GROUP = re.compile(r"\((\?:|\?i:|\?=|\?!|(?!\?))")
-
-
 class _Parser:
-    """One expression, for one place. ValueError for syntax that is not understood."""
+    """Parse one expression for one place. ValueError for unsupported syntax."""
 
     def __init__(self, expression: str, left: str, right: str) -> None:
         self._text, self._left, self._right = expression, left, right
@@ -263,7 +261,7 @@ class _Parser:
             inner = self._alternatives("?i:" if kind == "?i:" else flag)
             if not self._take(")"):
                 raise ValueError(self._text)
-            if kind in ("?=", "?!"):  # what stands before it must not be the left one: it would see the right
+            if kind in ("?=", "?!"):  # the part before must not match the left one: it would see the right
                 return _Node(first=True, joins=inner.joins, plain="(?!)")
             return inner._replace(plain=f"({kind or '?:'}{inner.plain})")
         atom = _ATOM.match(self._text, self._at)

@@ -1,4 +1,4 @@
-"""Documents into ids, span by span: text, ids that already are, and traces of prompt and completion.
+"""Encode documents as ids, span by span: text, existing ids, and traces of prompt and completion.
 
 for item in encode_span(recipe, span, vocabulary, encoder, count):
     item.ids                        # without the EOS id, which the writer appends
@@ -21,43 +21,45 @@ from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, batched
 from r1hpc.corpus.sources.lines import line_number
 from r1hpc.corpus.sources.read import SourceSpan, read_records, read_span
 
+_Ids = npt.NDArray[Any] | str
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the ids of a dataset mean, as far as its arrays are concerned."""
+    """Properties of a dataset's ids that its arrays depend on."""
 
     vocab_size: int
     eos_id: int
 
     @property
     def dtype(self) -> "np.dtype[Any]":
-        """uint16 where the invalid id 65,535 lies outside the vocabulary, else uint32."""
+        """Return uint16 if the invalid id 65,535 lies outside the vocabulary, else uint32."""
         return np.dtype("<u2" if self.vocab_size <= 65_535 else "<u4")
 
     @property
     def invalid_id(self) -> int:
-        """The fill value: no token has it, so a hole can never pass as one."""
+        """Return the fill value: no token has it, so a hole never passes as one."""
         return int(np.iinfo(self.dtype).max)
 
 
 @dataclass
 class SourceCount:
-    """What one source gave."""
+    """Counts of one source."""
 
     num_documents: int = 0
     num_tokens: int = 0
     num_bytes: int = 0
     num_skipped: int = 0
-    """Documents left out, as the recipe says: not UTF-8, or no trace; and what is null in a line of JSON."""
+    """Documents left out as the recipe says: not UTF-8, or no trace; also null values in a line of JSON."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """The same by rule, and every other record that is empty."""
+    """The same by rule, and every other empty record."""
 
     def leave_out(self, rule: str) -> None:
         """Count one more under a rule."""
         self.left_out[rule] = self.left_out.get(rule, 0) + 1
 
     def add(self, other: "SourceCount") -> None:
-        """Count what another part has of the source."""
+        """Add another part's counts of the source."""
         self.num_documents += other.num_documents
         self.num_tokens += other.num_tokens
         self.num_bytes += other.num_bytes
@@ -67,7 +69,7 @@ class SourceCount:
 
     @property
     def described(self) -> dict[str, int]:
-        """As it stands in the manifest."""
+        """Return the counts as in the manifest."""
         return {name: count for name, count in asdict(self).items() if name != "left_out"}
 
 
@@ -81,7 +83,7 @@ class Encoded:
     ids: npt.NDArray[Any]
     num_bytes: int
     num_prompt_tokens: int = 0
-    """Traces: how many of the ids are the prompt."""
+    """Traces: how many of the ids belong to the prompt."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,13 @@ class _Fault:
     what: str
 
 
-_Ids = npt.NDArray[Any] | str
-
-
 def encode_span(
     recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
 ) -> Iterator[Encoded]:
-    """The documents of a span as ids; those that the recipe leaves out are counted in `count`.
+    """Yield the documents of a span as ids; `count` counts those the recipe leaves out.
 
     Raises:
-        UsageError: names the document that cannot be taken as the recipe says.
+        UsageError: names the document that does not fit the recipe.
     """
     if recipe.is_traces:
         assert encoder is not None, "the recipe refuses traces with tokenizer.kind ids"
@@ -117,7 +116,7 @@ def _encode_documents(
     size = 0
     where = f"source {recipe.sources[span.source].name}: {span.path}"
     stream = _IdStream(vocabulary, where, recipe.tokenizer.pad_id)
-    # Of empty records manifests count lines of null alone, as ever: a dataset's id is that of its manifest.
+    # Manifests count only null lines among empty records, as always: they decide a dataset's id.
     counts_null = recipe.sources[span.source].kind == "jsonl"
     for document in read_records(recipe, span):
         if document.fault:
@@ -179,7 +178,7 @@ def _encode_batch(
 
 
 class _IdStream:
-    """Documents out of rows of ids: one ends at each EOS id, and at the end of the row or of the stream."""
+    """Documents in rows of ids: each ends at an EOS id, or at the end of the row or the stream."""
 
     def __init__(self, vocabulary: Vocabulary, where: str, pad_id: int | None) -> None:
         self._vocabulary, self._where, self._pad_id = vocabulary, where, pad_id
@@ -187,7 +186,7 @@ class _IdStream:
         self._begin = 0
 
     def split(self, document: Document) -> Iterator[Encoded]:
-        """The documents that end in this row; of a stream the last one is kept back, for it may go on."""
+        """Yield the documents that end in this row. A stream's last one is held back, as it may continue."""
         ids = np.frombuffer(document.raw, dtype="<u4")
         if self._pad_id is not None and not document.is_stream:
             ids = ids[: _end_without(self._pad_id, ids)]
@@ -205,7 +204,7 @@ class _IdStream:
             self._rest.append(ids[begin:])
 
     def close(self) -> Iterator[Encoded]:
-        """What was kept back."""
+        """Yield what was held back."""
         yield from self._close(np.empty(0, dtype="<u4"), self._begin)
 
     def _close(self, ids: npt.NDArray[np.uint32], position: int) -> Iterator[Encoded]:
@@ -226,13 +225,13 @@ class _IdStream:
 
 
 def _end_without(pad_id: int, ids: npt.NDArray[np.uint32]) -> int:
-    """Where the ids end that are not padding."""
+    """Return the end of the ids without padding."""
     own = np.flatnonzero(ids != pad_id)
     return int(own[-1]) + 1 if len(own) else 0
 
 
 def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes | None:
-    """The text; of a long one its bytes, which are encoded piece by piece. None: it is left out."""
+    """Return the text, or the bytes of a long one, which is encoded in pieces. None if it is left out."""
     if len(document.raw) > PIECE_BYTES and is_utf8(document.raw):
         return document.raw
     source = recipe.sources[span.source]
@@ -251,7 +250,7 @@ def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes |
 def _encode_traces(
     recipe: Recipe, span: SourceSpan, encoder: Encoder, count: SourceCount
 ) -> Iterator[Encoded]:
-    """Prompt and completion are encoded apart, so that the prompt's ids are those a sampler will see."""
+    """Encode prompt and completion separately, so that the prompt's ids are those a sampler will see."""
     for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
         yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), count)
 
@@ -259,17 +258,17 @@ def _encode_traces(
 def _sound(
     recipe: Recipe, span: SourceSpan, found: Iterator[Encoded | _Fault], count: SourceCount
 ) -> Iterator[Encoded]:
-    """What is a trace; the rest is counted or raised, as the source says."""
+    """Yield the valid traces; count or raise the others, as the source says."""
     source = recipe.sources[span.source]
     for item in found:
         if isinstance(item, Encoded):
             yield item
             continue
-        # What a teacher wrote has no lines that anybody could correct.
+        # A teacher's output has no lines that anybody could correct.
         if source.on_invalid == "error" and source.generate is None:
             path = recipe.resolve(source.root) / span.path
             number = line_number(path, item.position)
-            if path.is_symlink():  # a run's own recipe links to the files of data.traces
+            if path.is_symlink():  # a run's recipe links to the files of data.traces
                 raise UsageError(f"{path.resolve()}:{number}: {item.what}; correct the line, or leave it out")
             raise UsageError(
                 f"{path}:{number}: {item.what}; correct the line, or set on_invalid: skip for source "
@@ -295,7 +294,7 @@ def _halves(document: Document) -> tuple[str, str]:
 
 
 def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> Encoded | _Fault:
-    """One document of a prompt and a completion, unless one of them cannot be."""
+    """Return one document of a prompt and a completion, or a fault."""
     if isinstance(prompt, str) or isinstance(completion, str):
         name, why = ("prompt", prompt) if isinstance(prompt, str) else ("completion", completion)
         return _Fault(document.position, f"the vocabulary cannot spell the {name} ({why})")

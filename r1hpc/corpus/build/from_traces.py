@@ -1,11 +1,11 @@
-"""From files of traces and a tokenizer to a recipe, for a run that names its traces and no dataset.
+"""Make a recipe from files of traces and a tokenizer, for a run that names traces instead of a dataset.
 
     inputs = list_inputs(["runs/teach/traces.jsonl", "curated/"])
     name = inputs_hash(inputs, tokenizer, eos_id)           # the same bytes have the same name anywhere
     recipe = write_trace_recipe(inputs, tokenizer, eos_id, folder)
 
 `folder` then holds recipe.yaml, tokenizer/ and inputs/<n>/ with links to the files of the n-th input, so
-that neither the recipe nor the dataset made from it depends on where the files lie.
+neither the recipe nor the dataset depends on where the files lie.
 """
 
 import re
@@ -25,7 +25,7 @@ from r1hpc.data.format.manifest import TOKENIZER, digest, file_digest
 
 RECIPE = "recipe.yaml"
 REWRITTEN = ".jsonl"
-"""After the name of an input that was compressed: what is rewritten is not."""
+"""Suffix of a compressed input's name: rewritten files are not compressed."""
 _MIN_SHARD, _MAX_SHARD = 2**13, 2**24
 _CHUNK = 2**15
 _PART_BYTES = 2**26
@@ -33,31 +33,30 @@ _PART_BYTES = 2**26
 
 @dataclass(frozen=True)
 class TraceInput:
-    """One entry of data.traces: the files it stands for, in order."""
+    """One entry of data.traces: its files, in order."""
 
     files: tuple[Path, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each file's link: sorts as the files do, never hidden."""
+        """Return the name of each file's link: sorts as the files do, never hidden."""
         return tuple(f"{number:05d}-{path.name}" for number, path in enumerate(self.files))
 
 
 def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInput]:
-    """Each path's files: a file by itself, a folder's *.jsonl, compressed ones too, sorted by name (not those
-    below it).
+    """Return each path's files: itself, or a folder's *.jsonl (no subfolders), also compressed, by name.
 
     Args:
         key: the setting that names them, for errors.
 
     Raises:
-        UsageError: names the path that is not there, or the folder without any.
+        UsageError: names the missing path, or the folder without any.
     """
     return [_list_input(Path(path).absolute(), key) for path in paths]
 
 
 def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> str:
-    """sha256 over the content and names of all inputs, the tokenizer and how the dataset is laid out."""
+    """Return a sha256 over the content and names of all inputs, the tokenizer and the dataset's layout."""
     files = [[[n, file_digest(p)] for n, p in zip(i.names, i.files, strict=True)] for i in inputs]
     return digest({"recipe": _recipe(inputs, eos_id), "files": files, "tokenizer": file_digest(tokenizer)})
 
@@ -69,10 +68,10 @@ def write_trace_recipe(
     folder: Path,
     rewrite: Callable[[Path, Path], None] | None = None,
 ) -> Path:
-    """Make `folder` anew and return the recipe in it, for build_dataset.
+    """Create `folder` anew and return the recipe in it, for build_dataset.
 
     Args:
-        rewrite: writes (from a file, to another) the traces as the model is to see them; None: as they are.
+        rewrite: writes (from a file, to another) the traces in the model's form; None: as they are.
 
     Raises:
         UsageError: `tokenizer` is not there.
@@ -98,8 +97,8 @@ def write_trace_recipe(
 
 
 def in_terms_of_inputs(said: str, inputs: Sequence[TraceInput], folder: Path) -> str:
-    """What a build said of the recipe in `folder`, of the files that the user has: what was rewritten has
-    the same lines, and on_invalid is no setting of a run."""
+    """Rewrite a build's error about the recipe in `folder` for the user's files: rewritten files have the
+    same lines, and on_invalid is no setting of a run."""
     for number, item in enumerate(inputs):
         for name, path in zip(item.names, item.files, strict=True):
             said = said.replace(f"{folder.absolute() / _root(number) / _rewritten(name)}:", f"{path}:")
@@ -122,7 +121,7 @@ def _list_input(path: Path, key: str) -> TraceInput:
 
 
 def source_names(num_inputs: int) -> list[str]:
-    """What the entries of data.traces are called as sources of the dataset."""
+    """Return the names of data.traces' entries as sources of the dataset."""
     return [f"traces-{number}" for number in range(num_inputs)]
 
 
@@ -132,7 +131,7 @@ def _root(number: int) -> str:
 
 def _recipe(inputs: Sequence[TraceInput], eos_id: int) -> dict[str, Any]:
     num_bytes = sum(path.stat().st_size for item in inputs for path in item.files)
-    # About one shard: a writer keeps a whole one in memory, and pads the last.
+    # About one shard: a writer holds a complete one in memory, and pads the last.
     shard = min(_MAX_SHARD, max(_MIN_SHARD, 1 << max(0, num_bytes - 1).bit_length()))
     return {
         "name": "traces",

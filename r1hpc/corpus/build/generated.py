@@ -1,18 +1,19 @@
-"""Documents that a teacher wrote: what a unit of stage `generate` leaves, and where each of them comes from.
+"""Store documents that a teacher wrote: the output of a unit of stage `generate`, and each document's origin.
 
-    written(span, unit)                          # the span as it is read by the next stage
+    written(span, unit)                          # the span as the next stage reads it
     origin_of(manifest, info)                    # prompt, seed, settings, verdict and teacher of a document
 
-    documents.jsonl     what is kept: a text a line, or a prompt and its completion
+    documents.jsonl     kept documents: a text a line, or a prompt and its completion
     origins.parquet     every completion, kept or left out, in the order of the prompts:
 
-    prompt, item, sample    what was asked, the number of the prompt in its file, of the completion from 0
-    position                of its line in documents.jsonl; null where it is left out
+    prompt, item, sample    the prompt, its number in its file, the completion's number from 0
+    position                of its line in documents.jsonl; null if left out
     rule, value             why it is left out (empty: kept), and the number that decided
     num_tokens              of the completion
-    correct, reward, pass_rate      the verifier's word, where the prompts have answers
+    correct, reward, pass_rate      the verifier's result, if the prompts have answers
 
-The task of such a unit is of package train, which this one does not import: a build is handed it (Teach).
+The unit's task belongs to package train, which is not imported here: a build receives it as an argument
+(Teach).
 """
 
 import io
@@ -33,18 +34,18 @@ ORIGINS = "origins.parquet"
 
 
 class TeachTask(UnitTask, Protocol):
-    """What writes the documents of a span."""
+    """Writes the documents of a span."""
 
     @property
     def made_by(self) -> dict[str, str]:
-        """The code and the libraries that decide what is written, beside settings and teacher."""
+        """Return the code and libraries that decide what is written, besides settings and teacher."""
 
 
 Teach = Callable[[Recipe, SourceSpan], TeachTask]
 
 
 def origin_schema() -> Any:
-    """The Arrow schema of a file of origins."""
+    """Return the Arrow schema of a file of origins."""
     import pyarrow as pa
 
     return pa.schema(
@@ -64,19 +65,19 @@ def origin_schema() -> Any:
 
 
 def written(span: SourceSpan, unit: Path) -> SourceSpan:
-    """The span once its unit is done: a file of documents like any other, with its size."""
+    """Return the span once its unit is done: a file of documents like any other, with its size."""
     path = unit / DOCUMENTS
     size = path.stat().st_size
     return replace(span, written=path, start=0, stop=size, num_bytes=size)
 
 
 def origin_file(source: str, name: str) -> str:
-    """Where the origins of a span lie in the dataset."""
+    """Return the path of a span's origins in the dataset."""
     return f"{GENERATED}/{source}/{Path(name).stem}.parquet"
 
 
 def origin_of(manifest: DatasetManifest, info: DocumentInfo) -> dict[str, Any] | None:
-    """What is on record of a document that a teacher wrote; None for any other.
+    """Return the origin of a document that a teacher wrote; None for any other.
 
     Raises:
         ShardCorruptError: the file is damaged.
@@ -96,11 +97,10 @@ def origin_of(manifest: DatasetManifest, info: DocumentInfo) -> dict[str, Any] |
 
 
 def left_out(generated: Mapping[tuple[int, str], Path]) -> dict[int, dict[str, int]]:
-    """Completions that stage generate left out, by source and rule.
+    """Count the completions that stage generate left out, by source and rule.
 
     Args:
-        generated: units by the number of their source, which a unit that was made for an earlier form of the
-            recipe does not know, and their file.
+        generated: units by source number and file; a unit of an earlier recipe does not know its number.
     """
     found: dict[int, dict[str, int]] = {}
     for (source, _), path in generated.items():

@@ -1,14 +1,13 @@
-"""A dataset built by Slurm: each stage of its recipe an array of jobs, each job a share of the stage's units.
+"""Build a dataset on Slurm: each stage of its recipe is an array of jobs, each job a share of its units.
 
     order = DatasetOrder(recipe, out, shares=8, overrides=("resources.partition=cpu",))
     jobs = submit_dataset(order)     # {"clean": "12", "tokenizer": "13", "tokens": "14", "publish": "15"}
 
-A stage begins when the one before has ended well. Units are pure and named by what they are made of, so a job
-that is preempted begins again with the units that are still missing, a build that failed goes on when it is
-asked for again, and all of it gives the dataset that one process would have made. A job that finds the stages
-before it made of something else (inputs, code or libraries have changed while it waited) says so and fails:
-each job of an array would make them anew. Scripts and logs lie in
-the work folder, which is gone when the dataset is there.
+A stage starts when the previous one has succeeded. Units are pure and named by their inputs, so a preempted
+job starts again with the missing units, a failed build continues when submitted again, and the result equals
+that of one process. If inputs, code or libraries changed while a job waited, it fails with an error, since
+each job of an array would make the earlier stages anew. Scripts and logs lie in the work folder, which is
+removed once the dataset exists.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ JOBS = "jobs"
 PUBLISH = "publish"
 _SHARED_STAGES = ("generate", "clean", "tokens")
 _STAGES_ALONE = ("teacher", "evaluation", "tokenizer")
-"""Each one unit; that of `dedup` is made on the way to the tokenizer's, by the same job."""
+"""Stages of one unit; the unit of `dedup` is made by the tokenizer's job."""
 
 _SCRIPT = """\
 #!/bin/bash
@@ -50,16 +49,16 @@ exec {command} --workers "${{{workers}:-1}}"{share}
 
 @dataclass(frozen=True)
 class DatasetOrder:
-    """What a build on Slurm was asked for."""
+    """The settings of a build on Slurm."""
 
     recipe: Path
     out: Path
     shares: int = 4
-    """Jobs that a stage of many parts is dealt to, at most one for each part."""
+    """Jobs per stage of many parts, at most one per part."""
     overrides: tuple[str, ...] = ()
-    """Of `resources`, as the flags of sbatch stand for them."""
+    """Of `resources`, from the flags of sbatch."""
     cluster: str | None = None
-    """Name of a profile."""
+    """Name of a cluster profile."""
     check_inputs: bool = False
 
     def __post_init__(self) -> None:
@@ -68,12 +67,12 @@ class DatasetOrder:
 
 
 def submit_dataset(order: DatasetOrder) -> dict[str, str]:
-    """Submit the jobs of a build, each stage after the one before; their ids, by stage.
+    """Submit the jobs of a build, each stage after the previous one; return their ids by stage.
 
     Raises:
         UsageError: the recipe, an input, or a field of the jobs cannot be used.
-        StateError: jobs of the same build wait or run.
-        SlurmError: sbatch refused; the jobs before it are cancelled.
+        StateError: jobs of the same build are pending or running.
+        SlurmError: sbatch refused; the earlier jobs are cancelled.
     """
     if shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on PATH: run this on a login node, or take --engine local")
@@ -87,7 +86,7 @@ def submit_dataset(order: DatasetOrder) -> dict[str, str]:
         raise StateError(
             f"{order.out} is being built by job {', '.join(at_work)}: see `shard status`, or scancel"
         )
-    scripts = list(_scripts(order, config, folder))  # all checked before the first is submitted
+    scripts = list(_scripts(order, config, folder))  # check all before submitting the first
     folder.mkdir(parents=True, exist_ok=True)
     submitted: dict[str, str] = {}
     try:
@@ -99,7 +98,7 @@ def submit_dataset(order: DatasetOrder) -> dict[str, str]:
             submitted[name] = sbatch(path, folder, flags)
     except BaseException:  # an interrupt too: without its last job the build would never be published
         if submitted:
-            with contextlib.suppress(SlurmError):  # what went wrong first is what counts
+            with contextlib.suppress(SlurmError):  # report the first error
                 call(["scancel", *submitted.values()])
         raise
     return submitted
@@ -108,7 +107,7 @@ def submit_dataset(order: DatasetOrder) -> dict[str, str]:
 def _scripts(
     order: DatasetOrder, config: RunConfig, folder: Path
 ) -> Iterator[tuple[str, dict[str, str], str]]:
-    """Of each job array: its name, the options that say what it waits for and how many it is, its text."""
+    """Yield for each job array its name, its options for dependency and size, and its script."""
     recipe = load_recipe(order.recipe)
     stages = plan_stages(recipe, list_spans(recipe, is_new=True))
     dependency = {"dependency": config.resources.dependency} if config.resources.dependency else {}
@@ -137,7 +136,7 @@ def _script(order: DatasetOrder, config: RunConfig, folder: Path, name: str, sha
 
 
 def _takes_gpus(config: RunConfig, name: str) -> bool:
-    """Teachers alone have a use for them."""
+    """True for stages with teachers, the only ones that use GPUs."""
     return name == "generate" and bool(config.resources.gpus_per_node)
 
 
@@ -146,7 +145,7 @@ def _gpus(config: RunConfig) -> str:
 
 
 def _options(config: RunConfig, folder: Path, name: str) -> dict[str, str]:
-    """sbatch options of one job: a task with some cores, which Slurm restarts after a preemption."""
+    """Return the sbatch options of one job: one task, some cores, requeued by Slurm after a preemption."""
     chosen: dict[str, str | int | None] = {
         "job-name": f"{folder.parent.name.removeprefix('.staging-')[:48]}-{name}",
         "ntasks": 1,

@@ -1,11 +1,10 @@
-"""Which stages a recipe has, which units each of them, and in which order.
+"""Run the stages of a recipe, unit by unit and in order.
 
     made = run_stages(recipe, spans, work, How(local_pool(4)))      # made.vocabulary, made.parts, ...
-    plan_stages(recipe, spans)          # {"clean": 12, "dedup": 1, ...}: how many units, before any is done
+    plan_stages(recipe, spans)          # {"clean": 12, "dedup": 1, ...}: numbers of units, before any is done
     run_share(recipe, spans, work, Share("clean", 2, 8), How())     # one of eight jobs that clean together
 
-A stage's keys follow from those of the stage before, so a change of one setting redoes only what depends on
-it.
+A stage's keys follow from those of the previous stage, so a changed setting redoes only what depends on it.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ from r1hpc.data.format.manifest import digest, file_digest
 
 @dataclass(frozen=True)
 class Share:
-    """Every `count`-th unit of a stage, from number `index` on: what one of `count` jobs makes."""
+    """Every `count`-th unit of a stage, from number `index` on: the work of one of `count` jobs."""
 
     stage: str
     index: int
@@ -51,22 +50,21 @@ class Share:
 
 @dataclass(frozen=True)
 class How:
-    """Who makes the units; nothing of it changes what they hold."""
+    """Settings for making the units; none changes their content."""
 
     work_off: WorkOff = field(default_factory=local_pool)
     report: Report | None = None
-    """Is called with a line for people now and then."""
+    """Called with a progress line now and then."""
     teach: Teach | None = None
     """Makes the task of a unit of stage generate."""
     after_others: bool = False
-    """The stages before a share, or all where there is none, were made by other jobs: what is missing of
-    them is not made here."""
+    """Other jobs made the stages before a share, or all without one; none of their units is made here."""
 
     def teach_task(self, recipe: Recipe, span: SourceSpan) -> TeachTask:
-        """The task of a span of a generated source.
+        """Return the task of a span of a generated source.
 
         Raises:
-            UsageError: nobody is there to teach.
+            UsageError: there is no teacher.
         """
         if self.teach is None:
             raise UsageError(
@@ -78,30 +76,30 @@ class How:
 
 @dataclass(frozen=True)
 class Made:
-    """What the stages leave."""
+    """The output of the stages."""
 
     vocabulary: Vocabulary
     tokenizer: Path | None
-    """Its folder; None for ids."""
+    """The tokenizer's folder; None for ids."""
     parts: list[Path]
     """The folder of every part."""
     generated: dict[tuple[int, str], Path] = field(default_factory=dict)
-    """The unit that wrote each span of a generated source, by source and name of the span."""
+    """The unit that wrote each span of a generated source, by source and span name."""
     teachers: dict[int, str] = field(default_factory=dict)
     """The hash of the teacher of each generated source."""
 
 
 class _ShareMade(Exception):  # noqa: N818  # no error
-    """The stage of the share has been reached and its units are there."""
+    """Ends the run: the stage of the share is reached and its units exist."""
 
 
 def divide(
     spans: Sequence[SourceSpan], part_bytes: int, *, by_source: bool = False
 ) -> list[list[SourceSpan]]:
-    """Consecutive spans in parts of at least `part_bytes` input bytes (the last may have less).
+    """Divide spans into parts of at least `part_bytes` input bytes each, in order (the last may have less).
 
     Args:
-        by_source: no part holds two sources, so that each source is one run of tokens.
+        by_source: no part holds two sources, so each source is one run of tokens.
     """
     parts: list[list[SourceSpan]] = [[]]
     size = 0
@@ -116,12 +114,12 @@ def divide(
 
 
 def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpan]]:
-    """The inputs in parts, as this recipe asks for."""
+    """Return the inputs divided into this recipe's parts."""
     return divide(spans, recipe.part_bytes, by_source=recipe.is_prepared or recipe.mix is not None)
 
 
 def check_references(recipe: Recipe) -> None:
-    """Refuse what would be found hours into a build, or never: missing files and languages, mistyped weights.
+    """Refuse what a build would meet late or never: missing files and languages, mistyped weights.
 
     Raises:
         UsageError: names the key, and the path, the code or the shares.
@@ -139,7 +137,7 @@ def check_references(recipe: Recipe) -> None:
 
 
 def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
-    """Units of each stage.
+    """Return the number of units of each stage.
 
     Raises:
         UsageError: as check_references.
@@ -160,7 +158,7 @@ def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
 
 
 def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
-    """All stages, each unit that is not there yet made by `how`."""
+    """Run all stages; `how` makes each missing unit."""
     check_references(recipe)
     return _Stages(recipe, spans, work, how).run()
 
@@ -172,11 +170,11 @@ def run_share(
     share: Share,
     how: How,
 ) -> None:
-    """The units of a share, and those of the stages before it that are not there yet.
+    """Make the units of a share, and the missing ones of earlier stages.
 
     Raises:
         UsageError: the recipe has no such stage.
-        DataError: how.after_others, and a unit of a stage before is missing.
+        DataError: how.after_others, and a unit of an earlier stage is missing.
     """
     stages = plan_stages(recipe, spans)
     if share.stage not in stages:
@@ -201,7 +199,7 @@ class _Stages:
         self._generated: dict[tuple[int, str], Path] = {}
         self._teachers: dict[int, str] = {}
         self._inputs: list[list[Any]] = []
-        """Of each part, what its units are named by: taken before they are made."""
+        """For each part, the facts that name its units, taken before they are made."""
         self._content = recipe.content
         self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
         self._stages: dict[str, list[list[Any]]] = {
@@ -229,7 +227,7 @@ class _Stages:
         return Made(vocabulary, tokenizer, self._tokens_of_texts(cleaned, dedup, vocabulary, tokenizer))
 
     def _generate(self) -> None:
-        """Have the teachers write their sources; from here on those are files like any other."""
+        """Have the teachers write their sources, which are then files like any other."""
         self._teachers = self._hash_teachers()
         planned = [span for span in self._spans if span.source in self._teachers]
         paths = self._run([self._generate_unit(span) for span in planned])
@@ -253,10 +251,10 @@ class _Stages:
         }
 
     def _generate_unit(self, span: SourceSpan) -> Unit:
-        """Named by teacher, prompts, settings, and the code that samples.
+        """Return the unit, named by teacher, prompts, settings, and the sampling code.
 
-        Not by this package's own code, as other units are: it does not write a word of it, and nothing is
-        dearer to make again.
+        Other units are named by this package's code too. It writes no word of these, and they are the most
+        expensive to redo.
         """
         source = self._recipe.sources[span.source]
         assert source.generate is not None, "the recipe counts it among the generated"
@@ -267,10 +265,10 @@ class _Stages:
         return Unit("generate", key, task, span.num_bytes)
 
     def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
-        """The folders of a stage's units; of a share of it none.
+        """Return the folders of a stage's units; none for a share.
 
         Args:
-            read_inputs: unit by unit they read the parts of the inputs.
+            read_inputs: the units read the parts of the inputs, in order.
         """
         is_share = self._share is not None and self._share.stage == units[0].stage
         if self._how.after_others and not is_share:
@@ -286,7 +284,7 @@ class _Stages:
         return made
 
     def _refuse_missing(self, units: list[Unit]) -> None:
-        """Every job of an array would make the whole stage, for itself."""
+        """Refuse missing units: every job of an array would make the complete stage itself."""
         stage = units[0].stage
         if stage == "dedup" and self._share is not None and self._share.stage == "tokenizer":
             return  # its only unit is made on the way
@@ -299,7 +297,7 @@ class _Stages:
             )
 
     def _check_inputs(self, mine: slice) -> None:
-        """Units are named by what their files were; one that changed since may be in them half and half."""
+        """Refuse inputs that changed: units are named by their files' state, and could hold a mix of both."""
         for part, before in zip(self._parts[mine], self._inputs[mine], strict=True):
             if self._inputs_key(part) != before:
                 names = ", ".join(sorted({span.path for span in part})[:3])
@@ -362,7 +360,7 @@ class _Stages:
             assert chosen.vocab_size is not None, "the recipe requires both with kind ids"
             assert chosen.eos_id is not None, "the recipe requires both with kind ids"
             return Vocabulary(chosen.vocab_size, chosen.eos_id), None
-        # What it is made of: the texts it is trained on, or the files it is copied from.
+        # Its inputs: the texts it is trained on, or the files it is copied from.
         made_of: Any = keys if chosen.kind == "byte_bpe" else None
         if chosen.path is not None:
             files = existing_files(self._recipe.resolve(chosen.path))
@@ -401,7 +399,7 @@ class _Stages:
         return {name: self._content[name] for name in ("profile", "chunk_tokens", "shard_tokens")}
 
     def _inputs_key(self, part: Sequence[SourceSpan]) -> list[Any]:
-        """A part's spans, how its sources are read, and the state of its files."""
+        """Return a part's spans, how its sources are read, and the state of its files."""
         sources = sorted({span.source for span in part})
         files = sorted({(span.source, span.path) for span in part})
         return [
@@ -413,11 +411,11 @@ class _Stages:
 
     @functools.cached_property
     def _templates(self) -> dict[int, str]:
-        """Digests of what would render messages, of each source that can hold such and has a template."""
+        """Return digests of the chat templates, for each source that can hold messages and has one."""
         found = {}
         for number, source in enumerate(self._recipe.sources):
             if source.generate is None and source.kind in ("jsonl", "parquet", "arrow"):
-                with contextlib.suppress(UsageError):  # without a template; a record of messages says so
+                with contextlib.suppress(UsageError):  # without a template; a record of messages then raises
                     found[number] = template_digest(self._recipe, source)
         return found
 
@@ -427,7 +425,7 @@ class _Stages:
         path = self._recipe.resolve(self._recipe.sources[source].root) / name
         try:
             status = path.stat()
-        except OSError:  # its span has the fault
+        except OSError:  # its span reports the fault
             return [str(path.absolute())]
         state = [str(path.absolute()), status.st_size, status.st_mtime_ns]
         if self._recipe.sources[source].kind == "megatron":  # the index names the file with the ids
@@ -438,7 +436,7 @@ class _Stages:
 
 
 def describe(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, Any]:
-    """What a build will read and how it is divided: for `shard plan`."""
+    """Describe what a build will read and how it is divided, for `shard plan`."""
     sources = []
     for number, source in enumerate(recipe.sources):
         mine = [span for span in spans if span.source == number]

@@ -1,6 +1,7 @@
-"""Stages `tokenizer` and `tokens`: texts or spans into the parts of a dataset.
+"""Run stages `tokenizer` and `tokens`: texts or spans into the parts of a dataset.
 
-Each task is one unit (see units): its folder holds tokenizer.json and companions, or PART/ with the arrays.
+Each task is one unit (see engine/units.py): its folder holds tokenizer.json and companions, or PART/ with the
+arrays.
 """
 
 import hashlib
@@ -24,12 +25,14 @@ from r1hpc.data.format.manifest import DECISIONS, file_digest
 
 PART = "part"
 _SAMPLED_SPANS = 512
-"""Of a source, for a tokenizer: each is a file to open."""
+"""Spans of a source read for a tokenizer: each is a file to open."""
+_loaded: dict[tuple[Any, ...], Encoder] = {}
+"""The last tokenizer of this process, by content: stage tokenizer leaves it for stage tokens."""
 
 
 @dataclass(frozen=True)
 class TokenizerTask:
-    """The tokenizer of a dataset, trained on a sample of the spans or of the cleaned texts."""
+    """Makes a dataset's tokenizer from a sample of the spans or of the cleaned texts."""
 
     recipe: Recipe
     spans: Sequence[SourceSpan]
@@ -52,7 +55,7 @@ class TokenizerTask:
 
 @dataclass(frozen=True)
 class SpansTask:
-    """A part straight from the inputs."""
+    """Makes a part straight from the inputs."""
 
     recipe: Recipe
     spans: Sequence[SourceSpan]
@@ -66,12 +69,12 @@ class SpansTask:
 
 @dataclass(frozen=True)
 class TextsTask:
-    """A part from the texts of stage clean that stage dedup left."""
+    """Makes a part from the texts of stage clean that stage dedup kept."""
 
     recipe: Recipe
     cleaned: Path
     dedup: Path | None
-    """The file of this part's duplicates, where stage dedup wrote one."""
+    """The file of this part's duplicates, if stage dedup wrote one."""
     vocabulary: Vocabulary
     tokenizer: Path
 
@@ -105,7 +108,7 @@ class TextsTask:
 
 
 class _Outcomes:
-    """What becomes of each document of stage clean: dropped after all, or a number in the part."""
+    """The outcome of each document of stage clean: dropped after all, or a number in the part."""
 
     def __init__(self, dedup: Path | None) -> None:
         import pyarrow.parquet
@@ -121,7 +124,7 @@ class _Outcomes:
         self._number[row] = len(self._number)
 
     def write_decisions(self, source: Path, target: Path) -> dict[str, int]:
-        """The decisions of stage clean with those made since; return the records dropped by each rule."""
+        """Write the decisions of stage clean with later ones; return the records dropped by each rule."""
         import pyarrow as pa
         import pyarrow.parquet
 
@@ -146,9 +149,9 @@ class _Outcomes:
 
 
 def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str | bytes]:
-    """Text of about `sample_bytes`, from every source the same share if it has so much; always the same.
+    """Yield about `sample_bytes` of text, the same share from every source that has enough; deterministic.
 
-    A long text comes as UTF-8.
+    A long text is UTF-8 bytes.
     """
     sources = sorted({span.source for span in spans})
     for source in sources:
@@ -157,7 +160,7 @@ def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int)
 
 
 def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Iterator[str | bytes]:
-    """The beginnings of spans spread evenly over a source; all of a source that has no more than `most`."""
+    """Yield the beginnings of spans spread evenly over a source; all of it if it has at most `most` bytes."""
     size = sum(span.num_bytes for span in spans)
     if size > most:  # so few as hold it still, where they are small
         spans = spans[:: max(1, min(-(-len(spans) // _SAMPLED_SPANS), size // max(1, most)))]
@@ -175,7 +178,7 @@ def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Ite
 
 
 def _sample_cleaned(cleaned: Sequence[Path], sample_bytes: int) -> Iterator[str]:
-    """The same share of text from every source that has so much, spread over its parts and documents."""
+    """Yield the same share of text from every source that has enough, spread over parts and documents."""
     records = [unit_record(path) for path in cleaned]
     sources = sorted({record["source"] for record in records})
     for source in sources:
@@ -198,7 +201,7 @@ def _sample_source(cleaned: Sequence[Path], total: int, sample_bytes: int) -> It
 
 
 def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
-    """The documents of a part in batches of about a megabyte, each with its row."""
+    """Yield the documents of a part in batches of about a megabyte, each with its row."""
     import pyarrow.parquet
 
     names = ["input", "position", "num_bytes", "raw_high", "raw_low", "is_chat", "text"]
@@ -211,17 +214,13 @@ def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
     return batched(numbered, lambda row: len(row["text"]))
 
 
-_loaded: dict[tuple[Any, ...], Encoder] = {}
-"""The last tokenizer of this process, by content: stage tokenizer leaves it to stage tokens."""
-
-
 def _encoder(folder: Path, recipe: Recipe) -> Encoder:
-    """The tokenizer, loaded once a process."""
+    """Return the tokenizer, loaded once per process."""
     return _load(folder / TOKENIZER_FILE, recipe)
 
 
 def _load(path: Path, recipe: Recipe) -> Encoder:
-    """Traces come from a template: special tokens they spell are meant. Other text cannot forge one."""
+    """Load it. Special tokens in traces are intended: a template made them. Other text cannot forge one."""
     digests = [hashlib.sha256(raw).digest() for raw in existing_files(path).values()]
     key = (*digests, recipe.tokenizer.eos, recipe.is_traces)
     if key not in _loaded:

@@ -1,8 +1,8 @@
-"""Text into ids: a byte-level BPE trained on the spot, plain bytes, or a tokenizer that already exists.
+"""Encode text as ids: a byte-level BPE trained on the spot, plain bytes, or an existing tokenizer.
 
-The result is always a Hugging Face tokenizer.json, so that transformers can load what the data was made
-with. Text that happens to spell a special token, or the EOS or BOS token of a vocabulary in which those are
-not special, is encoded as text, never as that token: a text cannot forge the end of its document.
+The result is always a Hugging Face tokenizer.json, so transformers can load the data's tokenizer. Text that
+spells a special token, or an EOS or BOS token that is not special in its vocabulary, is encoded as text,
+never as that token: a text cannot forge the end of its document.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ _COMPANIONS = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
 
 
 _TRAINING_BYTES = 2**16
-"""Of the pieces of a long text: the library counts several at once."""
+"""Bytes of a long text's pieces: the library counts several at once."""
 
 
 def train_byte_bpe(texts: Iterable[str | bytes], vocab_size: int, eos_token: str) -> str:
-    """tokenizer.json of a byte-level BPE. The same texts in the same order give the same file."""
+    """Return the tokenizer.json of a byte-level BPE. The same texts in the same order give the same file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -42,24 +42,24 @@ def train_byte_bpe(texts: Iterable[str | bytes], vocab_size: int, eos_token: str
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    same = Tokenizer(models.BPE())  # the one that is trained is locked
+    same = Tokenizer(models.BPE())  # the trained one is locked
     same.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.train_from_iterator(_training_pieces(texts, Cuts(same)), trainer)
     return str(tokenizer.to_str())
 
 
 def _training_pieces(texts: Iterable[str | bytes], cuts: Cuts) -> Iterator[str]:
-    """The texts, long ones in pieces, which hold the same words."""
+    """Yield the texts, long ones in pieces, which contain the same words."""
     for text in texts:
         if isinstance(text, str) and len(text) <= PIECE_BYTES:
             yield text
             continue
-        with contextlib.suppress(NoCutError):  # named when it is encoded
+        with contextlib.suppress(NoCutError):  # reported when it is encoded
             yield from cuts.pieces(text if isinstance(text, bytes) else text.encode(), _TRAINING_BYTES)
 
 
 def byte_tokenizer(eos_token: str) -> str:
-    """tokenizer.json in which byte b has id b, and the EOS token id 256."""
+    """Return a tokenizer.json in which byte b has id b, and the EOS token id 256."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
@@ -70,7 +70,7 @@ def byte_tokenizer(eos_token: str) -> str:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable stand-in of each byte in byte-level BPE (GPT-2's `bytes_to_unicode`, 2019)."""
+    """Return the printable stand-in of each byte in byte-level BPE (GPT-2's `bytes_to_unicode`, 2019)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shifted = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
@@ -79,7 +79,7 @@ def _byte_alphabet() -> dict[str, int]:
 def tokenizer_files(
     recipe: TokenizerRecipe, path: Path | None, texts: Iterable[str | bytes]
 ) -> dict[str, bytes]:
-    """The files of DIR/tokenizer by name; none for kind `ids`.
+    """Return the files of DIR/tokenizer by name; none for kind `ids`.
 
     Raises:
         UsageError: kind `path` and no tokenizer.json there; nothing to train on.
@@ -98,7 +98,7 @@ def tokenizer_files(
 
 
 def existing_files(path: Path) -> dict[str, bytes]:
-    """A tokenizer.json, given as a file or its folder, and its companions; UsageError if there is none."""
+    """Return a tokenizer.json, given as a file or its folder, and its companions; UsageError if missing."""
     folder = path if path.is_dir() else path.parent
     main = path / TOKENIZER_FILE if path.is_dir() else path
     if not main.is_file():
@@ -108,7 +108,7 @@ def existing_files(path: Path) -> dict[str, bytes]:
 
 
 def _read_model(path: Path) -> dict[str, Any]:
-    """The `model` block. Of the usual wrong file the tokenizers library would raise a bare Exception."""
+    """Return the `model` block. For the usual wrong file the tokenizers library raises a bare Exception."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -122,7 +122,7 @@ def _read_model(path: Path) -> dict[str, Any]:
 
 
 def _bos_token(config: Path) -> str | None:
-    """As tokenizer_config.json names it; None: it names none, or is not there."""
+    """Return the BOS token in tokenizer_config.json; None if it has none or does not exist."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         named = json.loads(config.read_text(encoding="utf-8")).get("bos_token")
         return named.get("content") if isinstance(named, Mapping) else named
@@ -133,7 +133,7 @@ class Encoder:
     """A loaded tokenizer.json. `vocab_size` is one more than the largest id."""
 
     def __init__(self, path: Path, eos: str | int, *, parse_special: bool = False) -> None:
-        """Raise UsageError when the file is no tokenizer or has no such token.
+        """Raise UsageError if the file is no tokenizer or has no such token.
 
         Args:
             eos: the token that closes a document, or its id.
@@ -160,7 +160,7 @@ class Encoder:
         model = self._tokenizer.model
         is_unigram = type(model).__name__ == "Unigram"
         unknown = _read_model(path).get("unk_id") if is_unigram else vocabulary.get(model.unk_token)
-        if unknown is not None:  # any text may give it
+        if unknown is not None:  # any text may produce it
             self._is_guarded[unknown] = False
 
     def _find_eos(self, path: Path, eos: str | int, vocabulary: dict[str, int]) -> int:
@@ -174,20 +174,20 @@ class Encoder:
         return vocabulary[eos]
 
     def _guarded(self, bos: str | None, vocabulary: dict[str, int]) -> list[int]:
-        """Ids that text must not spell: of EOS, BOS and special tokens of more than one character."""
+        """Return the ids that text must not spell: EOS, BOS and special tokens of more than one character."""
         added = self._tokenizer.get_added_tokens_decoder().items()
         special = [number for number, token in added if token.special and len(token.content) > 1]
         return [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text, without any special token it does not spell.
+        """Return the ids of each text, without any special token it does not spell.
 
         Raises:
             UsageError: a text spells EOS or BOS in a way that cannot be cut.
         """
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         found = [np.array(item.ids, dtype=np.uint32) for item in encoded]
-        if not self._tokenizer.encode_special_tokens:  # what is spelled is meant
+        if not self._tokenizer.encode_special_tokens:  # spelled tokens are intended
             return found
         return [
             self._encode_cut(text) if self._is_guarded[ids].any() else ids
@@ -195,11 +195,11 @@ class Encoder:
         ]
 
     def _encode_cut(self, text: str) -> npt.NDArray[np.uint32]:
-        """The ids of a text cut in two within each spelling of a token that it must not spell.
+        """Return the ids of a text cut in two within each spelling of a token that it must not spell.
 
-        Such are tokens that are no special ones, and those that the model knows as pieces of text: telling
-        the library to take special tokens for text (encode_special_tokens) does not concern them. A tokenizer
-        that begins each text with a blank puts one between the two.
+        This is for tokens that are not special, and for those the model knows as pieces of text:
+        encode_special_tokens (the library's option to treat special tokens as text) does not cover them. A
+        tokenizer that starts each text with a blank puts one between the two.
         """
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         found = zip(encoded.ids, encoded.offsets, strict=True)
@@ -215,7 +215,7 @@ class Encoder:
         return np.concatenate(self.encode(pieces))
 
     def encode_mixed(self, texts: Sequence[str], chats: Sequence[bool]) -> list[npt.NDArray[np.uint32]]:
-        """As encode, where special tokens spelled by those that are chats become themselves."""
+        """Do as encode, but special tokens spelled by chats become themselves."""
         if not any(chats):
             return self.encode(texts)
         found: list[npt.NDArray[np.uint32]] = []
@@ -228,12 +228,12 @@ class Encoder:
     def encode_known(
         self, texts: Sequence[str | bytes], chats: Sequence[bool] = ()
     ) -> list[npt.NDArray[Any] | str]:
-        """As encode_mixed, with an error in place of a text that the vocabulary cannot spell.
+        """Do as encode_mixed, with an error in place of a text that the vocabulary cannot spell.
 
-        A long text is encoded in pieces; where it cannot be cut, the error begins with NO_CUT.
+        A long text is encoded in pieces; if it cannot be cut, the error begins with NO_CUT.
 
         Args:
-            texts: of more than PIECE_BYTES also as UTF-8.
+            texts: those of more than PIECE_BYTES may be UTF-8 bytes.
         """
         chats = chats or [False] * len(texts)
         if len(texts) == 1 and len(texts[0]) > PIECE_BYTES:
@@ -243,15 +243,15 @@ class Encoder:
                 return list(self.encode_mixed(texts, chats))  # type: ignore[arg-type]
             except UsageError:
                 raise
-            # The library raises plain Exception where a model without an unknown token meets one.
+            # The library raises plain Exception if a model without an unknown token needs one.
             except Exception as error:
                 if len(texts) == 1:
                     return [str(error)]
-        half = len(texts) // 2  # one bad line must not make every good one of its batch a call of its own
+        half = len(texts) // 2  # avoid a separate call for every good line
         return self.encode_known(texts[:half], chats[:half]) + self.encode_known(texts[half:], chats[half:])
 
     def _encode_long(self, text: str | bytes, is_chat: bool) -> npt.NDArray[Any] | str:
-        """The ids of a long text, encoded piece by piece, in the smallest type that holds them."""
+        """Return the ids of a long text, encoded in pieces, in the smallest type that holds them."""
         dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
         ids = bytearray()
         try:

@@ -1,8 +1,7 @@
-"""One writer, one part: documents in, whole Zarr v3 shards out.
+"""Write one part with one writer: documents in, complete Zarr v3 shards out.
 
-A part is written by exactly one process, whole shards only: zarr's partial shard write is a
-read-modify-write that loses data between processes (zarr-python issue 3682). Nothing here depends on
-how many other writers there are.
+Exactly one process writes a part, in complete shards only: zarr's partial shard write is a read-modify-write
+that loses data between processes (zarr-python issue 3682). Nothing depends on the number of other writers.
 """
 
 from array import array
@@ -30,6 +29,8 @@ _ROW_CHUNK = 2**16
 _ROW_SHARD = 2**22
 _COMPRESSION_LEVEL = 3
 _LOW = 2**64 - 1
+Placed = tuple[int, int, Encoded]
+"""A document with the index of its source, and of its file among the inputs of the part."""
 
 
 @dataclass
@@ -40,11 +41,11 @@ class PartResult:
     num_documents: int = 0
     sources: dict[int, SourceCount] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Census of the part, by path inside its folder; made here so that every writer hashes its own."""
+    """Census of the part, by path inside its folder; made here so that every writer hashes its own files."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the result as plain JSON values."""
         return asdict(self)
 
     @classmethod
@@ -54,12 +55,8 @@ class PartResult:
         return cls(**(mine | {"sources": sources}))
 
 
-Placed = tuple[int, int, Encoded]
-"""A document with the index of its source, and of its file among the inputs of the part."""
-
-
 class _Rows:
-    """The per-document arrays, 60 bytes a document while they grow."""
+    """The per-document arrays, 60 bytes per document while they grow."""
 
     def __init__(self) -> None:
         self.source, self.input = array("H"), array("L")
@@ -76,7 +73,7 @@ class _Rows:
         self.offsets.append(token_stop)
 
     def write(self, folder: Path, is_traces: bool) -> None:
-        """The arrays on disk, and those of segments."""
+        """Write the arrays and those of segments."""
         pairs = np.stack([np.array(self.high, dtype="<u8"), np.array(self.low, dtype="<u8")], axis=1)
         offsets = np.array(self.offsets, dtype="<u8")
         _write_array(folder / "doc_offsets", offsets)
@@ -102,12 +99,12 @@ def write_part(
 
     Args:
         inputs: the files of the part, as (source, path).
-        fit: a part of less than one shard gets a smaller one, not padded beyond its last chunk.
+        fit: a part of less than one shard gets a smaller shard, not padded beyond its last chunk.
 
     Raises:
-        UsageError: an input that cannot be read as the recipe says, or an id outside the vocabulary.
+        UsageError: an input that does not fit the recipe, or an id outside the vocabulary.
     """
-    import zarr  # late: plans, and builds of what is there, do without
+    import zarr  # late: plans and existing datasets do not need it
 
     zarr.create_group(folder)
     result = PartResult()
@@ -136,7 +133,7 @@ def write_part(
 def write_spans(
     recipe: Recipe, spans: Sequence[SourceSpan], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
 ) -> PartResult:
-    """A part straight from the inputs, without stages in between."""
+    """Write a part straight from the inputs, without stages in between."""
     inputs = sorted({(span.source, span.path) for span in spans})
     place = {item: i for i, item in enumerate(inputs)}
     skipped = {source: SourceCount() for source, _ in inputs}
@@ -154,7 +151,7 @@ def write_spans(
 
 
 class _TokenWriter:
-    """Fills one shard in memory, writes it whole, begins the next."""
+    """Fills one shard in memory, writes it, starts the next."""
 
     def __init__(self, folder: Path, recipe: Recipe, vocabulary: Vocabulary, fit: bool) -> None:
         self.length = 0
@@ -191,7 +188,7 @@ class _TokenWriter:
         self._buffer.fill(self._vocabulary.invalid_id)
 
     def _open(self) -> "zarr.Array[Any]":
-        """The array, made when its shard is known."""
+        """Return the array, created once its shard size is known."""
         if self._array is None:
             self._array = _create(
                 self._folder / TOKENS,
@@ -206,7 +203,7 @@ class _TokenWriter:
 
 
 def _write_array(path: Path, values: npt.NDArray[Any]) -> None:
-    """A small array in whole shards; chunk and shard follow from its length alone."""
+    """Write a small array in complete shards; chunk and shard follow from its length alone."""
     rows = max(1, len(values))
     chunk = min(_ROW_CHUNK, 1 << (rows - 1).bit_length())
     shard = min(_ROW_SHARD, chunk * (1 << (-(-rows // chunk) - 1).bit_length()))
@@ -244,7 +241,7 @@ def _create(
 
 
 def _read_checksums(folder: Path) -> bytes:
-    """uint32 crc32c of every inner chunk, read back through the verifying reader."""
+    """Return the crc32c (uint32) of every inner chunk, read back through the verifying reader."""
     layout = parse_layout(folder, (folder / "zarr.json").read_bytes())
     found = np.empty((layout.num_shards, layout.chunks_per_shard), dtype="<u4")
     for number in range(layout.num_shards):

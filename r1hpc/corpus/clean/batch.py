@@ -1,4 +1,4 @@
-"""Many documents as one array of bytes: words, lines, paragraphs and their hashes without a Python loop.
+"""Hold many documents as one array of bytes: words, lines, paragraphs and hashes without a Python loop.
 
     batch = TextBatch(texts)
     words = batch.words                 # Segments: start, stop, document of each word
@@ -6,8 +6,8 @@
     words.count()                       # words of each document
 
 A word is a run of bytes between white space; with `normal=True` a run of letters and digits of the
-lower-cased text. A CJK character is a word by itself. Only ASCII, Latin-1, general and CJK punctuation are
-known as such: other scripts' punctuation counts as letters.
+lower-cased text. A CJK character is a word by itself. Only ASCII, Latin-1, general and CJK punctuation is
+recognised: punctuation of other scripts counts as letters.
 """
 
 from collections.abc import Sequence
@@ -49,11 +49,11 @@ class Segments:
     num_documents: int
 
     def count(self) -> Ints:
-        """How many each document has."""
+        """Return the number of segments of each document."""
         return np.bincount(self.document, minlength=self.num_documents)
 
     def total(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Sum of a value of each segment over each document."""
+        """Return the sum of a value of each segment over each document."""
         found = np.bincount(self.document, values.astype(np.float64), self.num_documents)
         return found.astype(np.float64)
 
@@ -89,11 +89,11 @@ class TextBatch:
 
     @cached_property
     def tokens(self) -> Segments:
-        """Words and signs by themselves, much as spaCy's English tokenizer divides a text.
+        """Return words and separate signs, much as spaCy's English tokenizer divides a text.
 
-        Signs around a word are tokens; those inside belong to it (don't, 3.14, example.org, any address with
-        ://) but for a dash between letters and a slash, colon or comparison before one. Dots, dashes, slashes
-        and the like in a row are one token.
+        Signs around a word are tokens. Those inside belong to it (don't, 3.14, example.org, any address with
+        ://), except a dash between letters, and a slash, colon or comparison before one. Dots, dashes,
+        slashes and the like in a row are one token.
         """
         b, letter = self.bytes, self._letters
         sign = ~letter & ~self._space & ((b & 0xC0) != 0x80)
@@ -110,23 +110,23 @@ class TextBatch:
         return self._segments(start, stop)
 
     def is_sign(self, tokens: Segments) -> Bools:
-        """Whether each token is a sign and no word."""
+        """Return for each token: True if it is a sign and no word."""
         return ~self._letters[tokens.start]
 
     @cached_property
     def cjk_share(self) -> npt.NDArray[np.float64]:
-        """Share of the words of each document that are CJK characters."""
+        """Return the share of CJK characters among the words of each document."""
         cjk = self._word_bytes()[1]
         return self.words.total(cjk[self.words.start]) / np.maximum(self.words.count(), 1)
 
     @cached_property
     def lines(self) -> Segments:
-        """Lines that are not blank, without white space around them."""
+        """Return the non-blank lines, without white space around them."""
         return self._strip(self._all_lines)
 
     @cached_property
     def paragraphs(self) -> Segments:
-        """Runs of lines between blank ones."""
+        """Return the runs of lines between blank ones."""
         every = self._all_lines
         blank = self._visible[every.stop] == self._visible[every.start]
         first = np.concatenate([[True], every.document[1:] != every.document[:-1]])
@@ -138,16 +138,16 @@ class TextBatch:
         )
 
     def chars(self, segments: Segments) -> Ints:
-        """Characters of each segment."""
+        """Return the characters of each segment."""
         return self._chars[segments.stop] - self._chars[segments.start]
 
     def has_alpha(self, segments: Segments) -> Bools:
-        """Whether each segment holds a letter."""
+        """Return for each segment: True if it contains a letter."""
         total = np.concatenate([[0], np.cumsum(_ALPHA[self.bytes])])
         return total[segments.stop] > total[segments.start]
 
     def hashes(self, segments: Segments) -> Hashes:
-        """A 64-bit hash of the bytes of each segment: polynomial modulo 2^64, mixed."""
+        """Return a 64-bit hash of each segment's bytes: polynomial modulo 2^64, mixed."""
         _, inverse = _power_table(len(self.bytes))
         return mix((self._prefix[segments.stop] - self._prefix[segments.start]) * inverse[segments.start])
 
@@ -164,7 +164,7 @@ class TextBatch:
 
     @cached_property
     def _space(self) -> Bools:
-        """Bytes that are white space: ASCII, and all bytes of a no-break, general or ideographic space."""
+        """Return the bytes of white space: ASCII, and those of a no-break, general or ideographic space."""
         b = self.bytes
         space = _SPACE[b]
         one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
@@ -174,7 +174,7 @@ class TextBatch:
 
     @cached_property
     def _letters(self) -> Bools:
-        """Bytes of letters and digits, and of the signs between them and at their edges that are theirs."""
+        """Return the bytes of letters and digits, and of signs between or beside them that belong to them."""
         b, place = self.bytes, np.arange(len(self.bytes))
         one = np.append(b[1:], np.uint8(0))
         wide = _spread(self._wide_signs(one), 3) | _spread((b == 0xC2) & (one < 0xC0), 2)
@@ -183,7 +183,7 @@ class TextBatch:
         count = int(chunk[-1]) + 1
         first, last = np.full(count + 1, len(b)), np.full(count + 1, -1)
         where = np.flatnonzero(letter)
-        last[chunk[where]] = where  # the last assignment to an index stays
+        last[chunk[where]] = where  # the last assignment to an index wins
         first[chunk[where][::-1]] = where[::-1]
         edge = np.maximum.accumulate(np.where(_BEFORE[b], -1, place))
         begin = np.where(first < len(b), edge[np.minimum(np.maximum(first - 1, 0), len(b) - 1)] + 1, first)
@@ -195,7 +195,7 @@ class TextBatch:
         return found
 
     def _splits(self, letter: Bools, wide: Bools, chunk: Ints, count: int) -> Bools:
-        """Signs that divide the word they stand in, unless it is an address."""
+        """Return the signs that divide the word they are in, unless it is an address."""
         b = self.bytes
         one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
         alpha = letter & _ALPHA[b]
@@ -208,14 +208,14 @@ class TextBatch:
         return found
 
     def _wide_signs(self, one: npt.NDArray[np.uint8]) -> Bools:
-        """Where general, CJK and full-width punctuation begins; `one` holds the byte after each."""
+        """Return where general, CJK and full-width punctuation begins; `one` holds the byte after each."""
         b = self.bytes
         sign: Bools = (b == 0xE2) & ((one == 0x80) | (one == 0x81))
         sign |= ((b == 0xE3) & (one == 0x80)) | ((b == 0xEF) & (one == 0xBC))
         return sign
 
     def _word_bytes(self) -> tuple[Bools, Bools]:
-        """Bytes that belong to words, and those a CJK character begins at."""
+        """Return the bytes of words, and those where a CJK character begins."""
         b = self.bytes
         one = np.append(b[1:], np.uint8(0))
         cjk = ((b >= 0xE4) & (b <= 0xE9)) | ((b == 0xE3) & (one >= 0x81))
@@ -235,7 +235,7 @@ class TextBatch:
         return self._segments(np.concatenate([[0], stop[:-1] + 1]), stop)
 
     def _strip(self, segments: Segments) -> Segments:
-        """Without the white space at both ends; segments of nothing else are left out."""
+        """Strip white space from both ends; segments of nothing else are left out."""
         visible = np.flatnonzero(~self._space)
         first = np.searchsorted(visible, segments.start)
         last = np.searchsorted(visible, segments.stop)
@@ -251,7 +251,7 @@ class TextBatch:
 
 
 def ngrams(hashes: Hashes, document: Ints, size: int) -> tuple[Hashes, Ints]:
-    """Hashes of all runs of `size` words inside one document, and the word each begins at."""
+    """Return hashes of all runs of `size` words inside one document, and the word each begins at."""
     if len(hashes) < size:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     count = len(hashes) - size + 1
@@ -263,24 +263,24 @@ def ngrams(hashes: Hashes, document: Ints, size: int) -> tuple[Hashes, Ints]:
 
 
 def longer_ngrams(rolled: Hashes, words: Hashes) -> Hashes:
-    """Hashes, not mixed yet, of n-grams with one more word at the end; 0 stands for no word."""
+    """Return unmixed hashes of n-grams with one more word at the end; 0 stands for no word."""
     return rolled * np.uint64(_ODD) + words
 
 
 def mix(values: Hashes) -> Hashes:
-    """The output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    """Apply the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def of_document(hashes: Hashes, document: Ints) -> Hashes:
-    """Hashes that are equal only within one document."""
+    """Return hashes that are equal only within one document."""
     return hashes ^ mix(document.astype(np.uint64) + np.uint64(1))
 
 
 def _spread(starts: Bools, width: int) -> Bools:
-    """The bytes of characters that begin at `starts`."""
+    """Return the bytes of characters that begin at `starts`."""
     found = starts.copy()
     for offset in range(1, width):
         found[offset:] |= starts[:-offset]
@@ -288,7 +288,7 @@ def _spread(starts: Bools, width: int) -> Bools:
 
 
 def _power_table(size: int) -> tuple[Hashes, Hashes]:
-    """Powers of the odd number and of its inverse, at least `size` of each."""
+    """Return powers of the odd number and of its inverse, at least `size` of each."""
     if len(_powers[0]) < size:
         length = 1 << size.bit_length()
         for number, base in enumerate((_ODD, _INVERSE)):

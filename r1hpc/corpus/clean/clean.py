@@ -1,12 +1,12 @@
-"""Stage `clean`: a part of the inputs into texts worth keeping, with a decision about every record.
+"""Run stage `clean`: filter and repair a part of the inputs, with a decision about every record.
 
     record = CleanTask(recipe, spans, evaluation=None).write(folder)
 
-    folder/documents.parquet    what is kept so far: text, place, hashes, MinHash signature
+    folder/documents.parquet    documents kept so far: text, place, hashes, MinHash signature
     folder/decisions.parquet    every record: kept so far, or dropped by which rule
 
-Order of the stages: read, decode, repair, language, rules as recipe_stages lists them, personal data,
-contamination, signature. A record that one stage drops does not reach the next.
+Order of the stages: read, decode, repair, language, rules in the order of recipe/stages.py, personal data,
+contamination, signature. A record dropped by one stage does not reach the next.
 """
 
 import functools
@@ -40,8 +40,8 @@ from r1hpc.data.format.manifest import DECISIONS
 DOCUMENTS = "documents.parquet"
 INDEX = "ngrams.npz"
 MAX_TEXT_CHARS = 2**24
-"""Of a text whose words are looked at: rules, MinHash and contamination take some 60 bytes for each byte,
-a gigabyte of ASCII, three of CJK."""
+"""Limit for texts whose words are examined: rules, MinHash and contamination take some 60 bytes for each
+byte, a gigabyte for ASCII, three for CJK."""
 _MAX_EXAMPLES = 3
 _LOW = 2**64 - 1
 
@@ -57,7 +57,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class IndexTask:
-    """Stage `evaluation`: the n-grams of the files that `decontaminate` names."""
+    """Stage `evaluation`: indexes the n-grams of the files that `decontaminate` names."""
 
     recipe: Recipe
 
@@ -80,7 +80,7 @@ def _load_index(path: Path) -> NgramIndex:
 
 @dataclass(frozen=True)
 class CleanTask:
-    """One part of the inputs, all of one source."""
+    """Cleans one part of the inputs, all of one source."""
 
     recipe: Recipe
     spans: Sequence[SourceSpan]
@@ -137,7 +137,7 @@ class _Cleaner:
 
     @property
     def _looks_at_words(self) -> bool:
-        """Whether stages after the rules have arrays with numbers for each byte of a text."""
+        """True if stages after the rules have arrays with numbers for each byte of a text."""
         dedup = self._recipe.dedup
         return self._evaluation is not None or (dedup is not None and dedup.minhash is not None)
 
@@ -212,7 +212,7 @@ def _drop_too_long(kept: list[_Item]) -> None:
 
 
 def _repair(kept: list[_Item], special: Sequence[str]) -> None:
-    """Texts as they were meant; one that would then spell other special tokens stays as it is."""
+    """Repair texts; one that would then spell other special tokens stays as it is."""
     for item in kept:
         repaired = repair(item.text)
         if item.document.is_chat and any(repaired.count(t) != item.text.count(t) for t in special):
@@ -232,7 +232,7 @@ def _hide_personal_data(kept: list[_Item], how: str) -> None:
 
 
 def _apply_rules(rules: Sequence[str], batch: list[_Item], knows_language: bool) -> None:
-    """The rules over a batch, those before C4 over the same arrays: C4 takes lines out of the texts."""
+    """Apply the rules to a batch; those before C4 share arrays, as C4 removes lines from the texts."""
     early = [rule for rule in rules if rule.startswith("gopher")]
     for group in (early, ["c4"], ["fineweb"]):
         kept = _kept(batch)
@@ -251,10 +251,9 @@ def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
 
 
 def _take_lines(kept: list[_Item]) -> Verdicts:
-    """C4's verdicts; the lines it leaves out are gone from the texts that it keeps.
+    """Return C4's verdicts, and remove from the texts the lines that C4 drops.
 
-    Chats pass as they are: without the lines that end in no full stop, the marks of turns among them, one
-    would be no chat any more.
+    Chats stay unchanged: removing lines without a full stop would remove the marks of turns.
     """
     verdicts, changed = c4.judge_c4([item.text for item in kept])
     for number, (item, text) in enumerate(zip(kept, changed, strict=True)):
@@ -275,7 +274,7 @@ def _judge(rule: str, texts: list[str], arrays: TextBatch, languages: list[str] 
 
 
 class _Output:
-    """The two files of a part, written batch by batch, and what they add up to."""
+    """The two files of a part, written batch by batch, and their totals."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         import pyarrow.parquet

@@ -1,19 +1,13 @@
-"""Documents that hold a piece of an evaluation file: shared n-grams of words (Brown et al. 2020, appendix C).
+"""Find evaluation questions in documents, and documents in training text: shared n-grams of words.
 
     index = build_index([Path("gsm8k-test.jsonl")], recipe)
-    index.find(batch)                   # for each document a file it shares an n-gram with, or -1
-
-Words are those of the lower-cased text without punctuation. An evaluation item of fewer than `ngram` words,
-but at least `min_words`, is searched as a whole.
-
-How many questions of a test set stand in a body of training text: shared runs of words.
-
+    index.find(batch)                        # for each document a file it shares an n-gram with, or -1
     found = overlap(questions, texts)        # -> [True, False, None, ...] by question
 
-The rule is that of decontamination (cleaning/contamination.py): a question counts when 13 of its words in a
-row stand in a training text; one of fewer words, down to 8, when all of it does; of shorter ones nothing is
-said.
-Memory is that of the questions, however much training text there is.
+Words are those of the lower-cased text without punctuation (Brown et al. 2020, appendix C). An evaluation
+item of fewer than `ngram` words, but at least `min_words`, is searched as a whole. `overlap` uses the same
+rule for a test set in any amount of training text: a question counts if 13 consecutive words occur in a text;
+one of 8 to 12 words if all of it does; shorter ones give None. Its memory depends on the questions only.
 """
 
 import json
@@ -32,16 +26,19 @@ from r1hpc.corpus.recipe.stages import DecontaminateRecipe
 from r1hpc.corpus.sources.lines import open_file
 
 _BATCH = 4096
+NGRAM = 13
+MIN_WORDS = 8
+_OVERLAP_BATCH = 2048
 
 
 @dataclass(frozen=True)
 class NgramIndex:
-    """Hashes of the n-grams of all evaluation items, by length, with the file each came from."""
+    """Hashes of the n-grams of all evaluation items, by length, with the file of each."""
 
     tables: dict[int, tuple[Hashes, Ints]]
 
     def find(self, batch: TextBatch) -> Ints:
-        """The file that each document shares an n-gram with; -1 for none. `batch` is of normal text."""
+        """Return the file each document shares an n-gram with; -1 for none. `batch` is of normal text."""
         found = np.full(batch.num_documents, -1, dtype=np.int64)
         words = batch.words
         hashes = batch.hashes(words)
@@ -49,15 +46,15 @@ class NgramIndex:
             keys, first = ngrams(hashes, words.document, size)
             place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
             hit = np.flatnonzero(known[place] == keys)
-            found[words.document[first[hit]][::-1]] = files[place[hit]][::-1]  # the first hit stays
+            found[words.document[first[hit]][::-1]] = files[place[hit]][::-1]  # the first hit wins
         return found
 
 
 def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramIndex:
-    """Read the evaluation files.
+    """Read the evaluation files into an index.
 
     Raises:
-        UsageError: a file that is not there, cannot be read, or has no item of min_words words.
+        UsageError: a file that is missing, cannot be read, or has no item of min_words words.
     """
     found: dict[int, list[tuple[Hashes, int]]] = {}
     for number, path in enumerate(paths):
@@ -104,8 +101,8 @@ def _batches(items: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _items(path: Path) -> Iterator[str]:
-    """The items of an evaluation file: every string of its JSON, whole or line by line, or the paragraphs of
-    a text. What it is shows in its first characters: many a file of JSON lines is called .json."""
+    """Yield the items of an evaluation file: every string of its JSON, complete or line by line, or the
+    paragraphs of a text. The first characters decide, as JSON lines are often named .json."""
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8-sig")
@@ -124,7 +121,7 @@ def _items(path: Path) -> Iterator[str]:
 
 
 def _json(text: str) -> Any:
-    """The value of a JSON object or list of more than numbers; None: it is none (prose may begin `[1]`)."""
+    """Return the value of a JSON object or list of more than numbers; else None (prose may begin `[1]`)."""
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -149,13 +146,8 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-NGRAM = 13
-MIN_WORDS = 8
-_OVERLAP_BATCH = 2048
-
-
 def overlap(questions: Sequence[str], texts: Iterable[str]) -> list[bool | None]:
-    """Whether each question is found in any of the texts; None for one that is too short to be looked for."""
+    """Return for each question: True if it occurs in any of the texts; None if it is too short to search."""
     tables = _tables(questions)
     hit = {size: np.zeros(len(keys), bool) for size, (keys, _) in tables.items()}
     for batch in _overlap_batches(texts):
@@ -172,7 +164,7 @@ def overlap(questions: Sequence[str], texts: Iterable[str]) -> list[bool | None]
 
 
 def _tables(questions: Sequence[str]) -> dict[int, tuple[Hashes, Ints]]:
-    """Hashes of the questions' runs of words by their length, with the question each is of."""
+    """Return hashes of the questions' runs of words by length, with the question of each."""
     batch = TextBatch(list(questions), normal=True)
     words, counts = batch.words, batch.words.count()
     hashes = batch.hashes(words)

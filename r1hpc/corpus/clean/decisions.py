@@ -1,10 +1,10 @@
-"""What was decided about every record of the inputs: kept or dropped, by which rule, at which value.
+"""Record the decision about every record of the inputs: kept or dropped, by which rule, at which value.
 
 parts/part-00000/decisions.parquet has one row for each record of the part, in the order of the inputs:
 
     input, position, size   which file of inputs.json, where in it, how many bytes (0 for rows of a table)
     rule, value, note       the rule that dropped it (empty: kept), the number that decided, an explanation
-    language, score         where it was identified
+    language, score         if it was identified
     repaired, masked, lines_removed     what was changed in the text
     document                number of the document in its part; null when dropped
 """
@@ -31,7 +31,7 @@ TOKENIZER = "tokenizer"
 
 @dataclass
 class RecordDecision:
-    """One record on its way. `text` is what it says now; it is dropped once `rule` is set."""
+    """The decision about one record. `text` is its current text; it is dropped once `rule` is set."""
 
     input: int
     position: int
@@ -50,7 +50,7 @@ class RecordDecision:
 
 
 def schema() -> Any:
-    """The Arrow schema of a file of decisions, before documents have numbers."""
+    """Return the Arrow schema of a file of decisions, before documents have numbers."""
     import pyarrow as pa
 
     return pa.schema(
@@ -71,7 +71,7 @@ def schema() -> Any:
 
 
 def to_batch(decisions: Sequence[RecordDecision]) -> Any:
-    """Decisions as one Arrow record batch."""
+    """Return decisions as one Arrow record batch."""
     import pyarrow as pa
 
     fields = schema()
@@ -80,17 +80,17 @@ def to_batch(decisions: Sequence[RecordDecision]) -> Any:
 
 
 def left_out_rule(is_traces: bool) -> str:
-    """What a plain recipe, whose documents pass no stage, leaves a record out for, beside empty ones."""
+    """Return the rule by which a plain recipe, without stages, leaves out records, besides empty ones."""
     return NO_TRACE if is_traces else NOT_UTF8
 
 
 def dropped_by_rule(rules: Sequence[str]) -> dict[str, int]:
-    """How many records each rule dropped."""
+    """Return how many records each rule dropped."""
     return dict(sorted((rule, count) for rule, count in Counter(rules).items() if rule))
 
 
 def of_document(manifest: DatasetManifest, part: int, row: int) -> dict[str, Any] | None:
-    """What was decided about document `row` of a part; None where the dataset has no such record.
+    """Return the decision about document `row` of a part; None if the dataset has no such record.
 
     Raises:
         ShardCorruptError: the file is damaged.

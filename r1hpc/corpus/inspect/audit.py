@@ -1,4 +1,4 @@
-"""The full audit of a dataset: every byte of every file, against the manifest and its own checksums.
+"""Audit a dataset: every byte of every file, against the manifest and its own checksums.
 
 for problem in audit_dataset(manifest):
     print(problem)
@@ -28,7 +28,7 @@ from r1hpc.data.format.zarr_shard import ArrayLayout, ShardFile, parse_layout
 
 @dataclass(frozen=True)
 class Problem:
-    """One bad file, and which of its chunks are bad where it has chunks."""
+    """One bad file, and which of its chunks are bad, if it has chunks."""
 
     file: str
     what: str
@@ -41,12 +41,12 @@ class Problem:
 def audit_dataset(
     manifest: DatasetManifest, advance: Callable[[int], None] = lambda _: None
 ) -> Iterator[Problem]:
-    """Every problem, file by file: missing, another size, another sha256, chunks that fail their crc32c.
+    """Yield every problem, file by file: missing, wrong size or sha256, chunks that fail their crc32c.
 
-    For traces also roles that contradict the documents.
+    For traces, roles that contradict the documents too.
 
     Args:
-        advance: told of the bytes of each file that is done.
+        advance: called with the bytes of each finished file.
     """
     shards = _shards(manifest)
     bad: set[str] = set()
@@ -61,7 +61,7 @@ def audit_dataset(
 
 
 def unlisted_files(manifest: DatasetManifest) -> list[str]:
-    """Files in the folder that the manifest does not name: harmless to readers, foreign to the dataset."""
+    """Return files in the folder that the manifest does not name: harmless, but not of the dataset."""
     known = set(manifest.files) | {MANIFEST, DATASET_ID, INPUT_STATES, MADE_WITH, LEFT_OUT}
     found = (path for path in manifest.path.rglob("*") if path.is_file())
     return sorted({path.relative_to(manifest.path).as_posix() for path in found} - known)
@@ -82,7 +82,7 @@ def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None
 
 
 def _audit_roles(manifest: DatasetManifest, bad: set[str]) -> Iterator[Problem]:
-    """Parts whose files are sound, but whose roles do not fit their documents: a faulty writer."""
+    """Yield parts with sound files whose roles do not fit their documents: a faulty writer."""
     for part in manifest.parts:
         folder = f"{PARTS}/{part.name}"
         arrays = tuple(f"{folder}/{name}/" for name in ("doc_offsets", *ROLE_ARRAYS))
@@ -95,14 +95,14 @@ def _audit_roles(manifest: DatasetManifest, bad: set[str]) -> Iterator[Problem]:
 
 
 def _shards(manifest: DatasetManifest) -> dict[str, tuple[ArrayLayout, int]]:
-    """Layout and shard number of every shard whose array metadata can be read."""
+    """Return layout and shard number of every shard whose array metadata can be read."""
     shards: dict[str, tuple[ArrayLayout, int]] = {}
     for part in manifest.parts:
         for array in (*ARRAYS, *(ROLE_ARRAYS if has_roles(manifest) else ())):
             folder = f"{PARTS}/{part.name}/{array}"
             try:
                 layout = parse_layout(manifest.path / folder, manifest.read_file(f"{folder}/zarr.json"))
-            except DataError:  # reported as a file of its own; its shards are still checked by sha256
+            except DataError:  # reported as a file; its shards are still checked by sha256
                 continue
             for number in range(layout.num_shards):
                 name = layout.shard_path(number).relative_to(manifest.path).as_posix()
@@ -111,7 +111,7 @@ def _shards(manifest: DatasetManifest) -> dict[str, tuple[ArrayLayout, int]]:
 
 
 def _locate(problem: Problem, shard: tuple[ArrayLayout, int] | None, size: int) -> Problem:
-    """The same problem with the chunks it lies in, where the shard's index still tells."""
+    """Return the problem with the bad chunks, if the shard's index can tell."""
     if shard is None or "sha256" not in problem.what:
         return problem
     layout, number = shard

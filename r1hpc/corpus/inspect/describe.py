@@ -1,4 +1,4 @@
-"""What a dataset holds, for a person to look at: its numbers, a document, the source of a training sample.
+"""Describe a dataset for people: its numbers, a document, the source of a training sample.
 
 described = describe(Path("data/stdlib"), document=12)
 found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
@@ -36,7 +36,7 @@ _CONTENT = (
 
 
 def describe(path: Path, document: int | None = None) -> dict[str, Any]:
-    """The numbers of a dataset, and of one document with its text where `document` says which.
+    """Return the numbers of a dataset, and one document with its text if `document` is given.
 
     Raises:
         UsageError: no such document.
@@ -57,23 +57,23 @@ def describe(path: Path, document: int | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """What a run says of the order of its samples."""
+    """A run's order of samples."""
 
     seq_len: int | None = None
-    """data.seq_len; not needed where a sample is a document."""
+    """data.seq_len; not needed if a sample is a document."""
     seed: int = 0
     global_batch_size: int | None = None
     """Needed for a mixture, whose shares are exact in every batch."""
     mix: MixConfig = _AS_THE_RECIPE_SAYS
     """How the run changes the weights of the sources."""
     validation_documents: int = 0
-    """Of a run on traces: so many are held out."""
+    """Documents held out, for a run on traces."""
     plan_hash: str | None = None
-    """The order that the run's checkpoints name; None: it has none."""
+    """The order named in the run's checkpoints; None without one."""
     changes: Sequence[Change] | None = None
-    """Of weights that a run has appended so far; None: it appends none."""
+    """Weight changes a run has appended so far; None if it appends none."""
     known_samples: int | None = None
-    """From here on the weights are not known yet."""
+    """From this sample on the weights are not known yet."""
 
     def check_known(self, num_samples: int) -> None:
         """Raise UsageError unless the first `num_samples` samples are decided."""
@@ -86,15 +86,15 @@ class SampleOrder:
 
 
 def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str, Any], list[Any]]:
-    """Where the tokens of a training sample lie, and the documents that they come from.
+    """Return where the tokens of a training sample lie, and the documents they come from.
 
-    Each document has the decisions about it, where the recipe had any to take.
+    Each document has the decisions about it, if the recipe took any.
 
     Args:
         sample: counted over all epochs.
 
     Raises:
-        UsageError: something of the order is needed, or there can be no such sample.
+        UsageError: a part of the order is missing, or there can be no such sample.
     """
     if not 0 <= sample < 2**63:
         raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {sample}")
@@ -110,7 +110,7 @@ def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str,
 
 
 def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int) -> dict[str, Any]:
-    """The samples below `num_samples` that hold tokens of a document: in which steps training saw it.
+    """Return the samples below `num_samples` with tokens of a document: the steps that trained on it.
 
     Raises:
         UsageError: no such document, or a dataset of traces, whose samples are documents.
@@ -131,7 +131,7 @@ def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int
 
 
 def _touches(dataset: TokenDataset, info: DocumentInfo, order: SampleOrder) -> Callable[[Any], Any]:
-    """Says which samples hold tokens of a document."""
+    """Return a function that tells which samples hold tokens of a document."""
     if has_roles(dataset.manifest):
         *_, documents = _documents(dataset, order)
         return lambda ids: documents(ids) == info.number
@@ -145,7 +145,7 @@ def _touches(dataset: TokenDataset, info: DocumentInfo, order: SampleOrder) -> C
 
 
 def sample_of(step: int, row: int, share: RankShare) -> int:
-    """The sample that a rank saw as a row of its batch in a step, counted from 1 as in the metrics.
+    """Return the sample in a row of a rank's batch in a step, counted from 1 as in the metrics.
 
     Rows are counted over the rank's micro batches in their order.
 
@@ -170,7 +170,7 @@ def _window_plan(dataset: TokenDataset, order: SampleOrder) -> SamplePlan | Wind
 def _documents(
     dataset: TokenDataset, order: SampleOrder
 ) -> tuple[DocumentPlan | DocumentMixture, str, Callable[[Any], Any]]:
-    """The plan of a run on traces, what names its order, and what gives the document of each sample."""
+    """Return the plan of a run on traces, the id of its order, and a function from samples to documents."""
     traces, held = open_traces(dataset.path), order.validation_documents
     size = order.global_batch_size or 1
 
@@ -179,7 +179,7 @@ def _documents(
 
     def is_of_run(parting: Parting) -> bool:
         plan = plan_of(parting)
-        if isinstance(plan, DocumentMixture):  # a checkpoint names the order without any change
+        if isinstance(plan, DocumentMixture):  # a checkpoint names the order without changes
             plan = plan.with_changes(())
         return document_order_id(plan, parting) == order.plan_hash
 
@@ -195,7 +195,7 @@ def _documents(
 def _find_window(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
-    """Place and documents of one sample of pretraining."""
+    """Return place and documents of one sample of pretraining."""
     plan = _window_plan(dataset, order)
     start = int(plan.window_starts(np.array([sample]))[0])
     found: dict[str, Any] = {"plan_hash": plan.plan_hash}
@@ -208,7 +208,7 @@ def _find_window(
 def _find_document(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
-    """Place and document of one sample of traces."""
+    """Return place and document of one sample of traces."""
     plan, order_id, documents = _documents(dataset, order)
     info = dataset.documents[int(documents(np.array([sample]))[0])]
     found: dict[str, Any] = {"plan_hash": order_id}
@@ -218,7 +218,7 @@ def _find_document(
 
 
 def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
-    """Where a document comes from, what was decided about it, and who wrote it where a teacher did."""
+    """Return a document's origin, the decision about it, and its teacher if one wrote it."""
     part, row = dataset.documents.place(info.number)
     decided = decisions.of_document(dataset.manifest, part, row)
     origin = origin_of(dataset.manifest, info)
@@ -226,7 +226,7 @@ def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
 
 
 def audit(path: Path) -> dict[str, Any]:
-    """What became of every record of the inputs, over all and by source, and the tokens of each source."""
+    """Return the counts of all input records, over all and by source, and the tokens of each source."""
     manifest = read_manifest(path)
     content = manifest.content
     tokens = {source["name"]: source["num_tokens"] for source in content["sources"]}
@@ -242,10 +242,10 @@ def audit(path: Path) -> dict[str, Any]:
 
 
 def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
-    """The same of a plain recipe, which only leaves out what is empty, no text or no trace."""
+    """Return the same for a plain recipe, which only leaves out empty records, non-text and non-traces."""
     rule = decisions.left_out_rule("roles" in manifest.content)
     record = manifest.path / LEFT_OUT
-    # Datasets made before there was such a file count under one rule what they count at all.
+    # Datasets from before that file existed count everything under one rule.
     left_out = read_json(record) if record.is_file() else {}
     sources = []
     for source in manifest.content["sources"]:
@@ -262,7 +262,7 @@ def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
 
 
 def _roles(path: Path) -> dict[str, Any]:
-    """Tokens by role, and the longest document: what data.seq_len must hold."""
+    """Return the tokens by role, and the longest document: data.seq_len must hold it."""
     traces = open_traces(path)
     num_prompt_tokens = int(traces.prompt_lengths.sum())
     return {

@@ -1,11 +1,10 @@
-"""How far a build is, seen from outside: its work folder, or the dataset it has become.
+"""Read a build's progress from its work folder or its dataset, and preview its vocabulary.
 
-read_progress(Path("data/web"))     # {"state": "building", "stages": [{"stage": "clean", "done": 3, ...}]}
+    read_progress(Path("data/web"))  # {"state": "building", "stages": [{"stage": "clean", "done": 3, ...}]}
+    preview_vocab_size("data/stdlib", None)  # from the manifest; a missing dataset is an error here
+    preview_vocab_size(None, "smoke")        # from the recipe that will be built on first use
 
-What a submission wants to know of its data before any of it is read: no zarr, no numpy.
-
-preview_vocab_size("data/stdlib", None)     # from the manifest; a missing dataset is an error here
-preview_vocab_size(None, "smoke")           # from the recipe that will be built on first use
+Submissions use it before any data is read: no zarr, no numpy.
 """
 
 import time
@@ -20,10 +19,10 @@ from r1hpc.data.format.manifest import read_manifest
 
 
 def read_progress(out: Path) -> dict[str, Any]:
-    """State of the build for `out`, with units done, CPU seconds, memory, rate and time left for each stage.
+    """Return the state of the build for `out`: units, CPU seconds, memory, rate and time left per stage.
 
-    The state is `done`, `building`, `stopped` (nobody whose lock we see is at it) or `none`. Rates count the
-    input bytes of units, over the time in which they were finished.
+    The state is `done`, `building`, `stopped` (no visible lock) or `none`. Rates are the input bytes of units
+    over the time in which they were finished.
     """
     folder = work_folder(destination_of(out))
     if (folder / STAGES).is_file():
@@ -48,7 +47,7 @@ def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
             cpu_s += found.get("cpu_s", 0.0)
             memory = max(memory, found.get("peak_memory_bytes", 0))
     span = max(times) - min(times) if len(times) > 1 else 0.0
-    # The first unit's own time is not in the span, nor are its bytes in the rate.
+    # The span excludes the first unit's time, so the rate excludes its bytes.
     rate = done_bytes * (len(times) - 1) / len(times) / span if span > 0 else None
     left = sum(size for _, size in units) - done_bytes
     return {
@@ -64,13 +63,13 @@ def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
 
 
 def preview_vocab_size(path: str | None, recipe: str | None) -> int | None:
-    """The vocabulary a run will see; None where it stands only in a tokenizer's own folder.
+    """Return the vocabulary size a run will see; None if only a tokenizer's own folder tells.
 
-    A byte-level BPE can end up smaller than its recipe asks for, when the text has too few pairs.
+    A byte-level BPE can end up smaller than in its recipe, if the text has too few pairs.
 
     Raises:
         DatasetMissingError: there is no dataset at `path`.
-        UsageError: no such recipe, or one that cannot be used.
+        UsageError: the recipe does not exist or cannot be used.
     """
     if path is not None:
         vocab_size: int = read_manifest(Path(path)).content["vocab_size"]

@@ -1,4 +1,4 @@
-"""How a run reads its dataset, for `shard trace --run`: in which order, and which rank what of a batch.
+"""Find a run's order of samples for `shard trace --run`, and which rank reads what of a batch.
 
 order = SampleOrder(..., **fill_in(arguments))      # the arguments of `shard trace`, filled in
 """
@@ -20,13 +20,13 @@ from r1hpc.telemetry.records.metrics import read_steps
 
 
 def fill_in(arguments: Namespace) -> dict[str, Any]:
-    """Put what a run's plan says where no flag says otherwise.
+    """Fill in from the run's plan the arguments without a flag.
 
     Returns:
-        What else a SampleOrder holds.
+        The other fields of a SampleOrder.
 
     Raises:
-        UsageError: the run reads no such dataset, has no such step, or took it on other ranks.
+        UsageError: the run reads another dataset, has no such step, or took it on other ranks.
     """
     run = open_run(arguments.run)
     config, plan = read(run.config), read_json(run.plan, PlanBatch)
@@ -35,7 +35,7 @@ def fill_in(arguments: Namespace) -> dict[str, Any]:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
     num_steps = config.train.num_steps
     for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
-        # An online mixture's checkpoints say how far its order is known.
+        # An online mixture's checkpoints tell how far its order is known.
         if step is not None and not data.mix.is_online and not 1 <= step <= num_steps:
             raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
     if arguments.doc is not None and arguments.steps is None:
@@ -67,10 +67,10 @@ def fill_in(arguments: Namespace) -> dict[str, Any]:
 
 
 def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> None:
-    """The plan is that of the newest submission; a --resume may have changed the ranks and their micro batch.
+    """Refuse a step taken on other ranks: a --resume may have changed ranks and micro batch since.
 
     Raises:
-        UsageError: the step was taken on other ranks, and no flag says how they shared the batch.
+        UsageError: the step was taken on other ranks, and no flag tells how they shared the batch.
     """
     if arguments.world_size is not None and arguments.micro_batch_size is not None:
         return
@@ -86,7 +86,7 @@ def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> No
 
 
 def _order_in_checkpoints(run: RunDir, path: str | None, folder: Path) -> str | None:
-    """The plan_hash that the run's newest checkpoint names, if there is one.
+    """Return the plan_hash in the run's newest checkpoint, if there is one.
 
     Raises:
         UsageError: the run is known to have been trained on another dataset than that in `folder`.
@@ -106,7 +106,7 @@ def _order_in_checkpoints(run: RunDir, path: str | None, folder: Path) -> str | 
 
 
 def _appended(run: RunDir, every: int, global_batch_size: int) -> dict[str, Any]:
-    """The changes of weights that a run has appended, as its newest checkpoint holds them."""
+    """Return the weight changes a run has appended, from its newest checkpoint."""
     newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
     step = newest.step if newest else 0
     changes = newest.manifest.meta["mix"]["changes"] if newest else []

@@ -1,1 +1,1 @@
-"""Read and check a recipe, the YAML file that says how a dataset is made."""
+"""Read and check a recipe, the YAML file that defines a dataset."""

@@ -1,7 +1,7 @@
-"""Recipes: the YAML that says what a dataset is made of.
+"""Load recipes: the YAML files that define a dataset.
 
     recipe = load_recipe(find_recipe("stdlib"))
-    recipe.hash                     # names the recipe's content, not where its file lies
+    recipe.hash                     # hash of the recipe's content, not of its file's place
 
 Keys are listed in shards/README.md. Paths in a recipe are relative to the recipe file.
 """
@@ -41,7 +41,7 @@ _FOREIGN_KEYS = {
     "text": (*_TRACE_KEYS, "field", "chat_template"),
     "megatron": (*_TRACE_KEYS, "field", "chat_template", "on_invalid_utf8"),
 }
-"""Of the kinds not named here those of traces."""
+"""Other kinds exclude the keys of traces."""
 _Block = TypeVar("_Block")
 
 
@@ -61,8 +61,7 @@ class TokenizerRecipe:
     eos_id: int | None = None
     """ids: the id that ends a document; path: instead of eos_token."""
     pad_id: int | None = None
-    """ids, path: where rows of ids are filled up to one length, the id that fills them: taken off their
-    ends."""
+    """ids, path: the id that pads rows of ids to one length; removed from their ends."""
 
     def __post_init__(self) -> None:
         one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
@@ -90,7 +89,7 @@ class TokenizerRecipe:
 
     @property
     def eos(self) -> str | int:
-        """The token that closes a document, or its id."""
+        """Return the token that closes a document, or its id."""
         return self.eos_token if self.eos_id is None else self.eos_id
 
 
@@ -108,12 +107,12 @@ class SourceRecipe:
     glob: str = "**/*"
     exclude: tuple[str, ...] = ()
     """Folders or files to leave out: names or patterns of names, anywhere below root; with `/` paths below
-    root. One that leaves out nothing is refused."""
+    root. An entry that leaves out nothing is refused."""
     field: str = "text"
     """JSONL field, Parquet column or HDF5 dataset that holds the text (or the ids)."""
     license: str = "unknown"
     max_bytes: int | None = None
-    """Take whole files in sorted order, leaving out each that would exceed this sum."""
+    """Take complete files in sorted order, skipping each that would exceed this sum."""
     max_documents: int | None = None
     """jsonl, parquet, hdf5: at most this many documents of each file."""
     on_invalid_utf8: str = "error"
@@ -127,7 +126,7 @@ class SourceRecipe:
     chat_template: str | None = None
     """For a field of messages: a Jinja file, or a folder of a tokenizer; null: tokenizer.path's own."""
     generate: GenerateRecipe | None = None
-    """Instead of root: the documents are written by a teacher. kind is jsonl (texts) or traces."""
+    """Instead of root: a teacher writes the documents. kind is jsonl (texts) or traces."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "source name")
@@ -144,7 +143,7 @@ class SourceRecipe:
                 raise UsageError(f"source {self.name}: {name} must be at least 1, not {value}")
 
     def _refuse_foreign_keys(self) -> None:
-        """A key that this kind would ignore is a mistake."""
+        """Refuse a key that this kind would ignore."""
         foreign = _FOREIGN_KEYS.get(self.kind, _TRACE_KEYS)
         defaults = {field.name: field.default for field in fields(self)}
         for name in foreign:
@@ -156,7 +155,7 @@ class SourceRecipe:
                 )
 
     def _refuse_keys_of_files(self) -> None:
-        """A source that is generated has no files to choose from or to read in one of several ways."""
+        """Refuse keys for files in a generated source, which has none to choose or read."""
         one_of(f"source {self.name}: kind", self.kind, GENERATED_KINDS)
         for field in fields(self):
             if field.name in _FILE_KEYS and getattr(self, field.name) not in (field.default, ""):
@@ -168,7 +167,7 @@ class SourceRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a dataset's bytes, besides the inputs themselves."""
+    """Everything that decides a dataset's bytes, except the inputs themselves."""
 
     name: str
     tokenizer: TokenizerRecipe
@@ -184,10 +183,9 @@ class Recipe:
     decontaminate: DecontaminateRecipe | None = None
     mix: MixRecipe | None = None
     max_unreadable: float = 0.0
-    """Share of the records that may be unreadable; they are put aside and counted. 0: the first is an
-    error."""
+    """Share of records that may be unreadable; they are put aside and counted. 0: the first is an error."""
     folder: Path = Path()
-    """Where the recipe file lies; not part of the hash."""
+    """Folder of the recipe file; not part of the hash."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "recipe name")
@@ -215,7 +213,7 @@ class Recipe:
         self._check_stages()
 
     def _check_stages(self) -> None:
-        """Refuse stages that work on text where there is none."""
+        """Refuse stages that work on text if there is none."""
         stages = {"clean": self.clean, "dedup": self.dedup, "decontaminate": self.decontaminate}
         asked = [name for name, block in stages.items() if block is not None]
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):
@@ -229,16 +227,16 @@ class Recipe:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The resolved recipe as plain JSON types."""
+        """Return the resolved recipe as plain JSON types."""
         content = asdict(self)
         del content["folder"]
-        for name in _STAGE_KEYS:  # which recipes of before did not have, nor may change the id of
+        for name in _STAGE_KEYS:  # new keys, which must not change the ids of older recipes
             if content[name] in (None, 0.0):
                 del content[name]
         if self.tokenizer.pad_id is None:
             del content["tokenizer"]["pad_id"]
         for source in content["sources"]:
-            if source["kind"] != TRACES:  # which those keys do not concern, nor change the id of
+            if source["kind"] != TRACES:  # those keys do not concern it and must not change its id
                 for key in _TRACE_KEYS:
                     del source[key]
             for key in ("chat_template", "generate"):
@@ -248,17 +246,17 @@ class Recipe:
 
     @property
     def is_traces(self) -> bool:
-        """Whether documents have roles."""
+        """True if documents have roles."""
         return self.sources[0].kind == TRACES
 
     @property
     def generated(self) -> tuple[int, ...]:
-        """The numbers of the sources that a teacher writes."""
+        """Return the numbers of the sources that a teacher writes."""
         return tuple(number for number, source in enumerate(self.sources) if source.generate is not None)
 
     @property
     def is_prepared(self) -> bool:
-        """Whether documents pass through stages of their own before they become tokens."""
+        """True if documents pass through stages before they become tokens."""
         stages = (self.clean, self.dedup, self.decontaminate)
         return self.max_unreadable > 0 or any(stage is not None for stage in stages)
 
@@ -267,14 +265,14 @@ class Recipe:
         return digest(self.content)
 
     def resolve(self, path: str) -> Path:
-        """A path of this recipe, relative to the recipe file; python-stdlib is the running Python's."""
+        """Return a path relative to the recipe file; python-stdlib is the running Python's library."""
         if path == PYTHON_STDLIB:
             return Path(sysconfig.get_path("stdlib"))
         return self.folder / at_home(path)
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The recipe file at path `name`, or called so in shards/ (with or without .yaml).
+    """Return the recipe file at path `name`, or with that name in shards/ (with or without .yaml).
 
     Raises:
         ConfigError: neither exists; names the nearest recipe there is.
@@ -299,7 +297,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(content: Any, folder: Path) -> Recipe:
-    """A Recipe from plain YAML values; `folder` is what its paths are relative to."""
+    """Return a Recipe from plain YAML values; `folder` is the base of its paths."""
     values = dict(_mapping(content, "the recipe"))
     _check_keys(values, [field.name for field in fields(Recipe) if field.name != "folder"], "")
     values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
@@ -311,7 +309,7 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
 
 
 def _source(content: Any, where: str) -> SourceRecipe:
-    """A source; one that is generated need say neither kind nor root."""
+    """Return a source; a generated one needs neither kind nor root."""
     values = dict(_mapping(content, where))
     if values.get("generate") is not None:
         values = {"kind": "jsonl", "root": "", **values}

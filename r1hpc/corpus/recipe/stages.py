@@ -1,13 +1,10 @@
-"""The blocks of a recipe between reading and storing: clean, dedup, decontaminate, mix.
-
-All are optional. Each dataclass is one block of the YAML; what its numbers mean stands beside the code that
-uses them (see cleaning/ and mixture).
-
-The block `generate` of a source: its documents are what a teacher says to the prompts of a file.
+"""Define a recipe's optional blocks: clean, dedup, decontaminate, mix, and a source's generate.
 
     {name: synthetic, generate: {teacher: models/r1, prompts: gsm8k.jsonl, answer: answer, keep: correct}}
 
-Names and meanings are those of the settings of stage generate, wherever a setting has one.
+Each dataclass is one block of the YAML; its numbers are explained beside the code that uses them
+(corpus/clean/ and data/read/mixture.py). A source with `generate` has the documents that a teacher writes to
+the prompts of a file; names and meanings are those of stage generate's settings, if it has them.
 """
 
 import math
@@ -21,11 +18,16 @@ from r1hpc.base.names import one_of
 RULES = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 _GROUPS = {"gopher": ("gopher_quality", "gopher_repetition")}
 PII = ("keep", "mask", "drop")
+KEEP = ("all", "correct", "best")
+_WITHOUT_MEANING = ("teacher", "prompts", "num_prompts", "prompts_per_unit")
+"""Settings of place, amount or division, which do not change what is written."""
+_BYTES_PER_TOKEN = 4
+_PLACES = re.compile(r"\{(question|prompt|completion)\}")
 
 
 @dataclass(frozen=True)
 class CleanRecipe:
-    """Which documents are kept, and what is repaired or masked in them."""
+    """The documents to keep, and what to repair or mask in them."""
 
     lang: tuple[str, ...] = ()
     """ISO 639 codes to keep; none: all languages, and none is identified."""
@@ -50,7 +52,7 @@ class CleanRecipe:
 
     @property
     def single_rules(self) -> tuple[str, ...]:
-        """The rules by their own names, in the order in which they are applied."""
+        """Return the rules by their own names, in the order in which they apply."""
         chosen = {name for rule in self.rules for name in _GROUPS.get(rule, (rule,))}
         return tuple(name for name in RULES if name in chosen)
 
@@ -63,7 +65,7 @@ class MinhashRecipe:
     bands: int = 14
     rows: int = 8
     threshold: float = 0.7
-    """Candidates whose estimated Jaccard similarity is less are not taken for duplicates."""
+    """Candidates with a lower estimated Jaccard similarity are not duplicates."""
 
     def __post_init__(self) -> None:
         for name in ("ngram", "bands", "rows"):
@@ -77,7 +79,7 @@ class MinhashRecipe:
 
 @dataclass(frozen=True)
 class DedupRecipe:
-    """Of documents with the same text, or nearly, the first is kept, over all sources in their order."""
+    """Keep the first of equal or nearly equal documents, over all sources in their order."""
 
     exact: bool = True
     minhash: MinhashRecipe | None = None
@@ -85,12 +87,12 @@ class DedupRecipe:
 
 @dataclass(frozen=True)
 class DecontaminateRecipe:
-    """Documents that share an n-gram of words with an evaluation file are left out."""
+    """Leave out documents that share an n-gram of words with an evaluation file."""
 
     against: tuple[str, ...]
     """Files: JSON lines (each string in them), or text (each paragraph)."""
     ngram: int = 13
-    """Llama and GPT-3 take 13; an item of fewer words is searched whole, down to min_words."""
+    """Llama and GPT-3 use 13; an item of fewer words is searched as a whole, down to min_words."""
     min_words: int = 8
 
     def __post_init__(self) -> None:
@@ -103,16 +105,9 @@ class DecontaminateRecipe:
             )
 
 
-KEEP = ("all", "correct", "best")
-_WITHOUT_MEANING = ("teacher", "prompts", "num_prompts", "prompts_per_unit")
-"""What says where something lies, how much there is or how it is divided, not what is written."""
-_BYTES_PER_TOKEN = 4
-_PLACES = re.compile(r"\{(question|prompt|completion)\}")
-
-
 @dataclass(frozen=True)
 class GenerateRecipe:
-    """A source that is made: every prompt is put to the teacher `num_samples` times."""
+    """A generated source: the teacher answers every prompt `num_samples` times."""
 
     teacher: str
     """Folder of a Hugging Face causal language model with its tokenizer."""
@@ -121,16 +116,16 @@ class GenerateRecipe:
     prompt: str = "prompt"
     """The column of the prompt."""
     answer: str | None = None
-    """The column of the right answer; null: there is none, and no verifier."""
+    """The column of the right answer; null: none, and no verifier."""
     choices: str = ""
-    """The column of the choices, where the answer is one of several."""
+    """The column of the choices, if the answer is one of several."""
     num_prompts: int | None = None
-    """Only the first so many."""
+    """Use only the first so many."""
     template: str = "{question}"
-    """What is asked: the prompt in place of {question}."""
+    """The text of the question, with the prompt in place of {question}."""
     document: str = "{completion}"
-    """What is stored, of {question} (the column), {prompt} (as asked) and {completion}. Traces store the last
-    two by their roles."""
+    """The stored text, made of {question} (the column), {prompt} (as asked) and {completion}. Traces store
+    the last two by their roles."""
     num_samples: int = 1
     """Completions of each prompt."""
     temperature: float = 1.0
@@ -145,18 +140,18 @@ class GenerateRecipe:
     min_pass_rate: float = 0.0
     """Prompts that the teacher solves less often are left out."""
     max_pass_rate: float = 1.0
-    """Prompts that the teacher solves more often are left out: they teach nothing."""
+    """Prompts that the teacher solves more often are left out: they are too easy."""
     answer_in: str = "tags"
-    """Where a completion says its answer. tags: <answer>...</answer>; boxed: the last \\boxed{...}."""
+    """Where a completion has its answer. tags: <answer>...</answer>; boxed: the last \\boxed{...}."""
     chat_template: str = "auto"
-    """auto: the tokenizer's own, where it has one; none: prompts are put as they are."""
+    """auto: the tokenizer's own, if it has one; none: prompts are used as they are."""
     system_prompt: str | None = None
     open_thinking: bool = False
     """`<think>` ends every prompt."""
     prompts_per_unit: int = 64
-    """A finished unit is kept by a kill, one under way is done again."""
+    """A kill keeps finished units and loses the current one."""
     prompts_per_batch: int = 0
-    """Prompts that are decoded together: it bounds the KV cache. 0: those of the unit."""
+    """Prompts decoded together, which bounds the KV cache. 0: all of the unit."""
 
     def __post_init__(self) -> None:
         one_of("generate.keep", self.keep, KEEP)
@@ -189,7 +184,7 @@ class GenerateRecipe:
             raise UsageError("generate.num_samples: at temperature 0 all samples are the same; take 1")
 
     def _check_judged(self) -> None:
-        """Refuse what only a verifier could decide where the prompts have no answers."""
+        """Refuse settings that need a verifier if the prompts have no answers."""
         if self.min_pass_rate > self.max_pass_rate:
             raise UsageError(
                 f"generate.min_pass_rate {self.min_pass_rate} is above max_pass_rate {self.max_pass_rate}"
@@ -215,17 +210,17 @@ class GenerateRecipe:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those of the file of prompts that are read."""
+        """Return the columns to read from the file of prompts."""
         return tuple(name for name in (self.prompt, self.answer, self.choices) if name)
 
     def compose(self, **parts: str) -> str:
-        """The document of question, prompt and completion. Braces in what is put in stay what they are."""
+        """Return the document of question, prompt and completion. Braces in these stay as they are."""
         return _PLACES.sub(lambda found: parts[found[1]], self.document)
 
     def meaning(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Those of the settings that decide what a teacher writes."""
+        """Return the settings that decide what a teacher writes."""
         return {name: value for name, value in settings.items() if name not in _WITHOUT_MEANING}
 
     def most_bytes(self, num_prompts: int) -> int:
-        """Of text that comes of so many prompts, at four bytes a token: an upper estimate."""
+        """Return an upper estimate of the text from so many prompts, at four bytes a token."""
         return num_prompts * self.num_samples * self.max_completion_length * _BYTES_PER_TOKEN

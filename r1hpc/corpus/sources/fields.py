@@ -1,4 +1,4 @@
-"""A field's value, whatever the file's format, into the bytes of a document.
+"""Convert a field's value, in any file format, to the bytes of a document.
 
 reader = FieldReader(recipe, source)
 reader.document(position, value)    # a string, bytes, messages, token ids or nothing
@@ -28,16 +28,16 @@ BLOCK_ROWS = 1024
 
 
 def rows_at_once(num_bytes: int, num_rows: int, most: int = BLOCK_ROWS) -> int:
-    """Rows of a table that are read together: `most`, or as many as are 8 MiB, but one.
+    """Return how many rows of a table to read together: `most`, or as many as fit 8 MiB, but at least one.
 
     Args:
-        num_bytes: of all `num_rows`, unpacked; an estimate will do.
+        num_bytes: of all `num_rows`, unpacked; an estimate suffices.
     """
     return min(most, max(1, _BLOCK_BYTES * num_rows // max(1, num_bytes)))
 
 
 def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """Consecutive items in lists of about a megabyte, and of so many that even empty ones have an end."""
+    """Yield consecutive items in lists of about a megabyte, with a limit on their number for empty ones."""
     batch: list[_T] = []
     size = 0
     for item in items:
@@ -52,11 +52,10 @@ def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[
 
 @dataclass(frozen=True)
 class Document:
-    """One document as it lies in the input: its UTF-8 bytes, or its token ids as little-endian uint32."""
+    """One document as in the input: its UTF-8 bytes, or its token ids as little-endian uint32."""
 
     position: int
-    """Where in the file: byte of the line (jsonl; unpacked where compressed), row (tables, hdf5), 0
-    (text)."""
+    """Place in the file: byte of the line (jsonl; unpacked if compressed), row (tables, hdf5), 0 (text)."""
     raw: bytes
     is_ids: bool = False
     is_stream: bool = False
@@ -64,26 +63,25 @@ class Document:
     prompt_bytes: int = 0
     """Traces: how many bytes of `raw` are the prompt; the rest is the completion."""
     fault: str = ""
-    """Why this record is none."""
+    """Why this record is no document."""
     is_null: bool = False
-    """The field is there and holds nothing."""
+    """The field exists but is empty."""
     is_chat: bool = False
-    """Messages through a template: the special tokens it spells are meant."""
+    """Messages through a template: the special tokens it spells are intended."""
     size: int = 0
     """Bytes of the record in the file (unpacked), for kinds whose position counts bytes."""
     lost_bytes: int = 0
-    """Where more than this record is lost: bytes of the input from here on, as it lies on disk."""
+    """If more than this record is lost: bytes of the input from here on, as on disk."""
 
 
 class FieldReader:
-    """Values of one source's field into documents."""
+    """Converts the values of one source's field to documents."""
 
     def __init__(self, recipe: Recipe, source: SourceRecipe) -> None:
         self._recipe, self._source = recipe, source
 
     def pick(self, record: Any) -> Any:
-        """The value of the field in a JSON object or a row; `a.b` goes inside. ValueError where there is
-        none."""
+        """Return the field's value in a JSON object or a row; `a.b` goes inside. ValueError if missing."""
         name = self._source.field
         if isinstance(record, Mapping) and name in record:
             return record[name]
@@ -96,7 +94,7 @@ class FieldReader:
         return value
 
     def document(self, position: int, value: Any, size: int = 0) -> Document:
-        """The document of a value; one that cannot be has a fault."""
+        """Return the document of a value; an invalid one has a fault."""
         try:
             return self._document(position, value, size)
         except ValueError as error:
@@ -123,7 +121,7 @@ class FieldReader:
 
 
 def _to_bytes(text: str) -> bytes:
-    """UTF-8; of what is none (bytes of the file, half a surrogate pair of JSON) on_invalid_utf8 decides."""
+    """Return UTF-8; on_invalid_utf8 decides about other bytes and half surrogate pairs of JSON."""
     for policy in ("strict", "surrogateescape"):
         with contextlib.suppress(UnicodeEncodeError):
             return text.encode("utf-8", policy)
@@ -131,7 +129,7 @@ def _to_bytes(text: str) -> bytes:
 
 
 def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
-    """What messages of a source are rendered by; UsageError where there is none."""
+    """Return the chat template for a source's messages; UsageError if there is none."""
     path = source.chat_template or recipe.tokenizer.path
     if path is None:
         raise UsageError(
@@ -141,13 +139,13 @@ def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
     own, file = recipe.resolve(path), _tokenizer_file(recipe)
     is_jinja = own.is_file() and own.name != TOKENIZER_FILE
     template = load_template(own, file.parent if file is not None and is_jinja else None)
-    # What a message may not spell is what the tokenizer would read, wherever the template comes from.
+    # Messages must not spell what the tokenizer would read, wherever the template comes from.
     read = special_tokens(file) if file is not None else (recipe.tokenizer.eos_token,)
     return replace(template, special=tuple(dict.fromkeys((*template.special, *read))))
 
 
 def _tokenizer_file(recipe: Recipe) -> Path | None:
-    """Of the tokenizer that makes the ids; None: it is made here, and has no special token but EOS."""
+    """Return the tokenizer's file; None if it is made here, with EOS as its only special token."""
     if recipe.tokenizer.path is None:
         return None
     path = recipe.resolve(recipe.tokenizer.path)
@@ -155,13 +153,13 @@ def _tokenizer_file(recipe: Recipe) -> Path | None:
 
 
 def template_digest(recipe: Recipe, source: SourceRecipe) -> str:
-    """Names what a rendering depends on: the template, and the tokens that it uses or refuses."""
+    """Return a digest of what a rendering depends on: the template, and the tokens it uses or refuses."""
     template = template_of(recipe, source)
     return digest([template.source, dict(template.variables), template.special])
 
 
 def to_ids(values: Any) -> bytes:
-    """Token ids as little-endian uint32; ValueError where they are none."""
+    """Return token ids as little-endian uint32; ValueError if they are not valid."""
     found = np.asarray(values)
     if found.dtype.kind not in "iu" or found.ndim != 1:
         raise ValueError(f"a list of {found.dtype}, not of token ids")

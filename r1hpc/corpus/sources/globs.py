@@ -1,4 +1,4 @@
-"""Which files of a folder a source's glob means, and which its exclude leaves out.
+"""Select the files of a folder by a source's glob and exclude.
 
 excluded = Excluded(("tests", "*.test.jsonl"))
 sorted(files_below(Path("corpus"), "wiki/**/*.jsonl", excluded))
@@ -24,13 +24,13 @@ class Excluded:
 
     def __init__(self, entries: Sequence[str]) -> None:
         self.idle = list(entries)
-        """Those that have left out nothing so far."""
+        """Entries that have left out nothing so far."""
         self._names = {entry for entry in entries if not set(entry) & set("*?[/")}
         patterns = [entry for entry in entries if entry not in self._names]
         self._patterns = [(entry, _alternatives(entry.rstrip("/"))) for entry in patterns]
 
     def leaves_out(self, relative: str, *, is_folder: bool) -> bool:
-        """Whether an entry means this path, relative to the root."""
+        """True if an entry matches this path, relative to the root."""
         path = relative.split("/")
         found = [path[-1]] if path[-1] in self._names else []
         found += [
@@ -44,13 +44,13 @@ class Excluded:
 
 
 def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
-    """Relative POSIX paths of those that match, in no order.
+    """Yield the relative POSIX paths of matching files, in no order.
 
-    In a pattern `**/` is any number of folders, also none; every other wildcard stays within one name. Links
-    to folders are not followed, so a loop of links ends.
+    In a pattern `**/` is any number of folders, also none; other wildcards stay within one name. Links to
+    folders are not followed, so a loop of links ends.
 
     Raises:
-        UsageError: a folder cannot be listed; what lies in it would be left out without a word.
+        UsageError: a folder cannot be listed; its files would be left out silently.
     """
     deepest = None if _FOLDERS in pattern else pattern.count("/")
     patterns = _alternatives(pattern)
@@ -62,7 +62,7 @@ def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
             if not name.startswith(".") and not excluded.leaves_out(above + name, is_folder=True)
         ]
         if deepest is not None and above.count("/") >= deepest:
-            subfolders.clear()  # nothing down there could match
+            subfolders.clear()  # nothing below could match
         for name in files:
             if name.startswith(".") or excluded.leaves_out(above + name, is_folder=False):
                 continue
@@ -87,7 +87,7 @@ def _is_meant(path: list[str], entry: str, patterns: list[list[str]], *, is_fold
 
 
 def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Name by name."""
+    """True if each name matches its part of the pattern."""
     if not pattern:
         return not names
     if pattern[0] == _FOLDERS:
@@ -96,9 +96,9 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _alternatives(pattern: str) -> list[list[str]]:
-    """The names of a pattern, in which `**` stands alone and never last.
+    """Return the names of a pattern, in which `**` stands alone and never last.
 
-    Within a name (`wiki**.jsonl`) it means both a part of that name and any number of folders.
+    Within a name (`wiki**.jsonl`) it means a part of that name and also any number of folders.
     """
     found: list[list[str]] = [[]]
     for name in pattern.split("/"):

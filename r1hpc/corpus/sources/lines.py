@@ -1,11 +1,10 @@
-"""Lines of a plain or compressed file, one at a time, however long the file or a line is.
+"""Read lines of plain or compressed files, however long, and parse lines of traces.
 
-for line in iter_lines(path, start, stop):
-    line.position, line.raw, line.fault
+    for line in iter_lines(path, start, stop):
+        line.position, line.raw, line.fault
+    prompt, completion = parse_trace(b'{"prompt": "2+2=", "completion": "4"}')      # as UTF-8
 
-One line of a file of traces: a JSON object whose prompt and completion are text.
-
-prompt, completion = parse_trace(b'{"prompt": "2+2=", "completion": "4"}')      # as UTF-8
+A trace is a JSON object whose prompt and completion are text.
 """
 
 import bz2
@@ -35,27 +34,36 @@ _WHOLE_ESCAPES = re.compile(
     rb"(?:[^\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB]).{4}|\\[^u])*", re.DOTALL
 )
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error)
+_CALLED_OTHERWISE = (
+    ("question", "problem", "instruction", "query", "input"),
+    ("answer", "response", "output", "solution", "generation", "target"),
+)
+"""Names that other collections use for a prompt, and for a completion."""
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_SAID_BESIDE = ("system", "system_prompt", "context", "input", "thinking", "reasoning", "reasoning_content")
+"""Names of texts that other collections put beside them."""
+_MOST_SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line with the byte it begins at (unpacked), or what is wrong at that place."""
+    """One line with the byte it begins at (unpacked), or the fault at that place."""
 
     position: int
     raw: bytes
     fault: str = ""
     size: int = 0
     lost_bytes: int = 0
-    """Of a file that is damaged: bytes on disk that were not read."""
+    """Bytes on disk that were not read, for a damaged file."""
 
 
 def is_compressed(name: str) -> bool:
-    """Whether a file can only be read from its beginning."""
+    """True if a file can only be read from its beginning."""
     return name.endswith(COMPRESSED)
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """The file, unpacked as its name says."""
+    """Open the file, unpacked by its suffix."""
     if path.name.endswith(".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.name.endswith(".bz2"):
@@ -66,14 +74,14 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
-    """The lines that begin in [start, stop), so that neighbours share no line and leave none out.
+    """Yield the lines that begin in [start, stop), so that neighbours share no line and leave none out.
 
-    A file that is damaged or ends early gives one faulty line, its last. Blank lines are left out. What the
-    file lost: a .gz what lies behind the damage, any other the whole. All of a file that ends early is lost,
-    for nothing says how long it was.
+    A file that is damaged or ends early gives one faulty line, its last. Blank lines are left out. A damaged
+    .gz loses what is behind the damage, any other file everything. A file that ends early is lost completely,
+    as nothing tells its length.
 
     Raises:
-        DataError: the file system does not give it.
+        DataError: the file system does not return it.
     """
     position, read = start, 0
     try:
@@ -86,7 +94,7 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
                         return
                     position += line[0].size
                     if line[0].fault or not line[0].raw.isspace():
-                        yield line.pop()  # not held here meanwhile: it may be large
+                        yield line.pop()  # not held meanwhile: it may be large
             except _DAMAGE:
                 read = file.fileobj.tell() if isinstance(file, gzip.GzipFile) else 0
                 raise
@@ -98,15 +106,15 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
 
 
 def parse_json(raw: bytes, pick: Callable[[Any], Any]) -> Any:
-    """What `pick` takes of the JSON value of a line; a long string that it takes comes as UTF-8.
+    """Return what `pick` takes of a line's JSON value; a long string in it is UTF-8 bytes.
 
-    A string of Python takes four bytes a character where one of them is an emoji, and the parser some copies.
+    A Python string takes four bytes per character if one of them is an emoji, and the parser makes copies.
 
     Raises:
         ValueError: not JSON, or of `pick`.
     """
     if len(raw) > _LONG_BYTES:
-        with contextlib.suppress(ValueError, RecursionError):  # json says it better, of the whole
+        with contextlib.suppress(ValueError, RecursionError):  # json's own error is better
             value, long = _parse_without_long(raw)
             picked = pick(value)
             if isinstance(picked, str):
@@ -125,7 +133,7 @@ def _load(raw: bytes) -> Any:
 
 
 def _parse_without_long(raw: bytes) -> tuple[Any, dict[str, bytes]]:
-    """The value with a mark in place of each long string, and those strings by mark."""
+    """Return the value with a mark in place of each long string, and those strings by mark."""
     short, long, at = bytearray(), dict[str, bytes](), 0
     while (begin := raw.find(b'"', at)) >= 0:
         end = next((m.start() for m in _ESCAPE_OR_QUOTE.finditer(raw, begin + 1) if m.group() == b'"'), None)
@@ -142,11 +150,11 @@ def _parse_without_long(raw: bytes) -> tuple[Any, dict[str, bytes]]:
 
 
 def _unescape(raw: bytes, at: int, end: int) -> bytes:
-    """The UTF-8 of what stands between the quotes of a JSON string, block by block."""
+    """Return the UTF-8 of the text between a JSON string's quotes, block by block."""
     found = bytearray()
     while at < end:
         block = raw[at : min(at + _BLOCK, end)]
-        if at + len(block) < end:  # no escape, pair of surrogates or character in two
+        if at + len(block) < end:  # cut no escape, surrogate pair or character
             block = _WHOLE_ESCAPES.match(block).group()  # type: ignore[union-attr]
             while block and raw[at + len(block)] & 0xC0 == 0x80:
                 block = block[:-1]
@@ -158,7 +166,7 @@ def _unescape(raw: bytes, at: int, end: int) -> bytes:
 
 
 def line_number(path: Path, position: int) -> int:
-    """The number, from 1, of the line that begins at byte `position` (unpacked, for .gz)."""
+    """Return the number, from 1, of the line that begins at byte `position` (unpacked, for .gz)."""
     number = 1
     with open_file(path) as file:
         while position > 0 and (block := file.read(min(position, _BLOCK))):
@@ -183,7 +191,7 @@ def _read_line(file: IO[bytes], position: int) -> Line:
 
 
 def _first_line(file: IO[bytes], start: int, stop: int | None) -> int:
-    """Move to the first line that begins at or after `start`; `stop` or beyond when there is none before."""
+    """Move to the first line that begins at or after `start`; `stop` or beyond if there is none before."""
     if not start:
         return 0
     file.seek(start - 1)
@@ -203,24 +211,13 @@ def _open_zstd(path: Path) -> IO[bytes]:
     return io.BufferedReader(raw, _BLOCK)
 
 
-_CALLED_OTHERWISE = (
-    ("question", "problem", "instruction", "query", "input"),
-    ("answer", "response", "output", "solution", "generation", "target"),
-)
-"""What other collections call a prompt, and a completion."""
-_CONVERSATIONS = ("messages", "conversations", "conversation")
-_SAID_BESIDE = ("system", "system_prompt", "context", "input", "thinking", "reasoning", "reasoning_content")
-"""What other collections put beside them, as text."""
-_MOST_SHOWN = 6
-
-
 def parse_trace(
     line: bytes, prompt_field: str = "prompt", completion_field: str = "completion"
 ) -> tuple[bytes, bytes]:
-    """Prompt and completion as UTF-8.
+    """Return prompt and completion as UTF-8.
 
     Raises:
-        ValueError: says what is wrong with the line.
+        ValueError: what is wrong with the line.
     """
     try:
         value = json.loads(line.decode("utf-8"))
@@ -236,7 +233,7 @@ def parse_trace(
 
 
 def also_said(line: bytes) -> list[str]:
-    """Fields of a line that say something of their own beside prompt and completion, and are not learnt."""
+    """Return fields of a line with text besides prompt and completion, which is not learnt."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -264,7 +261,7 @@ def _text(value: Mapping[str, Any], fields: tuple[str, str], index: int) -> byte
 
 
 def _what_there_is(value: Mapping[str, Any], fields: tuple[str, str], index: int) -> str:
-    """What stands in the line in place of a field, and what becomes of it."""
+    """Return what the line has in place of a field, and what becomes of it."""
     if near := nearest(fields[index], value):
         return near
     if other := next((name for name in _CALLED_OTHERWISE[index] if name in value), None):

@@ -1,4 +1,4 @@
-"""Megatron-LM's indexed datasets: ids in PREFIX.bin, where sequences and documents begin in PREFIX.idx.
+"""Read Megatron-LM's indexed datasets: ids in PREFIX.bin, starts of sequences and documents in PREFIX.idx.
 
     count_documents(path)               # of PREFIX.idx
     read_documents(path, 0, 100)
@@ -36,7 +36,7 @@ class _Index:
 
 
 def count_documents(path: Path) -> int:
-    """How many documents a PREFIX.idx names.
+    """Return how many documents a PREFIX.idx names.
 
     Raises:
         UsageError: not such an index, or no PREFIX.bin beside it.
@@ -45,10 +45,10 @@ def count_documents(path: Path) -> int:
 
 
 def read_documents(path: Path, start: int, stop: int) -> Iterator[Document]:
-    """Documents [start, stop); their position is their number."""
+    """Yield documents [start, stop); their position is their number."""
     index = _read_index(path)
     binary = path.with_suffix(".bin")
-    is_empty = not binary.stat().st_size  # every document is, and an empty file cannot be mapped
+    is_empty = not binary.stat().st_size  # then all documents are, and an empty file cannot be mapped
     data = np.empty(0, np.uint8) if is_empty else np.memmap(binary, dtype=np.uint8, mode="r")
     size = index.dtype.itemsize
     for number in range(start, stop):
@@ -68,11 +68,11 @@ def _read_index(path: Path) -> _Index:
     return _parsed_index(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1)  # every span of some thousand documents asks for the same
+@functools.lru_cache(maxsize=1)  # every span of some thousand documents needs the same
 def _parsed_index(path: Path, size: int, mtime_ns: int) -> _Index:
     with path.open("rb") as file:
         if len(head := file.read(_HEADER.size)) < _HEADER.size or not head.startswith(_MAGIC):
-            # The .bin, perhaps, of any size: not to be read whole.
+            # It may be the .bin, of any size: do not read it completely.
             raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
         file.seek(0)
         raw = file.read()

@@ -1,15 +1,12 @@
-"""The prompts of a generated source, read from their file in ranges.
+"""Read the prompts of a generated source in ranges, and find and hash its teacher.
 
     for part in prompt_ranges(path, generate): part.start, part.stop, part.digest
     rows = read_prompts(path, generate, prompt_range)     # [("questions.jsonl:12", {"prompt": ...}), ...]
+    teacher_folder(recipe, generate)
+    TeacherTask(folder).write(...)["sha256"]        # stage `teacher`: read once, by one unit
 
-A range is what one unit of stage `generate` puts to the teacher. Its digest is that of the columns that are
-read, so that a prompt which changes redoes its own unit, and one that is appended none before it.
-
-The folder of a teacher: where it lies, and the hash that names what it says.
-
-teacher_folder(recipe, generate)
-TeacherTask(folder).write(...)["sha256"]        # stage `teacher`: read once, by one unit
+A range is the prompts of one unit of stage `generate`. Its digest covers the columns that are read: a changed
+prompt redoes its own unit, and an appended one none of the earlier units.
 """
 
 import contextlib
@@ -35,12 +32,14 @@ _DIGEST_DIGITS = 32
 _PLACE_EVERY = 64
 
 Row = tuple[str, dict[str, Any]]
-"""Where a prompt stands, and its columns."""
+"""A prompt's place and its columns."""
+_KINDS = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
+"""Weights, tokenizer, chat template and configuration; other files of a model's folder do not count."""
 
 
 @dataclass(frozen=True)
 class PromptRange:
-    """Prompts `start` to `stop` of a file, counted from 0, and the digest of what they say."""
+    """Prompts `start` to `stop` of a file, counted from 0, and the digest of their content."""
 
     start: int
     stop: int
@@ -48,7 +47,7 @@ class PromptRange:
 
 
 def prompt_ranges(path: Path, generate: GenerateRecipe) -> Iterator[PromptRange]:
-    """All prompts of a file in the ranges of its units.
+    """Yield all prompts of a file in the ranges of its units.
 
     Raises:
         UsageError: the file cannot be read, or a line has no prompt: names it.
@@ -64,10 +63,10 @@ def prompt_ranges(path: Path, generate: GenerateRecipe) -> Iterator[PromptRange]
 
 
 def read_prompts(path: Path, generate: GenerateRecipe, part: PromptRange) -> list[Row]:
-    """The prompts of one range; what stands before it is not read, where it is known how long that is.
+    """Return the prompts of one range, without reading what precedes it if that length is known.
 
     Raises:
-        UsageError: they are not those that the range was made of.
+        UsageError: they differ from those the range was made of.
     """
     found = list(islice(_rows(path, generate, part.start), part.stop - part.start))
     if _digest([row for _, row in found]) != part.digest:
@@ -81,7 +80,7 @@ def _digest(rows: list[dict[str, Any]]) -> str:
 
 
 def _rows(path: Path, generate: GenerateRecipe, first: int) -> Iterator[Row]:
-    """The prompts from number `first` on."""
+    """Yield the prompts from number `first` on."""
     found = _parquet_rows(path, generate, first) if path.suffix == ".parquet" else _line_rows(path, first)
     most = generate.num_prompts
     for where, row in islice(found, None if most is None else max(0, most - first)):
@@ -90,7 +89,7 @@ def _rows(path: Path, generate: GenerateRecipe, first: int) -> Iterator[Row]:
 
 def _line_rows(path: Path, first: int) -> Iterator[Row]:
     places = {0: 0}
-    with contextlib.suppress(OSError):  # whoever reads it says what is wrong
+    with contextlib.suppress(OSError):  # its reader reports the error
         status = path.stat()
         places = _places(path, status.st_size, status.st_mtime_ns)
     begin = max(number for number in places if number <= first)
@@ -111,8 +110,8 @@ def _line_rows(path: Path, first: int) -> Iterator[Row]:
 
 @functools.lru_cache(maxsize=8)
 def _places(path: Path, size: int, mtime_ns: int) -> dict[int, int]:
-    """At which byte some of the prompts of a file begin, by their number: found as the file is read, so that
-    a process which makes many units reads it once."""
+    """Return the bytes at which some prompts of a file begin, by their number. Filled while the file is read,
+    so a process that makes many units reads it once."""
     return {0: 0}
 
 
@@ -138,7 +137,7 @@ def _parquet_rows(path: Path, generate: GenerateRecipe, first: int) -> Iterator[
 
 
 def _checked(where: str, row: Any, generate: GenerateRecipe) -> dict[str, Any]:
-    """The columns that are read, all of them there and the prompt a text."""
+    """Return the columns that are read, all of them present and the prompt a text."""
     if not isinstance(row, dict):
         raise UsageError(f"{where}: a JSON {type(row).__name__}, not an object with {generate.prompt!r}")
     for name in generate.columns:
@@ -159,15 +158,11 @@ def _checked(where: str, row: Any, generate: GenerateRecipe) -> dict[str, Any]:
     return {name: row[name] for name in generate.columns}
 
 
-_KINDS = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
-"""Weights, tokenizer, chat template and configuration; not what else lies in a model's folder."""
-
-
 def teacher_folder(recipe: Recipe, generate: GenerateRecipe) -> Path:
-    """Relative to the recipe, or the snapshot of a name on the Hugging Face Hub in the local cache.
+    """Return the folder relative to the recipe, or a Hugging Face Hub snapshot in the local cache.
 
     Raises:
-        UsageError: no folder of a model there.
+        UsageError: there is no model folder.
     """
     name = generate.teacher
     folder = recipe.resolve(name)
@@ -183,19 +178,19 @@ def teacher_folder(recipe: Recipe, generate: GenerateRecipe) -> Path:
 
 
 def teacher_files(folder: Path) -> list[Path]:
-    """What decides what the teacher says, in order."""
+    """Return the files that decide what the teacher writes, in order."""
     return sorted(path for path in folder.iterdir() if path.suffix in _KINDS and path.name[0] != ".")
 
 
 def teacher_state(folder: Path) -> list[list[Any]]:
-    """What tells without reading it whether the folder is the one it was."""
+    """Return facts that show, without reading it, whether the folder has changed."""
     found = [(path, path.stat()) for path in teacher_files(folder)]
     return [[str(path.absolute()), status.st_size, status.st_mtime_ns] for path, status in found]
 
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """Stage `teacher`: the hash of a folder, which is that of the lines of `sha256sum` over its files."""
+    """Runs stage `teacher`: hashes a folder, as the lines of `sha256sum` over its files."""
 
     folder: Path
 

@@ -1,9 +1,9 @@
-"""Input files into documents: text trees, JSONL (of texts or of traces), Parquet, Arrow, Megatron and HDF5.
+"""Read input files as documents: text, JSONL (of texts or traces), Parquet, Arrow, Megatron and HDF5.
 
     spans = list_spans(recipe)                  # a listing: which piece of which file, in order
     for document in read_span(recipe, span):    # the reading itself
 
-A span is the smallest piece a writer takes: a whole text file, some megabytes of JSONL lines, a Parquet
+A span is the smallest piece a writer takes: a complete text file, some megabytes of JSONL lines, a Parquet
 row group, some rows of HDF5. Spans depend on the inputs alone, never on who reads them.
 """
 
@@ -41,9 +41,9 @@ _SPAN_BYTES = 4 * 2**20
 _SPAN_ROWS = 4096
 _UNREADABLE = -1
 _STREAM_IDS = 2**22
-"""Ids of one long row that are in memory at once."""
+"""Ids of one long row held in memory at once."""
 _FIRST_ROWS = 16
-"""Of a dataset whose rows are of unknown length."""
+"""Rows read first if their length is unknown."""
 _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
@@ -63,16 +63,16 @@ class SourceSpan:
     fault: str = ""
     """Why the file cannot be opened at all."""
     digest: str = ""
-    """Generated: of the prompts. `start` and `stop` then count prompts, `path` is a name made of them."""
+    """Generated: digest of the prompts. `start` and `stop` then count prompts, `path` is made of them."""
     written: Path | None = None
-    """Generated, once it is: where the file lies. `start` and `stop` then count its bytes."""
+    """Generated, once it exists: the file. `start` and `stop` then count its bytes."""
 
 
 def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
-    """All spans of a recipe, in the order in which their documents are stored.
+    """Return all spans of a recipe, in the order in which their documents are stored.
 
     Args:
-        is_new: nothing was made by this recipe yet: an exclude that leaves out nothing is an error then.
+        is_new: this recipe has made nothing yet; then an exclude that leaves out nothing is an error.
 
     Raises:
         UsageError: a root that is not there, a glob that matches nothing, a column that does not exist.
@@ -94,12 +94,12 @@ def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
 
 
 def read_span(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
-    """The documents of one span, empty ones left out."""
+    """Yield the documents of one span, without empty ones."""
     return (document for document in read_records(recipe, span) if document.raw or document.fault)
 
 
 def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
-    """Every record of one span: documents, empty ones, and those that cannot be read."""
+    """Yield every record of one span: documents, empty and unreadable ones."""
     source = recipe.sources[span.source]
     path = span.written or recipe.resolve(source.root) / span.path
     fields = FieldReader(recipe, source)
@@ -109,7 +109,7 @@ def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
 
 
 def _generated_spans(recipe: Recipe, index: int, generate: GenerateRecipe) -> Iterator[SourceSpan]:
-    """The prompts that each unit of stage generate puts to the teacher, which must be there."""
+    """Yield a span for the prompts of each unit of stage generate; the prompts must exist."""
     path = recipe.resolve(generate.prompts)
     try:
         teacher_folder(recipe, generate)
@@ -122,13 +122,13 @@ def _generated_spans(recipe: Recipe, index: int, generate: GenerateRecipe) -> It
 
 
 def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:
-    """The spans of a file; where unreadable records may be put aside, a file that cannot be opened is one."""
+    """Yield the spans of a file, or one faulty span if it cannot be opened and may be put aside."""
     try:
         yield from _file_spans(recipe.sources[index], index, root, name, size)
     except UsageError as error:
         if not recipe.max_unreadable:
             raise
-        # What is put aside is part of the dataset, whose id must not depend on where inputs lie.
+        # Records put aside are part of the dataset, whose id must not depend on where inputs lie.
         fault = str(error).replace(str(root / name), name)
         yield SourceSpan(index, name, 0, 1, max(0, size), fault=fault)
 
@@ -139,8 +139,8 @@ def _list_files(source: SourceRecipe, root: Path, is_new: bool) -> list[tuple[st
     excluded = Excluded(source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ()))
     names = sorted(files_below(root, source.glob, excluded))
     for entry in source.exclude if is_new else ():
-        is_hidden = any(name.startswith(".") for name in entry.split("/"))  # left out in any case
-        if entry in excluded.idle and not is_hidden:  # what it was to keep out may be in
+        is_hidden = any(name.startswith(".") for name in entry.split("/"))  # always left out
+        if entry in excluded.idle and not is_hidden:  # unwanted files may be in
             raise UsageError(
                 f"source {source.name}: exclude {entry!r} leaves out nothing under {root}: correct it (a "
                 "name, a pattern of names, or a path below root), or take it out"
@@ -158,14 +158,13 @@ def _list_files(source: SourceRecipe, root: Path, is_new: bool) -> list[tuple[st
 
 
 def _lies_beside_arrow(name: str, asked: str) -> bool:
-    """What `datasets` leaves beside the data: descriptions, and what map() and filter() made; unless asked
-    for."""
+    """True for `datasets` files beside the data (descriptions, map() and filter() results), unless named."""
     is_cache = name.startswith("cache-") and not asked.startswith("cache-")
     return is_cache or (name.endswith(".json") and not asked.endswith(".json"))
 
 
 def _size(path: Path) -> int:
-    """Bytes; _UNREADABLE of a link that leads nowhere, and the like."""
+    """Return the bytes; _UNREADABLE for a broken link and the like."""
     try:
         return path.stat().st_size
     except OSError as error:
@@ -234,7 +233,7 @@ def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
 def _read_jsonl(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
-    # By map and islice, which hold no line while its document is in use: it may be large.
+    # map and islice hold no line while its document is in use: it may be large.
     return map(functools.partial(_line_document, fields), _read_lines(source, path, span))
 
 
@@ -250,7 +249,7 @@ def _line_document(fields: FieldReader, line: Line) -> Document:
 
 
 def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[Line]:
-    """The lines that begin inside the span."""
+    """Yield the lines that begin inside the span."""
     stop = None if is_compressed(path.name) else span.stop
     return islice(iter_lines(path, span.start, stop), source.max_documents)
 
@@ -323,7 +322,7 @@ def _read_megatron(
 
 
 def _hdf5_dataset(source: SourceRecipe, path: Path, file: Any) -> Any:
-    """The dataset, checked: strings, rows of integers, or one row of integers."""
+    """Return the dataset, checked: strings, rows of integers, or one row of integers."""
     import h5py
 
     names: list[str] = []
@@ -364,7 +363,7 @@ def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: i
             "leave it out"
         )
     if flat:
-        # One long stream of ids: only its EOS ids say where documents end, so one reader takes it whole.
+        # One long stream of ids: only its EOS ids end documents, so one reader takes it all.
         yield SourceSpan(index, name, 0, num_rows, size)
         return
     if source.max_documents is not None:
@@ -375,7 +374,7 @@ def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: i
 
 
 def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
-    """h5py is done and its file closed before the first document of a block leaves.
+    """Read blocks of rows, closing the file before the first document of a block is returned.
 
     A half-read HDF5 file beside zarr's own thread can deadlock: the garbage collector may close h5py
     objects on that thread while this one holds HDF5's lock (hdmf-zarr issue 362).
@@ -406,7 +405,7 @@ def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
 
 
 def _is_stream(rows: Any) -> bool:
-    """Whether a dataset, or a piece of it, is one long row of ids."""
+    """True if a dataset, or a piece of it, is one long row of ids."""
     return rows.dtype.kind in "iu" and rows.ndim == 1
 
 
@@ -417,11 +416,11 @@ def _num_bytes(rows: npt.NDArray[Any]) -> int:
 
 
 def _rows_of_block(dataset: Any, num_bytes: int, num_rows: int) -> int:
-    """How many rows to read together, by the `num_bytes` of the `num_rows` before them."""
+    """Return how many rows to read together, from the `num_bytes` of the `num_rows` before them."""
     if _is_stream(dataset):
         return _STREAM_IDS
     count = rows_at_once(num_bytes, num_rows, _SPAN_ROWS) if num_rows else _FIRST_ROWS
-    # Rows of one length lie in the chunks themselves, which are unpacked whole each time one is touched.
+    # Rows of one length lie in the chunks, each unpacked completely whenever it is touched.
     chunk = dataset.chunks[0] if dataset.chunks and dataset.dtype.kind != "O" else 1
     return -(-count // chunk) * int(chunk)
 

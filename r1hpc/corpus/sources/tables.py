@@ -1,6 +1,4 @@
-"""Columns of Parquet and Arrow files, of strings, bytes, messages or ids, plain, nested or
-dictionary-encoded.
-"""
+"""Read columns of Parquet and Arrow files: strings, bytes, messages or ids, plain, nested or dictionaries."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,10 +15,10 @@ _ARROW_FILE = b"ARROW1"
 
 
 def open_parquet(source: SourceRecipe, path: Path) -> Any:
-    """The file, its column checked.
+    """Open the file and check its column.
 
     Raises:
-        UsageError: names a file that is none, a column that is not there or of numbers.
+        UsageError: names an invalid file, or a column that is missing or of numbers.
     """
     import pyarrow
     import pyarrow.parquet
@@ -37,7 +35,7 @@ def open_parquet(source: SourceRecipe, path: Path) -> Any:
 def read_parquet(
     source: SourceRecipe, path: Path, group: int, start: int, stop: int, num_bytes: int, fields: FieldReader
 ) -> Iterator[Document]:
-    """Rows [start, stop), all in one row group of `num_bytes` that begins at `start`."""
+    """Yield rows [start, stop), all in one row group of `num_bytes` that begins at `start`."""
     import pyarrow
 
     row = start
@@ -58,7 +56,7 @@ def read_parquet(
 
 
 def read_arrow(source: SourceRecipe, path: Path, num_bytes: int, fields: FieldReader) -> Iterator[Document]:
-    """All rows of an Arrow file, stream or file format: what `datasets` writes with save_to_disk."""
+    """Yield all rows of an Arrow file, stream or file format, as written by `datasets` with save_to_disk."""
     import pyarrow
 
     row = read = 0
@@ -82,7 +80,7 @@ def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as mapped:
-        # A file says what it is; a stream, which datasets.save_to_disk writes, does not.
+        # A file starts with its name; a stream, which datasets.save_to_disk writes, does not.
         is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
         mapped.seek(0)
         if is_file:
@@ -113,9 +111,9 @@ def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows; one with a string that is no UTF-8 has bytes for strings, and on_invalid_utf8 decides.
+    """Yield the rows; one with a string that is not UTF-8 has bytes for strings, and on_invalid_utf8 decides.
 
-    None where such a string stands inside a list, as in messages.
+    None if that string is inside a list, as in messages.
     """
     try:
         yield from batch.to_pylist()
@@ -137,7 +135,7 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
 
 
 def _with_bytes(kind: Any) -> Any:
-    """The type with bytes for strings, also inside structs; dictionaries are decoded."""
+    """Return the type with bytes for strings, also inside structs; dictionaries are decoded."""
     import pyarrow
 
     types = pyarrow.types

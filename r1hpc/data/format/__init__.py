@@ -1,7 +1,7 @@
 """Define the dataset format: Zarr v3 arrays, and a manifest that names every file by its digest.
 
 DIR/manifest.json           canonical JSON; its sha256 is the dataset id
-DIR/dataset_id              that id, for people and for a cheap cross-check
+DIR/dataset_id              that id, for people and for a cheap check
 DIR/tokenizer/              tokenizer.json, loadable by tokenizers and transformers
 DIR/parts/part-00000/       one contiguous run of documents, owned by one writer
     tokens                  uint16 or uint32, one document after another, each closed by the EOS id

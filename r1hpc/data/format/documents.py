@@ -1,10 +1,8 @@
-"""From a token back to the document, file, source and licence it came from.
+"""Map a token to its document, file, source and licence, and a document to its prompt and completion.
 
-Roles: which tokens of a document are the prompt, and which the completion that is learnt.
-
-The arrays seg_offsets (uint64, num_segments + 1, into the part's tokens) and seg_role (uint8) divide every
-document of a part into segments of one role. Documents are made of two today, a prompt and a completion;
-the numbers above are free for further roles, which a reader that does not know them refuses.
+seg_offsets (uint64, num_segments + 1, into the part's tokens) and seg_role (uint8) divide every document of a
+part into segments of one role: today a prompt and a completion. Higher numbers are free for further roles; a
+reader that does not know them refuses.
 """
 
 import json
@@ -28,10 +26,12 @@ from r1hpc.data.format.manifest import (
 )
 from r1hpc.data.format.zarr_shard import ShardFile, parse_layout
 
+_PER_DOCUMENT = 2
+
 
 @dataclass(frozen=True)
 class DocumentInfo:
-    """Where one document came from and where it lies."""
+    """A document's origin and its place in the dataset."""
 
     number: int
     source: str
@@ -48,7 +48,7 @@ class DocumentInfo:
 
 
 class DocumentTable:
-    """The per-document arrays of all parts, read and verified part by part when first asked for."""
+    """The per-document arrays of all parts, read and verified part by part at first use."""
 
     def __init__(self, manifest: DatasetManifest) -> None:
         self._manifest = manifest
@@ -57,18 +57,18 @@ class DocumentTable:
         self._part: tuple[int, dict[str, Any]] = (-1, {})
 
     def of_token(self, index: int) -> DocumentInfo:
-        """The document of token `index`, which must exist."""
+        """Return the document of token `index`, which must exist."""
         part = bisect_right(self._first_token, index) - 1
         offsets = self._load(part)["doc_offsets"]
         row = int(np.searchsorted(offsets, index - self._first_token[part], side="right")) - 1
         return self._info(part, row)
 
     def __getitem__(self, number: int) -> DocumentInfo:
-        """The document `number`, counted over all parts."""
+        """Return the document `number`, counted over all parts."""
         return self._info(*self.place(number))
 
     def place(self, number: int) -> tuple[int, int]:
-        """The part of document `number`, and its number there."""
+        """Return the part of document `number`, and its number there."""
         if not 0 <= number < self._first_document[-1]:
             raise IndexError(f"document {number} is outside [0, {self._first_document[-1]})")
         part = bisect_right(self._first_document, number) - 1
@@ -91,7 +91,7 @@ class DocumentTable:
         )
 
     def _load(self, part: int) -> dict[str, Any]:
-        """The arrays of one part by name; the last part used is kept."""
+        """Return the arrays of one part by name; the last part used is cached."""
         number, table = self._part
         if number != part:
             folder = f"{PARTS}/{self._manifest.parts[part].name}"
@@ -103,7 +103,7 @@ class DocumentTable:
 
 
 def read_array(manifest: DatasetManifest, name: str) -> npt.NDArray[Any]:
-    """A whole small array, its files verified by sha256 and its chunks by crc32c.
+    """Return a complete small array, its files verified by sha256 and its chunks by crc32c.
 
     Raises:
         ShardCorruptError: names the file.
@@ -119,11 +119,8 @@ def read_array(manifest: DatasetManifest, name: str) -> npt.NDArray[Any]:
     return values if layout.key_suffix == "" else values.reshape(-1, layout.row_items)
 
 
-_PER_DOCUMENT = 2
-
-
 class Role(IntEnum):
-    """What a segment is, as stored in seg_role."""
+    """A segment's role, as stored in seg_role."""
 
     prompt = 0
     """Given; never a target."""
@@ -132,14 +129,14 @@ class Role(IntEnum):
 
 
 def has_roles(manifest: DatasetManifest) -> bool:
-    """Whether the documents of this dataset carry roles."""
+    """True if the documents of this dataset have roles."""
     return "roles" in manifest.content
 
 
 def segment_arrays(
     document_offsets: npt.ArrayLike, prompt_lengths: npt.ArrayLike
 ) -> dict[str, npt.NDArray[Any]]:
-    """seg_offsets and seg_role of a part, from its doc_offsets and the tokens of each document's prompt."""
+    """Return seg_offsets and seg_role of a part, from its doc_offsets and its prompts' token counts."""
     documents = np.asarray(document_offsets, dtype="<u8")
     prompts = np.asarray(prompt_lengths, dtype="<u8")
     offsets = np.empty(_PER_DOCUMENT * len(prompts) + 1, dtype="<u8")
@@ -152,7 +149,7 @@ def segment_arrays(
 def read_lengths(
     manifest: DatasetManifest, part: DatasetPart
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Tokens of each document of a part, and of each one's prompt, verified and checked.
+    """Return the tokens of each document of a part, and of its prompt, verified and checked.
 
     Raises:
         ShardCorruptError: damaged, or the arrays of the part contradict one another; names the part.

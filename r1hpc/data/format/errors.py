@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset. Each message names the file and what to do."""
+"""Define dataset errors. Each message names the file and what to do."""
 
 import errno
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from r1hpc.base.errors import FinalError, R1hpcError
 
 _LASTING = (None, errno.EACCES, errno.EPERM)
-"""None: of a decoder, about what stands in the file."""
+"""errno values that will not pass. None: a decoder's error about the file's content."""
 
 
 class DataError(R1hpcError):
-    """A dataset that cannot be used as asked."""
+    """A dataset that cannot be used."""
 
 
 class ClearedError(DataError):
-    """Another build cleared what this one wrote: it had finished, or thought that nobody was at work."""
+    """Another build cleared this one's files: it had finished, or believed no other was running."""
 
 
 class DatasetMissingError(DataError):
@@ -22,7 +22,7 @@ class DatasetMissingError(DataError):
 
 
 class DatasetMismatchError(DataError, FinalError):
-    """The dataset is a sound one, but not the one that was asked for."""
+    """A sound dataset, but not the one that was wanted."""
 
 
 class ShardCorruptError(DataError):
@@ -34,14 +34,14 @@ class ShardMissingError(ShardCorruptError):
 
 
 class InvalidTokenError(ShardCorruptError):
-    """A token id that the vocabulary does not have: a hole, or another tokenizer's data."""
+    """A token id outside the vocabulary: a hole, or another tokenizer's data."""
 
 
 def refuse_passing(error: Exception, path: Path) -> None:
-    """Raise where reading failed for what may be otherwise next time: a disk, a network, a file that is gone.
+    """Raise if a read failed for a reason that may pass: a disk, a network, a missing file.
 
-    What is wrong with the content of a file is put aside and counted; this must not be, for a finished unit
-    is not made again.
+    Faulty content is put aside and counted. These failures must not be, because a finished unit is not made
+    again.
 
     Raises:
         DataError: names the file.
@@ -53,6 +53,6 @@ def refuse_passing(error: Exception, path: Path) -> None:
 
 
 def reason(error: Exception, path: Path) -> str:
-    """What it says, without where the file lies: that becomes part of a dataset, and so of its id."""
+    """Return the error without the file's folder: it becomes part of a dataset, and so of its id."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return said.replace(str(path), path.name)

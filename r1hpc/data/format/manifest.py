@@ -1,12 +1,10 @@
-"""The manifest: what a dataset holds, file by file, and the id that follows from it.
+"""Read and write the manifest: a dataset's content, file by file, and its id.
 
     manifest = read_manifest(Path("data/stdlib"))
     manifest.id                     # sha256 of manifest.json, which lists the sha256 of everything else
 
-The manifest carries no time, no host and no absolute path of its own making, so that the same recipe
-over the same inputs gives the same id anywhere.
-
-Names of the files and folders of a dataset.
+It holds no time, no host and no absolute path, so the same recipe over the same inputs gives the same id
+anywhere. The constants name the files and folders of a dataset.
 """
 
 import hashlib
@@ -22,11 +20,34 @@ from r1hpc.data.format.errors import DataError, DatasetMissingError, ShardCorrup
 MANIFEST = "manifest.json"
 DATASET_ID = "dataset_id"
 FORMAT = "r1hpc-tokens/1"
+REPAIR = (
+    "restore it from a copy or rebuild the dataset (python -m r1hpc.shard verify DIR lists all bad files)"
+)
+PARTS = "parts"
+TOKENS = "tokens"
+CHECKSUMS = "tokens.crc32c"
+INPUTS = "inputs.json"
+TOKENIZER = "tokenizer"
+DECISIONS = "decisions.parquet"
+MADE_WITH = "made_with.json"
+"""Digests of files beside the inputs, to notice that they have changed. No part of the dataset or its id."""
+INPUT_STATES = "input_states.json"
+"""Size, time and, if requested, digest of each input. No part of the dataset or its id."""
+LEFT_OUT = "left_out.json"
+"""Records left out by a plain recipe, by source and rule. No part of the dataset or its id, which counts only
+some of them, under one rule."""
+GENERATED = "generated"
+"""Origins of a generated source's documents: generated/<source>/<name of the span>.parquet."""
+SEGMENT_OFFSETS = "seg_offsets"
+SEGMENT_ROLES = "seg_role"
+ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
+ROLE_ARRAYS = (SEGMENT_OFFSETS, SEGMENT_ROLES)
+"""Only datasets of traces have these."""
 
 
 @dataclass(frozen=True)
 class DatasetPart:
-    """One writer's contiguous run of documents."""
+    """A contiguous run of documents by one writer."""
 
     name: str
     num_tokens: int
@@ -43,7 +64,7 @@ class DatasetManifest:
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
-        """Relative path -> {"size": bytes, "sha256": hex}."""
+        """Return relative path -> {"size": bytes, "sha256": hex}."""
         return dict(self.content["files"])
 
     @cached_property
@@ -51,7 +72,7 @@ class DatasetManifest:
         return tuple(DatasetPart(**part) for part in self.content["parts"])
 
     def file_entry(self, name: str) -> dict[str, Any]:
-        """Size and digest of one file.
+        """Return size and digest of one file.
 
         Raises:
             ShardCorruptError: the manifest does not list it.
@@ -62,7 +83,7 @@ class DatasetManifest:
         return entry
 
     def read_file(self, name: str) -> bytes:
-        """The whole content of a listed file, verified by its sha256.
+        """Return the complete content of a listed file, verified by its sha256.
 
         Raises:
             ShardMissingError: it is gone.
@@ -77,18 +98,13 @@ class DatasetManifest:
         return raw
 
     def check_census(self) -> None:
-        """Every listed file is there with its size. Reads no content.
+        """Check that every listed file is there with its size. Reads no content.
 
         Raises:
             ShardMissingError, ShardCorruptError: naming the first file that fails.
         """
         for name, entry in self.content["files"].items():
             check_size(self.path / name, entry["size"])
-
-
-REPAIR = (
-    "restore it from a copy or rebuild the dataset (python -m r1hpc.shard verify DIR lists all bad files)"
-)
 
 
 def missing(path: Path) -> ShardMissingError:
@@ -106,12 +122,12 @@ def check_size(path: Path, size: int) -> None:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte string of a JSON value: sorted keys, no spaces, ASCII, newline at the end."""
+    """Return the one byte string of a JSON value: sorted keys, no spaces, ASCII, newline at the end."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`."""
+    """Return the sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -160,37 +176,15 @@ def _read_raw(folder: Path) -> bytes:
 
 
 def census(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a folder, by relative path."""
+    """Return size and sha256 of every file below a folder, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
 
 def file_digest(path: Path) -> dict[str, Any]:
-    """The census entry of one file."""
+    """Return the census entry of one file."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-PARTS = "parts"
-TOKENS = "tokens"
-CHECKSUMS = "tokens.crc32c"
-INPUTS = "inputs.json"
-TOKENIZER = "tokenizer"
-DECISIONS = "decisions.parquet"
-MADE_WITH = "made_with.json"
-"""Digests of files beside the inputs, to notice that they have changed. No part of the dataset or its id."""
-INPUT_STATES = "input_states.json"
-"""Size, time and, where it was asked for, digest of each input. No part of the dataset or its id."""
-LEFT_OUT = "left_out.json"
-"""Records that a plain recipe left out, by source and rule. No part of the dataset or its id, which counts
-but some of them, under one rule."""
-GENERATED = "generated"
-"""Where the documents of a generated source come from: generated/<source>/<name of the span>.parquet."""
-SEGMENT_OFFSETS = "seg_offsets"
-SEGMENT_ROLES = "seg_role"
-ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
-ROLE_ARRAYS = (SEGMENT_OFFSETS, SEGMENT_ROLES)
-"""Only datasets of traces have these."""
 
 
 def part_name(number: int) -> str:

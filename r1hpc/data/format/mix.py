@@ -1,4 +1,4 @@
-"""Define the shares in which training sees the sources of a dataset; recipes and manifests hold them."""
+"""Define the shares in which training sees a dataset's sources; recipes and manifests hold them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ MIX_BY = ("tokens", "documents")
 
 @dataclass(frozen=True)
 class MixRecipe:
-    """In which shares training sees the sources (see mixture)."""
+    """The shares in which training sees the sources (see data/read/mixture.py)."""
 
     by: str = "tokens"
     weights: dict[str, float] = field(default_factory=dict)
     """Share of each source by name; fractions that sum to 1 or 100, or whole numbers. None: its size."""
     max_epochs: float | None = None
-    """A source that has been seen so often is left out from then on."""
+    """A source seen so often is left out from then on."""
     temperature: float = 1.0
     """Shares are raised to 1/temperature: above 1 small sources gain."""
 
@@ -34,14 +34,14 @@ class MixRecipe:
                 raise UsageError(f"mix.weights.{name} must be a positive number, not {weight}")
 
     def check_sources(self, names: tuple[str, ...]) -> None:
-        """Raise UsageError unless the weights, where there are any, name exactly the sources."""
+        """Raise UsageError unless the weights, if any, name exactly the sources."""
         if self.weights:
             check_weighted("mix.weights", self.weights, names)
 
     def check_sum(self) -> None:
         """Raise UsageError for fractions that sum neither to 1 nor to 100 (within 1 %): one is mistyped.
 
-        Only for what is built now: weights of a dataset that is there stay as they are.
+        Only for new builds: weights of an existing dataset stay as they are.
         """
         weights = self.weights.values()
         total = math.fsum(weights)

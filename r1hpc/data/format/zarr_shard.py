@@ -1,12 +1,11 @@
-"""One shard of a Zarr v3 array, read directly: parse its index once, verify its chunks, pread the rest.
+"""Read one shard of a Zarr v3 array directly: parse its index once, verify its chunks, pread the rest.
 
     layout = parse_layout(folder, (folder / "zarr.json").read_bytes())
     chunk = ShardFile(layout, number=0, size=...).read_chunk(3)
 
-Only what our writer makes is understood: `sharding_indexed` along the first axis with inner codecs
-[bytes, crc32c] or [bytes, zstd, crc32c] and the index at the end (Zarr v3 specification, codecs
-sharding-indexed 1.0 and crc32c 1.0). zarr-python is not imported: it reopens the file and re-reads the
-index on every read.
+Supports only our writer's arrays: `sharding_indexed` along the first axis with inner codecs [bytes, crc32c]
+or [bytes, zstd, crc32c] and the index at the end (Zarr v3 specification, codecs sharding-indexed 1.0 and
+crc32c 1.0). zarr-python is not imported: it reopens the file and reads the index again on every read.
 """
 
 import json
@@ -30,7 +29,7 @@ _CRC_BYTES = 4
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """What zarr.json says about one array. A row is one element, or one line of a two-dimensional array."""
+    """One array as described by zarr.json. A row is one element, or one line of a two-dimensional array."""
 
     folder: Path
     dtype: "np.dtype[Any]"
@@ -52,7 +51,7 @@ class ArrayLayout:
 
     @property
     def chunk_bytes(self) -> int:
-        """Size of one decoded chunk."""
+        """Return the size of one decoded chunk."""
         return self.chunk_rows * self.row_items * self.dtype.itemsize
 
     def shard_path(self, number: int) -> Path:
@@ -60,7 +59,7 @@ class ArrayLayout:
 
 
 def parse_layout(folder: Path, raw: bytes) -> ArrayLayout:
-    """The layout in the zarr.json text `raw` of the array at `folder`.
+    """Return the layout in the zarr.json text `raw` of the array at `folder`.
 
     Raises:
         DataError: not an array of the kind this reader understands; names what it found.
@@ -94,10 +93,10 @@ def parse_layout(folder: Path, raw: bytes) -> ArrayLayout:
 
 
 class Handle:
-    """A file descriptor that lives as long as somebody holds it.
+    """A file descriptor that lives until its last holder is gone.
 
-    Closing when the last reference goes, not on eviction, keeps a thread that is inside pread from
-    reading whatever file gets the same number next.
+    It closes with the last reference, not on eviction: otherwise a thread inside pread could read another
+    file that got the same number.
     """
 
     __slots__ = ("fd",)
@@ -117,7 +116,7 @@ class Handle:
 
 
 class ShardFile:
-    """One shard: opened and its index verified on first use, each chunk verified when it is read whole."""
+    """One shard: its index is verified when first opened, each chunk when first read completely."""
 
     __slots__ = (
         "_checksums",
@@ -144,7 +143,7 @@ class ShardFile:
         """
         Args:
             size: bytes the file must have.
-            checksums: crc32c that each chunk of this shard must have, for shards bound to a dataset.
+            checksums: expected crc32c of each chunk, for shards bound to a dataset.
             first: row number of the first row, where rows are counted beyond this array.
         """
         self.layout = layout
@@ -153,7 +152,7 @@ class ShardFile:
         self.stop = self.first + min(layout.shard_rows, layout.num_rows - number * layout.shard_rows)
         self.handle: Handle | None = None
         self.stride = 0
-        """Distance in bytes from chunk to chunk when they lie densely in order; 0 when they do not."""
+        """Bytes from chunk to chunk if they lie densely in order; else 0."""
         self.verified = bytearray(layout.chunks_per_shard)
         self._size = size
         self._checksums = checksums
@@ -161,7 +160,7 @@ class ShardFile:
         self._index: npt.NDArray[np.uint64] | None = None
 
     def open(self) -> Handle:
-        """The open file, its index verified.
+        """Return the open file, its index verified.
 
         Raises:
             ShardMissingError, ShardCorruptError: no file, another size, an index that fails its crc32c.
@@ -175,7 +174,7 @@ class ShardFile:
                 f"{self.path} has {status.st_size} bytes, the manifest says {self._size}; {REPAIR}"
             )
         identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
-        if identity != self._identity:  # another file than the one whose chunks were verified
+        if identity != self._identity:  # not the file whose chunks were verified
             self.verified = bytearray(self.layout.chunks_per_shard)
             self._read_index(handle)
             self._identity = identity
@@ -183,7 +182,7 @@ class ShardFile:
         return handle
 
     def read_chunk(self, chunk: int) -> npt.NDArray[Any]:
-        """All values of one inner chunk, verified, flat, read-only.
+        """Return all values of one inner chunk, verified, flat, read-only.
 
         Raises:
             ShardCorruptError: names the file and the chunk.
@@ -206,12 +205,12 @@ class ShardFile:
         return body.view(self.layout.dtype)
 
     def read_checksum(self, chunk: int) -> int:
-        """The crc32c of one chunk, after verifying that its bytes have it."""
+        """Return the crc32c of one chunk, after verifying its bytes."""
         self.read_chunk(chunk)
         return int.from_bytes(self._read_raw(chunk)[-_CRC_BYTES:], "little")
 
     def pread(self, handle: Handle, num_bytes: int, offset: int) -> bytes:
-        """Exactly `num_bytes`, or an error that names the file."""
+        """Return exactly `num_bytes`, or raise an error that names the file."""
         try:
             raw = os.pread(handle.fd, num_bytes, offset)
         except OSError as error:
@@ -243,7 +242,8 @@ class ShardFile:
         dense = not self.layout.compressed and bool(
             np.array_equal(index[:, 0], np.arange(num_chunks, dtype="<u8") * np.uint64(stride))
         )
-        # A dense shard is arithmetic from here on: a terabyte of tokens would hold hundreds of MB of index.
+        # Drop a dense shard's index, since it is arithmetic: for a terabyte of tokens it takes hundreds of
+        # MB.
         self.stride, self._index = (stride, None) if dense else (0, index)
 
     def _check_index(self, index: npt.NDArray[np.uint64], data_bytes: int) -> None:

@@ -1,37 +1,36 @@
-"""Several sources in given shares, exact in every batch, as a pure function of the sample number.
+"""Mix several sources in given shares, exact in every batch, as a pure function of the sample number.
 
     mixture = Mixture(sizes=(70, 9_000), weights=(0.3, 0.7), batch=256, seed=0)
     sources, items = mixture.locate(np.arange(step * 256, (step + 1) * 256))
 
-A batch of G samples holds of each source the share's number of samples, rounded down or up; which of the two
-is chosen so that the sum over batches follows the shares. The numbers of a batch come from a table of some
-65,536 samples that repeats; which sample of a batch is whose is a keyed permutation. The k-th sample of a
-source is item k of that source's own endless stream, which visits each of its items once per epoch (see
-order): a source of few items and much weight begins its next epoch sooner.
+A batch of G samples holds each source's share, rounded down or up so that the sum over batches follows the
+shares. The numbers of a batch come from a table of some 65,536 samples that repeats; a keyed permutation
+assigns samples to sources. The k-th sample of a source is item k of its own endless stream, which visits each
+item once per epoch (see order.py): a small source of large weight begins its next epoch sooner.
 
-A source that would exceed max_epochs is left out from the batch in which it would, and the others keep their
-shares among themselves: a segment of the plan. A change of weights begins a segment as well, at the edge of a
-batch; what rounding still owed to each source is carried over it, so that the sum follows the weights however
-often they change. Changes are known from the start (data.mix.schedule) or appended while a run goes on
-(train/supervised/mixing.py): what was drawn before them stays what it was. All of this enters the plan's
-hash, and none of it depends on ranks, on how far a run has come, or on the past.
+A source that would exceed max_epochs is left out from that batch on, and the others keep their shares among
+themselves: a segment of the plan. A change of weights also begins a segment, at the edge of a batch. Rounding
+debts of each source carry over, so the sum follows the weights however often they change. Changes are known
+from the start (data.mix.schedule) or appended during a run (train/supervised/mixing.py), without changing
+earlier samples. The plan's hash covers all of this, and nothing depends on ranks, progress or the past.
 
-Weights of the sources from their losses: Online Data Mixing (Albalak et al. 2023, arXiv 2312.02406).
+OnlineWeights sets weights from the sources' losses: Online Data Mixing (Albalak et al. 2023, arXiv
+2312.02406).
 
     odm = OnlineWeights(prior=(0.3, 0.4, 0.3), smoothing=0.9)
     odm.observe(losses, tokens)         # of a step: sums over the tokens of each source
     weights = odm.turn()                # where weights may change
     odm.state(), odm.restore(state)     # for a checkpoint
 
-Exp3 with the sources as arms and a source's mean loss as its reward: what the model predicts badly it sees
-more of. At turn t, with K sources, exploration e_t = min(1/K, sqrt(ln K / (K t))) and reward R_i, a moving
-average over the turns,
+This is Exp3 with the sources as arms and a source's mean loss as its reward: sources that the model predicts
+badly gain weight. At turn t, with K sources, exploration e_t = min(1/K, sqrt(ln K / (K t))) and reward R_i, a
+moving average over the turns,
 
     pi_i = (1 - K e_t) p_i exp(e_(t-1) R_i) / sum_j p_j exp(e_(t-1) R_j) + K e_t p_i
 
-where p are the weights without it; uniform ones make it the paper's. The paper divides a loss by pi_i, since
-it draws one source at a time and by chance; here every batch holds each source in its share, so the mean loss
-is that estimate without its variance. Noise that cannot be learnt is a hard source too, and gains weight.
+where p are the prior weights; uniform ones give the paper's formula. The paper divides a loss by pi_i, since
+it draws one random source at a time. Here every batch holds each source's share, so the mean loss is that
+estimate without its variance. Noise that cannot be learnt is a hard source too, and gains weight.
 """
 
 import hashlib
@@ -54,11 +53,14 @@ _TABLE_SAMPLES = 65_536
 _BATCHES = -1  # in place of a source's number, where the key is that of the batches
 _ROUNDING = 1e-9
 _RESOLUTION = 10**12
+_STEPS_OF_WEIGHT = 10_000
+"""Weights are multiples of 1 / this. Losses differ in their last bits on another number of ranks; rounding
+makes the weights equal, except in rare cases."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """New weights from a sample on, which begins a batch. A source of weight 0 rests."""
+    """New weights from a sample on, which begins a batch. A source of weight 0 pauses."""
 
     first_sample: int
     weights: tuple[float, ...]
@@ -70,17 +72,17 @@ class _Segment:
 
     first_batch: int
     before: Ints
-    """Samples of each source in all segments before."""
+    """Samples of each source in all earlier segments."""
     counts: Ints
     """Samples of each source in each batch of the period, or until the weights change, if that is sooner."""
     shares: npt.NDArray[np.float64]
-    """Samples of each source in a batch, not rounded."""
+    """Samples of each source in a batch, unrounded."""
     lag: npt.NDArray[np.float64]
-    """Samples that each source is owed, or was given too many of, when the segment begins."""
+    """Samples each source is owed (or ahead, if negative) when the segment begins."""
 
     @cached_property
     def until(self) -> Ints:
-        """Samples of each source in the batches of the period before each, and at its end."""
+        """Samples of each source before each batch of the period, and at its end."""
         zero = np.zeros((1, self.counts.shape[1]), np.int64)
         return np.concatenate([zero, np.cumsum(self.counts, axis=0)])
 
@@ -89,18 +91,18 @@ class _Segment:
         return len(self.counts)
 
     def taken(self, batches: Any) -> Ints:
-        """Samples of each source in the first `batches` batches of the segment."""
+        """Return the samples of each source in the first `batches` batches of the segment."""
         rounds, rest = np.divmod(batches, self.period)
         return np.asarray(rounds)[..., None] * self.until[-1] + self.until[rest]  # type: ignore[no-any-return]
 
     def lag_after(self, batches: int) -> npt.NDArray[np.float64]:
-        """What each source is owed after the first `batches` > 0 batches, counted from the period's begin."""
+        """Return what each source is owed after `batches` > 0 batches, counted from the period's start."""
         rows = (batches - 1) % self.period + 1
         owed: npt.NDArray[np.float64] = self.lag + self.shares * rows - self.until[rows]
         return owed
 
     def batches_within(self, source: int, limit: int) -> float:
-        """The most batches in which a source has no more than `limit` samples."""
+        """Return the most batches in which a source has no more than `limit` samples."""
         column = self.until[:, source]
         if not column[-1]:
             return math.inf
@@ -110,7 +112,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Which source, and which of its items, every sample is."""
+    """Maps every sample to a source and an item of it."""
 
     sizes: tuple[int, ...]
     """Items of each source: windows or documents."""
@@ -122,7 +124,7 @@ class Mixture:
     max_epochs: float | None = None
     changes: tuple[Change, ...] = ()
     names: tuple[str, ...] = ()
-    """Of the sources, for messages; not part of the order."""
+    """Names of the sources, for messages; not part of the order."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -144,7 +146,7 @@ class Mixture:
             )
 
     def locate(self, sample_ids: Ints) -> tuple[Ints, Ints]:
-        """Source and item of each sample; the same shape as `sample_ids`, which are >= 0.
+        """Return source and item of each sample, in the shape of `sample_ids`, which are >= 0.
 
         Raises:
             UsageError: beyond the end, which a mixture with max_epochs has.
@@ -173,18 +175,18 @@ class Mixture:
 
     @property
     def num_samples(self) -> float:
-        """How many samples there are; infinite without max_epochs."""
+        """Return how many samples there are; infinite without max_epochs."""
         return self._segments[1] * self.batch
 
     def weights_of(self, batch: int) -> tuple[float, ...]:
-        """The shares that are in force in a batch, summing to 1; those of a source that ended too."""
+        """Return the shares in force in a batch, summing to 1; those of an ended source too."""
         begun = [change.weights for change in self.changes if change.first_sample <= batch * self.batch]
         weights = (self.weights, *begun)[-1]
         return tuple(weight / math.fsum(weights) for weight in weights)
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """Everything the order depends on, beside the dataset."""
+        """Return everything the order depends on, except the dataset."""
         return {
             "order": f"mixture/2/{ORDER_VERSION}",
             "sizes": self.sizes,
@@ -196,7 +198,7 @@ class Mixture:
         }
 
     def _locate(self, batch: int, places: Ints) -> tuple[Ints, Ints]:
-        """Source and number in the source's stream of some places of one batch."""
+        """Return source and number in the source's stream of some places of one batch."""
         segment = next(item for item in reversed(self._segments[0]) if item.first_batch <= batch)
         relative = batch - segment.first_batch
         edges = np.concatenate([[0], np.cumsum(segment.counts[relative % segment.period])])
@@ -206,7 +208,7 @@ class Mixture:
 
     @cached_property
     def _segments(self) -> tuple[list[_Segment], float]:
-        """The segments in order, and the batch at which the mixture ends."""
+        """Return the segments in order, and the batch at which the mixture ends."""
         limits = [math.inf if self.max_epochs is None else int(self.max_epochs * size) for size in self.sizes]
         changes = list(self.changes)
         weights, alive = np.array(self.weights), np.ones(len(self.sizes), dtype=bool)
@@ -249,7 +251,7 @@ class Mixture:
 
 
 def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
-    """`total` in whole shares nearest to the weights, by largest remainder; ties go to the first.
+    """Divide `total` into integer shares nearest to the weights, by largest remainder; ties go to the first.
 
     >>> divide(10, [0.3, 0.4, 0.3])
     (3, 4, 3)
@@ -263,20 +265,20 @@ def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def _table(shares: npt.NDArray[np.float64], batch: int, lag: npt.NDArray[np.float64], most: float) -> Ints:
-    """Samples of each source in each batch of a period: the share rounded down or up, following the sum.
+    """Return the samples of each source in each batch of a period: shares rounded so that the sum follows.
 
-    The places that rounding down leaves go to the sources that lag most behind their share so far (the quota
-    method of Balinski & Young 1975, batch by batch), of those whose share is no whole number.
+    Places left by rounding down go to the sources furthest behind their share so far (the quota method of
+    Balinski & Young 1975, batch by batch), among those whose share is not an integer.
 
     Args:
-        lag: what each source is owed at the begin.
-        most: batches that are asked for; the table ends there where that is within the period.
+        lag: samples each source is owed at the start.
+        most: batches needed; the table ends there if that is within the period.
     """
     rows = int(min(-(-_TABLE_SAMPLES // batch), max(1, most)))
     return _dealt(tuple(shares.tolist()), batch, tuple(lag.tolist()), rows)
 
 
-@lru_cache(maxsize=1024)  # a plan to which a change is appended keeps the segments that it has
+@lru_cache(maxsize=1024)  # appending a change keeps the earlier segments
 def _dealt(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: int) -> Ints:
     shares, lag = np.array(exact), np.array(owed)
     least = np.floor(shares + _ROUNDING).astype(np.int64)
@@ -295,21 +297,16 @@ def _dealt(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: 
 
 
 def _seed(seed: int, number: int) -> int:
-    """A seed of its own for each source and for the batches."""
+    """Return a separate seed for each source and for the batches."""
     raw = hashlib.blake2b(struct.pack("<qq", seed, number), digest_size=8, person=b"r1hpc-mix").digest()
     return int.from_bytes(raw, "little") >> 1
 
 
-_STEPS_OF_WEIGHT = 10_000
-"""Weights are rounded to these. Losses differ in their last bits on another number of ranks: so they come to
-the same weights all the same, but for rare cases."""
-
-
 class OnlineWeights:
-    """What is known of the sources' losses, and the weights that follow."""
+    """Tracks the sources' losses and computes the weights."""
 
     def __init__(self, prior: Sequence[float], smoothing: float) -> None:
-        """`prior` are the weights that would hold without it; a source of weight 0 stays out."""
+        """`prior` are the weights without online mixing; a source of weight 0 stays out."""
         self._prior = np.array(prior) / math.fsum(prior)
         self._smoothing = smoothing
         self._turns = 0
@@ -318,12 +315,12 @@ class OnlineWeights:
         self._tokens = np.zeros(len(prior))
 
     def observe(self, losses: Sequence[float], tokens: Sequence[float]) -> None:
-        """Add what a step saw: loss (nats) summed over the tokens of each source, and how many those were."""
+        """Add a step: loss (nats) summed over the tokens of each source, and the tokens."""
         self._losses += losses
         self._tokens += tokens
 
     def turn(self) -> tuple[float, ...]:
-        """The weights from here on, summing to 1. A source that was not seen keeps its reward."""
+        """Return the weights from here on, summing to 1. An unseen source keeps its reward."""
         seen = self._tokens > 0
         means = self._losses[seen] / self._tokens[seen]
         kept = self._smoothing * self._rewards[seen]
@@ -335,23 +332,23 @@ class OnlineWeights:
         explored = len(raised) * now
         weights = (1 - explored) * raised / raised.sum() + explored * self._prior
         rounded = divide(_STEPS_OF_WEIGHT, weights.tolist())
-        # None rests that should not: a source that was to fill a mixture's end would be missed there.
+        # No source may round to 0 by accident: the end of a mixture could then lack it.
         parts = [max(part, 1) if prior else 0 for part, prior in zip(rounded, self._prior, strict=True)]
         return tuple(part / sum(parts) for part in parts)
 
     def state(self) -> dict[str, Any]:
-        """As JSON holds it; `restore` goes on from it to the bit."""
+        """Return the state as JSON; `restore` continues from it bit-identically."""
         arrays = {"rewards": self._rewards, "losses": self._losses, "tokens": self._tokens}
         return {"turns": self._turns} | {name: array.tolist() for name, array in arrays.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a saved `state`."""
         self._turns = int(state["turns"])
         self._rewards, self._losses, self._tokens = (
             np.array(state[name], np.float64) for name in ("rewards", "losses", "tokens")
         )
 
     def _exploration(self, turn: int) -> float:
-        """e_t: the least share of a source, over K."""
+        """Return e_t: the least share of a source, over K."""
         count = len(self._prior)
         return min(1 / count, math.sqrt(math.log(count) / (count * turn))) if turn else 1 / count

@@ -1,15 +1,15 @@
-"""The order of samples: a pure function of the plan and a sample index.
+"""Order the samples as a pure function of the plan and a sample index.
 
     plan = SamplePlan(dataset.id, dataset.num_tokens, seq_len=2048, seed=0)
     starts = plan.window_starts(np.arange(step * gbs, (step + 1) * gbs))
 
-The state of a run is one integer, the number of samples consumed. Sample k is window
-permute(k mod n, n, key(seed, k div n)) of n: each epoch visits every window once, in its own order, and
-nothing is materialised, so seeking costs the same anywhere.
+A run's state is one integer, the number of samples consumed. Sample k is window permute(k mod n, n, key(seed,
+k div n)) of n: each epoch visits every window once, in its own order. Nothing is materialised, so seeking
+costs the same anywhere.
 
-The permutation is a balanced Feistel network over the smallest even number of bits that holds n, walked
-until it falls back into [0, n) (cycle walking; Black & Rogaway, "Ciphers with arbitrary finite domains",
-CT-RSA 2002). The domain is less than 4n, so a walk takes fewer than 4 steps on average.
+The permutation is a balanced Feistel network over the smallest even number of bits that holds n, repeated
+until it falls into [0, n) (cycle walking; Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA
+2002). The domain is less than 4n, so a walk takes fewer than 4 steps on average.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Which windows of a dataset are read and in which order.
+    """Selects and orders the windows of a dataset.
 
-    A window is seq_len + 1 tokens (inputs and targets overlap by seq_len); windows begin every seq_len
+    A window is seq_len + 1 tokens (inputs and targets overlap by seq_len). Windows begin every seq_len
     tokens, so each token is a target once per epoch.
     """
 
@@ -54,12 +54,12 @@ class SamplePlan:
 
     @property
     def num_windows(self) -> int:
-        """Samples per epoch."""
+        """Return the samples per epoch."""
         return (self.num_tokens - 1) // self.seq_len
 
     @cached_property
     def plan_hash(self) -> str:
-        """Names everything the order depends on. Two runs with this hash see the same samples."""
+        """Return a hash of everything the order depends on. Runs with the same hash see the same samples."""
         return digest(
             {
                 "order": ORDER_VERSION,
@@ -71,13 +71,13 @@ class SamplePlan:
         )
 
     def window_starts(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """First token of the window of each sample; the same shape as `sample_ids`, which are >= 0."""
+        """Return the first token of each sample's window, in the shape of `sample_ids`, which are >= 0."""
         return visit(sample_ids, self.num_windows, self.seed) * self.seq_len
 
 
 @dataclass(frozen=True)
 class DocumentPlan:
-    """Whole documents, each once per epoch, in an order of its own for every epoch."""
+    """Complete documents, each once per epoch, in a new order every epoch."""
 
     dataset_id: str
     num_documents: int
@@ -88,7 +88,7 @@ class DocumentPlan:
 
     @cached_property
     def plan_hash(self) -> str:
-        """Names everything the order depends on. Two runs with this hash see the same documents."""
+        """Return a hash of the order. Runs with the same hash see the same documents."""
         return digest(
             {
                 "order": f"documents/{ORDER_VERSION}",
@@ -99,13 +99,13 @@ class DocumentPlan:
         )
 
     def documents(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The document of each sample; the same shape as `sample_ids`, which are >= 0."""
+        """Return the document of each sample, in the shape of `sample_ids`, which are >= 0."""
         return visit(sample_ids, self.num_documents, self.seed)
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """Which samples of a global batch one rank takes."""
+    """The samples of a global batch that one rank takes."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -127,7 +127,7 @@ class RankShare:
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
     def sample_ids(self, global_step: int) -> npt.NDArray[np.int64]:
-        """Sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size).
+        """Return the sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size).
 
         Micro step a of rank r holds the ids step * GBS + a * micro * world + r * micro + j.
         """
@@ -137,7 +137,7 @@ class RankShare:
 
 
 def visit(sample_ids: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
-    """Item of [0, size) for each sample of the endless stream: every item once per epoch of `size`."""
+    """Return the item of [0, size) of each sample of the endless stream: every item once per epoch."""
     ids = np.asarray(sample_ids, dtype=np.int64)
     if ids.size and int(ids.min()) < 0:
         raise ValueError("a sample id is negative")
@@ -156,14 +156,14 @@ def check_seed(seed: int) -> None:
 
 
 def epoch_key(seed: int, epoch: int) -> bytes:
-    """The permutation key of one epoch."""
+    """Return the permutation key of one epoch."""
     return hashlib.blake2b(
         struct.pack("<qq", seed, epoch), digest_size=8 * _ROUNDS, person=b"r1hpc-order"
     ).digest()
 
 
 def permute(positions: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDArray[np.int64]:
-    """The keyed permutation of [0, size), applied to each of `positions`; O(1) memory and time each.
+    """Apply the keyed permutation of [0, size) to each of `positions`; O(1) memory and time each.
 
     Args:
         positions: int64 values in [0, size).
@@ -185,7 +185,7 @@ def permute(positions: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDAr
 def _feistel(
     values: npt.NDArray[np.uint64], half: np.uint64, keys: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.uint64]:
-    """A bijection of [0, 2^(2 half))."""
+    """Apply a bijection of [0, 2^(2 half))."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:
@@ -194,7 +194,7 @@ def _feistel(
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014); its high bits are used."""
+    """Apply the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014); its high bits are used."""
     values = (values ^ (values >> np.uint64(30))) * _MULTIPLIERS[0]
     values = (values ^ (values >> np.uint64(27))) * _MULTIPLIERS[1]
     return values ^ (values >> np.uint64(31))

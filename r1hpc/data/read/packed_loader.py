@@ -1,13 +1,12 @@
-"""Batches of traces for one rank, several whole documents in a row, so that little of a row is padding.
+"""Give one rank batches of traces with several complete documents per row, to save padding.
 
     loader = PackedLoader(open_traces(path), global_batch_size=32, ...)      # as TraceLoader
     for rows in loader.batch(global_step).micro_batches: ...
 
-The documents of a step, their order, its checksum and the number of its loss tokens are TraceLoader's, so the
-training is the same. Which document lies in which row follows
-from their lengths alone: they are dealt, the longest first, each to the emptiest of as few rows of seq_len as
-will do (longest processing time first: Graham, SIAM J. Appl. Math. 17, 1969). So rows are nearly alike, all
-ranks have equally many, and a micro batch is as wide as its fullest row.
+The documents of a step, their order, checksum and loss tokens are those of TraceLoader, so the training is
+the same. Document lengths alone decide the rows: the longest first, each goes to the emptiest of as few rows
+of seq_len as needed (longest processing time first: Graham, SIAM J. Appl. Math. 17, 1969). So rows are nearly
+equal, all ranks have equally many, and a micro batch is as wide as its fullest row.
 """
 
 import heapq
@@ -26,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What one rank consumes in one optimizer step. Fields as of TraceBatch, where not said otherwise."""
+    """One rank's data of one optimizer step. Fields as in TraceBatch unless noted."""
 
     micro_batches: tuple[Rows, ...]
     """At most micro_batch_size rows each; equally many on every rank, each with equally many rows."""
@@ -38,11 +37,11 @@ class PackedBatch:
     num_tokens: int
     num_positions: int
     attended: int
-    """The mean over tokens of the length of the document that each is in."""
+    """Mean over tokens of the length of each token's document."""
 
 
 class PackedLoader(DocumentLoader[PackedBatch]):
-    """Documents side by side."""
+    """Loads several documents per row."""
 
     def _read(self, global_step: int) -> PackedBatch:
         share = self.share
@@ -86,9 +85,9 @@ def rows_of(
     seq_len: int,
     pad_id: int,
 ) -> list[Rows]:
-    """A rank's micro batches of some documents, each once over the ranks: of one in a row, or packed.
+    """Return a rank's micro batches of some documents, each once over the ranks: one per row, or packed.
 
-    Every rank has as many, with as many rows; where that leaves some over they are empty, without a loss.
+    Every rank has equally many with equally many rows; surplus rows are empty, without a loss.
     """
     lengths, prompts = dataset.document_lengths[documents], dataset.prompt_lengths[documents]
     rows: list[list[int]] = [[number] for number in np.argsort(-lengths, kind="stable").tolist()]
@@ -107,7 +106,7 @@ def rows_of(
 
 
 def width(rows: Sequence[Sequence[int]], lengths: Ints, seq_len: int) -> int:
-    """Of a micro batch: its fullest row's."""
+    """Return the width of a micro batch: that of its fullest row."""
     return row_length(max(1, *(int(lengths[row].sum()) for row in map(list, rows))), seq_len)
 
 
@@ -119,7 +118,7 @@ def lay_out(
     width: int,
     first_sample: int | None = None,
 ) -> Rows:
-    """A micro batch of rows `width` wide. Arguments are by the number of a document in `rows`.
+    """Return a micro batch of rows `width` wide. Arguments are by the number of a document in `rows`.
 
     With `first_sample`, document 0 is that sample, and so on.
     """
@@ -141,10 +140,10 @@ def lay_out(
 
 
 def pack(lengths: Ints, multiple: int, capacity: int) -> list[list[int]]:
-    """Documents of the given lengths (at most `capacity`) into rows, the fullest row first.
+    """Pack documents of the given lengths (at most `capacity`) into rows, the fullest row first.
 
-    As few rows as this way of dealing comes to, in a multiple of `multiple`; there are at least as many
-    documents. None is empty.
+    Uses as few rows as this method allows, in a multiple of `multiple`; there are at least as many documents.
+    No row is empty.
     """
     rows = -(-int(lengths.sum()) // (capacity * multiple)) * multiple
     while True:
@@ -157,13 +156,13 @@ def pack(lengths: Ints, multiple: int, capacity: int) -> list[list[int]]:
 def deal(
     rows: Sequence[Sequence[int]], micro_batch_size: int, rank: int, world_size: int
 ) -> list[Sequence[Sequence[int]]]:
-    """The micro batches of a rank, of rows that are about as full; len(rows) is a multiple of world_size."""
+    """Return a rank's micro batches, of rows that are about equally full; world_size divides len(rows)."""
     at_once = micro_batch_size * world_size
     return [rows[start : start + at_once][rank::world_size] for start in range(0, len(rows), at_once)]
 
 
 def _dealt(lengths: Ints, num_rows: int) -> list[tuple[int, list[int]]]:
-    """The sum and the documents of each row, each document put where the least is, the longest first."""
+    """Deal the longest documents first to the emptiest row; return the sum and the documents of each row."""
     heap: list[tuple[int, int]] = [(0, row) for row in range(num_rows)]
     rows: list[tuple[int, list[int]]] = [(0, []) for _ in range(num_rows)]
     for number in np.argsort(-lengths, kind="stable").tolist():

@@ -1,15 +1,15 @@
-"""Windows of tokens, verified, at about the speed of a memory map.
+"""Read windows of tokens, verified, at about the speed of a memory map.
 
     dataset = open_dataset(Path("data/stdlib"), expected_id=plan.dataset_id)
     window = dataset.read(start=123_456, length=2049)
 
-Never a wrong token: an inner chunk's crc32c is checked against its own bytes and against the value
-recorded when the dataset was built, so a flipped bit, a stale shard and a shard of another dataset all
-raise. With verify="once" a chunk is checked when it is first touched, and later windows of it are one
-pread of the exact bytes; with verify="every" each read checks anew.
+Never a wrong token: an inner chunk's crc32c is checked against its bytes and against the value recorded by
+the build. A flipped bit, a stale shard and a shard of another dataset all raise. With verify="once" a chunk
+is checked when it is first touched, and later windows of it are one pread of the exact bytes; with
+verify="every" each read checks again.
 
-Safe after fork (pread has no shared position). Pickled, it takes along what opening found out, so that one
-process opens a dataset for many: a copy asks the file system for nothing until it reads.
+Safe after fork (pread has no shared position). A pickle includes what opening found, so one process opens a
+dataset for many: a copy asks the file system for nothing until it reads.
 """
 
 import os
@@ -43,10 +43,10 @@ _NO_CHUNK: tuple[int, int, Any] = (-1, -1, None)
 
 
 def open_dataset(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TokenDataset":
-    """Open a built dataset and check that it is whole and the right one, without reading its tokens.
+    """Open a built dataset and check that it is complete and the right one, without reading its tokens.
 
     Args:
-        expected_id: refuse any other dataset; None takes what is there.
+        expected_id: refuse any other dataset; None accepts any.
         verify: `once` (first touch of each chunk in this process) or `every` (each read).
 
     Raises:
@@ -68,7 +68,7 @@ def open_dataset(path: Path | str, expected_id: str | None = None, *, verify: st
 
 @dataclass(frozen=True)
 class TokenArray:
-    """The tokens of one part, as its zarr.json and its list of checksums describe them."""
+    """The tokens of one part, as described by its zarr.json and its list of checksums."""
 
     layout: ArrayLayout
     checksums: npt.NDArray[np.uint32]
@@ -76,7 +76,7 @@ class TokenArray:
 
 
 class TokenDataset:
-    """All tokens of a dataset as one row, over all its parts. Made by open_dataset."""
+    """All tokens of a dataset in one row, over all its parts. Made by open_dataset."""
 
     def __init__(self, manifest: DatasetManifest, arrays: list[TokenArray], verify: str = "once") -> None:
         content = manifest.content
@@ -107,19 +107,19 @@ class TokenDataset:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The folder of tokenizer.json; None for a dataset made from ids."""
+        """Return the folder of tokenizer.json; None for a dataset made from ids."""
         folder = self.path / TOKENIZER
         return folder if folder.is_dir() else None
 
     def read(self, start: int, length: int) -> npt.NDArray[Any]:
-        """Tokens [start, start + length), of `dtype`, shape (length,). The array may be read-only.
+        """Return tokens [start, start + length), of `dtype`, shape (length,). The array may be read-only.
 
         Raises:
             IndexError: outside the dataset.
             ShardCorruptError: names the file and chunk that cannot be trusted.
         """
-        # The path nearly every window takes: inside one chunk that was verified before. Kept flat, because
-        # a Python call costs a tenth of the whole read.
+        # The path of nearly every window: inside one verified chunk. Kept flat, because a Python call costs a
+        # tenth of the complete read.
         if self._once_raw and start >= 0:
             shard = self._shards[bisect_right(self._starts, start) - 1]
             chunk, offset = divmod(start - shard.first, self._chunk)
@@ -141,13 +141,13 @@ class TokenDataset:
         return self._read_pieces(start, length)
 
     def doc_of(self, token_index: int) -> DocumentInfo:
-        """The document that token `token_index` comes from, with its source, licence and input file."""
+        """Return the document of token `token_index`, with its source, licence and input file."""
         if not 0 <= token_index < self.num_tokens:
             raise IndexError(f"token {token_index} is outside [0, {self.num_tokens})")
         return self.documents.of_token(token_index)
 
     def docs_of(self, start: int, length: int) -> list[DocumentInfo]:
-        """The documents that a window of at least one token touches, in order."""
+        """Return the documents that a window of at least one token touches, in order."""
         found = [self.doc_of(start)]
         last = self.doc_of(start + length - 1)
         found.extend(self.documents[number] for number in range(found[0].number + 1, last.number + 1))
@@ -168,7 +168,7 @@ class TokenDataset:
         return tokens
 
     def _read_piece(self, number: int, chunk: int, offset: int, length: int) -> npt.NDArray[Any]:
-        """Part of one chunk: by pread if it was verified, else by verifying it."""
+        """Read part of one chunk: by pread if it was verified, else by verifying it."""
         shard = self._shards[number]
         if shard.handle is None:
             self._open(shard)
@@ -179,9 +179,9 @@ class TokenDataset:
         return self._read_chunk(number, chunk)[offset : offset + length]
 
     def _read_chunk(self, number: int, chunk: int) -> npt.NDArray[Any]:
-        """A whole verified chunk. Decoded ones are kept a while: they serve several windows."""
+        """Read and verify a complete chunk. Decoded ones are cached: they serve several windows."""
         slot = chunk % _CACHED_CHUNKS
-        kept = self._decoded[slot]  # one tuple, replaced whole: safe with a prefetch thread beside us
+        kept = self._decoded[slot]  # one tuple, replaced at once: safe beside a prefetch thread
         if kept[:2] == (number, chunk):
             return kept[2]  # type: ignore[no-any-return]
         shard = self._shards[number]

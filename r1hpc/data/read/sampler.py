@@ -1,4 +1,4 @@
-"""The order of a dataset: the mixture that its recipe or the run asks for, or all its windows alike.
+"""Open the order of a dataset: the mixture of its recipe or the run, or all its windows alike.
 
 plan = open_plan(dataset, seq_len=2048, seed=0, global_batch_size=256)     # SamplePlan, or WindowMixture
 plan.window_starts(np.arange(step * 256, (step + 1) * 256))
@@ -21,10 +21,11 @@ from r1hpc.data.read.mixture import Change, Mixture
 from r1hpc.data.read.order import SamplePlan
 
 Ints = npt.NDArray[np.int64]
+_AS_THE_RECIPE_SAYS = MixConfig()
 
 
 class WindowPlan(Protocol):
-    """What a loader wants of an order of windows."""
+    """Interface of an order of windows to a loader."""
 
     @property
     def dataset_id(self) -> str: ...
@@ -55,51 +56,48 @@ class WindowMixture:
     num_tokens: int
     seq_len: int
     first_tokens: tuple[int, ...]
-    """Where each source begins."""
+    """First token of each source."""
     mixture: Mixture
 
     @cached_property
     def plan_hash(self) -> str:
-        """Names everything the order depends on. Two runs with this hash see the same samples."""
+        """Return a hash of everything the order depends on. Runs with the same hash see the same samples."""
         return digest(
             self.mixture.described
             | {"dataset_id": self.dataset_id, "seq_len": self.seq_len, "first_tokens": self.first_tokens}
         )
 
     def with_changes(self, changes: Sequence[Change]) -> "WindowMixture":
-        """The same with other changes of weights."""
+        """Return the same with other changes of weights."""
         return replace(self, mixture=replace(self.mixture, changes=tuple(changes)))
 
     def window_starts(self, sample_ids: Ints) -> Ints:
-        """First token of the window of each sample; the same shape as `sample_ids`, which are >= 0."""
+        """Return the first token of each sample's window, in the shape of `sample_ids`, which are >= 0."""
         sources, items = self.mixture.locate(sample_ids)
         return np.array(self.first_tokens, dtype=np.int64)[sources] + items * self.seq_len
 
 
 @dataclass(frozen=True)
 class DocumentMixture:
-    """Whole documents in the shares of a mixture. Source j is the j-th run of documents of the dataset."""
+    """Complete documents in a mixture's shares. Source j is the dataset's j-th run of documents."""
 
     dataset_id: str
     mixture: Mixture
 
     @cached_property
     def plan_hash(self) -> str:
-        """Names everything the order depends on. Two runs with this hash see the same documents."""
+        """Return a hash of the order. Runs with the same hash see the same documents."""
         return digest(self.mixture.described | {"dataset_id": self.dataset_id})
 
     def with_changes(self, changes: Sequence[Change]) -> "DocumentMixture":
-        """The same with other changes of weights."""
+        """Return the same with other changes of weights."""
         return replace(self, mixture=replace(self.mixture, changes=tuple(changes)))
 
     def documents(self, sample_ids: Ints) -> Ints:
-        """The document of each sample; the same shape as `sample_ids`, which are >= 0."""
+        """Return the document of each sample, in the shape of `sample_ids`, which are >= 0."""
         sources, items = self.mixture.locate(sample_ids)
         firsts = np.array([0, *accumulate(self.mixture.sizes)], dtype=np.int64)
         return firsts[sources] + items
-
-
-_AS_THE_RECIPE_SAYS = MixConfig()
 
 
 def open_plan(
@@ -111,11 +109,11 @@ def open_plan(
     num_samples: int = 0,
     mix: MixConfig = _AS_THE_RECIPE_SAYS,
 ) -> SamplePlan | WindowMixture:
-    """The order of windows of a dataset: the mixture its recipe or the run asks for, or all windows alike.
+    """Return the order of a dataset's windows: the mixture of its recipe or the run, or all windows alike.
 
     Args:
         num_samples: of the whole run; a mixture that ends before is refused.
-        mix: how the run changes the weights; what is appended online is not in it.
+        mix: how the run changes the weights, without changes appended online.
 
     Raises:
         UsageError: a source without a single window, a schedule of other sources, or a mixture that ends
@@ -146,10 +144,10 @@ def open_mixture(
     batch: int,
     seed: int,
 ) -> Mixture:
-    """The recipe's mixture of the sources, with the weights that the run's schedule changes.
+    """Return the recipe's mixture of the sources, with the weights of the run's schedule.
 
     Args:
-        of: what a sample is, `tokens` or `documents`.
+        of: the unit of a sample, `tokens` or `documents`.
         sizes: samples of each source.
 
     Raises:
@@ -176,7 +174,7 @@ def open_mixture(
 
 
 def recipe_mix(manifest: DatasetManifest) -> MixRecipe | None:
-    """The mixture that the recipe of a dataset asked for."""
+    """Return the mixture of a dataset's recipe."""
     block = manifest.content["recipe"].get("mix")
     return None if block is None else MixRecipe(**block)
 
@@ -188,12 +186,11 @@ def shares(
     of: str,
     weights: Mapping[str, float] | None = None,
 ) -> tuple[float, ...]:
-    """Share of each source, summing to 1, in samples that are windows (`of` tokens) or documents.
+    """Return the share of each source, summing to 1, in samples that are windows (`of` tokens) or documents.
 
-    `weights`, by the name of every source, take the place of the recipe's and are meant like them.
-
-    Weights by the other unit are converted by the mean length of the source's documents. Without weights a
-    source's own size counts: temperature alone then gives multinomial sampling (Conneau & Lample 2019).
+    `weights`, by the name of every source, replace the recipe's and have the same meaning. Weights by the
+    other unit are converted by the mean length of the source's documents. Without weights a source's size
+    counts: temperature alone then gives multinomial sampling (Conneau & Lample 2019).
     """
     sizes = [source[f"num_{mix.by}"] for source in sources]
     weights = weights or mix.weights

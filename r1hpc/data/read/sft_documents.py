@@ -1,20 +1,19 @@
-"""A dataset of traces, document by document: prompt, completion and where one ends.
+"""Read a dataset of traces by document: prompt, completion and the boundary. Hold some documents out.
 
     traces = open_traces(Path("data/cold-start"))
     tokens, num_prompt_tokens = traces.read_document(17)
 
-Tokens are read and verified as reader says; all of a small dataset at its first document, then from memory.
-Lengths and roles of all documents are read, verified and checked against one another when the dataset is
-opened: 24 bytes of memory a document.
-
-Documents that are held out of the training, to see the loss on what it does not see.
+Tokens are read and verified as in reader.py; a small dataset is read completely at its first document and
+kept in memory. Opening reads, verifies and compares the lengths and roles of all documents: 24 bytes of
+memory each.
 
     part = hold_out(dataset, num=200, seed=0)
     part.held_out                   # (200,): numbers of documents, of each source its share
-    part.siblings                   # documents of the same prompts: neither held out nor trained on
+    part.siblings                   # documents with the same prompts: neither held out nor trained on
     part.training(items)            # items of [0, part.sizes of all sources) to documents
 
-Which they are follows from the dataset and the seed alone, so every rank and every attempt agrees.
+Held-out documents, for a validation loss, follow from the dataset and the seed alone, so all ranks and
+attempts agree.
 """
 
 from collections.abc import Callable
@@ -37,13 +36,14 @@ from r1hpc.data.read.order import visit
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 
 KEPT_BYTES = 16 * 2**20
-"""Tokens of a dataset up to this size stay in memory, unless every read is to verify."""
+"""Tokens of a dataset up to this size stay in memory, unless every read must verify."""
 _AT_ONCE = 2**22
-"""Tokens that are read together where all of them are."""
+"""Tokens read together when all are read."""
+Ints = npt.NDArray[np.int64]
 
 
 def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TraceDataset":
-    """Open a dataset of traces; arguments and errors as open_dataset.
+    """Open a dataset of traces; arguments and errors as for open_dataset.
 
     Raises:
         DataError: its documents have no roles.
@@ -56,7 +56,7 @@ def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str
 class TraceDataset:
     """Documents of prompt and completion, source after source. Made by open_traces.
 
-    Pickled as TokenDataset is: a copy has the lengths, and reads no file before it is asked for a document.
+    Pickled like TokenDataset: a copy has the lengths, and reads no file before it reads a document.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TraceDataset:
         return TraceDataset, (self.tokens, self.document_lengths, self.prompt_lengths)
 
     def read_document(self, number: int) -> tuple[npt.NDArray[np.uint32], int]:
-        """The tokens of a document, EOS id included, and how many of them are the prompt.
+        """Return the tokens of a document, EOS id included, and how many of them are the prompt.
 
         Raises:
             IndexError: no such document.
@@ -98,7 +98,7 @@ class TraceDataset:
         return tokens.astype(np.uint32), int(self.prompt_lengths[number])
 
     def prompt_keys(self) -> npt.NDArray[np.uint64]:
-        """A number for each document, equal where the prompts are; all tokens are read for it.
+        """Return a number for each document, equal for equal prompts; reads all tokens.
 
         Raises:
             ShardCorruptError: names the file and chunk that cannot be trusted.
@@ -118,12 +118,12 @@ class TraceDataset:
 
     @cached_property
     def _kept(self) -> npt.NDArray[Any]:
-        """All tokens, verified."""
+        """Return all tokens, verified."""
         return self.tokens.read(0, self.num_tokens)
 
 
 def _all_lengths(manifest: DatasetManifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Tokens of each document, and of each prompt, over all parts."""
+    """Return the tokens of each document, and of each prompt, over all parts."""
     if not has_roles(manifest):
         raise DataError(
             f"{manifest.path} holds documents without roles: traces come from a recipe whose sources have "
@@ -134,36 +134,33 @@ def _all_lengths(manifest: DatasetManifest) -> tuple[npt.NDArray[np.int64], npt.
     return documents, prompts
 
 
-Ints = npt.NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class Parting:
-    """Each source's documents in an order of their own, of which the last are held out."""
+    """Each source's documents in its own order; the last ones are held out."""
 
     all_sizes: tuple[int, ...]
     num_held: tuple[int, ...]
     seed: int
     siblings: tuple[int, ...] = ()
-    """Documents with the prompt of one that is held out, in order: other answers to the same question, of any
-    source. Trained on, they would tell what the loss on the held-out ones is to find out."""
+    """Documents with the prompt of a held-out one, in order: other answers to the same question, of any
+    source. Training on them would make the held-out loss too low."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Documents of each source that are trained on."""
+        """Return how many documents of each source are trained on."""
         left_out = map(len, self._siblings_of)
         return tuple(
             size - held - out for size, held, out in zip(self.all_sizes, self.num_held, left_out, strict=True)
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What names it; without siblings, as it was named when there were none."""
+        """Return its id as JSON; without siblings, in the form from before they existed."""
         found = asdict(self)
         return found if self.siblings else {k: v for k, v in found.items() if k != "siblings"}
 
     @cached_property
     def _siblings_of(self) -> list[Ints]:
-        """Of each source, the places of its siblings in its order, ascending."""
+        """Return for each source the places of its siblings in its order, ascending."""
         found, first, out = [], 0, np.array(self.siblings, np.int64)
         for source, size in enumerate(self.all_sizes):
             mine = out[(out >= first) & (out < first + size)]
@@ -181,13 +178,13 @@ class Parting:
         return np.concatenate(parts)
 
     def training(self, items: Ints) -> Ints:
-        """Documents by their place among those that are trained on, source after source."""
+        """Return documents by their place among those trained on, source after source."""
         firsts = np.array([0, *accumulate(self.sizes)], np.int64)
         sources = np.searchsorted(firsts, items, side="right") - 1
         found = np.empty_like(items)
         for source in np.unique(sources).tolist():
             chosen = sources == source
-            # The k-th place that is no sibling's: before it lie as many siblings as have at most k others
+            # The k-th place without a sibling: before it lie the siblings that have at most k other places
             # before them.
             out = self._siblings_of[source]
             places = items[chosen] - firsts[source]
@@ -206,11 +203,11 @@ def hold_out(
     seed: int,
     is_of_before: Callable[[Parting], bool] = lambda parting: False,
 ) -> Parting:
-    """`num` documents of the dataset, of each source its share. All its tokens are read, to find siblings.
+    """Hold out `num` documents of the dataset, of each source its share. Reads all tokens to find siblings.
 
     Args:
-        is_of_before: whether the run began with a parting without siblings, when nobody looked for them. It
-            goes on with that one.
+        is_of_before: True if the run began before siblings were looked for, with a parting without any. It
+            keeps that one.
 
     Raises:
         UsageError: a source would have none left to train on.

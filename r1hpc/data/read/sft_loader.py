@@ -1,14 +1,12 @@
-"""Batches of traces for one rank: whole documents, padded, with a mask of the tokens that are learnt.
-
-A row holds one document here, several in packed_loader.
+"""Give one rank batches of traces: complete documents, padded, with a mask of the tokens to learn.
 
     loader = TraceLoader(open_traces(path), global_batch_size=32, micro_batch_size=4, rank=1, world_size=4,
                          seed=0, pad_id=0, seq_len=256)
     batch = loader.batch(global_step)           # any step, in any order; no state to save
 
-Sample s of the endless stream belongs to step s div global_batch_size and is document
-permute(s mod n, n, key(seed, s div n)) of n: every document once per epoch, the same global batches on
-any number of ranks (see order).
+A row holds one document here, several in packed_loader.py. Sample s of the endless stream belongs to step s
+div global_batch_size and is document permute(s mod n, n, key(seed, s div n)) of n: every document once per
+epoch, with the same global batches on any number of ranks (see order.py).
 """
 
 from abc import ABC, abstractmethod
@@ -30,11 +28,12 @@ from r1hpc.data.read.sft_documents import Parting, TraceDataset
 
 _LENGTH_MULTIPLE = 8
 _AS_THE_RECIPE_SAYS = MixConfig()
+BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
 class TraceBatch:
-    """What one rank consumes in one optimizer step."""
+    """One rank's data of one optimizer step."""
 
     tokens: npt.NDArray[np.int64]
     """Shape (gradient_accumulation_steps, micro_batch_size, T), padded on the right with pad_id.
@@ -47,11 +46,11 @@ class TraceBatch:
     sample_ids: npt.NDArray[np.int64]
     """Shape (gradient_accumulation_steps, micro_batch_size): positions in the endless stream."""
     document_ids: npt.NDArray[np.int64]
-    """Same shape as sample_ids: which document each row is."""
+    """Same shape as sample_ids: the document of each row."""
     checksum: int
     """Sum over samples of the crc32c of id (int64) and unpadded tokens (uint32), little-endian.
 
-    Summed over ranks it names the global batch, independent of the world size.
+    Summed over ranks it identifies the global batch, independent of the world size.
     """
     num_loss_tokens: int
     """Completion tokens of the global batch, over all ranks: the denominator of a token-mean loss."""
@@ -69,12 +68,12 @@ class TraceBatch:
 
     @property
     def num_positions(self) -> int:
-        """Of the global batch, padding included: what is computed."""
+        """Return the computed positions of the global batch, padding included."""
         return self.world_size * self.tokens.size
 
     @property
     def attended(self) -> int:
-        """Positions that one attends to, of which the scores are computed."""
+        """Return the positions that each position attends to."""
         return int(self.tokens.shape[-1])
 
 
@@ -85,16 +84,13 @@ class Rows:
     tokens: npt.NDArray[np.int64]
     loss_mask: npt.NDArray[np.bool_]
     positions: npt.NDArray[np.int64] | None = None
-    """From 0 in each document, and in the padding at a row's end; None: a row is one document."""
+    """From 0 in each document, and in the padding at a row's end; None: each row is one document."""
     samples: npt.NDArray[np.int64] | None = None
-    """Which sample each token is of, padding not counted; None: of none that is trained on."""
-
-
-BatchT = TypeVar("BatchT")
+    """The sample of each token, padding not counted; None if none is trained on."""
 
 
 class DocumentLoader(ABC, Generic[BatchT]):
-    """The batches of one rank. One background thread reads one step ahead unless `prefetch` is off."""
+    """Loads the batches of one rank. A background thread reads one step ahead unless `prefetch` is off."""
 
     def __init__(
         self,
@@ -113,8 +109,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         mix: MixConfig = _AS_THE_RECIPE_SAYS,
         num_samples: int = 0,
     ) -> None:
-        """Raise UsageError when the batch does not divide, a document is longer than seq_len, or a mixture
-        ends too early.
+        """Raise UsageError if the batch does not divide, a document is too long, or a mixture ends early.
 
         Args:
             weights: share of each source of the dataset in the samples (see mixture); None: as the recipe
@@ -134,21 +129,21 @@ class DocumentLoader(ABC, Generic[BatchT]):
 
     @property
     def plan_hash(self) -> str:
-        """Names the order: dataset id, seed, weights, what is held out and the version of the algorithm."""
+        """Return a hash of the order: dataset id, seed, weights, held-out documents and algorithm version."""
         return self.order_id(self.plan)
 
     def order_id(self, plan: DocumentPlan | DocumentMixture) -> str:
-        """Names the order that the loader has with this plan."""
+        """Return the id of the loader's order with this plan."""
         return document_order_id(plan, self._parting)
 
     def follow(self, plan: DocumentPlan | DocumentMixture) -> None:
-        """From the next batch on, the order of another plan of the same documents."""
+        """Use the order of another plan of the same documents from the next batch on."""
         if self._ahead:
             self._ahead.forget()
         self.plan = plan
 
     def batch(self, global_step: int) -> BatchT:
-        """The batch of one step, counted from 0. An error of the reading thread is raised at its own step.
+        """Return the batch of one step, counted from 0. A reading error is raised at its own step.
 
         Raises:
             ShardCorruptError: names the file and chunk that cannot be trusted.
@@ -156,7 +151,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
     def documents_of(self, global_step: int) -> npt.NDArray[np.int64]:
-        """Of the global batch, in the order of its samples."""
+        """Return the documents of the global batch, in the order of its samples."""
         first = global_step * self.share.global_batch_size
         found = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))
         return found if self._parting is None else self._parting.training(found)
@@ -166,7 +161,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
 
 
 class TraceLoader(DocumentLoader[TraceBatch]):
-    """A document in each row."""
+    """Loads one document per row."""
 
     def _read(self, global_step: int) -> TraceBatch:
         first = global_step * self.share.global_batch_size
@@ -197,12 +192,12 @@ class TraceLoader(DocumentLoader[TraceBatch]):
 
 
 def document_order_id(plan: DocumentPlan | DocumentMixture, parting: Parting | None) -> str:
-    """Names the order of the documents that are trained on."""
+    """Return the id of the order of the documents trained on."""
     return plan.plan_hash if parting is None else digest({"plan": plan.plan_hash, **parting.to_json()})
 
 
 def row_length(longest: int, seq_len: int) -> int:
-    """Of a row that holds `longest` tokens: a multiple of 8, for the GPU's sake, but at most seq_len."""
+    """Return the row length for `longest` tokens: a multiple of 8, which suits GPUs, at most seq_len."""
     return min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, seq_len)
 
 
@@ -215,9 +210,9 @@ def open_document_plan(
     mix: MixConfig = _AS_THE_RECIPE_SAYS,
     num_samples: int = 0,
 ) -> DocumentPlan | DocumentMixture:
-    """The order of a dataset's documents: by weights, by the mixture of its recipe or run, or all alike.
+    """Return the order of a dataset's documents: by weights, its recipe's or run's mixture, or alike.
 
-    With a parting, of those that are trained on, by their place among these.
+    With a parting, it orders the documents trained on, by their place among these.
 
     Args:
         num_samples: of the whole run; a mixture that ends before is refused.
@@ -257,7 +252,7 @@ def _check_lengths(dataset: TraceDataset, seq_len: int) -> None:
 
 
 def _mask(begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
-    """True at the positions [begin, end) of each row; shape (*begins.shape, length)."""
+    """Return True at the positions [begin, end) of each row; shape (*begins.shape, length)."""
     positions = np.arange(length)
     mask: npt.NDArray[np.bool_] = (positions >= begins[..., None]) & (positions < ends[..., None])
     return mask

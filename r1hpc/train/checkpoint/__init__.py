@@ -1,1 +1,1 @@
-"""Save and load the state of DeepSpeed, in the background where asked."""
+"""Save and load DeepSpeed's state, in the background if configured."""

@@ -1,19 +1,15 @@
-"""One checkpoint on its way from memory to the file system, in a thread of each rank, while training goes on.
-
-    write = Write(step, number, exchange, write_own, commit, clean_up)      # on every rank
-    write.is_over                            # to be asked at step edges: it is committed, or it failed
-    write.wait(hurry=False)
-
-Each rank writes and digests its files and reports that through the attempt's key-value store; rank 0's thread
-waits for all reports and commits. No collective: those of the training are under way at the same time.
-
-Copies of a training state in host memory, from which a checkpoint is written while training goes on.
+"""Write a checkpoint in a background thread of each rank, from copies in host memory, while training goes on.
 
     copies = HostCopies()
-    state = copies.copy("optim_states.pt", state)       # all of it as it is at this moment
+    state = copies.copy("optim_states.pt", state)       # the state at this moment
+    write = Write(step, number, exchange, write_own, commit, clean_up)      # on every rank
+    write.is_over                            # check between steps: committed or failed
+    write.wait(hurry=False)
 
-The memory is kept and used again by the next copy under the same key, so nothing may still be reading it. For
-tensors on a GPU it is pinned, and their copies are under way at once.
+Each rank writes and digests its files and reports to the attempt's key-value store. Rank 0's thread collects
+the reports and commits. No collectives are used: training's own run at the same time. A copy's memory is
+reused by the next copy under the same key, so nothing may still read it. Copies of GPU tensors are pinned and
+run concurrently.
 """
 
 import io
@@ -36,15 +32,17 @@ from r1hpc.train.parallel.errors import SaveError
 
 Records = list[FileRecord]
 Report = dict[str, Any]
-"""Of a rank: {"records": [...]}, or {"problem": "..."}."""
+"""One rank's report: {"records": [...]} or {"problem": "..."}."""
 _POLL_S = 0.05
 _LOOK_S = 1.0
 _HEAD_START_S = 0.005
-"""Of the training's thread: Python takes the lock from a thread that holds it only after so long."""
+"""Head start for the training thread: Python takes the lock from a thread only after so long."""
+_RESERVE = 0.8
+"""Share of the free memory that copies may take; the rest is for the job."""
 
 
 class Exchange:
-    """How the ranks' threads hear of each other: a connection of their own to the attempt's store."""
+    """Exchanges reports between the ranks' threads, on their own connection to the attempt's store."""
 
     def __init__(self, group: Group) -> None:
         assert group.world_size == 1 or group.store is not None, "several ranks need a store"
@@ -54,12 +52,12 @@ class Exchange:
         self._store: Any = group.store.clone() if group.world_size > 1 else None  # type: ignore[union-attr]
 
     def report(self, number: int, part: Report) -> None:
-        """Tell rank 0 how this rank's part of write `number` went."""
+        """Report to rank 0 how this rank's part of write `number` went."""
         if self._store is not None:
             self._store.set(_key(number, self.rank), json.dumps(part))
 
     def collect(self, number: int, own: Report) -> list[Report]:
-        """On rank 0: all ranks' reports, once they are there."""
+        """Return all ranks' reports once they have arrived; on rank 0."""
         if self._store is None:
             return [own]
         keys = [_key(number, rank) for rank in range(self.world_size)]
@@ -89,18 +87,18 @@ class Write:
             write_own: writes and seals this rank's files; gives up once `stop` is set, and calls `wrote`
                 after each piece.
             commit: on rank 0, with all ranks' reports, good or bad; returns the bytes that it committed.
-            clean_up: on rank 0, what follows a commit and may take its time.
+            clean_up: called on rank 0 after the commit; may take long.
         """
         self.step = step
         self.problem = ""
-        """What went wrong, here or (on rank 0) anywhere; empty while nothing did."""
+        """The error, here or (on rank 0) anywhere; empty if there is none."""
         self.error: BaseException | None = None
-        """One that is no failed save, a lack of memory for example: for this rank to raise."""
+        """An exception that is not a failed save, such as lack of memory; this rank must raise it."""
         self.committed_bytes: int | None = None
-        """Known on rank 0, once it is committed."""
+        """Set on rank 0 once committed."""
         self.started_at = time.monotonic()
         self.seconds = 0.0
-        """Until it was committed, on rank 0."""
+        """Seconds until the commit, on rank 0."""
         self._number = number
         self._exchange = exchange
         self.stop = threading.Event()
@@ -113,19 +111,19 @@ class Write:
 
     @property
     def is_over(self) -> bool:
-        """On rank 0: it is committed, or failed on some rank. On another: it failed here."""
+        """True on rank 0 if committed or failed on any rank; on other ranks, if failed here."""
         return not self._thread.is_alive() and (self._exchange.rank == 0 or bool(self.problem))
 
     def abandon(self) -> None:
-        """Give it up, unless it is too late for that. `wait` for the outcome."""
+        """Give up the write unless it is too late. `wait` tells the outcome."""
         self.stop.set()
 
     def wrote(self) -> None:
-        """A piece of this rank's files is written, or one of them is on the disk and digested."""
+        """Note progress: a piece is written, or a file is on disk and digested."""
         self._pieces += 1
 
     def wait_for_own(self, beat: Callable[[], object] = lambda: None) -> None:
-        """Until this rank's files are written, or will not be.
+        """Wait until this rank's files are written or have failed.
 
         Args:
             beat: called as long as pieces are written: a slow file system is no hang.
@@ -137,7 +135,7 @@ class Write:
                 beat()
 
     def settle(self, patience_s: float, beat: Callable[[], object] = lambda: None) -> None:
-        """Let it be committed or fail; abandon it so long after this rank's last piece. Not collective.
+        """Wait for commit or failure; abandon it this long after this rank's last piece. Not collective.
 
         Another rank may be dead, and then the commit never comes.
 
@@ -156,7 +154,7 @@ class Write:
                 return
 
     def wait(self, *, hurry: bool) -> None:
-        """Until there is nothing left to do; in a hurry, until it is committed or failed."""
+        """Wait until nothing is left to do; in a hurry, until it is committed or failed."""
         if hurry:
             self._decided.wait()
         else:
@@ -193,7 +191,7 @@ class Write:
 
 
 def records_of(reports: list[Report]) -> Records:
-    """All ranks' records.
+    """Return all ranks' records.
 
     Raises:
         SaveError: a rank failed.
@@ -208,22 +206,18 @@ def _key(number: int, rank: int) -> str:
     return f"r1hpc/save/{number}/{rank}"
 
 
-_RESERVE = 0.8
-"""Of the memory that is free, what copies may take: the rest of the job needs some too."""
-
-
 class HostCopies:
-    """The copies that one rank makes, and their memory."""
+    """The copies of one rank, and their memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, list[torch.Tensor]] = {}
 
     def holds(self, key: str) -> bool:
-        """Whether there is memory for it already."""
+        """True if there is memory for this key already."""
         return key in self._buffers
 
     def copy(self, key: str, state: Any) -> Any:
-        """`state` with every tensor copied, and every other object as pickle copies it."""
+        """Return `state` with every tensor copied; other objects are copied by pickle."""
         old, new = self._buffers.pop(key, []), list[torch.Tensor]()
         pickled = io.BytesIO()
         pickler = _Pickler(pickled, pickle.HIGHEST_PROTOCOL)
@@ -239,14 +233,14 @@ class HostCopies:
 
 
 def num_bytes(state: Any) -> int:
-    """Bytes that a copy of a state takes. torch hands out pinned memory in powers of two."""
+    """Return the bytes a copy of a state takes. torch allocates pinned memory in powers of two."""
     pickler = _Pickler(io.BytesIO(), pickle.HIGHEST_PROTOCOL)
     pickler.dump(state)
     return sum(1 << (t.nbytes - 1).bit_length() if t.is_cuda else t.nbytes for t in pickler.tensors)
 
 
 def room_for_copies(cgroup: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int:
-    """Bytes that copies may take on this host: free memory, within the limits of the job's cgroup."""
+    """Return the bytes that copies may take on this host: free memory within the job's cgroup limits."""
     lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
     free = [int(lines["MemAvailable"].split()[0]) * 1024]
     for line in (proc / "self/cgroup").read_text().splitlines():
@@ -259,7 +253,7 @@ def room_for_copies(cgroup: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/p
 
 
 def _left_in(folders: Iterable[Path]) -> list[int]:
-    """What each cgroup with a limit has left; page cache counts as free, since it gives way."""
+    """Return the free bytes of each cgroup with a limit; page cache counts as free, since it gives way."""
     left = []
     for folder in folders:
         for limit, usage in (
@@ -277,7 +271,7 @@ def _left_in(folders: Iterable[Path]) -> list[int]:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves a number in the place of each tensor. A tensor under two names is one."""
+    """Pickle with a number in place of each tensor. A tensor under two names is stored once."""
 
     def __init__(self, file: Any, protocol: int) -> None:
         super().__init__(file, protocol)
@@ -306,10 +300,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _memory_for(data: torch.Tensor) -> torch.Tensor:
-    """Host memory for a copy: pinned for a GPU's, else in huge pages, into which it takes 7 % less time."""
+    """Allocate memory for a copy: pinned for a GPU tensor, else huge pages (copying takes 7 % less time)."""
     if data.is_cuda or not data.numel():
         return torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
-    # Of the two only numpy asks Linux for huge pages (madvise).
+    # Unlike torch, numpy requests huge pages (madvise).
     raw = torch.from_numpy(np.empty(data.nbytes, dtype=np.uint8))
     return raw.view(data.dtype).view(data.shape)
 

@@ -1,12 +1,12 @@
-"""What DeepSpeed saves and loads through: it hands us the state of each file, and leaves the writing to us.
+"""Save and load through DeepSpeed, which hands over each file's state and leaves the writing to r1hpc.
 
     files = CheckpointFiles(group, zero_stage, asynchronous=True, ranks_per_node=8)
     files.attach(engine)
     engine.save_checkpoint(...)          # keeps copies, or writes at once
     for path, state in files.take(): write_file(path, state, stop)
 
-DeepSpeed's own writers for this were not taken: DecoupledCheckpointEngine commits a step later and never the
-last one, and neither it nor FastCheckpointEngine can load what it wrote (DeepSpeed 0.19.8; issue 8500).
+DeepSpeed's own writers do not fit: DecoupledCheckpointEngine commits a step late and never the last one, and
+neither it nor FastCheckpointEngine can load what it wrote (DeepSpeed 0.19.8; issue 8500).
 """
 
 import os
@@ -26,15 +26,15 @@ from r1hpc.train.model.low_precision import holds_nf4, unsaved
 from r1hpc.train.parallel.distributed import Group
 
 _PIECE_BYTES = 64 << 20
-"""Written at once; between two of them a write can be abandoned."""
+"""Bytes per write; a write can be abandoned in between."""
 _SYNC_BYTES = 4 << 30
-"""Then the file system is waited for: its cache would take in a whole checkpoint, and an fsync at the end
-give no sign of life for as long as a slow one needs for that."""
+"""Bytes between two waits for the disk. Otherwise the page cache takes a complete checkpoint, and the fsync
+at its end gives no sign of life for too long."""
 File = tuple[Path, Any]
 
 
 class AbandonedError(R1hpcError):
-    """The write was given up, because a newer state is to be written in the time that is left."""
+    """The write was given up, because a newer state must be written in the time left."""
 
 
 class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
@@ -43,9 +43,9 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
     def __init__(self, group: Group, zero_stage: int, *, asynchronous: bool, ranks_per_node: int) -> None:
         """
         Args:
-            asynchronous: keep copies in host memory, to be written by whoever calls `take`; else, or where
+            asynchronous: keep copies in host memory, for the caller of `take` to write; else, or if
                 the host has no room for them, write while DeepSpeed waits.
-            ranks_per_node: how many such as this share the host's memory.
+            ranks_per_node: ranks that share the host's memory.
         """
         super().__init__()
         self.name = type(self).__name__
@@ -56,11 +56,11 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         self._ranks_per_node = ranks_per_node
         self._waiting: list[File] = []
         self.leaves_frozen_out = False
-        """The engine's frozen weights are in four bits, and in no checkpoint."""
+        """True if the frozen weights are in four bits, which no checkpoint holds."""
         self._left_out: set[str] = set()
 
     def attach(self, engine: Any) -> None:
-        """From now on `engine` saves and loads through this."""
+        """Make `engine` save and load through this."""
         if engine.checkpoint_engine is self:
             return
         engine.checkpoint_engine = self
@@ -69,18 +69,18 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         if self._zero_stage == 2:
             _keep_frozen_once(engine)
         if self.in_parts:
-            engine.save_non_zero_checkpoint = True  # every rank is asked to save the model state
+            engine.save_non_zero_checkpoint = True  # every rank saves the model state
 
     def take(self) -> list[File]:
-        """The files still to be written, once."""
+        """Return the files still to be written, once."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
     def create(self, info: Any) -> None:
-        """Nothing: DeepSpeed announces a checkpoint."""
+        """Do nothing: DeepSpeed announces a checkpoint."""
 
     def commit(self, info: Any) -> bool:
-        """Nothing: DeepSpeed believes that the files are written."""
+        """Do nothing: DeepSpeed believes the files are written."""
         return True
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
@@ -100,11 +100,11 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         return load_file(Path(path), map_location)
 
     def keep(self, path: Path, state: Any, *, are_views: bool = False) -> None:
-        """Copy `state` as it is now, for `take`; or write it at once. `are_views`: of larger tensors."""
+        """Copy `state` for `take`, or write it at once. `are_views`: its tensors are views of larger ones."""
         if self._copies is not None and self._has_room(path.name, state):
             self._waiting.append((path, self._copies.copy(path.name, state)))
         else:
-            # torch.save writes the whole storage of a view: here, all weights on each rank.
+            # torch.save writes a view's complete storage: here, all weights on each rank.
             state = HostCopies().copy(path.name, state) if are_views else state
             write_file(path, state, wrote=self._group.beat)
 
@@ -123,9 +123,9 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
 
 
 def _keep_frozen_once(engine: Any) -> None:
-    """Under ZeRO 2 DeepSpeed puts the frozen weights into a checkpoint a second time, beside all weights, and
-    copies them to host memory on every rank for it (0.19.8, _get_zero_frozen_param_attributes). Here their
-    names are kept, and the copies left out, which its loader takes."""
+    """Keep only the names of the frozen weights. Under ZeRO 2 DeepSpeed (0.19.8,
+    _get_zero_frozen_param_attributes) saves them a second time and copies them to host memory on every rank;
+    its loader works without these copies."""
     attributes = engine._get_zero_frozen_param_attributes
 
     def without_values(of: Any) -> Any:
@@ -140,25 +140,25 @@ def write_file(
     stop: threading.Event | None = None,
     wrote: Callable[[], object] = lambda: None,
 ) -> None:
-    """torch.save; raises AbandonedError soon after `stop` is set, and the OSError of a write that fails.
+    """Write with torch.save. Raise AbandonedError soon after `stop` is set, and OSError if a write fails.
 
     Args:
         wrote: called after each piece of at most 64 MiB.
     """
-    # Through a Python file, not by its path: torch then lets go of the interpreter lock while it writes.
+    # Given a Python file instead of a path, torch releases the interpreter lock while it writes.
     with open(path, "wb") as file:
         pieces = _Pieces(file, stop or threading.Event(), wrote)
         try:
             torch.save(state, pieces)  # type: ignore[arg-type]
         except RuntimeError:
-            if pieces.failure is not None:  # torch then writes its end, and complains of where that would lie
+            if pieces.failure is not None:  # torch then fails on the file's end; raise the cause
                 raise pieces.failure from None
             raise
 
 
 def load_file(path: Path, map_location: Any = "cpu") -> Any:
-    """What was saved at `path`, weights that were saved in parts joined."""
-    # A pickle, as DeepSpeed writes it: the folder is the user's alone and every byte as it was committed.
+    """Load the file at `path`; weights saved in parts are joined."""
+    # DeepSpeed writes pickles. The folder is the user's own, and each byte was verified.
     state = torch.load(path, map_location=map_location, weights_only=False)
     return join_weights(state, path.parent) if path.name.startswith("mp_rank_") else state
 
@@ -172,7 +172,7 @@ class _Pieces:
         self._wrote = wrote
         self._since_sync = 0
         self.failure: AbandonedError | OSError | None = None
-        """Why a write failed."""
+        """The error that ended the writing."""
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")

@@ -1,9 +1,9 @@
-"""What a checkpoint belongs to: a run of the same data, batch and model; and what it was written with.
+"""Identify the run a checkpoint belongs to (same data, batch and model), and save the random streams.
 
-identity.check(checkpoint.manifest.meta)     # ResumeError where it is another run's
-describe_versions(checkpoint.manifest.meta)  # what differs, for the log; never a reason to refuse
+    identity.check(checkpoint.manifest.meta)     # ResumeError if it is another run's
+    describe_versions(checkpoint.manifest.meta)  # differences for the log; never a reason to refuse
 
-The random streams of a rank, which a checkpoint holds because DeepSpeed saves none.
+DeepSpeed saves no random streams, so a checkpoint holds those of each rank.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from r1hpc.train.parallel.errors import ResumeError
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
 
 _LATER = ("base_weights",)
-"""Not in every checkpoint of before; where it is not, it cannot be compared."""
+"""Facts that older checkpoints lack; they are compared only if present."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to. `world_size` and `zero_stage` may change, the rest may not."""
+    """The facts of a run that must match at resume. Only `world_size` and `zero_stage` may change."""
 
     dataset_id: str
     plan_hash: str
@@ -44,10 +44,10 @@ class Identity:
     zero_stage: int
     world_size: int
     facts: dict[str, Any] = field(default_factory=dict)
-    """More that may not change, under names of the stage's own."""
+    """More facts that must match, under the stage's own names."""
 
     def check(self, saved: dict[str, Any]) -> None:
-        """Raise ResumeError when a checkpoint's meta tells of another run."""
+        """Raise ResumeError if a checkpoint's meta belongs to another run."""
         ours = {name: getattr(self, name) for name in _IDENTITY} | self.facts
         for name, value in ours.items():
             if saved.get(name) != value and (name in saved or name not in _LATER):
@@ -62,27 +62,27 @@ class Identity:
             )
 
     def to_meta(self) -> dict[str, Any]:
-        """As a checkpoint's manifest holds it."""
+        """Return it as a checkpoint's manifest stores it."""
         own = {k: v for k, v in self.__dict__.items() if k != "facts"}
         return {**own, **self.facts}
 
     def same_layout(self, saved: dict[str, Any]) -> bool:
-        """Whether DeepSpeed's files fit as they are, without conversion."""
+        """True if DeepSpeed's files fit without conversion."""
         if saved.get("zero_stage") == self.zero_stage == 0:
             return True  # every rank holds everything
         return (saved.get("world_size"), saved.get("zero_stage")) == (self.world_size, self.zero_stage)
 
 
 def precision_of(train: TrainConfig, base: str = "none") -> str:
-    """As the identity names it: with another recipe, FP8 computes other numbers, and so do adapters on
-    another base (model.base_quantization)."""
+    """Return the precision for the identity. Another FP8 recipe, or adapters on another base
+    (model.base_quantization), compute other numbers."""
     if base != "none":
         return f"{train.precision.value} on {base}"
     return f"fp8 {train.fp8_recipe}" if train.precision is Precision.fp8 else train.precision.value
 
 
 def compression_of(train: TrainConfig) -> str | None:
-    """As the identity names it; None, as in checkpoints of before, where gradients are averaged whole."""
+    """Return the gradient compression for the identity; None without, as in older checkpoints."""
     if train.gradient_compression == "powersgd":
         return f"powersgd rank {train.compression_rank}"
     return None if train.gradient_compression == "none" else train.gradient_compression
@@ -90,12 +90,12 @@ def compression_of(train: TrainConfig) -> str | None:
 
 @cache
 def versions() -> dict[str, str]:
-    """What a checkpoint was written with, as its manifest holds it. Looked up once: that reads files."""
+    """Return the versions a checkpoint is written with, for its manifest. Cached, since it reads files."""
     return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": __version__}
 
 
 def describe_versions(saved: dict[str, Any]) -> str:
-    """What of `versions` differs from those of a checkpoint's meta; empty where nothing does.
+    """Return which of `versions` differ from those in a checkpoint's meta; empty if none does.
 
     Never a reason to refuse. A version that was not stored is not compared.
     """
@@ -107,7 +107,7 @@ def describe_versions(saved: dict[str, Any]) -> str:
 
 
 def seed_streams(seed: int, step: int, rank: int) -> None:
-    """Fresh random streams, different for every (seed, step, rank)."""
+    """Seed fresh random streams, different for every (seed, step, rank)."""
     mixed = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
     torch.manual_seed(int(mixed[0]) << 16 ^ int(mixed[1]))
     np.random.seed(int(mixed[1]))
@@ -115,7 +115,7 @@ def seed_streams(seed: int, step: int, rank: int) -> None:
 
 
 def streams() -> dict[str, Any]:
-    """Every random stream of this rank, as torch.save takes it.
+    """Return every random stream of this rank, for torch.save.
 
     CUDA's only where this process uses a GPU: a CPU run must not take memory of one that is there.
     """
@@ -130,7 +130,7 @@ def streams() -> dict[str, Any]:
 
 
 def restore_streams(path: Path) -> None:
-    """Take back what `streams` gave, from the file it was saved to."""
+    """Restore the streams saved from `streams`."""
     saved = torch.load(path, weights_only=True)
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] is not None and _uses_gpu():
@@ -146,7 +146,7 @@ def _uses_gpu() -> bool:
 
 
 def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
-    """What a checkpoint says of the frozen weights under adapters: others would be taken for them unseen.
+    """Return the checkpoint's facts about the frozen weights under adapters, so that others are noticed.
 
     Those in four bits are in no checkpoint, and of the others only the adapters are restored on other ranks.
     """
@@ -156,7 +156,7 @@ def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
 
 
 def weights_id(config: RunConfig, group: Group) -> str:
-    """Names the starting weights by their content, which rank 0 reads; a model from scratch by its seed."""
+    """Return an id of the starting weights: their content, read by rank 0, or the seed if from scratch."""
     model = config.model
     if model.path is None or model.from_scratch:
         return f"from scratch, seed {config.train.seed}"

@@ -1,17 +1,16 @@
-"""The weights of a checkpoint in equal parts, one written by each rank, and joined again when they are read.
+"""Split a checkpoint's weights into equal parts, one written by each rank; join them when loading.
+
+    take_weights(state)                  # out of the state DeepSpeed is about to save
+    pieces_of(weights, rank, world_size) # what this rank writes
+    join_weights(state, folder)          # back into the loaded state; without parts nothing changes
 
 Below ZeRO 3 every rank holds all weights, and DeepSpeed has rank 0 write them alone: 14 GB for 7 B
-parameters. Here they count as one row of bytes, in the order of their names, of which each rank writes its
-piece, `weights_rank_<n>.pt`, next to DeepSpeed's own file, which keeps everything else:
+parameters. Here they form one row of bytes in the order of their names. Each rank writes its piece,
+`weights_rank_<n>.pt`, next to DeepSpeed's file, which keeps everything else. The optimizer state without ZeRO
+stays there: for bf16 DeepSpeed keeps a part of it on each rank even then (BF16_Optimizer), so pieces of
+several ranks would mix them.
 
-    take_weights(state)                  # out of what DeepSpeed is about to save
-    pieces_of(weights, rank, world_size) # what this rank writes
-    join_weights(state, folder)          # back into what was loaded; without parts it stays as it is
-
-Not so the optimizer's state, which lies in that file too without ZeRO: for bf16 DeepSpeed keeps a part of it
-on each rank even then (BF16_Optimizer), and pieces of several ranks' would make none of them whole.
-
-Which files of a checkpoint a rank wrote, by their names: those it seals, and whether any is missing.
+`own_files` and `check_whole` tell by name which files a rank wrote, and whether any is missing.
 """
 
 import math
@@ -32,7 +31,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class Piece(NamedTuple):
-    """Elements [start, start + len(values)) of one weight, flattened. Saved as a plain tuple."""
+    """Elements [start, start + len(values)) of one flattened weight. Saved as a plain tuple."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +46,7 @@ def part_name(rank: int) -> str:
 
 
 def take_weights(state: dict[str, Any]) -> tuple[dict[str, Any], Weights]:
-    """DeepSpeed's model state without its weights, and these. Buffers stay, where zero_to_fp32.py looks."""
+    """Return DeepSpeed's model state without weights (zero_to_fp32.py needs its buffers), and the weights."""
     module: Mapping[str, Any] = state["module"]
     names = {name for name, value in module.items() if isinstance(value, torch.Tensor)}
     names -= set(state["buffer_names"])
@@ -56,7 +55,7 @@ def take_weights(state: dict[str, Any]) -> tuple[dict[str, Any], Weights]:
 
 
 def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, ...]]:
-    """Rank `rank`'s pieces: its `world_size`-th of all bytes. They are views where a weight is contiguous."""
+    """Return rank `rank`'s pieces: its `world_size`-th of all bytes, as views if a weight is contiguous."""
     aliases = _aliases(weights)
     total = sum(weights[names[0]].nbytes for names in aliases)
     first, last = (total * edge // world_size for edge in (rank, rank + 1))
@@ -64,7 +63,7 @@ def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, .
     offset = 0
     for name, *same in aliases:
         weight = weights[name].detach()
-        # The same edge in bytes falls on the same element for the two ranks that meet there.
+        # Both ranks at an edge compute the same element from the same byte.
         start, stop = (
             min(max((edge - offset) // weight.itemsize, 0), weight.numel()) for edge in (first, last)
         )
@@ -76,7 +75,7 @@ def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, .
 
 
 def join_weights(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Put the parts in `folder` into the model state that was read from there, in place.
+    """Put the parts in `folder` into the model state read from there, in place.
 
     Raises:
         ResumeError: a part is missing.
@@ -84,8 +83,8 @@ def join_weights(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     module, filled = state["module"], Counter[str]()
     for name, shape, start, values, same in _pieces_in(folder):
         if name not in module:
-            # One that lies in one file whole stays there, mapped: copies of all weights, one on each rank,
-            # would take more host memory than the training.
+            # A weight that lies in one file stays mapped there: copies of all weights on each rank would take
+            # more host memory than the training.
             is_whole = values.numel() == math.prod(shape)
             module[name] = values.view(shape) if is_whole else torch.empty(shape, dtype=values.dtype)
             module.update(dict.fromkeys(same, module[name]))
@@ -106,7 +105,7 @@ def _pieces_in(folder: Path) -> Iterator[Piece]:
 
 
 def _aliases(weights: Weights) -> list[list[str]]:
-    """The names, sorted, those of one tensor together."""
+    """Return the names, sorted, grouped by tensor."""
     groups: dict[Any, list[str]] = {}
     for name in sorted(weights):
         weight = weights[name]
@@ -116,12 +115,12 @@ def _aliases(weights: Weights) -> list[list[str]]:
 
 
 def streams_name(rank: int) -> str:
-    """The file with a rank's random streams."""
+    """Return the name of the file with a rank's random streams."""
     return f"streams_rank_{rank}.pt"
 
 
 def own_files(staging: Path, group: Group) -> list[str]:
-    """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
+    """Return the files this rank wrote: those with its number, and for rank 0 those without any."""
     paths = (path for path in staging.rglob("*") if _owner(path.name, group.world_size) == group.rank)
     return sorted(path.relative_to(staging).as_posix() for path in paths if path.is_file())
 
@@ -134,7 +133,7 @@ def check_whole(staging: Path, names: list[str], endings: Iterable[str], rank: i
 
 
 def _owner(name: str, world_size: int) -> int:
-    """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
+    """Return the rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
     for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", PREFIX, COMPRESSION):
         _, found, tail = name.partition(marker)
         if found:

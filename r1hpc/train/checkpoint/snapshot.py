@@ -1,8 +1,7 @@
 """Save and resume, all ranks together: DeepSpeed writes, the checkpoint package commits.
 
-Every collective decision is made by rank 0 and sent to all, so that no two ranks can disagree about which
-checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other
-ranks have finished theirs.
+Rank 0 makes every collective decision and sends it to all, so ranks cannot disagree about which checkpoint is
+good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other ranks have finished.
 """
 
 import shutil
@@ -42,29 +41,29 @@ from r1hpc.train.parallel.errors import ConversionError, ResumeError, SaveError
 
 _TAG = "deepspeed"
 _SETTLE_S = 180.0
-"""For a write under way when its rank fails, after this rank's last sign of life: longer than a slow file
-system takes for what lies between two (4 GiB), and no longer, since the other ranks may be dead."""
+"""How long a write may go on after its rank failed, from this rank's last sign of life. It is longer than a
+slow file system needs between two (4 GiB), and no longer, as the other ranks may be dead."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was committed, and what it cost."""
+    """A committed checkpoint and its cost."""
 
     step: int
     bytes: int
     copy_s: float
-    """In which training waited, until everything was copied to host memory (or written, where it was not)."""
+    """Training waited this long until everything was copied to host memory (or written, without a copy)."""
     copied_at: float
-    """Unix time of the end of that."""
+    """Unix time at the end of the copy."""
     write_s: float
-    """From then to the commit."""
+    """From the copy to the commit."""
     waited_s: float
-    """Of that, in which training waited too, at the end."""
+    """Part of write_s in which training waited too, at the end."""
 
 
 class Snapshots:
-    """The checkpoints of a run, as one rank takes part in them."""
+    """The checkpoints of a run, as seen by one rank."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class Snapshots:
         beat: Callable[[str], None] = lambda phase: None,
         hang_timeout_s: float = 3 * _SETTLE_S,
     ) -> None:
-        """`beat` tells the watchdog that something goes on; it takes `hang_timeout_s` without for a hang."""
+        """`beat` tells the watchdog of progress; it takes `hang_timeout_s` without a beat for a hang."""
         self._store = store
         self._beat = beat
         self._settle_s = min(_SETTLE_S, hang_timeout_s / 3)
@@ -101,16 +100,16 @@ class Snapshots:
         self._copy_s = 0.0
         self._copied_at = 0.0
         self._usual_s: float | None = None
-        """Of a whole save, as the last one took."""
+        """Seconds the last complete save took."""
         self.last_committed_step: int | None = None
         self.last_bytes = 0
 
     def carry(self, compressor: Compressor) -> None:
-        """From now on every rank's state of it is saved and loaded too."""
+        """Save and load every rank's state of the compressor too, from now on."""
         self._compressor = compressor
 
     def choose(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
+        """Return the newest checkpoint that verifies, the same on all ranks; None for a fresh run.
 
         Bad ones that are passed over are named on rank 0's log; see CheckpointStore.newest_verified.
 
@@ -124,7 +123,7 @@ class Snapshots:
         return checkpoint
 
     def _accept(self, checkpoint: Checkpoint) -> None:
-        """Take it for the one to resume from; raise ResumeError where it belongs to another configuration."""
+        """Take it as the one to resume from; raise ResumeError if it belongs to another configuration."""
         self._identity.check(checkpoint.manifest.meta)
         difference = describe_versions(checkpoint.manifest.meta)
         if difference and self._group.rank == 0:
@@ -133,14 +132,14 @@ class Snapshots:
         self.last_bytes = checkpoint.manifest.total_size
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
-        """Whether DeepSpeed must be built to load a universal checkpoint."""
+        """True if DeepSpeed must be built to load a universal checkpoint."""
         return checkpoint is not None and not self._identity.same_layout(checkpoint.manifest.meta)
 
     def load(self, engine: Any, checkpoint: Checkpoint) -> Checkpoint:
-        """Put the checkpoint into the engine and every random stream; returns it.
+        """Load the checkpoint into the engine and every random stream, and return it.
 
-        One that verifies and cannot be loaded is named on rank 0's log, and the next older good one is taken,
-        by all ranks alike; that one is returned.
+        If a verified one cannot be loaded, rank 0 logs it, and all ranks take and return the next older good
+        one.
 
         Raises:
             NoUsableCheckpointError: none can be loaded; names each.
@@ -172,7 +171,7 @@ class Snapshots:
         )
 
     def _try_to_load(self, engine: Any, checkpoint: Checkpoint) -> str:
-        """What went wrong on any rank, the same on all of them; empty when it is loaded everywhere.
+        """Return the error of any rank, the same on all ranks; empty if all ranks loaded.
 
         A rank that fails alone can leave the others in a collective of DeepSpeed's: the watchdog ends that.
         """
@@ -180,13 +179,13 @@ class Snapshots:
         try:
             self._load(engine, checkpoint)
         except (torch.OutOfMemoryError, MemoryError, ConversionError, SaveError):
-            raise  # this machine's, not the checkpoint's: an older one would fare no better
+            raise  # this machine's fault: an older checkpoint would fail too
         except OSError as error:
-            # A read that failed may succeed in the next attempt; a file that is not there will not.
+            # A failed read may succeed in the next attempt; a missing file will not appear.
             if not isinstance(error, FileNotFoundError):
                 raise
             mine = f"{type(error).__name__}: {error}"
-        except Exception as error:  # DeepSpeed raises whatever its parts do, AssertionError among it
+        except Exception as error:  # DeepSpeed raises anything, even AssertionError
             first = (str(error).splitlines() or [""])[0]
             mine = f"{type(error).__name__}: {first}"
         return next(filter(None, self._group.gather(mine)), "")
@@ -224,7 +223,7 @@ class Snapshots:
 
     @property
     def is_over(self) -> bool:
-        """This rank knows that the write under way is done or failed: then all ranks must `finish`."""
+        """True if this rank knows that the write is done or failed: then all ranks must `finish`."""
         return self._write is not None and self._write.is_over
 
     def save(
@@ -239,13 +238,13 @@ class Snapshots:
     ) -> None:
         """Copy the state after `step` optimizer steps, and begin to write it. Collective.
 
-        The write before this one must be finished. Until `finish` returns this one it is not committed.
+        The write before it must be finished. Only `finish` returns a committed checkpoint.
 
         Args:
             write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder, in the
                 thread of the write.
-            make_durable: on rank 0, ahead of the commit: what must not be missing once it exists.
-            hurry: somebody is about to kill us; older checkpoints are removed as far as that takes no time.
+            make_durable: called on rank 0 before the commit, for what the checkpoint relies on.
+            hurry: the job is about to be killed; remove older checkpoints only if that takes no time.
 
         Raises:
             SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
@@ -258,8 +257,8 @@ class Snapshots:
         failpoint("save.begin")
         self._files.attach(engine)
         try:
-            # A rank that fails in here leaves the others in a barrier of DeepSpeed's; they are ended with it
-            # (srun --kill-on-bad-exit). What they leave is removed when the next attempt begins.
+            # A rank that fails here leaves the others in a DeepSpeed barrier; they end with it (srun
+            # --kill-on-bad-exit). The next attempt removes their leftovers.
             with self._store.writing(staging):
                 engine.save_checkpoint(
                     str(staging),
@@ -294,7 +293,7 @@ class Snapshots:
     def finish(self, *, hurry: bool = False) -> Saved | None:
         """Wait until the write under way is committed. Collective.
 
-        Returns None where there is none, or where `make_way` had it abandoned.
+        Returns None if there is none, or if `make_way` abandoned it.
 
         Args:
             hurry: do not wait for the removal of older checkpoints.
@@ -326,10 +325,10 @@ class Snapshots:
         return Saved(write.step, num_bytes, self._copy_s, self._copied_at, write_s, waited_s)
 
     def settle(self) -> None:
-        """On the way out with an error: let the write under way come to its end. Not collective.
+        """Let the write under way end, on the way out with an error. Not collective.
 
-        It is committed, or it fails and what it wrote is removed: a full disk would hide why the run ended.
-        Two threads may wait at once, the one that failed and the watchdog's: neither leaves before the end.
+        It is committed, or it fails and its files are removed: a full disk would hide why the run ended. The
+        failed thread and the watchdog's may wait at once; neither leaves before the end.
         """
         write = self._write
         if write is not None:
@@ -337,10 +336,10 @@ class Snapshots:
                 write.settle(self._settle_s, self._group.beat)
 
     def make_way(self, seconds_left: float | None) -> None:
-        """A newer state is to be saved in `seconds_left` (rank 0's count; None: not known). Collective.
+        """Make room for a newer state to save in `seconds_left` (rank 0's count; None: unknown). Collective.
 
-        Where only that one fits, the write under way is abandoned. Where both do, or not even that one, it is
-        not: what is nearly written is worth more than what may never be.
+        The write under way is abandoned only if the newer state alone fits. If both fit, or not even that
+        one, it goes on: a nearly written checkpoint is worth more than one that may never be.
         """
         write = self._write
         if write is None:
@@ -364,7 +363,7 @@ class Snapshots:
         write_more: Callable[[Path], None],
         write: Write,
     ) -> Records:
-        """In the thread of the write: put the files where they belong, and seal all that this rank wrote."""
+        """Move the files into place and seal all that this rank wrote; in the thread of the write."""
         try:
             with self._store.writing(staging):
                 failpoint("save.writing")
@@ -387,14 +386,14 @@ class Snapshots:
     def _commit(
         self, step: int, meta: dict[str, Any], make_durable: Callable[[], None], reports: list[Report]
     ) -> int:
-        """In rank 0's thread of the write; the bytes that were committed."""
+        """Commit and return the bytes; in rank 0's thread of the write."""
         try:
             records = records_of(reports)
             make_durable()
             self._store.commit(step, self._attempt, self._token, records, meta)
         except (R1hpcError, OSError) as error:
-            # Removed at once, which also makes room on a full disk; but a newer state has little time, and
-            # does not wait for that.
+            # Remove at once, which also frees a full disk; a newer state with little time does not wait for
+            # it.
             self._store.abandon(step, self._attempt, self._token, hurry=self._is_abandoned)
             if self._is_abandoned:
                 threading.Thread(target=self._store.make_room, name="make room", daemon=True).start()
@@ -405,7 +404,7 @@ class Snapshots:
         return sum(record.size for record in records)
 
     def _prune(self, step: int, hurry: bool) -> None:
-        # Not what it resumed from: that is as good as any other once `keep` newer ones are committed.
+        # The one it resumed from is as good as any other once `keep` newer ones are committed.
         prune = partial(self._store.prune, [step], at=step, hurry=hurry)
         if hurry:
             self._try_to_prune(prune)
@@ -413,11 +412,11 @@ class Snapshots:
             prune()
 
     def _try_to_prune(self, prune: Callable[[], object]) -> None:
-        """The state is safe, which is what counts: what cannot be removed now is said and left."""
+        """Prune, and only log what cannot be removed: the state is safe, which counts."""
         try:
             prune()
         except R1hpcError as error:
-            print(f"older checkpoints are not removed: {error}", file=sys.stderr)
+            print(f"could not remove older checkpoints: {error}", file=sys.stderr)
 
     def _open_staging(self, step: int) -> None:
         free = shutil.disk_usage(self._store.root).free
@@ -432,11 +431,12 @@ class Snapshots:
         self._store.open_staging(step, self._attempt, self._token)
 
     def _due_files(self) -> list[str]:
-        """Endings of the files without which nothing loads, of those that this rank writes."""
+        """Return the endings of the files this rank writes without which nothing loads."""
         rank, zero_stage = self._group.rank, self._identity.zero_stage
         due = {
             streams_name(rank): True,
-            # Without weights in parts, rank 0 writes all of them below ZeRO 3, and each rank its own there.
+            # If weights are not in parts, rank 0 writes them all below ZeRO 3; under ZeRO 3 each rank its
+            # own.
             "_model_states.pt": rank == 0 or zero_stage == 3,
             "_optim_states.pt": zero_stage > 0,
             part_name(rank): self._files.in_parts,
@@ -445,14 +445,14 @@ class Snapshots:
         return [ending for ending, is_due in due.items() if is_due]
 
     def _tell(self, action: Callable[[], _T]) -> _T:
-        """Do `action` on rank 0 and tell all; when it fails there, fail with the same words on all ranks."""
+        """Do `action` on rank 0 and send the result to all; its error there is raised on all ranks."""
         answer: tuple[Any, tuple[str, str] | None] = (None, None)
         if self._group.rank == 0:
             try:
                 answer = (action(), None)
             except R1hpcError as error:
                 answer = (None, (type(error).__name__, str(error)))
-            except Exception as error:  # whatever it is, the others wait to be told
+            except Exception as error:  # any error: the others wait for the result
                 answer = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
         result, failure = self._group.broadcast(answer)
         if failure is not None:

@@ -1,4 +1,4 @@
-"""A checkpoint for another number of ranks: DeepSpeed's universal form of it, made in a scratch folder.
+"""Convert a checkpoint for another number of ranks: DeepSpeed's universal form, in a scratch folder.
 
 convert(checkpoint.path / "deepspeed", target, zero_stage=1, beat=watchdog.beat)     # the original stays
 """
@@ -22,17 +22,17 @@ _PHASE = "converting the checkpoint for another number of ranks"
 
 
 def convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], None]) -> None:
-    """Write the universal form of what DeepSpeed saved in `source`; takes the place of one that was begun.
+    """Write the universal form of DeepSpeed's files in `source`; replaces an unfinished one.
 
-    Of a large model it takes longer than a rank may be silent: `beat` is called all the while.
+    A large model takes longer than a rank may be silent, so `beat` is called all the while.
 
     Raises:
-        ConversionError: DeepSpeed was killed, or had no room or memory; what it said is on stderr, its end in
+        ConversionError: DeepSpeed was killed, or had no room or memory; its output is on stderr, the end in
             the message.
-        ResumeError: the same, where it could not make anything of the checkpoint.
+        ResumeError: the same, if it could not read the checkpoint.
         OSError: no room for the scratch folder.
     """
-    for leftover in target.parent.parent.glob("universal-*"):  # of a conversion that was killed
+    for leftover in target.parent.parent.glob("universal-*"):  # of a killed conversion
         shutil.rmtree(leftover, ignore_errors=True)
     target.parent.mkdir(mode=0o700)
     try:
@@ -57,7 +57,7 @@ def _convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], 
             beat(_PHASE)
             time.sleep(_POLL_S)
     finally:
-        process.kill()  # an error in here must not leave it at work in the folder that is removed
+        process.kill()  # it must not write on into a folder that is removed
         process.wait()
     if process.returncode:
         said = log.read_text(errors="replace")
@@ -69,7 +69,7 @@ def _convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], 
 
 
 def _joined(folder: Path, scratch: Path, beat: Callable[[str], None]) -> Path:
-    """`folder` as DeepSpeed's converter reads it: a copy with the weights whole, where they are in parts."""
+    """Return `folder` as DeepSpeed's converter reads it: a copy with joined weights if they are in parts."""
     if not (folder / part_name(0)).exists():
         return folder
     joined = scratch / "joined"

@@ -1,7 +1,7 @@
-"""Settings that are allowed and seldom meant: a sentence for each, among the notes of a submission.
+"""Advise on settings that are allowed but seldom meant: one sentence each, among a submission's notes.
 
 notes = seldom_meant(config)
-notes = other_form_in_chain(config, others)             # than in the stage that trains its model
+notes = other_form_in_chain(config, others)             # compared with the stage that trains its model
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,13 @@ from r1hpc.config.schema.run import SDPA, ModelConfig, Precision, RunConfig, Tra
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 
 _LONG_TO_MASK = 8192
-"""Tokens of a row from which on attention over all of them costs more than the linear layers, roughly."""
+"""Row length in tokens from which full attention costs more than the linear layers, roughly."""
 _HIGHEST_LR = 0.1
 _LOW_FOR_ADAPTERS = {"sft": 5e-5, "rl": 1e-5}
 
 
 def seldom_meant(config: RunConfig) -> list[str]:
-    """What a person would want to be told before the hours are spent."""
+    """Return notes worth reading before GPU-hours are spent."""
     return [
         *_rates(config),
         *_saves(config),
@@ -34,7 +34,7 @@ def seldom_meant(config: RunConfig) -> list[str]:
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:
-    """What was set, and is not asked for without another setting."""
+    """Yield a note for each setting that has no effect without another one."""
     model, default = config.model, ModelConfig()
     of_lora = {"lora_alpha": model.lora_alpha != default.lora_alpha, "lora_targets": bool(model.lora_targets)}
     given = " and ".join(f"model.{key}" for key, is_given in of_lora.items() if is_given)
@@ -72,8 +72,8 @@ def _saves(config: RunConfig) -> Iterator[str]:
     if config.stage == "rl" and config.resources.gpus_per_node != 0 and every >= train.num_steps:
         yield (
             f"checkpoint.save_every is {every:,} and the run has {train.num_steps:,} steps: a crash or a "
-            "failing node loses all since the attempt began, or since the save at half of its time limit; "
-            "set it to what takes about an hour"
+            "failing node loses all since the attempt began, or since the save at half its time limit; "
+            "save about once an hour"
         )
     if config.stage in TRAINED_STAGES and train.warmup_steps > train.num_steps / 2:
         yield (
@@ -83,33 +83,33 @@ def _saves(config: RunConfig) -> Iterator[str]:
 
 
 def _slow(config: RunConfig) -> Iterator[str]:
-    """What takes more time or memory on a GPU than it saves."""
+    """Yield notes on settings that cost more time or memory on a GPU than they save."""
     if config.resources.gpus_per_node == 0 or config.stage not in TRAINED_STAGES:
         return
     length, is_masked = config.data.seq_len, config.model.attn_implementation in SDPA
     if config.stage == "sft" and config.data.packing and is_masked and length >= _LONG_TO_MASK:
         yield (
-            f"data.packing with data.seq_len={length:,}: sdpa works out all pairs of tokens of a row, and "
-            "keeps a mask of them for each layer; with the package flash-attn, "
-            "model.attn_implementation=flash_attention_2 attends inside the documents alone"
+            f"data.packing with data.seq_len={length:,}: sdpa computes all pairs of tokens in a row, and "
+            "keeps a mask for each layer. With the package flash-attn, "
+            "model.attn_implementation=flash_attention_2 computes only the pairs inside each document"
         )
     # pytorch/ao issue 685: a feed-forward of 4096 on an L20 in 43 ms by fp16, 49 by FP8, 26 by compiled FP8.
     if config.train.precision is Precision.fp8:
         yield (
-            "train.precision=fp8 runs without torch.compile, whose fused kernels are what makes it fast: it "
-            "may well take longer than bf16, and is for looking at what FP8 does to the loss"
+            "train.precision=fp8 runs without torch.compile, whose fused kernels make it fast: it "
+            "may be slower than bf16; use it to see how FP8 changes the loss"
         )
 
 
 def _other_form(config: RunConfig) -> Iterator[str]:
-    """Prompts that are put otherwise than in the run that trained the model, where that is there."""
+    """Yield notes if the prompts differ from those of the run that trained the model, if that is there."""
     trained = _trained_by(config)
     if trained is not None:
         yield from put_otherwise(config, trained[0], trained[1].run_id)
 
 
 def other_form_in_chain(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-    """The same, of a stage that is planned before the one that trains its model has begun.
+    """Return the same notes for a stage planned before the one that trains its model has begun.
 
     Args:
         others: the other stages of the chain, by their folders.
@@ -124,7 +124,7 @@ def other_form_in_chain(config: RunConfig, others: Mapping[Path, RunConfig]) -> 
 
 
 def put_otherwise(config: RunConfig, before: RunConfig, trained_by: str) -> Iterator[str]:
-    """Where questions are put otherwise than in the run that trained the model, or answers end earlier."""
+    """Yield notes if prompts differ from those of the run that trained the model, or answers end earlier."""
     ours: dict[str, tuple[Any, Any]] = {
         "model.system_prompt": (before.model.system_prompt, config.model.system_prompt),
         "model.open_thinking": (before.model.open_thinking, config.model.open_thinking),
@@ -148,20 +148,20 @@ def put_otherwise(config: RunConfig, before: RunConfig, trained_by: str) -> Iter
 
 
 def _trained_by(config: RunConfig) -> tuple[RunConfig, RunDir] | None:
-    """The run whose model is asked, where it is one of ours that learnt to answer."""
+    """Return the r1hpc run that trained the model in use to answer; None if there is none."""
     folder = Path(config.model.path or "")
     run = RunDir(folder.parent)
     if config.stage not in SAMPLED_STAGES or folder.name != run.model.name or not run.config.is_file():
         return None
     try:
         before = load.read(run.config)
-    except R1hpcError:  # a folder of somebody else's
+    except R1hpcError:  # another tool's folder
         return None
     return None if before.stage == "pretrain" else (before, run)
 
 
 def _short_answers(config: RunConfig) -> Iterator[str]:
-    """The default is that of the built-in sums."""
+    """Yield a note if answers keep the default length, which fits the built-in sums."""
     longest = config.rollout.max_completion_length
     asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
     if config.stage in SAMPLED_STAGES and asks_files and longest == RolloutConfig().max_completion_length:

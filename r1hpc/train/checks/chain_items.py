@@ -1,7 +1,7 @@
-"""What the stages of a chain know of each other's questions.
+"""Keep the stages of a chain from reusing each other's questions.
 
-Stage rl begins with the item after those that the stages before it have shown, unless task.first_item says
-another; an evaluation of test files is told what those stages trained on, for its report of contamination.
+Stage rl begins after the items that earlier stages have shown, unless task.first_item is set. An evaluation
+of test files gets the list of what those stages trained on, for its contamination report.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +17,10 @@ from r1hpc.tasks.problems.registry import parts_of
 
 
 def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-    """Return a stage with what the stages before it decide filled in.
+    """Return a stage's configuration with the values that follow from the stages before it.
 
     Raises:
-        UsageError: RL would ask the questions of an earlier stage in another order, or there is no such task.
+        UsageError: RL would use an earlier stage's questions in another order, or the task does not exist.
     """
     return _with_trained_on(_with_first_item(name, config, earlier), earlier)
 
@@ -33,8 +33,8 @@ def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConf
             now = " ".join(f"{key}={ours}" for key, (ours, _) in settings.items())
             given = " ".join(f"{name}:{key}={theirs}" for key, (_, theirs) in settings.items())
             raise UsageError(
-                f"{now} asks the questions of the stage {before} before it in another order, and so some of "
-                f"them again: give {given}, with which it begins after them, or say where by "
+                f"{now} uses the questions of the earlier stage {before} in another order, so some come "
+                f"again. Set {given} to begin after them, or set "
                 f"{name}:task.first_item"
             )
     first = _first_unseen(config, earlier.values())
@@ -48,7 +48,7 @@ def refuse_shown_again(
     earlier: Sequence[str],
     is_queued: bool,
 ) -> None:
-    """Refuse a change of a chain by which stage rl asks items again that a stage before it shows now.
+    """Refuse a change by which stage rl would use items again that an earlier stage now shows.
 
     Args:
         earlier: the stages before this one.
@@ -56,7 +56,7 @@ def refuse_shown_again(
 
     Raises:
         UsageError: names the item to begin with. A stage that is given another first item is not checked, nor
-            one that asked items twice already.
+            one that used items twice before.
     """
     if after[name].stage != "rl" or after[name].task.first_item != before[name].task.first_item:
         return
@@ -73,7 +73,7 @@ def refuse_shown_again(
 
 
 def _apart(config: RunConfig, earlier: Iterable[RunConfig]) -> tuple[int, bool]:
-    """The item from which on it asks none that earlier stages show, and whether it begins there or beyond."""
+    """Return the first item that earlier stages do not show, and whether this stage begins there or later."""
     end = _first_unseen(config, earlier)
     return end, (config.task.first_item or 0) >= end
 
@@ -84,7 +84,7 @@ def _first_unseen(config: RunConfig, earlier: Iterable[RunConfig]) -> int:
 
 
 def _with_trained_on(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-    """An evaluation of test files, told what the stages before it trained on beside what it was told."""
+    """Return an evaluation of test files with the training data of earlier stages added to its own list."""
     evaluate = config.evaluate
     if config.stage != "evaluate" or not (evaluate.path or evaluate.sets):
         return config
@@ -102,14 +102,13 @@ def _with_trained_on(config: RunConfig, earlier: Mapping[str, RunConfig]) -> Run
 
 
 def _question_files(task: TaskConfig) -> list[str]:
-    """The files that a task asks out of, also as one of several."""
+    """Return the files a task takes its questions from, also as part of a mixture."""
     files = [part.options for part in parts_of(task).values() if part.name in FILES]
     return [str(options["path"]) for options in files if options.get("path")]
 
 
 def _unread(config: RunConfig) -> list[str]:
-    """What a stage trains on beside files that can be searched: a dataset lies in tokens, own code makes its
-    questions."""
+    """Return the training data that cannot be searched: datasets (tokens only) and custom code."""
     if config.stage == "rl":
         names = [part.name for part in parts_of(config.task).values()]
         return [f"questions of {name}" for name in names if is_own(name)]

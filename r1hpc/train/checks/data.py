@@ -1,12 +1,9 @@
-"""What a run will train on, looked at before it waits in a queue: its dataset, or its traces line by line.
+"""Check training data before the run is queued: its dataset, or its traces line by line.
 
-check_training_data(config)         # of a new run
+    check_training_data(config)         # of a new run
+    refuse_long_build(run, config)      # of a run that will hold GPUs: may its own job build the dataset?
 
-The ranks read all of it; here it is a few MiB, the longest lines of a GiB, and the manifest of a dataset.
-
-A dataset that is not there yet: whether the run's own job may build it, or whether GPUs would wait for it.
-
-refuse_long_build(run, config)       # of a run that will hold GPUs
+The ranks read everything; here it is a few MiB, the longest lines of a GiB, and a dataset's manifest.
 """
 
 import heapq
@@ -26,22 +23,24 @@ from r1hpc.data.format.mix import check_schedule
 from r1hpc.train.supervised.dataset import folder_of_recipe
 
 _READ_BYTES = 8 << 20
-"""Of all traces, in their order, whose every line is taken apart: a tenth of a second."""
+"""Bytes of all traces, in order, whose lines are all parsed: a tenth of a second."""
 _SCANNED_BYTES = 1 << 30
-"""Of files that are not compressed, in which the longest lines are looked for: some seconds."""
+"""Bytes of uncompressed files in which the longest lines are looked for: some seconds."""
 _ENCODED_BYTES = 512 << 10
 _ENCODED_TRACES = 64
-"""The longest."""
+"""How many of the longest traces are encoded."""
 _USEFUL_PASSES = 4
-"""That are about as good as new text (Muennighoff et al. 2023, arXiv 2305.16264)."""
+"""Passes over the data that are about as good as new text (Muennighoff et al. 2023, arXiv 2305.16264)."""
 _FORM = '{"prompt": "…", "completion": "…"}'
+_MOST_BYTES = 64 << 20
+"""Bytes of input that build in about a minute on one core, less than a large model takes to start."""
 
 
 @dataclass(frozen=True)
 class _Trace:
     path: Path
     position: int
-    """The byte at which its line begins."""
+    """Byte at which its line begins."""
     prompt: str
     completion: str
 
@@ -53,14 +52,14 @@ class _Trace:
 def check_training_data(
     config: RunConfig, to_come: Sequence[Path] = (), *, tokenizer_to_come: bool = False
 ) -> list[str]:
-    """Refuse data that the nodes would only find missing, of another form or too long.
+    """Refuse data that is missing, in another form, or too long, before nodes are held for it.
 
     Args:
-        to_come: folders that other runs have yet to fill: what lies below them is not looked for.
-        tokenizer_to_come: the same of the tokenizer: how many tokens a trace has is not known.
+        to_come: folders that other runs have yet to fill; paths below them are not checked.
+        tokenizer_to_come: another run has yet to write the tokenizer, so tokens cannot be counted.
 
     Returns:
-        Sentences on what may not be meant.
+        Notes on what may be a mistake.
 
     Raises:
         UsageError: no such dataset or file, data.path beside data.traces, documents without roles in stage
@@ -89,7 +88,7 @@ def check_training_data(
 
 
 def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-    """A sentence for each other stage whose answers a stage is tuned on and may be too long for.
+    """Return a note for each other stage whose answers this stage trains on and may be too long for it.
 
     Args:
         others: of the same chain, by their folders.
@@ -98,20 +97,20 @@ def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list
         return []
     sentences = []
     for folder, other in others.items():
-        is_read = any(_is_below(path, [folder]) for path in config.data.traces)  # else it is looked at itself
+        is_read = any(_is_below(path, [folder]) for path in config.data.traces)  # else its file is checked
         longest = other.rollout.max_prompt_length + other.rollout.max_completion_length
         is_to_come = is_read and other.stage == "generate" and not RunDir(folder).traces.exists()
         if is_to_come and longest > config.data.seq_len:
             sentences.append(
-                f"data.seq_len is {config.data.seq_len:,}, and what stage {folder.name} keeps may have up to "
-                f"{longest:,} tokens with its prompt: one that is longer ends this stage as it begins. To be "
+                f"data.seq_len is {config.data.seq_len:,}, but completions kept by stage {folder.name} may "
+                f"have up to {longest:,} tokens with their prompts. A longer one ends this stage. To be "
                 f"sure set data.seq_len={longest}"
             )
     return sentences
 
 
 def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
-    """Refuse a schedule of weights that names other sources than the dataset will have.
+    """Refuse a weight schedule that names other sources than the dataset will have.
 
     Raises:
         UsageError: names the entry, and the nearest source.
@@ -130,24 +129,24 @@ def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
 
 
 def check_mix_goes_on(frozen: RunConfig, config: RunConfig) -> None:
-    """Refuse, at a resume, what would make another order of what the run has seen already.
+    """Refuse a resume that would change the order of data already seen.
 
     Raises:
-        UsageError: says what of data.mix may change.
+        UsageError: says which settings of data.mix may change.
     """
     schedules = (frozen.data.mix.schedule, config.data.mix.schedule)
     begins = [[entry for entry in schedule if entry["from_step"] == 1] for schedule in schedules]
     becomes_one = frozen.data.mix.is_used != config.data.mix.is_used and not _is_mixed(config)
     if begins[0] != begins[1] or becomes_one:
         raise UsageError(
-            "data.mix: a run is a mixture from its first step on or not at all, and its first weights stay; "
-            "what a resume may change is what has not begun of a schedule, or of a recipe with mix. "
-            "Leave data.mix as it was, or begin another run"
+            "data.mix: a resume cannot turn a mixture on or off, or change its first weights. It can only "
+            "change the part of a schedule that has not begun, or of a recipe with mix. "
+            "Leave data.mix as it was, or start a new run"
         )
 
 
 def _is_mixed(config: RunConfig) -> bool:
-    """Whether the data's own recipe is a mixture."""
+    """True if the data's own recipe is a mixture."""
     data = config.data
     if data.path is not None:
         return read_manifest(Path(data.path)).content["recipe"].get("mix") is not None
@@ -172,15 +171,15 @@ def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
             "r1hpc.shard build`; a folder of traces (*.jsonl) is named by data.traces=[DIR]"
         )
     if config.stage == "pretrain" and not folder.is_dir():
-        return []  # missing_dataset has more to say
+        return []  # missing_dataset explains more
     content = read_manifest(folder).content
     if config.stage == "sft" and "roles" not in content:
         raise _no_roles(f"data.path {folder} holds")
     num_tokens, seq_len = content["num_tokens"], config.data.seq_len
     if config.stage == "pretrain" and num_tokens <= seq_len:
         raise UsageError(
-            f"data.path {folder} holds {num_tokens:,} tokens, and a sample is data.seq_len + 1 = "
-            f"{seq_len + 1:,} of them: build it of more text, or lower data.seq_len"
+            f"data.path {folder} holds {num_tokens:,} tokens, but a sample needs data.seq_len + 1 = "
+            f"{seq_len + 1:,}: build it from more text, or lower data.seq_len"
         )
     if config.data.validation_documents >= content["num_documents"]:
         raise UsageError(
@@ -191,7 +190,7 @@ def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
     if config.stage == "pretrain" and asked > _USEFUL_PASSES * num_tokens and not _is_mixed(config):
         return [
             f"each of the {num_tokens:,} tokens in {folder} is trained on {asked / num_tokens:.1f} times: "
-            f"beyond {_USEFUL_PASSES} passes more steps teach ever less (Muennighoff et al. 2023)"
+            f"beyond {_USEFUL_PASSES} passes more steps help less and less (Muennighoff et al. 2023)"
         ]
     return []
 
@@ -218,7 +217,7 @@ def _check_traces(paths: Sequence[str], config: RunConfig | None) -> list[str]:
 
 
 def _left_out(files: Iterable[Path]) -> list[str]:
-    """A sentence for each file whose first line says more than its prompt and its completion."""
+    """Return a note for each file whose first line has more than its prompt and its completion."""
     sentences = []
     for path in files:
         first = next(iter_lines(path, 0, 1), None)
@@ -232,8 +231,8 @@ def _left_out(files: Iterable[Path]) -> list[str]:
 
 
 def _longest(files: Iterable[Path]) -> list[_Trace]:
-    """Of the first MiB, of which every line is taken apart, the traces of the most characters; of what is
-    behind them those whose lines have the most bytes. The longest first.
+    """Return the longest traces: by characters in the first MiB, of which every line is parsed, and by bytes
+    of the line behind it. The longest first.
 
     Raises:
         UsageError: names file and number of a line that is no trace.
@@ -254,7 +253,7 @@ def _characters(trace: _Trace) -> int:
 
 
 def _lines(files: Iterable[Path]) -> Iterator[tuple[Path, Line]]:
-    """In their order, as far as they are looked at: what is compressed takes longer to read."""
+    """Yield the lines in order, as far as they are checked; compressed files take longer to read."""
     read = 0
     for path in files:
         most = _READ_BYTES if is_compressed(path.name) else _SCANNED_BYTES
@@ -281,9 +280,8 @@ def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
 
 
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
-    """Refuse a trace that the build or the ranks do: too long, not to be spelled, or ended by itself. Gives a
-    sentence where a prompt opens a thinking that its completion does not close.
-    """
+    """Refuse a trace that the build or the ranks would refuse: too long, not encodable, or with an end token
+    inside. Return a note if a prompt opens a thinking block that its completion does not close."""
     from r1hpc.tasks.grading.completion import TAGS
     from r1hpc.tasks.text.tokenizer import (  # the tokenizers library
         encode,
@@ -304,8 +302,8 @@ def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
         if eos_id in completion:
             end = tokenizer.id_to_token(eos_id)
             raise UsageError(
-                f"{trace.place}: the completion holds {end}, which is put after every completion by itself: "
-                "take it out of the line, or leave the line out"
+                f"{trace.place}: the completion holds {end}, which is added to every completion: "
+                "remove it, or leave the line out"
             )
         length = len(prompt) + len(completion) + 1
         left -= sum(map(len, texts))
@@ -324,22 +322,18 @@ def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
         return []
     return [
         f"prompts end in {TAGS[0]} (the chat template, or model.open_thinking), and the completion of "
-        f"{never_closed.place} has no {TAGS[1]}: answering inside the thinking would be learnt; write "
+        f"{never_closed.place} has no {TAGS[1]}: the model would learn to answer inside the thinking; write "
         f"{TAGS[1]} before the answer, with or without a thinking before it"
     ]
 
 
-_MOST_BYTES = 64 << 20
-"""Of input: built in about a minute on one core, less than the start of a large model takes."""
-
-
 def refuse_long_build(run: RunDir, config: RunConfig) -> None:
-    """Refuse a run that would build a large dataset when it begins, with its GPUs idle.
+    """Refuse a run that would build a large dataset at its start, with its GPUs idle.
 
-    One of data.traces is not refused, however large: no command makes that dataset beforehand.
+    data.traces of any size are accepted: no command builds that dataset beforehand.
 
     Raises:
-        UsageError: says how to build it first.
+        UsageError: tells how to build it first.
     """
     data = config.data
     if config.stage not in ("pretrain", "sft") or data.path or data.traces or data.recipe is None:

@@ -1,8 +1,8 @@
-"""The models that a run begins with, looked at before it waits in a queue: weights, tokens, what vLLM takes.
+"""Check a run's models before it is queued: weights, tokens, what vLLM accepts.
 
     notes = check_models(config, expected_model=None, expected_teacher=None)      # of a new run
 
-What an earlier stage of a chain has yet to write is left to the ranks.
+Files that an earlier stage of a chain has yet to write are checked by the ranks.
 """
 
 import difflib
@@ -25,13 +25,13 @@ from r1hpc.plan.model.weights import check_tensors, check_weights
 from r1hpc.plan.topology.checks import rope_types
 
 _NOT_BY_VLLM = ("mixtral", "gemma2")
-"""vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
-sources, not run)."""
+"""Families vLLM 0.32 cannot take: it has transformers' former names of Mixtral's experts, and no output head
+of Gemma 2's (read in its sources, not run)."""
 _SLIP = 0.9
-"""How alike two names are of which one is likely a slip: a letter left out, or two exchanged."""
+"""Similarity of two names from which one is likely a typo: a letter left out, or two exchanged."""
 _HEADS = ("lm_head", "embed_out")
 _COLDEST_OF_VLLM = 0.01
-"""vLLM 0.32 takes a lower temperature for this one."""
+"""vLLM 0.32 raises lower temperatures to this one."""
 
 
 def check_models(
@@ -46,7 +46,7 @@ def check_models(
         expected_teacher: the same of rl.teacher.
 
     Returns:
-        Sentences on what may not be meant.
+        Notes on what may be a mistake.
 
     Raises:
         ConfigError: what is wrong with it, and what to give instead.
@@ -59,7 +59,7 @@ def check_models(
 
 
 def _slips(given: Mapping[str, Any]) -> list[str]:
-    """A note on each key of model.config that looks like a slip of one that the shape follows from.
+    """Return a note on each key of model.config that looks like a typo of one the shape follows from.
 
     Hugging Face keeps keys that it does not know: `num_hidden_layer: 48` would be a model of the usual depth.
     """
@@ -69,19 +69,17 @@ def _slips(given: Mapping[str, Any]) -> list[str]:
     notes = []
     for key in given.keys() - known:
         if near := difflib.get_close_matches(key, known, 1, _SLIP):
-            notes.append(
-                f"model.config.{printable(key)} is not {near[0]}, and changes no shape: is it meant?"
-            )
+            notes.append(f"model.config.{printable(key)} changes no shape: did you mean {near[0]}?")
     return notes
 
 
 def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
-    """Refuse a model.path without weights that fit, but for one that an earlier stage has yet to write."""
+    """Refuse a model.path without weights that fit, unless an earlier stage has yet to write them."""
     model = config.model
     if config.stage == "traces":  # demonstrations are computed: no model is loaded
         return
     is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
-    # Says first that there is no such folder.
+    # Raises first if there is no folder.
     hf_config = load_model_config(config, None, expected_model if is_to_come else None)
     refuse_for_vllm(config, hf_config)
     _refuse_two_rotations(config, hf_config)
@@ -93,8 +91,8 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
 
 
 def _refuse_adapted_head(config: RunConfig) -> None:
-    """Under ZeRO 3 each call of an adapter gathers its weights, and the head is called once for each chunk of
-    logits, of which the ranks have unequal numbers: they would wait for one another."""
+    """Refuse adapters on the output head under ZeRO 3. Each call of an adapter gathers its weights, once per
+    chunk of logits; ranks have unequal numbers of chunks and would wait for one another."""
     named = [target for target in config.model.lora_targets if target.split(".")[-1] in _HEADS]
     is_divided = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 3
     if named and config.model.lora_rank and is_divided and config.train.logits_chunk_tokens != 0:
@@ -106,8 +104,7 @@ def _refuse_adapted_head(config: RunConfig) -> None:
 
 
 def refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Families whose weights vLLM does not take under the names that it is handed (weight_sync.py), and
-    temperatures that it raises without a word."""
+    """Refuse families whose weight names vLLM lacks (weight_sync.py), and temperatures it would raise."""
     if config.rollout.engine != "vllm" or config.stage not in SAMPLED_STAGES:
         return
     evaluate = config.evaluate.temperature
@@ -122,14 +119,14 @@ def refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
     family = hf_config.get("model_type")
     if family in _NOT_BY_VLLM:
         raise ConfigError(
-            f"rollout.engine=vllm is not handed a model of type {family}, whose weights it calls otherwise: "
+            f"rollout.engine=vllm does not support type {family}, whose weights have other names there: "
             "take rollout.engine=sampler"
         )
 
 
 def _refuse_two_rotations(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """With longrope (Phi-3) the frequencies of all positions change once a row is longer than the original
-    context; what a cache holds was rotated by the others, and transformers' own generate starts it anew."""
+    """Refuse rows beyond the original context with longrope (Phi-3). There the frequencies of all positions
+    change, but a cache was rotated by the old ones; transformers' own generate rebuilds it."""
     if config.stage not in SAMPLED_STAGES or config.rollout.engine == "vllm":
         return
     if "longrope" not in rope_types(hf_config):
@@ -141,18 +138,18 @@ def _refuse_two_rotations(config: RunConfig, hf_config: Mapping[str, Any]) -> No
     if original is not None and longest > original:
         raise ConfigError(
             f"the model's rotary frequencies (longrope) change at {original:,} tokens, and prompts and "
-            f"completions may have {longest:,} together: take rollout.engine=vllm, or less of "
+            f"completions may have {longest:,} together: use rollout.engine=vllm, or lower "
             "rollout.max_prompt_length and max_completion_length"
         )
 
 
 def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Quantised weights answer, and cannot be trained, nor be handed over to an engine."""
+    """Refuse to train, or to sync, quantised weights: they can only answer."""
     if config.model.from_scratch or not hf_config.get("quantization_config"):
         return
     if config.stage in ("generate", "evaluate") and config.rollout.engine == "vllm":
         raise ConfigError(
-            f"model.path {config.model.path} holds integer weights, which rollout.engine=vllm is not handed: "
+            f"model.path {config.model.path} holds integer weights, which rollout.engine=vllm cannot get: "
             "take rollout.engine=sampler, or let vLLM read the folder itself (r1hpc.serve)"
         )
     if config.stage in TRAINED_STAGES:
@@ -163,14 +160,14 @@ def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
 
 
 def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tokenizer_to_come: bool) -> None:
-    """Refuse a teacher that cannot be loaded, or whose tokens are not the student's; what an earlier stage
-    has yet to write is left to the ranks."""
+    """Refuse a teacher that cannot be loaded, or whose tokens differ from the student's. Files that an
+    earlier stage has yet to write are checked by the ranks."""
     hf_config = load_teacher_config(config, expected)
     if hf_config is None or not Path(config.rl.teacher or "", "config.json").is_file():
         return
     if hf_config.get("quantization_config"):
         raise ConfigError(
-            f"rl.teacher {config.rl.teacher} holds integer weights, which are not loaded beside a student: "
+            f"rl.teacher {config.rl.teacher} holds integer weights, which cannot be loaded as a teacher: "
             "give the folder that they were made from"
         )
     teacher = teacher_of(config, hf_config)
@@ -186,7 +183,7 @@ def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tok
 
 
 def _other_end(config: RunConfig) -> list[str]:
-    """A note where a teacher ends its answers with a token at which those of the student do not end."""
+    """Return a note if a teacher ends its answers with a token that does not end the student's."""
     if not config.rl.teacher or not Path(config.rl.teacher, "tokenizer.json").is_file():
         return []
     from r1hpc.tasks.text.tokenizer import load_tokenizer, special_ids  # the tokenizers library
@@ -195,24 +192,24 @@ def _other_end(config: RunConfig) -> list[str]:
     tokenizer = load_tokenizer(teacher)
     try:
         end = special_ids(tokenizer, teacher).eos
-    except UsageError:  # it names none, or its chat template cannot be read: neither is needed of a teacher
+    except UsageError:  # a teacher needs neither end tokens nor a chat template
         return []
     if end in special_ids(load_tokenizer(config.model), config.model).stops:
         return []
     return [
         f"rl.teacher ends an answer with {tokenizer.id_to_token(end)}, and the student's completions go on "
         f"after it, up to rollout.max_completion_length: add its id, {end}, to eos_token_id in the student's "
-        "generation_config.json, or begin with a student that was fine-tuned to the teacher's chat template"
+        "generation_config.json, or start from a student fine-tuned to the teacher's chat template"
     ]
 
 
 def tokenizer_is_to_come(config: RunConfig, expected_model: Mapping[str, Any] | None) -> bool:
-    """Whether an earlier stage has yet to write the tokenizer."""
+    """True if an earlier stage has yet to write the tokenizer."""
     return expected_model is not None and config.model.tokenizer is None
 
 
 def other_tokenizer(config: RunConfig) -> list[str]:
-    """A note where the tokenizer is not the one that the weights were trained with."""
+    """Return a note if the tokenizer is not the one the weights were trained with."""
     if config.stage in ("pretrain", "traces") or config.model.tokenizer is None or config.model.from_scratch:
         return []
     from r1hpc.tasks.text.tokenizer import other_vocabulary

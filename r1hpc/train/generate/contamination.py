@@ -1,7 +1,7 @@
-"""How much of an evaluation's test files stands in what the model was trained on (evaluate.trained_on).
+"""Measure how many questions of an evaluation's test files occur in the training data (evaluate.trained_on).
 
-Test files are read by `tasks`, training text by `data`, which know nothing of one another: they meet here. Of
-multiple choice the question alone is looked for, as its choices stand in another layout elsewhere.
+Test files are read by `tasks`, training text by `data`; neither knows the other, so they meet here. For
+multiple choice only the question is searched, as its choices are laid out differently elsewhere.
 """
 
 import json
@@ -23,12 +23,12 @@ def contamination(
     beat: Callable[[], None] = lambda: None,
     not_read: Callable[[str], object] = lambda sentence: None,
 ) -> dict[str, Any] | None:
-    """By test file, of the questions that are long enough to be looked for: {num_questions, num_found, share,
-    ngram, num_too_short}; None where nothing is known to compare with.
+    """Return by test file, for questions long enough to search: {num_questions, num_found, share, ngram,
+    num_too_short}; None without training data to compare with.
 
     Args:
         beat: called while it reads, which may take hours.
-        not_read: told of a part of a file that could not be read.
+        not_read: called with each part of a file that could not be read.
     """
     benchmarks = Benchmarks.of(config)
     if benchmarks is None or not config.evaluate.trained_on:
@@ -54,7 +54,7 @@ def contamination(
 
 
 def _texts(config: RunConfig, beat: Callable[[], None], not_read: Callable[[str], object]) -> Iterator[str]:
-    """Every record of the training files, all of its strings as one text."""
+    """Yield every record of the training files, with all its strings as one text."""
     for path in config.evaluate.trained_on:
         tables, files = training_files(path)
         for table in tables:

@@ -1,16 +1,16 @@
-"""Answers to held-out items or test files: greedily once, and several times at a temperature.
+"""Answer held-out items or test files: greedily once, and several times at a temperature.
 
     answers = answer(judge, config, range(256), 8, should_stop)
     summary = summarise(answers)                        # greedy, pass@k, maj@k with their intervals
 
-Stage evaluate asks as a job of its own (generate.py). Stage rl asks between updates, in parts: a
-finished part survives a preemption, as a rollout's batches do.
+Stage evaluate runs this as its own job (generate.py). Stage rl runs it between updates, in parts; a finished
+part survives a preemption, like a rollout's batches:
 
     held_out = HeldOut(job, judge, should_stop)
     held_out.evaluate(network, step)                    # on every rank; False when a stop was requested
 
-Its answers lie in rollouts/evaluation-<step>/ with the name of the policy that gave them until the evaluation
-is on record; then in metrics/: a line in evaluation.jsonl, answers-<step>.jsonl and transcripts-<step>.txt.
+Parts lie in rollouts/evaluation-<step>/ with the policy's id until the evaluation is recorded in metrics/: a
+line in evaluation.jsonl, answers-<step>.jsonl and transcripts-<step>.txt.
 """
 
 import json
@@ -46,14 +46,14 @@ from r1hpc.train.rollout.sampler import Judge, ShouldStop
 from r1hpc.train.rollout.torch_engine import Cut
 
 _EVALUATION_SEED = 0x5EED
-"""The samples of an evaluation are the same for every run, whatever train.seed is."""
+"""Evaluation samples are the same for every run, whatever train.seed is."""
 _TELL_EVERY_S = 60.0
-"""How far a long evaluation has come."""
+"""Seconds between progress lines of a long evaluation."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one item."""
+    """The model's answers to one item."""
 
     index: int
     prompt: str
@@ -65,16 +65,16 @@ class Answer:
     num_samples: int
     num_correct: int
     sample: str
-    """The first of the samples."""
+    """The first sample."""
     mean_length: float
     truncated: int
     num_thinking: int = 0
-    """Samples whose thinking is not blank, and how many of those are correct."""
+    """Samples with non-blank thinking, and how many of those are correct."""
     num_thinking_correct: int = 0
     task: str = ""
-    """The label of its task or test file, where there are several."""
+    """Label of its task or test file, if there are several."""
     votes: list[list[Any]] = field(default_factory=list)
-    """[what it answers, as it is counted, whether that is right] of each sample, for maj@k; null: nothing."""
+    """[counted answer, whether it is right] of each sample, for maj@k; null: no answer."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +83,7 @@ class Answer:
 def answer(
     judge: Judge, config: RunConfig, indices: Sequence[int], num_samples: int, should_stop: ShouldStop
 ) -> list[Answer] | None:
-    """Held-out items, or questions of the test files, `indices`; None when a stop was requested."""
+    """Answer held-out items, or questions of the test files, `indices`; None if a stop was requested."""
     items = [judge.evaluated.item(index, held_out=True) for index in indices]
     failpoint("evaluate.batch")
     greedy = judge.complete(items, 1, 0.0, _EVALUATION_SEED, should_stop)
@@ -101,7 +101,7 @@ def answer(
 
 
 def _decoding(config: RunConfig) -> tuple[float, Cut]:
-    """Temperature and cut of an evaluation's samples: evaluate's own, else the rollout's."""
+    """Return temperature and cut of an evaluation's samples: evaluate's own, else the rollout's."""
     own, rollout = config.evaluate, config.rollout
 
     def chosen(name: str) -> Any:
@@ -145,14 +145,14 @@ def _answer(
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Shares and means over the items, each with its 95 % interval; of each task or test file apart too.
+    """Return shares and means over the items with 95 % intervals, also per task or test file.
 
-    A question that was drawn more than once counts as often in a share, and once for its interval.
+    A question drawn more than once counts each time in a share, but once for its interval.
 
-    Returns: {num_items, num_questions (different ones), num_samples, greedy: {value, low, high}, pass_at:
-    {"1": {...}, "2": ...}, maj_at: likewise (None: answers of before), well_formed, response_length,
+    Returns: {num_items, num_questions (distinct), num_samples, greedy: {value, low, high}, pass_at: {"1":
+    {...}, "2": ...}, maj_at: the same (None for older answers), well_formed, response_length,
     truncated_share, thinking_share, accuracy_given_thinking (None: no sample thinks), tasks: {label: the
-    same} where there are labels}; shares of thinking are over all samples
+    same} if there are labels}. Shares of thinking are over all samples.
     """
     summary = _summary_of(answers)
     labels = list(dict.fromkeys(a.task for a in answers if a.task))
@@ -194,7 +194,7 @@ def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
-    """The questions and what the model said, for a person: the wrong ones first."""
+    """Return questions and answers as text for people, the wrong ones first."""
     chosen = [a for a in answers if not a.greedy_correct][: most // 2]
     chosen += [a for a in answers if a.greedy_correct][: most - len(chosen)]
     blocks = []
@@ -228,10 +228,10 @@ class HeldOut:
         self._should_stop = should_stop
 
     def evaluate(self, network: torch.nn.Module, step: int) -> bool:
-        """Greedy and sampled answers to held-out items, on record once per step; False: stop requested.
+        """Record greedy and sampled answers to held-out items, once per step; False if a stop was requested.
 
-        What is on record of other weights (a crash after it lost them, and they did not come out the same) is
-        done again: the newest line counts.
+        A record made with other weights is replaced: after a crash lost them, they may not come out the same.
+        The newest line counts.
         """
         job, group = self._job, self._job.group
         known = group.broadcast(evaluated_policies(job.run).get(step))
@@ -250,11 +250,11 @@ class HeldOut:
         return True
 
     def num_kept(self, step: int) -> int:
-        """How many answers to the evaluation after `step` lie finished on disk."""
+        """Return how many finished answers to the evaluation after `step` are on disk."""
         return sum(int(path.stem.rsplit("-", 1)[1]) for path in self._folder(step).glob("part-*.json"))
 
     def _answers(self, step: int, policy_id: str) -> list[Answer] | None:
-        """Part by part, each by one rank; the same on every rank."""
+        """Answer part by part, each on one rank; the result is the same on every rank."""
         group, setting = self._job.group, self._job.config.evaluate
         done: dict[int, Answer] = group.broadcast(self._already_done(step, policy_id))
         total = num_items(self._job.config)
@@ -283,7 +283,7 @@ class HeldOut:
         return [done[index] for index in range(total)]
 
     def _already_done(self, step: int, policy_id: str) -> dict[int, Answer]:
-        """Answers that an earlier attempt had from this very policy; read by rank 0."""
+        """Return the answers an earlier attempt got from this policy; rank 0 reads them."""
         if self._job.group.rank != 0:
             return {}
         found: dict[int, Answer] = {}

@@ -1,12 +1,11 @@
-"""The stages without optimizer steps: traces, generate and evaluate. Each is cut into parts of items.
+"""Run the stages without optimizer steps: traces, generate and evaluate. Each is cut into parts of items.
 
     outcome = traces(job)      # demonstrations by the task itself -> traces.jsonl
     outcome = generate(job)    # the model's completions, filtered -> traces.jsonl
     outcome = evaluate(job)    # how good the model is             -> evaluation.json, transcripts.txt
 
-A part is one file, parts/part-<n>.jsonl, that appears whole. Every rank makes some, a finished one is kept,
-and the missing ones are made on resume. Which rank makes a part does not enter into what it holds, so the
-number of ranks may change.
+A part is one file, parts/part-<n>.jsonl, written atomically. The ranks share the parts; a resume makes only
+missing ones. A part's content does not depend on the rank, so the number of ranks may change.
 """
 
 import functools
@@ -44,13 +43,13 @@ from r1hpc.train.rollout.torch_engine import Cut
 Lines = list[dict[str, Any]]
 
 _VISIBLE_S = 180.0
-"""Until a file that another node has written is listed here: NFS keeps a listing for up to a minute."""
+"""Seconds until a file written on another node is listed here: NFS caches a listing for up to a minute."""
 
 
 def traces(job: Job) -> Outcome:
-    """Demonstrations, some with their thinking, for a cold start; only items of the training part are shown.
+    """Write demonstrations, some with thinking, for a cold start. Only items of the training part are used.
 
-    Needs no model and no GPU: the task itself knows the answers.
+    Needs no model and no GPU: the task knows the answers.
     """
     task = make_task(job.config.task)
     _refuse_other(job, Asking(task.id))
@@ -65,11 +64,11 @@ def traces(job: Job) -> Outcome:
 
 
 def generate(job: Job) -> Outcome:
-    """Rejection sampling: what the verifier lets through of the model's own completions.
+    """Sample the model's completions and keep those that pass the verifier (rejection sampling).
 
-    What is kept of an item: what is correct, the correct completion of the highest reward, or everything
-    (generate.keep, most_per_item); nothing of an item that the model solves more often than
-    generate.max_pass_rate, or less often than min_pass_rate.
+    Kept per item: all correct ones, the correct one of highest reward, or everything (generate.keep,
+    most_per_item). An item is left out if its pass rate is above generate.max_pass_rate or below
+    min_pass_rate.
     """
     with _judge_of_model(job) as (judge, weights):
         _refuse_other(job, Asking(judge.task.id, judge.asking_id, weights))
@@ -85,7 +84,7 @@ def generate(job: Job) -> Outcome:
 
 
 def evaluate(job: Job) -> Outcome:
-    """Judge the model of `model.path` on held-out items or test files, as a job of its own."""
+    """Judge the model of `model.path` on held-out items or test files, as a separate job."""
     check_trained_on(job.config)
     with _judge_of_model(job) as (judge, weights):
         task_id = judge.evaluated.id
@@ -95,13 +94,12 @@ def evaluate(job: Job) -> Outcome:
 
 
 def _sum_up(job: Job, task_id: str) -> bool:
-    """Leave what the answers of all parts come to; False where a stop was requested before it was known how
-    much of the questions stands in what the model was trained on.
-    """
+    """Write the summary of all parts' answers. False if a stop was requested before the search for the
+    questions in the training data was done."""
     answers = [Answer(**line) for line in _read_parts(job)]
     summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
     asked = job.config.evaluate
-    # Before a search that may take hours: as if nothing had been searched.
+    # Write it before a search that may take hours, as if nothing was searched.
     if asked.not_searched or asked.trained_on:
         summary["not_searched"] = [*asked.not_searched, *asked.trained_on]
     write_json(job.run.evaluation, summary)
@@ -121,16 +119,15 @@ def _sum_up(job: Job, task_id: str) -> bool:
 
 
 def _go_on_reading(job: Job) -> None:
-    """Raises StopAsked: a stop was requested."""
+    """Raise StopAsked if a stop was requested."""
     job.watchdog.beat("reading what it was trained on")
     if job.requests.poll()[0]:
         raise StopAsked
 
 
 def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Outcome:
-    """The outcome once rank 0 has done the last work of a stage, which gives False where it had to stop. The
-    others wait for it: srun gives a rank that is left alone ten minutes, and the stage is not finished
-    without it.
+    """Return the outcome once rank 0 has done the last work of a stage, which returns False if it had to
+    stop. The others wait: srun gives a rank left alone ten minutes, and the stage is not finished without it.
     """
     if not outcome.finished:
         return outcome
@@ -142,9 +139,8 @@ def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Out
 
 @contextmanager
 def _judge_of_model(job: Job) -> Iterator[tuple[Judge, str | None]]:
-    """A judge over the model of `model.path`, whole on every rank, and what names its weights: None where it
-    was not loaded, as all parts are made.
-    """
+    """Yield a judge over the model of `model.path`, loaded on every rank, and the id of its weights: None if
+    it was not loaded, as all parts are made."""
     config, weights = job.config, None
     loop.check_device(job)
     with open_judge(job, zero_stage=0) as (judge, hf_config):
@@ -188,11 +184,10 @@ def _completions(job: Job, judge: Judge, number: int) -> Lines | None:
 
 
 def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> Scored:
-    """What rejection sampling keeps of one item's answers, as they were sampled; the same text once, never
-    one cut off.
+    """Return one item's answers that are kept, in order: equal texts once, truncated ones never.
 
-    Of equally good ones `best` takes the first. They are common, where rewards are 0 and 1, and any rule that
-    looks at them would teach itself: the shortest, for one, is the one that thought least.
+    Of equally good ones `best` takes the first. Ties are common with rewards of 0 and 1, and any rule on the
+    text would train that rule: picking the shortest, for example, would train the model to think least.
     """
     different = {c.text: (c, s) for c, s in answers if not c.truncated and c.text}
     chosen = list(different.values())
@@ -203,7 +198,7 @@ def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> Scored:
 
 
 def sentence_on_kept(config: RunConfig, lines: Lines) -> str:
-    """How many completions stage generate keeps, and how many of those are right."""
+    """Return a sentence on how many completions stage generate keeps, and how many of those are right."""
     asked, right = config.generate, sum(line["correct"] for line in lines)
     return (
         f"{len(lines)} completions kept of {asked.num_items} items x {asked.num_samples} samples, "
@@ -237,7 +232,7 @@ def _refuse_other(job: Job, asking: Asking) -> None:
 
 
 def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
-    """Make every part that is missing; FINISHED when none is. `make_part` gives None when it had to stop."""
+    """Make every missing part; FINISHED when none is missing. `make_part` returns None if it had to stop."""
     group, parts = job.group, num_parts(job.config)
     if group.rank == 0:
         job.run.parts.mkdir(mode=0o700, exist_ok=True)
@@ -252,14 +247,14 @@ def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
             break
         _write_lines(_part_path(job, number), lines)
         made.append(number)
-    # The ranks report what they made: NFS remembers for a while that a file of another node was missing.
+    # The ranks report what they made: NFS caches for a while that another node's file was missing.
     left = len(missing) - sum(map(len, group.gather(made)))
     reason = next(filter(None, group.gather(job.requests.reason)), "")
     return Outcome(left == 0, parts - left, parts - left or None, reason if left else "")
 
 
 def _missing(job: Job) -> list[int]:
-    """The parts that are not made, the same on all ranks."""
+    """Return the parts that are not made, the same on all ranks."""
     missing: list[int] = []
     if job.group.rank == 0:  # a metadata server notices when every rank asks for every file
         missing = _not_listed(job)
@@ -267,10 +262,10 @@ def _missing(job: Job) -> list[int]:
 
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
-    """The lines of all parts, in order.
+    """Yield the lines of all parts, in order.
 
     Raises:
-        StateError: a part is not there, or not as it was written; says what to do.
+        StateError: a part is missing or damaged; tells what to do.
     """
     _await_parts(job)
     for part in range(num_parts(job.config)):
@@ -284,20 +279,20 @@ def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _await_parts(job: Job) -> None:
-    """Until every part that a rank has reported is seen here too."""
+    """Wait until every part that a rank has reported is visible here too."""
     deadline = time.monotonic() + _VISIBLE_S
     while unseen := _not_listed(job):
         job.watchdog.beat("waiting for the parts of other nodes")
         if time.monotonic() > deadline:
             raise StateError(
                 f"{len(unseen)} parts of other nodes are not seen here after {_VISIBLE_S:.0f} s, first "
-                f"{_part_path(job, unseen[0])}: resume, and what is missing is made again"
+                f"{_part_path(job, unseen[0])}: resume to make the missing ones again"
             )
         time.sleep(1.0)
 
 
 def _not_listed(job: Job) -> list[int]:
-    """By listing, not by name: NFS remembers for up to a minute that a name was missing."""
+    """Return the parts not in the listing; looking up names fails, since NFS caches a missing name."""
     there: set[str] = set()
     with suppress(FileNotFoundError):  # before the first one
         there = set(os.listdir(job.run.parts))  # noqa: PTH208
@@ -309,13 +304,13 @@ def _part_path(job: Job, number: int) -> Path:
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
-    """Write JSON lines atomically; how many."""
+    """Write JSON lines atomically and return how many."""
     texts = [json.dumps(line) + "\n" for line in lines]
     write_atomic(path, "".join(texts))
     return len(texts)
 
 
 def _stop_requested(job: Job) -> bool:
-    """Whether this rank was asked to stop; also a sign of life for the watchdog."""
+    """True if this rank was asked to stop. Also beats the watchdog."""
     job.watchdog.beat("making a part")
     return job.requests.poll()[0]

@@ -1,7 +1,7 @@
-"""What a run asks, how and of whom, stays the same over its attempts: answers that are kept are to the same
-questions, put in the same way to the same model.
+"""Refuse to resume if the questions, the prompt format or the weights changed, once answers are kept.
 
-refuse_other_asking(job, run.parts / "questions.json", Asking(task.id), "the first part was made", has_parts)
+    refuse_other_asking(job, run.parts / "questions.json", Asking(task.id), "the first part was made",
+has_parts)
 """
 
 from collections.abc import Callable
@@ -15,27 +15,27 @@ from r1hpc.train.loop.session import Job
 
 @dataclass(frozen=True)
 class Asking:
-    """Names by content, as far as each of them matters and is known."""
+    """Ids by content of what a run asks, as far as each matters and is known."""
 
     task: str
     """The questions."""
     form: str | None = None
     """Prompt template, tokenizer and end tokens: tasks.tokenizer.asking_id."""
     weights: str | None = None
-    """The model's, where one model is asked."""
+    """The model's weights, if a single model answers."""
 
 
 def refuse_other_asking(
     job: Job, record: Path, asking: Asking, since: str, has_kept: Callable[[], bool]
 ) -> None:
-    """Note in `record` what is asked, and refuse anything else once there are answers to it. On every rank.
+    """Record in `record` what is asked, and refuse any change once there are answers. On every rank.
 
-    What an earlier attempt did not know is added.
+    Facts that an earlier attempt did not know are added.
 
     Args:
         asking: as rank 0 has it.
-        since: what is kept since then, for the error.
-        has_kept: whether anything is; asked of rank 0. Until then what is asked may still be mended.
+        since: the event from which on answers are kept, for the error.
+        has_kept: True if anything is kept; called on rank 0. Until then changes are allowed.
 
     Raises:
         UsageError: a test file, the code of a task, the tokenizer or template, or the weights have changed.

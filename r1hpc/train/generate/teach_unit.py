@@ -1,8 +1,8 @@
-"""A unit of stage `generate` of a recipe: the prompts of a range through a teacher, filtered, on record.
+"""Run a unit of a recipe's stage `generate`: a teacher answers a range of prompts; the answers are filtered.
 
     build_dataset(recipe, out, teach=TeachTask)
 
-Light by itself: what builds a dataset on a login node names its units by it. torch is loaded where it writes.
+Cheap to import: a build on a login node uses it to name its units. torch is loaded only when it writes.
 """
 
 import functools
@@ -50,7 +50,7 @@ _CODE = (
     *("tasks/problems/file.py", "tasks/problems/file.py", "tasks/reward/rewards.py", "tasks/reward/terms.py"),
     *("tasks/grading/algebra.py", "tasks/grading/verifier.py", "tasks/grading/worker.py"),
 )
-"""What decides a word or a verdict."""
+"""Code that decides a word or a verdict."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class TeachTask:
 
     @property
     def made_by(self) -> dict[str, str]:
-        """The code and the versions of the libraries that decide what is written."""
+        """Return the code and library versions that decide what is written."""
         return _made_by()
 
     @property
     def most_at_once(self) -> int | None:
-        """On this machine: each holds a teacher, on a GPU where there are any."""
+        """Return the limit on this machine: each holds a teacher, on a GPU if there are any."""
         import torch
 
         return torch.cuda.device_count() or None
@@ -115,14 +115,14 @@ def _version(name: str) -> str:
 
 
 def _batches(rows: Sequence[Row], first: int, size: int) -> Iterator[tuple[int, Sequence[Row]]]:
-    """The prompts that are decoded together, with the number of their first."""
+    """Yield the prompts decoded together, with the number of their first."""
     size = size or len(rows)
     for start in range(0, len(rows), size):
         yield first + start, rows[start : start + size]
 
 
 class _Output:
-    """The two files of a unit, and what they add up to."""
+    """The two files of a unit, and their totals."""
 
     def __init__(self, folder: Path, is_traces: bool, generate: GenerateRecipe) -> None:
         self._folder, self._is_traces, self._generate = folder, is_traces, generate
@@ -141,7 +141,7 @@ class _Output:
         pyarrow.parquet.write_table(table, self._folder / ORIGINS, compression="zstd")
 
     def append(self, said: "Said") -> None:
-        """One completion, kept or left out."""
+        """Add one completion, kept or left out."""
         record = self.record
         record["in"] += 1
         record["num_tokens"] += said.num_tokens

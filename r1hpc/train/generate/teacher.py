@@ -1,12 +1,12 @@
-"""A teacher in this process: prompts in, completions with a verdict and the rule that leaves them out.
+"""Run a teacher in this process: prompts in, completions out, each with a verdict and the rule that drops it.
 
     teacher = load_teacher(folder, generate)
     for said in teacher.ask(128, rows): ...         # all completions of each prompt, in order
 
-It is asked as a model is in stage generate: the same prompt form, sampler and verifier. A completion's
-random stream is a function of seed, prompt number and its own number; which others it is decoded with is
-fixed by the recipe. On a CPU one thread computes, as everywhere in a build, so that sums are the same on any
-machine of one kind. On GPUs the weights are as the folder has them, and two runs may differ in a word.
+It uses the prompt form, sampler and verifier of stage generate. A completion's random stream is a function of
+seed, prompt number and its own number; the recipe fixes which ones are decoded together. On a CPU one thread
+computes, so that sums are the same on any machine of one kind. On GPUs the weights keep the folder's
+precision, and two runs may differ in a word.
 """
 
 import gc
@@ -54,7 +54,7 @@ class Said:
 
     question: str
     prompt: str
-    """As it was asked: the question in its template, before the chat template."""
+    """The prompt as asked: the question in its template, before the chat template."""
     text: str
     item: int
     sample: int
@@ -67,12 +67,12 @@ class Said:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What is on record of it, but for its place."""
+        """Return its record, without its place."""
         return {name: value for name, value in vars(self).items() if name not in ("question", "text")}
 
 
 class Prompts:
-    """The prompts of a source, and what a verifier must know of them."""
+    """The prompts of a source, with the verifier's data."""
 
     judge_settings: Mapping[str, Any] = {}
 
@@ -82,10 +82,10 @@ class Prompts:
         self.judge = judge_of(self._columns) if generate.answer else ""
 
     def to_item(self, number: int, row: Row) -> tuple[str, Item]:
-        """The question of that number in its file, and how it is asked.
+        """Return the question with that number in its file, and its item.
 
         Raises:
-            UsageError: its answer is none; names the line.
+            UsageError: its answer is not valid; names the line.
         """
         where, columns = row
         generate = self._generate
@@ -98,7 +98,7 @@ class Prompts:
 
 
 class Teacher:
-    """Asks the model of a folder, which it holds, and has its answers verified where there are right ones."""
+    """Holds the model of a folder, samples completions and has them verified if there are right answers."""
 
     def __init__(self, folder: Path, generate: GenerateRecipe) -> None:
         """Raise ConfigError or UsageError where the folder cannot be used."""
@@ -118,13 +118,13 @@ class Teacher:
         )
 
     def ask(self, first: int, rows: Sequence[Row]) -> list[list[Said]]:
-        """All completions of each of these prompts, which are decoded together.
+        """Return all completions of each of these prompts, which are decoded together.
 
         Args:
             first: the number of the first in its file.
 
         Raises:
-            UsageError: an answer that is none, a prompt that is too long or that the vocabulary lacks.
+            UsageError: an invalid answer, or a prompt that is too long or cannot be encoded.
         """
         asked = [self._prompts.to_item(number, row) for number, row in enumerate(rows, first)]
         items = [item for _, item in asked]
@@ -172,7 +172,7 @@ class Teacher:
 
 
 def left_out(scored: Scored, rate: float, generate: GenerateRecipe) -> list[str]:
-    """Which rule leaves each completion of a prompt out; empty: it is kept, as stage generate keeps it."""
+    """Return for each completion of a prompt the rule that drops it; empty if kept, as in stage generate."""
     if generate.answer is not None and not generate.min_pass_rate <= rate <= generate.max_pass_rate:
         return [PASS_RATE] * len(scored)
     chosen = {id(completion) for completion, _ in kept(scored, generate.keep)}
@@ -196,18 +196,18 @@ def _why(scored: Scored, sample: int, keep: str) -> str:
 
 
 def load_teacher(folder: Path, generate: GenerateRecipe) -> Teacher:
-    """The teacher of a folder, loaded once a process with its verifier, which ends with the process."""
+    """Return the teacher of a folder with its verifier, loaded once per process."""
     return _loaded(folder, tuple(map(tuple, teacher_state(folder))), generate)
 
 
 _kept: tuple[Any, Teacher] | None = None
-"""The last teacher of this process, and what it was loaded for."""
+"""The last teacher of this process, and the arguments it was loaded for."""
 
 
 def _loaded(*key: Any) -> Teacher:
     global _kept
     if _kept is None or _kept[0] != key:
-        _kept = None  # before the next one is there: two may not fit
+        _kept = None  # before loading the next: two may not fit
         gc.collect()  # a teacher refers to itself
         folder, _, generate = key
         _kept = key, Teacher(folder, generate)
@@ -224,7 +224,7 @@ def _engine(config: RunConfig, hf_config: dict[str, Any], ids: SpecialIds) -> To
 
 
 def _scorer(generate: GenerateRecipe, prompts: Prompts) -> Scorer | None:
-    """None where there are no answers to compare with."""
+    """Return the scorer; None without answers to compare with."""
     if generate.answer is None:
         return None
     reward = RewardConfig(answer_in=generate.answer_in)
@@ -232,7 +232,7 @@ def _scorer(generate: GenerateRecipe, prompts: Prompts) -> Scorer | None:
 
 
 def _config(folder: Path, generate: GenerateRecipe) -> RunConfig:
-    """What a run of stage generate would be told."""
+    """Return the configuration of an equivalent run of stage generate."""
     attention = read_json(folder / "config.json").get("attn_implementation")
     model = ModelConfig(
         path=str(folder),
@@ -248,13 +248,13 @@ def _config(folder: Path, generate: GenerateRecipe) -> RunConfig:
 
 
 def _device() -> torch.device:
-    """A GPU for each worker of this machine, in turn; a CPU where there is none."""
+    """Return a GPU for each worker of this machine, in turn; a CPU if there is none."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return torch.device("cuda", worker_number() % count) if count else torch.device("cpu")
 
 
 def _dtype(hf_config: Mapping[str, Any]) -> torch.dtype:
-    """That of the folder on a GPU; a CPU computes in fp32."""
+    """Return the folder's dtype on a GPU, fp32 on a CPU."""
     named = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32")
     dtype: torch.dtype = getattr(torch, named) if torch.cuda.is_available() else torch.float32
     return dtype
@@ -262,7 +262,7 @@ def _dtype(hf_config: Mapping[str, Any]) -> torch.dtype:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Of torch's on the CPU; what waits for a GPU needs no more."""
+    """Limit torch to one CPU thread; code that waits for a GPU needs no more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,10 +1,10 @@
-"""The training loop every stage shares: take a step, agree, save, stop between two steps, resume to the bit.
+"""Run the training loop shared by all stages: step, agree, save, stop between steps, resume bit by bit.
 
     outcome = pretrain.run(job)          # or sft.run, rl.run: each builds a Stage and hands it to `train`
 
-A stage brings the network, the data and the losses of a step; the loop brings the engine, the optimizer step
-(`optimizer_step`, which each stage calls from its `take_step`), checkpoints, the agreement of all ranks and
-the records. Everything the loop decides, it decides from one sum over the ranks, so all of them decide alike.
+A stage brings the network, the data and a step's losses. The loop brings the engine, the optimizer step
+(`optimizer_step`, called by each stage's `take_step`), checkpoints, the agreement of all ranks, and the
+records. It decides everything from one sum over the ranks, so all ranks decide alike.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from r1hpc.train.parallel.rank_times import RankTimes
 
 
 def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
-    """Choose the checkpoint, build the engine, load both the engine's state and the stage's."""
+    """Choose the checkpoint, build the engine, and load the state of the engine and the stage."""
     config, group = job.config, job.group
     identity = Identity(
         dataset_id=plan.data_id,
@@ -111,7 +111,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
 
 
 def train(session: Session, stage: Stage) -> Outcome:
-    """Step until the last one or until a stop is requested; then what the stage does at its end."""
+    """Step until the last step or a stop request; then finish the stage."""
     try:
         return _train(session, stage)
     except Exception:
@@ -144,7 +144,7 @@ def _train(session: Session, stage: Stage) -> Outcome:
 
 
 def _stopped(session: Session, stage: Stage, step: int) -> Outcome:
-    """The outcome of stopping after `step` because some rank was asked to."""
+    """Return the outcome of a stop after `step`, requested on some rank."""
     reason = next(filter(None, session.job.group.gather(session.job.requests.reason)), "")
     return Outcome(False, step, session.snapshots.last_committed_step, reason, stage.kept(step))
 
@@ -155,12 +155,12 @@ def optimizer_step(
     losses: Iterable[torch.Tensor],
     sums: Callable[[], Sequence[float]],
 ) -> StepResult:
-    """Forward and backward for each micro batch, DeepSpeed's step, and the agreement of all ranks on it.
+    """Run forward and backward for each micro batch, DeepSpeed's step, and the agreement of all ranks on it.
 
     Args:
-        losses: made one by one as they are asked for: a generator that runs the forward passes, and tells the
+        losses: a generator that runs the forward passes one by one, and tells the
             engine of each whether it is the last (set_gradient_accumulation_boundary).
-        sums: gives what else to add up over the ranks; called when `losses` is used up.
+        sums: returns more numbers to add up over the ranks; called after the last loss.
 
     Raises:
         NonFiniteError: see `_check_finite`.
@@ -178,7 +178,7 @@ def optimizer_step(
 
 @contextmanager
 def _refused_at_the_smallest_scale(step: int) -> Iterator[None]:
-    """DeepSpeed's loss scaler raises a bare Exception, on all ranks alike, once it can halve no further."""
+    """Name the fix when DeepSpeed raises, on all ranks, that the loss scale cannot be halved."""
     try:
         yield
     except Exception as error:
@@ -190,16 +190,16 @@ def _refused_at_the_smallest_scale(step: int) -> Iterator[None]:
 
 
 def _alive(session: Session, step: int, losses: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """A sign of life with each: an update of long completions may take longer than a hang is given."""
+    """Beat the watchdog with each loss: an update of long completions may outlast the hang timeout."""
     for loss in losses:
         session.job.watchdog.beat(f"update of step {step}")
         yield loss
 
 
 def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Agreement:
-    """Sum what every rank knows: the one collective of our own in a step.
+    """Sum over the ranks what each knows: our only collective in a step.
 
-    A checkpoint whose write has ended meanwhile is put on record, and its failure raised on all ranks.
+    If a checkpoint's write has ended, it is recorded, or its failure is raised on all ranks.
 
     Args:
         loss: this rank's.
@@ -208,7 +208,7 @@ def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Ag
     job, group = session.job, session.job.group
     is_over = session.snapshots.is_over
     stop, save = job.requests.poll()
-    # Counted by a flag of its own: a sum that is nan would not say on how many ranks.
+    # A separate flag counts the ranks: a sum that is nan would not tell how many.
     bad = not math.isfinite(loss)
     mine = [0.0 if bad else loss, float(stop), float(save), float(bad), float(is_over), *sums]
     loss_sum, stops, saves, bads, over, *summed = group.all_sum(mine)
@@ -228,7 +228,7 @@ def _check_finite(
 ) -> None:
     """End the run on NaN, infinity or an exploded gradient: the last checkpoint is from before it."""
     train_, group = session.job.config.train, session.job.group
-    # DeepSpeed answers an fp16 overflow by skipping the step and halving the loss scale: a few are normal.
+    # On an fp16 overflow DeepSpeed skips the step and halves the loss scale: a few are normal.
     fp16_overflow = train_.precision is Precision.fp16 and skipped
     session.skipped_in_a_row = session.skipped_in_a_row + 1 if fp16_overflow else 0
     if session.skipped_in_a_row > train_.max_skipped_steps:
@@ -239,9 +239,9 @@ def _check_finite(
     if agreed.failed_ranks:
         ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]
         raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
-    if skipped and not fp16_overflow:  # what the norm then is, depends on the version of DeepSpeed
+    if skipped and not fp16_overflow:  # the norm then depends on DeepSpeed's version
         raise NonFiniteError(
-            f"step {step}: DeepSpeed left the update out, since gradients were not finite: lower train.lr, "
+            f"step {step}: DeepSpeed skipped the update, since gradients were not finite: lower train.lr, "
             "or look at the data of this step"
         )
     if not fp16_overflow and not norm <= train_.stop_grad_norm:  # `not <=` also catches nan
@@ -286,7 +286,7 @@ def _begin_save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
 
 
 def _sync_records(job: Job) -> None:
-    """Make the metrics and the ledger durable: a checkpoint must not know of steps that they do not."""
+    """Make metrics and ledger durable: a checkpoint must not know of steps that they lack."""
     for path in (job.run.train_metrics, ledger_path(job)):
         if path.exists():  # a run that stops before its first step has neither
             fsync_file(path)
@@ -294,7 +294,7 @@ def _sync_records(job: Job) -> None:
 
 
 def _finish_save(session: Session, *, hurry: bool = False) -> None:
-    """Wait for the save under way, if there is one, and put it on record."""
+    """Wait for the save under way, if any, and record it."""
     job, step = session.job, session.snapshots.step_being_written
     if step is None:
         return

@@ -1,6 +1,6 @@
-"""What a stage and the loop hand each other: job, plan, session, the result of a step.
+"""Define what a stage and the loop exchange: job, plan, session, and the result of a step.
 
-A stage brings the network, the data and the losses of a step (Plan, Stage); loop.set_up makes a Session.
+A stage brings the network, the data and a step's losses (Plan, Stage); loop.set_up makes a Session.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from r1hpc.train.parallel.rank_times import RankTimes
 
 @dataclass(frozen=True)
 class Job:
-    """What `attempt.rank` hands to a stage."""
+    """The arguments of a stage, from `attempt.rank`."""
 
     config: RunConfig
     run: RunDir
@@ -34,63 +34,63 @@ class Job:
     token: str
     node: str
     dataset_path: Path | None
-    """None for the stages that read no shards."""
+    """None for stages that read no shards."""
     requests: StopRequests
     watchdog: Watchdog
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know after they summed what each knew: the same everywhere."""
+    """The sums of what all ranks know, the same on every rank."""
 
     loss: float
-    """The mean over the ranks; nan where one of them has none that is finite."""
+    """Mean over the ranks; nan if one of them has no finite loss."""
     stop: bool
     save: bool
     failed_ranks: int
     sums: tuple[float, ...] = ()
-    """Whatever else was summed, in the order given."""
+    """The other sums, in the order given."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. The same on every rank, but for forward_s."""
+    """The result of one optimizer step, the same on every rank except forward_s."""
 
     loss: float
     grad_norm: float
     """Before clipping."""
     lr: float
     skipped: bool
-    """fp16 overflowed, and DeepSpeed left the weights as they were."""
+    """True if fp16 overflowed and DeepSpeed left the weights unchanged."""
     stop: bool
     """Some rank was asked to stop; save, then leave."""
     save: bool
     sums: tuple[float, ...]
-    """What the stage had summed over the ranks, in its order."""
+    """The stage's sums over the ranks, in its order."""
     forward_s: float
-    """In this rank's own forward passes."""
+    """Seconds in this rank's own forward passes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage hands to the loop before anything is built."""
+    """A stage's input to the loop, before anything is built."""
 
     network: torch.nn.Module
     hf_config: dict[str, Any]
     batch: BatchPlan
     data_id: str
-    """Names the data; a checkpoint of other data is refused."""
+    """Id of the data; a checkpoint of other data is refused."""
     order_id: str
-    """Names the order in which it is read."""
+    """Id of the order in which it is read."""
     parameters: Parameters | None = None
-    """Parameter groups with rates of their own; None: all parameters, one rate."""
+    """Parameter groups with their own rates; None: all parameters, one rate."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """More that must be the same at resume, for example which reference the KL is taken to."""
+    """More facts that must match at resume, such as the reference of the KL."""
 
 
 @dataclass
 class Session:
-    """Everything the loop touches, built once per attempt."""
+    """Everything the loop uses, built once per attempt."""
 
     job: Job
     engine: Any
@@ -102,37 +102,37 @@ class Session:
     peak_flops: float | None
     rank_times: RankTimes
     exchange: GradientExchange | None = None
-    """Of gradients; None under ZeRO, where nobody counts its bytes."""
+    """The exchange of gradients; None under ZeRO, where bytes are not counted."""
     skipped_in_a_row: int = 0
 
 
 class Stage(Protocol):
-    """What pretraining, SFT and RL bring to the loop."""
+    """Interface of pretraining, SFT and RL to the loop."""
 
     def begin(self, session: Session) -> bool:
-        """Before the first step of the attempt; False when a stop was requested before it was done."""
+        """Run before the attempt's first step; False if a stop was requested before it was done."""
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
-        """Take optimizer step `step` (from 1); None when a stop was requested before it was taken."""
+        """Take optimizer step `step` (from 1); None if a stop was requested before it."""
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What the manifest of a checkpoint after `step` says of the data."""
+        """Return the facts about the data for the manifest of a checkpoint after `step`."""
 
     def state_writer(self) -> Callable[[Path], None]:
-        """What puts this rank's own files, named `stage_rank_<n>…`, as of now, into a checkpoint's folder.
+        """Return a function that writes this rank's current files, `stage_rank_<n>…`, into a checkpoint.
 
-        Called later, by another thread, while training goes on.
+        Another thread calls it later, while training goes on.
         """
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Take them back from a committed checkpoint, perhaps of another number of ranks."""
+        """Load them from a committed checkpoint, perhaps of another number of ranks."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the run is over before its last step; the same on every rank."""
+        """True if the run is over before its last step; the same on every rank."""
 
     def finish(self, session: Session) -> bool:
-        """After the last step is saved; False when a stop was requested before it was done."""
+        """Run after the last step is saved; False if a stop was requested before it was done."""
 
     def kept(self, step: int) -> int:
-        """Finished pieces of work after `step` that the next attempt will find on disk."""
+        """Return how many finished pieces of work after `step` the next attempt will find on disk."""

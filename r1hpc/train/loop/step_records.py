@@ -1,4 +1,4 @@
-"""What rank 0 puts on record of a step: metrics/train.jsonl, ledger/, the log.
+"""Write rank 0's records of a step: metrics/train.jsonl, ledger/, the log.
 
 record(session, step, result, StepRecord(tokens=...))
 """
@@ -17,23 +17,23 @@ from r1hpc.train.parallel.engine import loss_scale
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What the stage adds to the result of a step for its record, on rank 0."""
+    """The stage's part of a step's record, on rank 0."""
 
     tokens: int
-    """Trained so far, over all ranks and steps."""
+    """Tokens trained so far, over all ranks and steps."""
     step_tokens: int
     step_time_s: float
     used: dict[str, Any]
-    """Which samples, for the ledger."""
+    """The samples used, for the ledger."""
     data_time_s: float = 0.0
     flops: float | None = None
-    """Model FLOPs of this step over all ranks; None where they are not known."""
+    """Model FLOPs of this step over all ranks; None if unknown."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """More for train.jsonl."""
+    """More fields for train.jsonl."""
 
 
 def record(session: Session, step: int, result: StepResult, what: StepRecord) -> None:
-    """The step's lines in metrics/train.jsonl and ledger/, and now and then one for a person."""
+    """Write the step's lines in metrics/train.jsonl and ledger/, and now and then a log line."""
     job, train_ = session.job, session.job.config.train
     tokens_per_second = what.step_tokens / what.step_time_s
     mfu = None
@@ -71,7 +71,7 @@ def ledger_path(job: Job) -> Path:
 
 
 def model_flops_per_token(hf_config: dict[str, Any], seq_len: int) -> float | None:
-    """Forward and backward, for MFU; None for a family that cannot be counted."""
+    """Return FLOPs of forward and backward per token, for MFU; None if the family cannot be counted."""
     try:
         return flops_per_token(model_shape(hf_config), seq_len)
     except UnknownModelError:

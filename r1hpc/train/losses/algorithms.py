@@ -1,5 +1,6 @@
-"""GRPO, PPO and distillation as arithmetic: advantages, the clipped loss, KL, GAE, divergence to a teacher.
-Pure functions, no engine, no ranks.
+"""Compute advantages, clipped losses, KL, GAE and divergence to a teacher (GRPO, PPO, distillation).
+
+Pure functions, without engine or ranks.
 
 Sources: GRPO, DeepSeekMath arXiv 2402.03300 eq. 3 and 4; DAPO arXiv 2503.14476 (clip-higher, token-level
 loss, overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347
@@ -22,20 +23,19 @@ _EPS = 1e-6
 
 
 def group_advantages(rewards: Floats, scale: bool, leave_one_out: bool = False) -> Floats:
-    """(groups, members) rewards -> advantages: r - mean, divided by the group's standard deviation if asked.
+    """Return (groups, members) advantages: r - mean, divided by the group's standard deviation if `scale`.
 
-    With `leave_one_out` the mean is that of the other members (RLOO, 2402.14740 section 2.2).
-
-    With it GRPO's (2402.03300, section 4.1.2), without it Dr. GRPO's (2503.20783), for which dividing gives
-    more weight to questions that are almost always or almost never solved. A group whose members were all
-    rewarded alike has advantage exactly 0: it teaches nothing.
+    With `leave_one_out` the mean is that of the other members (RLOO, 2402.14740 section 2.2). Scaled, they
+    are GRPO's (2402.03300, section 4.1.2); unscaled, Dr. GRPO's (2503.20783), for which dividing gives more
+    weight to questions that are almost always or almost never solved. A group with equal rewards has
+    advantage exactly 0: it gives no gradient.
     """
     centred = rewards - rewards.mean(1, keepdims=True)
     members = rewards.shape[1]
     if leave_one_out and members > 1:
         centred *= members / (members - 1)
     spread = rewards.std(1, keepdims=True)
-    # Equal rewards can differ from their mean by rounding, and that divided by _EPS would be an advantage.
+    # Equal rewards can differ from their mean by rounding; divided by _EPS that would be an advantage.
     alike = np.ptp(rewards, axis=1, keepdims=True) <= _EPS
     return np.where(alike, 0.0, centred / (spread + _EPS) if scale else centred)
 
@@ -43,11 +43,11 @@ def group_advantages(rewards: Floats, scale: bool, leave_one_out: bool = False) 
 def gae(
     rewards: Floats, values: Floats, lengths: npt.NDArray[np.int32], gamma: float, lam: float
 ) -> tuple[Floats, Floats]:
-    """(advantages, returns) per token of completions (n, longest); 0 beyond each one's length.
+    """Return (advantages, returns) per token of completions (n, longest); 0 beyond each one's length.
 
     delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lambda A_t+1 (1506.02438, eq. 16 as a
-    recursion); the critic is to learn the returns A_t + V_t. After the last token nothing follows: V and A
-    are 0 there, also where the completion was cut off.
+    recursion). The critic's targets are the returns A_t + V_t. After the last token V and A are 0, also for a
+    truncated completion.
 
     Args:
         rewards: (n,), given at the last token.
@@ -67,9 +67,9 @@ def gae(
 
 
 def whiten(values: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
-    """Mean 0 and standard deviation 1 over the masked entries; 0 elsewhere.
+    """Scale to mean 0 and standard deviation 1 over the masked entries; 0 elsewhere.
 
-    Over the whole rollout, not per micro batch, so that it does not depend on how rows are dealt to ranks.
+    It covers the whole rollout, not a micro batch, so it does not depend on how rows are dealt to ranks.
     """
     inside = values[mask]
     return np.where(mask, (values - inside.mean()) / (inside.std() + 1e-8), 0.0)
@@ -78,7 +78,7 @@ def whiten(values: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
 def token_weights(
     lengths: npt.NDArray[np.int32], counts: npt.NDArray[np.bool_], level: str, max_completion_length: int
 ) -> Floats:
-    """(n,): how much each token of a completion weighs in the loss, so that its sum is the mean wanted.
+    """Return (n,): the weight of each token of a completion, so that the weighted sum is the mean wanted.
 
     Over N completions that count, of L_i tokens each, a token of completion i weighs
 
@@ -87,7 +87,7 @@ def token_weights(
         constant    1 / (N L_max)    Dr. GRPO, 2503.20783: no length in it, so no reason to be long when wrong
 
     Args:
-        counts: (n,), False for completions that are left out altogether.
+        counts: (n,), False for completions left out of the loss.
     """
     kept = np.where(counts, lengths, 0)
     if level == "token":
@@ -102,7 +102,7 @@ class Terms:
     """Sums over the tokens of a micro batch."""
 
     loss: torch.Tensor
-    """Weighted: what is differentiated."""
+    """Weighted; the part that is differentiated."""
     clipped: torch.Tensor
     """Tokens whose ratio was clipped."""
     kl: torch.Tensor
@@ -119,7 +119,7 @@ def policy_terms(
     reference: torch.Tensor | None = None,
     importance: torch.Tensor | None = None,
 ) -> Terms:
-    """The clipped surrogate loss of a micro batch. All arguments (rows, longest); `weights` 0 on padding.
+    """Return the clipped surrogate loss of a micro batch. All inputs (rows, longest); `weights` 0 on padding.
 
     - sum w gain + kl_coef sum w k3, with the KL inside the loss as in GRPO, 2402.03300 eq. 3, and not inside
     the reward. The gain of rl.objective=clip is min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): PPO,
@@ -131,7 +131,7 @@ def policy_terms(
     Args:
         importance: see `importance_weights`; of the gain, not of the KL.
     """
-    # Masked before the exponential: what stands on padding could overflow, and infinity x 0 is nan.
+    # Mask before the exponential: values on padding could overflow, and infinity x 0 is nan.
     difference = token_difference = torch.where(mask, logprobs - old, 0.0)
     if config.ratio == "sequence":
         difference = (difference.sum(1) / mask.sum(1).clamp_min(1))[:, None].expand_as(difference)
@@ -143,8 +143,8 @@ def policy_terms(
     else:
         bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
         gain = torch.minimum(ratio * advantages, bounded * advantages)
-        # Where clipping took something away: only there the gradient is 0. A ratio beyond a bound on the
-        # other side of the advantage's sign still teaches.
+        # True where clipping reduced the gain: only there the gradient is 0. A ratio beyond the bound on the
+        # other side of the advantage's sign still gives a gradient.
         clipped = ((ratio * advantages > bounded * advantages) & mask).sum()
         if config.dual_clip is not None:
             gain = torch.where(advantages < 0, gain.maximum(config.dual_clip * advantages), gain)
@@ -164,20 +164,19 @@ def policy_terms(
 def importance_weights(
     trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, cap: float
 ) -> torch.Tensor:
-    """(rows, longest): min(pi_trainer / pi_sampler, cap) of each token, both by the policy that sampled; 0 on
-    padding, without a gradient.
+    """Return (rows, longest): min(pi_trainer / pi_sampler, cap) per token, without a gradient; 0 on padding.
 
-    What was drawn by other kernels or in another precision than the trainer's is drawn from another
-    distribution. The weight makes up for that, and the cap bounds its variance (truncated importance
-    sampling: Ionides 2008; for RL, Yao et al. 2025, fengyao.notion.site/off-policy-rl, whose ratio inside
-    the clip is of the trainer's own two policies).
+    Both probabilities are by the policy that sampled. Other kernels, or another precision than the trainer's,
+    sample from another distribution. The weight corrects that, and the cap bounds its variance (truncated
+    importance sampling: Ionides 2008; for RL, Yao et al. 2025, fengyao.notion.site/off-policy-rl, whose ratio
+    inside the clip is of the trainer's own two policies).
     """
     ratio = torch.exp(torch.where(mask, trainer.detach() - sampler, -torch.inf))
     return ratio.clamp_max(cap)
 
 
 def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """exp(d) - d - 1 with d = log reference - log policy, per token sampled from the policy.
+    """Return exp(d) - d - 1 with d = log reference - log policy, per token sampled from the policy.
 
     The value is an unbiased estimate of KL(policy, reference), never negative, and of less variance than -d
     (Schulman, "Approximating KL Divergence", k3). The gradient is not: for samples of the policy its mean is
@@ -189,14 +188,14 @@ def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
-    """(n, vocab) logits of two distributions each -> (n,) divergences in nats.
+    """Return (n,) divergences in nats between two distributions given as (n, vocab) logits.
 
     beta KL(P, M) + (1 - beta) KL(Q, M) with P the teacher, Q the student, M = beta P + (1 - beta) Q: the
     generalised Jensen-Shannon divergence of GKD, 2306.13649, section 2. Towards 0 and 1 it vanishes, and its
     gradient becomes that of beta KL(P, Q) and of (1 - beta) KL(Q, P); at 0 and 1 it is KL(P, Q), the forward,
     and KL(Q, P), the reverse KL, themselves.
 
-    What one vocabulary has beyond the other is padding of the larger embedding, and left out of both.
+    Entries that only the larger vocabulary has are padding of its embedding, and ignored.
     """
     shared = min(student.shape[-1], teacher.shape[-1])
     q, p = student[..., :shared].log_softmax(-1), teacher[..., :shared].log_softmax(-1)
@@ -207,7 +206,7 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> tor
 
 
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL(P, Q) of log-probabilities (n, vocab)."""
+    """Return KL(P, Q) of log-probabilities (n, vocab)."""
     return (p.exp() * (p - q)).sum(-1)
 
 
@@ -218,7 +217,7 @@ def value_loss(
     weights: torch.Tensor,
     clip: float,
 ) -> torch.Tensor:
-    """The critic's clipped squared error, weighted and summed (PPO's reference implementation)."""
+    """Return the critic's clipped squared error, weighted and summed (PPO's reference implementation)."""
     bounded = old_values + (values - old_values).clamp(-clip, clip)
     worst = torch.maximum((values - returns) ** 2, (bounded - returns) ** 2)
     return 0.5 * (worst * weights).sum()

@@ -1,18 +1,17 @@
-"""Log-probabilities and entropies of chosen tokens, without the logits of all of them at once.
+"""Compute log-probabilities and entropies of chosen tokens, without holding all logits at once.
 
     head = OutputHead(policy, chunk_tokens=None)
     scores = head.scores(lambda: engine(input_ids=ids).logits, targets, chosen)      # each (num_chosen,)
     loss = -scores.logprobs.sum()
 
 In fp32 the logits of 32,768 tokens over a vocabulary of 152,000 take 18.6 GiB, and a loss's backward pass
-holds three such tensors. So while the model runs its output head is asked for something else: it takes the
-hidden states of the chosen tokens, a chunk at a time, and gives three numbers for each. A chunk's logits are
-computed again in the backward pass (activation checkpointing, torch.utils.checkpoint), one more product with
-the head.
+holds three such tensors. So while the model runs, its output head is replaced: it takes the hidden states of
+the chosen tokens, a chunk at a time, and returns three numbers for each. The backward pass computes a chunk's
+logits again (activation checkpointing, torch.utils.checkpoint): one more product with the head.
 
-The head is asked inside the model's own forward pass, as a module: there ZeRO 3 gathers its weights, once for
-all chunks, and adapters on it count. Some families do something to the logits after the head (Gemma's cap,
-Cohere's and Granite's scale): that is found out at the first call, and for them the logits are whole.
+The head runs inside the model's forward pass, as a module: ZeRO 3 gathers its weights once for all chunks,
+and its adapters count. Some families change the logits after the head (Gemma's cap, Cohere's and Granite's
+scale). The first call finds out, and for them the logits stay complete.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,26 +29,26 @@ from r1hpc.plan.memory.step import logits_at_once
 from r1hpc.train.losses.algorithms import divergence
 
 Apply = Callable[[Tensor], Tensor]
-"""Hidden states (n, hidden_size) to logits (n, vocab)."""
+"""Maps hidden states (n, hidden_size) to logits (n, vocab)."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the chosen tokens, each (num_chosen,) in fp32."""
+    """Results for the chosen tokens, each (num_chosen,) in fp32."""
 
     logprobs: Tensor
     entropies: Tensor
-    """In nats, of the distribution each target was drawn from; zeros where they were not asked for."""
+    """In nats, of the distribution each target was drawn from; zeros if not requested."""
     divergences: Tensor
-    """In nats, between that distribution and a teacher's; zeros where there is none."""
+    """In nats, between that distribution and a teacher's; zeros without a teacher."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whose distribution a student's is compared with, token by token."""
+    """The distribution a student's is compared with, token by token."""
 
     logits: Tensor
-    """(num_chosen, its vocab), at least one row: what OutputHead.logits gives."""
+    """(num_chosen, its vocab), at least one row, from OutputHead.logits."""
     beta: float
     """See algorithms.divergence."""
 
@@ -68,14 +67,14 @@ class _Asked:
 
 
 class OutputHead:
-    """The output head of a causal language model, which need not be whole: under ZeRO 3 it is not."""
+    """The output head of a causal language model; under ZeRO 3 its weights are divided over the ranks."""
 
     def __init__(self, policy: Any, chunk_tokens: int | None) -> None:
         """`chunk_tokens` is train.logits_chunk_tokens; `policy` may be wrapped by peft."""
         self._head: nn.Module = policy.get_output_embeddings()
         self._chunk = logits_at_once(chunk_tokens, policy.config.get_text_config().vocab_size)
         self._is_last: bool | None = None
-        """Whether the model gives out what its head gives; None: not known yet."""
+        """True if the model returns its head's output unchanged; None: not known yet."""
 
     def scores(
         self,
@@ -88,16 +87,16 @@ class OutputHead:
         differentiate_entropies: bool = False,
         teacher: Teacher | None = None,
     ) -> Scores:
-        """Of the tokens of `targets` (rows, k) at the flat positions `chosen` (num_chosen,); None: all.
+        """Score the tokens of `targets` (rows, k) at the flat positions `chosen` (num_chosen,); None: all.
 
-        Positions, found on the host, and no mask: to select by a mask on a GPU is to wait for it.
+        Positions come from the host, not a mask: selecting by a mask makes the host wait for the GPU.
 
         Args:
-            run: a forward pass of the model whose logits are (rows, k, vocab); gives what it has for logits.
-                Called once, but twice for a family that changes its logits, the first time.
+            run: a forward pass of the model with logits (rows, k, vocab); returns them.
+                Called once; the first time twice, for a family that changes its logits.
             temperature: the logits are divided by it, a teacher's too.
             differentiate_entropies: they are part of the loss.
-            teacher: of the same tokens, in the same order.
+            teacher: its logits of the same tokens, in the same order.
         """
         chosen, num_chosen = _some(targets, chosen)
         picked = targets.flatten() if chosen is None else targets.flatten()[chosen]
@@ -117,8 +116,8 @@ class OutputHead:
         return _scores(whole[:num_chosen])
 
     def logits(self, run: Callable[[], Tensor], targets: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """(num_chosen, vocab), at least one row: the logits of the tokens that `scores` would be asked for,
-        in the model's precision, with what its family does to them after the head."""
+        """Return (num_chosen, vocab), at least one row: the logits of the tokens `scores` would get, in the
+        model's precision, with its family's changes after the head."""
         chosen, _ = _some(targets, chosen)
 
         def only_chosen(apply: Apply, hidden: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ class OutputHead:
             return run()[0]
 
     def _answer(self, asked: _Asked, given: list[Tensor], apply: Apply, hidden: Tensor) -> Tensor:
-        """What the head gives instead of logits: (num_chosen, 3)."""
+        """Return (num_chosen, 3), in place of the head's logits."""
         states = _picked(hidden, asked.chosen)
         pieces = _chunks(self._chunk, states, asked.targets, asked.teacher)
         again = torch.is_grad_enabled() and len(states) > self._chunk
@@ -139,16 +138,16 @@ class OutputHead:
 
 
 def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`function`, whose inner results are not kept but computed again in the backward pass."""
+    """Call `function` without keeping inner results; the backward pass computes them again."""
     found: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return found
 
 
 def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
-    """At least one token, and how many were asked for.
+    """Return at least one position, and how many were requested.
 
-    A rank that has none takes part all the same: its head's weights need a gradient of 0, and what is found
-    out at the first call must be found out everywhere.
+    A rank without any takes part too: its head's weights need a gradient of 0, and the first call must find
+    out about the model on every rank.
     """
     num = targets.numel() if chosen is None else len(chosen)
     if num:
@@ -165,19 +164,19 @@ def _chunks(
 
 
 def _scores(columns: Tensor) -> Scores:
-    """Of what `_score` gave."""
+    """Return the Scores in the columns of `_score`."""
     logprobs, entropies, divergences = columns.unbind(-1)
     return Scores(logprobs, entropies, divergences)
 
 
 def _picked(values: Tensor, chosen: Tensor | None) -> Tensor:
-    """(rows, k, width) -> (num_chosen, width)."""
+    """Map (rows, k, width) to (num_chosen, width)."""
     return values.flatten(0, 1) if chosen is None else values.flatten(0, 1)[chosen]
 
 
 def _score(apply: Apply, asked: _Asked, states: Tensor, targets: Tensor, told: Tensor | None) -> Tensor:
-    """(n, width), (n,) and a teacher's logits (n, vocab) -> (n, 3): log-probability of each target, the
-    entropy, and the divergence to the teacher."""
+    """Map (n, width), (n,) and a teacher's logits (n, vocab) to (n, 3): log-probability of each target,
+    entropy, and divergence to the teacher."""
     logits = _tempered(apply(states), asked.temperature)
     logprobs = -F.cross_entropy(logits, targets, reduction="none")
     zeros = torch.zeros_like(logprobs)
@@ -200,7 +199,7 @@ def _entropies(logits: Tensor, differentiate: bool) -> Tensor:
 
 @contextmanager
 def _in_place_of_forward(module: nn.Module, function: Callable[[Apply, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the module answers function(its own forward pass, its input); its hooks run as ever."""
+    """Inside, the module returns function(its own forward pass, its input); its hooks still run."""
     own, forward = module.__dict__.get("forward"), module.forward
     module.forward = partial(function, forward)
     try:

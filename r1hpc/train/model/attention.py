@@ -1,4 +1,4 @@
-"""Other attention than softmax, for every transformers model that lets its attention be exchanged.
+"""Add attentions other than softmax to every transformers model whose attention can be replaced.
 
 Importing this file registers with transformers:
 
@@ -7,13 +7,12 @@ Importing this file registers with transformers:
                    size of the output grows with the number of visible tokens
     gate_norm      the same with each row divided by its sum
     sigmoid_bias   sigmoid(QK^T / sqrt(d) + b) V with b = -log n (Ramapuram et al., arXiv 2409.04431), where
-                   n is the number of tokens the query sees; fixed to the context length, as the paper has it,
+                   n is the number of tokens the query sees. The paper fixes n to the context length, but then
                    the past would depend on what follows
 
-gamma is learned, one per layer, and lies on the attention module as `gate_gamma`: `add_gates` puts it there
-after a model is built. Nothing here is fused: all scores are held, as in transformers' eager attention.
-
-It also keeps transformers' sdpa fused on GPUs in fp32 where query heads share keys and values.
+gamma is learned, one per layer, and lies on the attention module as `gate_gamma`: `add_gates` adds it to a
+built model. Nothing here is fused: all scores are held, as in transformers' eager attention. The import also
+keeps transformers' sdpa fused on GPUs in fp32 where query heads share keys and values.
 """
 
 import inspect
@@ -42,14 +41,14 @@ GAMMA = "gate_gamma"
 INITIAL_GAMMA = 0.5
 
 _REFUSED = ("softcap", "s_aux", "position_bias")
-"""What some models ask of their attention and this file does not compute."""
+"""Features that some models need of their attention and this file does not compute."""
 
 
 def shares_heads(attention_mask: Tensor | None, key: Tensor, *value: Tensor) -> bool:
-    """Whether sdpa is told that query heads share keys and values; else these are repeated for it.
+    """True to let sdpa share keys and values between query heads; else they are repeated.
 
-    Flash attention takes no fp32 and no card before Ampere, and the memory-efficient kernel no shared heads
-    (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): the math kernel would be left, which keeps all
+    Flash attention has no fp32 and needs Ampere or later, and the memory-efficient kernel shares no heads
+    (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). That would leave the math kernel, which keeps all
     scores of every layer for the backward pass. Read, not run.
     """
     if key.is_cuda and (key.dtype is torch.float32 or torch.cuda.get_device_capability(key.device) < (8, 0)):
@@ -63,7 +62,7 @@ sdpa_attention.use_gqa_in_sdpa = shares_heads
 
 
 def check_implementation(name: str) -> None:
-    """Raises: ConfigError where transformers knows no attention of this name."""
+    """Raise ConfigError if transformers has no attention of this name."""
     known = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
     if name not in known:
         raise ConfigError(f"model.attn_implementation is {name!r}; known: {', '.join(known)}")
@@ -90,9 +89,9 @@ def add_gates(network: nn.Module, implementation: str) -> None:
 
 
 def load_gates(network: nn.Module, folder: Path) -> None:
-    """Fill in the gammas that the safetensors files of `folder` hold; without any the initial ones stay.
+    """Load the gammas in the safetensors files of `folder`; without any the initial ones stay.
 
-    transformers' from_pretrained cannot: it knows only what the model's own class makes.
+    transformers' from_pretrained cannot: it knows only what the model's own class creates.
     """
     gammas = {name: p for name, p in network.named_parameters() if name.endswith(f".{GAMMA}")}
     for path in sorted(folder.glob("*.safetensors")):
@@ -102,7 +101,7 @@ def load_gates(network: nn.Module, folder: Path) -> None:
 
 
 def exchangeable(network: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose forward looks its attention up. transformers marks them by nothing but the look-up."""
+    """Yield the modules whose forward looks its attention up, transformers' only mark of them."""
     found: dict[type, bool] = {}
     for module in network.modules():
         kind = type(module)
@@ -118,7 +117,7 @@ def exchangeable(network: nn.Module) -> Iterator[nn.Module]:
 def gate(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """The article's gate, called as transformers calls an attention.
+    """Compute the article's gate, called as transformers calls an attention.
 
     Args:
         query: (batch, heads, num_queries, head_dim).
@@ -132,7 +131,7 @@ def gate(
 def gate_norm(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """The gate with rows that sum to 1.
+    """Compute the gate with rows that sum to 1.
 
     sigmoid(x) / sum sigmoid(x) is softmax(log sigmoid(x)), which does not underflow where all x are small.
     """
@@ -143,14 +142,14 @@ def gate_norm(
 def sigmoid_bias(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """Sigmoid attention with b = -log n, n counted per query."""
+    """Compute sigmoid attention with b = -log n, n counted per query."""
     scores = _scores(module, query, key, rest)
     scores = scores - torch.log(_num_visible(attention_mask, key).to(scores.dtype))
     return _attend(module, torch.sigmoid(_masked(scores, attention_mask)), value, rest)
 
 
 def _scores(module: nn.Module, query: Tensor, key: Tensor, rest: dict[str, Any]) -> Tensor:
-    """QK^T x scaling, (batch, heads, num_queries, num_keys), in fp32 or better."""
+    """Return QK^T x scaling, (batch, heads, num_queries, num_keys), in fp32 or better."""
     asked = [name for name in _REFUSED if rest.get(name) is not None]
     if asked:
         raise ConfigError(
@@ -166,14 +165,14 @@ def _scores(module: nn.Module, query: Tensor, key: Tensor, rest: dict[str, Any])
 
 
 def _attend(module: nn.Module, weights: Tensor, value: Tensor, rest: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(batch, num_queries, heads, head_dim), and the weights for output_attentions."""
+    """Return (batch, num_queries, heads, head_dim), and the weights for output_attentions."""
     weights = F.dropout(weights.to(value.dtype), rest.get("dropout", 0.0), module.training)
     output = _grouped(weights, value) @ value
     return output.view(*weights.shape[:-1], value.shape[-1]).transpose(1, 2).contiguous(), weights
 
 
 def _grouped(rows: Tensor, shared: Tensor) -> Tensor:
-    """Rows of all heads that share a key-value head, one after another: no key is repeated in memory.
+    """Stack the rows of all heads that share a key-value head: no key is repeated in memory.
 
     (batch, heads, n, m) becomes (batch, key_value_heads, heads / key_value_heads x n, m).
     """
@@ -181,7 +180,7 @@ def _grouped(rows: Tensor, shared: Tensor) -> Tensor:
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores that no sigmoid lets through where the mask hides."""
+    """Return scores that the sigmoid maps to 0 where the mask hides."""
     if mask is None:
         return scores
     if mask.dtype == torch.bool:
@@ -190,7 +189,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _num_visible(mask: Tensor | None, key: Tensor) -> Tensor:
-    """Keys each query sees, at least 1 (a padding query sees none), broadcastable to the scores."""
+    """Return the keys each query sees, at least 1 (padding sees none), broadcastable to the scores."""
     if mask is None:
         return torch.tensor(key.shape[-2], device=key.device)
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -208,7 +207,7 @@ def _gamma(module: nn.Module) -> Tensor:
 
 
 def _explicit_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """transformers' bool mask (batch, 1, num_queries, num_keys), never left out for being plainly causal."""
+    """Return transformers' bool mask (batch, 1, num_queries, num_keys), also if plainly causal."""
     mask: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
     return mask
 

@@ -1,16 +1,13 @@
-"""The model as a Hugging Face folder, written by all ranks together under any ZeRO stage.
+"""Export the model as a Hugging Face folder, written by all ranks together under any ZeRO stage.
 
-export_model(engine.module, group, folder, tokenizer)
-AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    export_model(engine.module, group, folder, tokenizer)
+    AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    PeftModel.from_pretrained(base, folder / "adapter")         # the adapters alone, over their base model
 
-Rank 0 writes one file of weights at a time and holds no more than that. Adapters are merged into them, and
-lie beside them too, alone, in `adapter/`, as peft reads them over the model they were trained on:
-
-PeftModel.from_pretrained(base, folder / "adapter")
-
-The folder appears by a rename when everything in it is on disk. A folder that names an attention of ours
-(train/model/attention.py) cannot be loaded by transformers alone, which would compute something else with its
-weights.
+Rank 0 writes one file of weights at a time and holds no more than that. Adapters are merged into the weights
+and also stored alone, in `adapter/`, for peft. The folder appears by a rename once everything is on disk. A
+folder that names an attention of ours (train/model/attention.py) needs r1hpc: transformers alone would
+compute something else.
 """
 
 import copy
@@ -42,34 +39,34 @@ from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import SaveError
 
 ADAPTER = "adapter"
-"""The folder inside an export that holds the adapters alone."""
+"""Folder inside an export that holds the adapters alone."""
 _OF_ADAPTER = re.compile(r"\.default(?=\.|$)")
 MAX_FILE_SIZE = 4 * 2**30
-"""Bytes of weights in one file, as long as no single tensor is larger."""
+"""Bytes of weights in one file, unless a single tensor is larger."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the model as it is exported: what it is called there, and what it is made of."""
+    """A tensor of the exported model: its name there, and its parts."""
 
     name: str
     tensor: torch.Tensor
     adapter: Any = None
     """peft's layer around it, whose matrices are merged into it."""
     is_turned: bool = False
-    """It lies transposed in four bits."""
+    """True if it is transposed in four bits."""
 
     @property
     def num_bytes(self) -> int:
         if is_nf4(self.tensor):
             return math.prod(whole_size(self.tensor))
-        # Under ZeRO 3 the tensor of a rank is empty, and DeepSpeed notes the whole one's size beside it.
+        # Under ZeRO 3 a rank's tensor is empty; DeepSpeed stores the full size beside it.
         numel: int = getattr(self.tensor, "ds_numel", self.tensor.numel())
         return numel * self.tensor.element_size()
 
     @contextmanager
     def whole(self) -> Iterator[torch.Tensor]:
-        """Its value on every rank, on the device. Collective under ZeRO 3, which gathers it and lets go."""
+        """Yield its value on every rank, on the device. Under ZeRO 3 collective: gathered, then released."""
         parts = [self.tensor]
         if self.adapter is not None:
             parts += [p for name, p in self.adapter.named_parameters() if name.startswith("lora_")]
@@ -83,11 +80,11 @@ class Weight:
 def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerFiles | None) -> None:
     """Write config.json, safetensors, generation_config.json and the tokenizer into `folder`. Collective.
 
-    The weights are in the precision the module has: bf16 where DeepSpeed trains bf16. Adapters are merged.
-    The tokenizer's files are those the run began with, and both configurations name every token that ends a
-    completion: a stage that starts from the folder asks and stops as one that starts from the original. A
-    folder of the same content is left alone; another one is moved aside, replaced and removed: between two
-    renames there is no folder, never a part of one.
+    The weights keep the module's precision: bf16 if DeepSpeed trains bf16. Adapters are merged. The
+    tokenizer's files are those the run began with, and both configurations name every token that ends a
+    completion, so a stage that starts from the folder prompts and stops like one that starts from the
+    original. A folder with the same content is left alone; another one is moved aside, replaced and removed:
+    between two renames there is no folder, but never a partial one.
 
     Args:
         network: the transformers model in the engine's module, or a peft model around it.
@@ -122,12 +119,12 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
 
 
 def _adapters(network: Any) -> dict[str, torch.Tensor]:
-    """The matrices of the adapters on rank 0, under the names that peft's own files have. Collective."""
+    """Return the adapters' matrices on rank 0, named as in peft's own files. Collective."""
     found = {}
     for name, parameter in network.named_parameters():
         if ".lora_" in name:
             with GatheredParameters([parameter]):
-                # peft's live names hold that of the adapter, the files do not.
+                # peft's live names contain the adapter's name, its files do not.
                 found[_OF_ADAPTER.sub("", name)] = parameter.detach().cpu().clone().contiguous()
     return found
 
@@ -136,14 +133,14 @@ def _write_adapters(network: Any, adapters: dict[str, torch.Tensor], folder: Pat
     folder.mkdir()
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     said = network.peft_config["default"].to_dict()
-    # Sets, which have another order in each process: the same adapters are to be the same files.
+    # Sort the sets, whose order differs by process: equal adapters must give equal files.
     said = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
     _write(folder / "adapter_config.json", {**said, "inference_mode": True})
     fsync_dir(folder)
 
 
 def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
-    """Every tensor of the folder in the order of the state, once: a tied one under its first name.
+    """Return every tensor of the folder in the order of the state, once: a tied one under its first name.
 
     Args:
         every_name: a tied one under each of its names.
@@ -166,12 +163,12 @@ def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
 
 
 def _base(network: Any) -> Any:
-    """The transformers model, also out of a peft one."""
+    """Return the transformers model, also from inside a peft model."""
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def exported_config(network: Any) -> dict[str, Any]:
-    """The config.json of the folder; it names an attention of ours, which transformers' own never does."""
+    """Return the folder's config.json. It names an attention of ours; transformers' own never does."""
     base = _base(network)
     config = copy.deepcopy(base.config)
     config.use_cache = True  # build_model turns it off for training
@@ -185,10 +182,10 @@ def exported_config(network: Any) -> dict[str, Any]:
 
 
 def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
-    """A config.json of transformers 5 that transformers 4, and vLLM above it, read alike: they know nothing
-    of rope_parameters, and would take the rotary base of their default without a word.
+    """Return a transformers 5 config.json that transformers 4, and vLLM on it, read correctly.
 
-    Written from what transformers 4's configurations take; none of its versions has loaded the result here.
+    They do not know rope_parameters, and would silently use their default rotary base. Written from the
+    fields of transformers 4's configurations; none of its versions has loaded the result here.
     """
     found = dict(values)
     if "dtype" in values:
@@ -210,7 +207,7 @@ def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(model_type: str, rope: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in rope_scaling, which transformers 5 prefers to rope_parameters: all of it."""
+    """Return all of rope_scaling, which transformers 5 prefers to rope_parameters."""
     if model_type == "phi3" and rope["rope_type"] == "longrope" and "attention_factor" not in rope:
         # transformers 4 refuses any fourth key there.
         return {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
@@ -218,8 +215,7 @@ def _scaling(model_type: str, rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_to_others(folder: Path) -> None:
-    """Of a folder that transformers has written: a config and a tokenizer for its older versions, files as
-    the umask says."""
+    """Rewrite config and tokenizer of a transformers folder for older versions; set modes by the umask."""
     config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
     write_json(config, readable_by_older(read_json(config, dict[str, Any])), mode=0o666)
     if tokenizer.is_file():
@@ -230,14 +226,14 @@ def open_to_others(folder: Path) -> None:
 
 
 def as_open_as_the_rest(folder: Path) -> None:
-    """safetensors leaves files to their owner alone, whatever the umask; the others are as it says."""
+    """Set the modes that the umask allows: safetensors makes files readable by their owner only."""
     mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
     for file in folder.rglob("*.safetensors"):
         file.chmod(mode)
 
 
 def _split(weights: list[Weight]) -> list[list[Weight]]:
-    """Consecutive weights, together no more than MAX_FILE_SIZE."""
+    """Group consecutive weights into files of at most MAX_FILE_SIZE."""
     files: list[list[Weight]] = [[]]
     size = 0
     for weight in weights:
@@ -255,7 +251,7 @@ def _file_name(index: int, count: int) -> str:
 
 @contextmanager
 def _all_fail_with_rank_0(group: Group, staging: Path) -> Iterator[None]:
-    """When rank 0 fails in here, all ranks fail with its message, and none waits in the next collective."""
+    """Raise rank 0's error on all ranks, so that none waits in the next collective."""
     failure = None
     try:
         yield
@@ -287,7 +283,7 @@ def _write_small_files(
 
 
 def _with_ends(values: dict[str, Any], tokenizer: TokenizerFiles | None) -> dict[str, Any]:
-    """A configuration that names the tokens that end a completion; unchanged where it names them already."""
+    """Return a configuration that names the tokens that end a completion; unchanged if it does already."""
     named = values.get("eos_token_id")
     if tokenizer is None or {*(named if isinstance(named, list) else [named])} == {*tokenizer.stops}:
         return values
@@ -300,7 +296,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _prepare(folder: Path, staging: Path, rank: int) -> None:
-    """An empty staging folder, and no leftovers of an export that was killed."""
+    """Create an empty staging folder, and remove leftovers of a killed export."""
     if rank != 0:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

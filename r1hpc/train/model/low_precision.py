@@ -1,24 +1,26 @@
-"""Frozen weights in 4 bits under adapters (QLoRA, arXiv 2305.14314): model.base_quantization=nf4.
+"""Compute in low precision: frozen weights in 4 bits under adapters, and matrix products in FP8.
+
+QLoRA (arXiv 2305.14314), model.base_quantization=nf4:
 
     network = from_pretrained(folder, **four_bits(lie))     # transformers rounds tensor by tensor
     finish(network, lie.dtype)                              # ready to be trained and saved
     value = dequantized(parameter)                          # what its layer multiplies by
     load_adapters(weights, network)                         # out of a checkpoint
 
-Every linear layer but the output head is rounded to NF4 in blocks of 64 by bitsandbytes; embeddings, norms
-and the head stay in the precision of the training. A block's scale is its largest magnitude, and each weight
-the nearest of 16 values: every attempt makes the same bits of the same files, and checkpoints hold adapters
-alone. The paper's second quantisation, of the scales, is left out: it subtracts a mean of fp32 numbers, whose
-last bit depends on the number of threads.
+bitsandbytes rounds every linear layer but the output head to NF4 in blocks of 64; embeddings, norms and the
+head keep the training precision. A block's scale is its largest magnitude, and each weight the nearest of 16
+values, so every attempt makes the same bits from the same files, and checkpoints hold adapters alone. The
+paper's second quantisation, of the scales, is left out: it subtracts a mean of fp32 numbers, whose last bit
+depends on the number of threads.
 
-Matrix products in FP8, by torchao (Micikevicius et al., arXiv 2209.05433): train.precision=fp8.
+FP8 by torchao (Micikevicius et al., arXiv 2209.05433), train.precision=fp8:
 
     network = compute_in_fp8(network, config.train)
 
-Weights stay bf16 and the optimizer's fp32. Each linear layer rounds its input, its weight and the gradient of
-its output to 8 bits for each product, scaled by the largest value of the moment: nothing is remembered from
-one step to the next, so a checkpoint holds nothing more. The output head stays as it is, as in torchao's own
-recipes, and so do layers with a side that is no multiple of 16, which the hardware does not multiply.
+Weights stay bf16 and the optimizer's fp32. Each linear layer rounds its input, its weight and its output's
+gradient to 8 bits for each product, scaled by the current largest value: no state, so a checkpoint holds
+nothing more. The output head is not rounded, as in torchao's own recipes, nor are layers with a side that is
+no multiple of 16, which the hardware does not multiply.
 """
 
 from collections.abc import Mapping
@@ -35,9 +37,12 @@ from r1hpc.plan.memory.frozen import NF4_BLOCK, refused_width
 from r1hpc.train.model.placement import Placement
 from r1hpc.train.parallel.errors import ResumeError
 
+_SIDE = 16
+"""torch._scaled_mm takes multiples of it."""
+
 
 def four_bits(lie: Placement) -> dict[str, Any]:
-    """What tells transformers' from_pretrained to round each tensor as soon as it is read, on its device.
+    """Return arguments for from_pretrained to round each tensor as it is read, on its device.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -62,8 +67,8 @@ def four_bits(lie: Placement) -> dict[str, Any]:
 
 
 def finish(network: Any, dtype: torch.dtype) -> None:
-    """Make what from_pretrained loaded ready: its layers multiply in `dtype` and never repack themselves, and
-    its state holds each weight under one name.
+    """Make what from_pretrained loaded ready: layers multiply in `dtype` and never repack, and the state
+    holds each weight under one name.
 
     Raises:
         ConfigError: no layer was rounded, or one whose blocks would be read wrongly.
@@ -79,33 +84,32 @@ def finish(network: Any, dtype: torch.dtype) -> None:
         raise ConfigError(refused_width(odd))
     for layer in layers:
         layer.weight.quant_state.dtype = dtype
-        # On a CPU with AVX512-BF16 a layer asked in eval mode would repack its weight for a kernel that has
-        # no backward pass, and train on that (bitsandbytes 0.50.2).
+        # On a CPU with AVX512-BF16 a layer in eval mode would repack its weight for a kernel without a
+        # backward pass, and train on that (bitsandbytes 0.50.2).
         layer.support_avx512bf16_for_cpu = False
         # The scales come from the weights again, like the weight itself.
         layer.register_state_dict_post_hook(_without_scales)
-    del network.config.quantization_config  # of this process: an export is whole
+    del network.config.quantization_config  # only this process uses it: an export is complete
 
 
 def is_nf4(tensor: Any) -> bool:
-    """Whether it is one of bitsandbytes' parameters."""
+    """True for a parameter of bitsandbytes."""
     return type(tensor).__name__ == "Params4bit"
 
 
 def holds_nf4(network: nn.Module) -> bool:
-    """Whether its frozen weights are made anew by each attempt, and are in no checkpoint."""
+    """True if each attempt makes the frozen weights anew, and no checkpoint holds them."""
     return any(map(is_nf4, network.parameters()))
 
 
 def unsaved(network: nn.Module) -> set[str]:
-    """Every name of a frozen weight; exclude_frozen_parameters forgets the second of a tied one."""
+    """Return every name of a frozen weight; exclude_frozen_parameters misses a tied one's second."""
     named = network.named_parameters(remove_duplicate=False)
     return {name for name, parameter in named if not parameter.requires_grad}
 
 
 def dequantized(tensor: Any) -> torch.Tensor:
-    """The weight (out, in) that four bits stand for, in the arithmetic's precision: what its layer multiplies
-    by."""
+    """Return the weight (out, in) that four bits stand for, in the precision its layer multiplies in."""
     from bitsandbytes.functional import dequantize_4bit
 
     value: torch.Tensor = dequantize_4bit(tensor.data, tensor.quant_state)
@@ -113,28 +117,28 @@ def dequantized(tensor: Any) -> torch.Tensor:
 
 
 def whole_size(tensor: Any) -> tuple[int, int]:
-    """(elements, bytes of each) of `dequantized`."""
+    """Return (elements, bytes of each) of `dequantized`."""
     state = tensor.quant_state
     return state.shape.numel(), state.dtype.itemsize
 
 
 def is_turned(layer: Any) -> bool:
-    """Whether the layer it was loaded for holds (in, out): GPT-2's."""
+    """True if the original layer holds (in, out), as GPT-2's."""
     return getattr(layer, "source_cls", None) is Conv1D
 
 
 def held_bytes(network: nn.Module) -> int:
-    """Of all parameters, with the scales of those in four bits."""
+    """Return the bytes of all parameters, with the scales of those in four bits."""
     parameters: list[Any] = list(network.parameters())
     scales = sum(p.quant_state.absmax.nbytes for p in parameters if is_nf4(p))
     return int(sum(p.nbytes for p in parameters) + scales)
 
 
 def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
-    """Put a checkpoint's weights into the network; the names are DeepSpeed's.
+    """Load a checkpoint's weights into the network; the names are DeepSpeed's.
 
     Raises:
-        ResumeError: there are others in it, or a trained one is missing.
+        ResumeError: it holds other weights, or a trained one is missing.
     """
     missing, unexpected = dst.load_state_dict(src, strict=False)
     lacking = sorted({*missing} - unsaved(dst))
@@ -150,12 +154,8 @@ def _without_scales(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any
         del state[name]
 
 
-_SIDE = 16
-"""torch._scaled_mm takes multiples of it."""
-
-
 def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
-    """The network, its linear layers exchanged in place; parameters, their names and ZeRO's shares stay.
+    """Return the network with its linear layers replaced in place; names and ZeRO's shares stay.
 
     Raises:
         ConfigError: torchao is not installed, or no layer can be exchanged.
@@ -165,7 +165,7 @@ def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
     except ImportError as error:
         raise ConfigError("train.precision=fp8 needs torchao: pip install 'r1hpc[fp8]'") from error
     head = network.get_output_embeddings()
-    # Padded: the gradient of a weight is a product over the tokens of a micro batch, in any number.
+    # Padded, since a weight's gradient is a product over any number of tokens of a micro batch.
     recipe = replace(
         Float8LinearConfig.from_recipe_name(train.fp8_recipe), emulate=train.fp8_emulate, pad_inner_dim=True
     )
@@ -181,7 +181,7 @@ def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
 
 
 def is_fp8(module: nn.Module) -> bool:
-    """Whether it is one of torchao's layers."""
+    """True for a layer of torchao."""
     return type(module).__name__ == "Float8Linear"
 
 

@@ -1,9 +1,9 @@
-"""Any Hugging Face causal language model, from a config or from local weights, and its adapters.
+"""Build any Hugging Face causal language model from a config or local weights, and add adapters.
 
     network = build_model(config.model, hf_config, seed)
     network = wrap_lora(network, config.model)          # model.lora_rank=8
 
-Low-rank adapters (Hu et al., arXiv 2106.09685) come through peft, the optional extra `lora`: the model stays,
+Low-rank adapters (Hu et al., arXiv 2106.09685) use peft, the optional extra `lora`: the model is frozen, and
 small matrices beside its layers are trained. DeepSpeed trains and saves the wrapped model like any other;
 train/model/export.py merges the adapters into the weights.
 """
@@ -34,13 +34,13 @@ from r1hpc.train.model.placement import Placement
 def build_model(
     model: ModelConfig, hf_config: dict[str, Any], seed: int, lie: Placement | None = None
 ) -> PreTrainedModel:
-    """The model, the same on every rank for the same seed.
+    """Return the model, the same on every rank for the same seed.
 
-    Dropout is what hf_config says; where it says nothing it is transformers' default (GPT-2's is 0.1).
+    Dropout follows hf_config, else transformers' default (GPT-2's is 0.1).
 
     Args:
         hf_config: a config.json as a dictionary, vocabulary included (plan.model.load_model_config).
-        lie: how its parameters are to lie; None: whole, in fp32, on the CPU.
+        lie: dtype, device and division of its parameters; None: complete, in fp32, on the CPU.
 
     Raises:
         ConfigError: an unknown model_type or attention, a model.path without weights (and not
@@ -70,7 +70,7 @@ def build_model(
 
 
 def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Round the parameters as DeepSpeed does, which leaves buffers as they are: rotary frequencies in fp32.
+    """Round the parameters as DeepSpeed does. Buffers keep their dtype: rotary frequencies stay in fp32.
 
     `network.to(dtype)` rounds those too, and the model computes something else (measured: tiny Qwen2, bf16).
     """
@@ -79,7 +79,7 @@ def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
-    """The network with adapters of rank `model.lora_rank` on `model.lora_targets`; only they are trainable.
+    """Return the network with adapters of rank `model.lora_rank` on `model.lora_targets`; only they train.
 
     Everything else is frozen, also gate_gamma. A wrapped network computes what the network computed: the
     second matrix of each adapter starts at zero. The first is drawn from torch's stream: seed it alike on all
@@ -108,7 +108,7 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
 
 
 def _refuse_tied_targets(network: Any, model: ModelConfig) -> None:
-    """An adapter on one of two modules that share a tensor: merged into it, the export would change both."""
+    """Refuse an adapter on one of two modules that share a tensor: the export would merge it into both."""
     ends = network.get_input_embeddings(), network.get_output_embeddings()
     if None in ends or ends[0].weight is not ends[1].weight:
         return
@@ -117,7 +117,7 @@ def _refuse_tied_targets(network: Any, model: ModelConfig) -> None:
     if hit:
         raise ConfigError(
             f"model.lora_targets names {', '.join(hit)}, and this model's embedding and output head share "
-            "their weights: leave it out, for an export cannot hold an adapter on one of them"
+            "their weights: leave it out, since an export cannot hold an adapter on one of them"
         )
 
 
@@ -126,7 +126,7 @@ def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement 
     if model.base_quantization == "nf4":
         lie = lie or Placement(torch.float32, torch.device("cpu"))
         loading = four_bits(lie)
-    logging.set_verbosity_error()  # what transformers only warns of is refused or said below
+    logging.set_verbosity_error()  # what transformers only warns of is refused below
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # hundreds of lines in a rank's log
     try:
@@ -155,7 +155,7 @@ def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement 
 
 @contextmanager
 def _refused(implementation: str) -> Iterator[None]:
-    """An attention whose package is not there, or that the model does not have, is the user's to change."""
+    """Turn a missing attention package, or an attention the model does not have, into a ConfigError."""
     try:
         yield
     except R1hpcError:
@@ -171,7 +171,7 @@ def _refused(implementation: str) -> Iterator[None]:
 
 
 def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> None:
-    """Refuse what transformers would start at random, and name what it leaves out.
+    """Refuse weights that transformers would initialise at random, and name those it leaves out.
 
     Tied heads and buffers that the model computes are in neither list: transformers knows them.
     """
@@ -179,14 +179,14 @@ def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> Non
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise ConfigError(
-            f"{weights} lack {len(missing)} tensors of a {model_class}: {first_of(missing)}. Copy the whole "
+            f"{weights} lack {len(missing)} tensors of a {model_class}: {first_of(missing)}. Copy the full "
             "model there, or set model.from_scratch=true for random weights"
         )
     unexpected = sorted(name for name in loaded["unexpected_keys"] if not name.endswith(f".{GAMMA}"))
     if unexpected:
         print(
             f"note: {weights} hold {len(unexpected)} tensors that a {model_class} of this config does not "
-            f"have: {first_of(unexpected)}; they are left out, also of what is exported",
+            f"have: {first_of(unexpected)}; they are ignored, and not exported",
             flush=True,
         )
 

@@ -1,15 +1,14 @@
-"""Where a model's weights lie while it is built: each as it will be trained, as soon as it is there.
+"""Place a model's weights while it is built: each as it will be trained, as soon as it exists.
 
     lie = Placement(torch.bfloat16, group.device, sharding=deepspeed_config(...))     # sharding: ZeRO 3 only
     with lie.each_loaded(): network = AutoModelForCausalLM.from_pretrained(...)
     with lie.each_made(): network = AutoModelForCausalLM.from_config(...)
 
-Built in fp32 and then handed to DeepSpeed, a model stands whole in the host's memory on every rank, four
-bytes a parameter: 220 GiB for a 7B on eight ranks. Here a tensor is rounded to the precision of the training,
-moved to the rank's device, and under ZeRO 3 divided over the ranks, before the next one is read or drawn; the
-host holds one whole tensor at a time, beside what its own ranks keep there. Every bit of the result is as
-before: random numbers are drawn in fp32 on the CPU in the same order, and rounding is DeepSpeed's (it leaves
-buffers alone).
+Building in fp32 for DeepSpeed puts the whole model in host memory on every rank, four bytes a parameter: 220
+GiB for a 7B on eight ranks. Here each tensor is rounded to the training precision, moved to the rank's
+device, and under ZeRO 3 divided over the ranks, before the next one is read or drawn. The host holds one full
+tensor at a time, beside what its own ranks keep there. The result is bit-identical: random numbers are drawn
+in fp32 on the CPU in the same order, and rounding is DeepSpeed's (it leaves buffers alone).
 """
 
 import os
@@ -30,15 +29,15 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Placement:
-    """The dtype and the device of every parameter, and whether each rank keeps only its part."""
+    """Dtype and device of every parameter, and whether each rank keeps only its part."""
 
     dtype: torch.dtype
     device: torch.device
     sharding: dict[str, Any] | None = None
-    """DeepSpeed's config, where parameters are to be divided as by ZeRO 3: building is then collective."""
+    """DeepSpeed's config, if parameters are divided as by ZeRO 3: building is then collective."""
 
     def put(self, parameters: list[nn.Parameter]) -> None:
-        """Those that are there and do not lie so yet."""
+        """Place those that exist and are not in place yet."""
         for parameter in parameters:
             if not parameter.is_meta and not hasattr(parameter, "ds_id"):
                 if parameter.is_floating_point():
@@ -47,28 +46,28 @@ class Placement:
                     self._convert([parameter])
 
     def put_rest(self, network: nn.Module) -> None:
-        """Whatever is left, and the buffers, which keep their dtype: rotary frequencies in fp32."""
+        """Place all others, and the buffers, which keep their dtype: rotary frequencies in fp32."""
         self.put(list(network.parameters()))
         for buffer in network.buffers():
             buffer.data = buffer.data.to(self.device)
 
     @contextmanager
     def each_loaded(self) -> Iterator[None]:
-        """Inside, weights that are read into a model of meta tensors are put in their place one by one."""
+        """Inside, weights read into a model of meta tensors are placed one by one."""
 
         def put(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
             if parameter is not None:
                 self.put([parameter])
 
         if self.sharding is not None:
-            _ = self._convert  # makes a parameter of its own, which is none of the model's
+            _ = self._convert  # it makes its own parameter, outside the model
         # Otherwise transformers' threads read ahead, up to the whole model.
         with register_module_parameter_registration_hook(put), _variable("HF_DEACTIVATE_ASYNC_LOAD", "1"):
             yield
 
     @contextmanager
     def each_made(self) -> Iterator[None]:
-        """Inside, the layers of a model from its config are put in their place one by one."""
+        """Inside, the layers of a model from its config are placed one by one."""
 
         def put(module: nn.Module, name: str, child: nn.Module | None) -> None:
             if child is not None:
@@ -90,7 +89,7 @@ class Placement:
 
     @contextmanager
     def _taken_out(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the module's own parameters and its children's are whole, in fp32, on the CPU.
+        """Inside, the parameters of the module and its children are complete, in fp32, on the CPU.
 
         transformers initialises from the leaves up; some families set a child's weights from its parent.
         """
@@ -122,10 +121,10 @@ class Placement:
 
     @cached_property
     def _convert(self) -> Any:
-        """DeepSpeed's own division, of a list of parameters."""
+        """Return DeepSpeed's own division of a list of parameters."""
         import deepspeed
 
-        # It comes with a parameter that is divided already. Not a layer's, which would draw random numbers.
+        # A divided parameter carries it. Not a layer's, which would draw random numbers.
         first = nn.ParameterList([torch.zeros(1, dtype=self.dtype, device=self.device)])
         deepspeed.zero.Init(module=first, config_dict_or_path=self.sharding, dtype=self.dtype)
         return first[0].convert_to_zero_parameters

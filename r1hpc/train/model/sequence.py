@@ -1,16 +1,16 @@
-"""Sequence parallelism: the ranks of a group share every sequence (Ulysses, arXiv 2309.14509).
+"""Share every sequence among the ranks of a group: sequence parallelism (Ulysses, arXiv 2309.14509).
 
     sequence = share_sequences(group, config.train.sequence_parallel)
     sequence.attend(engine, attn_implementation)                  # once, before the first step
     ids = sequence.part(ids)                                      # (rows, T) -> (rows, T / size)
     engine(input_ids=ids, position_ids=sequence.positions(ids))
 
-A model computes token by token but for its attention. There the ranks of a group exchange: each gets some of
-the heads, of the whole sequence, attends as ever, and gives back to the others what is of their tokens.
+A model computes token by token except in its attention. There the ranks of a group exchange: each gets some
+heads of the complete sequence, attends, and returns to the others the results for their tokens.
 
-DeepSpeed is not told: to it every rank is one of data parallelism, so it adds up all gradients and divides by
-the number of ranks under every ZeRO stage. Told (sequence_parallel_size), its stages 0 to 2 divide by the
-number of groups and stage 3 by that of ranks, which no loss shows and which spoils clipping.
+DeepSpeed does not know: it sees every rank as data parallel, so it sums all gradients and divides by the
+number of ranks under every ZeRO stage. With sequence_parallel_size set, its stages 0 to 2 divide by the
+number of groups and stage 3 by the number of ranks. No loss shows that, but it spoils clipping.
 """
 
 import inspect
@@ -32,13 +32,13 @@ from r1hpc.train.model.attention import exchangeable
 from r1hpc.train.parallel.distributed import Group
 
 PREFIX = "ulysses_"
-"""Before the name of an attention: the same one, with the ranks of a group sharing its heads."""
+"""Before an attention's name: the same attention with its heads shared by the ranks of a group."""
 _REFUSED = ("s_aux", "position_bias", "indices")
-"""What some models ask of their attention head by head, or of some tokens only."""
+"""Attention arguments that some models need per head, or for some tokens only."""
 _TRIED = 8
-"""Tokens on each rank of the sequence that is tried."""
+"""Tokens on each rank of the test sequence."""
 _MOST, _MOST_FP32 = 0.05, 1e-3
-"""Of the spread of the logits: what rounding may change them by, as a root mean square."""
+"""Change of the logits allowed by rounding, relative to their spread, as a root mean square."""
 
 Ints = npt.NDArray[np.int64]
 Values = TypeVar("Values", Tensor, npt.NDArray[Any])
@@ -46,40 +46,40 @@ Values = TypeVar("Values", Tensor, npt.NDArray[Any])
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """Consecutive ranks that read the same samples, and of each a part: rank `index` of `size`."""
+    """Consecutive ranks that read a part each of the same samples: rank `index` of `size`."""
 
     size: int = 1
     index: int = 0
     data_rank: int = 0
-    """Which of the groups this is: its place in data parallelism."""
+    """Index of this group: its place in data parallelism."""
     data_world_size: int = 1
     ranks: Any = None
-    """torch's process group; None: the rank is alone."""
+    """torch's process group; None for a single rank."""
 
     def part(self, values: Values) -> Values:
-        """This rank's part of the last axis, which `size` divides; a view."""
+        """Return this rank's part of the last axis, which `size` divides; a view."""
         width = values.shape[-1] // self.size
         return values[..., self.index * width : (self.index + 1) * width]
 
     def padded(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """With zeros on the right, until `size` divides one less than the last axis: inputs and targets."""
+        """Pad with zeros on the right until `size` divides the last axis minus one: inputs and targets."""
         missing = -(tokens.shape[-1] - 1) % self.size
         return np.pad(tokens, [(0, 0)] * (tokens.ndim - 1) + [(0, missing)]) if missing else tokens
 
     def positions(self, part: Tensor) -> Tensor:
-        """Of the tokens of a part (rows, width) in their sequence; the same shape."""
+        """Return the positions of a part's tokens (rows, width) in their sequence; the same shape."""
         rows, width = part.shape
         first = self.index * width
         return torch.arange(first, first + width, device=part.device).expand(rows, -1)
 
     def attend(self, engine: Any, implementation: str) -> None:
-        """Have the model attend over the whole group, and try that it does. Collective.
+        """Make the model attend over the whole group, and test it. Collective.
 
         Args:
-            implementation: what the model attends by, by the name that transformers knows.
+            implementation: the model's attention, by transformers' name.
 
         Raises:
-            ConfigError: on all ranks; the model's logits are others than those of whole sequences.
+            ConfigError: on all ranks; the model's logits differ from those of complete sequences.
         """
         if self.size == 1:
             return
@@ -102,7 +102,7 @@ class SequenceGroup:
 
 
 def share_sequences(group: Group, size: int) -> SequenceGroup:
-    """The group of `size` consecutive ranks that this one is in; `size` divides their number. Collective."""
+    """Return this rank's group of `size` consecutive ranks; `size` divides their number. Collective."""
     if size == 1:
         return SequenceGroup(data_rank=group.rank, data_world_size=group.world_size)
     data_rank, index = divmod(group.rank, size)
@@ -114,12 +114,12 @@ def share_sequences(group: Group, size: int) -> SequenceGroup:
 
 
 def own_name(implementation: str) -> str:
-    """Of an attention, without what `SequenceGroup.attend` has put before it."""
+    """Return an attention's name without the prefix of `SequenceGroup.attend`."""
     return implementation.removeprefix(PREFIX)
 
 
 def _register(implementation: str, sequence: SequenceGroup) -> None:
-    """The attention under its name with the prefix, its mask as of whole sequences."""
+    """Register the attention under its prefixed name, with the mask of complete sequences."""
     attention = ALL_ATTENTION_FUNCTIONS[implementation]
     mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
 
@@ -131,7 +131,7 @@ def _register(implementation: str, sequence: SequenceGroup) -> None:
 
 
 def _shared(attention: Callable[..., Any], sequence: SequenceGroup) -> Callable[..., Any]:
-    """`attention`, called as transformers calls one with this rank's tokens, on its heads of all tokens."""
+    """Return `attention`, called by transformers with this rank's tokens, on its heads of all tokens."""
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
@@ -154,14 +154,14 @@ def _shared(attention: Callable[..., Any], sequence: SequenceGroup) -> Callable[
 
 
 def _exchanged(values: Tensor, sequence: SequenceGroup) -> Tensor:
-    """(batch, size x a, b, width) -> (batch, a, size x b, width): a part of one axis for all of the other."""
+    """Exchange parts of two axes: (batch, size x a, b, width) -> (batch, a, size x b, width)."""
     split = values.unflatten(1, (sequence.size, -1)).movedim(1, 0)  # type: ignore[no-untyped-call]
     received: Tensor = _Exchange.apply(split, sequence.ranks)  # type: ignore[no-untyped-call]
     return received.movedim(0, 2).flatten(2, 3)
 
 
 class _Exchange(torch.autograd.Function):
-    """Item i of the first axis goes to rank i of the group, whose item stands there instead."""
+    """Send item i of the first axis to rank i of the group, whose item takes its place."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranks: Any) -> Tensor:
@@ -173,14 +173,14 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # What was sent comes back to where it was from: the exchange is its own transpose.
+        # The exchange is its own transpose: gradients return to where values came from.
         found: Tensor = _Exchange.apply(gradients[0], ctx.ranks)  # type: ignore[no-untyped-call]
         return found, None
 
 
 @torch.no_grad()
 def _logits(engine: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    """(1, tokens, vocab) in fp32, without dropout."""
+    """Return (1, tokens, vocab) in fp32, without dropout."""
     was_training = engine.module.training
     engine.eval()
     logits: Tensor = engine(input_ids=ids, position_ids=positions).logits.float()
@@ -189,10 +189,10 @@ def _logits(engine: Any, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def _only_attends(network: Any) -> bool:
-    """Whether each layer attends by what can be exchanged, at positions that are given, and none convolves.
+    """True if each layer uses an exchangeable attention at given positions, and none convolves.
 
-    With random weights a state along the sequence can be too faint for the trial, which is also too short for
-    queries that are scaled by their own count of tokens (Llama 4).
+    With random weights a state along the sequence can be too faint for the test, which is also too short for
+    queries scaled by their token count (Llama 4).
     """
     config = network.config.get_text_config()
     layers = config.num_hidden_layers
@@ -211,5 +211,5 @@ def _causal_lm(network: Any) -> Any:
 def _refused(network: Any, implementation: str) -> ConfigError:
     return ConfigError(
         f"train.sequence_parallel: a {type(network).__name__} with model.attn_implementation={implementation}"
-        " computes something else on parts of a sequence than on the whole: set train.sequence_parallel=1"
+        " computes other results on parts of a sequence than on all of it: set train.sequence_parallel=1"
     )

@@ -1,17 +1,16 @@
-"""Gradients averaged over the ranks in fewer bytes, and a meter of the bytes: train.gradient_compression.
+"""Average gradients over the ranks in fewer bytes, and count the bytes: train.gradient_compression.
 
     exchange = exchange_of(config.train, engine, group)  # the engine's backward goes through it from now on
-    exchange.take_bytes()                                # that this rank has sent since the last call
+    exchange.take_bytes()                                # sent by this rank since the last call
 
-int8      every block of 256 values becomes integers of 8 bits and a scale, twice: on the way to the rank that
-          adds up a part of the gradient, and back from it.
-powersgd  a matrix (rows, cols) becomes two of `rank` columns (Vogels et al., arXiv 1905.13727); vectors go
-          whole.
+int8      a block of 256 values becomes 8-bit integers and a scale, twice: on the way to the rank that sums
+          a part of the gradient, and back.
+powersgd  a matrix (rows, cols) becomes two of `rank` columns (Vogels et al., arXiv 1905.13727); vectors stay.
 
-Both keep what was lost, the error, and add it to the gradient of the next step: fp32, as large as the model,
-on each rank, by the names of the parameters. The mean of the ranks' errors is what the weights lack so far.
-DeepSpeed 0.19.8 calls us where it would all-reduce without ZeRO, once a step (engine.
-buffered_allreduce_fallback); what it does afterwards, clipping and the optimizer's step, is as ever.
+Both keep the compression error and add it to the next step's gradient: fp32, as large as the model, on each
+rank, by parameter name. The mean of the ranks' errors is what the weights lack so far. DeepSpeed 0.19.8 calls
+us where it would all-reduce without ZeRO, once a step (engine.buffered_allreduce_fallback); clipping and the
+optimizer's step follow as usual.
 """
 
 import hashlib
@@ -30,17 +29,17 @@ PREFIX = "compression_rank_"
 _BLOCK = 256
 """Values that share a scale."""
 _BUCKET = 1 << 25
-"""Values that are exchanged together, but a larger tensor alone: what is held beside them is as large."""
+"""Values exchanged together; a larger tensor goes alone. The memory held besides is as large."""
 Tensors = dict[str, torch.Tensor]
 
 
 def compression_name(rank: int) -> str:
-    """The file of a rank in a checkpoint."""
+    """Return the name of a rank's file in a checkpoint."""
     return f"{PREFIX}{rank}.pt"
 
 
 def exchange_of(train: TrainConfig, engine: Any, group: Group) -> "GradientExchange | None":
-    """What averages an engine's gradients from now on; None under ZeRO, where DeepSpeed does it unseen."""
+    """Return the object that averages an engine's gradients; None under ZeRO, where DeepSpeed does it."""
     if engine.zero_optimization_stage() > 0:
         return None
     if train.gradient_compression == "none":
@@ -53,11 +52,11 @@ def exchange_of(train: TrainConfig, engine: Any, group: Group) -> "GradientExcha
 
 
 class GradientExchange:
-    """What averages the gradients, and counts what this rank sends for it.
+    """Averages the gradients and counts the bytes this rank sends for it.
 
-    Counted are the tensors that go into collectives, each as the algorithms that need fewest bytes send it:
-    an all-reduce of B bytes over n ranks 2 (n - 1) / n x B from each, an exchange of parts (n - 1) / n x B, a
-    gathering (n - 1) x its part. What a network adds to that is not.
+    Counts the tensors that go into collectives, as the algorithms with the fewest bytes send them: an
+    all-reduce of B bytes over n ranks 2 (n - 1) / n x B from each, an exchange of parts (n - 1) / n x B, a
+    gathering (n - 1) x its part. What a network adds is not counted.
     """
 
     def __init__(self, engine: Any, group: Group) -> None:
@@ -65,12 +64,12 @@ class GradientExchange:
         self._bytes = 0
 
     def take_bytes(self) -> int:
-        """Sent by this rank for gradients since the last call."""
+        """Return the bytes this rank sent for gradients since the last call."""
         taken, self._bytes = self._bytes, 0
         return taken
 
     def _count(self, times: int, num_bytes: int) -> None:
-        """(n - 1) / n of the bytes, so many times."""
+        """Add (n - 1) / n of the bytes, `times` times."""
         world_size = self._group.world_size
         self._bytes += times * (world_size - 1) * num_bytes // world_size
 
@@ -90,7 +89,7 @@ class Whole(GradientExchange):
 
 
 class Compressor(GradientExchange, ABC):
-    """What int8 and PowerSGD share: the errors, their place in a checkpoint, the collectives."""
+    """Shared by int8 and PowerSGD: the errors, their place in a checkpoint, the collectives."""
 
     def __init__(self, engine: Any, group: Group, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         super().__init__(engine, group)
@@ -98,19 +97,20 @@ class Compressor(GradientExchange, ABC):
         self.errors: Tensors = {}
         """By parameter, in its shape: what the mean over the ranks lacks so far, fp32."""
         self.factors: Tensors = {}
-        """By parameter: what the next step starts from, the same on every rank."""
+        """By parameter: the start of the next step, the same on every rank."""
         engine.buffered_allreduce_fallback = self._reduce
 
     def state(self) -> dict[str, Any]:
-        """Of this rank, as a checkpoint holds it: the tensors themselves."""
+        """Return this rank's state for a checkpoint: the tensors themselves."""
         return {"errors": self.errors, "factors": self.factors}
 
     @torch.no_grad()
     def load(self, folder: Path, world_size: int) -> None:
-        """Take back the state that `world_size` ranks saved in a folder.
+        """Load the state that `world_size` ranks saved in a folder.
 
-        On as many ranks each has its own again. On another number a rank takes the errors of every so many
-        ranks, scaled so that the mean over the ranks stays what it was: no gradient is lost or counted twice.
+        The same number of ranks get their own states back. Otherwise a rank takes the errors of several ranks
+        at regular distance, scaled so that the mean over the ranks is unchanged: no gradient is lost or
+        counted twice.
         """
         ours, rank = self._group.world_size, self._group.rank
         for error in self.errors.values():
@@ -132,18 +132,18 @@ class Compressor(GradientExchange, ABC):
 
     @abstractmethod
     def reduce(self, gradients: Tensors) -> None:
-        """Put the mean over the ranks, as far as it fits on the wire, in the place of each gradient."""
+        """Replace each gradient by its mean over the ranks, as far as the compression can send it."""
 
     @torch.no_grad()
     def _reduce(self, grads: Any = None, elements_per_buffer: int = 0) -> None:
-        """Called by DeepSpeed, which leaves both arguments to their defaults."""
+        """Called by DeepSpeed, which leaves both arguments at their defaults."""
         for parameter in self._parameters.values():
-            if parameter.grad is None:  # no micro batch of this rank met it; the others' may have
+            if parameter.grad is None:  # unused by this rank's micro batches, maybe used by others'
                 parameter.grad = torch.zeros_like(parameter)
         self.reduce({name: p.grad for name, p in self._parameters.items() if p.grad is not None})
 
     def _mean(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Of each over the ranks, fp32."""
+        """Return the mean of each tensor over the ranks, fp32."""
         if not tensors:
             return []
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
@@ -154,14 +154,14 @@ class Compressor(GradientExchange, ABC):
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _swap(self, parts: torch.Tensor) -> torch.Tensor:
-        """Row r of the result is what rank r has for us in its row of our number. (world_size, bytes)"""
+        """Return (world_size, bytes): row r is rank r's row for this rank."""
         received = torch.empty_like(parts)
         dist.all_to_all_single(received, parts)
         self._count(1, parts.nbytes)
         return received
 
     def _collect(self, part: torch.Tensor) -> torch.Tensor:
-        """Every rank's part, (world_size, bytes)."""
+        """Return every rank's part, (world_size, bytes)."""
         gathered = part.new_empty(self._group.world_size, part.numel())
         dist.all_gather(list(gathered.unbind()), part)
         self._count(1, gathered.nbytes)
@@ -169,10 +169,10 @@ class Compressor(GradientExchange, ABC):
 
 
 class Int8(Compressor):
-    """Blocks of integers, added up in parts: rank r gets part r of every rank, and gives their mean to all.
+    """Blocks of integers, added up in parts: rank r gets part r of every rank, and returns their mean to all.
 
-    The mean is rounded again, and what that loses is counted to the errors of the rank that rounded it, times
-    the number of ranks, since errors are averaged. Each rank sends the same bytes however many there are.
+    The mean is rounded again. The rank that rounds adds that loss to its errors, times the number of ranks,
+    since errors are averaged. Each rank sends the same bytes, however many there are.
     """
 
     def __init__(self, engine: Any, group: Group, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -180,7 +180,7 @@ class Int8(Compressor):
         self._buckets = [self._bucket(names) for names in _bucketed(parameters)]
 
     def _bucket(self, names: list[str]) -> tuple[list[str], torch.Tensor]:
-        """The names, and their errors in one row that divides into blocks for each rank."""
+        """Return the names, and their errors in one row that divides into blocks for each rank."""
         sizes = [self._parameters[name].numel() for name in names]
         unit = _BLOCK * self._group.world_size
         row = torch.zeros(-(-sum(sizes) // unit) * unit, device=self._group.device)
@@ -206,7 +206,7 @@ class Int8(Compressor):
 
 
 class PowerSgd(Compressor):
-    """Matrices M as P Q^T, by one step of the power iteration that goes on from the Q of the step before."""
+    """Matrices M as P Q^T, by one step of the power iteration, which continues from the last step's Q."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class PowerSgd(Compressor):
         means = self._mean([*lefts, *(gradients[name] for name in whole)])
         for name, mean in zip(whole, means[len(lefts) :], strict=True):
             gradients[name].copy_(mean)
-        # Of the mean, so the same on every rank. QR, unlike Gram-Schmidt, gives such a basis of any matrix.
+        # From the mean, so the same on every rank. Unlike Gram-Schmidt, QR gives a basis of any matrix.
         bases = [torch.linalg.qr(left).Q for left in means[: len(lefts)]]
         rights = [error.T @ basis for error, basis in zip(errors.values(), bases, strict=True)]
         for error, basis, right in zip(errors.values(), bases, rights, strict=True):
@@ -244,7 +244,7 @@ class PowerSgd(Compressor):
 
 
 def _bucketed(parameters: Mapping[str, torch.nn.Parameter]) -> list[list[str]]:
-    """The names, in order, in groups of about _BUCKET values."""
+    """Group the names, in order, by about _BUCKET values."""
     groups: list[list[str]] = [[]]
     held = 0
     for name, parameter in parameters.items():
@@ -257,7 +257,7 @@ def _bucketed(parameters: Mapping[str, torch.nn.Parameter]) -> list[list[str]]:
 
 
 def _packed(rows: torch.Tensor) -> torch.Tensor:
-    """Each row as bytes: its integers, then the fp32 scales of its blocks. What is not finite becomes NaN."""
+    """Pack each row as bytes: integers, then the fp32 scales of its blocks. Non-finite values become NaN."""
     blocks = rows.view(rows.shape[0], -1, _BLOCK)
     scales = blocks.abs().amax(-1) / 127
     safe = torch.where(scales > 0, scales, 1.0)
@@ -266,7 +266,7 @@ def _packed(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _unpacked(packed: torch.Tensor) -> torch.Tensor:
-    """What `_packed` left of the rows, fp32."""
+    """Return the rows that `_packed` packed, fp32."""
     num_blocks = packed.shape[1] // (_BLOCK + 4)
     integers = packed[:, : num_blocks * _BLOCK].view(torch.int8)
     scales = packed[:, num_blocks * _BLOCK :].contiguous().view(torch.float32)
@@ -275,7 +275,7 @@ def _unpacked(packed: torch.Tensor) -> torch.Tensor:
 
 
 def _first_factor(name: str, cols: int, width: int, seed: int) -> torch.Tensor:
-    """Random, the same on every rank and in every attempt."""
+    """Return a random factor, the same on every rank and in every attempt."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     draws = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randn(cols, width, generator=draws)

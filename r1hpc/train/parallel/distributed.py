@@ -1,7 +1,6 @@
-"""The group of ranks: who we are, the device, and the few collectives the loop needs.
+"""Form the group of ranks: rank, device, and the few collectives the loop needs.
 
-The rendezvous store is made by `launch`, freshly for each attempt; nothing is taken from an inherited
-MASTER_ADDR or RANK.
+`launch` makes a new rendezvous store for each attempt; an inherited MASTER_ADDR or RANK is ignored.
 """
 
 import datetime
@@ -21,13 +20,13 @@ from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed hide
 from r1hpc.base.errors import R1hpcError
 
 _STORE_TIMEOUT = datetime.timedelta(minutes=10)
-# A wait in vain is ended by the watchdog, which can say why; one for a slow rank may take hours.
+# The watchdog ends a hopeless wait and names the cause; waiting for a slow rank may take hours.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One rank's place among all, and its device. Its collectives wait inside `waits()`."""
+    """One rank, its device, and its collectives, which wait inside `waits()`."""
 
     rank: int
     local_rank: int
@@ -36,21 +35,21 @@ class Group:
     waits: Callable[[], AbstractContextManager[None]] = nullcontext
     """The watchdog's `waiting`."""
     beat: Callable[[], None] = lambda: None
-    """The watchdog's `still`: called within what takes long and waits for nobody."""
+    """The watchdog's `still`: called during long work that waits for no other rank."""
     store: Store | None = None
-    """Where the ranks met; None: there is one rank."""
+    """The store where the ranks met; None for a single rank."""
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sum over the ranks, in float64 (exact for integers below 2^53)."""
+        """Return element-wise sums over the ranks, in float64 (exact for integers below 2^53)."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         with self.waits():
             if self.world_size > 1:
                 dist.all_reduce(tensor)
-            result: list[float] = tensor.tolist()  # on a GPU it is here that one waits
+            result: list[float] = tensor.tolist()  # waits for the GPU
         return result
 
     def sum_array(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Element-wise sum over the ranks."""
+        """Return element-wise sums over the ranks."""
         tensor = torch.from_numpy(values).to(self.device)
         with self.waits():
             if self.world_size > 1:
@@ -58,14 +57,14 @@ class Group:
             return tensor.cpu().numpy()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in rank order, on all ranks. Pickles: only for small, rare messages."""
+        """Return every rank's `value` in rank order, on all ranks. Pickles: only for small, rare messages."""
         gathered: list[Any] = [None] * self.world_size
         with self.waits():
             dist.all_gather_object(gathered, value)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value` on all ranks."""
+        """Return rank 0's `value` on all ranks."""
         box = [value]
         with self.waits():
             dist.broadcast_object_list(box, src=0)
@@ -90,7 +89,7 @@ def join(
 
     Args:
         waits: entered wherever this rank waits for the others.
-        beat: a sign of life within what takes long.
+        beat: called during long work, as a sign of life.
 
     Raises:
         R1hpcError: a GPU run on a node where torch finds none, or DeepSpeed was imported for another device.
@@ -102,14 +101,14 @@ def join(
         )
     choose_accelerator(use_gpu)
     index = device_index(local_rank, torch.cuda.device_count()) if use_gpu else local_rank
-    # DeepSpeed reads these when it builds its engine, and takes LOCAL_RANK for the device.
+    # DeepSpeed reads these when it builds its engine, and uses LOCAL_RANK as the device.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world_size))
     device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
-        # Or torch's own watchdog ends this process (SIGABRT) as soon as a peer is gone, or its monitor eight
-        # minutes later, in the middle of a checkpoint that is being written. Ours sees to it that nobody
-        # waits for ever.
+        # Otherwise torch's own watchdog aborts this process (SIGABRT) as soon as a peer is gone, or its
+        # monitor eight minutes later, even in the middle of writing a checkpoint. Ours prevents endless
+        # waits.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
     backend = "nccl" if use_gpu else "gloo"
@@ -118,29 +117,29 @@ def join(
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
         )
-        # NCCL connects at the first collective, and then waits for rank 0 only as long as the store does. At
-        # the next one rank 0 may be late: it opens the dataset, it reads the model.
+        # NCCL connects at the first collective, and waits for rank 0 only as long as the store does. At the
+        # next one rank 0 may be late: it opens the dataset and reads the model.
         dist.all_reduce(torch.zeros(1, device=device))
     _join_deepspeed(backend, device)
     return Group(rank, local_rank, world_size, device, waits, beat, store)
 
 
 def choose_accelerator(use_gpu: bool) -> None:
-    """Have DeepSpeed work on the device that the job was given, in this process and those it starts.
+    """Make DeepSpeed use the job's device, in this process and those it starts.
 
-    DeepSpeed fixes its device when it is first imported, so this must come before that. A DS_ACCELERATOR of
-    the shell that submitted is of another machine: it would put the weights on the wrong device.
+    DeepSpeed fixes its device at first import, so call this before. A DS_ACCELERATOR from the submitting
+    shell belongs to another machine and would put the weights on the wrong device.
     """
     os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
 
 
 def be_deterministic() -> None:
-    """Have torch, cuBLAS and flash attention take kernels that add up in one order, where they have such.
+    """Make torch, cuBLAS and flash attention use kernels with a fixed order of addition, if they have any.
 
-    Before the GPU is first used: cuBLAS reads its variable once (docs.nvidia.com/cuda/cublas, "Results
-    reproducibility"). An operation without such a kernel warns in the rank's log and goes on; in a backward
-    pass it fails (engine.py). cuDNN's attention, which torch prefers on Hopper, has none for that pass.
-    NCCL's order is its own: the same for the same ranks, algorithm and protocol, which are named here.
+    Call it before the GPU is first used: cuBLAS reads its variable once (docs.nvidia.com/cuda/cublas,
+    "Results reproducibility"). An operation without a deterministic kernel warns in the rank's log; in a
+    backward pass it fails (engine.py). cuDNN's attention, which torch prefers on Hopper, has none for that
+    pass. NCCL's order is the same for the same ranks, algorithm and protocol, which are set here.
     """
     chosen = {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -156,10 +155,10 @@ def be_deterministic() -> None:
 
 
 def let_memory_grow() -> None:
-    """Have torch's allocator grow its segments in place, unless the environment says how it works.
+    """Make torch's allocator grow its segments in place, unless the environment configures it.
 
     Sequences that grow token by token leave holes that no later one fits: simulated for a 7B, 24 GiB were
-    reserved for caches of 2.6. vLLM 0.32 turns it off around the pool that its sleep mode gives back, and on
+    reserved for caches of 2.6. vLLM 0.32 turns this off around the pool that its sleep mode frees, and on
     again (device_allocator/cumem.py).
     """
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads the older one first
@@ -167,20 +166,20 @@ def let_memory_grow() -> None:
 
 
 def attend_at_any_length() -> None:
-    """Have torch not take cuDNN's attention, which it prefers on Hopper and Blackwell.
+    """Keep torch from cuDNN's attention, which it prefers on Hopper and Blackwell.
 
-    cuDNN builds a plan for every shape that it has not met, and torch keeps them all: of completions that
-    grow token by token nearly each is a new one. In somebody's fine-tuning on a B200 a step of a new shape
-    took a second instead of a tenth (modelscope/FunASR issue 3704, torch 2.11). Pretraining has one shape.
+    cuDNN builds a plan for every new shape, and torch keeps them all. Completions that grow token by token
+    make nearly every shape new: in one fine-tuning on a B200 a step of a new shape took a second instead of a
+    tenth (modelscope/FunASR issue 3704, torch 2.11). Pretraining has one shape.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> Store:
-    """The key-value store the ranks meet at. With `listener`, serve it on that bound socket.
+    """Return the key-value store the ranks meet at. With `listener`, serve it on that bound socket.
 
-    torch's store listens on every address and authenticates nobody: the cluster's network is trusted, and
-    `launch` checks a token so that a mistake, at least, is noticed.
+    torch's store listens on every address without authentication: the cluster's network is trusted, and
+    `launch` checks a token so that at least mistakes are noticed.
     """
     return TCPStore(
         host,
@@ -195,20 +194,20 @@ def make_store(host: str, port: int, world_size: int, listener: socket.socket | 
 
 
 def leave() -> None:
-    """Close the group, so that no peer is left with a live connection to a dead process."""
+    """Close the group, so that no peer keeps a live connection to a dead process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def device_index(local_rank: int, num_visible: int) -> int:
-    """The visible GPU of this rank: Slurm shows a task all GPUs of the node, or (--gpus-per-task) its own.
+    """Return this rank's visible GPU: Slurm shows a task all GPUs of the node, or (--gpus-per-task) its own.
 
     Raises:
         R1hpcError: it sees several, and fewer than there are ranks on the node.
     """
     if local_rank < num_visible:
         return local_rank
-    if num_visible == 1:  # its own, or NCCL says "Duplicate GPU detected"
+    if num_visible == 1:  # else NCCL fails: "Duplicate GPU detected"
         return 0
     raise R1hpcError(
         f"rank {local_rank} of {socket.gethostname()} sees only {num_visible} GPUs, and two ranks must not "
@@ -217,10 +216,10 @@ def device_index(local_rank: int, num_visible: int) -> int:
 
 
 def _let_groups_wait() -> None:
-    """Groups that are made without a timeout, as DeepSpeed makes its own, wait as long as ours.
+    """Make groups without a timeout, as DeepSpeed makes them, wait as long as ours.
 
-    torch's default for NCCL is 10 minutes: it would abort the ranks before the watchdog can say which hangs.
-    There is no argument for it: DeepSpeed 0.19 passes none on.
+    torch's default for NCCL is 10 minutes: it would abort the ranks before the watchdog can name the one that
+    hangs. DeepSpeed 0.19 passes no timeout on.
     """
     c10d = dist.distributed_c10d
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
@@ -241,11 +240,11 @@ def _join_deepspeed(backend: str, device: torch.device) -> None:
     logger.setLevel("ERROR")
     if backend == "gloo":
         # On CPU DeepSpeed compiles a shared-memory all-reduce at first use: 20 s, a C++ compiler, and a cache
-        # under the user's home that the ranks of several nodes race for. gloo does the same work.
+        # under the user's home for which the ranks of several nodes race. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        # DeepSpeed 0.19 asks NVML, by numbers that it expects in CUDA_VISIBLE_DEVICES: a MIG slice, and any
-        # GPU where gres.conf says env_uuid, has a UUID there.
+        # DeepSpeed 0.19 queries NVML by the numbers it expects in CUDA_VISIBLE_DEVICES. A MIG slice, and any
+        # GPU where gres.conf sets env_uuid, has a UUID there.
         accelerator = deepspeed.accelerator.get_accelerator()
         accelerator.available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

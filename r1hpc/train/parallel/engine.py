@@ -1,4 +1,4 @@
-"""DeepSpeed: its config from ours, and the engine built on it."""
+"""Make DeepSpeed's config from ours, and build the engine."""
 
 import math
 import time
@@ -17,7 +17,7 @@ Parameters = list[dict[str, Any]]
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """Rate of optimizer step `step` (from 1): linear warm-up, then cosine to lr x min_lr_fraction."""
+    """Return the rate of step `step` (from 1): linear warm-up, then cosine to lr x min_lr_fraction."""
     if step <= train.warmup_steps:
         return train.lr * step / train.warmup_steps
     span = max(1, train.num_steps - train.warmup_steps)
@@ -29,10 +29,10 @@ def learning_rate(train: TrainConfig, step: int) -> float:
 def deepspeed_config(
     config: RunConfig, *, world_size: int, on_gpu: bool, load_universal: bool
 ) -> dict[str, Any]:
-    """The dictionary handed to deepspeed.initialize; `deepspeed.extra` is merged over it.
+    """Return the dictionary for deepspeed.initialize; `deepspeed.extra` is merged over it.
 
-    DeepSpeed is told of one micro batch a step, and of each whether it is the last: how many there are
-    depends on what a rollout left to train on, or on how documents were packed.
+    DeepSpeed gets one micro batch per step, and a flag on the last one: their number depends on a rollout's
+    remaining rows, or on how documents were packed.
     """
     train = config.train
     optimizer: dict[str, Any] = {
@@ -40,7 +40,7 @@ def deepspeed_config(
         "betas": [train.beta1, train.beta2],
         "eps": train.eps,
         "weight_decay": train.weight_decay,
-        # torch's AdamW: DeepSpeed's own wants a compiler at first use, on CPU and on GPU.
+        # torch's AdamW: DeepSpeed's needs a compiler at first use, on CPU and on GPU.
         "torch_adam": True,
     }
     if on_gpu:
@@ -56,16 +56,16 @@ def deepspeed_config(
         "bf16": {"enabled": train.precision in (Precision.bf16, Precision.fp8)},
         "fp16": {"enabled": train.precision is Precision.fp16, "initial_scale_power": 16},
         "zero_allow_untested_optimizer": True,
-        # It waits for the GPU twice in each micro batch, to print what r1hpc measures without waiting.
+        # It waits for the GPU twice per micro batch, to print what r1hpc measures without waiting.
         "timers": {"throughput": {"enabled": False}},
     }
-    # The tag is always the same: comparing it over the ranks costs each save two collectives.
+    # The tag never changes: comparing it over the ranks would cost each save two collectives.
     made["checkpoint"] = {"tag_validation": "Ignore", "load_universal": load_universal}
     return _merged(made, config.deepspeed.extra)
 
 
 def inference_config(config: RunConfig, *, world_size: int, on_host: bool) -> dict[str, Any]:
-    """For a model that is only asked: weights divided over the ranks, on their devices or on the host."""
+    """Return the config of an untrained model: weights divided over the ranks, on GPUs or the host."""
     train = config.train
     zero: dict[str, Any] = {"stage": 3}
     if on_host:
@@ -82,7 +82,7 @@ def inference_config(config: RunConfig, *, world_size: int, on_host: bool) -> di
 
 
 def build_inference_engine(network: torch.nn.Module, ds_config: dict[str, Any]) -> Any:
-    """The DeepSpeedEngine around a model that is not trained."""
+    """Return a DeepSpeedEngine around a model that is not trained."""
     engine, *_ = deepspeed.initialize(model=network, config=ds_config, dist_init_required=False)
     engine.eval()
     return engine
@@ -109,21 +109,21 @@ def check_precision(train: TrainConfig) -> None:
 
 
 def _has_bf16(device: Any) -> bool:
-    """torch counts a V100's emulation where it is not told otherwise."""
+    """True if the device has bf16. torch counts a V100's emulation unless excluded."""
     if device.device_name() == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(device.is_bf16_supported())
 
 
 def has_fp8() -> bool:
-    """Whether this rank's GPU multiplies FP8: Ada (8.9), Hopper (9.0) and later."""
+    """True if this rank's GPU multiplies FP8: Ada (8.9), Hopper (9.0) and later."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
 def build_engine(
     network: torch.nn.Module, ds_config: dict[str, Any], parameters: Parameters | None = None
 ) -> Any:
-    """The DeepSpeedEngine around the model."""
+    """Return the DeepSpeedEngine around the model."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     engine, _, _, _ = deepspeed.initialize(
         model=network,
@@ -135,14 +135,14 @@ def build_engine(
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """For the next optimizer step."""
+    """Set the rate of the next optimizer step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 @contextmanager
 def own_settings_kept(engine: Any) -> Iterator[None]:
-    """Around the load of a universal checkpoint, in which DeepSpeed 0.19 loses what belongs to each group.
+    """Keep each group's settings while a universal checkpoint is loaded; DeepSpeed 0.19 loses them.
 
     Under ZeRO 3 all groups get the first one's settings, and Adam's step counts become one tensor that each
     of them raises. Under every stage they stay on the host, where a GPU's fused Adam does not take them.
@@ -161,22 +161,22 @@ def own_settings_kept(engine: Any) -> Iterator[None]:
 
 
 class Accumulated(NamedTuple):
-    """What one optimizer step did on this rank."""
+    """One optimizer step on this rank."""
 
     loss: float
     """Sum over the micro batches."""
     grad_norm: float
     """Over all ranks, before clipping."""
     forward_s: float
-    """In this rank's own forward passes, where it waits for nobody (but for weights under ZeRO 3, and for the
-    ranks that it shares its sequences with)."""
+    """Seconds in this rank's own forward passes, which wait for no other rank (except for weights under ZeRO
+    3, and for ranks that share its sequences)."""
 
 
 def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
-    """Backward for each micro batch and, at the boundary, the optimizer step.
+    """Run backward for each micro batch and, at the boundary, the optimizer step.
 
     Args:
-        losses: computed one by one as they are asked for: a generator that runs the forward passes.
+        losses: a generator that runs the forward passes one by one.
     """
     total, norm = torch.zeros((), device=engine.device), None
     watch = _Stopwatch(on_gpu=engine.device.type == "cuda")
@@ -193,9 +193,9 @@ def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
 
 @contextmanager
 def _in_one_order() -> Iterator[None]:
-    """A backward pass under train.deterministic, in which an operation without a deterministic kernel fails.
+    """Make a backward pass under train.deterministic fail if an operation has no deterministic kernel.
 
-    Fused attention has such a kernel, and torch takes it only where all else is an error, not a warning
+    Fused attention has one, but torch takes it only if anything else is an error, not a warning
     (aten/src/ATen/native/transformers/cuda/attention_backward.cu).
     """
     if not torch.is_deterministic_algorithms_warn_only_enabled():
@@ -213,7 +213,7 @@ def _in_one_order() -> Iterator[None]:
 
 
 class _Stopwatch:
-    """Time spent in making the items of an iterable; on a GPU by events, without waiting for it."""
+    """Measures the time to make the items of an iterable; on a GPU by events, without waiting for it."""
 
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
@@ -243,7 +243,7 @@ class _Stopwatch:
 
 
 def grad_norm(engine: Any) -> float:
-    """Global gradient norm of the last step, before clipping; nan where fp16 overflowed."""
+    """Return the global gradient norm of the last step, before clipping; nan if fp16 overflowed."""
     norm = engine.get_global_grad_norm()
     if norm is None:
         return math.nan
@@ -256,13 +256,13 @@ def reports_grad_norm(engine: Any) -> bool:
 
 
 def averaged_grad_norm(engine: Any) -> float:
-    """The norm of the gradients as they lie in the module, averaged over the ranks by the last backward."""
+    """Return the norm of the gradients in the module, averaged over the ranks by the last backward."""
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def loss_scale(engine: Any, precision: Precision) -> float | None:
-    """fp16's current loss scale; None where there is none."""
+    """Return fp16's current loss scale; None for other precisions."""
     return float(engine.optimizer.loss_scale) if precision is Precision.fp16 else None
 
 

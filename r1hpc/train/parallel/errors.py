@@ -1,4 +1,4 @@
-"""How a training attempt can fail by itself; `attempt.rank` makes a cause of each."""
+"""Define how a training attempt can fail by itself; `attempt.rank` makes a cause of each."""
 
 from r1hpc.base.errors import FinalError, R1hpcError
 
@@ -16,7 +16,7 @@ class ResumeError(TrainError):
 
 
 class ConversionError(R1hpcError):
-    """A checkpoint could not be made fit for another layout on this machine: no room, no memory, killed."""
+    """A checkpoint could not be converted on this machine: no room, no memory, killed."""
 
 
 class SaveError(R1hpcError):

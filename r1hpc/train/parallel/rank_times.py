@@ -1,4 +1,4 @@
-"""How long each rank worked and how long it waited for the others: metrics/ranks.jsonl.
+"""Record how long each rank worked and waited for the others: metrics/ranks.jsonl.
 
 RankTimes(run, attempt, node, group).step(step, step_time_s, own_s)     # on all ranks
 """
@@ -10,11 +10,11 @@ from r1hpc.telemetry.records.ranks import RankTimeWriter
 from r1hpc.train.parallel.distributed import Group
 
 _TIMES_EVERY = 10
-"""Steps between two gatherings of the ranks' own times."""
+"""Steps between two records."""
 
 
 class RankTimes:
-    """How long each rank worked and how long it waited, every few steps, for finding a straggler."""
+    """Records working and waiting times of each rank every few steps, to find a straggler."""
 
     def __init__(self, run: RunDir, attempt: int, node: str, group: Group) -> None:
         """Collective."""
@@ -27,10 +27,10 @@ class RankTimes:
             self._writer = RankTimeWriter(run, attempt, nodes, uuids)
 
     def step(self, global_step: int, step_time_s: float, own_s: float) -> None:
-        """A step is over. Collective, every _TIMES_EVERY steps.
+        """Note a finished step. Collective, every _TIMES_EVERY steps.
 
         Args:
-            own_s: of that, in what this rank did by itself: reading, sampling, its forward passes.
+            own_s: part of it in this rank's own work: reading, sampling, its forward passes.
         """
         self._times.append((step_time_s, max(0.0, step_time_s - own_s)))
         if len(self._times) < _TIMES_EVERY:

@@ -1,9 +1,9 @@
-"""The model of a checkpoint as a Hugging Face folder, by one process, with neither GPU nor the run's ranks.
+"""Export a checkpoint's model as a Hugging Face folder, in one process, without GPU or the run's ranks.
 
-export_checkpoint(config, checkpoint, folder, tokenizer, vocab_size=None)
+    export_checkpoint(config, checkpoint, folder, tokenizer, vocab_size=None)
 
-The weights are those that a run which ended at this step would leave in its `model/`: in the precision it
-trains in, adapters merged, a critic left out.
+The weights are those that a run ending at this step would leave in its `model/`: in its training precision,
+with adapters merged and without a critic.
 """
 
 from pathlib import Path
@@ -26,11 +26,11 @@ from r1hpc.train.rollout.policy import DTYPES, build_policy
 
 _TAG = "deepspeed"
 _CRITIC = "value_head.weight"
-"""A weight that only the module of PPO has, which holds the policy beside its critic."""
+"""A weight that only PPO's module has, which holds the policy beside its critic."""
 
 
 class _Alone(Group):
-    """The group of a process that needs no other."""
+    """The group of a single process."""
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -43,7 +43,7 @@ def export_checkpoint(
     tokenizer: TokenizerFiles | None,
     vocab_size: int | None = None,
 ) -> None:
-    """Write the model of a verified checkpoint into `folder`, as train.export.export_model does.
+    """Write the model of a verified checkpoint into `folder`, as train.model.export.export_model does.
 
     Args:
         config: the run's.
@@ -71,8 +71,8 @@ def export_checkpoint(
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Every weight of the engine's module, on the CPU."""
-    if checkpoint.manifest.meta["zero_stage"] == 3:  # no rank holds a whole one
+    """Return every weight of the engine's module, on the CPU."""
+    if checkpoint.manifest.meta["zero_stage"] == 3:  # each rank holds a part
         found: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path), _TAG)
         return found
     module: dict[str, torch.Tensor] = load_file(checkpoint.path / _TAG / "mp_rank_00_model_states.pt")[

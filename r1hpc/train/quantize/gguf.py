@@ -1,9 +1,9 @@
-"""A model in GGUF (llama.cpp's format) as a Hugging Face folder, where transformers reads its architecture.
+"""Convert a GGUF model (llama.cpp's format) to a Hugging Face folder, if transformers reads its architecture.
 
-convert_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), Path("models/SmolLM2-135M-Instruct"))
+    convert_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), Path("models/SmolLM2-135M-Instruct"))
 
 Needs the package gguf (the optional extra of that name). Quantised weights are multiplied out and kept in
-bf16: what quantisation took is gone, so the folder is something to train from, no benchmark of the original.
+bf16. What quantisation lost stays lost: the folder is for training, not a benchmark of the original.
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ from r1hpc.plan.model.weights import first_of
 from r1hpc.train.model.export import open_to_others
 
 _DROPPED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors of llama.cpp's that scale the rotary positions; transformers 5 reads none of them."""
+"""llama.cpp tensors that scale the rotary positions; transformers 5 reads none of them."""
 _CONTROL, _USER_DEFINED = 3, 4
-"""Token types of GGUF: those that a text may not be cut within."""
+"""Token types of GGUF within which a text may not be cut."""
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -30,7 +30,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
         UsageError: transformers cannot read the file.
     """
     try:
-        import gguf  # transformers needs it too, and says so at length
+        import gguf  # transformers needs it too, and its error is long
     except ImportError:
         raise R1hpcError("reading GGUF needs the package gguf: pip install 'r1hpc[gguf]'") from None
     try:
@@ -46,7 +46,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except UsageError:
         raise
-    # Whatever its reader meets: a torn file, an architecture or a tokenizer that it does not know.
+    # Any error of its reader: a torn file, an unknown architecture or tokenizer.
     except Exception as error:
         raise UsageError(f"transformers cannot read {file}: {error}") from None
     if read["missing_keys"]:
@@ -67,7 +67,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 def _refuse_what_would_be_dropped(file: Path, reader: Any) -> None:
-    """What transformers would leave out without a word, and the model be another one."""
+    """Refuse tensors that transformers would silently leave out, which would change the model."""
     parts = _value(reader, "split.count")
     if parts is not None and parts > 1:
         raise UsageError(
@@ -84,11 +84,11 @@ def _refuse_what_would_be_dropped(file: Path, reader: Any) -> None:
 
 
 def _refuse_other_tokens(file: Path, reader: Any, tokenizer: Any, vocab_size: int) -> None:
-    """A tokenizer that came out with more tokens than the model has, or without those that mark its turns."""
+    """Refuse a tokenizer that has more tokens than the model, or lacks those that mark its turns."""
     texts, types = (_value(reader, f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
-    kinds = zip(texts, types, strict=False)  # a file may say of no token what it is
+    kinds = zip(texts, types, strict=False)  # a file may leave out the types
     marks = [(i, text) for i, (text, kind) in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)]
-    # Gemma's runs of blanks are spelt with another sign for them.
+    # Gemma spells runs of blanks with another sign.
     lost = [text for i, text in marks if text.strip() and tokenizer.convert_tokens_to_ids(text) != i]
     if len(tokenizer) > vocab_size or lost:
         what = (

@@ -1,17 +1,15 @@
-"""What the model of a folder is worth: size, perplexity, accuracy, speed; a quantised one like its original.
+"""Measure a folder's model: size, perplexity, accuracy, speed. Compare a quantised export with its original.
 
-    with open_bench(config, folder, code) as bench:     # config: of the run whose task is asked
+    with open_bench(config, folder, code) as bench:     # config: of the run whose task is used
         before, after = bench.measure(folder), bench.measure(exported)
         texts = bench.training_texts(128)               # token ids, to calibrate on
 
-The questions are the run's held-out ones or its test files, in its prompt form, answered greedily; the texts
-are questions of its task with the completions that the task shows: for the perplexity held-out ones, for
-calibration ones of the training part.
+    report = export_measured(config, Path("runs/r1/grpo/model"), Path("int8"), Asked("int8"))
+    report.verdict.no_worse, report.to_json()
 
-A quantised export, measured beside its original.
-
-report = export_measured(config, Path("runs/r1/grpo/model"), Path("int8"), Asked("int8"))
-report.verdict.no_worse, report.to_json()
+The questions are the run's held-out ones or its test files, in its prompt form, answered greedily. The texts
+are questions of its task with the completions the task shows: held-out ones for the perplexity, ones of the
+training part for calibration.
 """
 
 import math
@@ -44,40 +42,42 @@ from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
 
 _SEED = 0
 _MOST_TEXTS = 256
-"""Held-out texts that the perplexity is taken over."""
+"""Held-out texts of the perplexity."""
 _AT_ONCE = 32
-"""Questions decoded together where the run does not say how many."""
+"""Questions decoded together, if the run does not set it."""
+RECORD = "r1hpc-quantization.json"
+"""The measurements, in the export's folder."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model, as it answered."""
+    """The measurements of one model."""
 
     num_bytes: int
-    """Of its weights on disk."""
+    """Bytes of its weights on disk."""
     perplexity: float
     num_tokens: int
-    """That the perplexity is the mean over."""
+    """Tokens of the perplexity's mean."""
     tokens_per_second: float
-    """Of all answers together, decoded greedily by transformers on `device`."""
+    """Over all answers together, decoded greedily by transformers on `device`."""
     device: str
     answers: list[dict[str, Any]]
-    """A line for each question, as compare_answers reads them."""
+    """A line per question, as compare_answers reads them."""
 
 
 class Bench:
-    """Asks one model after the other the same questions; has loaded none in between."""
+    """Runs one model after the other on the same questions; none stays loaded in between."""
 
     def __init__(self, config: RunConfig, judge: Judge, task: Task, device: torch.device) -> None:
         self._judge = judge
         self._task = task
         self.questions = ", ".join(named_sets(config)) or task.name
-        """What is asked: the test files, or the task."""
+        """The test files, or the task."""
         self.device = device
         self._num_items = num_items(config)
 
     def measure(self, folder: Path) -> Measured:
-        """In fp32 on the CPU, in the folder's own precision on a GPU.
+        """Measure in fp32 on the CPU, in the folder's own precision on a GPU.
 
         Raises:
             UsageError: transformers cannot read it.
@@ -89,7 +89,7 @@ class Bench:
         try:
             return self._asked(folder, perplexity, num_tokens)
         finally:
-            self._judge.engine.release()  # or it would lie beside the next
+            self._judge.engine.release()  # or both models would be in memory
 
     def _asked(self, folder: Path, perplexity: float, num_tokens: int) -> Measured:
         items = [self._judge.evaluated.item(index, held_out=True) for index in range(self._num_items)]
@@ -102,13 +102,13 @@ class Bench:
         return Measured(size, perplexity, num_tokens, speed, self.device.type, answers)
 
     def training_texts(self, num: int) -> list[list[int]]:
-        """Token ids of `num` texts of the task's training part."""
+        """Return the token ids of `num` texts of the task's training part."""
         shown = (self._judge.demonstrated(self._task, self._task.item(index)) for index in range(num))
         return [[*prompt, *completion] for prompt, completion in shown]
 
     @torch.no_grad()
     def _perplexity(self, network: Any) -> tuple[float, int]:
-        """Over the tokens of the completions, or of the questions where the task shows no completion."""
+        """Compute it over the completions' tokens, or the questions' if the task shows no completion."""
         there = self._task.num_questions(held_out=True)
         total, num = 0.0, 0
         for index in range(min(self._num_items, _MOST_TEXTS, there or _MOST_TEXTS)):
@@ -126,12 +126,12 @@ class Bench:
 def open_bench(
     config: RunConfig, folder: Path, code: Path | None = None, num_questions: int | None = None
 ) -> Iterator[Bench]:
-    """A bench for models of one tokenizer and one task.
+    """Yield a bench for models of one tokenizer and one task.
 
     Args:
         config: of the run whose task, test files and prompt form are taken.
-        folder: whose tokenizer is taken.
-        code: the run's frozen code, where it has some.
+        folder: the folder with the tokenizer.
+        code: the run's frozen code, if it has any.
         num_questions: in place of the run's evaluate.num_items.
 
     Raises:
@@ -146,7 +146,7 @@ def open_bench(
         )
 
     with judge_with(asked, engine, code) as (judge, _):
-        # Of test files the judge knows no training part.
+        # For test files the judge knows no training part.
         task = make_task(asked.task, code, fitting(asked, code)) if named_sets(asked) else judge.task
         yield Bench(asked, judge, task, device)
 
@@ -163,7 +163,7 @@ def _asked(config: RunConfig, folder: Path, num_questions: int | None) -> RunCon
         stage="evaluate",
         model=model,
         evaluate=evaluate,
-        # The bench samples by itself, also where the run did by vLLM, and not all questions at once.
+        # The bench samples with torch even if the run used vLLM, and not all questions at once.
         rollout=replace(
             config.rollout, engine="sampler", prompts_per_batch=config.rollout.prompts_per_batch or _AT_ONCE
         ),
@@ -187,22 +187,18 @@ def _line(item: Item, completion: Completion, score: Score) -> dict[str, Any]:
     }
 
 
-RECORD = "r1hpc-quantization.json"
-"""What was measured, in the folder of the export."""
-
-
 @dataclass(frozen=True)
 class Asked:
-    """How to quantise, and how to measure."""
+    """How to quantise and how to measure."""
 
     scheme: str
     """A key of quantize.SCHEMES."""
     num_texts: int = 0
-    """To calibrate on; 0: no calibration."""
+    """Texts to calibrate on; 0: no calibration."""
     num_questions: int | None = None
     """None: as many as the run evaluates on."""
     margin: float = 0.02
-    """The loss of accuracy that is to be excluded, as a share of the questions."""
+    """Loss of accuracy to exclude, as a share of the questions."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +207,7 @@ class Report:
 
     asked: Asked
     questions: str
-    """The task or the test files that they are of."""
+    """The task or the test files."""
     quantized: Quantized
     before: Measured
     after: Measured
@@ -219,7 +215,7 @@ class Report:
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
-        """Without the answers."""
+        """Return it without the answers."""
         found = self.comparison
         return {
             **asdict(self.asked),
@@ -242,7 +238,7 @@ def export_measured(
     asked: Asked,
     code: Path | None = None,
 ) -> Report:
-    """Quantise the model of `source` into `folder`, read it back, and ask both the questions of a run.
+    """Quantise the model of `source` into `folder`, read it back, and run both on a run's questions.
 
     Args:
         config, code: see measure.open_bench.

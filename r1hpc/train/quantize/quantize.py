@@ -1,31 +1,24 @@
-"""A model with integer weights, in the form that vLLM and transformers read (compressed-tensors).
+"""Quantise a model's weights to integers, in the format of vLLM and transformers (compressed-tensors).
 
     quantize(Path("runs/r1/grpo/model"), Path("int8"), "int8", texts=None)
 
-int8: weights and activations of 8 bits (W8A8), a scale for each output channel of a weight, and for each
-token of what goes in. w4a16: weights of 4 bits, a scale for each group of inputs; activations stay. Rounding
-is to the nearest; with `texts` the model is first made easier to round (int8: SmoothQuant), or the
-roundings make up for each other (w4a16: GPTQ). Embedding and output head stay as they are.
+int8: weights and activations of 8 bits (W8A8), with a scale per output channel of a weight and per input
+token. w4a16: weights of 4 bits, with a scale per group of inputs; activations stay. Values round to the
+nearest. With `texts` the model is first made easier to round (int8: SmoothQuant), or the roundings compensate
+each other (w4a16: GPTQ). Embedding and output head stay as they are. Needs the package compressed-tensors
+(the optional extra `quantize`), as does transformers to read the folder.
 
-Needs the package compressed-tensors (the optional extra `quantize`), as does transformers to read the folder.
+`smooth` (SmoothQuant, Xiao et al., arXiv 2211.10438) moves outliers from the activations into the weights. A
+few input channels of a layer are tens of times larger than the rest, but a token has one scale for all.
+Channel j is divided by s_j before the layer, in the norm or layer that makes it, and the layer's weights for
+it are multiplied: s_j = max|X_j|^0.5 / max|W_j|^0.5 (eq. 4), the maxima over calibration texts. Here s_j is
+the nearest power of two, so that the output is bit-identical in any floating-point precision. The step from
+up_proj to down_proj is smoothed too, as AWQ does (2306.00978).
 
-GPTQ: what one weight loses by rounding, the weights after it make up for.
-
-    compensate(network, texts)         # in place, after the scales are set: every weight lies on its grid
-
-A layer's weights are rounded input by input; each error is spread over the inputs still to come, weighted by
-how the inputs of calibration texts go together (H = X Xᵀ): Frantar et al., arXiv 2210.17323, algorithm 1. One
-decoder layer after the other, each on what the layers before it give once they are rounded.
-
-SmoothQuant: outliers move out of the activations, which are rounded at 8 bits, into the weights.
-
-    smooth(network, texts)         # in place; it computes to the bit what it computed
-
-A few channels of what goes into a layer are tens of times larger than the rest, and a token has one scale
-for all of them. Channel j is divided by s_j before the layer, in the norm or the layer that makes it, and the
-layer's weights for it are multiplied: s_j = max|X_j|^0.5 / max|W_j|^0.5 (Xiao et al., arXiv 2211.10438, eq.
-4), the maxima over calibration texts. Here s_j is the nearest power of two, so that both are exact in any
-floating-point precision; and the step from up_proj to down_proj is smoothed too, as AWQ does (2306.00978).
+`compensate` (GPTQ, Frantar et al., arXiv 2210.17323, algorithm 1) runs after the scales are set, in place. A
+layer's weights are rounded input by input; each error is spread over the inputs still to come, weighted by
+how the inputs of calibration texts correlate (H = X Xᵀ). Each decoder layer sees the outputs of the rounded
+layers before it.
 """
 
 import shutil
@@ -45,169 +38,23 @@ from r1hpc.train.model.attention import OURS
 from r1hpc.train.model.export import open_to_others
 
 _DAMPENING = 0.01
-"""Of the mean of H's diagonal, added to it: as in the paper."""
+"""Added to H's diagonal, relative to its mean: as in the paper."""
 _BLOCK = 128
-"""Inputs whose errors reach those behind the block in one product: as in the paper."""
-
-
-@torch.no_grad()
-def compensate(network: Any, texts: Sequence[Sequence[int]]) -> None:
-    """Round the weights of every layer that has a scale to that scale's grid, in place."""
-    calls = _first_calls(network, texts)
-    for block in network.model.layers:
-        layers = [module for module in block.modules() if hasattr(module, "weight_scale")]
-        moments = _second_moments(block, layers, calls)
-        for layer in layers:
-            layer.weight.copy_(_rounded(layer, moments[layer]))
-        calls = [(block(hidden, **rest), rest) for hidden, rest in calls]
-
-
-class _Caught(Exception):  # noqa: N818 (no error: it ends a forward pass)
-    pass
-
-
-def _first_calls(network: Any, texts: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """What the first decoder layer is called with, for each text."""
-    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
-
-    def catch(module: nn.Module, arguments: tuple[torch.Tensor, ...], rest: dict[str, Any]) -> None:
-        calls.append((arguments[0], rest))
-        raise _Caught
-
-    hook = network.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for text in texts:
-            try:
-                network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
-            except _Caught:
-                continue
-    finally:
-        hook.remove()
-    return calls
-
-
-def _second_moments(
-    block: Any, layers: Sequence[Any], calls: Sequence[tuple[torch.Tensor, dict[str, Any]]]
-) -> dict[Any, torch.Tensor]:
-    """Of each layer X Xᵀ, summed over the tokens of all texts: (inputs, inputs)."""
-    moments = {layer: layer.weight.new_zeros(layer.in_features, layer.in_features) for layer in layers}
-
-    def look(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].flatten(0, -2).float()
-        moments[layer].addmm_(rows.T, rows)
-
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
-    for hidden, rest in calls:
-        block(hidden, **rest)
-    for hook in hooks:
-        hook.remove()
-    return moments
-
-
-def _rounded(layer: Any, moment: torch.Tensor) -> torch.Tensor:
-    """The weight, (outputs, inputs), on the grid of its scale."""
-    from compressed_tensors.quantization.utils import calculate_range
-
-    weight: torch.Tensor = layer.weight.clone()
-    form = layer.quantization_scheme.weights
-    low, high = (float(end) for end in calculate_range(form, weight.device))
-    size = form.group_size or layer.in_features
-    inverse = _inverse_root(moment)
-    for start in range(0, layer.in_features, _BLOCK):
-        end = min(start + _BLOCK, layer.in_features)
-        errors = weight.new_zeros(layer.out_features, end - start)
-        for i in range(start, end):
-            scale = layer.weight_scale[:, i // size]
-            rounded = (weight[:, i] / scale).round().clamp(low, high) * scale
-            error = (weight[:, i] - rounded) / inverse[i, i]
-            weight[:, i] = rounded
-            weight[:, i + 1 : end] -= torch.outer(error, inverse[i, i + 1 : end])
-            errors[:, i - start] = error
-        weight[:, end:] -= errors @ inverse[start:end, end:]
-    return weight
-
-
-def _inverse_root(moment: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of H⁻¹; an input that is never there counts by itself."""
-    moment = moment.double()
-    diagonal = moment.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += _DAMPENING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return root.float()
-
-
+"""Inputs per block, whose errors reach the inputs behind it in one product: as in the paper."""
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Whose norms multiply by their weight, and whose layers are called so:"""
+"""Families whose norms multiply by their weight, and whose layers have these names:"""
 _PAIRS = (
     ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     ("mlp.up_proj", ("mlp.down_proj",)),
 )
-"""What makes a channel, and who reads it, in a decoder layer."""
+"""The module that makes a channel and those that read it, in a decoder layer."""
 _LEAST = 1e-5
-"""Of a maximum: a channel that is always zero needs no scale."""
-
-
-def check_family(model_type: str) -> None:
-    """Raise UsageError where the layers of this family are not known."""
-    if model_type not in _FAMILIES:
-        raise UsageError(
-            f"--calibrate knows the layers of {', '.join(_FAMILIES)}; this is {model_type}: export it without"
-        )
-
-
-@torch.no_grad()
-def smooth(network: Any, texts: Sequence[Sequence[int]]) -> None:
-    """Move outliers into the weights, in place; the network's output stays as it is."""
-    pairs = list(_pairs(network))
-    largest = _largest_inputs(network, [readers[0] for _, readers in pairs], texts)
-    for maker, readers in pairs:
-        weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
-        factors = _factors(largest[readers[0]], weights)
-        maker.weight.div_(factors if maker.weight.ndim == 1 else factors[:, None])
-        if getattr(maker, "bias", None) is not None:
-            maker.bias.div_(factors)
-        for reader in readers:
-            reader.weight.mul_(factors)
-
-
-def _pairs(network: Any) -> Iterator[tuple[Any, list[Any]]]:
-    for layer in network.model.layers:
-        for maker, readers in _PAIRS:
-            yield layer.get_submodule(maker), [layer.get_submodule(reader) for reader in readers]
-
-
-def _factors(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    logs = (inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()) / 2
-    return torch.exp2(logs.round())
-
-
-def _largest_inputs(
-    network: Any, modules: Sequence[nn.Module], texts: Sequence[Sequence[int]]
-) -> dict[nn.Module, torch.Tensor]:
-    """Of each module, the largest magnitude of every channel that goes in, over all texts."""
-    largest: dict[nn.Module, torch.Tensor] = {}
-
-    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen = inputs[0].abs().flatten(0, -2).amax(0)
-        largest[module] = torch.maximum(largest[module], seen) if module in largest else seen
-
-    hooks = [module.register_forward_pre_hook(look) for module in modules]
-    try:
-        for text in texts:
-            network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return largest
-
-
+"""Smallest maximum: a channel that is always zero needs no scale."""
 SCHEMES = {"int8": "W8A8", "w4a16": "W4A16"}
-"""By the name in --quantize, what compressed-tensors calls it."""
+"""Names in --quantize, and compressed-tensors' names."""
 _GROUP_SIZES = (128, 64, 32)
-"""Inputs that share a scale at four bits: those that vLLM's kernels have, the fewest bits first."""
+"""Inputs that share a scale at four bits: the sizes of vLLM's kernels, the fewest bits first."""
 _CPU = torch.device("cpu")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 Texts = Sequence[Sequence[int]]
@@ -215,17 +62,17 @@ Texts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Quantized:
-    """How much of a model was made integers."""
+    """How much of a model was quantised."""
 
     num_quantized: int
-    """Of its parameters."""
+    """Parameters quantised."""
     num_parameters: int
     group_size: int | None
-    """Inputs that share a scale; None: all of an output channel."""
+    """Inputs that share a scale; None: the complete output channel."""
 
 
 def check_installed() -> None:
-    """Raise R1hpcError where compressed-tensors is not installed."""
+    """Raise R1hpcError if compressed-tensors is not installed."""
     try:
         import compressed_tensors  # noqa: F401
     except ImportError:
@@ -233,7 +80,7 @@ def check_installed() -> None:
 
 
 def check_source(folder: Path, *, calibrated: bool) -> None:
-    """Refuse what cannot be quantised, before anything is spent.
+    """Refuse a model that cannot be quantised, before GPU-hours are spent.
 
     Raises:
         UsageError: no model folder, one that is quantised already, with an attention that only r1hpc
@@ -259,12 +106,12 @@ def check_source(folder: Path, *, calibrated: bool) -> None:
 def quantize(
     source: Path, folder: Path, scheme: str, texts: Texts | None, device: torch.device = _CPU
 ) -> Quantized:
-    """Write the model of `source` with integer weights into `folder`, a new one, its other files beside it.
+    """Write the model of `source` with integer weights into the new `folder`, with its other files.
 
     Args:
         scheme: a key of SCHEMES.
         texts: token ids to calibrate on; None: no calibration.
-        device: where it is done; it holds the model in fp32.
+        device: computes, and holds the model in fp32.
 
     Raises:
         UsageError: the model has no layer that can be quantised, layers of no group size that vLLM has, or
@@ -298,16 +145,16 @@ def quantize(
 
 
 def load_folder(folder: Path, device: torch.device = _CPU, dtype: torch.dtype | str = torch.float32) -> Any:
-    """The model of a folder, quantised or not; `dtype` auto: in its own precision.
+    """Return the model of a folder, quantised or not; `dtype` auto: in its own precision.
 
-    A quantised one computes as its scheme says, with weights multiplied out at the first forward pass and
-    activations rounded at each: what it answers is measured so, not how fast integers are.
+    A quantised one computes as its scheme says: weights are multiplied out at the first forward pass,
+    activations rounded at each. So its answers are measured, not the speed of integers.
 
     Raises:
         UsageError: tensors are missing, or it cannot be read at all.
     """
     said = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is refused below
+    logging.set_verbosity_error()  # missing tensors are refused below
     logging.disable_progress_bar()
     try:
         network, loaded = AutoModelForCausalLM.from_pretrained(
@@ -324,7 +171,7 @@ def load_folder(folder: Path, device: torch.device = _CPU, dtype: torch.dtype | 
 
 
 def _layers(network: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers but the output head, by their names."""
+    """Yield the linear layers except the output head, with their names."""
     head = network.get_output_embeddings()
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
@@ -337,7 +184,7 @@ def _head(network: PreTrainedModel) -> str:
 
 
 def _form(scheme: str, layers: dict[str, nn.Linear]) -> Any:
-    """compressed-tensors' own preset, with a group size that divides the inputs of every layer."""
+    """Return compressed-tensors' preset, with a group size that divides the inputs of every layer."""
     from compressed_tensors.quantization import preset_name_to_scheme
 
     form = preset_name_to_scheme(SCHEMES[scheme], ["Linear"])
@@ -355,20 +202,20 @@ def _form(scheme: str, layers: dict[str, nn.Linear]) -> Any:
 
 
 def _set_scale(layer: Any, dtype: torch.dtype) -> None:
-    """The largest weight of each channel or group is the largest integer; in the precision of the file."""
+    """Scale the largest weight of each channel or group to the largest integer, in the file's precision."""
     from compressed_tensors.quantization.utils import calculate_qparams
 
     form = layer.quantization_scheme.weights
     rows = layer.weight.detach().unflatten(-1, (-1, form.group_size or layer.in_features))
     scale, _ = calculate_qparams(*rows.aminmax(dim=-1), form)
-    # Rounded before it divides, so that who reads the file multiplies by the very number.
+    # Round before dividing, so that a reader of the file multiplies by the same number.
     layer.weight_scale.data = scale.to(dtype).float()
 
 
 def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None:
     for parameter in network.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)  # smoothing by powers of two left them exact in it
+            parameter.data = parameter.data.to(dtype)  # exact: smoothing used powers of two
     network.save_pretrained(folder)
     left = {path for form in _WEIGHTS for path in source.glob(form)}
     for path in source.iterdir():
@@ -378,10 +225,152 @@ def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None
 
 
 def _name_scheme(network: Any, folder: Path) -> None:
-    """Write into config.json how the weights are to be read."""
+    """Write into config.json how to read the weights."""
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationStatus
 
     compressor = ModelCompressor.from_pretrained_model(network)
     compressor.quantization_config.quantization_status = QuantizationStatus.COMPRESSED
     compressor.update_config(str(folder))
+
+
+@torch.no_grad()
+def compensate(network: Any, texts: Sequence[Sequence[int]]) -> None:
+    """Round the weights of every layer that has a scale to that scale's grid, in place."""
+    calls = _first_calls(network, texts)
+    for block in network.model.layers:
+        layers = [module for module in block.modules() if hasattr(module, "weight_scale")]
+        moments = _second_moments(block, layers, calls)
+        for layer in layers:
+            layer.weight.copy_(_rounded(layer, moments[layer]))
+        calls = [(block(hidden, **rest), rest) for hidden, rest in calls]
+
+
+class _Caught(Exception):  # noqa: N818 (no error: it ends a forward pass)
+    pass
+
+
+def _first_calls(network: Any, texts: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Return the arguments of the first decoder layer, for each text."""
+    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def catch(module: nn.Module, arguments: tuple[torch.Tensor, ...], rest: dict[str, Any]) -> None:
+        calls.append((arguments[0], rest))
+        raise _Caught
+
+    hook = network.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for text in texts:
+            try:
+                network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
+            except _Caught:
+                continue
+    finally:
+        hook.remove()
+    return calls
+
+
+def _second_moments(
+    block: Any, layers: Sequence[Any], calls: Sequence[tuple[torch.Tensor, dict[str, Any]]]
+) -> dict[Any, torch.Tensor]:
+    """Return X Xᵀ of each layer, summed over the tokens of all texts: (inputs, inputs)."""
+    moments = {layer: layer.weight.new_zeros(layer.in_features, layer.in_features) for layer in layers}
+
+    def look(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows = inputs[0].flatten(0, -2).float()
+        moments[layer].addmm_(rows.T, rows)
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    for hidden, rest in calls:
+        block(hidden, **rest)
+    for hook in hooks:
+        hook.remove()
+    return moments
+
+
+def _rounded(layer: Any, moment: torch.Tensor) -> torch.Tensor:
+    """Return the weight, (outputs, inputs), on the grid of its scale."""
+    from compressed_tensors.quantization.utils import calculate_range
+
+    weight: torch.Tensor = layer.weight.clone()
+    form = layer.quantization_scheme.weights
+    low, high = (float(end) for end in calculate_range(form, weight.device))
+    size = form.group_size or layer.in_features
+    inverse = _inverse_root(moment)
+    for start in range(0, layer.in_features, _BLOCK):
+        end = min(start + _BLOCK, layer.in_features)
+        errors = weight.new_zeros(layer.out_features, end - start)
+        for i in range(start, end):
+            scale = layer.weight_scale[:, i // size]
+            rounded = (weight[:, i] / scale).round().clamp(low, high) * scale
+            error = (weight[:, i] - rounded) / inverse[i, i]
+            weight[:, i] = rounded
+            weight[:, i + 1 : end] -= torch.outer(error, inverse[i, i + 1 : end])
+            errors[:, i - start] = error
+        weight[:, end:] -= errors @ inverse[start:end, end:]
+    return weight
+
+
+def _inverse_root(moment: torch.Tensor) -> torch.Tensor:
+    """Return the upper Cholesky factor of H⁻¹; an input that never occurs counts by itself."""
+    moment = moment.double()
+    diagonal = moment.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += _DAMPENING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return root.float()
+
+
+def check_family(model_type: str) -> None:
+    """Raise UsageError if the layers of this family are not known."""
+    if model_type not in _FAMILIES:
+        raise UsageError(
+            f"--calibrate knows the layers of {', '.join(_FAMILIES)}; this is {model_type}: export it without"
+        )
+
+
+@torch.no_grad()
+def smooth(network: Any, texts: Sequence[Sequence[int]]) -> None:
+    """Move outliers into the weights, in place; the network's output is unchanged."""
+    pairs = list(_pairs(network))
+    largest = _largest_inputs(network, [readers[0] for _, readers in pairs], texts)
+    for maker, readers in pairs:
+        weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
+        factors = _factors(largest[readers[0]], weights)
+        maker.weight.div_(factors if maker.weight.ndim == 1 else factors[:, None])
+        if getattr(maker, "bias", None) is not None:
+            maker.bias.div_(factors)
+        for reader in readers:
+            reader.weight.mul_(factors)
+
+
+def _pairs(network: Any) -> Iterator[tuple[Any, list[Any]]]:
+    for layer in network.model.layers:
+        for maker, readers in _PAIRS:
+            yield layer.get_submodule(maker), [layer.get_submodule(reader) for reader in readers]
+
+
+def _factors(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    logs = (inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()) / 2
+    return torch.exp2(logs.round())
+
+
+def _largest_inputs(
+    network: Any, modules: Sequence[nn.Module], texts: Sequence[Sequence[int]]
+) -> dict[nn.Module, torch.Tensor]:
+    """Return for each module the largest magnitude of every input channel over all texts."""
+    largest: dict[nn.Module, torch.Tensor] = {}
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen = inputs[0].abs().flatten(0, -2).amax(0)
+        largest[module] = torch.maximum(largest[module], seen) if module in largest else seen
+
+    hooks = [module.register_forward_pre_hook(look) for module in modules]
+    try:
+        for text in texts:
+            network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest

@@ -1,12 +1,12 @@
-"""The completions of a rollout as micro batches: dealt to the ranks by length, and laid out side by side.
+"""Cut a rollout into micro batches: deal completions to the ranks by length, and pad them side by side.
 
-for mine in deal(experience.total_lengths(), rows, group, micro_batch_size): ...
-batch = lay_out(experience, mine, pad, device)
+    for mine in deal(experience.total_lengths(), rows, group, micro_batch_size): ...
+    batch = lay_out(experience, mine, pad, device)
 
-What an update adds up over its tokens, and where: on the device, read once at its end.
+A Tally adds up an update's sums on the device, which is read once at the end:
 
-tally.add(entropy=entropies.sum())
-sums = Sums(*group.sum(tally.numbers()))
+    tally.add(entropy=entropies.sum())
+    sums = Sums(*group.sum(tally.numbers()))
 """
 
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with everything its updates need, the same on every rank. n completions."""
+    """A rollout with everything its updates need, the same on every rank. n is its number of completions."""
 
     groups: Groups
     prompts: tuple[tuple[int, ...], ...]
@@ -33,14 +33,14 @@ class Experience:
     advantages: Floats
     """(n, longest); 0 beyond each completion."""
     counts: npt.NDArray[np.bool_]
-    """(n,): completions that are part of the loss at all."""
+    """(n,): False for completions left out of the loss."""
     returns: Floats | None = None
-    """(n, longest): what the critic is to learn; PPO only."""
+    """(n, longest): the critic's targets; PPO only."""
     values: Floats | None = None
     """(n, longest): the critic's values before the first update; PPO only."""
     old_logprobs: Floats | None = None
-    """(n, longest): the trainer's log-probabilities before the first of several updates, where importance is
-    corrected, and for GSPO in half precision; else the sampler's stand for them."""
+    """(n, longest): the trainer's log-probabilities before the first of several updates. Set with importance
+    correction, and for GSPO in half precision; else the sampler's are used."""
 
     def prompt_of(self, row: int) -> tuple[int, ...]:
         return self.prompts[row // self.groups.num_members]
@@ -61,7 +61,7 @@ class MicroBatch:
     mask: torch.Tensor
     """(rows, k): where a target is a token of the completion."""
     positions: torch.Tensor
-    """Of those in the flat mask."""
+    """Flat indices of the mask's True entries."""
     columns: npt.NDArray[np.bool_]
     rows: Rows
     lengths: npt.NDArray[np.int32]
@@ -71,19 +71,19 @@ class MicroBatch:
         return int(self.targets.shape[1])
 
     def spread(self, values: npt.NDArray[Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Values per completion token (n, longest) of the rollout, laid out as `targets`."""
+        """Lay out values per completion token (n, longest) as `targets`."""
         placed = np.zeros(self.columns.shape, np.float64)
         inside = np.arange(values.shape[1])[None, :] < self.lengths[:, None]
         placed[self.columns] = values[self.rows][inside]
         return torch.from_numpy(placed).to(self.targets.device, dtype)
 
     def placed(self, values: torch.Tensor) -> torch.Tensor:
-        """(num tokens of completions,), row after row, as (rows, k); 0 elsewhere."""
+        """Lay out (num tokens of completions,), row after row, as (rows, k); 0 elsewhere."""
         flat = values.new_zeros(self.mask.numel())
         return flat.index_copy(0, self.positions, values).view(self.mask.shape)
 
     def gathered(self, values: torch.Tensor, longest: int) -> Floats:
-        """The inverse: (rows, k) as (rows, longest) per completion token."""
+        """Invert `spread`: (rows, k) to (rows, longest) per completion token."""
         placed = np.zeros((len(self.rows), longest))
         inside = np.arange(longest)[None, :] < self.lengths[:, None]
         placed[inside] = values.double().cpu().numpy()[self.columns]
@@ -91,7 +91,7 @@ class MicroBatch:
 
 
 def deal(lengths: Rows, rows: Rows, group: Group, micro_batch_size: int) -> list[Rows]:
-    """This rank's rows of each micro batch; every rank gets equally many lists, the last may be empty."""
+    """Return this rank's rows of each micro batch: equally many on every rank, the last may be empty."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     at_once = group.world_size * micro_batch_size
     starts = range(0, max(1, len(ordered)), at_once)
@@ -99,7 +99,7 @@ def deal(lengths: Rows, rows: Rows, group: Group, micro_batch_size: int) -> list
 
 
 def lay_out(experience: Experience, rows: Rows, pad: int, device: torch.device) -> MicroBatch:
-    """Prompt and completion of each row side by side, padded to the longest."""
+    """Put prompt and completion of each row side by side, padded to the longest."""
     groups = experience.groups
     prompts = [experience.prompt_of(int(row)) for row in rows]
     lengths = groups.lengths[rows]
@@ -111,7 +111,7 @@ def lay_out(experience: Experience, rows: Rows, pad: int, device: torch.device) 
         ids[line, : len(prompt)] = prompt
         ids[line, len(prompt) : end] = groups.tokens[row, :length]
         is_completion[line, len(prompt) : end] = True
-    # The logits at position t are of token t + 1: no column before the shortest prompt's last one is needed.
+    # Logits at t predict token t + 1: no column before the shortest prompt's last one is needed.
     first = min(map(len, prompts))
     columns = is_completion[:, first:]
     tensor = torch.from_numpy(ids).to(device)
@@ -128,48 +128,48 @@ def lay_out(experience: Experience, rows: Rows, pad: int, device: torch.device) 
 
 @dataclass(frozen=True)
 class Sums:
-    """Over the tokens of one update."""
+    """Sums over the tokens of one update."""
 
     tokens: float = 0.0
     entropy: float = 0.0
     clipped: float = 0.0
     kl: float = 0.0
-    """To the reference; of distillation the divergence to the teacher."""
+    """KL to the reference; in distillation, the divergence to the teacher."""
     difference: float = 0.0
-    """|log-probability by the trainer - by the sampler|; only while the policy is the one that sampled."""
+    """|trainer's - sampler's log-probability|, only while the policy is the one that sampled."""
     value_loss: float = 0.0
     importance: float = 0.0
-    """Weights of truncated importance sampling, as they were used; like the next two."""
+    """Weights of truncated importance sampling as used, like the next two."""
     importance_squared: float = 0.0
     importance_capped: float = 0.0
     """Tokens whose weight was cut to rl.importance_cap."""
 
     def per_token(self, total: float) -> float | None:
-        """A sum as a mean over the tokens that were trained on; None where there was none."""
+        """Return a sum as a mean over the trained tokens; None without any."""
         return total / self.tokens if self.tokens else None
 
     def effective_share(self) -> float | None:
-        """The effective sample size (Kish) of the importance weights over the number of tokens: 1 where all
-        weigh alike; None where none were taken."""
+        """Return the effective sample size (Kish) of the importance weights over the number of tokens: 1 if
+        all weights are equal; None without weights."""
         if not self.importance_squared:
             return None
         return self.importance**2 / (self.tokens * self.importance_squared)
 
 
 class Tally:
-    """Adds up this rank's Sums where its tensors lie, in float64: nobody waits for a GPU within the step."""
+    """Adds up this rank's Sums on its device in float64, so that no step waits for the GPU."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, **parts: torch.Tensor) -> None:
-        """Scalars, by the names of Sums."""
+        """Add scalars, by the names of Sums."""
         for name, part in parts.items():
             part = part.detach().double()
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def numbers(self) -> list[float]:
-        """In the order in which `Sums(*numbers)` takes them, to be added up over the ranks."""
+        """Return the sums in the order of `Sums(*numbers)`, to be added up over the ranks."""
         if not self._sums:
             return [0.0 for _ in fields(Sums)]
         known = dict(zip(self._sums, torch.stack([*self._sums.values()]).tolist(), strict=True))

@@ -1,14 +1,16 @@
-"""GRPO and PPO on verifiable rewards, and on-policy distillation, rollout by rollout.
+"""Train with GRPO, PPO or on-policy distillation, rollout by rollout.
 
     outcome = run(job)      # on every rank
 
-A step, in the order of its files: a rollout is collected (collect.py: judge.py asks, sampling.py samples, the
-verifier scores), laid out with its advantages (update.py, the formulas in algorithms.py), and followed by
-updates_per_rollout optimizer steps (loop.optimizer_step). Every one of them is a step of the loop: it can be
-saved after any, also in the middle of a rollout's updates (where TRL generates anew from the newer policy,
-huggingface/trl grpo_trainer.py). When a signal asks for a stop inside a rollout, the ranks stop at once, and
-what was finished of it is used after the resume. The file STOP and the limit of GPU-hours are seen by rank 0:
-the others finish their share of the rollout first.
+Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/sampler.py
+asks the engine and the verifier), then update.py (advantages and losses; the formulas are in
+losses/algorithms.py).
+
+A rollout is followed by updates_per_rollout optimizer steps (loop.optimizer_step). Each is a step of the
+loop, so a checkpoint can fall between two updates of a rollout. (TRL would generate again from the newer
+policy there: huggingface/trl grpo_trainer.py.) A signal during sampling stops all ranks at once, and the
+finished batches are used after the resume. Only rank 0 sees the file STOP and the GPU-hour limit: the others
+finish their share first.
 """
 
 import time
@@ -51,7 +53,7 @@ from r1hpc.train.rollout.sampler import open_judge
 from r1hpc.train.rollout.torch_engine import logprob_limit
 
 _HEALTH_STEPS = 20
-"""Steps that the health warnings look back on, and steps between two looks."""
+"""Steps between two health checks, each over as many steps."""
 
 
 def run(job: Job) -> Outcome:
@@ -92,21 +94,8 @@ def run(job: Job) -> Outcome:
         return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-def has_kept(run: RunDir) -> bool:
-    """Whether there is anything that a policy of this run said, or learnt."""
-    if evaluations_path(run).exists():
-        return True
-    return any(run.checkpoints.glob("step-*")) or bool(run.all_batches)
-
-
-def _own_rewards(config: RunConfig) -> dict[str, Any]:
-    """The digests of a user's own reward terms: a checkpoint is of the rewards that made it."""
-    digests = {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}
-    return {"own_rewards": digests} if digests else {}
-
-
 class RlStage:
-    """The stage. State: which rollout, which item comes next, how many updates were made on the rollout."""
+    """The RL stage. Its state: the rollout's number, the next item, and the updates made on the rollout."""
 
     def __init__(self, job: Job, collector: Collector, updater: Updater, held_out: HeldOut) -> None:
         self._job = job
@@ -122,14 +111,14 @@ class RlStage:
         self._recent: list[dict[str, Any]] = []
 
     def begin(self, session: Session) -> bool:
-        """The evaluation that is due where this attempt starts; False: a stop was requested."""
+        """Run the evaluation due where this attempt starts; False if a stop was requested."""
         step, every = session.first_step - 1, self._job.config.evaluate.every
         is_due = step == 0 or (every > 0 and step % every == 0)
         return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
-        """One update, after the evaluation that is due after the step before it, and a rollout where the last
-        one is used up; None: a stop was requested in these."""
+        """Take one update. First run the evaluation due after the step before it, and sample a new rollout if
+        the last one is used up. None if a stop was requested meanwhile."""
         if step > session.first_step and not self._evaluated(session, step - 1):
             return None
         job, engine, started = self._job, session.engine, time.monotonic()
@@ -170,9 +159,63 @@ class RlStage:
         self._advance(self._rollout)
         return result
 
+    def _evaluated(self, session: Session, step: int) -> bool:
+        """Run the evaluation due after `step`, whose checkpoint is being written by now. `finish` runs the
+        last one. False if a stop was requested; the next attempt then begins with it."""
+        every = self._job.config.evaluate.every
+        return not every or step % every != 0 or self._evaluate(session, step)
+
+    def _evaluate(self, session: Session, step: int) -> bool:
+        began = time.monotonic()
+        done = self._held_out.evaluate(policy_of(session.engine), step)
+        if done and self._job.group.rank == 0:
+            session.metrics.event("evaluation", global_step=step, seconds=time.monotonic() - began)
+        return done
+
+    def _check_sampler(self, sums: Sums, is_first: bool) -> None:
+        most = logprob_limit(self._job.config)
+        difference = sums.per_token(sums.difference)
+        if is_first and difference is not None and difference > most:
+            raise TrainError(
+                f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
+                f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
+                "(another attention, precision or template, or dropout in the model's config.json?)"
+            )
+
+    def _advance(self, rollout: Rollout) -> None:
+        self._update += 1
+        if self._update < updates_per_rollout(self._job.config):
+            return
+        self._collector.learn(rollout.groups)
+        self._next_item += rollout.num_items
+        self._rollout_index, self._update = self._rollout_index + 1, 0
+        self._rollout = self._experience = None
+        job = self._job
+        # A superseded attempt that still runs may be ahead of the one that owns these batches.
+        if job.group.rank == 0 and has_begun(incarnation_dir(job.run.checkpoints, job.attempt, job.token)):
+            # Keep the last rollout's batches: if the run is killed before the next save, it returns to them.
+            self._collector.forget_before(self._rollout_index - 1)
+
+    @property
+    def is_done(self) -> bool:
+        return False
+
+    def finish(self, session: Session) -> bool:
+        """Evaluate the trained policy, then export it as a Hugging Face folder."""
+        job = self._job
+        if not self._evaluate(session, job.config.train.num_steps):
+            return False
+        job.watchdog.beat("exporting the model")
+        files = exported_tokenizer(job.config.model)
+        export_model(policy_of(session.engine), job.group, job.run.model, files)
+        return True
+
+    def kept(self, step: int) -> int:
+        return self._collector.num_kept(self._rollout_index) + self._held_out.num_kept(step)
+
     def meta(self, step: int) -> dict[str, Any]:
         return {
-            "window": self._rollout_index,  # as in the checkpoints that there are
+            "window": self._rollout_index,  # the name in existing checkpoints
             "next_item": self._next_item,
             "update": self._update,
             "tokens": self._tokens,
@@ -180,8 +223,8 @@ class RlStage:
         }
 
     def state_writer(self) -> Callable[[Path], None]:
-        """Rank 0: the rollout whose updates are under way, or the finished batches of one being sampled; and
-        how often each question was solved."""
+        """Return a writer of rank 0's state: the rollout being trained on, or the finished batches of one
+        being sampled, and the pass rates."""
         if self._job.group.rank != 0:
             return lambda folder: None
         rates, rollout = self._collector.rates_writer(), self._rollout_writer()
@@ -198,7 +241,7 @@ class RlStage:
         kept, made = self._rollout, self._experience
         if made is not None:
             kept = replace(kept, values=made.values, old_logprobs=made.old_logprobs)
-        return partial(save_rollout, rollout=kept)  # nobody changes their arrays
+        return partial(save_rollout, rollout=kept)  # these arrays never change
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
@@ -208,69 +251,16 @@ class RlStage:
         if self._job.group.rank == 0:
             self._collector.restore_batches(self._rollout_index, folder)
 
-    @property
-    def is_done(self) -> bool:
-        return False
-
-    def finish(self, session: Session) -> bool:
-        """Evaluate the trained policy, and leave it as a Hugging Face folder."""
-        job = self._job
-        if not self._evaluate(session, job.config.train.num_steps):
-            return False
-        job.watchdog.beat("exporting the model")
-        files = exported_tokenizer(job.config.model)
-        export_model(policy_of(session.engine), job.group, job.run.model, files)
-        return True
-
-    def kept(self, step: int) -> int:
-        return self._collector.num_kept(self._rollout_index) + self._held_out.num_kept(step)
-
-    def _evaluate(self, session: Session, step: int) -> bool:
-        began = time.monotonic()
-        done = self._held_out.evaluate(policy_of(session.engine), step)
-        if done and self._job.group.rank == 0:
-            session.metrics.event("evaluation", global_step=step, seconds=time.monotonic() - began)
-        return done
-
-    def _evaluated(self, session: Session, step: int) -> bool:
-        """The evaluation that is due after `step`, whose checkpoint is on its way by now; the one after the
-        last is `finish`'s. False: a stop was requested, and the next attempt begins with it."""
-        every = self._job.config.evaluate.every
-        return not every or step % every != 0 or self._evaluate(session, step)
-
-    def _advance(self, rollout: Rollout) -> None:
-        self._update += 1
-        if self._update < updates_per_rollout(self._job.config):
-            return
-        self._collector.learn(rollout.groups)
-        self._next_item += rollout.num_items
-        self._rollout_index, self._update = self._rollout_index + 1, 0
-        self._rollout = self._experience = None
-        job = self._job
-        # An attempt that was superseded and still runs may be ahead of the one whose batches these are.
-        if job.group.rank == 0 and has_begun(incarnation_dir(job.run.checkpoints, job.attempt, job.token)):
-            # The last rollout's batches stay: without a save since, a killed run comes back to them.
-            self._collector.forget_before(self._rollout_index - 1)
-
-    def _check_sampler(self, sums: Sums, is_first: bool) -> None:
-        most = logprob_limit(self._job.config)
-        difference = sums.per_token(sums.difference)
-        if is_first and difference is not None and difference > most:
-            raise TrainError(
-                f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
-                f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
-                "(another attention, precision or template, or dropout in the model's config.json?)"
-            )
-
     def _facts(self, rollout: Rollout, sums: Sums, update_time_s: float) -> dict[str, Any]:
-        """What train.jsonl says of a step beside loss and rate. What belongs to the rollout, at its first."""
+        """Return a step's fields of train.jsonl, except loss and rate. Its first update has the rollout
+        times."""
         is_first = self._update == 0
         return {
             **rollout.facts(
                 self._collector.labels(rollout.groups), by_group=self._job.config.rl.algorithm == "grpo"
             ),
             **self._collector.facts(),
-            # Over the rows that were trained on: those of groups without variance are not even computed.
+            # Means over the rows trained on: groups without variance are not computed.
             "kl": sums.per_token(sums.kl),
             "entropy": sums.per_token(sums.entropy),
             "clip_fraction": sums.per_token(sums.clipped),
@@ -286,7 +276,7 @@ class RlStage:
         }
 
     def _importance(self, sums: Sums) -> dict[str, Any]:
-        """The weights of truncated importance sampling, where they are taken."""
+        """Return the statistics of the importance weights, if they are used."""
         if not self._updater.corrects_importance:
             return {}
         return {
@@ -296,7 +286,7 @@ class RlStage:
         }
 
     def _used(self, rollout: Rollout) -> dict[str, Any]:
-        """For the ledger: a rollout's items are used at its first update."""
+        """Return the ledger's entry: a rollout's items count at its first update."""
         if self._update == 0:
             first, num, checksum = self._next_item, rollout.num_items, rollout.checksum()
         else:
@@ -304,10 +294,23 @@ class RlStage:
         return {"first_sample": first, "num_samples": num, "checksum": checksum}
 
     def _watch_health(self, session: Session, step: int, facts: dict[str, Any]) -> None:
-        """Every _HEALTH_STEPS steps: say so when they look like a known way to fail."""
+        """Warn, every _HEALTH_STEPS steps, when they look like a known way to fail."""
         self._recent = [*self._recent[-(_HEALTH_STEPS - 1) :], {"global_step": step, **facts}]
         if len(self._recent) < _HEALTH_STEPS or step % _HEALTH_STEPS:
             return
         for finding in health_warnings(self._recent):
             session.metrics.event("warning", global_step=step, code=finding.code, text=finding.sentence)
             print(f"warning, {finding.code}: {finding.sentence}", flush=True)
+
+
+def has_kept(run: RunDir) -> bool:
+    """True if the run has kept completions, an evaluation or a checkpoint of its policy."""
+    if evaluations_path(run).exists():
+        return True
+    return any(run.checkpoints.glob("step-*")) or bool(run.all_batches)
+
+
+def _own_rewards(config: RunConfig) -> dict[str, Any]:
+    """Return the digests of custom reward terms: a checkpoint belongs to the rewards it was trained with."""
+    digests = {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}
+    return {"own_rewards": digests} if digests else {}

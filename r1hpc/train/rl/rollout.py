@@ -1,11 +1,10 @@
-"""A rollout as arrays: groups of completions with their log-probabilities and rewards, and how it is kept.
+"""Hold a rollout as arrays: groups of completions with log-probabilities and rewards. Read and write it.
 
     groups = Groups.joined([batch_0, batch_1])
     write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
     save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
 Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
-train/rl/collect.py makes a rollout, train/rl/update.py trains on it.
 """
 
 import hashlib
@@ -44,14 +43,14 @@ class Groups:
     rewards: npt.NDArray[np.float64]
     correct: npt.NDArray[np.bool_]
     terms: dict[str, npt.NDArray[np.float64]]
-    """Each reward term by itself, unweighted, (n,)."""
+    """Each reward term, unweighted, (n,)."""
 
     @property
     def num_members(self) -> int:
         return len(self.lengths) // max(1, len(self.items))
 
     def select(self, groups: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Groups":
-        """Only these groups, in this order."""
+        """Return only these groups, in this order."""
         chosen = np.asarray(groups, np.int64)
         rows = (chosen[:, None] * self.num_members + np.arange(self.num_members)).ravel()
         return Groups(
@@ -67,7 +66,7 @@ class Groups:
 
     @staticmethod
     def joined(parts: Sequence["Groups"]) -> "Groups":
-        """One after the other, padded to the longest."""
+        """Concatenate groups, padded to the longest."""
         longest = max(part.tokens.shape[1] for part in parts)
         names = parts[0].terms
 
@@ -92,31 +91,31 @@ class Groups:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled from one policy for several optimizer steps; the same on every rank, but for times."""
+    """Completions of one policy for several optimizer steps; the same on every rank except the times."""
 
     groups: Groups
     policy_id: str
-    """Names the weights that sampled it."""
+    """Id of the weights that sampled it."""
     num_items: int
-    """Items used up, those of dropped groups included."""
+    """Items used up, dropped groups included."""
     rollout_time_s: float = 0.0
-    """On this rank, in this attempt; like the next."""
+    """On this rank, in this attempt, like the next."""
     reward_time_s: float = 0.0
     values: npt.NDArray[np.float64] | None = None
-    """(n, longest), after a resume under PPO: the critic's values from before the updates made since."""
+    """(n, longest), after a resume under PPO: the critic's values before the updates made since."""
     old_logprobs: npt.NDArray[np.float64] | None = None
-    """Likewise, where importance is corrected, and for GSPO in half precision: the trainer's own
+    """The same, with importance correction and for GSPO in half precision: the trainer's own
     log-probabilities, by the policy that sampled."""
     engine_facts: dict[str, float] = field(default_factory=dict)
-    """What train.jsonl says of the hand-over of weights before it, on this rank."""
+    """This rank's fields of train.jsonl about the weight update before it."""
 
     def facts(self, labels: Sequence[str] = (), *, by_group: bool = True) -> dict[str, Any]:
-        """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing.
+        """Return its fields of train.jsonl: rewards by term, lengths by outcome, shares without gradient.
 
         Args:
-            labels: of each group's task, where there are several: each is then reported apart.
-            by_group: whether a reward is held against its group's mean. Else a group that earns the same
-                teaches too (PPO, distillation), and no share of such groups is reported.
+            labels: of each group's task, if there are several: each is then reported too.
+            by_group: True if rewards are compared with their group's mean. Else a group of equal rewards
+                trains too (PPO, distillation), and its share is not reported.
         """
         groups = self.groups
         lengths, correct = groups.lengths.astype(np.float64), groups.correct
@@ -135,7 +134,7 @@ class Rollout:
         }
 
     def checksum(self) -> int:
-        """Names items, completions and rewards: two runs that agree here trained on the same rollout."""
+        """Return a checksum of items, completions and rewards: equal for two runs on the same rollout."""
         digest = hashlib.sha256(self.groups.items.tobytes())
         for row, length in zip(self.groups.tokens, self.groups.lengths, strict=True):
             digest.update(row[:length].tobytes())
@@ -158,11 +157,11 @@ def _by_task(groups: Groups, labels: Sequence[str], by_group: bool) -> dict[str,
 
 
 def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_]:
-    """(groups,): whether the members were rewarded differently.
+    """Return (groups,): True if the members were rewarded differently.
 
     Args:
-        overlong_weight: of the term overlong, where it is to be left out: a group that is all wrong, one of
-            it at too great length, says nothing of its question (DAPO, arXiv 2503.14476, eq. 11).
+        overlong_weight: of the term overlong, to ignore it: a group that is all wrong, with one member
+            too long, tells nothing about its question (DAPO, arXiv 2503.14476, eq. 11).
     """
     rewards = groups.rewards
     if overlong_weight:
@@ -171,9 +170,9 @@ def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_
 
 
 def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
-    """Write so that a killed process leaves the whole file or none.
+    """Write atomically: a killed process leaves a complete file or none.
 
-    Not fsynced: what a power cut spoils fails its zip checksum, and is sampled again.
+    Not fsynced: a file damaged by a power cut fails its zip checksum and is sampled again.
     """
     arrays = {name: value for name, value in vars(groups).items() if name != "terms"}
     arrays |= {f"{_TERM}{name}": values for name, values in groups.terms.items()}
@@ -184,7 +183,7 @@ def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
 
 
 def read_groups(path: Path) -> tuple[str, Groups]:
-    """What write_groups wrote.
+    """Return what write_groups wrote: policy id and groups.
 
     Raises:
         StateError: the file is not one of ours, or damaged.
@@ -202,7 +201,7 @@ def read_groups(path: Path) -> tuple[str, Groups]:
 
 
 def save_rollout(folder: Path, rollout: Rollout) -> None:
-    """Into a checkpoint being written, with what is kept of the networks from before its updates."""
+    """Save into a checkpoint being written, with the networks' values from before its updates."""
     write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
     for name, kept in ((_VALUES, rollout.values), (_OLD_LOGPROBS, rollout.old_logprobs)):
         if kept is not None:
@@ -210,7 +209,7 @@ def save_rollout(folder: Path, rollout: Rollout) -> None:
 
 
 def load_rollout(folder: Path, num_items: int) -> Rollout | None:
-    """What save_rollout left in a committed checkpoint; None where no rollout was under way."""
+    """Load what save_rollout left in a committed checkpoint; None if no rollout was under way."""
     if not (folder / _GROUPS).exists():
         return None
     policy_id, groups = read_groups(folder / _GROUPS)

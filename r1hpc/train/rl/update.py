@@ -1,13 +1,12 @@
-"""One update on the completions of a rollout: advantages, and the losses of its micro batches, by GRPO, PPO
-or the distance to a teacher (distillation).
+"""Compute the losses of one update on a rollout's completions: GRPO, PPO or distillation from a teacher.
 
     experience = updater.prepare(engine, rollout, prompts)           # once per rollout
     rows = updater.rows_of(experience, update)                       # updates_per_rollout times
     losses = updater.losses(engine, experience, rows, is_first, tally)    # for loop.optimizer_step
 
-Every rank knows the whole rollout, so which rows each takes is decided alike everywhere: rows that teach
-nothing are left out, the rest is sorted by length and dealt, so that a micro batch holds rows of one length
-and all ranks have equally many micro batches.
+Every rank knows the whole rollout, so all ranks deal the rows alike. Rows that give no gradient are left out,
+the rest is sorted by length and dealt: a micro batch holds rows of similar length, and all ranks have equally
+many.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,26 +38,26 @@ from r1hpc.train.rollout.policy import Reference, policy_of
 
 @dataclass(frozen=True)
 class Forward:
-    """What the networks say of a micro batch; each (rows, k)."""
+    """Outputs of the networks for a micro batch, each (rows, k)."""
 
     logprobs: torch.Tensor
-    """By the policy that is trained, of the targets; this and the next 0 where there is none."""
+    """Of the targets, by the trained policy. This and the next are 0 outside the completions."""
     entropies: torch.Tensor
-    """Of that policy in nats, with its gradient where rl.entropy_coef asks for it."""
+    """In nats, of the trained policy; with a gradient if rl.entropy_coef needs it."""
     values: torch.Tensor | None
     """By the critic; PPO only."""
     reference: torch.Tensor | None
-    """Log-probabilities by the reference, where the KL is taken."""
+    """Log-probabilities by the reference, if there is a KL term."""
     divergences: torch.Tensor
-    """To the teacher; 0 without one."""
+    """Divergence to the teacher; 0 without one."""
 
     def nothing(self) -> torch.Tensor:
-        """A loss of 0 that reaches every parameter."""
+        """Return a loss of 0 that reaches every parameter."""
         return (self.logprobs * 0).sum() + (0 if self.values is None else (self.values * 0).sum())
 
 
 class Updater:
-    """The losses of one run. Every method is given the engine that is trained, and is called on all ranks."""
+    """Computes the losses of one run. Every method takes the training engine; all ranks call it."""
 
     def __init__(self, config: RunConfig, group: Group, pad: int, reference: Reference | None) -> None:
         self._config = config
@@ -71,12 +70,12 @@ class Updater:
         self._heads: dict[int, OutputHead] = {}
 
     def prepare(self, engine: Any, rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> Experience:
-        """Advantages of a rollout, and what must be known of the networks as they are before its updates: the
-        critic's values under PPO, the old log-probabilities where the sampler's will not do. Collective."""
+        """Return a rollout with its advantages, and with what the networks give before its updates: the
+        critic's values under PPO, and the old log-probabilities if the sampler's will not do. Collective."""
         rl, groups = self._config.rl, rollout.groups
         longest = groups.tokens.shape[1]
-        # Overlong filtering (DAPO, arXiv 2503.14476, section 3.4): a completion that was cut off says nothing
-        # of how its reasoning would have ended.
+        # Overlong filtering (DAPO, arXiv 2503.14476, section 3.4): a truncated completion does not tell how
+        # its reasoning would have ended.
         counts = groups.ended if rl.mask_truncated else np.ones(len(groups.lengths), np.bool_)
         inside = np.arange(longest)[None, :] < groups.lengths[:, None]
         bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
@@ -86,7 +85,7 @@ class Updater:
         if self._distills:
             return bare
         if not self._is_ppo:
-            # GRPO: the reward is of the whole completion, so each of its tokens has the same advantage.
+            # GRPO rewards a completion as a whole, so all its tokens share one advantage.
             advantages = group_advantages(
                 groups.rewards.reshape(len(groups.items), -1),
                 rl.scale_advantage,
@@ -94,7 +93,7 @@ class Updater:
             ).ravel()
             spread = np.where(inside, advantages[:, None], 0.0)
             return replace(bare, advantages=spread, old_logprobs=old_logprobs)
-        # After a resume between two updates the critic is not the one that GAE was worked out with any more.
+        # After a resume between two updates the critic has changed since GAE used it: take the saved values.
         values = rollout.values
         if values is None:
             values = self._worked_out(engine, bare, self._critic_values)
@@ -102,50 +101,46 @@ class Updater:
         whitened = whiten(advantages, inside & counts[:, None])
         return Experience(groups, tuple(prompts), whitened, counts, returns, values, old_logprobs)
 
-    def losses(
-        self, engine: Any, experience: Experience, rows: Rows, is_first: bool, tally: Tally
-    ) -> Iterator[torch.Tensor]:
-        """The loss of each micro batch of an update on `rows`, for loop.optimizer_step.
-
-        Args:
-            is_first: no update has been made since the rollout, so the trainer's policy is the sampler's.
-            tally: is added up as the losses are made.
-        """
-        weights = self._token_weights(experience, rows)
-        taught = rows[self._teaches(experience, rows, weights)]
-        size = self._config.train.micro_batch_size
-        micro_batches = deal(experience.total_lengths(), taught, self._group, size)
-        for number, mine in enumerate(micro_batches):
-            # How many micro batches there are depends on the rollout, so DeepSpeed cannot count to the last.
-            engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
-            # A rank without rows must take part all the same: DeepSpeed reduces in the backward pass, and
-            # under ZeRO 3 every forward pass gathers parameters, the reference's with adapters too.
-            batch = lay_out(experience, mine if len(mine) else rows[:1], self._pad, self._group.device)
-            forward = self._forward(engine, batch)
-            if not len(mine):
-                yield forward.nothing()
-                continue
-            loss = self._loss(experience, batch, forward, weights[mine], is_first, tally)
-            # DeepSpeed takes the mean over the ranks; the weights make the sum over them the mean wanted.
-            yield loss * self._group.world_size
-
     def rows_of(self, experience: Experience, update: int) -> Rows:
-        """The completions of update number `update` (from 0): whole groups, in their order."""
+        """Return the completions of update number `update` (from 0): complete groups, in order."""
         per_pass = self._num_updates // self._config.rl.num_iterations
         parts = np.array_split(np.arange(len(experience.groups.items)), per_pass)
         members = experience.groups.num_members
         chosen = parts[update % per_pass]
         return np.asarray((chosen[:, None] * members + np.arange(members)).ravel(), np.int64)
 
-    @property
-    def _num_updates(self) -> int:
-        return updates_per_rollout(self._config)
+    def losses(
+        self, engine: Any, experience: Experience, rows: Rows, is_first: bool, tally: Tally
+    ) -> Iterator[torch.Tensor]:
+        """Yield the loss of each micro batch of an update on `rows`, for loop.optimizer_step.
+
+        Args:
+            is_first: no update has been made since the rollout, so the trainer's policy is the sampler's.
+            tally: adds up while the losses are made.
+        """
+        weights = self._token_weights(experience, rows)
+        taught = rows[self._teaches(experience, rows, weights)]
+        size = self._config.train.micro_batch_size
+        micro_batches = deal(experience.total_lengths(), taught, self._group, size)
+        for number, mine in enumerate(micro_batches):
+            # The number of micro batches depends on the rollout, so DeepSpeed cannot count to the last.
+            engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
+            # A rank without rows must take part too: DeepSpeed reduces in the backward pass, and under ZeRO 3
+            # every forward pass gathers parameters, also the reference's with adapters.
+            batch = lay_out(experience, mine if len(mine) else rows[:1], self._pad, self._group.device)
+            forward = self._forward(engine, batch)
+            if not len(mine):
+                yield forward.nothing()
+                continue
+            loss = self._loss(experience, batch, forward, weights[mine], is_first, tally)
+            # DeepSpeed averages over the ranks, but the weights are made for a sum over them.
+            yield loss * self._group.world_size
 
     def _token_weights(self, experience: Experience, rows: Rows) -> Floats:
-        """(n,): weight of a token of each completion, so that the sum over `rows` is the mean wanted.
+        """Return (n,): a token's weight in each completion, so that the sum over `rows` is the mean wanted.
 
-        Over all rows of the update, those that are left out of the computation included: the denominator
-        must depend neither on the number of ranks nor on what teaches nothing.
+        Rows left out of the computation count too: the denominator must depend neither on the number of ranks
+        nor on which rows give no gradient.
         """
         weights = np.zeros(len(experience.groups.lengths))
         weights[rows] = token_weights(
@@ -157,12 +152,16 @@ class Updater:
         return weights
 
     def _teaches(self, experience: Experience, rows: Rows, weights: Floats) -> npt.NDArray[np.bool_]:
-        """Not: rows without weight, and those without advantage where nothing else pulls at them."""
+        """True for rows with weight, and with an advantage unless KL or entropy pulls at them."""
         teaches: npt.NDArray[np.bool_] = weights[rows] > 0
         rl = self._config.rl
         if rl.skip_tied_groups and rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
             teaches &= np.abs(experience.advantages[rows]).max(1) > 0
         return teaches
+
+    @property
+    def _num_updates(self) -> int:
+        return updates_per_rollout(self._config)
 
     def _loss(
         self,
@@ -173,7 +172,7 @@ class Updater:
         is_first: bool,
         tally: Tally,
     ) -> torch.Tensor:
-        """This micro batch's part of the loss."""
+        """Return this micro batch's part of the loss."""
         rl, logprobs = self._config.rl, forward.logprobs
         sampled = batch.spread(experience.groups.logprobs)
         per_token = batch.mask * torch.from_numpy(weights).to(logprobs)[:, None]
@@ -200,10 +199,10 @@ class Updater:
         is_first: bool,
         tally: Tally,
     ) -> torch.Tensor:
-        """The clipped loss of the policy, and its KL term."""
+        """Return the policy's clipped loss with its KL term."""
         rl, logprobs = self._config.rl, forward.logprobs
         # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
-        # trainer's own values keep the rounding of the sampler, and of other micro batches, out of it.
+        # trainer's own values avoid the rounding of the sampler and of other micro batches.
         if is_first and (self._num_updates == 1 or experience.old_logprobs is not None):
             old = logprobs.detach()
         elif experience.old_logprobs is not None:
@@ -239,7 +238,7 @@ class Updater:
         per_token: torch.Tensor,
         tally: Tally,
     ) -> torch.Tensor | float:
-        """Of PPO's critic; 0 where there is none."""
+        """Return the loss of PPO's critic; 0 without a critic."""
         if forward.values is None or experience.values is None or experience.returns is None:
             return 0.0
         critic = value_loss(
@@ -283,7 +282,7 @@ class Updater:
         return out if self._is_ppo else (out.logits, None)
 
     def _teacher(self, engine: Any, batch: MicroBatch) -> Teacher | None:
-        """What the teacher says of each token of the completions; None: nobody teaches."""
+        """Return the teacher's logits of each completion token; None without a teacher."""
         if self._reference is None or not self._distills:
             return None
         with torch.no_grad(), self._reference.policy(engine) as network:
@@ -307,7 +306,7 @@ class Updater:
             return batch.placed(scores.logprobs)
 
     def _head(self, network: Any) -> OutputHead:
-        """Of the policy or the reference; made once, for what it has found out of the network."""
+        """Return the head of the policy or reference, kept for what it learns about the network."""
         if id(network) not in self._heads:
             self._heads[id(network)] = OutputHead(network, self._config.train.logits_chunk_tokens)
         return self._heads[id(network)]
@@ -328,7 +327,7 @@ class Updater:
         return batch.placed(scores.logprobs)
 
     def _logits(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
-        """The policy's alone."""
+        """Return the policy's logits, without the critic."""
         alone = {"of_critic": False} if self._is_ppo else {}
         out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, **alone)
         found: torch.Tensor = out[0] if self._is_ppo else out.logits
@@ -338,14 +337,13 @@ class Updater:
     def _worked_out(
         self, engine: Any, experience: Experience, of: Callable[[Any, MicroBatch], torch.Tensor]
     ) -> Floats:
-        """(n, longest): `of` each micro batch; each rank works out its share, and the sum over the ranks is
-        the whole."""
+        """Return (n, longest): `of` each micro batch. Each rank computes its share, then the ranks sum up."""
         groups = experience.groups
         found = np.zeros(groups.tokens.shape)
         everything = np.arange(len(groups.lengths))
         size = self._config.train.micro_batch_size
         for mine in deal(experience.total_lengths(), everything, self._group, size):
-            rows = mine if len(mine) else everything[:1]  # as in losses: no rank may stay away
+            rows = mine if len(mine) else everything[:1]  # as in losses: every rank takes part
             batch = lay_out(experience, rows, self._pad, self._group.device)
             self._group.beat()
             values = of(engine, batch)

@@ -1,11 +1,11 @@
-"""A model that answers one message after the other, token by token.
+"""Answer one message after another, token by token.
 
     speaker = Speaker(ModelConfig(path="runs/r1/grpo/model"))
     for piece in speaker.answer([{"role": "user", "content": "2 + 2?"}], limits):
         print(piece, end="")
 
-It is asked as in training (prompt_format.py) and sampled as there (torch_engine.py): on the first GPU in the
-folder's own precision, else on the CPU in fp32.
+Prompts have the form of training (prompt_format.py), and sampling is the same (torch_engine.py): on the first
+GPU in the folder's own precision, else on the CPU in fp32.
 """
 
 import sys
@@ -28,7 +28,7 @@ from r1hpc.train.rollout.torch_engine import cache_argument, choose, streams
 
 @dataclass(frozen=True)
 class Limits:
-    """How an answer is drawn, and when it is cut off."""
+    """The sampling and length limits of an answer."""
 
     max_tokens: int
     temperature: float
@@ -37,10 +37,10 @@ class Limits:
 
 
 class Speaker:
-    """The model of a Hugging Face folder, with what was asked of it so far kept by the caller."""
+    """The model of a Hugging Face folder. The caller keeps the conversation."""
 
     def __init__(self, model: ModelConfig) -> None:
-        """Raise ConfigError or UsageError where the folder cannot be used."""
+        """Raise ConfigError or UsageError if the folder cannot be used."""
         self._tokenizer = load_tokenizer(model)
         self._form = form_of(self._tokenizer, model)
         self._stops = frozenset(special_ids(self._tokenizer, model).stops)
@@ -55,12 +55,12 @@ class Speaker:
         self._network.to(self._device)
         positions = getattr(self._network.config.get_text_config(), "max_position_embeddings", None)
         self._positions: int = positions or sys.maxsize
-        """With learned positions there is no token beyond."""
+        """Learned positions end here."""
         self.keeps_turns = self._form.template is not None
-        """Whether it is asked with what was said before; without a template each message stands alone."""
+        """True if it sees earlier messages; without a template each message stands alone."""
 
     def answer(self, messages: Sequence[Mapping[str, str]], limits: Limits) -> Iterator[str]:
-        """The text as it comes, an opened `<think>` included.
+        """Yield the text as it is generated, an opened `<think>` included.
 
         Raises:
             UsageError: the template refuses the messages, or the vocabulary lacks a character.

@@ -1,4 +1,4 @@
-"""The networks of an RL run: policy, PPO's critic, the reference for the KL, and the engine that samples."""
+"""Build the networks of an RL run: policy, PPO's critic, the KL's reference, and the sampling engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,18 +26,17 @@ DTYPES = {
     Precision.fp32: torch.float32,
     Precision.fp8: torch.bfloat16,
 }
-"""Of the weights: FP8 is made of them for each matrix product."""
+"""dtype of the weights; FP8 is made from them for each matrix product."""
 
 
 class ActorCritic(nn.Module):
-    """The policy and PPO's critic, a backbone of its own with one number per token: (logits, values).
+    """The policy and PPO's critic, a second backbone with one number per token: (logits, values).
 
-    In one engine, so one checkpoint holds both and their optimizer states.
+    They share one engine, so one checkpoint holds both and their optimizer states.
     """
 
     def __init__(self, policy: Any, critic: nn.Module) -> None:
-        """`critic` is another one of the policy's body: one that it shared would be pulled at by a loss of
-        another scale."""
+        """`critic` has its own body: a shared one would be pulled by a loss of another scale."""
         super().__init__()
         self.policy = policy
         self.critic = critic
@@ -48,8 +47,8 @@ class ActorCritic(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, logits_to_keep: int, *, of_policy: bool = True, of_critic: bool = True
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(rows, seq_len) -> logits (rows, kept, vocab) and values (rows, kept) of the last positions; None
-        of the one that is not asked."""
+        """Map (rows, seq_len) to logits (rows, kept, vocab) and values (rows, kept) of the last positions;
+        None for a network that is not used."""
         logits = values = None
         if of_policy:
             logits = self.policy(input_ids=input_ids, logits_to_keep=logits_to_keep).logits
@@ -59,7 +58,7 @@ class ActorCritic(nn.Module):
         return logits, values
 
     def parameter_groups(self, config: RunConfig) -> Parameters:
-        """The policy at train.lr, the critic at rl.critic_lr, both on the schedule of train."""
+        """Return the policy at train.lr and the critic at rl.critic_lr, both on train's schedule."""
         critic = [*self.critic.parameters(), *self.value_head.parameters()]
         return [
             {"params": [p for p in self.policy.parameters() if p.requires_grad], "lr_scale": 1.0},
@@ -68,7 +67,7 @@ class ActorCritic(nn.Module):
 
 
 def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | None = None) -> Any:
-    """The network that is trained, with adapters where they are asked for; `lie` as for build_model."""
+    """Return the network to train, with adapters if configured; `lie` as for build_model."""
     policy: Any = build_model(config.model, hf_config, config.train.seed, lie)
     if config.model.lora_rank:
         policy = wrap_lora(policy, config.model)
@@ -82,8 +81,8 @@ def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | 
 
 
 def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placement) -> ActorCritic:
-    """The policy, and a critic that begins with the same weights. They are read or drawn twice: what is
-    divided over the ranks cannot be copied."""
+    """Return the policy and a critic with the same initial weights. They are read or drawn twice, since
+    divided weights cannot be copied."""
     policy = build_policy(config, hf_config, lie)
     network = ActorCritic(policy, build_policy(config, hf_config, lie).base_model)
     lie.put_rest(network)
@@ -91,7 +90,7 @@ def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placem
 
 
 def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
-    """How weights are to lie on this rank; `divided` over the ranks where that is how they are trained."""
+    """Return how weights lie on this rank; `divided` over the ranks if they are trained that way."""
     sharding = None
     if divided and config.deepspeed.zero_stage == 3:
         sharding = deepspeed_config(
@@ -101,27 +100,27 @@ def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
 
 
 def policy_of(engine: Any) -> Any:
-    """The language model inside an engine; itself, where there is none around it."""
+    """Return the language model inside an engine, or the model itself."""
     network = getattr(engine, "module", engine)
     return network.policy if isinstance(network, ActorCritic) else network
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The policy that the trained one is pulled to: a teacher, or the weights the run starts from.
+    """The policy the trained one is pulled to: a teacher, or the run's starting weights.
 
-    With LoRA the latter are the policy's own without its adapters; otherwise a frozen model is held, as
-    rl.reference says.
+    With LoRA the starting weights are the policy without its adapters; else a frozen model is held, see
+    rl.reference.
     """
 
     network: Any
     """A model, or DeepSpeed's engine around a divided one; None with LoRA."""
     id: str
-    """Names its weights."""
+    """Id of its weights."""
 
     @contextmanager
     def policy(self, engine: Any) -> Iterator[Any]:
-        """The network to ask, inside the context."""
+        """Yield the network to run, inside the context."""
         if self.network is not None:
             yield self.network
             return
@@ -136,7 +135,7 @@ class Reference:
 
 
 def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
-    """The teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None where neither is asked for.
+    """Return the teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None without either.
 
     Args:
         hf_config: of the model that is trained.
@@ -162,7 +161,7 @@ def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
 def build_rollout_engine(
     job: Job, hf_config: dict[str, Any], ids: SpecialIds, zero_stage: int
 ) -> RolloutEngine:
-    """The engine that rollout.engine names, for weights that lie as `zero_stage` puts them."""
+    """Return the engine that rollout.engine names, for weights laid out by `zero_stage`."""
     config = job.config
     if config.rollout.engine == "vllm":
         from r1hpc.train.rollout.vllm_engine import VllmSampler
@@ -170,7 +169,7 @@ def build_rollout_engine(
         return VllmSampler(job, ids)
 
     def replica() -> Any:
-        # Building seeds torch's stream; dropout must go on from where it was.
+        # Building seeds torch's random stream; dropout must continue where it was.
         with torch.random.fork_rng():
             return build_policy(config, hf_config, placement(config, job.group, divided=False))
 

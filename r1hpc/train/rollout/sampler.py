@@ -1,12 +1,12 @@
-"""From a task's items to judged completions: encode the prompts, sample, have the verifier score.
+"""Turn a task's items into judged completions: encode the prompts, sample, let the verifier score.
 
-    with open_judge(job, zero_stage=0) as judge:
+    with open_judge(job, zero_stage=0) as (judge, hf_config):
         judge.engine.sync_weights(network)                         # all ranks together
         samples = judge.sample(items, 4, 1.0, seed, should_stop)   # None when a stop was requested
         scored = judge.score(items, samples, should_stop)
 
-What rollouts, evaluations and rejection sampling share. `should_stop` is looked at in between, so that a rank
-that was asked to stop does so within seconds.
+Rollouts, evaluations and rejection sampling share it. It checks `should_stop` in between, so that a rank
+stops within seconds of a request.
 """
 
 import time
@@ -47,7 +47,7 @@ from r1hpc.train.rollout.policy import build_rollout_engine
 from r1hpc.train.rollout.torch_engine import WHOLE, Cut, Request, RolloutEngine, Samples, streams
 
 _GROUPS_AT_ONCE = 16
-"""Groups whose answers go to the verifier together."""
+"""Groups whose answers are verified together."""
 
 Scored = list[tuple[Completion, Score]]
 """The completions of one item with their scores."""
@@ -55,7 +55,7 @@ ShouldStop = Callable[[], bool]
 
 
 class Asker:
-    """Asks the model whose weights the engine holds, and scores what it says."""
+    """Samples from the model whose weights the engine holds, and scores the completions."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Asker:
         scorer: Scorer | None,
         ids: SpecialIds,
     ) -> None:
-        """`scorer` None: completions are sampled, and nothing can be scored."""
+        """Without a `scorer`, completions can be sampled but not scored."""
         self.tokenizer = tokenizer
         self._form = form
         self.engine = engine
@@ -75,20 +75,20 @@ class Asker:
         self._ids = ids
         self._said: set[str] = set()
         self.sampling_s = 0.0
-        """Spent in sampling until now, without the scoring."""
+        """Seconds of sampling so far, without scoring."""
         self._encode = lru_cache(maxsize=4096)(self._encoded)
 
     @cached_property
     def asking_id(self) -> str:
-        """Names how it asks; see tasks.tokenizer.asking_id."""
+        """Return the id of its prompt form; see tasks.text.tokenizer.asking_id."""
         return asking_id(self._config.model, self._form, self._ids)
 
     def prompt(self, item: Item) -> tuple[int, ...]:
-        """The tokens of the prompt in the form that the model is asked in.
+        """Return the tokens of the prompt in the model's prompt form.
 
         Raises:
             ConfigError: longer than rollout.max_prompt_length.
-            UsageError: a character that the vocabulary lacks, or a prompt that the chat template refuses.
+            UsageError: a character not in the vocabulary, or a prompt that the chat template refuses.
         """
         return self._encode(item.prompt, item.where)
 
@@ -101,7 +101,7 @@ class Asker:
         should_stop: ShouldStop,
         cut: Cut = WHOLE,
     ) -> Samples | None:
-        """`num` completions of each item, all decoded together; None when a stop was requested."""
+        """Return `num` completions of each item, decoded together; None if a stop was requested."""
         request = Request(
             prompts=[self.prompt(item) for item in items],
             streams=streams(seed, [item.index for item in items], num),
@@ -116,7 +116,7 @@ class Asker:
         return samples
 
     def score(self, items: Sequence[Item], samples: Samples, should_stop: ShouldStop) -> list[Scored] | None:
-        """The completions of each item with their scores; None when a stop was requested."""
+        """Return the completions of each item with their scores; None if a stop was requested."""
         assert self._scorer is not None, "without a scorer it only samples"
         groups = list(zip(items, self.read(samples, len(items)), strict=True))
         scored: list[Scored] = []
@@ -134,7 +134,7 @@ class Asker:
         return scored
 
     def read(self, samples: Samples, num_items: int) -> list[list[Completion]]:
-        """The completions of each item as text."""
+        """Return the completions of each item as text."""
         num = len(samples.lengths) // num_items
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
         completions = [
@@ -154,7 +154,7 @@ class Asker:
         should_stop: ShouldStop,
         cut: Cut = WHOLE,
     ) -> list[Scored] | None:
-        """`num` scored completions of each item, rollout.prompts_per_batch items at a time but with vLLM."""
+        """Return `num` scored completions of each item, rollout.prompts_per_batch at a time without vLLM."""
         size = prompts_per_batch(self._config) or max(1, len(items))
         done: list[Scored] = []
         for start in range(0, len(items), size):
@@ -167,7 +167,7 @@ class Asker:
         return done
 
     def _say_failures(self) -> None:
-        """What could not be judged or failed in a user's own code, each kind once; it counts as wrong."""
+        """Report completions that count as wrong, unjudged or failed in custom code, each kind once."""
         assert self._scorer is not None, "what was scored has a scorer"
         for sentence in self._scorer.sentences():
             if sentence not in self._said:
@@ -179,7 +179,7 @@ class Asker:
 
 
 class Judge(Asker):
-    """Asks the questions of a run's task."""
+    """Samples and scores the questions of a run's task."""
 
     def __init__(
         self,
@@ -195,12 +195,12 @@ class Judge(Asker):
         super().__init__(config, tokenizer, form, engine, scorer, ids)
         self.task = task
         self.evaluated: Task = benchmarks or task
-        """What an evaluation asks: the test files, or the task's held-out part."""
+        """The task of an evaluation: the test files, or the task's held-out part."""
 
     def demonstrated(self, task: Task, item: Item) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens of a task's question and of a correct completion, with its thinking where there is some.
+        """Return the tokens of a task's question and of a correct completion, with any thinking.
 
-        The completion is empty where the task shows none.
+        The completion is empty if the task shows none.
         """
         for thinking in (True, False):
             try:
@@ -214,13 +214,13 @@ class Judge(Asker):
 
 @contextmanager
 def open_judge(job: Job, zero_stage: int) -> Iterator[tuple[Judge, dict[str, Any]]]:
-    """The judge of the run's task, and the config.json of the model it will ask.
+    """Yield the judge of the run's task, and the config.json of its model.
 
     Args:
-        zero_stage: how the weights lie that engine.sync_weights will be given; 0: whole on every rank.
+        zero_stage: layout of the weights for engine.sync_weights; 0: complete on every rank.
 
     Raises:
-        ConfigError: more held-out items are to be asked than the task has.
+        ConfigError: the run needs more held-out items than the task has.
     """
 
     def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
@@ -239,7 +239,7 @@ def judge_with(
     build_engine: Callable[[dict[str, Any], SpecialIds], RolloutEngine],
     code: Path | None = None,
 ) -> Iterator[tuple[Judge, dict[str, Any]]]:
-    """As open_judge, with the engine that `build_engine` makes of config.json and the special tokens.
+    """Do as open_judge, with the engine that `build_engine` makes of config.json and the special tokens.
 
     Args:
         code: see tasks.registry.make_task.

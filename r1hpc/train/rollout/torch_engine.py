@@ -1,13 +1,13 @@
-"""Sampling completions: one interface, two engines.
+"""Sample completions with the training model; define the interface of sampling engines.
 
     engine = TorchSampler(group, ids, zero_stage=3, replica=build)   # or vllm_engine.VllmSampler
-    policy_id = engine.sync_weights(network)                            # after each update
+    policy_id = engine.sync_weights(network)                         # after each update
     samples = engine.sample(request, should_stop)                    # None when a stop was requested
 
-Every completion has a random stream of its own, keyed by (seed, item, number): which prompts it was decoded
-together with, on which rank, and what was interrupted before it, do not enter. `TorchSampler` decodes with
-the training model itself: below ZeRO 3 in place, under ZeRO 3 in a replica whose weights are gathered once
-per rollout instead of once per token (huggingface/trl#3858: the first step after an hour).
+Each completion has its own random stream, keyed by (seed, item, number): which prompts it was decoded with,
+on which rank, and what was interrupted before do not matter. `TorchSampler` decodes with the training model:
+below ZeRO 3 in place, under ZeRO 3 in a replica whose weights are gathered once per rollout instead of once
+per token (huggingface/trl#3858: the first step after an hour).
 """
 
 import inspect
@@ -30,14 +30,15 @@ _GATHER_BYTES = 1 << 30
 _ROWS_AT_ONCE = 64
 """Rows whose cumulative distribution is held in float64 at a time."""
 _SUMMED = 1 << 24
-"""Values of a tensor that are added up at once."""
+"""Values of a tensor added up at once."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What is sampled of the distribution at the temperature: top_k keeps so many of the likeliest, min_p of
-    those the ones at least so many times as likely as the first, top_p of those the fewest that reach it."""
+    """Truncation of the distribution at the temperature. top_k keeps so many of the likeliest tokens, min_p
+    of those the ones at least so many times as likely as the first, top_p of those the fewest that reach it.
+    """
 
     top_p: float = 1.0
     top_k: int = 0
@@ -50,7 +51,7 @@ WHOLE = Cut()
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts to be completed, `num_generations` times each."""
+    """Prompts to complete, `num_generations` times each."""
 
     prompts: Sequence[Sequence[int]]
     streams: npt.NDArray[np.uint64]
@@ -64,38 +65,38 @@ class Request:
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions, those of a prompt side by side. n = num_prompts x num_generations."""
+    """Completions, side by side per prompt. n = num_prompts x num_generations."""
 
     tokens: npt.NDArray[np.int32]
     """(n, longest), padded with the pad id."""
     logprobs: npt.NDArray[np.float32]
-    """(n, longest): of each token under the distribution it was drawn from (greedy: the policy's own)."""
+    """(n, longest): of each token under the distribution it was drawn from (greedy: the policy's)."""
     lengths: npt.NDArray[np.int32]
     """(n,): tokens up to and with the end token."""
     ended: npt.NDArray[np.bool_]
-    """(n,): False where max_completion_length cut it off."""
+    """(n,): False if max_completion_length cut it off."""
 
 
 class RolloutEngine(Protocol):
-    """What samples completions from the policy."""
+    """Interface of an engine that samples completions from the policy."""
 
     def sync_weights(self, network: torch.nn.Module) -> str:
-        """Take the weights of `network` as they are now, all ranks together; names them by their bits."""
+        """Take the weights of `network` as they are now, all ranks together; return an id of their bits."""
 
     def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        """This rank's completions; None when `should_stop` said so in between."""
+        """Return this rank's completions; None if `should_stop` returned True in between."""
 
     def release(self) -> None:
-        """Give memory back that only sampling needs."""
+        """Free memory that only sampling needs."""
 
     def facts(self) -> dict[str, float]:
-        """What train.jsonl says of the last hand-over of weights, on this rank."""
+        """Return this rank's fields of train.jsonl about the last weight update."""
 
 
 def logprob_limit(config: RunConfig) -> float:
-    """rollout.max_logprob_difference, or what two programs that run the same weights may differ by, in nats.
+    """Return rollout.max_logprob_difference, or else the limit for two programs on the same weights, in nats.
 
-    Measured on a CPU, vLLM beside transformers: fp32 9e-6 (SmolLM2-135M) and 2e-6 (a tiny Qwen2), where an
+    Measured on a CPU, vLLM against transformers: fp32 9e-6 (SmolLM2-135M) and 2e-6 (a tiny Qwen2), where an
     output head that is one step of 1e-5 old makes 2e-4; bf16, SmolLM2 on its answers to sums, 0.010 to 0.016.
     """
     given = config.rollout.max_logprob_difference
@@ -120,7 +121,7 @@ def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArra
 
 
 def uniforms(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.float64]:
-    """The number in [0, 1) that decides token `position` of each completion."""
+    """Return the number in [0, 1) that decides token `position` of each completion."""
     with np.errstate(over="ignore"):
         mixed: npt.NDArray[np.uint64] = _mix(keys + _GOLDEN * np.uint64(position + 1))
     # The upper 53 bits: as many as a float64 holds.
@@ -129,14 +130,14 @@ def uniforms(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.floa
 
 
 def _mix(x: Any) -> Any:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    """Compute the finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 class TorchSampler:
-    """A batched sampler with a KV cache over a Hugging Face causal language model."""
+    """Samples in batches with a KV cache over a Hugging Face causal language model."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class TorchSampler:
         replica: Callable[[], torch.nn.Module],
         poll_every: int = 16,
     ) -> None:
-        """`replica` builds the architecture anew; it is called once, and only under ZeRO 3."""
+        """`replica` builds the architecture anew; it is called once, only under ZeRO 3."""
         self._group = group
         self._ids = ids
         self._zero_stage = zero_stage
@@ -166,7 +167,7 @@ class TorchSampler:
         return {}
 
     def release(self) -> None:
-        """Under ZeRO 3 the replica's memory, which is a whole model's."""
+        """Free the replica under ZeRO 3, which takes a whole model's memory."""
         self._network = None
         if self._replica is not None:
             for tensor in self._replica.parameters():
@@ -175,17 +176,17 @@ class TorchSampler:
     @torch.no_grad()
     def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
         training = self._network.training
-        self._network.eval()  # no dropout; gradient checkpointing would forbid the cache
+        self._network.eval()  # no dropout; gradient checkpointing forbids the cache
         try:
             return self._decode(request, should_stop)
         finally:
             self._network.train(training)
 
     def _decode(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        """Prompts padded on the left, so that the next token of every row stands in the same column."""
+        """Decode with prompts padded on the left: the next token of every row is in the same column."""
         device, num = self._group.device, request.num_generations
         ids, mask = self._left_padded(request.prompts)
-        padded = not bool(mask.all())  # without padding no mask is needed, and kernels without one are faster
+        padded = not bool(mask.all())  # kernels without a mask are faster
         cache, cache_name = DynamicCache(), cache_argument(self._network)
         out = self._network(
             input_ids=ids,
@@ -195,13 +196,13 @@ class TorchSampler:
             logits_to_keep=1,
             **{cache_name: cache},
         )
-        # The prompt was read once for the whole group; from here on each completion has a row.
+        # The prompt was read once per group; from here on each completion has a row.
         cache.batch_repeat_interleave(num)
         logits = out.logits[:, -1].float().repeat_interleave(num, 0)
         mask = mask.repeat_interleave(num, 0)
         positions = mask.sum(1)
         rows = np.arange(len(logits))
-        """Which completion each row of the cache is."""
+        """The completion in each row of the cache."""
         tokens = np.full((len(rows), request.max_completion_length), self._ids.pad, np.int32)
         logprobs = np.zeros((len(rows), request.max_completion_length), np.float32)
         lengths = np.zeros(len(rows), np.int32)
@@ -221,7 +222,7 @@ class TorchSampler:
             alive = np.flatnonzero(~ended[rows])
             if len(alive) == 0 or t + 1 == request.max_completion_length:
                 break
-            if len(alive) <= 0.75 * len(rows):  # what has ended is carried along until it is worth a copy
+            if len(alive) <= 0.75 * len(rows):  # ended rows stay until a copy is worth it
                 keep = torch.from_numpy(alive).to(device)
                 cache.batch_select_indices(keep)
                 chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
@@ -236,7 +237,7 @@ class TorchSampler:
             )
             logits, positions = out.logits[:, -1].float(), positions + 1
         longest = int(lengths.max(initial=1))
-        # A row that had ended went on being decoded until the next copy: cut that off.
+        # Rows that had ended were decoded until the next copy: cut that off.
         beyond = np.arange(longest)[None, :] >= _first_end(tokens[:, :longest], self._ids.stops)[:, None]
         tokens[:, :longest][beyond], logprobs[:, :longest][beyond] = self._ids.pad, 0.0
         lengths = np.minimum(lengths, _first_end(tokens, self._ids.stops)).astype(np.int32)
@@ -253,9 +254,9 @@ class TorchSampler:
         return ids.to(self._group.device), mask.to(self._group.device)
 
     def _gather(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Every partitioned parameter into the replica, a bounded number of bytes at a time.
+        """Gather every partitioned parameter into the replica, a bounded number of bytes at a time.
 
-        Collective: all ranks gather the same parameters in the same order, and each keeps a whole copy.
+        Collective: all ranks gather the same parameters in the same order, and each keeps a full copy.
         """
         import deepspeed
 
@@ -265,7 +266,7 @@ class TorchSampler:
         for names in _portions(theirs):
             with deepspeed.zero.GatheredParameters([theirs[name] for name in names]):
                 for name in names:
-                    # A clone: DeepSpeed takes the gathered memory back when the context ends.
+                    # A clone: DeepSpeed frees the gathered memory when the context ends.
                     ours[name].data = theirs[name].data.clone()
         # Buffers (rotary frequencies) are not partitioned.
         for name, buffer in network.named_buffers():
@@ -280,10 +281,10 @@ def choose(
     position: int,
     cut: Cut = WHOLE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution.
+    """Return (token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution.
 
     The token is the first whose cumulative probability exceeds u. torch.multinomial would draw from one
-    stream for the whole batch, and what a row got would depend on the rows beside it.
+    stream for the whole batch, so a row's token would depend on the other rows.
     """
     if temperature == 0:
         logprobs = logits.log_softmax(-1)
@@ -291,14 +292,15 @@ def choose(
         return token, logprobs.gather(-1, token[:, None])[:, 0]
     logprobs = (logits / temperature).log_softmax(-1)
     draws = torch.from_numpy(uniforms(keys, position)).to(logits.device)
-    # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail. A few rows at a time, for memory.
+    # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail. A few rows at a time, to save
+    # memory.
     parts = []
     for start in range(0, len(logits), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         if cut != WHOLE:
             logprobs[rows] = truncated(logprobs[rows], cut)
         cumulative = logprobs[rows].double().exp().cumsum(-1)
-        # Times the last sum, which rounding leaves beside 1: a u close to 1 must still find a token.
+        # Times the last sum, which rounding leaves near 1: a u close to 1 must still find a token.
         target = draws[rows, None] * cumulative[:, -1:]
         parts.append(torch.searchsorted(cumulative, target, right=True)[:, 0])
     token = torch.cat(parts).clamp_max(logits.shape[-1] - 1)
@@ -306,10 +308,10 @@ def choose(
 
 
 def truncated(logprobs: torch.Tensor, cut: Cut) -> torch.Tensor:
-    """Log-probabilities (rows, vocab) of what top-k, min-p and top-p leave, normalised anew; -inf elsewhere.
+    """Return log-probabilities (rows, vocab) after top-k, min-p and top-p, normalised again; -inf elsewhere.
 
-    Top-p (Holtzman et al., arXiv 1904.09751) keeps the token that crosses the mark, so one at least is kept;
-    of equally likely ones the lower id comes first. Min-p: arXiv 2407.01082.
+    Top-p (Holtzman et al., arXiv 1904.09751) keeps the token that crosses the mark, so at least one; among
+    equally likely ones the lower id comes first. Min-p: arXiv 2407.01082.
     """
     ranked, order = logprobs.sort(stable=True, dim=-1, descending=True)
     keep = torch.ones_like(ranked, dtype=torch.bool)
@@ -325,15 +327,14 @@ def truncated(logprobs: torch.Tensor, cut: Cut) -> torch.Tensor:
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """Names the weights by their bits: the sum of each tensor's bit patterns, mixed in order.
+    """Return an id of the weights by their bits: the sum of each tensor's bit patterns, mixed in order.
 
-    Enough to tell one state of a training run from another; no defence against somebody who wants two
-    states to look alike.
+    It tells the states of a training run apart; it is no defence against somebody who forges one.
     """
     total = 0
     for parameter in network.parameters():
         whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-        # In slices: a sum of integers copies them to 64 bits first, which of an embedding is gigabytes.
+        # In slices: a sum of integers copies them to 64 bits first, gigabytes for an embedding.
         flat = parameter.detach().view(whole).flatten()
         slices = [flat[first : first + _SUMMED] for first in range(0, len(flat), _SUMMED)]
         bits = int(torch.stack([part.sum(dtype=torch.int64) for part in slices]).sum()) if slices else 0
@@ -342,32 +343,32 @@ def fingerprint(network: torch.nn.Module) -> str:
 
 
 def _refuse_stateful(network: Any) -> None:
-    """The cache here is of keys and values."""
+    """Refuse state-space models: the cache here holds keys and values."""
     base = network.get_base_model() if hasattr(network, "get_base_model") else network
     if getattr(base, "_is_stateful", False):  # transformers' mark of state-space and linear-attention models
         raise ConfigError(
-            f"a model of type {base.config.model_type} keeps a state that is no cache of keys and values: "
+            f"a model of type {base.config.model_type} keeps a state other than a cache of keys and values: "
             "rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
         )
 
 
 def cache_argument(network: Any) -> str:
-    """transformers renames past_key_values to cache, model by model."""
+    """Return the cache argument's name; transformers renames past_key_values, model by model."""
     bare = network.get_base_model() if hasattr(network, "get_base_model") else network
-    # By the model's own body: the head's forward is wrapped by what translates the old name.
+    # Check the model's body: a decorator on the head's forward translates the old name.
     known = inspect.signature(inspect.unwrap(type(bare).forward)).parameters
     return "cache" if "cache" in known else "past_key_values"
 
 
 def _first_end(tokens: npt.NDArray[np.int32], stops: Sequence[int]) -> npt.NDArray[np.int64]:
-    """How many tokens each row has up to and with its first end token; all where it has none."""
+    """Return how many tokens each row has up to its first end token, inclusive; all if it has none."""
     is_end = np.isin(tokens, stops)
     lengths: npt.NDArray[np.int64] = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
     return lengths
 
 
 def _portions(parameters: dict[str, Any]) -> list[list[str]]:
-    """Names in order, in lists whose tensors together take at most _GATHER_BYTES (or one tensor more)."""
+    """Return names in order, in lists of at most _GATHER_BYTES together (or one tensor more)."""
     portions: list[list[str]] = [[]]
     filled = 0
     for name, parameter in parameters.items():

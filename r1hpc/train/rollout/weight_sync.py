@@ -1,16 +1,16 @@
-"""Handing the policy to an engine with weights of its own, and the proof that it has them.
+"""Send the policy to an engine with its own weights, and check that the engine has them.
 
-    config = served_config(network)                 # what the engine is built from
+    config = served_config(network)                 # the engine is built from it
     for name, value in served_weights(network): ... # every tensor; all ranks together
     proof = prove(network, policy_id, sample, ids, longest, device)
     check(proof, the_one_before, handover_limit(config), group)  # TrainError on all ranks, if one fails
 
-That a hand-over raised nothing says little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that
-a reload does not reach, and samples from the new layers under the old head without a word; so a tied head is
-sent, and served, as a tensor of its own. The proof asks for a few completions of made-up prompts and compares
-their log-probabilities with the trainer's own: it sees a head or a layer that was left out. Half precision
-allows so much rounding that a policy of one small update before would pass; such an engine says again, to the
-last bit, what it said at the proof before (seen on a CPU), while the trainer does not.
+A transfer without an error proves little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that a
+reload misses, and silently samples from the new layers under the old head; so a tied head is sent as a
+separate tensor. The proof samples a few completions of made-up prompts and compares their log-probabilities
+with the trainer's: it notices a head or a layer that was left out. Half precision rounds so much that a
+policy one small update old would pass. But such an engine repeats its last proof to the bit (seen on a CPU),
+while the trainer does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,24 +33,24 @@ _NUM_PROMPTS = 8
 _LONGEST_PROMPT = 16
 _LONGEST_COMPLETION = 16
 _MOVED = 1e-4
-"""Nats a token: the trainer's log-probabilities are those of another policy."""
+"""Nats per token from which the trainer's log-probabilities are those of another policy."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Completions of made-up prompts, and log-probabilities of their tokens in nats; each (n, longest)."""
+    """Completions of made-up prompts, and their tokens' log-probabilities in nats; each (n, longest)."""
 
     policy_id: str
-    """Of the weights that were handed over."""
+    """Id of the weights that were sent."""
     tokens: npt.NDArray[np.int32]
     inside: npt.NDArray[np.bool_]
-    """What is no padding."""
+    """False on padding."""
     engine: npt.NDArray[np.float32]
     trainer: Floats
 
     @property
     def mean(self) -> float:
-        """|by the engine - by the trainer| over the tokens."""
+        """Return |by the engine - by the trainer| over the tokens."""
         return float(self._off().mean())
 
     @property
@@ -58,7 +58,7 @@ class Proof:
         return float(self._off().max())
 
     def repeats(self, earlier: "Proof") -> bool:
-        """Whether the engine says what it said then, and the trainer, with other weights, something else."""
+        """True if the engine repeats the earlier values, and the trainer, with other weights, does not."""
         if self.policy_id == earlier.policy_id or not np.array_equal(self.tokens, earlier.tokens):
             return False
         moved = np.abs(self.trainer - earlier.trainer)[self.inside].mean()
@@ -70,27 +70,27 @@ class Proof:
 
 
 def served_config(network: Any) -> dict[str, Any]:
-    """The config.json that the engine is built from: the exported one, with an output head of its own."""
+    """Return the config.json of the engine: the exported one, with an untied output head."""
     return {**exported_config(network), "tie_word_embeddings": False}
 
 
 def served_weights(network: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in an export, value), adapters merged, a tied head under its own name too.
+    """Yield (name in an export, value), with adapters merged and a tied head under its own name too.
 
-    Under ZeRO 3 collective: a tensor is gathered when it is asked for. Its value stays what it is afterwards,
-    as engines keep several of a layer until they have all of it; the rest are not copied.
+    Collective under ZeRO 3: a tensor is gathered on demand, and its value stays valid, as engines keep
+    several of a layer until they have all of it. The other stages copy nothing.
     """
     for weight in weights_of(network, every_name=True):
         with weight.whole() as value:
-            # DeepSpeed takes the memory of a gathered tensor back.
+            # DeepSpeed frees the memory of a gathered tensor.
             kept = value.clone() if hasattr(weight.tensor, "ds_id") else value
         yield weight.name, kept
 
 
 def handover_limit(config: RunConfig) -> float:
-    """What `check` allows: sampling.logprob_limit, in half precision three times its default.
+    """Return the limit of `check`: torch_engine.logprob_limit, in half precision three times its default.
 
-    A model is unsure of random tokens, and rounding moves what is improbable more. Measured on a CPU in bf16:
+    A model is unsure of random tokens, and rounding changes small probabilities more. On a CPU in bf16:
     0.070 for SmolLM2-135M, 0.024 for a tiny Qwen2 with large weights.
     """
     limit = logprob_limit(config)
@@ -106,7 +106,7 @@ def prove(
     longest: int,
     device: torch.device,
 ) -> Proof:
-    """The engine's completions, with its log-probabilities and the trainer's. Under ZeRO 3 collective.
+    """Return the engine's completions, with its log-probabilities and the trainer's. Collective under ZeRO 3.
 
     Args:
         longest: tokens of prompt and completion that the engine takes.
@@ -119,14 +119,14 @@ def prove(
 
 
 def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:
-    """Refuse, on all ranks alike, an engine whose log-probabilities are not the trainer's.
+    """Refuse, on all ranks, an engine whose log-probabilities differ from the trainer's.
 
     Args:
-        earlier: the proof before, by the same engine.
+        earlier: the same engine's previous proof.
 
     Raises:
         TrainError: on some rank the mean difference is above `limit`, or is not a number, or the engine
-            repeats the proof before.
+            repeats the previous proof.
     """
     means = group.gather(proof.mean)
     repeated = group.gather(earlier is not None and proof.repeats(earlier))
@@ -149,7 +149,7 @@ def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> No
 
 
 def _request(vocab_size: int, longest: int) -> Request:
-    """Prompts of random tokens, all of one length; always the same ones."""
+    """Return prompts of random tokens, all of one length and always the same."""
     completion = max(1, min(_LONGEST_COMPLETION, longest // 2))
     prompt = max(1, min(_LONGEST_PROMPT, longest - completion))
     tokens = np.random.default_rng(0).integers(0, vocab_size, (_NUM_PROMPTS, prompt))
@@ -158,7 +158,7 @@ def _request(vocab_size: int, longest: int) -> Request:
 
 @torch.no_grad()
 def _logprobs(network: Any, request: Request, samples: Samples, device: torch.device) -> Floats:
-    """(n, longest): of the sampled tokens by the network, as it computes in training but for dropout."""
+    """Return (n, longest): the sampled tokens by the network, as in training but without dropout."""
     ids = np.concatenate([np.array(request.prompts), samples.tokens], 1)
     tokens, num = torch.from_numpy(ids).to(device), samples.tokens.shape[1]
     was_training = network.training

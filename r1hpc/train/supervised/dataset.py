@@ -1,10 +1,8 @@
-"""The dataset of a run that names its traces (data.traces): built once, the same for the run's whole life.
+"""Provide the dataset of a run that names its traces (data.traces): built once, fixed for the run's life.
 
 <run_root>/datasets/traces-<hash of inputs and tokenizer>/  the dataset, shared by all runs on these traces
-<run>/dataset/                                              in the run that built it: the recipe, with links
-                                                            to the inputs, or with copies in the form that the
-                                                            model is asked in
-<run>/dataset.json                                          which dataset the run began with
+<run>/dataset/          in the run that built it: the recipe, with links to inputs or copies in prompt form
+<run>/dataset.json      which dataset the run began with
 """
 
 import contextlib
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 _MAX_WORKERS = 8
 _IS_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NOT_THE_USERS = (
-    "process died",  # a worker of the build, for lack of memory perhaps
+    "process died",  # a worker of the build, maybe out of memory
     *map(os.strerror, (errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)),
     *map(os.strerror, (errno.ENOMEM, errno.EMFILE, errno.EAGAIN)),
 )
@@ -40,12 +38,12 @@ _HASH_DIGITS = 16
 
 
 def folder_of_recipe(run: RunDir, recipe: Path) -> Path:
-    """Where the dataset of a recipe lies that `data.recipe` names: beside the runs, for all of them."""
+    """Return the folder of a `data.recipe` dataset: beside the runs, shared by all of them."""
     return run.path.parent / "datasets" / recipe.stem
 
 
 def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
-    """The dataset's folder: data.path, or built beside the runs from data.traces or data.recipe."""
+    """Return the dataset's folder: data.path, or built beside the runs from data.traces or data.recipe."""
     if config.data.path is not None:
         return Path(config.data.path)
     if config.data.traces:
@@ -62,14 +60,14 @@ class _Dataset(TypedDict):
 
 
 def ensure_traces(run: RunDir, config: RunConfig) -> Path:
-    """The folder of the dataset of config.data.traces, built on first use.
+    """Return the dataset folder of config.data.traces, built on first use.
 
     Raises:
         UsageError: the tokenizer is not there, or a file cannot be used.
         MayPassError: a file is not there: another node may see it.
         R1hpcError: it cannot be built, or the traces have changed since the run began.
     """
-    # Deferred: only a run on traces pays for numpy and tokenizers on the batch host.
+    # Deferred: only a run on traces needs numpy and tokenizers on the batch host.
     from r1hpc.corpus.build.from_traces import (
         in_terms_of_inputs,
         inputs_hash,
@@ -85,7 +83,7 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
         inputs = list_inputs(config.data.traces)
     except UsageError as error:
         if known is not None and known.is_dir():
-            return known  # the files may go once the dataset is there
+            return known  # the files are not needed once the dataset is there
         if not all(Path(path).exists() for path in config.data.traces):
             raise MayPassError(str(error)) from None  # another node may see them
         raise
@@ -96,14 +94,14 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
         name = name if form.is_plain else digest([name, form.id])
         target = run.path.parent / "datasets" / f"traces-{name[:_HASH_DIGITS]}"
         if known is not None and known.name == target.name and known.is_dir():
-            target = known  # the run root may be reached by another path, through a link, or have moved
+            target = known  # the run root may have moved or be a link
         elif known is not None and known.name != target.name:
             raise R1hpcError(
                 f"the traces or the tokenizer of {run.run_id} have changed since it began with {known}: "
                 f"put the old ones back, or begin a new run (on the old ones: data.traces=[] "
                 f"data.path={known})"
             )
-        if _is_whole(target):  # its name is that of what is in it; to rewrite the traces may take minutes
+        if _is_whole(target):  # named by content; rewriting the traces may take minutes
             write_json(record, {"path": str(target)})
             return target
         rewrite = None if form.is_plain else partial(_rewrite, form)
@@ -117,7 +115,7 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
 
 
 def _is_whole(target: Path) -> bool:
-    """Whether `build` would find the dataset as it is to be, with nothing of its build left to clear away."""
+    """True if `build` would find the dataset complete, with no leftovers to clear away."""
     from r1hpc.corpus.engine.work_dir import work_folder
     from r1hpc.data.format.errors import DataError
     from r1hpc.data.format.manifest import read_manifest
@@ -126,13 +124,13 @@ def _is_whole(target: Path) -> bool:
         return False
     try:
         read_manifest(target).check_census()
-    except DataError:  # build says what is wrong with it
+    except DataError:  # build reports what is wrong
         return False
     return True
 
 
 def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:
-    """Copy a file of traces, each in the form that the model is asked in, line by line.
+    """Copy a file of traces line by line, each in the model's prompt form.
 
     Raises:
         UsageError: names the line that is no trace, or whose prompt the chat template refuses.
@@ -152,12 +150,12 @@ def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:
 
 
 def build(recipe: Path, target: Path) -> None:
-    """Run `shard build` in a process of its own, so that zarr's threads do not outlive it.
+    """Run `shard build` in a separate process, so that zarr's threads do not outlive it.
 
     Raises:
-        R1hpcError: with what it said.
-        MayPassError: the same, where another try or another node may do it.
-        NotTheNodeError: the same, where the disk is full.
+        R1hpcError: with its output.
+        MayPassError: the same, if another try or node may succeed.
+        NotTheNodeError: the same, if the disk is full.
     """
     workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target)]
@@ -171,7 +169,7 @@ def build(recipe: Path, target: Path) -> None:
 
 
 def _is_refusal(status: int, said: str) -> bool:
-    """Whether a command refused what it was given; else it was killed, fell over, or met a sick node."""
+    """True if a command refused its input; else it was killed, crashed, or met a faulty node."""
     if status not in (1, 2) or not (said.splitlines() or [""])[-1].startswith("error: "):
         return False
     return not any(words in said for words in _NOT_THE_USERS)
@@ -179,7 +177,7 @@ def _is_refusal(status: int, said: str) -> bool:
 
 @contextlib.contextmanager
 def _tokenizer(model: ModelConfig) -> Iterator[Path]:
-    """The model's tokenizer.json; of the built-in one a copy, gone afterwards."""
+    """Yield the model's tokenizer.json; for the built-in one a temporary copy."""
     from r1hpc.tasks.text.tokenizer import CHARACTERS, character_tokenizer, tokenizer_file
 
     if model.tokenizer != CHARACTERS:

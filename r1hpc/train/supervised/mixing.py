@@ -1,15 +1,15 @@
-"""The weights of a run's sources as they change, and what its records and checkpoints say of that.
+"""Change the weights of a run's sources, and record the changes in its logs and checkpoints.
 
     mixing = Mixing(loader, config)
-    mixing.base_id                    # names the order without any change: what a checkpoint belongs to
-    mixing.after_step(step, sums)     # online: appends a change where one is due
-    mixing.meta(step)                 # the changes so far, and the id of the order that they make
-    mixing.read(meta)                 # of the checkpoint that is resumed from
+    mixing.base_id                    # id of the order without any change: what a checkpoint belongs to
+    mixing.after_step(step, sums)     # online: appends a change if one is due
+    mixing.meta(step)                 # the changes so far, and the id of the resulting order
+    mixing.read(meta)                 # of the checkpoint to resume from
 
-A checkpoint holds every change of weights that has begun, as a segment of the order (mixture.py). What
-it holds cannot be changed any more; what begins after it can. A schedule's segments are known from the start,
-those of online mixing (mixture.py) are appended after a step whose state is saved: the losses that they
-follow from, and the segments that the losses follow from, are then in one checkpoint.
+A checkpoint holds every change that has begun, as a segment of the order (mixture.py). Those are fixed; later
+ones can change. A schedule's segments are known from the start. Online mixing appends its segments after a
+step whose state is saved, so one checkpoint holds the losses they follow from, and the segments those losses
+follow from.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Loader(Protocol):
-    """What gives a rank its batches by a plan."""
+    """Interface of a loader that gives a rank its batches by a plan."""
 
     plan: Any
 
@@ -39,7 +39,7 @@ class Loader(Protocol):
 
 
 class Mixing:
-    """Of one run, on every rank alike. Without a mixture it has nothing to say."""
+    """The mixture of one run, the same on every rank. Without a mixture it does nothing."""
 
     def __init__(self, loader: Loader, config: RunConfig) -> None:
         self._loader = loader
@@ -54,20 +54,20 @@ class Mixing:
 
     @property
     def base_id(self) -> str:
-        """Names the order as it is before any weight has changed."""
+        """Return the id of the order before any weight has changed."""
         return self._order_id(())
 
     @property
     def wants_losses(self) -> bool:
-        """Whether `see` is to be told every loss of a step."""
+        """True if `see` needs every loss of a step."""
         return self._online is not None
 
     def see(self, losses: torch.Tensor, samples: Ints) -> None:
-        """This rank's loss of some tokens, and the sample that each is of; both (num_tokens,)."""
+        """Add this rank's loss of some tokens, and the sample of each; both (num_tokens,)."""
         self._seen.append((losses.detach(), samples))
 
     def sums(self) -> list[float]:
-        """What was seen in the step: loss by source, then tokens by source; to be added up over the ranks."""
+        """Return the step's loss by source, then tokens by source, to add up over the ranks."""
         if self._online is None:
             return []
         assert self._mixture is not None, "what is online is mixed"
@@ -82,9 +82,9 @@ class Mixing:
         return [*losses.tolist(), *tokens.tolist()]
 
     def after_step(self, step: int, sums: Sequence[float]) -> dict[str, Any]:
-        """Change the weights, where that is due after `step`; `sums` are those of all ranks.
+        """Change the weights if that is due after `step`; `sums` are those of all ranks.
 
-        Returns what train.jsonl says of the step: the weight of each source, and online its loss.
+        Returns for train.jsonl the weight of each source, and online its loss.
         """
         facts: dict[str, Any] = {}
         if self._changes or self._online is not None:
@@ -100,7 +100,7 @@ class Mixing:
         return facts
 
     def announce(self, session: Session, step: int) -> None:
-        """On rank 0: an event where other weights begin after `step`."""
+        """Record an event on rank 0 if other weights begin after `step`."""
         if not any(change.first_sample == step * self._batch for change in self._changes):
             return
         weights, order_id = self._weights(step + 1), self._order_id(self._drawn_from(step + 1))
@@ -109,7 +109,7 @@ class Mixing:
         print(f"from step {step + 1} on: {said}", flush=True)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """For the manifest of a checkpoint after `step`; nothing where no weight has changed by then."""
+        """Return the manifest entry of a checkpoint after `step`; empty if no weight has changed by then."""
         if self._online is not None:
             held: Sequence[Change] = self._changes
             more = {"online": self._online.state()}
@@ -120,10 +120,10 @@ class Mixing:
         return {"mix": {"changes": _plain(held), "order_id": self._order_id(held), **more}}
 
     def read(self, meta: dict[str, Any]) -> None:
-        """Go on with the changes of a checkpoint, or hold a schedule against them.
+        """Load the changes of a checkpoint, or compare a schedule with them.
 
         Raises:
-            ResumeError: they are not the same up to its step.
+            ResumeError: they differ before its step.
         """
         step, saved = int(meta["global_step"]), meta.get("mix", {"changes": [], "order_id": self.base_id})
         if self._online is not None:
@@ -156,13 +156,13 @@ class Mixing:
         self._mixture = plan.mixture
 
     def _weights(self, step: int, prefix: str = "") -> dict[str, float]:
-        """Of each source in `step`."""
+        """Return the weight of each source in `step`."""
         assert self._mixture is not None, "only a mixture has weights"
         weights = self._mixture.weights_of(step - 1)
         return {f"{prefix}{name}": weight for name, weight in zip(self._names, weights, strict=True)}
 
     def _drawn_from(self, step: int) -> list[Change]:
-        """The changes that `step` or one before it was drawn from."""
+        """Return the changes that `step` or an earlier one was drawn from."""
         return [change for change in self._changes if change.first_sample < step * self._batch]
 
     def _order_id(self, changes: Sequence[Change]) -> str:
@@ -178,5 +178,5 @@ class Mixing:
 
 
 def _plain(changes: Sequence[Change]) -> list[Any]:
-    """As JSON holds them, and gives them back."""
+    """Return the changes as JSON stores and returns them."""
     return [[change.first_sample, list(change.weights)] for change in changes]

@@ -1,9 +1,9 @@
-"""Pretraining: next-token prediction on windows of sharded text.
+"""Pretrain: next-token prediction on windows of sharded text.
 
     outcome = run(job)      # on every rank
 
-One optimizer step (supervised.py) is: read the rank's windows, forward and backward for each micro
-batch, DeepSpeed's step, and one small all-reduce that also proves which samples were used.
+One optimizer step (supervised.py) reads the rank's windows, runs forward and backward for each micro batch
+and DeepSpeed's step, and one small all-reduce that also proves which samples were used.
 """
 
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def run(job: Job) -> Outcome:
 
 
 def tokenizer_of_data(dataset: TokenDataset) -> TokenizerFiles:
-    """What a dataset was made with, and the end of its documents; of a dataset of ids that alone."""
+    """Return a dataset's tokenizer and end-of-document id; for a dataset of ids, the id alone."""
     folder, end = dataset.tokenizer_path, dataset.eos_id
     if folder is None:
         return TokenizerFiles({}, (end,))
@@ -88,14 +88,14 @@ class Pretraining(SupervisedStage[StepBatch]):
         sequence: SequenceGroup,
         tokenizer: TokenizerFiles,
     ) -> None:
-        """`tokenizer` is what the data was made with."""
+        """`tokenizer` is the one the data was made with."""
         super().__init__(job, batch_of, mixing, sequence)
         self._tokenizer = tokenizer
 
     def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
         part = self._sequence.part
         micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
-        # Equally many on every rank, so that the mean over the ranks is that over all targets.
+        # Every rank has equally many, so the mean over the ranks is the mean over all targets.
         num_targets = part(micro_batches[..., 1:]).numel()
         for number, micro_batch in enumerate(self.last_marked(engine, micro_batches)):
             inputs, targets = part(micro_batch[:, :-1]), part(micro_batch[:, 1:])

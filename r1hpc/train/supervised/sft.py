@@ -1,20 +1,19 @@
-"""Supervised fine-tuning: next-token prediction on the completions of prompt and completion pairs.
+"""Fine-tune: next-token prediction on the completions of prompt and completion pairs.
 
     outcome = run(job)      # on every rank
 
-The roles stored in the shards say which tokens are a completion; only those have a loss. It is the mean over
-all completion tokens of the global batch, so it does not depend on how rows were spread over ranks.
-
-Documents side by side in a row, each as if it were alone: positions from 0, attention inside itself.
+Only tokens with the role of a completion have a loss: the mean over all completion tokens of the global
+batch, so it does not depend on how rows are spread over ranks. With data.packing a row holds several
+documents, each with positions from 0 and attention inside itself:
 
     inputs, positions = map(packed_form(attn_implementation), (inputs, positions))
     engine(input_ids=inputs, position_ids=positions)
     check_apart(engine, attn_implementation)            # once, before the first step
 
-transformers finds where a document begins by its positions (masking_utils.find_packed_sequence_indices) and
-hides the others: by a mask of blocks where the attention takes a mask, which sdpa does, and by the lengths
-where it is flash attention, then in one row for the whole micro batch. Whether a family does so is not taken
-on trust: one that carries a state along the row, or builds its mask otherwise, is refused by check_apart.
+transformers finds the documents by their positions (masking_utils.find_packed_sequence_indices) and hides the
+others: by a block mask if the attention takes a mask, as sdpa does, and by lengths for flash attention, then
+with the micro batch in one row. `check_apart` refuses a model family that does not: one that carries a state
+along the row, or builds its mask otherwise.
 """
 
 import inspect
@@ -51,54 +50,9 @@ from r1hpc.train.supervised.mixing import Mixing
 from r1hpc.train.supervised.supervised import SupervisedStage, batch_plan, by_rank_0, open_once
 
 _LENGTH = 6
-"""Tokens of each of the two documents that are tried."""
+"""Tokens of each of the two test documents."""
 _MOST = 1e-2
-"""Of the spread of the logits: what another order of adding up may change them by."""
-
-
-def packed_form(attn_implementation: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """How the rows of a micro batch (rows, T) lie: as they are, or for flash attention all in one."""
-    if attn_implementation.startswith("flash"):
-        return lambda values: values.reshape(1, -1)
-    return lambda values: values
-
-
-@torch.no_grad()
-def check_apart(engine: Any, attn_implementation: str) -> None:
-    """Refuse a model in which a document sees the one before it in its row. Collective.
-
-    Raises:
-        ConfigError: what the first document says changes the logits of the second.
-    """
-    network = engine.module
-    if "position_ids" not in inspect.signature(_causal_lm(network).forward).parameters:
-        raise _refused(network, attn_implementation)
-    was_training = network.training
-    engine.eval()
-    one, other = (_second_of_two(engine, first) for first in (0, 1))
-    engine.train(was_training)
-    if float((one - other).abs().max()) > _MOST * float(one.std()):
-        raise _refused(network, attn_implementation)
-
-
-def _second_of_two(engine: Any, token: int) -> torch.Tensor:
-    """Logits of the second document, where the first is made of `token`."""
-    first, second = [token] * _LENGTH, [0, 1] * (_LENGTH // 2)
-    ids = torch.tensor([first + second], device=engine.device)
-    positions = torch.tensor([list(range(_LENGTH)) * 2], device=engine.device)
-    logits: torch.Tensor = engine(input_ids=ids, position_ids=positions).logits
-    return logits[0, _LENGTH:].float()
-
-
-def _causal_lm(network: Any) -> Any:
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
-
-
-def _refused(network: Any, attn_implementation: str) -> ConfigError:
-    return ConfigError(
-        f"data.packing: a {type(_causal_lm(network)).__name__} with model.attn_implementation="
-        f"{attn_implementation} does not keep the documents of a row apart: set data.packing=false"
-    )
+"""Change of the logits allowed by another order of addition, relative to their spread."""
 
 
 def run(job: Job) -> Outcome:
@@ -153,31 +107,6 @@ def run(job: Job) -> Outcome:
     return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:
-    """What is held out, if anything; `order_id` names the order that a parting leads to."""
-    data = job.config.data
-    if not data.validation_documents:
-        return None
-    job.watchdog.beat("choosing what is held out")
-
-    def choose() -> Parting:
-        stored = [each.manifest.meta for each in CheckpointStore(job.run.checkpoints).list()]
-        return hold_out(
-            dataset,
-            data.validation_documents,
-            data.seed,
-            lambda parting: bool(stored) and order_id(parting) in [meta.get("plan_hash") for meta in stored],
-        )
-
-    parting = by_rank_0(job.group, choose)
-    if job.group.rank == 0 and parting.siblings:
-        print(
-            f"{len(parting.siblings):,} traces are not trained on: they answer prompts of those held out",
-            flush=True,
-        )
-    return parting
-
-
 class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
     """The stage: the tokens of the completions have a loss."""
 
@@ -189,17 +118,17 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         sequence: SequenceGroup,
         validation: Sequence[Rows] = (),
     ) -> None:
-        """`validation` are this rank's micro batches of what is held out; equally many on every rank."""
+        """`validation`: this rank's micro batches of held-out documents; equally many on every rank."""
         super().__init__(job, batch_of, mixing, sequence)
         self._validation = validation
         self._lowest: float | None = None
         self._since = 0
-        """Validations since the lowest."""
+        """Validations since the lowest loss."""
         self._validated = 0
-        """The last step at which the loss on what is held out was due and taken."""
+        """The last step at which a due validation was done."""
 
     def begin(self, session: Session) -> bool:
-        """Also the validation that the last attempt was asked to stop at; False: so is this one."""
+        """Also run the validation at which the last attempt was stopped; False if this one is stopped too."""
         if self._job.config.data.packing:
             check_apart(session.engine, self._job.config.model.attn_implementation)
         super().begin(session)
@@ -212,13 +141,13 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         return loss is not None
 
     def losses(self, engine: Any, batch: TraceBatch | PackedBatch) -> Iterator[torch.Tensor]:
-        # DeepSpeed takes the mean over the ranks; here the sum over them is the mean wanted.
+        # DeepSpeed averages over the ranks; here their sum is the mean wanted.
         weight = self._job.group.world_size / batch.num_loss_tokens
         for rows in self.last_marked(engine, batch.micro_batches):
             yield self._loss(engine, rows) * weight
 
     def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
-        """The loss on what is held out, where it is due."""
+        """Run the validation if it is due."""
         if not self._is_due(step):
             return {}, False
         loss = self._validate(session, step)
@@ -236,14 +165,13 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         return patience > 0 and self._since >= patience
 
     def finish(self, session: Session) -> bool:
-        """With early stopping the model of the lowest loss is there already."""
+        """Export the model. With early stopping, the model of the lowest loss is exported already."""
         has_left_it = bool(self._job.config.train.early_stopping) and self._lowest is not None
         return has_left_it or super().finish(session)
 
     def _validate(self, session: Session, step: int) -> float | None:
-        """The loss on what is held out after `step`; with early stopping a new lowest is exported. None: a
-        stop was requested, it is still due, and the next attempt begins with it.
-        """
+        """Return the held-out loss after `step`; with early stopping a new lowest is exported. None: a stop
+        was requested, and the next attempt begins with it."""
         loss = self._held_out_loss(session)
         if loss is None:
             return None
@@ -258,7 +186,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
 
     @torch.no_grad()
     def _held_out_loss(self, session: Session) -> float | None:
-        """The mean over all completion tokens of the held-out documents; None: a stop was requested."""
+        """Return the mean over all completion tokens of held-out documents; None if a stop was requested."""
         total, num, stop = 0.0, 0, False
         session.engine.eval()
         for rows in self._validation:
@@ -275,7 +203,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         return None if stop else summed / tokens
 
     def _loss(self, engine: Any, rows: Rows) -> torch.Tensor:
-        """Summed over the completion tokens of a micro batch, of this rank's part of its rows."""
+        """Return the sum over a micro batch's completion tokens, in this rank's part of its rows."""
         device, attention = self._job.group.device, self._job.config.model.attn_implementation
         part, padded = self._sequence.part, self._sequence.padded
         tokens = torch.from_numpy(padded(rows.tokens)).to(device)
@@ -300,18 +228,90 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
 
     def meta(self, step: int) -> dict[str, Any]:
         validation = [self._lowest, self._since, self._validated]
-        # How many tokens a batch of completions has does not follow from the step.
+        # A batch's number of completion tokens does not follow from the step.
         return {**super().meta(step), "tokens": self._tokens, "validation": validation}
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         super().read_state(folder, meta)
-        self._lowest, self._since, *step = meta.get("validation", (None, 0))  # not in those of before
-        if self._lowest is not None and not math.isfinite(self._lowest):  # as a nan was taken for it
+        self._lowest, self._since, *step = meta.get("validation", (None, 0))  # older checkpoints lack it
+        if self._lowest is not None and not math.isfinite(
+            self._lowest
+        ):  # a nan was once taken for the lowest
             self._lowest = None
-        self._validated = step[0] if step else meta["global_step"]  # which left none out
+        self._validated = step[0] if step else meta["global_step"]  # which skipped none
 
     def tokens_in(self, meta: dict[str, Any]) -> int:
         return int(meta["tokens"])
 
     def tokenizer_files(self) -> TokenizerFiles:
         return exported_tokenizer(self._job.config.model)
+
+
+def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:
+    """Return the held-out documents, if any; `order_id` returns the id of the order with them."""
+    data = job.config.data
+    if not data.validation_documents:
+        return None
+    job.watchdog.beat("choosing what is held out")
+
+    def choose() -> Parting:
+        stored = [each.manifest.meta for each in CheckpointStore(job.run.checkpoints).list()]
+        return hold_out(
+            dataset,
+            data.validation_documents,
+            data.seed,
+            lambda parting: bool(stored) and order_id(parting) in [meta.get("plan_hash") for meta in stored],
+        )
+
+    parting = by_rank_0(job.group, choose)
+    if job.group.rank == 0 and parting.siblings:
+        print(
+            f"{len(parting.siblings):,} traces are not trained on: they answer prompts of those held out",
+            flush=True,
+        )
+    return parting
+
+
+def packed_form(attn_implementation: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the layout of a micro batch's rows (rows, T): unchanged, or for flash attention all in one."""
+    if attn_implementation.startswith("flash"):
+        return lambda values: values.reshape(1, -1)
+    return lambda values: values
+
+
+@torch.no_grad()
+def check_apart(engine: Any, attn_implementation: str) -> None:
+    """Refuse a model in which a document sees the one before it in its row. Collective.
+
+    Raises:
+        ConfigError: the first document's tokens change the logits of the second.
+    """
+    network = engine.module
+    if "position_ids" not in inspect.signature(_causal_lm(network).forward).parameters:
+        raise _refused(network, attn_implementation)
+    was_training = network.training
+    engine.eval()
+    one, other = (_second_of_two(engine, first) for first in (0, 1))
+    engine.train(was_training)
+    if float((one - other).abs().max()) > _MOST * float(one.std()):
+        raise _refused(network, attn_implementation)
+
+
+def _second_of_two(engine: Any, token: int) -> torch.Tensor:
+    """Return the logits of the second document, after a first one made of `token`."""
+    first, second = [token] * _LENGTH, [0, 1] * (_LENGTH // 2)
+    ids = torch.tensor([first + second], device=engine.device)
+    positions = torch.tensor([list(range(_LENGTH)) * 2], device=engine.device)
+    logits: torch.Tensor = engine(input_ids=ids, position_ids=positions).logits
+    return logits[0, _LENGTH:].float()
+
+
+def _causal_lm(network: Any) -> Any:
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def _refused(network: Any, attn_implementation: str) -> ConfigError:
+    return ConfigError(
+        f"data.packing: a {type(_causal_lm(network)).__name__} with model.attn_implementation="
+        f"{attn_implementation} does not keep the documents of a row apart: set data.packing=false"
+    )

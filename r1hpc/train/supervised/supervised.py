@@ -1,8 +1,8 @@
-"""An optimizer step on a fixed batch of tokens: what pretraining and fine-tuning share.
+"""Run an optimizer step on a fixed batch of tokens, for pretraining and fine-tuning.
 
-    class Pretraining(SupervisedStage[StepBatch]): ...   # says what its losses are and how many tokens count
+    class Pretraining(SupervisedStage[StepBatch]): ...   # defines its losses and how many tokens count
 
-The samples of a step follow from its number, so a resumed run reads on where it was, on any number of ranks.
+A step's samples follow from its number, so a resumed run reads on where it was, on any number of ranks.
 """
 
 import time
@@ -31,7 +31,7 @@ from r1hpc.train.supervised.mixing import Mixing
 
 
 class Batch(Protocol):
-    """What one rank consumes in one optimizer step."""
+    """One rank's data of one optimizer step."""
 
     @property
     def sample_ids(self) -> npt.NDArray[np.int64]: ...
@@ -40,7 +40,7 @@ class Batch(Protocol):
 
 
 class OnFiles(Protocol):
-    """A dataset that was opened."""
+    """An open dataset."""
 
     manifest: DatasetManifest
 
@@ -51,7 +51,7 @@ MadeT = TypeVar("MadeT")
 
 
 def batch_plan(job: Job) -> BatchPlan:
-    """How the global batch is cut over the ranks of this attempt."""
+    """Return how the global batch is divided over the ranks of this attempt."""
     train = job.config.train
     return solve_batch(
         train.global_batch_size,
@@ -63,12 +63,12 @@ def batch_plan(job: Job) -> BatchPlan:
 
 
 def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
-    """The dataset that rank 0 opens, on every rank; on each other node one rank asks for its files.
+    """Open a dataset on rank 0 and return it on every rank; on each other node one rank checks its files.
 
-    A dataset has thousands of files, and a metadata server notices when every rank asks for each of them.
+    A dataset has thousands of files: a metadata server suffers when every rank asks for each of them.
 
     Raises:
-        R1hpcError: what rank 0 met, on every rank; or a file that this node does not see.
+        R1hpcError: rank 0's error, on every rank; or a file that this node does not see.
     """
     found = by_rank_0(group, open_it)
     if group.local_rank == 0 and group.rank != 0:
@@ -77,10 +77,10 @@ def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
 
 
 def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
-    """What rank 0 makes, on every rank.
+    """Return on every rank what rank 0 makes.
 
     Raises:
-        R1hpcError: what rank 0 met, on every rank.
+        R1hpcError: rank 0's error, on every rank.
     """
     found: MadeT | R1hpcError | None = None
     if group.rank == 0:
@@ -95,12 +95,12 @@ def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
 
 
 class SupervisedStage(ABC, Generic[BatchT]):
-    """The stage. State: the step, and the tokens trained on so far."""
+    """The stage. Its state: the step, and the tokens trained on so far."""
 
     def __init__(
         self, job: Job, batch_of: Callable[[int], BatchT], mixing: Mixing, sequence: SequenceGroup
     ) -> None:
-        """`batch_of` gives what the ranks of `sequence` have of a step's global batch, counted from 0."""
+        """`batch_of` returns the part of a step's global batch for `sequence`'s ranks, counted from 0."""
         self._job = job
         self._batch_of = batch_of
         self._mixing = mixing
@@ -117,11 +117,11 @@ class SupervisedStage(ABC, Generic[BatchT]):
         samples: npt.NDArray[np.int64] | None = None,
         **more: torch.Tensor,
     ) -> torch.Tensor:
-        """Sum over the targets (rows, T) at the flat positions `chosen`, or all; `more` goes to the model.
+        """Return the sum over the targets (rows, T) at flat positions `chosen`, or all; the model gets
+        `more`.
 
-        Where ranks share a sequence, all of it is of this rank's part.
-
-        `samples` is which sample each target that counts is of, (num_chosen,); None: of none trained on.
+        If ranks share a sequence, all of it concerns this rank's part. `samples` is the sample of each target
+        that counts, (num_chosen,); None if none is trained on.
         """
         if self._sequence.size > 1:
             more = {**more, "position_ids": self._sequence.positions(inputs)}
@@ -133,29 +133,29 @@ class SupervisedStage(ABC, Generic[BatchT]):
         return -scores.logprobs.sum()
 
     def last_marked(self, engine: Any, micro_batches: Sequence[Any] | torch.Tensor) -> Iterator[Any]:
-        """Each micro batch; the engine is told at which one the gradients are complete."""
+        """Yield each micro batch; the engine learns at which one the gradients are complete."""
         for number, micro_batch in enumerate(micro_batches):
             engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
             yield micro_batch
 
     @abstractmethod
     def losses(self, engine: Any, batch: BatchT) -> Iterator[torch.Tensor]:
-        """The loss of each micro batch; the mean over the ranks of their sum is what is trained on."""
+        """Yield the loss of each micro batch; training uses the mean over the ranks of their sum."""
 
     @abstractmethod
     def num_tokens(self, batch: BatchT) -> int:
-        """How many tokens of the global batch have a loss."""
+        """Return how many tokens of the global batch have a loss."""
 
     @abstractmethod
     def computed(self, batch: BatchT) -> tuple[int, int]:
-        """Positions of the global batch that are computed, and to how many each attends; for MFU."""
+        """Return the computed positions of the global batch, and how many each attends to; for MFU."""
 
     def facts(self, batch: BatchT) -> dict[str, Any]:
-        """More for train.jsonl."""
+        """Return more fields for train.jsonl."""
         return {}
 
     def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
-        """What is to be done after step `step`, on all ranks, where no stop was requested.
+        """Run what is due after step `step`, on all ranks, if no stop was requested.
 
         Returns:
             More for train.jsonl; whether a stop was requested meanwhile.
@@ -169,16 +169,16 @@ class SupervisedStage(ABC, Generic[BatchT]):
         return True
 
     def take_step(self, session: Session, step: int) -> StepResult:
-        """One optimizer step on the samples of `step`: [(step - 1) x global_batch_size, step x ...)."""
+        """Take one optimizer step on its samples: [(step - 1) x global_batch_size, step x ...)."""
         job, started = self._job, time.monotonic()
         job.watchdog.beat(f"reading data of step {step}")
         batch = self._batch_of(step - 1)
         data_time_s = time.monotonic() - started
         job.watchdog.beat(f"step {step}")
         failpoint("step.begin")
-        # Summed over the ranks these name the global batch, whatever the number of ranks.
+        # Summed over the ranks these identify the global batch, whatever the number of ranks.
         proof = [float(v) for v in (batch.sample_ids.size, batch.sample_ids.sum(), batch.checksum)]
-        if self._sequence.index:  # its samples are told of by the first rank that shares them
+        if self._sequence.index:  # the first rank that shares them reports its samples
             proof = [0.0] * len(proof)
         losses = self.losses(session.engine, batch)
         result = loop.optimizer_step(session, step, losses, lambda: [*proof, *self._mixing.sums()])
@@ -209,28 +209,28 @@ class SupervisedStage(ABC, Generic[BatchT]):
         return {"next_sample": step * self._job.config.train.global_batch_size, **self._mixing.meta(step)}
 
     def state_writer(self) -> Callable[[Path], None]:
-        """Nothing: the order of the data is a function of the step."""
+        """Write nothing: the order of the data is a function of the step."""
         return lambda folder: None
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        """The changes of weights and the count of tokens: the loader is asked by step."""
+        """Load the changes of weights and the count of tokens: the loader needs only the step."""
         self._mixing.read(meta)
         self._tokens = self.tokens_in(meta)
 
     @abstractmethod
     def tokens_in(self, meta: dict[str, Any]) -> int:
-        """Trained on until a checkpoint."""
+        """Return the tokens trained on until a checkpoint."""
 
     @abstractmethod
     def tokenizer_files(self) -> TokenizerFiles | None:
-        """What goes beside the weights of the export; None: the data are ids, and nobody knows of what."""
+        """Return the tokenizer for the export; None if the data are ids of an unknown one."""
 
     @property
     def is_done(self) -> bool:
         return False
 
     def finish(self, session: Session) -> bool:
-        """Leave the model as a Hugging Face folder, for the stages that follow."""
+        """Export the model as a Hugging Face folder, for the stages that follow."""
         self.export(session)
         return True
 
@@ -253,6 +253,6 @@ class SupervisedStage(ABC, Generic[BatchT]):
 
 
 def _flops(session: Session, num_positions: int, attended: int) -> float | None:
-    """Model FLOPs of a global batch; None: not known for the model."""
+    """Return the model FLOPs of a global batch; None if unknown for the model."""
     per_token = step_records.model_flops_per_token(session.hf_config, attended)
     return None if per_token is None else per_token * num_positions
