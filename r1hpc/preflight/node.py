@@ -53,14 +53,18 @@ class NodeFacts:
     """None: a port to listen on was found; else the reason."""
 
 
-def collect_node(asked_interface: str | None = None) -> NodeFacts:
-    """Inspect this machine. Starts one process (munge) and opens one port briefly."""
+def collect_node(asked_interface: str | None = None, versions: VersionFacts | None = None) -> NodeFacts:
+    """Inspect this machine. Starts one process (munge) and opens one port briefly.
+
+    Args:
+        versions: those of the interpreter of jobs, if it is not this one.
+    """
     environ = os.environ
     total, free = _space_of(Path("/dev/shm"))
     munge, has_munge = _ask_munge()
     return NodeFacts(
         name=environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0],
-        versions=collect_versions(environ),
+        versions=versions or collect_versions(environ),
         interfaces=tuple(name for _, name in socket.if_nameindex()),
         named_interfaces=_named_interfaces(asked_interface, environ),
         shm_bytes=total,

@@ -23,7 +23,6 @@ from r1hpc.preflight.findings import CheckState, SiteFinding, fail, ok, unknown,
 from r1hpc.preflight.network import PeerFacts, collect_peers
 from r1hpc.preflight.node import NodeFacts, collect_node, judge_node
 from r1hpc.preflight.versions import VersionFacts
-from r1hpc.slurm import fields
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.rank_env import choose_port, expand_nodelist
 from r1hpc.slurm.script import interpreter, site_lines
@@ -47,7 +46,7 @@ class NodeReport:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "NodeReport":
         node = dict(value["node"])
-        node["versions"] = VersionFacts(**{**node["versions"], "clashes": tuple(node["versions"]["clashes"])})
+        node["versions"] = VersionFacts.from_json(node["versions"])
         node["gpus"] = tuple(map(GpuReading.of_record, node["gpus"]))
         lists = {key: tuple(node[key]) for key in ("interfaces", "gpu_notes")}
         return NodeReport(NodeFacts(**{**node, **lists}), PeerFacts(**value["peers"]))
@@ -68,10 +67,9 @@ def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
     """Run the node part on `num_nodes` nodes of this allocation.
 
     Raises:
-        UsageError: this is no allocation, or a smaller one; or the profile contains an invalid value.
+        UsageError: this is no allocation, or a smaller one.
     """
     _check_allocation(num_nodes, os.environ)
-    fields.check_cluster(cluster)
     with _shared_folder(root) as (shared, is_locked):
         asked = {"interface": cluster.network_interface, "ports": _free_ports(), "shared": str(shared)}
         step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]

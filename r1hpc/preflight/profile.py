@@ -22,6 +22,7 @@ def profile_of(
     partition: str | None = None,
     qos: str | None = None,
     account: str | None = None,
+    python: str | None = None,
 ) -> dict[str, Any]:
     """Return keys of config.cluster.ClusterConfig. The interface is named only if all nodes use the same.
 
@@ -30,6 +31,7 @@ def profile_of(
     Args:
         partition: as the user named it. The default is left to Slurm, and to a site that routes jobs.
         qos: as the user named it. The default is left to Slurm: it is the account's.
+        python: as the user named it; None: this interpreter.
     """
     gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
     gpus = [gpu for report in reports for gpu in report.node.gpus]
@@ -42,7 +44,7 @@ def profile_of(
         "gpus_per_node": gpus_per_node or None,
         "gpu_type": _gpu_type(gpus[0].name if gpus else facts.gpu_type),
         "network_interface": routes.pop() if len(routes) == 1 else None,
-        "python": sys.executable,
+        "python": python or sys.executable,
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -17,6 +17,8 @@ from r1hpc.preflight.nodes import Answers, ask_nodes, judge_nodes
 from r1hpc.preflight.profile import profile_of
 from r1hpc.preflight.slurm_settings import judge_cluster
 from r1hpc.preflight.storage import collect_storage, judge_storage
+from r1hpc.preflight.versions import ask_versions
+from r1hpc.slurm import fields
 from r1hpc.slurm.defaults import decide, place_in_cluster, slurm_is_here
 from r1hpc.slurm.flags import overrides_from_environment
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
@@ -40,9 +42,11 @@ def examine(
 
     Raises:
         ConfigError: the job or the profile cannot be read.
-        UsageError: `num_nodes` outside an allocation, or more than it has; an invalid SBATCH_* variable.
+        UsageError: `num_nodes` outside an allocation, or more than it has; an invalid SBATCH_* variable or
+            profile.
     """
     config = load(job, overrides_from_environment(os.environ), cluster)
+    fields.check_cluster(config.cluster)
     if partition is not None:
         config = replace(config, resources=replace(config.resources, partition=partition))
     here = slurm_is_here()
@@ -56,14 +60,22 @@ def examine(
     if num_nodes is None or storage.error is not None:
         # Do not test SLURM_JOB_ID: `salloc` starts its command on the login node.
         is_node = bool(os.environ.get("SLURMD_NODENAME"))
-        facts_here = collect_node(config.cluster.network_interface)
+        python = None if image else config.cluster.python
+        versions = ask_versions(python, setup=bool(config.cluster.setup)) if python else None
+        facts_here = collect_node(config.cluster.network_interface, versions)
         found += judge_node(facts_here, None, uses_munge, image, runs_jobs=is_node)
     else:
         answers = ask_nodes(num_nodes, root, config.cluster)
         found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge, image)
     partition, qos, account = place_in_cluster(config)
     profile = profile_of(
-        config.cluster.name, facts, answers.reports, partition=partition, qos=qos, account=account
+        config.cluster.name,
+        facts,
+        answers.reports,
+        partition=partition,
+        qos=qos,
+        account=account,
+        python=config.cluster.python,
     )
     return Examination(tuple(found), profile)
 

@@ -1,6 +1,7 @@
 """Check that installed versions fit one another, from package metadata: torch is never imported.
 
-facts = collect_versions()
+facts = collect_versions()                     # this interpreter
+facts = ask_versions("/envs/train/bin/python") # another one, which runs this module
 judge_versions(facts, driver="550.54.15", num_gpus=8)
 """
 
@@ -8,15 +9,22 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from r1hpc.base.extras import how_to_install
 from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
 
 _WATCHED = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "peft", "vllm", "r1hpc")
 _REQUIRED = ("torch", "deepspeed", "transformers", "submitit", "omegaconf", "zarr")
+_TIMEOUT_S = 60.0
 _VERSION_PY = re.compile(r"^cuda\b[^=]*=\s*'([\d.]+)'", re.MULTILINE)
 
 # CUDA Compatibility guide, "Minor Version Compatibility": the oldest driver of each major version, on Linux.
@@ -39,13 +47,16 @@ class VersionFacts:
     """Version of the CUDA toolkit in CUDA_HOME, with which DeepSpeed compiles its operators."""
     foreign_nccl: str | None = None
     """A libnccl that is loaded before torch's own."""
+    no_answer: str | None = None
+    """Why this interpreter could not be asked; all else is empty then."""
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "VersionFacts":
+        return VersionFacts(**{**value, "clashes": tuple(value["clashes"])})
 
 
 def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
     """Inspect the packages of this interpreter, and CUDA_HOME, LD_PRELOAD and LD_LIBRARY_PATH."""
-    import platform
-    import sys
-
     installed = {name: v for name in (*_WATCHED, *_REQUIRED) if (v := _installed(name)) is not None}
     return VersionFacts(
         python=platform.python_version(),
@@ -58,6 +69,33 @@ def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
     )
 
 
+def ask_versions(python: str, setup: bool = False) -> VersionFacts:
+    """Ask another interpreter: `-m r1hpc.preflight.versions`, with nothing of this environment but r1hpc.
+
+    Args:
+        python: the words that start it (cluster.python).
+        setup: lines of the profile run before it in a job, so PATH here says nothing about a bare name.
+    """
+    words = python.split()
+    if setup and "/" not in words[0]:
+        return VersionFacts("", python, no_answer="the lines of cluster.setup decide which one that is")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "r1hpc").symlink_to(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        environ = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [*words, "-m", __name__]
+        try:
+            done = subprocess.run(
+                command, env=environ, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+            return VersionFacts.from_json(json.loads(done.stdout))
+        except (OSError, subprocess.SubprocessError) as error:
+            why = str(error)
+        except (ValueError, TypeError, KeyError):
+            why = (done.stderr.strip().splitlines() or ["it printed no versions"])[-1]
+    return VersionFacts("", python, no_answer=why)
+
+
 def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> list[SiteFinding]:
     """Check packages against one another, torch's CUDA against driver and toolkit, and NCCL.
 
@@ -65,9 +103,12 @@ def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None
         driver: NVIDIA's version on the node; None if there is none.
         num_gpus: GPUs seen on the node; None: unknown, as on a login node.
     """
+    if facts.no_answer is not None:
+        fix = "look on the nodes with --nodes, inside an allocation; or correct `python` in the profile"
+        return [unknown("packages", f"{facts.executable} cannot be asked here: {facts.no_answer}", fix)]
     return [
         _judge_packages(facts),
-        _judge_cuda(facts, driver, num_gpus),
+        *([_judge_cuda(facts, driver, num_gpus)] if "torch" in facts.packages else []),
         *_judge_toolkit(facts),
         *_judge_nccl(facts),
     ]
@@ -76,15 +117,16 @@ def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None
 def _judge_packages(facts: VersionFacts) -> SiteFinding:
     missing = [name for name in _REQUIRED if name not in facts.packages]
     if missing:
-        names = ", ".join(missing)
-        return fail(
-            "packages", f"{facts.executable} lacks {names}", "pip install r1hpc into that environment"
+        fix = (
+            f"{how_to_install('torch')} in its environment, or name the nodes' interpreter that has them "
+            "(profile key `python`)"
         )
+        return fail("packages", f"{facts.executable} lacks {', '.join(missing)}", fix)
     if facts.clashes:
         fix = "pip install -U the named packages until pip check reports nothing"
         return fail("packages", "; ".join(facts.clashes), fix)
     shown = ", ".join(f"{name} {facts.packages[name]}" for name in _WATCHED if name in facts.packages)
-    return ok("packages", f"python {facts.python}, {shown}: requirements are met")
+    return ok("packages", f"{facts.executable}: python {facts.python}, {shown}: requirements are met")
 
 
 def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> SiteFinding:
@@ -92,7 +134,7 @@ def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -
         if num_gpus:
             return fail(
                 "torch and driver",
-                f"torch {facts.packages.get('torch', '?')} is a CPU build, and the node has {num_gpus} GPUs",
+                f"torch {facts.packages['torch']} is a CPU build, and the node has {num_gpus} GPUs",
                 "install the CUDA build of torch (https://pytorch.org/get-started)",
             )
         return ok("torch and driver", "torch is a CPU build, and no GPU is asked of it here")
@@ -203,3 +245,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(collect_versions())))

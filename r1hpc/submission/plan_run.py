@@ -249,7 +249,13 @@ def plan_run(
     )
     if executor == "slurm" and order.purpose is not Purpose.estimate:
         decision.refuse_missing_nodes()
-    check_packages(decision.config, executor)
+    if order.purpose is not Purpose.estimate:
+        try:
+            check_packages(decision.config, executor, workload.packages)
+        except UsageError as error:
+            if not order.is_dry_run or defaults.slurm_is_here():
+                raise
+            notes.append(f"submit refuses this run here: {error}")  # a laptop need not have them
     known = replace(known, executor=executor, gpus_per_node=decision.gpus_per_node)
     advice = workload.check(decision.config, known)
     text = script.make_script(

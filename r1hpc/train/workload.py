@@ -28,6 +28,8 @@ _MOST_ENCODED = 5000
 class Training(Workload):
     """Everything that trains a model or samples from one."""
 
+    packages = ("torch", "deepspeed", "transformers", "zarr", "google_crc32c")
+
     def complete(self, config: RunConfig) -> RunConfig:
         """Fill in the number of questions of each test file, if the stage uses any."""
         if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
