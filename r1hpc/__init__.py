@@ -1,16 +1,15 @@
-"""r1hpc: reasoning training on Slurm clusters that loses nothing to preemption.
+"""Run reasoning training on Slurm clusters without losing work to preemption.
 
     from r1hpc import Run, submit
 
     done = submit("jobs/smoke.yaml", nodes=2)
     Run(done.run.path).wait()
 
-What is public lies in r1hpc.api and is loaded when it is first asked for: `import r1hpc` loads nothing.
-`r1hpc.submit` is the module of the command and, called, the function: one object, in whatever order it is
-imported. See docs/api.md.
+The public names are in r1hpc.api and load on first use: `import r1hpc` itself loads nothing. `r1hpc.submit`
+is the command's module, and can be called like the function. See docs/api.md.
 """
 
-TYPE_CHECKING = False  # as typing's, without the time that typing takes to import
+TYPE_CHECKING = False  # like typing's, without the time to import typing
 if TYPE_CHECKING:
     from r1hpc.api import Chain, ChainSubmission, Run, Submission, submit
     from r1hpc.base.version import __version__

@@ -1,4 +1,4 @@
-"""r1hpc COMMAND …: the same as python -m r1hpc.COMMAND …
+"""Run `r1hpc COMMAND …`, the same as `python -m r1hpc.COMMAND …`.
 
 r1hpc submit --nodes 4
 """
@@ -63,7 +63,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _answer_tab(line: str) -> int:
-    """Answer what TAB can add to a line of `r1hpc COMMAND ...` or `python -m r1hpc.COMMAND ...`."""
+    """Complete a line of `r1hpc COMMAND ...` or `python -m r1hpc.COMMAND ...` when TAB is pressed."""
     words = line[:_LONGEST_LINE].split()
     done = words if line[-1:].isspace() else words[:-1]
     if Path(words[0]).name.startswith("python"):
@@ -77,7 +77,7 @@ def _answer_tab(line: str) -> int:
     name = done[place].removeprefix(start).replace("_", "-")
     if name not in COMMANDS:
         return 0
-    os.environ["_ARGCOMPLETE"] = str(place + 1)  # argcomplete's: which word of the line is the program
+    os.environ["_ARGCOMPLETE"] = str(place + 1)  # argcomplete's: index of the program's word in the line
     return _run(name, [])
 
 

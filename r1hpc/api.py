@@ -1,4 +1,4 @@
-"""r1hpc from Python: submit runs and chains, read their state, wait, cancel. Commands use the same.
+"""Use r1hpc from Python: submit runs and chains, read their state, wait, cancel. The commands use it too.
 
     from r1hpc import Run, submit
 
@@ -11,7 +11,7 @@
     [step.loss for step in run.metrics()]
     run.resume(nodes=4, overrides={"train.num_steps": 40}).run.wait()
 
-What a user can cause is an R1hpcError, whose message says what to do. See docs/api.md.
+Every error that a user can cause is an R1hpcError; its message names the fix. See docs/api.md.
 """
 
 import json
@@ -30,7 +30,7 @@ from r1hpc.submission.chain.folder import ChainDir, choose_chain
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.metrics import Step, read_steps
 
-# Each call imports what it needs: the state of a run loads no estimator, and a submission no following.
+# Calls import what they need: reading a run's state loads no estimator.
 if TYPE_CHECKING:
     from r1hpc.attempt.state.cancel import Cancellation
     from r1hpc.plan.run import RunPlan
@@ -45,10 +45,10 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 
 class Run:
-    """One run, by its folder or its name under the run root. Every answer is read anew."""
+    """One run, by its folder or its name under the run root. Nothing is cached."""
 
     def __init__(self, path: str | Path, run_root: str | Path | None = None) -> None:
-        """Raises UsageError where there is no such run, StateError where others may write its folder."""
+        """Raise UsageError if there is no such run, StateError if others may write its folder."""
         self.folder: RunDir = choose_run(str(path), None if run_root is None else str(run_root))
 
     def __repr__(self) -> str:
@@ -63,35 +63,35 @@ class Run:
         return self.folder.run_id
 
     def state(self) -> State:
-        """queued, running, requeued, finished, stopped, cancelled, failed or unknown.
+        """Return queued, running, requeued, finished, stopped, cancelled, failed or unknown.
 
-        Slurm is asked for at most 5 seconds; without its answer this is what the run folder says.
+        Waits at most 5 seconds for Slurm; without its answer the state comes from the run folder.
         """
         return self.situation().state
 
     def situation(self) -> Situation:
-        """The state with what it was judged by."""
+        """Return the state and the facts behind it."""
         return read_situation(self.folder)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every attempt so far: when and where it ran, its steps, and the cause of its end."""
+        """Return every attempt so far: when and where it ran, its steps, and why it ended."""
         return self.situation().history.attempts
 
     @property
     def gpu_hours(self) -> float:
-        """GPU-hours so far, the attempt under way included; by Slurm's accounting where it is known."""
+        """Return the GPU-hours so far, including the current attempt; from Slurm's accounting if known."""
         from r1hpc.accounting.open_ledger import settled_ledger
 
         return settled_ledger(self.folder, time.time()).gpu_hours
 
     def metrics(self) -> list[Step]:
-        """The optimizer steps that the weights went through, in their order."""
+        """Return the optimizer steps behind the current weights, in order."""
         steps = read_steps(self.folder).effective
         return [steps[number] for number in sorted(steps)]
 
     def wait(self, timeout_s: float | None = None) -> State:
-        """Until the run is over and its last attempt's end is on record; how it ended.
+        """Wait until the run is over and the end of its last attempt is recorded; return its state.
 
         Raises:
             R1hpcError: it is not over after `timeout_s`.
@@ -108,7 +108,7 @@ class Run:
         return follow(self.folder, job.job_id if job is not None else "", out)
 
     def cancel(self, save_first: bool = False) -> "Cancellation":
-        """End its job, which is then not requeued; `save_first`: let it save and end by itself.
+        """End its job without a requeue; with `save_first` the run saves and ends by itself.
 
         Raises:
             StateError: there is no job, or it is not yours or not this run's.
@@ -118,7 +118,7 @@ class Run:
         return cancel(self.folder, save_first)
 
     def resume(self, *, nodes: int | None = None, overrides: Overrides = (), **options: Any) -> "Submission":
-        """Go on with the run, perhaps on other nodes or with more steps. Options as those of `submit`."""
+        """Continue the run, perhaps on other nodes or with more steps. Takes the options of `submit`."""
         where: dict[str, Any] = {"run_root": self.path.parent, "run_name": self.run_id, "resume": True}
         done = submit(nodes=nodes, overrides=overrides, **where, **options)
         assert isinstance(done, Submission), "a chain is not resumed but submitted again"
@@ -151,17 +151,17 @@ class Chain:
         return self.folder.name
 
     def state(self) -> State:
-        """finished: all stages are; at work while any is; else how the first unfinished one ended."""
+        """Return finished if all stages are, running if any is active, else the first unfinished's state."""
         return self.situation().state
 
     def situation(self) -> "ChainSituation":
-        """The state with that of each stage."""
+        """Return the state of the chain and of each stage."""
         from r1hpc.submission.chain.state import read_chain_situation
 
         return read_chain_situation(self.folder)
 
     def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
-        """End every stage that waits or runs, the last first."""
+        """Cancel every stage that waits or runs, the last one first."""
         from r1hpc.submission.chain.state import cancel_chain
 
         return cancel_chain(self.folder, save_first)
@@ -169,7 +169,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Submission:
-    """A run after `submit`."""
+    """The result of `submit` for a run."""
 
     submitted: "SubmittedRun"
 
@@ -179,12 +179,12 @@ class Submission:
 
     @property
     def run(self) -> Run:
-        """The run; of a dry run there is none, which is an error here."""
+        """Return the run; raise an error after a dry run, which creates none."""
         return Run(self.planned.run.path)
 
     @property
     def job_id(self) -> str | None:
-        """Slurm's, or local-PID; None after a dry run."""
+        """Slurm's job ID, or local-PID; None after a dry run."""
         return self.submitted.job_id
 
     @property
@@ -193,7 +193,7 @@ class Submission:
 
     @property
     def estimate(self) -> dict[str, Any] | None:
-        """As estimate.json holds it; None where it is not known."""
+        """The content of estimate.json; None if unknown."""
         return self.planned.estimate
 
     @property
@@ -204,13 +204,13 @@ class Submission:
         return render(self.planned.script)
 
     def print(self, as_json: bool = False) -> None:
-        """What the command prints."""
+        """Print the command's output."""
         from r1hpc.submission.text import print_run
 
         print_run(self.planned, self.job_id, as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
-        """As Run.follow."""
+        """Like Run.follow."""
         from r1hpc.attempt.state.follow import follow
 
         return follow(self.planned.run, self.job_id or "", out)
@@ -218,7 +218,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class ChainSubmission:
-    """A chain after `submit`."""
+    """The result of `submit` for a chain."""
 
     submitted: "SubmittedChain"
 
@@ -228,22 +228,22 @@ class ChainSubmission:
 
     @property
     def job_ids(self) -> dict[str, str]:
-        """By stage, of those that are not finished; empty after a dry run."""
+        """The job ID of each unfinished stage; empty after a dry run."""
         return dict(self.submitted.jobs)
 
     @property
     def planned(self) -> "dict[str, PlannedRun]":
-        """By stage, of those that get a job: plan, script and estimate."""
+        """Plan, script and estimate of each stage that gets a job."""
         return {s.stage.name: s.planned for s in self.submitted.steps if s.planned is not None}
 
     def print(self, as_json: bool = False) -> None:
-        """What the command prints."""
+        """Print the command's output."""
         from r1hpc.submission.text import print_chain
 
         print_chain(self.submitted, as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
-        """Print progress, stage after stage; 0 when the whole chain is finished."""
+        """Print progress, stage after stage; return 0 when all stages have finished."""
         from r1hpc.submission.chain.state import follow_chain
 
         return follow_chain(self.submitted.chain, self.submitted.jobs, out)
@@ -263,28 +263,27 @@ def submit(
     dry_run: bool = False,
     argv: Sequence[str] = (),
 ) -> Submission | ChainSubmission:
-    """Check, plan, hold against the budget, freeze and start a run, or a chain of them.
+    """Check, plan, compare with the budget, freeze and start a run or a chain.
 
     Args:
-        job: a job or chain file, or its name in jobs/; None: jobs/train.yaml, or the run or chain of
-            `run_name` as it is frozen.
-        nodes: over what the job file says, as --nodes.
-        overrides: what else of the job is changed, by dotted keys.
-        run_root: where runs lie; None: $R1HPC_RUN_ROOT, else ./runs.
-        run_name: None: a new one, JOB-DATE-TIME-XXXX.
-        resume: go on with the run of `run_name`.
-        executor: slurm, local, or auto: Slurm where there is one.
+        job: a job or chain file, or its name in jobs/; None: jobs/train.yaml, or `run_name`'s frozen job.
+        nodes: like --nodes, overrides the job file.
+        overrides: other settings to change, by dotted keys.
+        run_root: folder of all runs; None: $R1HPC_RUN_ROOT, else ./runs.
+        run_name: None: a new name, JOB-DATE-TIME-XXXX.
+        resume: continue the run of `run_name`.
+        executor: slurm, local, or auto: Slurm if there is one.
         cluster: a profile in configs/cluster/; None: $R1HPC_CLUSTER.
-        over_budget: why the budget may be exceeded.
-        dry_run: plan only; nothing is written. Slurm, where there is one, says whether it would take the job.
-        argv: a command line, for the record in environment.json.
+        over_budget: the reason to exceed the budget.
+        dry_run: plan only and write nothing. Slurm, if there is one, tests whether it would take the job.
+        argv: a command line, recorded in environment.json.
 
     Returns:
         A Submission, or for a chain a ChainSubmission.
 
     Raises:
-        UsageError: it cannot be as it was asked for; says what to change.
-        R1hpcError: the budget does not hold it, or Slurm refuses or does not answer.
+        UsageError: the request is impossible; the message says what to change.
+        R1hpcError: the budget is too small, or Slurm refuses or does not answer.
     """
     from r1hpc.submission.order import Order, Purpose
 
@@ -305,7 +304,7 @@ def submit(
 
 
 def open_run_or_chain(given: str | None, run_root: str | None) -> Run | Chain:
-    """What a command is about: the one given by folder or name, else the newest under the run root."""
+    """Return the run or chain of this folder or name; without one, the newest under the run root."""
     chain = choose_chain(given, run_root)
     return Run(choose_run(given, run_root).path) if chain is None else Chain(chain)
 
@@ -314,7 +313,7 @@ def _submit(order: "Order") -> Submission | ChainSubmission:
     from r1hpc.submission.submit import submit as submit_order
     from r1hpc.submission.submit_run import SubmittedRun
 
-    # Files of a run are the user's alone, whatever the umask of the calling program.
+    # Only the user may read a run's files, whatever the umask of the calling program.
     before = os.umask(0o077)
     try:
         done = submit_order(order)
@@ -325,6 +324,6 @@ def _submit(order: "Order") -> Submission | ChainSubmission:
 
 def _dotted(overrides: Overrides) -> list[str]:
     if isinstance(overrides, Mapping):
-        # As JSON, which YAML reads back as it was: 12:00:00 would be a number to base 60.
+        # JSON survives YAML: a bare 12:00:00 would be read as a number to base 60.
         return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     return list(overrides)

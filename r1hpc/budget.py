@@ -1,11 +1,11 @@
-"""What is left of the GPU-hours, what running and queued jobs will take, and how the campaign goes.
+"""Show the GPU-hours left, the hours promised to running and queued jobs, and the campaign's progress.
 
     python -m r1hpc.budget                       # configs/budget.yaml, or RUN_ROOT/budget.yaml
     python -m r1hpc.budget --budget FILE --json
     python -m r1hpc.budget --campaign hundred_days
 
-Spent hours are Slurm's own over all attempts where the budget names an account, else the run folders'.
-Every forecast is P50 (P10 to P90).
+If the budget names an account, spent hours come from Slurm, else from the run folders. Every forecast is P50
+(P10 to P90).
 """
 
 import time

@@ -1,12 +1,11 @@
-"""How good were the estimates, and what does this site make of the next one?
+"""Compare the estimates of finished runs with their real cost, and show the correction for the next one.
 
     python -m r1hpc.calibrate                    # all finished runs under ./runs or $R1HPC_RUN_ROOT
     python -m r1hpc.calibrate --run-root DIR --json
 
-Each finished run is set beside its estimate and beside that estimate corrected by the runs before it
-that are like it: of the same stage and of about the same size. `estimate` and `submit` correct by
-themselves; what is shown as the next estimate is that of a run like the last one. Hours are GPU-hours,
-for CPU runs node-hours.
+Each run is compared with its estimate, plain and corrected by earlier runs of the same stage and about the
+same size. `estimate` and `submit` apply the correction themselves; the next estimate shown is for a run like
+the last one. Hours are GPU-hours, for CPU runs node-hours.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
     arguments = parser.parse_args(argv)
-    # Deferred: --help must be quick.
+    # Deferred to keep --help quick.
     from r1hpc.accounting.calibrate import finished_runs, site_json, site_text
 
     site = finished_runs(existing_run_root(arguments.run_root))

@@ -1,11 +1,11 @@
-"""End a run.
+"""Cancel a run.
 
     python -m r1hpc.cancel RUN_DIR               # its job gets SIGTERM; it is not requeued
     python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves after its next step, then ends
     python -m r1hpc.cancel CHAIN                 # every stage that waits or runs, the last first
 
-Without a name nothing is cancelled: it lists the runs that wait or run. A job is cancelled by its id alone,
-from the run folder, and only if it is yours and this run's.
+Without a name it cancels nothing and lists the runs that wait or run. A job is cancelled by the ID in the run
+folder, and only if it is yours and this run's.
 """
 
 import time

@@ -1,14 +1,14 @@
-"""Talk to what was trained.
+"""Chat with a trained model.
 
-    python -m r1hpc.chat                       # the newest run's model; /new forgets what was said, /quit
-    python -m r1hpc.chat RUN                   # a run's; CHAIN/STAGE is a run
+    python -m r1hpc.chat                       # the newest run's model; /new starts over, /quit ends
+    python -m r1hpc.chat RUN                   # a run's model; CHAIN/STAGE is a run
     python -m r1hpc.chat DIR                   # any Hugging Face folder
     python -m r1hpc.chat RUN --ask "17 + 25"   # one question; --json for a script
     echo "17 + 25" | python -m r1hpc.chat RUN  # lines are a conversation; /new begins another
 
-A run is asked as it was trained: with its chat template, its system prompt and, where its task puts questions
-into a template, in that (--as-typed: as they are). Thinking is shown apart from the answer. Without a chat
-template every line stands alone.
+Questions get the form used in training: the run's chat template, system prompt and question template
+(--as-typed: no question template). Thinking is shown apart from the answer. Without a chat template every
+line stands alone.
 """
 
 import re
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from r1hpc.train.rollout.chat import Limits, Speaker
 
 _LABELS = {"<think>": "thinking", "</think>": "says", "<answer>": "answer", "</answer>": "says"}
-"""What begins at each tag."""
+"""The label printed at each tag."""
 _TAG = re.compile("(" + "|".join(_LABELS) + ")")
 _GREY, _PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -73,7 +73,7 @@ def _check(arguments: Any) -> None:
 
 
 def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
-    """What to load, the template that the run puts its questions into, and whether answers stand in a box."""
+    """Return the model, the run's question template, and whether answers are in a box."""
     from dataclasses import replace
 
     from r1hpc.config.load import read
@@ -100,7 +100,7 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
 
 
 def _attention(folder: Path) -> str:
-    """The attention that the folder's weights were trained with, where it is one of ours."""
+    """Return the attention the folder's weights were trained with if it is one of ours, else sdpa."""
     from r1hpc.base.files import read_json
     from r1hpc.config.schema.run import OWN_ATTENTIONS
 
@@ -117,7 +117,7 @@ def _template(config: "RunConfig") -> str | None:
 
 
 def _typed() -> Iterator[str]:
-    """The lines that are typed, or piped in."""
+    """Yield the lines that are typed or piped in."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         return
@@ -156,9 +156,9 @@ def _talk(
                 text = _show(speaker.answer(turns, limits))
             except KeyboardInterrupt:  # ends the answer, not the conversation
                 print()
-                turns.pop()  # many templates take no second question before an answer
+                turns.pop()  # many templates refuse a second question before an answer
                 continue
-            # What was thought is not part of the conversation: models are not trained to read it again.
+            # Thinking is left out of the conversation: models are not trained to read it again.
             turns.append({"role": "assistant", "content": text.rpartition("</think>")[2].strip()})
 
 
@@ -168,7 +168,7 @@ def _message(question: str, template: str | None) -> dict[str, str]:
 
 
 def _show(pieces: Iterator[str]) -> str:
-    """Print an answer as it comes, what stands between tags under a label of its own; the whole text."""
+    """Print an answer as it comes, with a label for each tag; return the full text."""
     text = held = ""
     label, last = "says", ""
     for piece in pieces:
@@ -179,7 +179,7 @@ def _show(pieces: Iterator[str]) -> str:
                 label = _LABELS[part]
             else:
                 last = _print(part, label, last)
-        # A tag may come in several pieces: what may be the beginning of one waits for the next.
+        # A tag may come in several pieces: text that may begin one waits for the next.
         cut = next(
             (at for at in range(len(rest)) if any(t.startswith(rest[at:]) for t in _LABELS)), len(rest)
         )
@@ -190,7 +190,7 @@ def _show(pieces: Iterator[str]) -> str:
 
 
 def _print(text: str, label: str, last: str) -> str:
-    """Print a part of an answer, after its label where the part before it had another; what is last now."""
+    """Print a part of an answer, with its label if the label changed; return the label now printed."""
     text = text if label == last else text.lstrip()
     if not text:
         return last

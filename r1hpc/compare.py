@@ -1,13 +1,13 @@
-"""Is one model better than another? Two evaluations on the same questions, compared question by question.
+"""Compare two models question by question, from two evaluations on the same questions.
 
     python -m r1hpc.compare BASE NEW                 # runs of stage evaluate, or the last evaluation of rl
     python -m r1hpc.compare grpo@0 grpo@60           # one run at two steps
     python -m r1hpc.compare BASE NEW --out ab.html   # a page with the questions on which they differ
 
-The same questions, so that their difficulty cancels: accuracy with the interval of the difference, McNemar's
-test of the greedy answers, pass@k, length and tokens for a correct answer; and after how many questions one
-could have stopped. For models that are not runs: evaluate each by `submit`, stage evaluate, with model.path.
-Whether two runs are the same to the bit: python -m r1hpc.report --compare.
+Using the same questions cancels their difficulty. It shows accuracy with the interval of the difference,
+McNemar's test of the greedy answers, pass@k, length, tokens per correct answer, and how many questions would
+have been enough. To compare models that are not runs, evaluate each with `submit` (stage evaluate,
+model.path). To check that two runs are equal to the bit: python -m r1hpc.report --compare.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def _parser() -> ArgumentParser:
 
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
-    """The name and the answers of RUN or RUN@STEP."""
+    """Return the name and the answers of RUN or RUN@STEP."""
     from r1hpc.telemetry.records.evaluations import read_answers
 
     name, at, step = given.rpartition("@")
-    if not at or "/" in step:  # a folder's name may hold one too, as of a user at a site
+    if not at or "/" in step:  # a folder's name may contain @ too, such as user@site
         name, step = given, ""
     if step and not (step.isascii() and step.isdecimal()):
         raise UsageError(f"{printable(given)!r}: a step is a number, as in {printable(name)}@60")

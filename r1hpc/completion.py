@@ -1,13 +1,13 @@
-"""What TAB completes, for your shell: commands, flags, jobs, settings, runs.
+"""Print shell code that completes commands, flags, jobs, settings and runs with TAB.
 
-    eval "$(r1hpc completion bash)"              # in ~/.bashrc; zsh likewise, in ~/.zshrc after compinit
+    eval "$(r1hpc completion bash)"              # in ~/.bashrc; zsh: in ~/.zshrc after compinit
     r1hpc completion fish | source               # in ~/.config/fish/config.fish
 
     r1hpc submit smo<TAB>                        # jobs by name, then KEY= of settings and their values
-    python -m r1hpc.status <TAB>                 # runs under the run root; .venv/bin/python likewise
+    python -m r1hpc.status <TAB>                 # runs under the run root; also .venv/bin/python
 
-The lines name the `r1hpc` that printed them. In bash and zsh they also stand for python and python3: what
-does not begin with `-m r1hpc` is completed by files in bash, in zsh as it was before.
+The lines name the `r1hpc` that printed them. In bash and zsh they also cover python and python3. Other python
+commands complete files in bash, and as before in zsh.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import R1hpcError
 
 _PYTHONS = ("python", "python3")
-# zsh completes nothing else of a command that has a function, so the function of before is called.
+# zsh completes nothing else for a command with a function, so this calls the previous function.
 _ZSH_PYTHON = (
     """
 _r1hpc_python() {
@@ -46,11 +46,11 @@ typeset -gA _r1hpc_before
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what the shell is to evaluate."""
+    """Print the code for the shell to evaluate."""
     parser = ArgumentParser(prog="python -m r1hpc.completion", description=__doc__)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     shell = parser.parse_args(list(argv)).shell
-    from argcomplete.shell_integration import shellcode  # here, not above: --help must be quick
+    from argcomplete.shell_integration import shellcode  # deferred to keep --help quick
 
     names = ["r1hpc", *_PYTHONS] if shell == "bash" else ["r1hpc"]
     print(shellcode(names, shell=shell, argcomplete_script=str(_script())))
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _script() -> Path:
-    """The r1hpc that belongs to this Python: it answers for all of them."""
+    """Return the r1hpc command of this Python, else the one on PATH."""
     beside = Path(sys.executable).with_name("r1hpc")
     found = str(beside) if beside.is_file() else shutil.which("r1hpc")
     if found is None:

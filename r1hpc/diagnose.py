@@ -1,10 +1,10 @@
-"""Why is it slow, stuck or learning nothing? MFU, GPU readings and step times read together.
+"""Explain why a run is slow, stuck or not learning, from MFU, GPU readings and step times.
 
     python -m r1hpc.diagnose                       # the newest attempt of the newest run
     python -m r1hpc.diagnose RUN_DIR --attempt 3
     python -m r1hpc.diagnose RUN_DIR --json
 
-Each finding has a code, its figures and what to try. The batch log of a run ends each attempt with it.
+Each finding has a code, its figures and a suggestion. The batch log ends each attempt with the findings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.find_run import add_run, choose_run
 from r1hpc.base.run_dir import RunDir
 
-if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.telemetry.records.attempts import Attempt, History
 
 
@@ -66,7 +66,7 @@ def _choose(run: RunDir, history: History, number: int | None) -> Attempt:
 
 
 def _end(run: RunDir, history: History, attempt: Attempt) -> float | None:
-    """When the attempt ended; now, if it is known to run."""
+    """Return when the attempt ended; now if it is running; None if unknown."""
     from r1hpc.attempt.state.state import State, read_situation
 
     if attempt.end is not None or attempt is not history.last:

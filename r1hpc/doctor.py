@@ -1,13 +1,13 @@
-"""What of a cluster would cost days, found before anything is spent.
+"""Check a cluster before using it: versions, network, clocks, disk, preemption.
 
     python -m r1hpc.doctor                              # on a login node
     python -m r1hpc.doctor jobs/train.yaml              # with the needs of a job
     salloc -N 2 -t 10 python -m r1hpc.doctor --nodes 2  # on the nodes of an allocation, and between them
     python -m r1hpc.doctor --write-profile configs/cluster/mine.yaml
 
-Versions, network, clocks, munge, shared memory, the run root (room, speed, locks, rename), ports, GPUs,
-time limits and preemption. Each finding is ok, warn, fail or unknown, and says what mends it. Exit
-status 0: nothing failed. It writes 64 MiB under the run root and removes them.
+Also munge, shared memory, the run root (space, speed, locks, rename), ports, GPUs and time limits. Each
+finding is ok, warn, fail or unknown, and names the fix. Exit status 0: nothing failed. It writes 64 MiB under
+the run root and removes them.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
         "--node-part", metavar="JSON", help=argparse.SUPPRESS
-    )  # what srun starts on each node
+    )  # srun starts this on each node
     return parser
 
 
 def as_text(findings: Sequence[SiteFinding]) -> str:
-    """A line per finding, the fix below it, and a sum."""
+    """Return a line per finding, its fix below it, and a summary."""
     lines = []
     for finding in findings:
         lines.append(wrap(f"{finding.state.value:8}{finding.check}: {finding.detail}", hanging=" " * 8))

@@ -1,14 +1,14 @@
-"""Prove on your own cluster that a preempted job loses nothing: the verdict is in the records of its runs.
+"""Prove on your own cluster that a preempted job loses nothing; the proof is in the records of its runs.
 
-    python -m r1hpc.drill jobs/smoke.yaml                # on Slurm, or here where there is none
+    python -m r1hpc.drill jobs/smoke.yaml                # on Slurm, or on this machine without one
     python -m r1hpc.drill jobs/smoke.yaml --out drill    # the page as drill/drill.md, and drill.json
-    python -m r1hpc.drill jobs/smoke.yaml --way preempt  # one way to be preempted alone
+    python -m r1hpc.drill jobs/smoke.yaml --way preempt  # only one way of preemption
 
-Submits the job shortened, up to four times: one run that nobody touches; one that is preempted, suspended,
-killed and requeued, as far as the site lets a user do it; one with a time limit that is too short for it;
-one that is cancelled while it is being preempted. Then compares: loss and gradient norm to the last bit,
-every sample once, the causes on record, no attempt after the cancel. It names the ways of preemption that
-were exercised, and why the others were not. Exit status 0: passed. It costs the GPU-hours of these runs.
+Submits a shortened job up to four times: one run undisturbed; one that is preempted, suspended, killed and
+requeued as far as the site lets a user do it; one with too short a time limit; one cancelled while it is
+being preempted. Then it compares loss and gradient norm to the last bit, every sample consumed once, the
+recorded causes, and no attempt after the cancel. It lists the ways of preemption exercised, and why the
+others were not. Exit status 0: passed. It costs the GPU-hours of these runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _WAYS = ("usr2", "term", "preempt", "limit")
 """The signal of --signal, the SIGTERM of a grace time, a job of another QOS, the time limit."""
 _PATIENCE_S = 3600.0
-"""For the next thing to happen, beside the time in the queue."""
+"""Seconds to wait for the next event, not counting the time in the queue."""
 _AFTER_CANCEL_S = 5.0
 _ASK_EVERY_S = 5.0
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for each in done
         if each.way is not None
     ]
-    # A way that somebody asked for by name must have been exercised.
+    # A way requested by name must have been exercised.
     passed = all(check.passed for check in checks) and (
         not arguments.way or all(each["exercised"] for each in exercised)
     )
@@ -149,7 +149,7 @@ def _submit(arguments: Any, name: str, *more: str) -> Run:
 
 
 def _refuse_job(arguments: Any) -> None:
-    """Before anything is submitted.
+    """Refuse an unsuitable job before anything is submitted.
 
     Raises:
         UsageError: it is a chain, or of a stage whose runs are not compared step by step.
@@ -168,7 +168,7 @@ def _refuse_job(arguments: Any) -> None:
 
 
 def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list[Done]:
-    """Each disturbance at a step of its own, once the attempt before it has taken steps."""
+    """Apply each disturbance at its own step, once the attempt before it has taken steps."""
     from r1hpc.preflight.drill.disturb import disturbances
     from r1hpc.preflight.drill.verdict import Done
     from r1hpc.slurm.client import SlurmError, without_advice
@@ -200,7 +200,7 @@ def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list
 
 
 def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
-    """Return sbatch's options of a job that preempts the run's, and why there is none."""
+    """Return the sbatch options of a job that preempts the run's, and why there is none."""
     from r1hpc.config.load import read
     from r1hpc.preflight.drill.disturb import why_not_preempted
     from r1hpc.slurm.defaults import place_in_cluster
@@ -249,7 +249,7 @@ def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, lis
 
 
 def _preempt_and_cancel(run: Run) -> None:
-    """At once, so that the cancel meets an attempt that is about to come back."""
+    """Preempt and cancel at once, so that the cancel meets an attempt that is about to come back."""
     from r1hpc.preflight.drill.disturb import preempt
     from r1hpc.slurm.client import SlurmError
 
@@ -258,7 +258,7 @@ def _preempt_and_cancel(run: Run) -> None:
         preempt(_job(run))
         run.cancel()
     except (ProcessLookupError, SlurmError, StateError):
-        if not run.state().is_over:  # else it was faster, which the verdict says
+        if not run.state().is_over:  # else it was faster; the verdict says so
             raise
     _wait_over(run)
     time.sleep(_AFTER_CANCEL_S)
@@ -292,23 +292,23 @@ def _wait_step(run: Run, step: int) -> None:
 
 
 def _wait_attempt(run: Run, attempt: int) -> None:
-    """Until that attempt has taken a step."""
+    """Wait until that attempt has taken a step."""
     from r1hpc.telemetry.records.metrics import last_steps
 
     _wait(run, lambda: any(step.attempt >= attempt for step in last_steps(run.folder, 1)))
 
 
 def _wait_over(run: Run) -> str:
-    """Until the run is over and its last attempt's end is on record: how it ended."""
+    """Wait until the run is over and the end of its last attempt is recorded; return its state."""
     _wait(run, lambda: False)
     return run.wait(_PATIENCE_S).value
 
 
 def _wait(run: Run, reached: Callable[[], bool]) -> None:
-    """Until it is so, or the run is over: then the verdict says what came of it.
+    """Wait until `reached`, or until the run is over: the verdict then shows the result.
 
     Raises:
-        R1hpcError: neither came within an hour beside its time in the queue.
+        R1hpcError: neither happened within an hour, not counting its time in the queue.
     """
     deadline, asked = time.monotonic() + _PATIENCE_S, time.monotonic()
     while not reached():
@@ -327,7 +327,7 @@ def _wait(run: Run, reached: Callable[[], bool]) -> None:
 
 
 def as_text(value: dict[str, Any]) -> str:
-    """One page of Markdown."""
+    """Return one page of Markdown."""
     verdict = "passed: nothing was lost" if value["passed"] else "FAILED"
     rows = [
         f"| {'yes' if c['passed'] else '**NO**'} | {c['check']} | {c['detail']} |" for c in value["checks"]

@@ -1,4 +1,4 @@
-"""GPU-hours before they are spent.
+"""Estimate the GPU-hours of a run before spending them.
 
     python -m r1hpc.estimate --params 7B --tokens 1T --gpu a100-80gb --num-gpus 256
     python -m r1hpc.estimate jobs/train.yaml --gpu h100 train.num_steps=20000
@@ -6,9 +6,9 @@
     python -m r1hpc.estimate --params 7B --data-gb 100 --method seed     # the article's formula
     python -m r1hpc.estimate RUN_DIR --method measured                   # from the steps a run has taken
 
-P10, P50 and P90 of what will be billed, what was assumed, where the width comes from, the save interval that
-loses least, and which configurations fit the card. Whole numbers may be written 7B, 350M, 1.5e9.
-How good it is: docs/estimator.md.
+Prints P10, P50 and P90 of the billed hours, the assumptions, the sources of uncertainty, the save interval
+that loses least, and the configurations that fit the card. Numbers may be written 7B, 350M, 1.5e9. For its
+accuracy see docs/estimator.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.find_run import add_run_root, run_root_of
 from r1hpc.base.names import printable
 
-if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.plan.hours.estimate import Estimate
 
 
@@ -78,7 +78,7 @@ def _parser() -> ArgumentParser:
 
 
 def _chain_file(arguments: argparse.Namespace) -> Path | None:
-    """The job file, where it is one of a chain."""
+    """Return the job file if it is a chain's, else None."""
     if arguments.target is None:
         return None
     from r1hpc.config.load import find_job
@@ -141,13 +141,13 @@ def _of_job(arguments: argparse.Namespace) -> Estimate:
 
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
-    """With what this site's own finished runs say of such estimates; unchanged where there are none."""
+    """Correct the estimate by this site's finished runs; unchanged if there are none."""
     from r1hpc.plan.hours.text import hours_text
 
     root = run_root_of(arguments.run_root)
     if found.method != "flops" or not root.is_dir():
         return found, {}
-    # Deferred: a machine without runs need not know how runs are accounted.
+    # Deferred: a machine without runs needs no accounting.
     from r1hpc.accounting.calibrate import corrected, finished_runs
 
     stage = str(found.assumptions.get("stage") or ("rl" if found.phases else "pretrain"))

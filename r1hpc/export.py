@@ -1,18 +1,18 @@
-"""The trained model of a run, as a Hugging Face folder.
+"""Export the trained model of a run as a Hugging Face folder.
 
-    python -m r1hpc.export RUN --out DIR             # what the run finished with, else its newest checkpoint
+    python -m r1hpc.export RUN --out DIR             # the final model, else that of the newest checkpoint
     python -m r1hpc.export RUN --out DIR --step 500  # the model of one checkpoint
     python -m r1hpc.export MODEL.gguf --out DIR      # a model in GGUF, to start a run from
     python -m r1hpc.export RUN --out DIR --quantize int8 --calibrate           # integers, for vLLM
-    python -m r1hpc.export FOLDER --out DIR --quantize w4a16 --task-of RUN     # of any model folder
+    python -m r1hpc.export FOLDER --out DIR --quantize w4a16 --task-of RUN     # any model folder
 
     AutoModelForCausalLM.from_pretrained(DIR)
 
-A checkpoint is verified first, and converted on this machine's CPU: in the precision of the training,
-adapters merged. Metrics for TensorBoard, Prometheus or W&B: python -m r1hpc.export_metrics.
+A checkpoint is verified first, then converted on this machine's CPU in the training precision, with adapters
+merged. Metrics for TensorBoard, Prometheus or W&B: python -m r1hpc.export_metrics.
 
-A quantised export is read back and asked the run's held-out questions, as its original is. The exit status is
-1 where it is not shown to be no worse than its original; the folder stays.
+A quantised export is read back and answers the run's held-out questions, like its original. Exit status 1:
+the test cannot show that it is no worse than the original; the folder stays.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _source(arguments: Any) -> RunDir | Path:
-    """A run; or a model in GGUF, or one to be quantised, in a folder."""
+    """Return a run, a GGUF file, or a folder with a model to quantise."""
     given = Path(arguments.run_dir or "")
     if given.suffix == ".gguf":
         if arguments.quantize is not None:
@@ -117,7 +117,7 @@ def _parser() -> ArgumentParser:
 
 
 def _check_flags(arguments: Any) -> None:
-    """Refuse no --out, flags of --quantize without it, and values out of range."""
+    """Refuse a missing --out, --quantize flags without --quantize, and values out of range."""
     if arguments.to is not None:
         raise UsageError(
             f"metrics have a command of their own: python -m r1hpc.export_metrics RUN --to {arguments.to}"
@@ -146,10 +146,10 @@ def _check_flags(arguments: Any) -> None:
 
 
 def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
-    """Make the quantised folder, print what it is worth; the exit status."""
+    """Make the quantised folder, print its measured quality; return the exit status."""
     task = None if arguments.unmeasured else _task_of(source, arguments)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars
+    os.environ["TQDM_DISABLE"] = "1"  # the libraries' progress bars
     from r1hpc.train.quantize.quantize import check_installed, check_source
 
     check_installed()
@@ -170,7 +170,7 @@ def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
 
 
 def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
-    """The run whose questions are asked.
+    """Return the run whose questions are used.
 
     Raises:
         UsageError: there is none, or it has no task.
@@ -185,7 +185,7 @@ def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
             "--unmeasured"
         )
     config = read(chosen.config)
-    own_data = config.data.traces or config.data.path  # beside which the task that nobody chose means nothing
+    own_data = config.data.traces or config.data.path  # with own data a default task means nothing
     if config.stage == "pretrain" or (config.stage == "sft" and own_data and config.task == TaskConfig()):
         raise UsageError(
             f"{chosen.run_id} is of stage {config.stage} and has no task to measure on: name a run that has "
@@ -196,7 +196,7 @@ def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
 
 @contextlib.contextmanager
 def _original(source: RunDir | Path, out: Path, step: int | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folder that is quantised, while it is; and as _export."""
+    """Yield the folder to quantise, kept until done, and a dict like _export's."""
     if not isinstance(source, RunDir):
         yield source, {"source": str(source), "step": None}
     elif step is None and source.finished.exists() and source.model.is_dir():
@@ -271,18 +271,18 @@ def _share(report: "Report") -> str:
 
 
 def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
-    """Make the folder; {"source": what it was made from, "step": of the checkpoint}."""
+    """Make the folder; return {"source": the model's origin, "step": of the checkpoint}."""
     if step is None and run.finished.exists() and run.model.is_dir():
         _appear(out, lambda staging: shutil.copytree(run.model, staging))
         return {"source": str(run.model), "step": None}
     checkpoint = _checkpoint(run, step)
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says how far it is
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints its progress
         _convert(run, checkpoint, out)
     return {"source": str(checkpoint.path), "step": checkpoint.step}
 
 
 def _from_gguf(file: Path, out: Path) -> dict[str, Any]:
-    """As _export."""
+    """Like _export."""
     if not file.is_file():
         raise UsageError(f"{file} is not there")
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -293,12 +293,12 @@ def _from_gguf(file: Path, out: Path) -> dict[str, Any]:
 
 
 def _appear(out: Path, make: Callable[[Path], _Made]) -> _Made:
-    """`make` a folder that appears whole or not at all; what `make` returns."""
+    """Call `make` so that its folder appears complete or not at all; return the result of `make`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         made = make(staging)
-        staging.rename(out)  # also over an empty folder
+        staging.rename(out)  # also replaces an empty folder
         return made
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -306,11 +306,11 @@ def _appear(out: Path, make: Callable[[Path], _Made]) -> _Made:
 
 
 def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
-    """The checkpoint of a step, else the newest that verifies.
+    """Return the checkpoint of a step, else the newest that verifies.
 
     Raises:
-        UsageError: there is none of this step; names those that there are.
-        StateError: there is none at all, or none that is as it was committed.
+        UsageError: this step has none; the message lists the steps.
+        StateError: there is none, or none verifies.
     """
     from r1hpc.checkpoint.store import CheckpointStore
 
@@ -337,7 +337,7 @@ def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     config = read(run.config)
     if config.stage not in TRAINED_STAGES:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which trains no model")
-    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for a card otherwise
+    os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a card
     from r1hpc.tasks.text.tokenizer import exported_tokenizer, load_tokenizer, vocabulary_size
     from r1hpc.train.quantize.from_checkpoint import export_checkpoint
 

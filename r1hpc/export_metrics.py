@@ -1,4 +1,4 @@
-"""A run's metrics for the tools a group already uses.
+"""Export a run's metrics to TensorBoard, Prometheus or W&B.
 
     python -m r1hpc.export_metrics RUN --to tensorboard            # event files in RUN/report/tensorboard/
     python -m r1hpc.export_metrics RUN --to tensorboard --follow   # and new steps, until the run is over
@@ -6,8 +6,8 @@
     python -m r1hpc.export_metrics RUN --to prometheus --out /var/lib/node_exporter/textfile --follow
     python -m r1hpc.export_metrics RUN --to wandb --project NAME   # offline: WANDB_MODE=offline
 
-TensorBoard and W&B are extras: pip install 'r1hpc[tensorboard]', 'r1hpc[wandb]'. For Prometheus
---out is the folder that node_exporter's textfile collector reads, and the file in it is readable for all.
+TensorBoard and W&B are extras: pip install 'r1hpc[tensorboard]', 'r1hpc[wandb]'. For Prometheus --out is the
+folder of node_exporter's textfile collector; everyone can read the file.
 """
 
 import time
@@ -70,7 +70,7 @@ def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 
 def _stream(run: RunDir, writer: "TensorBoardWriter", every_s: float) -> int:
-    """All steps in the order they were taken, and those to come."""
+    """Send all steps in order, then new ones as they come."""
     from r1hpc.telemetry.records.metrics import follow_steps
 
     newer = follow_steps(run)
@@ -108,7 +108,7 @@ def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 
 def _until_over(run: RunDir, every_s: float) -> Iterator[None]:
-    """Now, every so often, and once after the run is over."""
+    """Yield now, every `every_s` seconds, and once after the run is over."""
     from r1hpc.attempt.state.state import read_situation
 
     over = False

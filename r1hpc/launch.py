@@ -1,13 +1,13 @@
-"""What runs inside a job: `begin` and `end` on the batch host, `rank` on every GPU, `local` instead of Slurm.
+"""Run the parts of a job: `begin` and `end` on the batch host, `rank` on every GPU, `local` without Slurm.
 
-    python -m r1hpc.launch begin RUN_DIR                      # prints the attempt's number, or nothing: over
+    python -m r1hpc.launch begin RUN_DIR                      # prints the attempt's number; nothing: over
     srun … python -m r1hpc.launch rank RUN_DIR                # R1HPC_ATTEMPT=<number>
-    python -m r1hpc.launch end RUN_DIR --attempt K --status S # names the cause, requeues when needed
-    python -m r1hpc.launch local RUN_DIR                      # all of it, here, until the run is over
-    python -m r1hpc.launch track RUN_DIR --attempt K          # feeds W&B and the like; begin starts it
+    python -m r1hpc.launch end RUN_DIR --attempt K --status S # records the cause, requeues when needed
+    python -m r1hpc.launch local RUN_DIR                      # all parts here, until the run is over
+    python -m r1hpc.launch track RUN_DIR --attempt K          # feeds W&B and other trackers; begin starts it
     python -m r1hpc.launch chain CHAIN_DIR --stages RUN_DIR … # one run after the other, here
 
-Called by the job's script (job.sh in the run folder); by hand only to debug.
+The job script (job.sh in the run folder) calls it; call it by hand only to debug.
 """
 
 import os
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         return _begin(find_run(arguments.run_dir), arguments.payload)
     if arguments.step in ("end", "track") and arguments.attempt is None:
         parser.error(f"{arguments.step} needs --attempt")
-    if arguments.step == "end":  # the attempt is over: that goes on record whatever became of the folder
+    if arguments.step == "end":  # the attempt's end is recorded whatever became of the folder
         return _end(find_run(arguments.run_dir), arguments.attempt, arguments.status, arguments.hurry)
     run = open_run(arguments.run_dir)
     if arguments.step == "track":
@@ -53,10 +53,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_rank(run_dir: str) -> NoReturn:
-    """Run one rank. The function that submitit pickles, by this name; all ways of starting end here."""
+    """Run one rank. submitit pickles this function by this name; every way of starting ends here."""
     from r1hpc.attempt.control.stop import SIGNALS
 
-    # Kept until StopRequests.install: submitit's own handlers drop a SIGTERM, and fail at a SIGUSR2.
+    # Kept until StopRequests.install: submitit's own handlers drop a SIGTERM and fail at a SIGUSR2.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     from r1hpc.attempt.rank import run_rank as run_one
 
@@ -89,8 +89,8 @@ def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
 
 
 def _begin(run: RunDir, by_submitit: bool) -> int:
-    """0: an attempt begins, or none has to; OVER: none, and jobs that wait for this one must not begin;
-    NOT_THE_NODE: another node cannot help either."""
+    """Return 0 if an attempt begins or none has to, OVER if none begins and dependent jobs must not start, or
+    NOT_THE_NODE if another node cannot help either."""
     from r1hpc.attempt.begin import begin, is_stage
     from r1hpc.attempt.rivals import NotTheNodeError
     from r1hpc.slurm.contract import OVER
@@ -113,7 +113,7 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
 
 
 def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
-    """0: the job is done or goes on; OVER: it is over, and that is on record. Anything else: not judged."""
+    """Return 0 if the job is done or goes on, OVER if its end is recorded, anything else if undecided."""
     from r1hpc.attempt.end import OverError
     from r1hpc.slurm.contract import OVER
     from r1hpc.submission.chain.next_job import end_and_go_on

@@ -1,15 +1,15 @@
-"""Load a server until it gives no more, and see how long its answers take before and after that.
+"""Load a server up to its limit, and measure throughput and latency.
 
     python -m r1hpc.loadtest SERVER                    # one that r1hpc.serve started
-    python -m r1hpc.loadtest SERVER --soak 30          # and half an hour at 0.7 of what it can do: its memory
+    python -m r1hpc.loadtest SERVER --soak 30          # plus half an hour at 0.7 of its limit: its memory
     python -m r1hpc.loadtest URL --key-file FILE       # through a tunnel, or another OpenAI server
     python -m r1hpc.loadtest SERVER --prompts FILE.jsonl --max-tokens 512
 
-First a closed loop (1, 2, 4 ... clients, until that brings no more), then an open one (requests come at a
-rate, answered or not) around the rate that was found. For each level the rates, the time to the first token
-and between tokens as p50, p95, p99, and what failed; as a table, as JSON, as a picture and as a page. Every
-level is over after its --seconds and --drain, whatever the server does. Exit status 1 where requests failed
-at a load that the server can do. See docs/serving.md.
+First a closed loop (1, 2, 4 ... clients, until throughput stops growing), then an open loop (requests at a
+fixed rate, answered or not) around that rate. Each level reports the rates, the time to the first token and
+between tokens (p50, p95, p99), and failures, as a table, JSON, a picture and a page. Every level ends after
+its --seconds and --drain, whatever the server does. Exit status 1: requests failed at a load within the
+server's limit. See docs/serving.md.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def _fractions(given: str) -> tuple[float, ...]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that make no test."""
+    """Refuse numbers that cannot form a test."""
     from r1hpc.serving.loadtest.load import MOST_CLIENTS
 
     for flag, value, low, high in (
@@ -154,7 +154,7 @@ def _is_url(server: str) -> bool:
 
 
 def _prompts_of(path: Path) -> list[Mapping[str, Any]]:
-    """The lines of --prompts, each with what goes into a request alone."""
+    """Return the lines of --prompts, each with the fields for one request."""
     import json
 
     found: list[Mapping[str, Any]] = []
@@ -187,7 +187,7 @@ def _prompts_of(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _server(arguments: argparse.Namespace) -> tuple[RunDir | None, str, str | None, str | None]:
-    """(its run, its URL, its model, its key), as far as they are known."""
+    """Return the server's run, URL, model and key, as far as known."""
     if not _is_url(arguments.server):
         run = choose_run(arguments.server, arguments.run_root)
         from r1hpc.serving.address import read_key
@@ -229,7 +229,7 @@ def _key(path: Path | None) -> str | None:
 def _target(
     arguments: argparse.Namespace, run: RunDir | None, url: str, model: str | None, key: str | None
 ) -> "Target":
-    """Who is asked; the server has proven to have the key, where there is one."""
+    """Return the server to test, after it has proven that it has the key, if there is one."""
     from r1hpc.serving.client import Client
     from r1hpc.serving.loadtest.stream import Target
 
@@ -245,7 +245,7 @@ def _target(
 
 
 def _proof(client: Any, key: str | None, unproven: bool) -> Any:
-    """What is asked before each level: whether the server may have the key."""
+    """Return the check made before each level: whether the server may get the key."""
 
     def is_there() -> bool | None:
         if key is not None and not unproven:
@@ -276,7 +276,7 @@ def _first_model(client: Any, key: str | None) -> str:
 def _prompts(
     arguments: argparse.Namespace, target: "Target", given: Sequence[Mapping[str, Any]]
 ) -> "Prompts":
-    """The prompts; made-up ones of as many words as come to --prompt-tokens, where the server counts them."""
+    """Return the prompts; made-up ones have --prompt-tokens tokens if the server can count them."""
     import json
 
     from r1hpc.serving.client import Client
@@ -297,7 +297,7 @@ def _prompts(
 
 
 def _try_once(target: "Target", prompts: "Prompts", most_s: float) -> None:
-    """One answer, so that what every request would fail of is one sentence."""
+    """Send one request, so that an error common to all is reported once."""
     import asyncio
 
     from r1hpc.serving.loadtest.load import ask_once
@@ -350,7 +350,7 @@ def _measure(
 
 
 def _run(test: "LoadTest") -> bool:
-    """All levels, a line for each; whether somebody interrupted it."""
+    """Run all levels and print a line for each; return True if interrupted."""
     from r1hpc.serving.loadtest.report import name_of
 
     try:
@@ -388,7 +388,7 @@ def _about(
 
 
 def _folder(arguments: argparse.Namespace, run: RunDir | None) -> Path:
-    """Where the results go; it can be written."""
+    """Return the folder for the results, after checking that it can be written."""
     folder: Path = arguments.out or (run.loadtests if run is not None else Path("loadtest"))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -400,7 +400,7 @@ def _folder(arguments: argparse.Namespace, run: RunDir | None) -> Path:
 
 
 def _leave(report: "LoadReport", folder: Path, as_json: bool) -> None:
-    """Print it, and write the files; the JSON first, which needs nothing to draw with."""
+    """Print the report and write the files; JSON first, which needs no drawing."""
     from r1hpc.base.files import write_json
 
     if not report.levels:
@@ -420,7 +420,7 @@ def _leave(report: "LoadReport", folder: Path, as_json: bool) -> None:
 
 
 def _allow_connections() -> None:
-    """Every request under way is a descriptor, and an overloaded server has thousands under way."""
+    """Raise the limit of open files: an overloaded server has thousands of requests in flight."""
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,11 +1,11 @@
-"""What the ranks print.
+"""Print the output of a run's ranks.
 
-    python -m r1hpc.logs                # newest run, its last attempt, rank 0, the last 50 lines
-    python -m r1hpc.logs RUN_DIR -f     # and what follows, over all attempts, until the run is over
+    python -m r1hpc.logs                # newest run, last attempt, rank 0, last 50 lines
+    python -m r1hpc.logs RUN_DIR -f     # and new lines, over all attempts, until the run is over
     python -m r1hpc.logs RUN_DIR --rank 3 --attempt 1 -n 200
-    python -m r1hpc.logs CHAIN -f       # the stage at work, and those after it; CHAIN/STAGE is a run
+    python -m r1hpc.logs CHAIN -f       # the active stage and those after it; CHAIN/STAGE is a run
 
-Control characters are taken out: a log can hold whatever a model or a library printed.
+Control characters are removed: a log can contain anything a model or a library printed.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _print_tail(run: RunDir, arguments: Any) -> None:
 
 
 def _follow_chain(chain: "Chain", rank: int, lines: int) -> int:
-    """The stage at work until it is over, then the next, as long as each finishes."""
+    """Follow the active stage until it is over, then the next, as long as each finishes."""
     from r1hpc.attempt.state.logs import wait_until_it_begins
 
     while True:

@@ -1,11 +1,11 @@
-"""What the GPUs of this node do right now, or a record of it until stopped.
+"""Show the GPUs of this node now, or record them until stopped.
 
     python -m r1hpc.monitor                   # a table every second, until Ctrl-C
     python -m r1hpc.monitor --once --json     # one reading of everything, as one JSON object
     python -m r1hpc.monitor --out gpu.jsonl   # a line per second into a file, until SIGTERM, Ctrl-C
 
-A job's own GPUs are recorded by training itself. This command needs no run; it watches the GPUs named
-by CUDA_VISIBLE_DEVICES, or all. Readings that a GPU does not have are shown as "-".
+Training already records a job's own GPUs. This command needs no run; it reads the GPUs in
+CUDA_VISIBLE_DEVICES, or all. "-" means that the GPU does not have that reading.
 """
 
 import logging
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # --help must be quick
 
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
 _ANY_WIDTH = 1000
-"""Processes are never cut off."""
+"""Process names are never cut off."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def _record(arguments: Any, stopping: threading.Event) -> int:
     from r1hpc.telemetry.gpu.sampler import GpuSampler
     from r1hpc.telemetry.gpu.summary import summarise
 
-    # What the sampler logs comes back as its message, and is said once.
+    # The command prints the sampler's log message itself, once.
     logging.getLogger("r1hpc.telemetry.gpu.sampler").addHandler(logging.NullHandler())
     sampler = GpuSampler(arguments.out, _node(), attempt=0, period_s=arguments.period)
     message = sampler.open() if arguments.once else sampler.start()

@@ -1,4 +1,4 @@
-"""GPU-hours, and what they were spent on.
+"""Report GPU-hours and how they were used.
 
     python -m r1hpc.report                            # the newest run
     python -m r1hpc.report --plots                    # and its plots, in RUN_DIR/report/
@@ -9,9 +9,9 @@
     python -m r1hpc.report --start 2026-05-01         # all your jobs since then, from sacct
     python -m r1hpc.report --sacct-file FILE          # the same from what sacct printed
 
-gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation that ran
-over midnight is split between its days. Slurm's own records are used where they can be had, and
-without them what the run folders say; the run's own record says what the hours went into.
+gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation over midnight is split
+between its days. Totals come from Slurm's records if available, else from the run folders. The run's own
+record says how the hours were used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from r1hpc.base.find_run import RUN_NAMES, add_run_root, all_runs, choose_run, e
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 
-if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.hours import Selection
     from r1hpc.accounting.open_ledger import RunReport
     from r1hpc.slurm.sacct import JobRecord
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: -
 
 _MOST_DIFFERENCES = 10
 _SECONDS_DIGITS = 9
-"""Of Unix seconds since March 1973; 20260501 has eight."""
+"""Digits of Unix seconds since March 1973; 20260501 has eight."""
 _TOO_WIDE = "Too wide of a date range"
 """As sacct says it (slurm_errno.c, ESLURM_DB_QUERY_TOO_WIDE)."""
 
@@ -104,19 +104,19 @@ def _parser() -> ArgumentParser:
 
 
 def _named(given: Sequence[str | None], run_root: str | None) -> list[RunDir]:
-    """The runs that are meant, each once."""
+    """Return the named runs, each once."""
     runs = [run for each in given for run in _runs(each, run_root)]
     return list({run.path.resolve(): run for run in runs}.values())
 
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
-    """The run that is meant, or the stages of a chain that have been submitted."""
+    """Return the named run, or the submitted stages of a chain."""
     from r1hpc.submission.chain.folder import choose_chain
 
     chain = choose_chain(given, run_root)
     if chain is None:
         return [choose_run(given, run_root)]
-    # Deferred: it reads YAML, which takes longer to import than the report of a run may take.
+    # Deferred: it loads YAML, which is slower to import than the report of a run may take.
     from r1hpc.submission.chain.file import open_definition
 
     runs = [chain.stage(name) for name in open_definition(chain).names]
@@ -127,7 +127,7 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
 
 
 def draw(found: RunReport) -> list[Path]:
-    """The run's plots, in its report folder."""
+    """Draw the run's plots in its report folder; return their paths."""
     # Deferred: no other format draws.
     from r1hpc.reporting.page import draw_pngs
 
@@ -151,7 +151,7 @@ def _selection(arguments: Any) -> Selection:
 
 
 def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, str]:
-    """GPU-hours of all jobs that are selected, their source, and why it is no better one."""
+    """Return the GPU-hours of all selected jobs, their source, and why there is no better source."""
     from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
     from r1hpc.accounting.open_ledger import open_ledgers, survey
     from r1hpc.slurm.client import SlurmError, without_advice
@@ -160,10 +160,10 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
     root = run_root_of(arguments.run_root)
     selection = replace(selection, runs=known_jobs(root))
     if arguments.sacct_file is not None:
-        # What comes through a pipe is read once, for its sums.
+        # A pipe can be read only once, for the totals.
         is_file = arguments.sacct_file.is_file()
         records = _records_of(selection.runs, arguments.sacct_file, selection) if is_file else []
-        if records:  # for the other commands: what is learnt of a run counts everywhere
+        if records:  # cached, so that other commands need not ask again
             open_ledgers(all_runs(root), time.time(), records, ask=False)
         return _of_slurm(hours_of_file(arguments.sacct_file, selection))
     try:
@@ -190,7 +190,7 @@ def _of_slurm(hours: dict[str, Any]) -> tuple[dict[str, Any], str, str]:
 def _records_of(
     jobs: Collection[str], sacct_file: Path | None, selection: Selection
 ) -> list[JobRecord] | None:
-    """What the file says of these jobs; None: there is no file, and sacct is to be asked."""
+    """Return the file's records of these jobs; None if there is no file and sacct must be asked."""
     from r1hpc.slurm.sacct import pick_records
 
     if sacct_file is None:
@@ -209,7 +209,7 @@ def _select(found: RunReport, selection: Selection) -> RunReport:
 
 
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
-    """The page of the runs that are named, else of all under the run root; prints where it is."""
+    """Write the page of the named runs, else of all under the run root; print its path."""
     from r1hpc.accounting.account import known_jobs
     from r1hpc.attempt.state.state import all_slurm_jobs
 
@@ -227,7 +227,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     file = arguments.sacct_file
     jobs = known_jobs(root) if runs is None else {job for run in runs for job in all_slurm_jobs(run)}
     if runs is None and file is not None and not file.is_file():
-        jobs = {}  # a pipe: `_hours` reads it, once
+        jobs = {}  # a pipe: only `_hours` can read it
     records = _records_of(jobs, file, selection) or []
     if runs is None and everything:
         hours, source, _ = _hours(arguments, selection)
@@ -293,7 +293,7 @@ def _print_reports(
 
 
 def _print_csv(hours: dict[str, Any]) -> None:
-    """group,key,gpu_hours: one line for the total and one for each key of each group."""
+    """Print group,key,gpu_hours: one line for the total and one for each key of each group."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("group", "key", "gpu_hours"))
     writer.writerow(("total", "", hours["total"]))

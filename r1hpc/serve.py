@@ -1,14 +1,14 @@
-"""Serve a model over HTTP, with OpenAI's interface, as a job of its own.
+"""Serve a model over HTTP with OpenAI's interface, as its own job.
 
-    python -m r1hpc.serve RUN                        # what a run has trained; CHAIN/STAGE is a run
+    python -m r1hpc.serve RUN                        # a run's model; CHAIN/STAGE is a run
     python -m r1hpc.serve DIR --gpus 2 -t 08:00:00   # any Hugging Face folder
     python -m r1hpc.serve DIR --idle 60 --python ~/vllm/bin/python
-    python -m r1hpc.serve SERVER                     # the address of one that is there
+    python -m r1hpc.serve SERVER                     # the address of an existing server
 
-vLLM's server on a node, behind a key that only you can read. Waits until it answers, then prints its
-address, the file with its key, and how to reach it from elsewhere. Ctrl-C ends the waiting, not the server.
-It ends when nobody has asked for --idle minutes, at its time limit, or by `python -m r1hpc.cancel SERVER`;
-preempted, it comes back with the same key. See docs/serving.md.
+Runs vLLM's server on a node, behind a key that only you can read. The command waits until it answers, then
+prints its address, the file with its key, and how to reach it from elsewhere. Ctrl-C ends the waiting, not
+the server. The server ends after --idle minutes without a request, at its time limit, or by `python -m
+r1hpc.cancel SERVER`; after a preemption it comes back with the same key. See docs/serving.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _JOB = "serve"
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(list(argv))
     os.umask(0o077)
-    out = sys.stderr if arguments.json else sys.stdout  # stdout is the JSON object's
+    out = sys.stderr if arguments.json else sys.stdout  # stdout is for the JSON object
     run = _server_there(arguments.model, arguments.run_root)
     if run is None:
         run = _submit(arguments, argv, out)
@@ -81,7 +81,7 @@ def _parser() -> ArgumentParser:
 
 
 def _server_there(given: str, run_root: str | None) -> RunDir | None:
-    """The server of that name; None where it names something to be served."""
+    """Return the server of that name; None if the name is something to serve."""
     run = _run_named(given, run_root)
     if run is None:
         return None
@@ -91,7 +91,7 @@ def _server_there(given: str, run_root: str | None) -> RunDir | None:
 
 
 def _refuse_changes(run: RunDir, arguments: argparse.Namespace) -> None:
-    """A server that is there is as it was submitted: of that one only the address is told."""
+    """Refuse options for an existing server: only its address can be shown."""
     plain = vars(_parser().parse_intermixed_args([arguments.model]))
     told = ("run_root", "json")
     if any(getattr(arguments, name) != value for name, value in plain.items() if name not in told):
@@ -108,7 +108,7 @@ def _run_named(given: str, run_root: str | None) -> RunDir | None:
 
 
 def _model(given: str, run_root: str | None) -> tuple[Path, str]:
-    """The folder to be served, and the name that clients ask for."""
+    """Return the folder to serve, and the model name for clients."""
     run = _run_named(given, run_root)
     if run is None:
         folder = Path(given).absolute()
@@ -122,7 +122,7 @@ def _model(given: str, run_root: str | None) -> tuple[Path, str]:
 
 
 def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> RunDir | None:
-    """Submit the server, print how; None after a dry run."""
+    """Submit the server and print how to follow it; return None after a dry run."""
     from r1hpc import api
 
     done = api.submit(
@@ -147,7 +147,7 @@ def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> Run
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
-    """The last one wins: SBATCH_* variables, what this command has flags for, KEY=VALUE, sbatch's flags."""
+    """Return overrides, the last wins: SBATCH_* variables, our own flags, KEY=VALUE, sbatch's flags."""
     import json
 
     from r1hpc.slurm import flags
@@ -172,7 +172,7 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def _as_object(run: RunDir, address: "Address") -> dict[str, Any]:
-    """The object of --json. The key itself is never printed."""
+    """Return the object of --json. The key itself is never printed."""
     return {
         "run_id": run.run_id,
         "run_dir": str(run.path),
@@ -203,7 +203,7 @@ def _as_text(run: RunDir, address: "Address") -> str:
 
 
 def _ssh(address: "Address") -> str:
-    """What brings the server's port to another machine, by way of this one."""
+    """Return the ssh command that forwards the server's port to another machine through this one."""
     import getpass
     import socket
 

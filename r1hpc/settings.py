@@ -1,10 +1,10 @@
-"""What a run would be given, and where each value came from.
+"""Show the settings a run would get, and where each value comes from.
 
     python -m r1hpc.settings jobs/train.yaml                     # every key, its value and its source
     python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set # only what differs from the defaults
     python -m r1hpc.settings --reference                         # every setting with its meaning, as Markdown
 
-A job file's includes come first, then its own keys, then the cluster profile, then KEY=VALUE; the later wins.
+Later wins: a job file's includes, its own keys, the cluster profile, KEY=VALUE.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.names import printable
 
-# omegaconf is imported only once something is asked for: --help must be quick.
+# omegaconf loads only when it is needed: --help must be quick.
 if TYPE_CHECKING:
     from r1hpc.config.origins import Setting
 
@@ -62,7 +62,7 @@ def _resolved(arguments: argparse.Namespace) -> "list[Setting]":
 
 
 def _table(settings: "Sequence[Setting]") -> str:
-    """One line a key: a terminal wraps a long source by itself, and a script can cut the columns."""
+    """Return one line per key, not wrapped, so that a script can cut the columns."""
     rows = [(each.key, _short(each.value), each.source) for each in settings]
     key_width = max((len(key) for key, _, _ in rows), default=0)
     value_width = max((len(value) for _, value, _ in rows), default=0)
@@ -70,7 +70,7 @@ def _table(settings: "Sequence[Setting]") -> str:
 
 
 def _short(value: Any) -> str:
-    """As YAML would have it, cut where it is long."""
+    """Return a value as YAML, shortened if long."""
     names = {None: "null", True: "true", False: "false"}
     text = names[value] if value is None or isinstance(value, bool) else printable(str(value))
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"

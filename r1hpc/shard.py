@@ -1,4 +1,4 @@
-"""Datasets of tokens: build one from a recipe, audit every byte of it, look inside.
+"""Build a dataset of tokens from a recipe, verify every byte of it, inspect it.
 
     python -m r1hpc.shard build stdlib --out data/stdlib --workers 4
     python -m r1hpc.shard build web.yaml --out data/web --engine slurm --jobs 16 -p cpu -c 8 -t 4:00:00
@@ -7,9 +7,9 @@
     python -m r1hpc.shard trace data/stdlib --seq-len 256 --seed 0 --sample 4711
     python -m r1hpc.shard plan web.yaml; python -m r1hpc.shard status data/web; ... audit data/web
 
-RECIPE is a YAML file, or the name of one in shards/. Building where the same recipe's dataset
-already is does nothing. A build that is killed leaves a .staging- folder, with which the next build
-for the same DIR goes on; it is gone when the dataset is there.
+RECIPE is a YAML file, or the name of one in shards/. If the dataset of the same recipe is already there,
+building does nothing. A killed build leaves a .staging- folder; the next build for the same DIR continues
+from it and removes it at the end.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     parser, subcommands = _parsers()
     if not argv or argv[0] not in subcommands:
         parser.parse_args(list(argv))
-    # The subcommand's own parser, because only it knows which of its flags is nearest to an unknown one.
+    # The subcommand's own parser knows which of its flags is nearest to an unknown one.
     arguments = subcommands[argv[0]].parse_args(list(argv[1:]))
     run, _ = _SUBCOMMANDS[argv[0]]
     return run(arguments)
@@ -84,7 +84,7 @@ def _add_build_flags(build: ArgumentParser) -> None:
         action="store_true",
         help="record the digest of every input; where the dataset is there, compare them",
     )
-    # What the jobs of --engine slurm run.
+    # For the jobs of --engine slurm.
     build.add_argument("--stage", help=argparse.SUPPRESS)
     build.add_argument("--share", help=argparse.SUPPRESS)
     build.add_argument("--recipe-hash", help=argparse.SUPPRESS)
@@ -137,7 +137,7 @@ def _build(arguments: Namespace) -> int:
 
 
 def _refuse_flags_of_slurm(arguments: Namespace) -> None:
-    """They would be passed over, and the work be done here, on a login node perhaps."""
+    """Refuse Slurm's flags without --engine slurm: the build would run here, perhaps on a login node."""
     from r1hpc.slurm.flags import overrides_from_flags
 
     given = ["--jobs"] * (arguments.jobs is not None) + ["--cluster"] * (arguments.cluster is not None)
@@ -177,7 +177,7 @@ def _build_on_slurm(arguments: Namespace) -> int:
 
 
 def _recipe_as_submitted(arguments: Namespace) -> Path:
-    """The recipe's file, which must still say what it said when the jobs of a build were submitted."""
+    """Return the recipe's file, after checking that it is unchanged since the build was submitted."""
     from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
 
     path = find_recipe(arguments.recipe)
@@ -190,7 +190,7 @@ def _recipe_as_submitted(arguments: Namespace) -> Path:
 
 
 def _build_share(arguments: Namespace) -> int:
-    """What a job of `--engine slurm` runs: --stage STAGE --share INDEX/COUNT."""
+    """Run one share of a build in a job of `--engine slurm`: --stage STAGE --share INDEX/COUNT."""
     from r1hpc.corpus.build.build import build_share
     from r1hpc.corpus.build.stages import Share
 
@@ -203,7 +203,7 @@ def _build_share(arguments: Namespace) -> int:
 
 
 def _how(arguments: Namespace) -> dict[str, Any]:
-    """What a build and a share of it are both told."""
+    """Return the options common to a build and its shares."""
     from r1hpc.train.generate.teach_unit import TeachTask
 
     told = {"workers": arguments.workers, "after_others": arguments.after_others}
@@ -211,7 +211,7 @@ def _how(arguments: Namespace) -> dict[str, Any]:
 
 
 def _tell(line: str) -> None:
-    """Progress of a build, beside its result."""
+    """Print a build's progress on stderr, apart from its result."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -333,7 +333,7 @@ def _sample_of(arguments: Namespace) -> int:
 
 
 def _layout(arguments: Namespace) -> dict[str, int]:
-    """How the ranks are taken to share a step's batch."""
+    """Return how the ranks share a step's batch."""
     return {
         "world_size": arguments.world_size or 1,
         "micro_batch_size": arguments.micro_batch_size or 1,

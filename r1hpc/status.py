@@ -1,14 +1,13 @@
-"""State of a run and of its attempts.
+"""Show the state of a run and of its attempts.
 
     python -m r1hpc.status                     # the newest run under the run root
-    python -m r1hpc.status RUN_DIR --watch     # again and again until it is over
+    python -m r1hpc.status RUN_DIR --watch     # refresh until it is over
     python -m r1hpc.status --all               # every run under the run root, one line each
     python -m r1hpc.status RUN_DIR --json      # state, attempt, global_step, ..., attempts: [...]
     python -m r1hpc.status CHAIN               # each stage of a chain; CHAIN/STAGE is a run
 
-States: queued, running, requeued (between two attempts), finished, stopped, cancelled, failed,
-unknown. Slurm is asked where it is there, for at most 5 seconds; otherwise the answer is "as of the
-run folder".
+States: queued, running, requeued (between two attempts), finished, stopped, cancelled, failed, unknown. It
+waits for Slurm, if there is one, at most 5 seconds; otherwise the answer is "as of the run folder".
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
 
-if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
     from r1hpc.attempt.state.state import Situation, State
     from r1hpc.submission.chain.folder import ChainDir
@@ -35,8 +34,9 @@ if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: -
     from r1hpc.telemetry.records.attempts import Attempt
 
 _MOST_RUNS = 50
-"""--all shows the newest; each open one may be a question to Slurm."""
+"""--all shows the newest runs; each open one may need a query to Slurm."""
 _MOST_OF_A_LINE = 300
+_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_now(run: RunDir) -> tuple[dict[str, Any], str, bool]:
-    """The object of --json, the text, and whether it is over."""
+    """Return the object of --json, the text, and whether the run is over."""
     from r1hpc.accounting.open_ledger import settled_ledger
 
     now = time.time()
@@ -75,7 +75,7 @@ def _run_now(run: RunDir) -> tuple[dict[str, Any], str, bool]:
 
 
 def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str, bool]:
-    """The same of a chain."""
+    """Return the same for a chain."""
     from r1hpc.submission.chain.state import read_chain_situation
 
     now = read_chain_situation(chain)
@@ -84,7 +84,7 @@ def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str, bool]:
 
 
 def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
-    """{"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}."""
+    """Return {"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}."""
     from r1hpc.accounting.open_ledger import open_ledger
 
     stages = []
@@ -103,7 +103,7 @@ def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
 
 
 def chain_as_text(shown: dict[str, Any]) -> str:
-    """One line for the chain and one per stage, with the numbers that its workload reports."""
+    """Return one line for the chain and one per stage, with the numbers that its workload reports."""
     results = list(dict.fromkeys(name for stage in shown["stages"] for name in stage.get("card", ())))
     rows = [
         (
@@ -145,7 +145,7 @@ def _parser() -> ArgumentParser:
 
 
 def as_json(ledger: RunLedger) -> dict[str, Any]:
-    """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
+    """Return everything the text shows, under stable names. Times are Unix seconds, None if unknown."""
     from r1hpc.attempt.state.state import State
     from r1hpc.attempt.workload import card_of
     from r1hpc.reporting.progress import read_progress
@@ -187,7 +187,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
 
 
 def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
-    """A few lines for a person, as wide as the terminal but for paths."""
+    """Return a few lines for a person, as wide as the terminal except for paths."""
     from r1hpc.reporting.text import details_text
 
     run, situation = ledger.run, ledger.situation
@@ -207,7 +207,7 @@ def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
 
 
 def _of_its_log(run: RunDir, situation: Situation) -> list[str]:
-    """What the batch script said last, while no attempt is at work: one that cannot begin says why there."""
+    """Return the batch script's last lines if no attempt is active: they say why one cannot begin."""
     from r1hpc.attempt.state.logs import clean, tail
     from r1hpc.attempt.state.state import State
 
@@ -220,9 +220,6 @@ def _of_its_log(run: RunDir, situation: Situation) -> list[str]:
     except OSError:
         return []
     return [wrap(f"{log.name} ends: {said[-1][:_MOST_OF_A_LINE]}", "  ", "    ")] if said else []
-
-
-_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed")
 
 
 def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
@@ -249,7 +246,7 @@ def _progress(shown: dict[str, Any]) -> str:
     step, of = shown["global_step"], shown["num_steps"]
     unit = "part" if shown["in_parts"] else "step"
     parts = [f"{unit} {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
-    if shown["reward"] is not None:  # the loss of RL says nothing of how good the policy is
+    if shown["reward"] is not None:  # RL's loss does not show how good the policy is
         parts.append(f"reward {shown['reward']:.3f}")
         parts += [] if shown["accuracy"] is None else [f"accuracy {shown['accuracy']:.3f}"]
     elif shown["loss"] is not None:
@@ -285,7 +282,7 @@ def _show_all(arguments: Any) -> int:
     for chain in folders[:_MOST_RUNS]:
         try:
             chains.append(chain_as_json(read_chain_situation(chain), now))
-        except (R1hpcError, OSError) as error:  # a colleague's, or of another version: the others count still
+        except (R1hpcError, OSError) as error:  # a colleague's, or from another version: show the others
             why = error.strerror if isinstance(error, OSError) else error
             notes.append(f"{chain.path} is left out: {why}")
     notes += unreadable(root)
@@ -309,7 +306,7 @@ def _show_all(arguments: Any) -> int:
 
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
-    """A chain's steps are its stages."""
+    """Return a chain's row; its steps are its stages."""
     from r1hpc.attempt.state.state import State
 
     states = [stage["state"] for stage in shown["stages"]]
@@ -320,7 +317,7 @@ def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
 
 def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
     loss = "-" if shown["loss"] is None else f"{shown['loss']:.4f}"
-    if shown["reward"] is not None:  # the loss of RL says nothing
+    if shown["reward"] is not None:  # RL's loss says nothing
         loss = f"{shown['reward']:.3f} reward"
     numbers = (
         "-" if shown[key] is None else str(shown[key]) for key in ("attempt", "global_step", "num_steps")

@@ -1,19 +1,19 @@
-"""Start a run, or a chain of them: on Slurm, or on this machine where there is none.
+"""Start a run or a chain of runs, on Slurm or, without one, on this machine.
 
     python -m r1hpc.submit --nodes 4                   # jobs/train.yaml
     python -m r1hpc.submit jobs/smoke.yaml train.num_steps=20 --follow
-    python -m r1hpc.submit --nodes 4 --dry-run         # plan, script, and what Slurm, if there is one, says
-    python -m r1hpc.submit --run-name NAME --resume    # go on with a run, perhaps on other nodes
+    python -m r1hpc.submit --nodes 4 --dry-run         # plan, script, and Slurm's answer if there is one
+    python -m r1hpc.submit --run-name NAME --resume    # continue a run, perhaps on other nodes
 
     python -m r1hpc.submit jobs/r1.yaml                # a chain: each stage a job, tied by dependencies
-    python -m r1hpc.submit jobs/r1.yaml                # again: goes on where it stopped
+    python -m r1hpc.submit jobs/r1.yaml                # again: continues where it stopped
     python -m r1hpc.submit jobs/r1.yaml --run-name NAME grpo:train.lr=3e-5 train.seed=1
 
-KEY=VALUE and flags reach every stage of a chain, STAGE:KEY=VALUE reaches one. What is
-finished is not done twice. A chain is called after its file unless --run-name says otherwise.
+KEY=VALUE and flags apply to every stage of a chain, STAGE:KEY=VALUE to one. Finished stages are skipped. A
+chain has the name of its file unless --run-name gives another.
 
-Everything is checked, then frozen into the run folder, then submitted: exit status 0 means
-submitted (with --follow: finished).
+Everything is checked, then frozen into the run folder, then submitted. Exit status 0: submitted (with
+--follow: finished).
 """
 
 import argparse
@@ -36,9 +36,9 @@ def main(argv: Sequence[str]) -> int:
     overrides = _overrides(given, arguments)
     if arguments.prepare_only:
         return _prepare_inside_job(job, overrides, arguments, argv)
-    gc.disable()  # modules are loaded until the job is submitted: there is little to collect
+    gc.disable()  # modules load until the job is submitted: there is little to collect
     try:
-        from r1hpc import api  # here, not above: --help must be quick
+        from r1hpc import api  # deferred to keep --help quick
 
         done = api.submit(
             job,
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         gc.enable()
     done.print(as_json=arguments.json)
     if arguments.follow and not arguments.dry_run:
-        return done.follow(sys.stderr if arguments.json else sys.stdout)  # stdout is the JSON object's
+        return done.follow(sys.stderr if arguments.json else sys.stdout)  # stdout is for the JSON object
     return 0
 
 
@@ -89,7 +89,7 @@ def _parser() -> ArgumentParser:
 
 
 def _overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:
-    """The last one wins: SBATCH_* variables, KEY=VALUE, flags."""
+    """Return all overrides, the last wins: SBATCH_* variables, KEY=VALUE, flags."""
     from r1hpc.slurm import flags
 
     return [
@@ -105,7 +105,7 @@ def _prepare_inside_job(
     """For sbatch/train.sh: print this job's ranks per node and the path of its run folder.
 
     Raises:
-        MustNotGoOnError, NotTheNodeError: with statuses that the script does not take for the node's fault.
+        MustNotGoOnError, NotTheNodeError: their statuses tell the script that the node is not at fault.
     """
     from r1hpc.attempt.rivals import MustNotGoOnError, is_final, refuse_a_full_disk
     from r1hpc.base.errors import R1hpcError
@@ -137,7 +137,7 @@ def _prepare_inside_job(
 
 
 class _CallableModule(ModuleType):
-    """`from r1hpc import submit` is this module, however it came in; called, it is r1hpc.api.submit."""
+    """Make `from r1hpc import submit` this module however it was imported; a call is r1hpc.api.submit."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         from r1hpc import api

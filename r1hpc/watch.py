@@ -1,11 +1,11 @@
-"""A run on one screen, redrawn as it goes on: progress, loss or reward, GPUs, time and GPU-hours left.
+"""Watch a run on one screen: progress, loss or reward, GPUs, time and GPU-hours left.
 
     python -m r1hpc.watch                  # the newest run under the run root
     python -m r1hpc.watch RUN              # until it is over; Ctrl-C ends the watching, not the run
     python -m r1hpc.watch RUN --once       # one picture as text, for scripts and mail
-    python -m r1hpc.watch CHAIN            # the stage that is at work, then the next one
+    python -m r1hpc.watch CHAIN            # the active stage, then the next one
 
-Reads the run folder, from any machine that sees it. Not on a terminal it prints one picture after the other.
+Reads the run folder, from any machine that sees it. Without a terminal it prints one picture after another.
 """
 
 import signal
@@ -68,7 +68,7 @@ def _parser() -> ArgumentParser:
 
 
 class _ChainWatched:
-    """The stage of a chain that is at work; between two, the one before."""
+    """The active stage of a chain; between two stages, the earlier one."""
 
     def __init__(self, chain: "ChainDir") -> None:
         self._chain = chain
@@ -87,7 +87,7 @@ class _ChainWatched:
         return replace(shown, chain=self._said, more_follows=self._is_at_work)
 
     def _look(self) -> None:
-        """Ask what state the stages are in, which may be a question to Slurm for each."""
+        """Update the stages' states, which may need a query to Slurm for each."""
         from r1hpc.submission.chain.state import read_chain_situation
 
         now = read_chain_situation(self._chain)

@@ -1,6 +1,6 @@
-"""The frame of every command: arguments in, one clear error or one result out.
+"""Run a command: parse its arguments, then print one clear error or one result.
 
-Exit status 0 did it, 1 could not, 2 was asked wrongly. With --json one JSON object is all of stdout.
+Exit status: 0 success, 1 failure, 2 wrong usage. With --json stdout has one JSON object and nothing else.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from r1hpc.base.extras import extra_of, how_to_install
 from r1hpc.base.names import at_home, nearest, printable
 
 _MOST = 1000
-"""Characters of a line of an error message."""
+"""Most characters in a line of an error message."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose unknown-flag error names the nearest known flag, and that takes no abbreviations."""
+    """An argparse parser that names the nearest known flag in errors and accepts no abbreviations."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -31,12 +31,12 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but an unknown flag is answered with the nearest known one."""
+        """Parse like argparse; an unknown flag's error names the nearest known one."""
         answer_tab(self)
         return self._known(*self.parse_known_args(_words(args), namespace))
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The same, with positional arguments and flags in any order, as people type them."""
+        """Parse positional arguments and flags in any order, with the same errors."""
         answer_tab(self)
         return self._known(*self.parse_known_intermixed_args(_words(args), namespace))
 
@@ -52,10 +52,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def offer(action: argparse.Action, completer: str) -> None:
-    """What TAB offers for an argument, where neither its choices nor files do.
+    """Set the TAB completer of an argument that has neither choices nor files.
 
     Args:
-        completer: "module:function", called as function(prefix=..., **_); imported when somebody asks.
+        completer: "module:function", called as function(prefix=..., **_); imported when TAB is pressed.
     """
     module, _, name = completer.partition(":")
 
@@ -67,9 +67,9 @@ def offer(action: argparse.Action, completer: str) -> None:
 
 
 def answer_tab(parser: argparse.ArgumentParser) -> None:
-    """Where a shell asks what TAB could add to the line: answer, and end. See r1hpc.completion."""
+    """Answer and exit if a shell asks for completions; otherwise return. See r1hpc.completion."""
     if "_ARGCOMPLETE" in os.environ:
-        import argcomplete  # for this question only
+        import argcomplete  # imported for completion only
 
         argcomplete.autocomplete(parser, always_complete_options=False)
 
@@ -88,7 +88,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             raise
         print(f"error: {_missing(error.name)}", file=sys.stderr)
         status = 1
-    except BrokenPipeError:  # `... | head` closed our stdout: not an error of ours
+    except BrokenPipeError:  # `... | head` closed our stdout: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
@@ -121,7 +121,7 @@ def _missing(module: str) -> str:
 
 
 def _write_whatever_comes() -> None:
-    """Output that is closed (`>&-`) or cannot hold a character (LANG=C) is no reason to fail."""
+    """Let output fail quietly if it is closed (`>&-`) or cannot hold a character (LANG=C)."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -129,13 +129,13 @@ def _write_whatever_comes() -> None:
 
 
 def _short(message: str) -> str:
-    """A message whose lines are no longer than a person reads; the end, which names the fix, is kept."""
+    """Shorten long lines of a message; the end, which names the fix, is kept."""
     lines = message.splitlines()
     return "\n".join(each if len(each) <= _MOST else f"{each[:600]} … {each[-300:]}" for each in lines)
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What stands beside the flags: one file or none, and KEY=VALUE overrides, in any order.
+    """Return the arguments beside the flags: at most one file, and KEY=VALUE overrides, in any order.
 
     Raises:
         UsageError: there are two files.
@@ -151,7 +151,7 @@ def _words(args: Sequence[str] | None) -> list[str]:
 
 
 def _at_home(word: str) -> str:
-    """`--out=~/x` as the shell would have it of `--out ~/x`; the latter too where the shell knew no HOME."""
+    """Expand `--out=~/x` as a shell expands `--out ~/x`; also expands the latter if the shell had no HOME."""
     flag, is_flag, value = word.partition("=")
     if is_flag and flag.startswith("--"):
         return f"{flag}={at_home(value)}"
@@ -169,5 +169,5 @@ def refuse_folder(out: Path | None) -> None:
 
 
 def print_json(value: Any) -> None:
-    """The one JSON object of a --json call."""
+    """Print the one JSON object of a --json call."""
     print(json.dumps(value))

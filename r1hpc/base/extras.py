@@ -1,4 +1,4 @@
-"""Name the extra of r1hpc that brings a package, and the line that installs it.
+"""Name the extra of r1hpc that contains a package, and the command that installs it.
 
     how_to_install("matplotlib")      # "pip install 'r1hpc[report]'"
 
@@ -26,12 +26,12 @@ OPTIONAL = frozenset(module for modules in _EXTRAS.values() for module in module
 
 
 def extra_of(module: str) -> str | None:
-    """Return the extra that brings a module; None if it is no optional one."""
+    """Return the extra that contains a module; None if the module is not optional."""
     head = module.split(".")[0]
     return next((extra for extra, modules in _EXTRAS.items() if head in modules), None)
 
 
 def how_to_install(module: str, extra: str | None = None) -> str:
-    """Return the line that installs a module. In a clone pip finds r1hpc where it is installed from."""
+    """Return the command that installs a module. In a clone pip finds r1hpc at its install location."""
     extra = extra or extra_of(module)
     return f"pip install 'r1hpc[{extra}]'" if extra else f"pip install {module}"

@@ -1,8 +1,8 @@
-"""Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
+"""Inject faults for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
 
-Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS, until=FILE (wait until it is there;
-no colon or comma in its path). `rank` may be * or empty for any; `nth` counts calls from 1 (default 1), * is
-every call; with `attempt` it happens in that one only. Unset, a failpoint costs one dictionary lookup.
+Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS, until=FILE (wait until it exists; no
+colon or comma in its path). `rank` may be * or empty for any; `nth` counts calls from 1 (default 1), * is
+every call; `attempt` limits it to one attempt. An unset failpoint costs one dictionary lookup.
 """
 
 import errno
@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 _UNTIL_S = 120.0
-"""After which whoever should have made the file is given up."""
+"""Seconds before it stops waiting for the file."""
 _calls: dict[str, int] = {}
 
 
 def failpoint(name: str) -> None:
-    """Do what R1HPC_FAILPOINT asks for at this place, or nothing."""
+    """Do the action of R1HPC_FAILPOINT for this place, if any."""
     wanted = os.environ.get("R1HPC_FAILPOINT")
     if not wanted:
         return

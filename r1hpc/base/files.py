@@ -1,12 +1,12 @@
-"""Files that survive a kill at any moment: written beside their place, synced, then renamed.
+"""Read and write files that survive a kill at any moment: write beside, sync, rename.
 
-write_atomic(path, "text")          # whole old file or whole new file, never half
-append_record(path, {"step": 1})    # one line, one write; a torn last line is ignored by readers
-read_records(path, Begin)           # -> list of dicts that look so; other lines are left out
-read_json(path, RunPlan)            # -> what is in there; StateError that says what is wrong with which file
+    write_atomic(path, "text")          # whole old file or whole new file, never half
+    append_record(path, {"step": 1})    # one line, one write; readers ignore a torn last line
+    read_records(path, Begin)           # -> list of dicts of that shape; other lines are left out
+    read_json(path, RunPlan)            # -> the value; StateError names the file and what is wrong
 
-Every record of a run is read through here, since anything may have come into its folder: a file that is none,
-half a line, text where a number was. What a record must look like is said by a shape, see base.shapes.
+Every record of a run is read here, since its folder may contain anything: half a line, a pipe, text instead
+of a number. A shape describes a valid record, see base.records.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.records import mistake
 
 COMPRESSED = (".gz", ".zst", ".bz2")
-"""Endings of the names of files that are unpacked as they are read."""
+"""Name endings of the files that are unpacked while reading."""
 _BATCH_LINES = 256
 
 
 def fsync_dir(path: Path) -> None:
-    """Make the entries of a folder durable. fsync of a file does not cover its name."""
+    """Make a folder's entries durable; fsync of a file does not cover its name."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -46,7 +46,7 @@ def fsync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `content`, durably. A reader sees the old file or the new one."""
+    """Replace `path` by `content`, durably. Readers see the old file or the new one."""
     raw = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -64,19 +64,19 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
 
 
 def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
-    """write_atomic of indented JSON."""
+    """Write indented JSON with write_atomic."""
     write_atomic(path, json.dumps(value, indent=2) + "\n", mode)
 
 
 def files_of_lines(folder: Path) -> list[Path]:
-    """Its *.jsonl, sorted by name, and those that lie there compressed alone; not those below it."""
+    """Return the folder's *.jsonl files by name, and those that exist only compressed; not in subfolders."""
     kinds = ("", *COMPRESSED)
     found = [file for kind in kinds for file in folder.glob(f"*.jsonl{kind}") if file.is_file()]
     return sorted(file for file in found if file.suffix == ".jsonl" or file.with_suffix("") not in found)
 
 
 def matching(path: Path) -> list[Path]:
-    """The file or folder itself; where there is none, those that fit a pattern in the last part of the path
+    """Return the file or folder itself, else the files that match a pattern in the path's last part
     (`train-*.parquet`), sorted by name.
 
     Raises:
@@ -93,11 +93,11 @@ def matching(path: Path) -> list[Path]:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file for reading, bytes; waits on no pipe.
+    """Open a file for reading bytes; never block on a pipe.
 
     Raises:
         FileNotFoundError: there is none.
-        StateError: a folder, a pipe or a device has its name, or it cannot be read.
+        StateError: it is a folder, a pipe or a device, or cannot be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -112,14 +112,14 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path, shape: Any = Any) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Args:
-        shape: what it must look like, see base.shapes.
+        shape: its required shape, see base.records.
 
     Raises:
         FileNotFoundError: there is none.
-        StateError: it is no JSON, or of another shape; names the file and what is wrong.
+        StateError: not JSON, or another shape; names the file and what is wrong.
     """
     with open_plain(path) as file:
         raw = file.read()
@@ -134,7 +134,7 @@ def read_json(path: Path, shape: Any = Any) -> Any:
 
 
 def parse_json(raw: str | bytes) -> Any:
-    """json.loads whose every refusal is a ValueError: of lists in lists in lists it is none."""
+    """Parse JSON with json.loads, but raise ValueError for every failure, also for too deep nesting."""
     try:
         return json.loads(raw)
     except RecursionError:
@@ -142,7 +142,7 @@ def parse_json(raw: str | bytes) -> Any:
 
 
 def read_object(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file, or it holds something else."""
+    """Return the object in a JSON file; empty if the file is missing or holds something else."""
     try:
         value = read_json(path, shape)
     except (FileNotFoundError, StateError):
@@ -168,7 +168,7 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
 
 
 def read_records(path: Path, shape: Any = Any) -> list[dict[str, Any]]:
-    """All whole JSON objects of that shape in a file of lines. Missing file: empty. Torn lines are left out.
+    """Return all complete JSON objects of that shape in a file of lines; empty if the file is missing.
 
     Raises:
         StateError: it is no plain file, or cannot be read.
@@ -188,10 +188,10 @@ def iter_records(path: Path, shape: Any = Any) -> Iterator[dict[str, Any]]:
 
 
 def iter_objects(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(where it ends, its object) of each line from byte `offset` on, for records that are small and many.
+    """Yield (end offset, object) of each line from byte `offset` on, for many small records.
 
-    One parse for many lines, line by line only around a torn one: half the time of iter_records. None: the
-    line is no JSON object.
+    Parses many lines at once, and line by line only around a torn one: half the time of iter_records. None:
+    the line is no JSON object.
     """
     try:
         file = open_plain(path)
@@ -208,7 +208,7 @@ def iter_objects(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, A
 
 
 def _written_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Until one that is still being written: asked again, the file gives the rest of it as another line."""
+    """Yield lines up to one that is still being written: the file would return its rest as another line."""
     for line in file:
         yield line
         if not line.endswith(b"\n"):
@@ -226,9 +226,9 @@ def _parse_all(lines: list[bytes]) -> list[dict[str, Any] | None]:
 
 
 def is_listed(path: Path) -> bool:
-    """Whether there is a file of this name, by listing its folder.
+    """True if the folder's listing has this file name.
 
-    NFS remembers for up to a minute that a name was missing, which another node has written since.
+    NFS can remember for a minute that a name was missing, after another node has created it.
     """
     try:
         return path.name in os.listdir(path.parent)  # noqa: PTH208
@@ -237,7 +237,7 @@ def is_listed(path: Path) -> bool:
 
 
 def parse_object(line: bytes, shape: Any = Any) -> dict[str, Any] | None:
-    """The JSON object in a line; None: it is torn, none, or of another shape."""
+    """Return the JSON object in a line; None if it is torn, no object, or of another shape."""
     try:
         value = parse_json(line)
     except ValueError:
@@ -247,20 +247,20 @@ def parse_object(line: bytes, shape: Any = Any) -> dict[str, Any] | None:
 
 @dataclass
 class GrowingFile:
-    """A file of lines that another process appends to: what is new at each call."""
+    """A file of lines that another process appends to; each call returns the new ones."""
 
     path: Path
     position: int = 0
-    """Where the next line begins."""
+    """Offset of the next line."""
 
     def lines(self, most_bytes: int = -1) -> list[bytes]:
-        """Whole lines added since the last call, none where there is no file yet."""
+        """Return complete lines added since the last call; empty if there is no file yet."""
         whole, end, _ = self._read(most_bytes).rpartition(b"\n")
         self.position += len(whole) + len(end)
         return whole.split(b"\n") if end else []
 
     def rest(self) -> bytes:
-        """What follows the last whole line."""
+        """Return the bytes after the last complete line."""
         return self._read(-1)
 
     def _read(self, most_bytes: int) -> bytes:
@@ -273,7 +273,7 @@ class GrowingFile:
 
 
 def check_owned(path: Path) -> None:
-    """Refuse a file that somebody else could have planted, before it is unpickled or executed.
+    """Refuse a file that somebody else could have planted, before unpickling or executing it.
 
     Raises:
         StateError: a symlink, a file of another user, or one that others may write.

@@ -1,4 +1,4 @@
-"""Which run a command is about: the folder or name it was given, or the newest run under the run root."""
+"""Find the run a command is about: the given folder or name, or the newest under the run root."""
 
 import argparse
 import os
@@ -12,16 +12,16 @@ from r1hpc.base.run_dir import RunDir, default_run_root, open_run
 RUN_NAMES = f"{__name__}:run_names"
 """For base.cli.offer."""
 _CHAIN = "chain.yaml"
-"""In the folder of a chain, whose stages are runs."""
+"""File in the folder of a chain, whose stages are runs."""
 
 
 def add_run_root(parser: argparse.ArgumentParser) -> None:
-    """The --run-root flag, as every command spells it."""
+    """Add the --run-root flag of all commands."""
     parser.add_argument("--run-root", metavar="DIR", help="where runs lie; default $R1HPC_RUN_ROOT or ./runs")
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
-    """The run a command is about, and where runs lie."""
+    """Add the argument for the run, and --run-root."""
     offer(
         parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help=f"{what}; default the newest"),
         RUN_NAMES,
@@ -30,7 +30,7 @@ def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or i
 
 
 def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """What TAB offers for a run: those under the run root, the stages of a chain once it is named."""
+    """Complete run names under the run root, and a chain's stages once the chain is named."""
     chain, slash, _name = prefix.rpartition("/")
     folder = run_root_of(getattr(parsed_args, "run_root", None)) / chain
     marks = ("config.yaml", "attempts.jsonl", _CHAIN)
@@ -39,12 +39,12 @@ def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[st
 
 
 def run_root_of(given: str | Path | None) -> Path:
-    """The run root of --run-root, else the default one."""
+    """Return the run root of --run-root, else the default one."""
     return Path(given) if given else default_run_root()
 
 
 def existing_run_root(given: str | None) -> Path:
-    """As run_root_of.
+    """Return the run root, which must exist.
 
     Raises:
         UsageError: there is no such folder.
@@ -58,10 +58,10 @@ def existing_run_root(given: str | None) -> Path:
 
 
 def choose_run(given: str | None, run_root: str | None) -> RunDir:
-    """The run folder `given`, or of that name under the run root; without one your newest run there.
+    """Return the run folder `given`, or of that name under the run root; by default your newest run there.
 
     Raises:
-        UsageError: no such run, or none at all; or it is a chain of them.
+        UsageError: no such run, or none at all; or it is a chain.
     """
     root = run_root_of(run_root)
     if given is None:
@@ -81,14 +81,14 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
 
 
 def list_runs(root: Path) -> list[RunDir]:
-    """The runs under a run root, the one submitted last first; those of `unreadable` are not among them."""
+    """Return the runs under a run root, the last submitted first, without those of `unreadable`."""
     marks = [(RunDir(path), _config_time(path)) for path in _folders(root)]
     found = [(time, run.run_id, run) for run, time in marks if time is not None]
     return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
 def is_yours(path: Path) -> bool:
-    """Whether a folder belongs to you: under a shared run root lie your colleagues' too."""
+    """True if a folder belongs to you: colleagues may share the run root."""
     try:
         return path.stat().st_uid == os.getuid()
     except OSError:
@@ -96,14 +96,14 @@ def is_yours(path: Path) -> bool:
 
 
 def all_runs(root: Path) -> list[RunDir]:
-    """The runs under a run root and, one folder deeper, the stages of chains; the newest first."""
+    """Return the runs under a run root and the stages of its chains; the newest first."""
     found = list_runs(root)
     found += [run for path in _folders(root) if _config_time(path) is None for run in list_runs(path)]
     return sorted(found, key=lambda run: _config_time(run.path) or 0.0, reverse=True)
 
 
 def unreadable(root: Path) -> list[str]:
-    """A sentence on each folder that holds a run, or may, and cannot be listed as one."""
+    """Return a sentence on each folder that may be a run but cannot be read as one."""
     said = []
     folders = _folders(root)
     inside = [inner for path in folders if _config_time(path) is None for inner in _folders(path)]
@@ -117,12 +117,12 @@ def unreadable(root: Path) -> list[str]:
 
 
 def folders_with(root: Path, mark: str) -> list[Path]:
-    """The folders in a folder that hold a file of this name; what cannot be read is left out."""
+    """Return the subfolders that contain a file of this name; unreadable ones are left out."""
     return [path for path in _folders(root) if _time_of(path / mark) is not None]
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in a folder; none where it is none, or cannot be read."""
+    """Return the subfolders of a folder; empty if it is no folder or cannot be read."""
     try:
         return [path for path in root.iterdir() if path.is_dir()]
     except OSError:
@@ -130,7 +130,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _config_time(path: Path) -> float | None:
-    """When config.yaml of a run folder was written; None: it has none, or cannot be read."""
+    """Return the time a run's config.yaml was written; None if it is missing or cannot be read."""
     return _time_of(path / "config.yaml")
 
 
@@ -142,11 +142,11 @@ def _time_of(mark: Path) -> float | None:
 
 
 def flat_name(run: RunDir) -> str:
-    """full_name as one file name or id; `+` is in no name, so that no two runs have the same."""
+    """Return full_name as one file name or id; no name contains `+`, so it stays unique."""
     return full_name(run).replace("/", "+")
 
 
 def full_name(run: RunDir) -> str:
-    """The run's name; of a stage CHAIN/STAGE, since every chain may have an `sft`."""
+    """Return the run's name, or CHAIN/STAGE for a stage, since every chain may have an `sft`."""
     chain = run.path.parent
     return f"{chain.name}/{run.run_id}" if (chain / _CHAIN).is_file() else run.run_id

@@ -1,10 +1,10 @@
-"""One process at a time, by a lock on a file; the kernel takes it back when its holder dies.
+"""Let one process in at a time with a lock on a file; the kernel frees it when the holder dies.
 
-with held(path, "r1", "a submission"):     # an error that names the holder where somebody else has it
+with held(path, "r1", "a submission"):     # an error that names the holder if another has it
     ...
-fd = hold(path, "job 7", wait_s=45)        # the same by hand; None: somebody else has it
+fd = hold(path, "job 7", wait_s=45)        # the same by hand; None: another process has it
 
-Where a file system has no locks (Lustre mounted without them) everybody gets one: `doctor` warns of that.
+If a file system has no locks (Lustre mounted without them) everybody gets one; `doctor` warns about it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def held(path: Path, name: str, role: str) -> Iterator[int]:
-    """Hold the lock; the descriptor, which a child process may inherit and hold on.
+    """Hold the lock; yield the descriptor, which a child process may inherit and keep.
 
     Args:
         name: what is locked, for the message.
@@ -42,11 +42,11 @@ def held(path: Path, name: str, role: str) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)  # the lock itself lives on where a child has inherited the descriptor
+        os.close(fd)  # the lock lives on if a child has inherited the descriptor
 
 
 def hold(path: Path, role: str, wait_s: float = 0.0) -> int | None:
-    """Take the lock and keep it until the descriptor is closed; None where it is not free in `wait_s`."""
+    """Take the lock and keep it until the descriptor is closed; None if it is not free within `wait_s`."""
     deadline = time.monotonic() + wait_s
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -63,7 +63,7 @@ def hold(path: Path, role: str, wait_s: float = 0.0) -> int | None:
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody holds the lock at this moment."""
+    """True if nobody holds the lock now."""
     try:
         fd = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -75,13 +75,13 @@ def is_free(path: Path) -> bool:
 
 
 def say_holder(fd: int, role: str) -> None:
-    """Write into the lock file who holds it."""
+    """Write the holder into the lock file."""
     record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
     os.pwrite(fd, record.ljust(256), 0)
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock, as a message names it."""
+    """Describe the lock's holder for a message."""
     record = read_holder(path)
     if not {"role", "pid", "host"} <= record.keys():
         return "another process"
@@ -89,7 +89,7 @@ def holder(path: Path) -> str:
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """What the lock file says of its last holder: role, pid, host; {} where it is torn."""
+    """Return role, pid and host of the last holder from the lock file; {} if it is torn."""
     with contextlib.suppress(OSError):
         return parse_object(path.read_bytes()) or {}
     return {}

@@ -1,4 +1,4 @@
-"""Which names may become part of a path, a Slurm field or a line of a terminal."""
+"""Check names that become part of a path, a Slurm field or terminal output."""
 
 import difflib
 import os
@@ -14,7 +14,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 def check_name(value: str, what: str) -> str:
     """Return `value` if it is a plain file name (at most 64 of A-Z a-z 0-9 . _ -); raise otherwise.
 
-    Such a name cannot leave its folder (`..`, `/`), start an option (`-x`) or hide (`.x`).
+    It then cannot leave its folder (`..`, `/`), start an option (`-x`) or hide (`.x`).
     """
     if not _NAME.fullmatch(value):
         raise UsageError(
@@ -25,7 +25,7 @@ def check_name(value: str, what: str) -> str:
 
 
 def at_home(path: str) -> str:
-    """Return a path, with a leading ~/ replaced by the home folder.
+    """Return a path with a leading ~/ replaced by the home folder.
 
     Raises:
         UsageError: there is no home folder.
@@ -39,20 +39,20 @@ def at_home(path: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, so that a hostile name cannot drive a terminal."""
+    """Return `text` without control characters, so that a hostile name cannot drive a terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known word that `word` is a slip of, or an empty string.
+    """Return ` (did you mean 'x'?)` for the known word nearest to `word`, or an empty string.
 
-    Dashes and a common section do not count: `--gres` is not near `--resume`, nor train.foo near train.lr.
+    Dashes and a common section are ignored: `--gres` is not near `--resume`, nor train.foo near train.lr.
     """
     best, most = "", 0.7
     for other in known:
         mine, theirs = _own_parts(word, other)
         likeness = difflib.SequenceMatcher(None, mine, theirs).ratio()
-        # resources.gpus for resources.gpus_per_node; two letters exchanged
+        # resources.gpus for resources.gpus_per_node; two letters swapped
         if (len(mine) >= 3 and theirs.startswith(f"{mine}_")) or sorted(mine) == sorted(theirs):
             likeness = max(likeness, 0.75)
         if likeness > most:
@@ -61,7 +61,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _own_parts(word: str, other: str) -> tuple[str, str]:
-    """Two words without what they share before the last dot, and without the dashes of a flag."""
+    """Return both words without a shared section and without a flag's dashes."""
     section, _, name = word.rpartition(".")
     if section and other.startswith(f"{section}."):
         return name, other.removeprefix(f"{section}.")

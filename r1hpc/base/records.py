@@ -1,4 +1,4 @@
-"""What a record of a run must look like, and the words on one that looks otherwise.
+"""Check a record of a run against its shape, and describe the first mistake.
 
     class Begin(TypedDict):
         attempt: Count
@@ -7,9 +7,9 @@
     mistake({"attempt": "two"}, Begin)      # "attempt is 'two', not a whole number"
     mistake({"attempt": 2, "new": 1}, Begin)     # None: keys of another version are no mistake
 
-A shape is a type that a record is declared by: a dataclass, a TypedDict or a NamedTuple, and what stands in
-them. A kill, a full disk, another program or a hand may have written the file, so that a number may be text,
-a whole number of 5,000 digits, or not finite; what is read through here can be added up.
+A shape is the type that declares a record: a dataclass, a TypedDict or a NamedTuple. A kill, a full disk,
+another program or a person may have written the file, so a number may be text, infinite, or have 5,000
+digits. Values that pass can be added up.
 """
 
 import dataclasses
@@ -23,11 +23,15 @@ from typing import Annotated, Any, NamedTuple
 from r1hpc.base.names import printable
 
 Check = Callable[[Any], str | None]
-"""What is wrong with a value, to follow its name: " is 'two', not a number"; None: nothing."""
+"""Returns the mistake, to follow the value's name (" is 'two', not a number"), or None."""
+_MOST_SHOWN = 40
+_LARGEST = 2**63
+_NO_DEFAULT = dataclasses.MISSING
+_MISSING = object()
 
 
 class Between(NamedTuple):
-    """The range of a number, both ends included; NaN lies in none."""
+    """The range of a number, both ends included, without NaN."""
 
     low: float
     high: float
@@ -37,25 +41,20 @@ Count = Annotated[int, Between(0, 2**53)]
 Finite = Annotated[float, Between(-1e300, 1e300)]
 Amount = Annotated[float, Between(0, 1e300)]
 Time = Annotated[float, Between(0, 7_258_118_400)]
-"""Unix seconds, until the year 2200: a number beyond is no time of a run."""
+"""Unix seconds, until the year 2200: a larger number is no time of a run."""
 Duration = Annotated[float, Between(0, 1e10)]
 """Seconds."""
 
-_MOST_SHOWN = 40
-_LARGEST = 2**63
-_NO_DEFAULT = dataclasses.MISSING
-_MISSING = object()
-
 
 def mistake(value: Any, shape: Any) -> str | None:
-    """The first thing that is wrong with a value out of a JSON file, in words; None: it has the shape."""
+    """Describe the first mistake in a value from a JSON file; None if it has the shape."""
     said = check_of(shape)(value)
     return None if said is None else said.removeprefix(".").strip()
 
 
 @functools.cache
 def check_of(shape: Any) -> Check:
-    """The check of a shape, made once."""
+    """Return the check of a shape, made once."""
     origin, arguments = typing.get_origin(shape), typing.get_args(shape)
     if shape is Any or shape is object:
         return lambda value: None
@@ -121,7 +120,7 @@ def _text(value: Any) -> str | None:
         return None
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which no terminal or file takes
+    except UnicodeEncodeError:  # half of a surrogate pair, which no terminal or file accepts
         return " is text that is not Unicode"
     return None
 
@@ -134,7 +133,7 @@ def _in_range(check: Check, limits: Between) -> Check:
     usual = (float, int) if check is _number else (int,)
 
     def checked(value: Any) -> str | None:
-        if value.__class__ in usual and low <= value <= high:  # nearly all: there may be millions of them
+        if value.__class__ in usual and low <= value <= high:  # nearly all; there may be millions
             return None
         said = check(value)
         if said is None and not low <= value <= high:
@@ -227,7 +226,7 @@ def _not(value: Any, wanted: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value, cut; a number of thousands of digits cannot even be printed."""
+    """Return a value as text, shortened; Python cannot print a number of thousands of digits."""
     if value.__class__ is int and not -_LARGEST <= value < _LARGEST:
         return "a number of too many digits"
     if isinstance(value, dict | list | tuple):

@@ -1,4 +1,4 @@
-"""The run folder: one class that knows the path of everything a run leaves behind.
+"""Define the path of every file in a run folder.
 
 run = open_run("runs/r1-20260101")       # or its name, under $R1HPC_RUN_ROOT or ./runs
 run.train_metrics, run.rank_log(attempt=2, rank=0)
@@ -22,7 +22,7 @@ class _Inside:
 
 
 class RunDir:
-    """Paths of one run, <run_root>/<run_id>/. Nothing is created by asking for a path."""
+    """Paths of one run, <run_root>/<run_id>/. Reading a path creates nothing."""
 
     # Frozen before submission.
     config = _Inside("config.yaml")
@@ -32,28 +32,28 @@ class RunDir:
     environment = _Inside("environment.json")
     code = _Inside("code")
 
-    attempts = _Inside("attempts.jsonl")  # one line per event, see telemetry.attempts
-    summary = _Inside("summary.json")  # what the attempts came to
-    allocations = _Inside("allocations.json")  # what Slurm charged
-    logs = _Inside("logs")  # what each rank printed; logs/latest is the newest attempt's
+    attempts = _Inside("attempts.jsonl")  # one line per event, see telemetry.records.attempts
+    summary = _Inside("summary.json")  # totals of the attempts
+    allocations = _Inside("allocations.json")  # Slurm's charges
+    logs = _Inside("logs")  # output of each rank; logs/latest is the newest attempt's
     metrics = _Inside("metrics")
     train_metrics = _Inside("metrics/train.jsonl")  # a line per optimizer step
-    ranks = _Inside("metrics/ranks.jsonl")  # how long each rank worked and waited, see telemetry.ranks
-    ledger = _Inside("ledger")  # attempt_<k>.jsonl: what data each step consumed
+    ranks = _Inside("metrics/ranks.jsonl")  # each rank's work and wait, see telemetry.records.ranks
+    ledger = _Inside("ledger")  # attempt_<k>.jsonl: the data consumed by each step
     checkpoints = _Inside("checkpoints")  # step-<n>/, see checkpoint
     report = _Inside("report")  # plots
-    trackers = _Inside("trackers")  # what W&B, TensorBoard and Prometheus are given, see tracking
+    trackers = _Inside("trackers")  # files for W&B, TensorBoard and Prometheus, see telemetry.trackers
 
-    # Stage rl: window-<w>/batch-<b>.npz, finished groups of the rollout under way, and
-    # evaluation-<step>/part-<n>.json, answers of an evaluation under way.
+    # Stage rl: window-<w>/batch-<b>.npz, finished groups of the current rollout, and
+    # evaluation-<step>/part-<n>.json, answers of the current evaluation.
     rollouts = _Inside("rollouts")
-    # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and what they leave in the end.
+    # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and the final files.
     parts = _Inside("parts")
     traces = _Inside("traces.jsonl")
     evaluation = _Inside("evaluation.json")
     transcripts = _Inside("transcripts.txt")
 
-    # What vLLM reads of the model beside the trainer.
+    # The model files that vLLM reads beside the trainer.
     served = _Inside("served")
 
     # Stage serve, see serving.address.
@@ -62,12 +62,12 @@ class RunDir:
     server_address = _Inside("server/address.json")  # there while it answers
     loadtests = _Inside("loadtest")  # <time>.json, .png, .html of each load test
 
-    model = _Inside("model")  # what was trained, as a Hugging Face folder
-    finished = _Inside("FINISHED")  # the run is over; started again it exits 0
+    model = _Inside("model")  # the trained model, as a Hugging Face folder
+    finished = _Inside("FINISHED")  # the run is over; a new start exits 0
     stop = _Inside("STOP")  # touch it: stop after a save
     save = _Inside("SAVE")  # touch it: save now
 
-    # One process at a time, see base.lock: who submits the run, and which job begins an attempt of it.
+    # One process at a time, see base.lock: for the submission, and for the job that begins an attempt.
     submission_lock = _Inside("submission.lock")
     begin_lock = _Inside("begin.lock")
 
@@ -94,42 +94,42 @@ class RunDir:
         return self.attempt_logs(attempt) / f"rank_{rank}.out"
 
     def gpu_metrics(self, node: str) -> Path:
-        """What the GPUs of a node read; gpu-<node>.folded beside it is what that came to."""
+        """Return the GPU readings of a node; gpu-<node>.folded beside it has their sums."""
         return self.metrics / f"gpu-{check_name(node, 'node name')}.jsonl"
 
     @property
     def all_gpu_metrics(self) -> list[Path]:
-        """What each node's GPUs read, as far as any node has written it."""
+        """Return the GPU readings of every node that has written any."""
         return sorted(self.metrics.glob("gpu-*.jsonl"))
 
     @property
     def all_parts(self) -> list[Path]:
-        """The finished parts of stages traces, generate and evaluate."""
+        """Return the finished parts of stages traces, generate and evaluate."""
         return sorted(self.parts.glob("part-*.jsonl"))
 
     @property
     def all_batches(self) -> list[Path]:
-        """What lies finished of a rollout, or of an evaluation, of stage rl that is under way."""
+        """Return the finished batches of stage rl's current rollout or evaluation."""
         forms = ("window-*/batch-*", "evaluation-*/part-*")
         return sorted(path for form in forms for path in self.rollouts.glob(form))
 
     def create(self) -> None:
-        """Make the folders, private to the user: pickles and logs live here."""
+        """Make the folders, private to the user: they hold pickles and logs."""
         self.path.mkdir(mode=0o700, parents=True)
         for folder in (self.logs, self.metrics, self.ledger, self.checkpoints, self.path / "attempts"):
             folder.mkdir(mode=0o700)
 
 
 def default_run_root() -> Path:
-    """$R1HPC_RUN_ROOT, else ./runs."""
+    """Return $R1HPC_RUN_ROOT, else ./runs."""
     return Path(at_home(os.environ.get("R1HPC_RUN_ROOT") or "runs"))
 
 
 def open_run(path: Path | str) -> RunDir:
-    """The run folder at `path`, or named so under the run root.
+    """Return the run folder at `path`, or of that name under the run root.
 
     Raises:
-        UsageError: nothing there.
+        UsageError: there is none.
         StateError: others may write the folder.
     """
     run = find_run(path)
@@ -138,10 +138,10 @@ def open_run(path: Path | str) -> RunDir:
 
 
 def find_run(path: Path | str) -> RunDir:
-    """As open_run, for what neither executes nor unpickles anything of it.
+    """Return the run folder like open_run, for callers that neither execute nor unpickle its files.
 
     Raises:
-        UsageError: nothing there.
+        UsageError: there is none.
     """
     for candidate in (Path(path), default_run_root() / path):
         run = RunDir(candidate)
@@ -155,9 +155,10 @@ def find_run(path: Path | str) -> RunDir:
 
 
 def check_private(run: RunDir) -> None:
-    """
+    """Refuse a run folder that others may write, since its files are executed.
+
     Raises:
-        StateError: others may write the folder, and so plant what is executed.
+        StateError: others may write the folder.
     """
     if run.path.stat().st_mode & 0o022:
         raise StateError(f"others may write the run folder {run.path}; run: chmod go-w {run.path}")

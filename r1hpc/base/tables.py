@@ -1,4 +1,4 @@
-"""Plain tables for a terminal.
+"""Print plain tables in a terminal.
 
 >>> print(format_table(("#", "cause"), [("1", "preempted"), ("12", "finished")], right={0}))
  #  cause
@@ -15,16 +15,16 @@ from collections.abc import Collection, Sequence
 from r1hpc.base.names import printable
 
 _WIDTH = 100
-"""Where there is no terminal: a log, a mail."""
+"""Columns without a terminal: a log, a mail."""
 _NARROWEST, _WIDEST_TEXT = 40, 120
-"""Below that nothing is readable; beyond it a paragraph is not."""
+"""Limits of a paragraph's width that is still readable."""
 _LONGEST_BAR, _BESIDE_BAR = 30, 50
-"""Characters of a bar, and of what stands beside it."""
+"""Characters of a bar, and of the text beside it."""
 _PAIR = "\N{NO-BREAK SPACE}"
 
 
 def terminal_width() -> int:
-    """Columns of the terminal that stdout is; elsewhere $COLUMNS, else 100."""
+    """Return the columns of stdout's terminal, else $COLUMNS, else 100."""
     if sys.stdout is not None and sys.stdout.isatty():
         columns = shutil.get_terminal_size((_WIDTH, 24)).columns
     else:
@@ -34,7 +34,7 @@ def terminal_width() -> int:
 
 
 def text_width() -> int:
-    """Columns of a paragraph."""
+    """Return the columns of a paragraph."""
     return min(terminal_width(), _WIDEST_TEXT)
 
 
@@ -45,10 +45,10 @@ def format_table(
     width: int | None = None,
     indent: str = "",
 ) -> str:
-    """Aligned columns two spaces apart; columns in `right` are right-aligned.
+    """Return aligned columns two spaces apart; columns in `right` are right-aligned.
 
-    The last column is cut to fit `width` (default: the terminal's), the others never are: where there is no
-    room for them each row becomes a paragraph. Control characters are replaced.
+    Only the last column is cut to fit `width` (default: the terminal's); if the others do not fit, each row
+    becomes a paragraph. Control characters are replaced.
     """
     width = terminal_width() if width is None else width
     lines = [[printable(cell).replace("\n", " ") for cell in row] for row in (headings, *rows)]
@@ -62,7 +62,7 @@ def format_table(
 
 
 def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
-    """`text` in lines as wide as the terminal, 120 columns at most; only a longer word stands out."""
+    """Wrap `text` to the terminal's width, 120 columns at most; only a longer word sticks out."""
     return textwrap.fill(
         printable(text),
         text_width(),
@@ -74,18 +74,18 @@ def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """`12.5 %`."""
+    """Return a share such as `12.5 %`."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def bar(part: float, whole: float) -> str:
-    """A bar whose length is that share."""
+    """Return a bar with the length of that share."""
     longest = max(8, min(_LONGEST_BAR, terminal_width() - _BESIDE_BAR))
     return "#" * round(longest * part / whole) if whole else ""
 
 
 def _paragraph(headings: Sequence[str], cells: Sequence[str], width: int, indent: str) -> str:
-    """`heading value` pairs, none of them broken."""
+    """Return `heading value` pairs, none of them broken."""
     pairs = [f"{heading} {cell}".strip() for heading, cell in zip(headings, cells, strict=True) if cell]
     text = "  ".join(pair.replace(" ", _PAIR) for pair in pairs)
     lines = textwrap.wrap(

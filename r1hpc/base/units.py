@@ -1,4 +1,4 @@
-"""Slurm's time and memory notations, and how r1hpc prints sizes, times and GPU-hours.
+"""Parse Slurm's time and memory notations; format sizes, times and GPU-hours.
 
 >>> parse_time("1-12:00:00")
 129600
@@ -20,7 +20,7 @@ _LONGEST_DAYS = 49_711
 
 
 def parse_time(text: str) -> int:
-    """Seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (sbatch(1), --time)."""
+    """Return the seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (sbatch(1), --time)."""
     found = _TIME.fullmatch(text.strip())
     if not found:
         raise UsageError(f"time {text!r} is not one of M, M:S, H:M:S, D-H, D-H:M, D-H:M:S")
@@ -40,12 +40,12 @@ def parse_time(text: str) -> int:
 
 
 def limit_s(text: str | None) -> int | None:
-    """parse_time of what Slurm prints; None for UNLIMITED, NONE and the like, or where it printed nothing."""
+    """Parse a time printed by Slurm; None for UNLIMITED, NONE and the like, or an empty text."""
     return parse_time(text) if text and re.fullmatch(r"[\d:-]+", text) else None
 
 
 def format_time(seconds: float) -> str:
-    """[D-]HH:MM:SS, as Slurm writes it."""
+    """Format a time as Slurm does: [D-]HH:MM:SS."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
@@ -53,7 +53,7 @@ def format_time(seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for a person: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
+    """Format a duration for a person: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, s = divmod(round(seconds), 60)
@@ -67,14 +67,14 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_memory_gib(text: str) -> float:
-    """Slurm's --mem in GiB: 64G, 500000 (MiB), 1T. ValueError where it is none."""
+    """Return Slurm's --mem in GiB: 64G, 500000 (MiB), 1T. Raise ValueError for any other text."""
     unit = text[-1:].upper()
     number = text[:-1] if unit in _MEMORY_UNITS else text
     return float(number) * _MEMORY_UNITS.get(unit, _MEMORY_UNITS["M"])
 
 
 def format_parameters(count: int) -> str:
-    """494032768 -> `494 M parameters`; 7615616512 -> `7.62 B parameters`."""
+    """Format a count: 494032768 -> `494 M parameters`; 7615616512 -> `7.62 B parameters`."""
     if count < 1e6:
         return f"{count:,} parameters"
     size, unit = (1e9, "B") if count >= 1e9 else (1e6, "M")
@@ -82,7 +82,7 @@ def format_parameters(count: int) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Binary units: 512 B, 1.5 KiB, 3.0 GiB."""
+    """Format bytes in binary units: 512 B, 1.5 KiB, 3.0 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -91,5 +91,5 @@ def format_bytes(count: float) -> str:
 
 
 def gpu_hours(num_gpus: int, seconds: float) -> float:
-    """num_nodes x gpus_per_node x allocated wall hours, busy or idle."""
+    """Return GPUs x allocated wall hours, busy or idle."""
     return num_gpus * seconds / 3600

@@ -1,3 +1,3 @@
-"""The version of r1hpc, where every package may read it."""
+"""Define the version of r1hpc where every package may read it."""
 
 __version__ = "0.2.0"

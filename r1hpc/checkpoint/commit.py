@@ -1,4 +1,4 @@
-"""The commit: from a folder of sealed files to a checkpoint, by one rename(2).
+"""Turn a folder of sealed files into a checkpoint, by one rename(2).
 
 manifest written and synced -> folders synced -> [other checkpoint of this step moved out]
 -> staging folder renamed to step-<n>  (from here on it exists)  -> parent synced -> LATEST
@@ -24,11 +24,11 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
     """Make `staging`, sealed as `records`, the checkpoint with manifest `raw`.
 
     A good checkpoint of the same step and attempt is kept and returned instead. One of another attempt is
-    not: the newest attempt's own state goes before what an older one may have left there.
+    replaced: the newest attempt's state wins.
 
     Raises:
-        CheckpointWriteError: the folder is not what the manifest says; nothing was changed outside it.
-        OSError: as the file system said; the store is as before.
+        CheckpointWriteError: the folder does not match the manifest; nothing outside it changed.
+        OSError: from the file system; the store is as before.
     """
     target = root / staging.name
     _complete(staging, records, raw)
@@ -38,7 +38,7 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
     if kept:
         with at("commit.fsync_kept"):
             fsync_dir(root)
-        # Fails where this incarnation is superseded, as the rename of a new checkpoint would.
+        # Fails if this incarnation is superseded, like the rename of a new checkpoint.
         dropped = move_to_trash(staging, staging.parent, "commit.drop")
         if dropped:
             remove_tree(dropped, "commit.drop")
@@ -51,7 +51,7 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
             replaced.rename(target)
         raise
     if replaced:
-        with suppress(OSError):  # the checkpoint exists; what is left of the other goes with the next begin
+        with suppress(OSError):  # the checkpoint exists; the next begin removes the rest of the other
             discard(replaced, staging.parent, "commit.discard_replaced")
     return Checkpoint(manifest.step, target, manifest)
 
@@ -59,7 +59,7 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
 def point_latest(root: Path, target: Path, own: Path) -> None:
     """Write the hint LATEST. The checkpoint exists whether or not this works."""
     try:
-        # By way of the incarnation's own folder: a superseded one cannot even turn the hint back.
+        # Through the incarnation's own folder, so that a superseded one cannot set the hint back.
         write_new(root / LATEST, f"{target.name}\n".encode(), own / f".{LATEST}.tmp", "commit.latest")
     except OSError as error:
         _log.warning("%s not updated: %s", root / LATEST, error.strerror)
@@ -75,7 +75,7 @@ def _complete(staging: Path, records: list[FileRecord], raw: bytes) -> None:
 
 
 def _good_one(target: Path, attempt: int) -> Checkpoint | None:
-    """The checkpoint in `target` if `attempt` wrote it and it is good."""
+    """Return the checkpoint in `target` if `attempt` wrote it and it is good."""
     if not os.path.lexists(target):
         return None
     checkpoint = examine(target).checkpoint
@@ -84,10 +84,10 @@ def _good_one(target: Path, attempt: int) -> Checkpoint | None:
 
 
 def _move_out(target: Path, own: Path) -> Path | None:
-    """Move a checkpoint of the same step, bad or another attempt's, out of the way; None without one.
+    """Move a bad or another attempt's checkpoint of this step out of the way; None if there is none.
 
-    It goes into the incarnation's own folder, so that a superseded process cannot do this. A kill before
-    the next rename leaves the step without its checkpoint, until `begin` puts it back.
+    It goes into the incarnation's own folder, so that a superseded process cannot do this. After a kill
+    before the next rename the step has no checkpoint until `begin` puts it back.
     """
     if not os.path.lexists(target):
         return None
@@ -97,7 +97,7 @@ def _move_out(target: Path, own: Path) -> Path | None:
         with at("commit.replace"):
             target.rename(replaced)
     except OSError:
-        # It may have been carried out all the same, see _was_renamed; the store must be as before.
+        # It may have succeeded all the same, see _was_renamed; the store must be as before.
         if not os.path.lexists(target):
             with suppress(OSError):
                 replaced.rename(target)
@@ -116,16 +116,16 @@ def _publish(staging: Path, target: Path, raw: bytes) -> None:
         with at("commit.fsync_root"):
             fsync_dir(target.parent)
     except OSError:
-        # Whether the new name would survive a power loss is unknown, so it does not count.
+        # Whether the new name survives a power loss is unknown, so it does not count.
         with suppress(OSError):
             move_to_trash(target, staging.parent, "commit.withdraw")
         raise
 
 
 def _was_renamed(staging: Path, target: Path, raw: bytes) -> bool:
-    """Did a rename that reported an error happen all the same?
+    """True if a rename that reported an error happened all the same.
 
-    NFS answers ENOENT to a rename it has carried out when the first answer was lost on the way.
+    NFS answers ENOENT to a completed rename if its first answer was lost.
     """
     try:
         return not staging.exists() and (target / MANIFEST_NAME).read_bytes() == raw

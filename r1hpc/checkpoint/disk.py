@@ -1,4 +1,4 @@
-"""File system calls of the checkpoint package, each between two failpoints.
+"""Wrap the file system calls of the checkpoint package in failpoints.
 
 `with at("commit.rename"):` passes the failpoints `commit.rename.before` and `commit.rename.after`; the
 tests kill a process at every one of them.
@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 
 
 def patiently(read: Callable[[], _T]) -> _T:
-    """Read again where the file system only hiccups: an older checkpoint taken for that costs its steps, and
-    the good one is replaced when they have been taken again.
+    """Retry a read that failed for a moment: mistaking it for a bad checkpoint would cost the steps since the
+    older one, and the good one would be replaced.
     """
     for pause_s in _PAUSES_S:
         try:
@@ -41,14 +41,14 @@ def patiently(read: Callable[[], _T]) -> _T:
 
 @contextlib.contextmanager
 def at(name: str) -> Iterator[None]:
-    """Failpoints before and after a file system call."""
+    """Pass the failpoints before and after a file system call."""
     failpoint(f"{name}.before")
     yield
     failpoint(f"{name}.after")
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(POSIX name relative to `folder`, lstat) of all below it, folders too. Follows no link."""
+    """Yield (POSIX path relative to `folder`, lstat) of all below it, folders too. Follows no link."""
     pending = [""]
     while pending:
         prefix = pending.pop()
@@ -67,7 +67,7 @@ def make_private(path: Path) -> None:
 
 
 def write_new(path: Path, raw: bytes, scratch: Path, label: str) -> None:
-    """Put `raw` durably at `path`, by way of the file `scratch` of the same file system."""
+    """Write `raw` durably to `path`, through the file `scratch` on the same file system."""
     with at(f"{label}_open"):
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
@@ -84,9 +84,9 @@ def write_new(path: Path, raw: bytes, scratch: Path, label: str) -> None:
 
 
 def move_to_trash(path: Path, parent: Path, label: str) -> Path | None:
-    """Rename `path` to a trash name under `parent`; None when it is not there.
+    """Rename `path` to a trash name under `parent`; None if it is not there.
 
-    The rename takes it out of every reader's and writer's sight in one step, however long removal takes.
+    One rename hides it from every reader and writer, however long removal takes.
     """
     trash = parent / f"{TRASH_PREFIX}{secrets.token_hex(4)}-{path.name.lstrip('.')}"
     with at(f"{label}_rename"):
@@ -100,7 +100,7 @@ def move_to_trash(path: Path, parent: Path, label: str) -> Path | None:
 
 
 def remove_tree(path: Path, label: str) -> bool:
-    """Remove a trashed folder (or file); False if something is left, which a later begin or prune removes.
+    """Remove a trashed folder or file; False if something is left for a later begin or prune.
 
     Tries for about a second: a superseded process may still be creating files in it.
     """
@@ -116,7 +116,7 @@ def remove_tree(path: Path, label: str) -> bool:
 
 
 def discard(path: Path, parent: Path, label: str) -> None:
-    """move_to_trash and remove_tree; removes in place where even the rename fails (a full disk)."""
+    """Move to the trash and remove; remove in place if even the rename fails (a full disk)."""
     try:
         trash = move_to_trash(path, parent, label)
     except OSError:
@@ -126,6 +126,6 @@ def discard(path: Path, parent: Path, label: str) -> None:
 
 
 def sweep_trash(folder: Path, label: str) -> None:
-    """Remove what a kill left in the trash of `folder`."""
+    """Remove trash that a kill left in `folder`."""
     for trash in sorted(folder.glob(f"{TRASH_PREFIX}*")):
         remove_tree(trash, label)

@@ -1,4 +1,4 @@
-"""What can go wrong with a checkpoint, and how an OSError becomes one of these."""
+"""Define the errors of checkpoints, and turn an OSError into one of them."""
 
 import errno
 import os
@@ -9,19 +9,19 @@ from r1hpc.base.units import format_bytes
 
 
 class CheckpointWriteError(R1hpcError):
-    """A checkpoint could not be written. The ones committed before are intact."""
+    """A checkpoint could not be written. Earlier ones are intact."""
 
 
 class SupersededError(StateError):
-    """A newer attempt of the run has begun: this process may no longer write checkpoints."""
+    """A newer attempt of the run has begun: this process must not write checkpoints."""
 
 
 class NoUsableCheckpointError(StateError):
-    """Checkpoint folders exist and none of them verifies. Never taken for a fresh start."""
+    """Checkpoint folders exist but none verifies. Never treated as a fresh start."""
 
 
 def write_error(path: Path, error: OSError) -> CheckpointWriteError:
-    """Say which path failed, why, and how much space and how many inodes its file system has left."""
+    """Return an error with the path, the cause, and the space and inodes left on its file system."""
     place = error.filename or path
     reason = error.strerror or str(error)
     return CheckpointWriteError(
@@ -31,7 +31,7 @@ def write_error(path: Path, error: OSError) -> CheckpointWriteError:
 
 
 def free_space(path: Path) -> str:
-    """`1.5 GiB free, 1200 inodes free` of the file system that holds `path` or its nearest parent."""
+    """Return `1.5 GiB free, 1200 inodes free` for the file system of `path` or its nearest parent."""
     for place in (path, *path.parents):
         try:
             status = os.statvfs(place)

@@ -1,22 +1,21 @@
-"""One incarnation of a run may write checkpoints at a time; the file system itself refuses the others.
+"""Let only one incarnation of a run write checkpoints; the file system itself stops the others.
 
-Slurm can requeue a job whose old processes still run on a node it lost sight of. Each incarnation
-therefore stages under a folder of its own,
+Slurm can requeue a job while its old processes still run on a node it lost contact with. Each incarnation
+therefore stages under its own folder,
 
     <root>/.incarnation-<attempt>-<token>/step-<n>/
 
-and `begin` of a newer one renames the older folders away before its ranks start. Everything an
-incarnation does to the store is one mkdir(2) or rename(2) whose path leads through its own folder, so
-it fails with ENOENT once the folder is gone: no lock, no lease, no clock. The renamed folders are then
-removed, which also stops a client that goes by a cached handle instead of the path (NFS: ESTALE).
+and `begin` of a newer one renames the older folders away before its ranks start. Every change to the store is
+one mkdir(2) or rename(2) whose path leads through the incarnation's folder, so it fails with ENOENT once the
+folder is gone: no lock, no lease, no clock. The renamed folders are then removed, which also stops a client
+that uses a cached handle instead of the path (NFS: ESTALE).
 
-Some writers make the folders they miss (DeepSpeed's save: makedirs), and would so make an evicted folder
-again. Two things stand against that. A plain file, the tombstone, takes the evicted folder's name, so that
-such a writer fails at once. And only `begin` puts the file BEGUN into a folder: a folder without it is
-nobody's, and nothing is committed from there.
+Some writers create missing folders (DeepSpeed's save: makedirs), and would recreate an evicted folder. Two
+things prevent that. A plain file, the tombstone, takes the evicted folder's name, so the writer fails at
+once. And only `begin` puts the file BEGUN into a folder: nothing is committed from a folder without it.
 
-Two that begin at once: each makes its folder first and lists the others second, so at least one sees
-the other; the smaller (attempt, token) gives way.
+If two begin at once, each makes its folder first and lists the others second, so at least one sees the other;
+the smaller (attempt, token) gives way.
 """
 
 import errno
@@ -42,20 +41,20 @@ def incarnation_dir(root: Path, attempt: int, token: str) -> Path:
 
 
 def incarnations(root: Path) -> list[tuple[int, str, Path]]:
-    """(attempt, token, folder) of those present, oldest first. Tombstones are not folders."""
+    """Return (attempt, token, folder) of each incarnation, oldest first. Tombstones are not folders."""
     folders = (path for path in root.glob(".incarnation-*") if path.is_dir())
     matches = ((_INCARNATION.fullmatch(path.name), path) for path in folders)
     return sorted((int(found[1]), found[2], path) for found, path in matches if found)
 
 
 def last_incarnation(root: Path) -> int:
-    """Return the highest attempt number that an incarnation has had here; 0: there was none."""
+    """Return the highest attempt number of an incarnation here; 0 if there was none."""
     matches = (_INCARNATION.fullmatch(path.name) for path in root.glob(".incarnation-*"))
     return max((int(found[1]) for found in matches if found), default=0)
 
 
 def take_over(root: Path, attempt: int, token: str) -> Path:
-    """Make this incarnation's folder and fence every other one. Repeating it does no harm.
+    """Make this incarnation's folder and fence off every other one. Repeating it does no harm.
 
     Raises:
         SupersededError: a newer incarnation has begun.
@@ -65,7 +64,7 @@ def take_over(root: Path, attempt: int, token: str) -> Path:
     for other, _, folder in incarnations(root):
         if other > attempt:
             raise superseded(root, own)
-        # A launch killed before it could record its attempt is started again under the same number.
+        # A launch killed before recording its attempt starts again under the same number.
         if other == attempt and folder != own:
             _evict(root, folder)
     with at("begin.mkdir"):
@@ -82,7 +81,7 @@ def take_over(root: Path, attempt: int, token: str) -> Path:
     for _, _, folder in rivals:
         if has_begun(own):
             _evict(root, folder)
-    for trash in root.glob(f"{TRASH_PREFIX}*-incarnation-*"):  # of a begin that was killed in _evict
+    for trash in root.glob(f"{TRASH_PREFIX}*-incarnation-*"):  # of a begin killed in _evict
         _put_back_replaced(root, trash)
     if not has_begun(own):
         raise superseded(root, own)
@@ -90,17 +89,17 @@ def take_over(root: Path, attempt: int, token: str) -> Path:
 
 
 def has_begun(own: Path) -> bool:
-    """Whether `own` is the folder that `take_over` made, and not a tombstone, gone, or made again."""
+    """True if `own` is still the folder made by `take_over`: no tombstone, not gone, not recreated."""
     return os.path.isfile(own / BEGUN)  # noqa: PTH113 (Path.is_file raises ESTALE)
 
 
 def check(own: Path) -> None:
-    """Fail where `own` is not the folder that `take_over` made. Call it last before changing the store.
+    """Fail unless `own` is the folder made by `take_over`. Call it last before changing the store.
 
-    If it passes, the eviction comes later than all that the caller has read and written under `own`: a
-    folder made again never has BEGUN. What follows goes through the path of `own` and fails if it is
-    evicted in between, unless somebody makes the folder again between the check and that one call. That
-    would have to be a rank of the same incarnation, and all of them wait for rank 0 then.
+    If it passes, everything read and written under `own` so far came before any eviction: a recreated folder
+    never has BEGUN. The next call uses the path of `own`, so it fails after an eviction, unless somebody
+    recreates the folder between the check and that call. Only a rank of the same incarnation could, and all
+    of them are waiting for rank 0 then.
 
     Raises:
         OSError: ENOENT, ENOTDIR or ESTALE, see `explains`.
@@ -110,10 +109,10 @@ def check(own: Path) -> None:
 
 
 def explains(error: Exception, root: Path, own: Path) -> bool:
-    """Whether `error` came of a newer incarnation having removed the folder `own`.
+    """True if `error` happened because a newer incarnation removed the folder `own`.
 
-    Files may vanish one by one under a process that is just listing them, so a check that finds one
-    missing counts as much as ENOENT. So does torch's RuntimeError that a parent folder does not exist.
+    Files may vanish one by one while a process lists them, so a check that misses one counts as much as
+    ENOENT. So does torch's RuntimeError that a parent folder does not exist.
     """
     if isinstance(error, OSError) and error.errno not in _GONE:
         return False
@@ -121,7 +120,7 @@ def explains(error: Exception, root: Path, own: Path) -> bool:
 
 
 def superseded(root: Path, own: Path) -> SupersededError:
-    """Name who took over from the incarnation whose folder is `own`."""
+    """Return an error that names the incarnation that replaced `own`."""
     attempt = _INCARNATION.fullmatch(own.name)
     number = attempt[1] if attempt else own.name
     newer = [f"attempt {other} (token {token})" for other, token, path in incarnations(root) if path != own]
@@ -137,12 +136,12 @@ def superseded(root: Path, own: Path) -> SupersededError:
 
 
 def _evict(root: Path, folder: Path) -> None:
-    """Rename `folder` away, put a tombstone in its place, remove what was in it."""
+    """Rename `folder` away, put a tombstone in its place, remove its content."""
     trashed = []
-    # A writer that makes its folders may make this one again between the rename and the tombstone. Nothing
-    # can be committed from what it made, see `check`, even if we are held up or killed in between: the
-    # tombstone only ends that writer sooner and spares the disk. Another turn of the loop takes another
-    # makedirs, of which a save has a few for each rank; giving up after many turns does no harm either.
+    # A writer that creates folders may recreate this one between the rename and the tombstone. Nothing can be
+    # committed from it, see `check`, even if we are delayed or killed in between: the tombstone only stops
+    # that writer sooner and saves disk space. Each turn of the loop uses up one makedirs, of which a save has
+    # a few per rank; giving up after many turns does no harm either.
     for _ in range(_EVICT_TRIES):
         trash = move_to_trash(folder, root, "begin.evict")
         if trash is not None:
@@ -155,7 +154,7 @@ def _evict(root: Path, folder: Path) -> None:
 
 
 def _bury(folder: Path) -> bool:
-    """Make the tombstone; False where `folder` is a folder again. It stays: so may its old processes."""
+    """Make the tombstone; False if `folder` is a folder again. It stays, as may its old processes."""
     try:
         with at("begin.tombstone"):
             folder.touch(mode=0o600, exist_ok=False)
@@ -165,9 +164,9 @@ def _bury(folder: Path) -> bool:
 
 
 def _put_back_replaced(root: Path, folder: Path) -> None:
-    """Undo a commit that was killed between moving a checkpoint out and its successor in.
+    """Undo a commit that was killed between moving the old checkpoint out and the new one in.
 
-    Even a bad one: without it the store could look empty, that is, like a fresh start.
+    Even a bad one goes back: an empty store would look like a fresh start.
     """
     for replaced in folder.glob(f"{REPLACED_PREFIX}step-*"):
         name = replaced.name.removeprefix(REPLACED_PREFIX)

@@ -1,18 +1,16 @@
-"""The manifest: which files a checkpoint consists of, how long each is and what its bytes hash to.
+"""Read and write a checkpoint's manifest: each file's name, length and digest.
 
     <root>/step-00000120/manifest.json
         {"digest": "xxh3_128:...", "format": 1, "step": 120, "attempt": 3, "created": 1767225600.0,
          "files": [{"name": "rank_0.pt", "size": 81, "digest": "xxh3_128:..."}], "meta": {...}}
 
-The file is JSON, and its first member, `digest`, covers every byte after that line: a flipped digit in
-`meta` (a position in the data, say) is found as surely as one in a weight. It guards against accidents,
-not against somebody who may write the folder; ownership does that.
+The file is JSON. Its first member, `digest`, covers every byte after that line, so a flipped digit in `meta`
+(a data position, say) is found as surely as one in a weight. It guards against accidents; file ownership
+guards against people who may write the folder.
 
-Digests of checkpoint files: xxh3_128, streamed in 8 MiB pieces.
-
-xxh3_128 (https://github.com/Cyan4973/xxHash) is not cryptographic; it finds accidents. It was chosen
-for speed: hashing must not be what a save inside a 30 s preemption window waits for. Measured figures
-are in benchmarks/checkpoint_seal.py.
+Files are digested with xxh3_128 in 8 MiB pieces. xxh3_128 (https://github.com/Cyan4973/xxHash) is not
+cryptographic; it finds accidents. It was chosen for speed: a save inside a 30 s preemption window must not
+wait for hashing. Measurements: benchmarks/checkpoint_seal.py.
 """
 
 import json
@@ -33,6 +31,10 @@ from r1hpc.checkpoint.disk import patiently
 
 CHUNK_BYTES = 8 * 2**20
 DIGEST = re.compile(r"xxh3_128:[0-9a-f]{32}")
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+_HEAD = re.compile(rb'\{\n "digest": "(xxh3_128:[0-9a-f]{32})",\n')
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 def digest_bytes(raw: bytes) -> str:
@@ -40,7 +42,7 @@ def digest_bytes(raw: bytes) -> str:
 
 
 def digest_fd(fd: int) -> tuple[int, str]:
-    """(size in bytes, digest) of what an open file holds from its start."""
+    """Return (size in bytes, digest) of an open file, from its start."""
     state = xxhash.xxh3_128()
     # One byte more than the file: a small file then needs no 8 MiB, and growth is still noticed.
     piece = memoryview(bytearray(min(CHUNK_BYTES, os.fstat(fd).st_size + 1)))
@@ -50,12 +52,6 @@ def digest_fd(fd: int) -> tuple[int, str]:
         state.update(piece[:count])
         size += count
     return size, f"xxh3_128:{state.hexdigest()}"
-
-
-MANIFEST_NAME = "manifest.json"
-FORMAT = 1
-_HEAD = re.compile(rb'\{\n "digest": "(xxh3_128:[0-9a-f]{32})",\n')
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,12 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was committed. `meta` is the caller's, any JSON object."""
+    """The committed files. `meta` is the caller's, any JSON object."""
 
     step: int
     attempt: int
     created: float
-    """Unix time of the commit by the writer's clock: to be shown, never to order by."""
+    """Unix time of the commit by the writer's clock: for display, never for ordering."""
     files: tuple[FileRecord, ...]
     meta: dict[str, Any]
 
@@ -94,12 +90,12 @@ class Manifest:
         return sum(record.size for record in self.files)
 
     def share(self, rank: int, world_size: int) -> list[str]:
-        """The files `rank` verifies when `world_size` ranks split them, about equal in bytes."""
+        """Return the files that `rank` verifies if `world_size` ranks split them, about equal in bytes."""
         loads = [0] * world_size
         mine = []
         for record in sorted(self.files, key=lambda r: (-r.size, r.name)):
             lightest = loads.index(min(loads))
-            # + 1: empty files are spread out as well.
+            # + 1 spreads empty files as well.
             loads[lightest] += record.size + 1
             if lightest == rank:
                 mine.append(record.name)
@@ -108,7 +104,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint whose manifest could be read."""
+    """A committed checkpoint with a readable manifest."""
 
     step: int
     path: Path
@@ -117,7 +113,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A `step-*` folder. `checkpoint` is None and `problem` says why when its manifest cannot be read."""
+    """A `step-*` folder. If its manifest cannot be read, `checkpoint` is None and `problem` says why."""
 
     step: int
     path: Path
@@ -140,18 +136,18 @@ def check_file_name(name: str) -> str:
 
 
 def step_folder(step: int) -> str:
-    """`step-00000120`."""
+    """Return the folder name, `step-00000120`."""
     return f"step-{step:08d}"
 
 
 def step_of(folder: str) -> int | None:
-    """The step of a folder named by step_folder; None for any other name."""
+    """Return the step of a folder named by step_folder; None for any other name."""
     found = _STEP_FOLDER.fullmatch(folder)
     return int(found[1]) if found and step_folder(int(found[1])) == folder else None
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json.
+    """Return the bytes of manifest.json.
 
     Raises:
         TypeError: `meta` holds something that is not JSON.
@@ -181,7 +177,7 @@ def decode(raw: bytes, path: Path) -> Manifest:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in folder `path`, its manifest checked and its files not.
+    """Return the checkpoint in folder `path`, after checking its manifest but not its files.
 
     Raises:
         StateError: a link, another user's, no readable manifest, or the manifest of another step.
@@ -205,7 +201,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def examine(path: Path) -> Candidate:
-    """What is in the step folder `path`, readable or not."""
+    """Return the candidate in the step folder `path`, readable or not."""
     step = step_of(path.name)
     assert step is not None, "only step folders are examined"
     try:
@@ -215,7 +211,7 @@ def examine(path: Path) -> Candidate:
 
 
 def read_plain(path: Path) -> bytes:
-    """Read a regular file, following no link and waiting on no pipe."""
+    """Read a regular file; follow no link, never block on a pipe."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,4 +1,4 @@
-"""Make staged files durable, private and known by their digest, and check that none was forgotten."""
+"""Make staged files durable, private and digested, and check that none was forgotten."""
 
 import errno
 import os
@@ -17,9 +17,9 @@ def seal_files(
 ) -> list[FileRecord]:
     """fsync, chmod 0600 and digest each file, then fsync and chmod 0700 the folders between.
 
-    Each file is digested from the page cache while a thread waits for the disk: the digest is then
-    almost free. Several files at once gained no more than the noise on one local disk
-    (benchmarks/checkpoint_seal.py); on a parallel file system that is not measured.
+    Each file is digested from the page cache while a thread waits for the disk, so the digest is almost free.
+    On one local disk several files at once were no faster (benchmarks/checkpoint_seal.py); a parallel file
+    system was not measured.
 
     Args:
         sealed: called after each file.
@@ -36,7 +36,7 @@ def seal_files(
 
 
 def check_sealed(staging: Path, records: Iterable[FileRecord]) -> list[Path]:
-    """All folders of `staging`, deepest first, once every file is in exactly one record, at its size.
+    """Return all folders of `staging`, deepest first; check that each file is in one record, at its size.
 
     Raises:
         CheckpointWriteError: naming the file.
@@ -60,10 +60,10 @@ def check_sealed(staging: Path, records: Iterable[FileRecord]) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    """Of a file that perhaps another node has written; -1 for what is no plain file.
+    """Return the size of a file that another node may have written; -1 if it is no plain file.
 
-    Opened: an NFS client asks the server at every open. What it was told of the file before, when a rank here
-    listed the folder while another node still wrote, it may answer from memory for seconds.
+    Opened: an NFS client asks the server at every open. Otherwise it may answer for seconds from memory, from
+    a listing made here while another node was still writing.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, committed by one rename, verified on load.
+"""Keep checkpoints that survive a kill at any moment: stage, commit by one rename, verify on load.
 
     store = CheckpointStore(run.checkpoints, keep=2)
     store.begin(attempt, token)                          # batch host, before the ranks start
@@ -9,15 +9,12 @@
     store.prune([step], at=step)
 
     <root>/step-00000120/{manifest.json,...}             committed
-    <root>/LATEST                                        a hint for people; nothing here trusts it
+    <root>/LATEST                                        a hint for people; no code trusts it
     <root>/.incarnation-<attempt>-<token>/step-<n>/      being written, see fence
     <root>/.trash-*                                      being removed
 
-A rank that meets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`.
-
-The ranks that choose a checkpoint together, as far as that needs them: no torch here.
-
-`train.distributed.Group` is one. A process by itself is ALONE.
+A rank that gets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`. `Ranks` is the
+ranks' interface (train.parallel.distributed.Group is one); a single process is ALONE. No torch here.
 """
 
 import contextlib
@@ -49,9 +46,19 @@ from r1hpc.checkpoint.manifest import (
 from r1hpc.checkpoint.sealing import seal_files
 from r1hpc.checkpoint.verification import Fingerprint, find_layout_problems, find_problems, fingerprint
 
+__all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
+MIN_KEEP = 2
+_log = logging.getLogger(__name__)
+# Inside the class `list` means CheckpointStore.list.
+Strings = list[str]
+Steps = list[int]
+Records = list[FileRecord]
+Checkpoints = list[Checkpoint]
+Candidates = list[Candidate]
+
 
 class Ranks(Protocol):
-    """One rank's place among all, and the two collectives that agreeing takes."""
+    """One rank's place among all, and the two collectives needed to agree."""
 
     @property
     def rank(self) -> int: ...
@@ -60,14 +67,14 @@ class Ranks(Protocol):
     def world_size(self) -> int: ...
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in rank order, on all ranks."""
+        """Return every rank's `value`, in rank order, on all ranks."""
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value` on all ranks."""
+        """Return rank 0's `value` on all ranks."""
 
     @property
     def beat(self) -> Callable[[], None]:
-        """A sign of life, while files are read."""
+        """A sign of life, called while files are read."""
 
 
 class _Alone:
@@ -87,28 +94,16 @@ class _Alone:
 ALONE: Ranks = _Alone()
 
 
-__all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
-
-MIN_KEEP = 2
-_log = logging.getLogger(__name__)
-# Inside the class `list` means CheckpointStore.list.
-Strings = list[str]
-Steps = list[int]
-Records = list[FileRecord]
-Checkpoints = list[Checkpoint]
-Candidates = list[Candidate]
-
-
 class CheckpointStore:
     """The checkpoints of one run.
 
-    All writing methods raise SupersededError once a newer attempt has begun, and CheckpointWriteError
-    when the file system refuses (full, read-only, failing); earlier checkpoints are intact then.
+    All writing methods raise SupersededError once a newer attempt has begun, and CheckpointWriteError if the
+    file system refuses (full, read-only, failing); earlier checkpoints stay intact.
     """
 
     def __init__(self, root: Path, keep: int = MIN_KEEP) -> None:
         self.root = Path(root)
-        # The newest may be the one that turns out to be bad.
+        # The newest may turn out to be bad.
         self.keep = max(MIN_KEEP, keep)
         self._own: Path | None = None
         self._verified: dict[Path, Fingerprint] = {}
@@ -116,9 +111,9 @@ class CheckpointStore:
     # Fencing
 
     def begin(self, attempt: int, token: str) -> None:
-        """Fence every older incarnation. Once per attempt, on the batch host, before the ranks start.
+        """Fence off every older incarnation. Once per attempt, on the batch host, before the ranks start.
 
-        Choose what to resume from after this has returned.
+        Choose the checkpoint to resume from only after this returned.
 
         Raises:
             SupersededError: an incarnation with a higher attempt number has begun.
@@ -127,7 +122,7 @@ class CheckpointStore:
         with self.writing(own):
             with at("begin.root"):
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # The run folder may be reached through a link to scratch; what it leads to has to be ours.
+            # The run folder may be reached through a link to scratch; its target must be ours.
             check_owned(self.root.resolve())
             self._own = fence.take_over(self.root, attempt, token)
             sweep_trash(self.root, "begin.sweep")
@@ -135,7 +130,7 @@ class CheckpointStore:
     # Writing
 
     def staging(self, step: int, attempt: int, token: str) -> Path:
-        """Where the files of `step` are written. Computed only; nothing is looked at or created."""
+        """Return the folder for the files of `step`. Computed only; nothing is read or created."""
         return fence.incarnation_dir(self.root, attempt, token) / step_folder(step)
 
     def open_staging(self, step: int, attempt: int, token: str) -> Path:
@@ -158,11 +153,10 @@ class CheckpointStore:
     def seal(
         self, staging: Path, names: Iterable[str], sealed: Callable[[], object] = lambda: None
     ) -> Records:
-        """Make files durable and private and digest them. Every rank, for the files it wrote itself.
+        """Make files durable and private and digest them. Every rank, for its own files.
 
-        `names` are POSIX paths relative to `staging`. An fsync that fails is a failed save: it is never
-        repeated, because the kernel reports lost pages once and then calls them clean. `sealed` is called
-        after each file.
+        `names` are POSIX paths relative to `staging`. A failed fsync is a failed save and is never repeated:
+        the kernel reports lost pages once, then calls them clean. `sealed` is called after each file.
         """
         with self.writing(staging):
             return seal_files(staging, [check_file_name(name) for name in names], sealed)
@@ -172,9 +166,9 @@ class CheckpointStore:
     ) -> Checkpoint:
         """Turn the staging folder into the checkpoint `step`. Rank 0 only, with all ranks' records.
 
-        When this returns the checkpoint is durable and will be found; when it raises, the store is as
-        before and the staging folder is gone. A good checkpoint of the same step that this attempt wrote
-        before is kept and returned, and the new one dropped; one of another attempt is replaced.
+        When this returns, the checkpoint is durable and will be found; when it raises, the store is as before
+        and the staging folder is gone. An earlier good checkpoint of the same step and attempt is kept and
+        returned, and the new one dropped; one of another attempt is replaced.
 
         Raises:
             CheckpointWriteError: also when a staged file is in no record, or in two, or has another size.
@@ -194,11 +188,11 @@ class CheckpointStore:
         return checkpoint
 
     def abandon(self, step: int, attempt: int, token: str, *, hurry: bool = False) -> None:
-        """Remove the staging folder. Never fails; what resists is removed by a later begin or prune.
+        """Remove the staging folder. Never fails; a later begin or prune removes the rest.
 
         Args:
-            hurry: only take it out of sight: a parallel file system may take longer to remove it than a
-                preemption leaves. `make_room` removes it, or the next prune.
+            hurry: only rename it away: on a parallel file system removal may outlast a preemption's grace.
+                `make_room` or the next prune removes it.
         """
         staging = self.staging(step, attempt, token)
         if not os.path.lexists(staging):
@@ -210,16 +204,16 @@ class CheckpointStore:
             discard(staging, staging.parent, "abandon")
 
     def make_room(self) -> None:
-        """Remove what was abandoned in a hurry."""
+        """Remove folders abandoned in a hurry."""
         if self._own:
             sweep_trash(self._own, "room.sweep")
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Turn an OSError into the SupersededError or CheckpointWriteError it stands for.
+        """Turn an OSError into a SupersededError or a CheckpointWriteError.
 
-        For the code that writes files into the staging folder `path`: `with store.writing(folder): ...`.
-        A RuntimeError, as torch.save raises for what went wrong with a file, passes unless superseded.
+        For code that writes files into the staging folder `path`: `with store.writing(folder): ...`. A
+        RuntimeError, which torch.save raises for file errors, passes through unless superseded.
         """
         try:
             yield
@@ -234,11 +228,11 @@ class CheckpointStore:
     # Reading
 
     def list(self) -> Checkpoints:
-        """Checkpoints with a readable manifest, newest step first. Their files are not looked at."""
+        """Return the checkpoints with a readable manifest, newest step first. Their files are not read."""
         return [found.checkpoint for found in self.survey() if found.checkpoint]
 
     def survey(self) -> Iterator[Candidate]:
-        """Every `step-*` folder, newest step first, readable or not."""
+        """Yield every `step-*` folder, newest step first, readable or not."""
         try:
             names = [path.name for path in self.root.iterdir()]
         except FileNotFoundError:
@@ -254,11 +248,11 @@ class CheckpointStore:
         names: Iterable[str] | None = None,
         read: Callable[[], object] = lambda: None,
     ) -> Strings:
-        """Problems, each naming its file; empty when good. `names` limits it to a rank's share; `read` is
-        called after each file.
+        """Return the problems, each naming its file; empty if good. `names` limits it to a rank's share;
+        `read` is called after each file.
 
-        Only the full check (names=None) finds files that the manifest does not list; of a share the layout
-        has to be verified besides, once. `newest_verified` does both.
+        Only the full check (names=None) finds files missing from the manifest; with shares the layout must be
+        verified once besides. `newest_verified` does both.
         """
         if names is not None:
             return find_problems(checkpoint, names, read)
@@ -273,18 +267,18 @@ class CheckpointStore:
         report: Callable[[str], object] = _log.warning,
         below: int | None = None,
     ) -> Checkpoint | None:
-        """The newest checkpoint of which every byte is as committed; None when there are no folders.
+        """Return the newest checkpoint whose every byte verifies; None if there are no folders.
 
-        Collective: rank 0 lists, each rank reads its share of the files, and all of them return, or raise,
-        the same. Each newer one that is passed over is left as it is.
+        Collective: rank 0 lists, each rank reads its share of the files, and all return, or raise, the same.
+        A newer bad one is left as it is.
 
         Args:
-            report: called on rank 0 with a line for each one passed over, naming the file and its problem.
+            report: called on rank 0 with a line for each one skipped, naming the file and its problem.
             below: only those of earlier steps than this.
 
         Raises:
             NoUsableCheckpointError: there are checkpoint folders and none verifies.
-            StateError: the folder of checkpoints cannot be listed.
+            StateError: the checkpoint folder cannot be listed.
         """
         passed_over = []
         for found in self._survey_together(ranks):
@@ -308,7 +302,7 @@ class CheckpointStore:
         )
 
     def _survey_together(self, ranks: Ranks) -> Candidates:
-        """What rank 0 finds. Ranks that looked for themselves could see different folders."""
+        """Return rank 0's listing on all ranks: ranks that list by themselves could see different folders."""
         found: Any = None
         if ranks.rank == 0:
             try:
@@ -326,14 +320,14 @@ class CheckpointStore:
         share = checkpoint.manifest.share(ranks.rank, ranks.world_size)
         problems = self.verify(checkpoint, share, ranks.beat)
         if ranks.rank == 0:
-            problems += find_layout_problems(checkpoint)  # files that no share lists
-        # Sorted: a damaged manifest is every rank's problem, and named once.
+            problems += find_layout_problems(checkpoint)  # files in no rank's share
+        # Sorted, each once: every rank reports a damaged manifest.
         together = sorted({problem for part in ranks.gather(problems) for problem in part})
         self._note_verified(checkpoint, before, together)
         return together
 
     def _note_verified(self, checkpoint: Checkpoint, before: Fingerprint | None, problems: Strings) -> None:
-        """For prune. `before` is the fingerprint taken before the verification, None where there is none."""
+        """Remember a verification for prune. `before` is the fingerprint from before it, or None."""
         self._verified.pop(checkpoint.path, None)
         if before and not problems:
             self._verified[checkpoint.path] = before
@@ -355,19 +349,19 @@ class CheckpointStore:
     # Retention
 
     def prune(self, protect: Collection[int], *, at: int | None = None, hurry: bool = False) -> Steps:
-        """Remove what is older than the `keep` newest verified checkpoints; return the steps removed.
+        """Remove checkpoints older than the `keep` newest verified ones; return the steps removed.
 
         Steps in `protect` stay. With fewer than `keep` verified ones nothing is removed. A checkpoint that
-        this object committed or verified before counts as verified while the fingerprint of its files is
-        unchanged; others are read in full. Also removes what dead incarnations left. A kill at any point
-        leaves each checkpoint whole or gone.
+        this object committed or verified counts as verified while its files' fingerprint is unchanged; others
+        are read in full. Also removes what dead incarnations left. A kill leaves each checkpoint complete or
+        gone.
 
         Args:
-            at: the step this attempt stands at. Checkpoints of later steps neither count nor go: this attempt
-                passed them over, so they may verify and still be of no use.
-            hurry: nothing is read, so one of which this object does not know that it is good counts as bad;
-                and nothing is deleted: what goes is renamed into the incarnation's own folder, which the
-                next `begin` removes. On a parallel file system deleting takes longer than a grace lasts.
+            at: this attempt's step. Checkpoints of later steps neither count nor go: this attempt skipped
+                them, so they may verify and still be of no use.
+            hurry: read nothing, so a checkpoint not known to be good counts as bad; and delete nothing:
+                rename into the incarnation's own folder, which the next `begin` removes. On a parallel file
+                system deleting takes longer than a grace period.
         """
         scope = self._own or self.root
         with self.writing(scope):
@@ -386,11 +380,11 @@ class CheckpointStore:
         return removed
 
     def prune_surplus(self, at: int) -> Steps:
-        """`prune` where there is more than `keep` allows and one: attempts that were killed left it so."""
+        """Prune if there are two or more checkpoints beyond `keep`: killed attempts leave extra ones."""
         return self.prune([at], at=at) if len(list(self.survey())) > self.keep + 1 else []
 
     def _expendable(self, at: int | None, *, reads: bool) -> Steps:
-        """Steps older than the `keep` newest verified ones, of those up to `at`, oldest first."""
+        """Return the steps older than the `keep` newest verified ones, of those up to `at`, oldest first."""
         good = 0
         older = []
         for found in self.survey():
@@ -409,16 +403,15 @@ class CheckpointStore:
         return reads and not self.verify(checkpoint)
 
     def sweep(self, attempt: int) -> None:
-        """Remove what was only taken out of sight, and what dead incarnations left: the run is over, and no
-        `begin` will."""
+        """Remove hidden trash and what dead incarnations left: the run is over, so no `begin` will."""
         with contextlib.suppress(OSError):
             self._sweep()
         self.drop_unfinished(attempt)
 
     def drop_unfinished(self, attempt: int) -> None:
-        """Remove what attempts up to this one left half written or only out of sight. Never fails.
+        """Remove what attempts up to this one left unfinished or only hidden. Never fails.
 
-        Their ranks are gone. `begin` removes it too, if a full disk leaves it a place for its own folder.
+        Their ranks are gone. `begin` removes it too, unless a full disk leaves no room for its own folder.
         """
         with contextlib.suppress(OSError):
             for number, _, folder in fence.incarnations(self.root):

@@ -1,4 +1,4 @@
-"""Is what lies in a checkpoint folder what was committed? Every problem names its file."""
+"""Check that a checkpoint folder is as committed. Every problem names its file."""
 
 import os
 import stat
@@ -21,7 +21,7 @@ from r1hpc.checkpoint.manifest import (
     read_checkpoint,
 )
 
-# xxhash and read(2) let go of the interpreter lock; a parallel file system answers several readers faster.
+# xxhash and read(2) release the interpreter lock; a parallel file system answers several readers faster.
 NUM_THREADS = min(4, os.cpu_count() or 1)
 Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
@@ -29,15 +29,15 @@ Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 def find_problems(
     checkpoint: Checkpoint, names: Iterable[str] | None = None, read: Callable[[], object] = lambda: None
 ) -> list[str]:
-    """All problems of a checkpoint, or of the files `names` of it. Empty: it is good.
+    """Return all problems of a checkpoint, or of the files `names` in it; empty if it is good.
 
-    Only the full check, names=None, looks for files that the manifest does not list.
+    Only the full check, names=None, finds files missing from the manifest.
 
     Args:
         read: called after each file.
     """
     try:
-        # By their bytes: a NaN in `meta` is not equal to itself.
+        # Compared as bytes: a NaN in `meta` is not equal to itself.
         if encode(read_checkpoint(checkpoint.path).manifest) != encode(checkpoint.manifest):
             return [f"{checkpoint.path / MANIFEST_NAME} has changed since it was read"]
         chosen = _chosen(checkpoint, names)
@@ -65,7 +65,7 @@ def _digest(path: Path) -> tuple[int, str]:
 
 
 def find_layout_problems(checkpoint: Checkpoint) -> list[str]:
-    """The problems that need no reading: missing, extra, wrong size, links, owners and modes."""
+    """Return the problems found without reading: missing, extra, wrong size, links, owners and modes."""
     try:
         return patiently(lambda: list(_layout_problems(checkpoint, None)))
     except OSError as error:
@@ -73,11 +73,11 @@ def find_layout_problems(checkpoint: Checkpoint) -> list[str]:
 
 
 def fingerprint(folder: Path) -> Fingerprint | None:
-    """Changes whenever a file below `folder` is written, replaced, renamed, added or removed.
+    """Return a value that changes if a file below `folder` is written, replaced, renamed, added or removed.
 
-    ctime cannot be set back by a user, so this shows "as when it was verified" without reading the
-    bytes. It does not see a disk that rots silently; a load does, because it verifies in full. None where
-    the folder cannot be listed.
+    A user cannot set ctime back, so this shows "as when it was verified" without reading the bytes. It misses
+    silent disk corruption; a load finds that, because it verifies in full. None if the folder cannot be
+    listed.
     """
     try:
         return tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in walk(folder)))
@@ -101,7 +101,7 @@ def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[FileRec
 
 
 def _layout_problems(checkpoint: Checkpoint, only: list[FileRecord] | None) -> Iterator[str]:
-    """Missing, unexpected, of the wrong size or not safe to load; reads no content."""
+    """Yield files that are missing, unexpected, of the wrong size or unsafe; reads no content."""
     records = {record.name: record for record in (checkpoint.manifest.files if only is None else only)}
     found = dict(walk(checkpoint.path)) if only is None else _lstat_each(checkpoint.path, records)
     for name, status in sorted(found.items()):
@@ -123,7 +123,7 @@ def _layout_problems(checkpoint: Checkpoint, only: list[FileRecord] | None) -> I
 
 
 def _lstat_each(folder: Path, names: Iterable[str]) -> dict[str, os.stat_result]:
-    """lstat of the files `names` and of the folders between, as far as they exist."""
+    """Return lstat of the files `names` and of the folders between, as far as they exist."""
     wanted = {str(part) for name in names for part in (PurePosixPath(name), *PurePosixPath(name).parents)}
     found = {}
     for name in wanted - {"."}:

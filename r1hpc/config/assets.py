@@ -1,6 +1,6 @@
-"""Where the declarative files lie: jobs, configs, shards, sbatch.
+"""Find the declarative files (jobs, configs, shards, sbatch), and complete jobs and settings with TAB.
 
-What TAB offers where a command takes a job and settings. Loads no YAML: a person waits for it.
+Loads no YAML, since completion must be quick.
 
 parser.add_argument("words", nargs="*").completer = job_words
 """
@@ -17,24 +17,24 @@ from r1hpc.config.schema.run import RunConfig, section_of
 
 
 def assets(folder: str) -> Path:
-    """The folder `jobs`, `configs`, `shards` or `sbatch`: of the checkout, or as installed in the wheel."""
+    """Return the folder `jobs`, `configs`, `shards` or `sbatch`, of the checkout or the installed wheel."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "_assets" / folder
     return installed if installed.is_dir() else package.parent / folder
 
 
 def own_profiles() -> Path:
-    """The folder of the user's own cluster profiles, for all checkouts; it need not exist."""
+    """Return the folder of the user's own cluster profiles, for all checkouts; it need not exist."""
     return Path(os.path.expanduser("~/.config/r1hpc/cluster"))  # noqa: PTH111 - Path's own raises without a home
 
 
 def names_in(folder: str) -> list[str]:
-    """The YAML files in one of them, or in a folder inside, by name without .yaml."""
+    """Return the names, without .yaml, of the YAML files in such a folder or a subfolder."""
     return sorted(path.stem for path in assets(folder).glob("*.yaml"))
 
 
 def job_words(prefix: str, **_: Any) -> list[str]:
-    """Jobs by name and keys of settings; after `KEY=` the values it may have, where they are names."""
+    """Complete jobs by name and setting keys; after `KEY=` the named values it may have."""
     if "=" in prefix:
         key = prefix.partition("=")[0]
         return [f"{key}={value}" for value in dict(_settings()).get(key, ())]
@@ -54,7 +54,7 @@ def recipes(**_: Any) -> list[str]:
 
 
 def _settings(schema: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(dotted key, the names it may be set to) of each setting."""
+    """Yield (dotted key, its named values) of each setting."""
     hints = typing.get_type_hints(schema)
     for each in dataclasses.fields(schema):
         section = section_of(each)

@@ -1,16 +1,15 @@
-"""Which layer of keys wins: files are merged key by key, and what a person says replaces what a preset says.
+"""Merge configuration files key by key, and read and write YAML safely.
 
     merged([preset, job], [{"reward": {"terms": {REPLACE: True, "accuracy": 1.0}}}])
 
-A mapping (reward.terms, model.config, task.options ...) is merged with that of an earlier file, unless it is
-marked: `terms: !replace {accuracy: 1.0}` in a file, `reward.terms={accuracy: 1.0}` on the command line. A
-model.path replaces the model of the presets: their model.config and model.tokenizer are of another one.
+The later file wins. A mapping (reward.terms, model.config, task.options ...) is merged with an earlier
+file's, unless it is marked: `terms: !replace {accuracy: 1.0}` in a file, `reward.terms={accuracy: 1.0}` on
+the command line. A model.path replaces the model of the presets, whose model.config and model.tokenizer
+belong to another model. A key may appear only once; plain scalars are YAML 1.2's.
 
-How YAML is read and written: safely, each key once, and by the plain scalars of YAML 1.2.
-
-read_yaml(path)                     # a configuration
-read_yaml(path, UniqueKeyLoader)    # a recipe or a budget, whose days are YAML 1.1's
-yaml.dump(content, Dumper=Dumper)
+    read_yaml(path)                     # a configuration
+    read_yaml(path, UniqueKeyLoader)    # a recipe or a budget, whose days are YAML 1.1's
+    yaml.dump(content, Dumper=Dumper)
 """
 
 import re
@@ -26,19 +25,20 @@ from r1hpc.base.names import printable
 from r1hpc.config.schema.rl import RewardConfig
 
 REPLACE = "!replace"
-"""The key that marks a mapping which replaces the earlier ones; no setting can be called so."""
+"""The key that marks a mapping as replacing the earlier ones; no setting can have this name."""
 Layer = dict[str, Any]
+_MOST_BYTES = 1 << 20
 
 
 def merged(layers: Sequence[Layer], overrides: Sequence[Layer] = ()) -> Layer:
-    """One layer of all; the later wins. The schema's reward.terms yield to any file's."""
+    """Merge all layers into one; the later wins. Any file's reward.terms replace the schema's."""
     is_given = any("terms" in layer["reward"] for layer in layers if isinstance(layer.get("reward"), dict))
     defaults: Layer = {} if is_given else {"reward": {"terms": RewardConfig().terms}}
     return reduce(_over, effective([defaults, *layers], overrides), {})
 
 
 def effective(layers: Sequence[Layer], overrides: Sequence[Layer]) -> list[Layer]:
-    """The layers, then the overrides, each without what a later one replaces as a whole."""
+    """Return the layers, then the overrides, each without values that a later one replaces."""
     found: list[Layer] = []
     for layer in [*over_presets(layers, overrides), *overrides]:
         found = [_without(earlier, layer) for earlier in found]
@@ -47,7 +47,7 @@ def effective(layers: Sequence[Layer], overrides: Sequence[Layer]) -> list[Layer
 
 
 def over_presets(presets: Sequence[Layer], later: Sequence[Layer]) -> list[Layer]:
-    """The presets without the model that a model.path in one of `later` replaces."""
+    """Return the presets without the model if a model.path in `later` replaces it."""
     models = [layer["model"] for layer in later if isinstance(layer.get("model"), dict)]
     if all(model.get("path") is None for model in models):
         return list(presets)
@@ -56,7 +56,7 @@ def over_presets(presets: Sequence[Layer], later: Sequence[Layer]) -> list[Layer
 
 
 def _without(below: Layer, above: Layer) -> Layer:
-    """`below` without the values whose place in `above` is marked."""
+    """Return `below` without the values that are marked in `above`."""
     kept = {}
     for key, value in below.items():
         other = above.get(key)
@@ -81,15 +81,12 @@ def _over(below: Any, above: Any) -> Any:
     return {**below, **common}
 
 
-_MOST_BYTES = 1 << 20
-
-
 class KeyTwiceError(yaml.constructor.ConstructorError):
-    """A mapping gives one key twice: which of the two was meant?"""
+    """A mapping has the same key twice."""
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which no key is given twice."""
+    """Safe YAML that refuses duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -102,10 +99,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 class Loader(UniqueKeyLoader):
-    """Without aliases (a bomb of them fills memory), with `!replace` and the plain scalars of YAML 1.2.
+    """YAML without aliases (a bomb of them fills memory), with `!replace` and YAML 1.2's plain scalars.
 
-    YAML 1.1, which PyYAML reads, makes 43200 of 12:00:00, true of `on`, 83 of 0123, a date of 2026-01-01 and
-    a string of 1e-4. A time limit of 43200 minutes is thirty days.
+    PyYAML reads YAML 1.1: 12:00:00 becomes 43200, `on` true, 0123 83, 2026-01-01 a date and 1e-4 a string. A
+    time limit of 43200 minutes is thirty days.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -122,7 +119,7 @@ Loader.add_constructor(REPLACE, _construct_replacing)
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as the string it is."""
+    """A dumper that quotes every string that either version of YAML would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -142,7 +139,7 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path, loader: type[UniqueKeyLoader] = Loader) -> dict[str, Any]:
-    """The keys and values of a YAML file; none of an empty one.
+    """Return the keys and values of a YAML file; an empty file has none.
 
     Raises:
         ConfigError: unreadable, too large, not valid, or not keys and values.
@@ -150,9 +147,9 @@ def read_yaml(path: Path, loader: type[UniqueKeyLoader] = Loader) -> dict[str, A
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ConfigError(f"{path} is larger than 1 MiB: that is no configuration")
-        with path.open(encoding="utf-8") as file:  # whose name errors say
+        with path.open(encoding="utf-8") as file:  # errors then name the file
             content = yaml.load(file, loader)
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8; a number of more digits than Python reads
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8; a number with more digits than Python reads
         raise ConfigError(f"{path} is not valid YAML: {printable(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply: that is no configuration") from None

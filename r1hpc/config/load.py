@@ -2,12 +2,11 @@
 
     load("jobs/smoke.yaml", ["train.num_steps=20", "resources.nodes=4"])
 
-Later wins: schema defaults, then each file of the job's `include:` list in order, then the job file,
-then the cluster profile (section `cluster` only), then the overrides. Mappings of two files are merged,
-unless the later one says `!replace`; on the command line `=` replaces (config/layers.py). An unknown key is
-refused with the nearest known one. YAML is read by a safe loader (config/layers.py). `${key}` is
-OmegaConf's interpolation, without its resolvers (`${oc.env:NAME}`); in the section `cluster`
-it is left to the shell.
+Later wins: schema defaults, the files of the job's `include:` list in order, the job file, the cluster
+profile (section `cluster` only), the overrides. Mappings of two files are merged unless the later one says
+`!replace`; on the command line `=` replaces (config/layers.py). An error for an unknown key names the nearest
+one. `${key}` is OmegaConf's interpolation, without its resolvers (`${oc.env:NAME}`); the section `cluster`
+leaves it to the shell.
 """
 
 import dataclasses
@@ -33,22 +32,22 @@ from r1hpc.config.stages import check_stage
 from r1hpc.config.trl_names import name_here
 
 _OF_THE_SHELL = ("setup",)
-"""Keys of the section `cluster` whose values the job's shell reads."""
+"""Keys of the section `cluster` that the job's shell reads."""
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 _MOST_WRITTEN_OUT = 1_000_000
-"""Characters that references may stand for, written out."""
+"""Most characters of all references when expanded."""
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
-"""What runs did before these settings existed, where that is not the default of new runs."""
+"""Behaviour of runs made before these settings existed, if it differs from today's default."""
 
 
 def find_job(name: str) -> Path:
-    """The job file at path `name`, or called so in jobs/ (with or without .yaml).
+    """Return the job file at path `name`, or of that name in jobs/ (with or without .yaml).
 
     Raises:
-        ConfigError: neither exists; names the jobs there are. Or it is a folder.
+        ConfigError: neither exists (names the known jobs), or it is a folder.
     """
     jobs = assets("jobs")
-    # jobs/smoke.yaml works from any folder; another folder's name must not end in a job of ours.
+    # jobs/smoke.yaml works from any folder; another folder's name must not lead to a job of ours.
     candidates = (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name)
     folder = Path(name)
     if folder.is_dir() and not any(each.is_file() for each in candidates):
@@ -63,13 +62,13 @@ def find_job(name: str) -> Path:
 
 
 def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path, *own: Path) -> Path:
-    """The first of the candidates that is a file.
+    """Return the first candidate that is a file.
 
     Args:
-        own: folders of the user's that were searched too.
+        own: the user's folders that were searched too.
 
     Raises:
-        ConfigError: none is; says which YAML files `folder` and `own` have.
+        ConfigError: there is none; lists the YAML files of `folder` and `own`.
     """
     for candidate in candidates:
         if candidate.is_file():
@@ -90,7 +89,7 @@ def load(
     overrides: Sequence[str] = (),
     cluster: str | None = None,
 ) -> RunConfig:
-    """The RunConfig of a job file, a cluster profile and `key=value` overrides.
+    """Return the RunConfig of a job file, a cluster profile and `key=value` overrides.
 
     Args:
         job: path or name of a job file; None starts from the defaults.
@@ -106,7 +105,7 @@ def load(
 
 
 def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
-    """The files of a job with their contents, each winning over those before it.
+    """Return the files of a job with their contents, the later wins.
 
     Raises:
         ConfigError: no such job, or it is a chain.
@@ -123,13 +122,13 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def layers_of(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The files that `content`, read from `path`, includes, in order, and then its own keys."""
+    """Return the files included by `content` (read from `path`) in order, then its own keys."""
     own = {key: value for key, value in content.items() if key != "include"}
     return [*over_presets([read_yaml(file) for file in _included(content, path)], [own]), own]
 
 
 def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | None:
-    """The cluster profile `cluster`, or that of $R1HPC_CLUSTER, as (file, layer); None: there is none."""
+    """Return (file, layer) of the profile `cluster` or $R1HPC_CLUSTER; None if neither is given."""
     profile = cluster or os.environ.get("R1HPC_CLUSTER")
     if not profile:
         return None
@@ -138,7 +137,7 @@ def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | No
 
 
 def _shown(path: Path) -> str:
-    """A file of ours by its place in configs/ or jobs/, any other as it was named."""
+    """Return our own file's path in configs/ or jobs/, any other path as given."""
     for folder in (assets("configs"), assets("jobs")):
         if path.is_relative_to(folder):
             return str(path.relative_to(folder.parent))
@@ -148,7 +147,7 @@ def _shown(path: Path) -> str:
 def merge_layers(
     layers: Sequence[dict[str, Any]], overrides: Sequence[str] = (), cluster: str | None = None
 ) -> RunConfig:
-    """The RunConfig of layers of keys, the cluster profile and overrides; the later wins.
+    """Return the RunConfig of layers, the cluster profile and overrides; the later wins.
 
     Raises:
         ConfigError: as `load`.
@@ -176,9 +175,9 @@ def save(config: RunConfig, path: Path) -> None:
 
 
 def renew(config: RunConfig, path: Path) -> None:
-    """Write the configuration of a run that goes on, in the keys that its frozen code knows.
+    """Write a continued run's configuration with only the keys that its frozen code knows.
 
-    That code may be older than this one. A key that it lacks is left out, where the value is that of then.
+    That code may be older. A key that it lacks is left out if its value matches the old behaviour.
     """
     write_yaml(path, _known_keys_only(as_layer(config), read_yaml(path), as_layer(restore({}))))
 
@@ -194,35 +193,35 @@ def _known_keys_only(new: Any, old: Any, default: Any) -> Any:
 
 
 def as_layer(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as plain keys and values: what `save` writes."""
+    """Return the resolved configuration as plain keys and values, as `save` writes it."""
     layer: dict[str, Any] = _plain(dataclasses.asdict(config))
     return layer
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    """Write keys and values so that `read_yaml` gives them back, durably."""
-    # Not OmegaConf.to_yaml: it would take a `${` of a shell line for an interpolation of its own.
+    """Write keys and values durably, so that `read_yaml` returns them."""
+    # Not OmegaConf.to_yaml: it would read a `${` in a shell line as an interpolation.
     write_atomic(path, yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 
 def read(path: Path) -> RunConfig:
-    """The configuration frozen in a run folder."""
+    """Return the configuration frozen in a run folder."""
     return restore(read_yaml(path))
 
 
 def restore(layer: dict[str, Any]) -> RunConfig:
-    """Return the configuration that `as_layer` made plain; what it lacks is as runs were before that key."""
+    """Return the configuration from `as_layer`'s plain form; a missing key behaves as before it existed."""
     _check_keys(layer, RunConfig, "")
     return cast(RunConfig, _section(RunConfig, merged([_BEFORE, layer]), ""))
 
 
 def _interpolated(content: dict[str, Any]) -> dict[str, Any]:
     """Replace each `${key}` by the value of that key."""
-    from omegaconf import OmegaConf, read_write  # here, not above: few jobs need it, and it loads slowly
+    from omegaconf import OmegaConf, read_write  # deferred: few jobs need it, and it loads slowly
     from omegaconf.errors import OmegaConfBaseException
 
     schema = OmegaConf.structured(RunConfig)
-    # The default is the first layer of `merged` already; OmegaConf would merge it into any other.
+    # `merged` has the default as its first layer; OmegaConf would merge it into any other.
     with read_write(schema.reward):
         schema.reward.terms = {}
     try:
@@ -234,7 +233,7 @@ def _interpolated(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
-    """Make a section of the configuration from plain values; a key that is missing keeps its default."""
+    """Make a section of the configuration from plain values; missing keys keep their defaults."""
     given: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
         if field.name in values:
@@ -290,14 +289,14 @@ _KINDS: dict[Any, tuple[tuple[type, ...], Callable[[Any], Any], str]] = {
     str: ((str, bool, int, float), str, "text"),
     Any: ((str, bool, int, float), lambda value: value, "text, a number, true, false, a list or a mapping"),
 }
-"""For each type of a setting: the types of values that it takes, how one is read, and its name in errors."""
+"""For each type of a setting: the accepted value types, the conversion, and its name in errors."""
 
 
 def _refuse_resolvers(value: Any, key: str = "") -> None:
-    """Refuse `${oc.env:NAME}` and the like, which would bring in what the user has not written down."""
+    """Refuse `${oc.env:NAME}` and the like, which would add values the user did not write."""
     if isinstance(value, dict):
         for name, item in value.items():
-            if key or name != "cluster":  # its lines are the shell's
+            if key or name != "cluster":  # its lines belong to the shell
                 _refuse_resolvers(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for item in value:
@@ -312,7 +311,7 @@ def _refuse_resolvers(value: Any, key: str = "") -> None:
 
 
 def _refuse_bomb(content: dict[str, Any]) -> None:
-    """Refuse references whose values, written out, would fill the memory: each may double the next."""
+    """Refuse references that would fill the memory when expanded: each may double the next."""
     sizes: dict[str, int] = {}
 
     def size_of(value: Any, path: tuple[str, ...]) -> int:
@@ -329,7 +328,7 @@ def _refuse_bomb(content: dict[str, Any]) -> None:
         dots = len(name) - len(name.lstrip("."))
         target = ".".join([*path[: len(path) - dots], *names] if dots else names)
         if target not in sizes:
-            sizes[target] = 1  # of a circle, which OmegaConf refuses
+            sizes[target] = 1  # of a cycle, which OmegaConf refuses
             value: Any = content
             for key in target.split("."):
                 value = value.get(key) if isinstance(value, dict) else value
@@ -348,7 +347,7 @@ def _refuse_bomb(content: dict[str, Any]) -> None:
 
 
 def _at_home(value: Any) -> Any:
-    """A path that begins with ~/ is below the home folder, which no shell has said of `data.path=~/x`."""
+    """Expand a leading ~/, since no shell expands it in `data.path=~/x`."""
     if isinstance(value, dict):
         return {key: item if key in _OF_THE_SHELL else _at_home(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -357,7 +356,7 @@ def _at_home(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Enums by their value; everything else as it is."""
+    """Return enums by value, everything else unchanged."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value
@@ -368,7 +367,7 @@ def _shell_is_literal(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _literal(value: Any) -> Any:
-    """`value` with every `${` escaped, so that OmegaConf gives it back as it is."""
+    """Return `value` with every `${` escaped, so that OmegaConf keeps it."""
     if isinstance(value, dict):
         return {key: _literal(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -379,10 +378,10 @@ def _literal(value: Any) -> Any:
 
 
 def parse_override(item: str) -> dict[str, Any]:
-    """`section.key=value` as nested keys; a mapping is marked, since `=` replaces the earlier one.
+    """Return `section.key=value` as nested keys; mappings are marked, since `=` replaces the earlier one.
 
     Raises:
-        ConfigError: no KEY=VALUE, no YAML, or no key of the schema.
+        ConfigError: not KEY=VALUE, not YAML, or not a key of the schema.
     """
     key, sign, text = item.partition("=")
     if not sign or not key:
@@ -402,9 +401,9 @@ def parse_override(item: str) -> dict[str, Any]:
 
 
 def _path(key: str) -> tuple[list[str], type | None]:
-    """The parts of a dotted key, and the section it names, if it does.
+    """Return the parts of a dotted key, and the section it names, if any.
 
-    What follows a mapping of numbers or texts is one name, dots and all: `reward.terms.rewards.py:brevity`.
+    The rest after a mapping of numbers or texts is one name, dots too: `reward.terms.rewards.py:brevity`.
     """
     parts, section = key.split("."), RunConfig
     for index, part in enumerate(parts):
@@ -419,7 +418,7 @@ def _path(key: str) -> tuple[list[str], type | None]:
 
 
 def _marked(value: Any, section: type | None) -> Any:
-    """The value of an override, its mappings marked as replacing; those that are sections are not."""
+    """Return an override's value with its mappings marked as replacing, except sections."""
     if not isinstance(value, dict):
         return value
     if section is None:
@@ -431,7 +430,7 @@ def _marked(value: Any, section: type | None) -> Any:
 
 
 def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
-    """Refuse keys the schema lacks, naming the nearest; free-form dictionaries are not looked into."""
+    """Refuse unknown keys, naming the nearest; free-form dictionaries are not checked."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in values.items():
         if key == REPLACE:
@@ -454,7 +453,7 @@ def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
 
 
 def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
-    """What the key is called here, else the nearest, else where all stand."""
+    """Return a hint: the key's name here, else the nearest key, else where all are listed."""
     if (here := name_here(key)) is not None:
         return f": here it is {here}"
     near = nearest(key, [*(f"{prefix}{name}" for name in fields), *known_keys()])
@@ -462,7 +461,7 @@ def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
 
 
 def _check_shape(key: str, value: Any, annotation: Any) -> None:
-    """Refuse a list where a mapping belongs, a plain value where a list does, and so on."""
+    """Refuse a wrong shape, such as a list instead of a mapping or a plain value instead of a list."""
     wanted = get_origin(annotation) or str
     if wanted is dict and not isinstance(value, dict):
         raise ConfigError(f"{key} is a mapping: write {key}={{NAME: VALUE}}, or {key}.NAME=VALUE")
@@ -480,7 +479,7 @@ def _check_shape(key: str, value: Any, annotation: Any) -> None:
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema."""
+    """Return every dotted key of the schema."""
     keys = []
     for f in dataclasses.fields(schema):
         section = section_of(f)

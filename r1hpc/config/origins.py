@@ -1,4 +1,4 @@
-"""Where each value of a configuration came from: the schema, a file, the cluster profile, or an override.
+"""Tell where each value of a configuration comes from: schema, file, cluster profile or override.
 
 for setting in resolved("jobs/train.yaml", ["train.lr=1e-4"]):
     setting.key, setting.value, setting.source      # train.lr, 0.0001, "train.lr=1e-4"
@@ -17,20 +17,20 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of the schema as a run would have it."""
+    """One key of the schema with its value for a run."""
 
     key: str
     """Dotted."""
     value: Any
     source: str
-    """`default`, the file that set it last, or the override as it was given. Of a key whose value is a
-    mapping that several of them wrote parts of, all of them, joined by ` + `."""
+    """`default`, the file that set it last, or the override as given. If several wrote parts of a mapping,
+    all of them, joined by ` + `."""
 
 
 def resolved(
     job: Path | str | None = None, overrides: Sequence[str] = (), cluster: str | None = None
 ) -> list[Setting]:
-    """Every key of the schema, in its order.
+    """Return every key of the schema, in its order.
 
     Raises:
         ConfigError: as `load`.
@@ -52,7 +52,7 @@ def _value_at(values: dict[str, Any], key: str) -> Any:
 
 
 def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Scalars and lists are replaced by the layer that sets them last, mappings are merged by all that do."""
+    """Return the key's source: the last layer that sets a scalar or list, all that merge into a mapping."""
     found: list[str] = []
     for name, layer in layers:
         for value in _set_in(layer, key):
@@ -61,7 +61,7 @@ def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _set_in(layer: dict[str, Any], key: str) -> Iterator[Any]:
-    """The value that `layer` gives `key`, where it gives one."""
+    """Yield the value that `layer` gives `key`, if any."""
     at: Any = layer
     for part in key.split("."):
         if not isinstance(at, dict) or part not in at:

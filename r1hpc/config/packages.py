@@ -1,12 +1,10 @@
 """Look for the packages of a run in the interpreter that will run it.
 
     check_packages(config, "slurm", ["torch"])  # UsageError: stage=sft needs the package torch on the nodes
-
-Find a model by its Hugging Face Hub name in the local cache, or say how to get it.
-
     local_folder("Qwen/Qwen2.5-7B")     # ~/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B/snapshots/<commit>
 
-Nothing is fetched: the nodes of most clusters have no network, and a queue is no place to find that out.
+Nothing is downloaded: the nodes of most clusters have no network, and waiting in the queue to learn that is
+costly.
 """
 
 import functools
@@ -24,6 +22,7 @@ from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 
 _TIMEOUT_S = 30.0
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ()) -> None:
@@ -37,7 +36,7 @@ def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ())
         UsageError: a package is missing; the message names the command that installs it.
     """
     in_image = executor == "slurm" and config.cluster.container.image is not None
-    if in_image:  # nobody here can look into an image
+    if in_image:  # an image cannot be inspected from here
         return
     require(f"stage={config.stage}", needed, None, config, executor)
     if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES:
@@ -99,22 +98,19 @@ def _lacking(python: str, packages: frozenset[str]) -> list[str]:
     return done.stdout.split()
 
 
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
 def cache() -> Path:
-    """Where huggingface_hub keeps what it fetched (its HF_HUB_CACHE, as its documentation says)."""
+    """Return huggingface_hub's cache folder (HF_HUB_CACHE in its documentation)."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` can only be a name on the Hub: owner/name, and no such folder here."""
+    """True if `name` can only be a name on the Hub: owner/name, and no such folder here."""
     return _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def local_folder(name: str) -> str:
-    """The cached snapshot of a Hub name: of `main`, else the only one. Anything else stays what it is."""
+    """Return the cached snapshot of a Hub name: `main`, else the only one. Any other name is unchanged."""
     if not is_hub_name(name):
         return name
     folder = cache() / f"models--{name.replace('/', '--')}"
@@ -125,7 +121,7 @@ def local_folder(name: str) -> str:
 
 
 def how_to_fetch(name: str) -> str:
-    """The sentence for a Hub name that is not in the cache."""
+    """Explain how to fetch a Hub name that is not in the cache."""
     target = f"models/{name.split('/')[1]}"
     return (
         f"no such folder here, and as a name on the Hub not in the local cache ({cache()}); on the login "

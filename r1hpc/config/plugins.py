@@ -1,18 +1,13 @@
-"""A user's own code (`FILE.py:NAME` or `package.module:NAME`) and chat template (a path): found, copied, and
-named by content.
+"""Find, freeze and verify a user's own code, chat template and question files, by their content.
 
-    plugin = find("my_task.py:MyTask")                  # the files it consists of; nothing is imported
+    plugin = find("my_task.py:MyTask")                  # its files; nothing is imported
     freeze_plugins(names_in(config), run.code, copy)    # into a run that is being frozen
-    plugin = locate("/home/me/my_task.py:MyTask")       # the frozen copy where there is one, else the file
+    plugin = locate("/home/me/my_task.py:MyTask")       # the frozen copy if there is one, else the file
+    files_in(config)                                    # {"/data/gsm8k": [its files]}: must not change
 
-A file is frozen with the modules beside it that it imports, a package whole, a template alone. Own code is
-imported only in a process that can be killed (tasks/sandbox/user_code.py), never here.
-
-Which files a path of questions names: of a run's tasks, and of the test files it asks.
-
-named_by(Path("data/gsm8k/train-*.parquet"))     # a file, all of a folder, or those that fit a pattern
-of_one_kind(Path("data/gsm8k"))                  # those of a folder that are read together
-files_in(config)                                 # {"/data/gsm8k": [its files]}: what a run is held to
+Own code is `FILE.py:NAME` or `package.module:NAME`. A file is frozen with the modules beside it that it
+imports, a package complete, a template alone. Own code is imported only in a process that can be killed
+(tasks/sandbox/user_code.py), never here.
 """
 
 import ast
@@ -33,57 +28,6 @@ FILES = ("file", "jsonl")
 """Names of the task whose questions come from a file."""
 TABLES = (".parquet", ".arrow")
 KINDS = (".jsonl", *TABLES)
-
-
-def named_by(path: Path) -> list[Path]:
-    """A file, all of a folder, or those that fit a pattern in the last part of the path; sorted by name.
-
-    Raises:
-        UsageError: it is no pattern.
-        OSError: the folder cannot be listed.
-    """
-    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
-    return [file for file in found if not _is_cache(file)]
-
-
-def of_one_kind(path: Path) -> list[Path]:
-    """As `named_by`; of a folder only the Arrow files, or else those of Parquet, or else those of lines."""
-    named = named_by(path)
-    if not path.is_dir():
-        return [file for file in named if file.is_file()]
-    kinds = ([file for file in named if file.suffix == kind] for kind in reversed(KINDS))
-    return next(filter(None, kinds), [])
-
-
-def files_in(config: RunConfig) -> dict[str, list[Path]]:
-    """Every path by which the options of a task, or the tests of the stage, name files, with these files.
-
-    An own task's options are its own affair: of these only what is a file itself.
-    """
-    task = config.task
-    parts = [(task.name, task.options)]
-    parts += [(part.get("name", task.name), part.get("options", {})) for part in task.mix.values()]
-    questions = [options.get("path") for name, options in parts if name in FILES]
-    if config.stage in ("rl", "evaluate"):
-        evaluate = config.evaluate
-        questions += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
-    found = {path: of_one_kind(path) for each in questions if (path := _absolute(each)) is not None}
-    named = [value for _, options in parts for value in options.values()]
-    # os.path: a text, a template for example, may be longer than a path, and Path raises on that.
-    plain = [path for each in named if (path := _absolute(each)) is not None and os.path.isfile(path)]  # noqa: PTH113
-    found |= {path: [path] for path in plain}
-    return {str(path): files for path, files in found.items() if files}
-
-
-def _absolute(value: Any) -> Path | None:
-    return Path(value).absolute() if isinstance(value, str) and value else None
-
-
-def _is_cache(file: Path) -> bool:
-    """What `datasets` leaves of map() and filter() beside the data."""
-    return file.suffix == ".arrow" and file.name.startswith("cache-")
-
-
 FOLDER = "plugins"
 """In a run's frozen code, beside the package."""
 _INDEX = "plugins.json"
@@ -94,27 +38,76 @@ _NOT_OURS = ("reasoning_gym:",)
 _CODE = Path(__file__).resolve().parents[2]
 
 
+def named_by(path: Path) -> list[Path]:
+    """Return a file, a folder's files, or those matching a pattern in the path's last part; sorted.
+
+    Raises:
+        UsageError: it is no pattern.
+        OSError: the folder cannot be listed.
+    """
+    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
+    return [file for file in found if not _is_cache(file)]
+
+
+def of_one_kind(path: Path) -> list[Path]:
+    """Return the files of `named_by`; of a folder only Arrow, else only Parquet, else only JSON lines."""
+    named = named_by(path)
+    if not path.is_dir():
+        return [file for file in named if file.is_file()]
+    kinds = ([file for file in named if file.suffix == kind] for kind in reversed(KINDS))
+    return next(filter(None, kinds), [])
+
+
+def files_in(config: RunConfig) -> dict[str, list[Path]]:
+    """Return every path by which task options or the stage's tests name files, with these files.
+
+    A custom task's options are its own: of these only plain files count.
+    """
+    task = config.task
+    parts = [(task.name, task.options)]
+    parts += [(part.get("name", task.name), part.get("options", {})) for part in task.mix.values()]
+    questions = [options.get("path") for name, options in parts if name in FILES]
+    if config.stage in ("rl", "evaluate"):
+        evaluate = config.evaluate
+        questions += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
+    found = {path: of_one_kind(path) for each in questions if (path := _absolute(each)) is not None}
+    named = [value for _, options in parts for value in options.values()]
+    # os.path: a text, such as a template, may be longer than a path, and Path raises on that.
+    plain = [path for each in named if (path := _absolute(each)) is not None and os.path.isfile(path)]  # noqa: PTH113
+    found |= {path: [path] for path in plain}
+    return {str(path): files for path, files in found.items() if files}
+
+
+def _absolute(value: Any) -> Path | None:
+    return Path(value).absolute() if isinstance(value, str) and value else None
+
+
+def _is_cache(file: Path) -> bool:
+    """True for a cache that `datasets` left from map() or filter() beside the data."""
+    return file.suffix == ".arrow" and file.name.startswith("cache-")
+
+
 @dataclass(frozen=True)
 class Plugin:
-    """One name of own code or of a template, and the files it stands for."""
+    """One name of custom code or a template, and its files."""
 
     spec: str
-    """As the configuration has it."""
+    """As written in the configuration."""
     root: Path
-    """The folder from which `module` is imported."""
+    """The folder for importing `module`."""
     module: str
-    """Empty: it is a template."""
+    """Empty for a template."""
     files: tuple[str, ...]
     """Relative to `root`, sorted."""
 
     @property
     def name(self) -> str:
-        """What is taken from the module."""
+        """The name taken from the module."""
         return self.spec.rpartition(":")[2]
 
     @property
     def digest(self) -> str:
-        """Names the content of all files, wherever they lie."""
+        """Return a digest of the content of all files, wherever they are."""
         total = hashlib.sha256()
         for name in self.files:
             content = hashlib.sha256((self.root / name).read_bytes()).hexdigest()
@@ -123,12 +116,12 @@ class Plugin:
 
 
 def is_own(name: str) -> bool:
-    """Whether a task or a reward term is named as own code."""
+    """True if a task or a reward term names custom code."""
     return ":" in name and not name.startswith(_NOT_OURS)
 
 
 def names_in(config: RunConfig) -> list[str]:
-    """Every name of own code in a configuration, and its own chat template, once."""
+    """Return every custom code name in a configuration, and its own chat template, once."""
     tasks = [config.task.name, *(str(part.get("name", "")) for part in config.task.mix.values())]
     found = list(filter(is_own, [*tasks, *config.reward.terms]))
     if has_own_template(config.model):
@@ -137,23 +130,23 @@ def names_in(config: RunConfig) -> list[str]:
 
 
 def has_own_template(model: ModelConfig) -> bool:
-    """Whether the chat template is a file of the user's."""
+    """True if the chat template is the user's file."""
     return model.chat_template not in ("auto", "none")
 
 
 def absolute_template(model: ModelConfig) -> str:
-    """model.chat_template with the whole path of the file, if it is one."""
+    """Return model.chat_template, with an absolute path if it is a file."""
     return str(Path(model.chat_template).absolute()) if has_own_template(model) else model.chat_template
 
 
 def template_file(model: ModelConfig, code: Path | None = None) -> Path:
-    """The own chat template: the run's copy where there is one, as `locate` has it."""
+    """Return the user's chat template: the run's copy if there is one, like `locate`."""
     plugin = locate(model.chat_template, code)
     return plugin.root / plugin.files[0]
 
 
 def absolute(name: Any) -> Any:
-    """`FILE.py:NAME` with the whole path of the file where it is here; any other name as it is."""
+    """Return `FILE.py:NAME` with an absolute path if the file is here; any other name unchanged."""
     if not isinstance(name, str) or not is_own(name):
         return name
     target, _, attribute = name.rpartition(":")
@@ -161,7 +154,7 @@ def absolute(name: Any) -> Any:
 
 
 def find(spec: str) -> Plugin:
-    """The files of a name as they are now.
+    """Return the current files of a name.
 
     Raises:
         ConfigError: no such file or module, or a name that cannot be imported.
@@ -184,13 +177,13 @@ def find(spec: str) -> Plugin:
 
 
 def locate(spec: str, code: Path | None = None) -> Plugin:
-    """The frozen copy in `code`/plugins, verified; where nothing is frozen, the files as they are.
+    """Return the verified frozen copy in `code`/plugins; if nothing is frozen, the current files.
 
     Args:
-        code: a run's frozen code; None: where this package lies, which in a job is just that.
+        code: a run's frozen code; None: this package's location, which in a job is the frozen code.
 
     Raises:
-        ConfigError: as `find`, or the copy is not what was frozen.
+        ConfigError: like `find`, or the copy was changed.
     """
     folder = (code or _CODE) / FOLDER
     entry = _index(folder).get(spec)
@@ -213,7 +206,7 @@ def freeze_plugins(specs: Iterable[str], code: Path, copy: Callable[[str, str], 
         for name in plugin.files:
             target = code / FOLDER / digest / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():  # a task and a reward of one file
+            if not target.exists():  # a task and a reward may share a file
                 copy(str(plugin.root / name), str(target))
         index[plugin.spec] = {"module": plugin.module, "digest": digest, "files": list(plugin.files)}
     if index:
@@ -221,10 +214,10 @@ def freeze_plugins(specs: Iterable[str], code: Path, copy: Callable[[str, str], 
 
 
 def refuse_changes(specs: Iterable[str], code: Path) -> None:
-    """Refuse to go on with a run whose own code has become other code since it was frozen.
+    """Refuse to continue a run if its custom code changed since it was frozen.
 
     Raises:
-        ConfigError: says which, and how to go on.
+        ConfigError: names the code, and how to continue.
     """
     for spec in specs:
         entry = _index(code / FOLDER).get(spec)
@@ -233,7 +226,7 @@ def refuse_changes(specs: Iterable[str], code: Path) -> None:
         frozen = locate(spec, code)
         try:
             now = find(spec)
-        except ConfigError:  # moved away: the run has all it needs
+        except ConfigError:  # moved away: the run has its copy
             continue
         if now.digest != frozen.digest:
             changed = ", ".join(_differences(frozen, now))
@@ -246,10 +239,10 @@ def refuse_changes(specs: Iterable[str], code: Path) -> None:
 
 
 def freeze_files(named: Mapping[str, Sequence[Path]], code: Path) -> None:
-    """Note the content of the files that questions are read from. They are not copied: they may be large.
+    """Record the digests of the question files. They are not copied: they may be large.
 
     Args:
-        named: by the path that names them, as `files_in` of question_paths.py says.
+        named: files by the path that names them, from `files_in`.
     """
     found = {path: _digests(path, files) for path, files in named.items()}
     if found:
@@ -258,10 +251,10 @@ def freeze_files(named: Mapping[str, Sequence[Path]], code: Path) -> None:
 
 
 def refuse_changed_files(code: Path) -> None:
-    """Refuse to go on with a run whose files of questions have become others since it was frozen.
+    """Refuse to continue a run if its question files changed since it was frozen.
 
     Raises:
-        ConfigError: says which, and how to go on.
+        ConfigError: names the files, and how to continue.
     """
     record = code / FOLDER / _FILES
     for path, digests in (read_json(record) if record.is_file() else {}).items():
@@ -275,7 +268,7 @@ def refuse_changed_files(code: Path) -> None:
 
 
 def _digests(path: str, files: Sequence[Path]) -> str | dict[str, str]:
-    """Of a file its digest; of a folder or pattern those of its files by name."""
+    """Return a file's digest, or a folder's or pattern's digests by file name."""
     if list(files) == [Path(path)]:
         return _digest_of(files[0])
     return {file.name: _digest_of(file) for file in files}
@@ -339,7 +332,7 @@ def _checked(plugin: Plugin) -> Plugin:
 
 
 def _find_module(spec: str, module: str) -> Plugin:
-    """By the files alone: to import a parent package would run it here."""
+    """Find a module by its files alone: importing a parent package would run it here."""
     top, *inner = module.split(".")
     for root in dict.fromkeys([Path.cwd(), *map(Path, filter(None, sys.path))]):
         place = root.joinpath(top, *inner)
@@ -355,9 +348,9 @@ def _find_module(spec: str, module: str) -> Plugin:
 
 
 def _with_imports(root: Path, name: str) -> tuple[str, ...]:
-    """A file and what of the modules and packages beside it is imported, by it or by one another.
+    """Return a file and the modules and packages beside it that it imports, directly or indirectly.
 
-    Not r1hpc, where the file lies in a clone of it: a run has that frozen anyway.
+    Leaves out r1hpc if the file is in a clone of it: a run freezes that anyway.
     """
     found, open_ = {name}, [name]
     while open_:
@@ -372,7 +365,7 @@ def _with_imports(root: Path, name: str) -> tuple[str, ...]:
 
 
 def _imported(path: Path) -> set[str]:
-    """Top-level names that a file imports; none where it cannot be parsed, which its import will say."""
+    """Return the top-level names that a file imports; empty if it cannot be parsed (its import will fail)."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -387,7 +380,7 @@ def _imported(path: Path) -> set[str]:
 
 
 def _below(root: Path, folder: Path) -> tuple[str, ...]:
-    """The files of a package, but for what is hidden or made from others."""
+    """Return the files of a package, without hidden and generated ones."""
     paths = (path.relative_to(root) for path in folder.rglob("*") if path.is_file())
     return tuple(sorted(str(path) for path in paths if _is_written_by_hand(path)))
 

@@ -1,10 +1,10 @@
-"""Keep secrets out of what a run folder records: tokens by their look, values by the name beside them.
+"""Keep secrets out of a run folder: tokens by their form, values by the name beside them.
 
     redact("password=hunter2")      # -> "password=[redacted]"
     find_secret("hf_…")             # -> "a Hugging Face token", or None
 
-Best effort by construction: a secret that looks like nothing and is named like nothing gets through. So the
-environment is recorded by allow-list, and this is the second fence.
+This is best effort: a secret without a known form or name gets through. So the environment is recorded by
+allow-list first, and this is the second barrier.
 """
 
 import re
@@ -15,7 +15,7 @@ REDACTED = "[redacted]"
 _NAME = r"(?:token|key|secret|passw(?:or)?d|pass_?phrase|pwd|cookie|credential|auth|bearer|private)"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]|\b){_NAME}s?(?:$|[_.-]|\b)|(?i:api_?key|access_?key)")
 
-# Keys of a configuration and names in code; HF's own `eos_token` and `num_key_value_heads` are none.
+# Configuration keys and names in code; HF's own `eos_token` and `num_key_value_heads` are not secrets.
 _SURE_NAME = (
     r"(?:(?:api|access|private)_?key|(?:auth|access|hf|api)_?token|secret|passw(?:or)?d|pass_?phrase|cookie|"
     r"credential)s?"
@@ -29,20 +29,31 @@ _MAY_BE_SURE = tuple(
         *("passw", "phrase", "secret", "cookie", "credential"),
     )
 )
-"""What a lower-case text holds that has such a name. Nearly all files hold none of it."""
-# Such a name with its value: in quotes, and outside of code without; no reference such as $VAR or <yours>.
+"""Letters in a lower-case text with such a name. Nearly all files have none of them."""
+# Such a name with its value: quoted, and outside of code also unquoted; not a reference such as $VAR or
+# <yours>.
 _WRITTEN_OUT = re.compile(
     rf"(?im){_SURE_NAME}[\w-]*['\"]?[ \t]*[:=][ \t]*"
     r"(?:(?P<q>['\"])(?P<quoted>[^'\"\n${}<>%]{4,})(?P=q)|"
     r"(?P<plain>[^\s,;'\"(){}\[\]$<>%|`]{4,})[ \t]*(?:#.*)?$)"
 )
+_PASSWORD_IN_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s@'\"]*:[^/\s@'\"]+@")
+_USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
+# NAME = value, NAME: value, NAME=value; in code, YAML, shell and on command lines. Matches the full value.
+_ASSIGNED = re.compile(
+    rf"(?i)(?P<name>[A-Za-z0-9_.-]*{_NAME}s?[A-Za-z0-9_.-]*['\"]?\s*[:=]\s*)"
+    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;'\"(){}\[\]]+)"
+)
+# Values that reveal nothing, and calls, types and numbers, which code puts beside words such as `key`.
+_PLAIN = re.compile(r"[\"']{0,2}(|\d+(\.\d+)?|None|null|true|false|True|False|str|int|bool|bytes)[\"']{0,2}")
+_LEAST_VALUE = 6
 
 
 class Look(NamedTuple):
-    """What a kind of leaked token looks like, as its issuer documents it."""
+    """The form of one kind of token, as documented by its issuer."""
 
     letters: tuple[str, ...]
-    """One of them is in it: a search for a literal is a hundred times faster than one for a pattern."""
+    """It contains one of these: searching for a literal is a hundred times faster than for a pattern."""
     pattern: re.Pattern[str]
 
 
@@ -59,7 +70,7 @@ LOOKS: dict[str, Look] = {
     "a JSON web token": Look(
         ("eyJ",), re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")
     ),
-    # Its body ends before the next five dashes, so that many beginnings are not read many times.
+    # Its body ends before the next five dashes, so that many beginnings are not read repeatedly.
     "a private key": Look(
         ("PRIVATE KEY",),
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-{1,4}(?!-)[^-]*)*(?:-----END [A-Z ]*-----)?"),
@@ -69,39 +80,29 @@ LOOKS: dict[str, Look] = {
         re.compile(r"\bmachine[ \t]+\S+\s+(?:(?:login|account)\s+\S+\s+)*password\s+\S+"),
     ),
 }
-_PASSWORD_IN_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s@'\"]*:[^/\s@'\"]+@")
-_USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
-# NAME = value, NAME: value, NAME=value; in code, YAML, shell and on command lines. The value up to its end.
-_ASSIGNED = re.compile(
-    rf"(?i)(?P<name>[A-Za-z0-9_.-]*{_NAME}s?[A-Za-z0-9_.-]*['\"]?\s*[:=]\s*)"
-    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;'\"(){}\[\]]+)"
-)
-# Values that say nothing, and calls, types and numbers, which code puts beside words such as `key`.
-_PLAIN = re.compile(r"[\"']{0,2}(|\d+(\.\d+)?|None|null|true|false|True|False|str|int|bool|bytes)[\"']{0,2}")
-_LEAST_VALUE = 6
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name is taken to hold a secret."""
+    """True if a variable of this name probably holds a secret."""
     return _SECRET_NAME.search(name) is not None and name not in ("PWD", "OLDPWD")
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a key of a configuration is named like a secret."""
+    """True if a configuration key has the name of a secret."""
     return _SECRET_KEY.search(key) is not None
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
-    """The values of secretly named variables, longest first, for `redact`; short ones say nothing."""
+    """Return the values of secretly named variables for `redact`, longest first, without short ones."""
     found = {value for name, value in environ.items() if is_secret_name(name) and len(value) >= _LEAST_VALUE}
     return sorted(found, key=len, reverse=True)
 
 
 def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
-    """Name of the kind of secret that `text` holds; None for none.
+    """Return the kind of secret in `text`; None if there is none.
 
     Args:
-        known: values that are secret wherever they stand.
+        known: values that are secret everywhere.
     """
     if any(value in text for value in known):
         return "the value of a secret variable of your environment"
@@ -112,14 +113,14 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
 
 
 def find_written_out(text: str, is_code: bool = False) -> str | None:
-    """The text up to the value that is given to a name such as `password`; None where there is none.
+    """Return the text before the value given to a name such as `password`; None if there is none.
 
     Args:
-        is_code: only what stands in quotes is a value; the rest are variables.
+        is_code: only quoted text is a value; the rest are variables.
     """
     if not _may_name_a_secret(text):
         return None
-    for line in text.split("\n"):  # a name and its value stand in one line
+    for line in text.split("\n"):  # a name and its value are on one line
         for found in _WRITTEN_OUT.finditer(line) if _may_name_a_secret(line) else ():
             value = found["quoted"] or ("" if is_code else found["plain"])
             if value and not _PLAIN.fullmatch(value):
@@ -133,7 +134,7 @@ def _may_name_a_secret(text: str) -> bool:
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:
-    """`text` with what looks like a secret replaced by [redacted]."""
+    """Return `text` with probable secrets replaced by [redacted]."""
     for value in known:
         text = text.replace(value, REDACTED)
     text = _USERINFO.sub(rf"\1{REDACTED}@", text)

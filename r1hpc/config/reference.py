@@ -1,8 +1,8 @@
-"""Every setting with its type, default and meaning, read from the schema's own source.
+"""Document every setting with its type, default and meaning, from the schema's source.
 
     print(reference())      # docs/settings.md
 
-The meaning of a field is the string that stands below it in the schema; a class says what its section is for.
+A field's meaning is the string below it in the schema; a class docstring describes its section.
 """
 
 import ast
@@ -37,7 +37,7 @@ _TYPES = {
 
 
 def reference() -> str:
-    """All sections as one page of Markdown."""
+    """Return all sections as one page of Markdown."""
     sections = [_section(cls, prefix) for prefix, cls in _sections(RunConfig)]
     return _HEAD + "\n".join(sections)
 
@@ -64,7 +64,7 @@ def _section(schema: type, prefix: str) -> str:
 
 
 def _meanings(schema: type) -> dict[str, str]:
-    """The string below each field, on one line."""
+    """Return the string below each field, on one line."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
     found: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _meanings(schema: type) -> dict[str, str]:
 
 
 def _kind(field: "dataclasses.Field[Any]") -> str:
-    """The type, with the range where there is one."""
+    """Return the type, with its range if it has one."""
     allowed = range_of(field)
     if allowed is None:
         return _type(field.type)
@@ -87,7 +87,7 @@ def _kind(field: "dataclasses.Field[Any]") -> str:
 
 
 def _type(annotation: Any) -> str:
-    """As a person would say it: `whole number or null`, `mapping`, the values of an enum."""
+    """Return the type in plain words: `whole number or null`, `mapping`, the values of an enum."""
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return ", ".join(f"`{each.value}`" for each in annotation)
     origin = get_origin(annotation)

@@ -1,9 +1,9 @@
-"""Freeze what a run is made of into its folder before it is submitted: configuration, code, circumstances.
+"""Freeze a run's configuration, code and environment into its folder before submission.
 
     freeze(run, config, argv=sys.argv[1:], overrides=["train.lr=1e-4"])
 
-A requeued job runs `code/`, never the working tree, which may have moved on. Nothing that looks like a secret
-is written: it is redacted where it is only shown, and refused where the run would have to use it.
+A requeued job runs `code/`, never the working tree, which may have changed. No probable secret is written: it
+is redacted if only displayed, and refused if the run would have to use it.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".*", "*~")
 
 
 def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Sequence[str]) -> None:
-    """Write config.yaml, code/ (in code/plugins/ what is the user's own) and environment.json into a run
-    folder that exists.
+    """Write config.yaml, code/ (custom code in code/plugins/) and environment.json into an existing run
+    folder.
 
     Args:
         argv: the command line as given, recorded redacted.
@@ -67,11 +67,11 @@ def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Seque
         write_atomic(run.code / "diff.patch", diff)
     plugins.freeze_files(files_in(config), run.code)
     write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
-    load.save(config, run.config)  # last: a folder with a configuration is a whole one
+    load.save(config, run.config)  # last: a folder with a configuration is complete
 
 
 def size_of_copy() -> int:
-    """Bytes that the frozen code takes at least, in blocks of 4 KiB as on most file systems."""
+    """Return the least bytes of the frozen code, in blocks of 4 KiB as on most file systems."""
     package = Path(load.__file__).resolve().parent.parent
     folders = [package, *(folder for folder in map(load.assets, _ASSETS) if package not in folder.parents)]
     walks = (os.walk(folder) for folder in folders)
@@ -81,7 +81,7 @@ def size_of_copy() -> int:
 
 
 def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuse a configuration that would have to carry a secret in the clear, before anything is written.
+    """Refuse a configuration with a secret in clear text, before anything is written.
 
     Raises:
         ConfigError: names the key, never the value.
@@ -108,9 +108,9 @@ def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with paths that mean the same in the folder where the job will start.
+    """Return the configuration with paths that also work in the job's start folder.
 
-    A recipe, a tokenizer and a task's file may also be names: they are paths where such a file exists.
+    A recipe, a tokenizer and a task's file may also be names: they are paths if such a file exists.
     """
     data, model, evaluate, monitor = config.data, config.model, config.evaluate, config.monitor
     recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
@@ -154,7 +154,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's options, or an entry of task.mix, with absolute paths of its file and its own code."""
+    """Return a task's options, or an entry of task.mix, with absolute paths of its file and custom code."""
     paths: dict[str, Any] = {}
     if "path" in part:
         paths["path"] = _absolute(part["path"])
@@ -166,24 +166,24 @@ def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder_of(name: str | None) -> str | None:
-    """The absolute path of a model; a name on the Hub that is not in the cache is left for a refusal."""
+    """Return the absolute path of a model; a Hub name that is not cached stays, to be refused later."""
     found = name and local_folder(name)
     return found if not found or is_hub_name(found) else str(Path(found).absolute())
 
 
 def _absolute_words(words: str | None) -> str | None:
-    """Words that start an interpreter, the first of them with its folder; a name without one stays."""
+    """Return an interpreter command with an absolute first word; a word without a folder stays."""
     first, *rest = (words or "").split() or [""]
     return " ".join([str(Path(first).absolute()), *rest]) if "/" in first else words
 
 
 def _absolute(name: Any) -> Any:
-    """Absolute path of what exists here, or of a pattern of it. All else is a name, or nothing: it stays."""
+    """Return the absolute path of an existing file or a pattern of it. Anything else stays."""
     if not isinstance(name, str) or not name:
         return name
     try:
         exists = matching(Path(name))
-    except UsageError:  # an own task may understand it
+    except UsageError:  # a custom task may understand it
         return name
     return str(Path(name).absolute()) if exists else name
 
@@ -204,7 +204,7 @@ def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
 
 
 def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
-    """Copy the package, the declarative folders it reads, and the `own` code of the user.
+    """Copy the package, the declarative folders it reads, and the user's custom code.
 
     No links: later edits must not reach the run.
     """
@@ -228,7 +228,7 @@ def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
     shutil.copytree(package, target / "r1hpc", ignore=_SKIPPED, copy_function=copy)
     for name in _ASSETS:
         folder = load.assets(name)
-        if folder.is_dir() and package not in folder.parents:  # installed, they lie inside the package
+        if folder.is_dir() and package not in folder.parents:  # when installed, they are inside the package
             shutil.copytree(folder, target / name, ignore=_SKIPPED, copy_function=copy)
     plugins.freeze_plugins(own, target, copy)
     for path, _, _ in os.walk(target):
@@ -240,7 +240,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
-    """Commit, branch, remote and the redacted difference to the commit; None outside a repository."""
+    """Return commit, branch, remote and the redacted diff to the commit; None outside a repository."""
     questions = {
         "status": ("status", "--porcelain=v2", "--branch", "--untracked-files=normal"),
         "remote": ("remote", "get-url", "origin"),
@@ -302,7 +302,7 @@ def _describe_process(argv: Sequence[str], overrides: Sequence[str], known: Sequ
 
 
 def _packages() -> dict[str, str]:
-    """Every installed distribution and its version, from the names of their metadata folders alone."""
+    """Return every installed distribution and its version, from the metadata folder names alone."""
     found: dict[str, str] = {}
     for folder in dict.fromkeys(sys.path):
         for path in sorted(Path(folder or ".").glob("*.dist-info")):

@@ -26,14 +26,14 @@ WORKLOADS = {
     "evaluate": _TRAINING,
     "serve": _SERVING,
 }
-"""The stages of this package. By name, so that a stage is imported only where it is needed."""
+"""The stages of this package. By name, so that a stage is imported only when needed."""
 STAGES = tuple(WORKLOADS)
 TRAINED_STAGES = ("pretrain", "sft", "rl")
-"""Take optimizer steps and leave a model."""
+"""Stages that take optimizer steps and leave a model."""
 SAMPLED_STAGES = ("rl", "generate", "evaluate")
-"""Sample completions from a model."""
+"""Stages that sample completions from a model."""
 PLANNED_STAGES = tuple(stage for stage in STAGES if stage != "serve")
-"""Have steps or parts that the plan counts. Any other stage is planned by its nodes and its time alone."""
+"""Stages with steps or parts that the plan counts. Others are planned by nodes and time alone."""
 GROUP = "r1hpc.workloads"
 
 
@@ -66,7 +66,7 @@ def find_workload(stage: str) -> Any:
 
 @functools.cache
 def _others() -> dict[str, Any]:
-    """The entry points of other packages, by stage."""
-    from importlib.metadata import entry_points  # a look at every installed package: only where it is needed
+    """Return the entry points of other packages, by stage."""
+    from importlib.metadata import entry_points  # scans every installed package: only when needed
 
     return {point.name: point for point in entry_points(group=GROUP)}

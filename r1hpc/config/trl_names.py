@@ -1,4 +1,4 @@
-"""Settings under the names that transformers' and TRL's arguments give them, and what they are here.
+"""Translate the names of transformers' and TRL's arguments into settings of r1hpc.
 
 name_here("train.learning_rate")        # "train.lr"
 
@@ -81,5 +81,5 @@ _HERE = {
 
 
 def name_here(key: str) -> str | None:
-    """What the last part of a dotted key is called here, where it is one of those names."""
+    """Return the setting here for the last part of a dotted key, if it is one of those names."""
     return _HERE.get(key.rpartition(".")[2])

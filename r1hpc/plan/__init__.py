@@ -1,1 +1,1 @@
-"""Compute a run before anything is spent: topology, batch, memory, hours. Pure arithmetic."""
+"""Compute a run before it costs anything: topology, batch, memory, hours. Pure arithmetic."""

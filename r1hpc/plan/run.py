@@ -1,4 +1,4 @@
-"""The plan of a run: everything that follows from its configuration before a GPU is asked for.
+"""Plan a run: compute everything that follows from its configuration before GPUs are requested.
 
 plan = make_plan(config, gpus_per_node=8, vocab_size=32000, time_limit_s=86400)
 write_json(run.plan, plan.to_json());  RunPlan.from_json(read_json(run.plan)) == plan
@@ -35,7 +35,7 @@ from r1hpc.plan.topology.parts import num_parts, with_part_size
 
 
 class PlanBatch(TypedDict):
-    """What of plan.json says which ranks read which samples."""
+    """The part of plan.json about which ranks read which samples."""
 
     topology: Topology
     batch: BatchPlan
@@ -43,7 +43,7 @@ class PlanBatch(TypedDict):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do. None: not known, because the model's shape or the time limit is not."""
+    """The plan of a run. None: unknown, because the model's shape or the time limit is."""
 
     topology: Topology
     batch: BatchPlan
@@ -53,7 +53,7 @@ class RunPlan:
     total_tokens: int
     num_parameters: int | None
     flops_per_token: float | None
-    """Model FLOPs, the full square of attention scores counted (PaLM convention)."""
+    """Model FLOPs, with the full square of attention scores (PaLM convention)."""
     memory: MemoryPlan | None
     checkpoint_bytes: int | None
     save_time_s: float | None
@@ -63,25 +63,25 @@ class RunPlan:
     """GPUs x time limit: the most one attempt can cost. 0 for a CPU run."""
     node_hours_ceiling: float | None
     save_speed: SaveSpeed | None = None
-    """What save_time_s follows from."""
+    """The basis of save_time_s."""
     save_wait_s: float | None = None
-    """Of that, in which training waits; all of it where saves are not asynchronous."""
+    """The part of it in which training waits; all of it if saves are not asynchronous."""
     copy_rank_bytes: int | None = None
-    """Host memory that the copy of an asynchronous save takes on each rank; 0: saves are synchronous."""
+    """Host memory per rank for an asynchronous save's copy; 0: saves are synchronous."""
     copy_node_bytes: int | None = None
-    """The same on a node."""
+    """The same per node."""
     teacher_parameters: int | None = None
-    """Of rl.teacher, where there is one and its family is known."""
+    """Parameters of rl.teacher, if there is one and its family is known."""
     teacher_active_parameters: int | None = None
-    """Of those the ones that one token meets."""
+    """Its parameters that one token meets."""
     gradient_bytes: dict[str, float] | None = None
-    """What leaves each node for the gradients of a step, by train.gradient_compression."""
+    """Gradient bytes that leave each node per step, by train.gradient_compression."""
     warning_window_s: int | None = None
-    """From the first signal of a preemption to the end; None: not known, or nobody preempts."""
+    """From the first signal of a preemption to the end; None: unknown, or nobody preempts."""
     account: str | None = None
-    """That Slurm charges; None: the user's default one."""
+    """Charged by Slurm; None: the user's default one."""
     first_item: int = 0
-    """Of the task, where reinforcement learning begins."""
+    """The task item where reinforcement learning begins."""
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
@@ -92,10 +92,10 @@ class RunPlan:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "RunPlan":
-        """What to_json gave. Keys this version does not know are left out.
+        """Parse the result of to_json. Keys this version does not know are left out.
 
         Raises:
-            StateError: a key is missing or of another shape; says which.
+            StateError: a key is missing or of another shape; names it.
         """
         wrong = mistake(value, RunPlan)
         if wrong is not None:
@@ -122,20 +122,20 @@ def make_plan(
     expected_teacher: Mapping[str, Any] | None = None,
     save_speed: SaveSpeed | None = None,
 ) -> RunPlan:
-    """The plan of `config` on `num_nodes` (None: resources.nodes) of `gpus_per_node` (0: a CPU run).
+    """Return the plan of `config` on `num_nodes` (None: resources.nodes) of `gpus_per_node` (0: a CPU run).
 
     Args:
-        vocab_size: the dataset's, for a model whose config leaves it out. None where that is not known
-            yet: then nothing that depends on the number of parameters is.
-        max_nodes: that a job may have here, for an error that lists what would be legal and for what would
-            make it fit. None: not known.
+        vocab_size: the dataset's, for a model whose config leaves it out. None if unknown so far: then
+            nothing is known that depends on the number of parameters.
+        max_nodes: most nodes of a job here, for an error's list of legal choices and fitting plans. None:
+            unknown.
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
-        save_speed: as measured; checkpoint.assumed_bandwidth_gib_s goes before it.
+        save_speed: as measured; checkpoint.assumed_bandwidth_gib_s wins over it.
 
     Raises:
-        ConfigError: what cannot be: a batch that does not divide, a sequence longer than the model's
-            positions, heads that do not divide, ranks that cannot share a sequence.
+        ConfigError: impossible: a batch that does not divide, a sequence longer than the model's positions,
+            heads that do not divide, ranks that cannot share a sequence.
     """
     ranks = ranks_per_node(config, gpus_per_node)
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
@@ -189,7 +189,7 @@ def make_plan(
 
 
 def describe_save(plan: RunPlan) -> list[str]:
-    """How long a save takes, and why, in sentences; none where the size of the model is not known."""
+    """Explain how long a save takes, in sentences; empty if the size of the model is unknown."""
     if plan.save_time_s is None or plan.checkpoint_bytes is None or plan.save_speed is None:
         return []
     speed = f"{plan.save_speed.gib_s:.2g} GiB/s ({plan.save_speed.source})"
@@ -210,7 +210,7 @@ def _memory(
     teacher_parameters: int | None,
     max_nodes: int | None,
 ) -> MemoryPlan:
-    """With what would make it fit, where it does not fit the cards."""
+    """Plan the memory, with a way to make it fit if it does not fit the cards."""
     card = _card_gib(config)
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
     if not topology.num_gpus or config.stage == "serve":
@@ -223,7 +223,7 @@ def _memory(
 
 
 def _card_gib(config: RunConfig) -> float:
-    """Memory of a GPU of the run; of the commonest where its type is not known."""
+    """Return the memory of the run's GPU, or of the most common one if its type is unknown."""
     gpu_type = gpu_type_of(config)
     try:
         return find_gpu(gpu_type).memory_gib if gpu_type else COMMON_CARD_GIB
@@ -232,7 +232,7 @@ def _card_gib(config: RunConfig) -> float:
 
 
 def _longest_sequence(config: RunConfig) -> tuple[int, str]:
-    """Tokens of the longest sequence the model sees, and the settings that say so."""
+    """Return the tokens of the longest sequence the model sees, and the settings behind it."""
     if config.stage in ("rl", "generate", "evaluate"):
         length = config.rollout.max_prompt_length + config.rollout.max_completion_length
         return length, "rollout.max_prompt_length + rollout.max_completion_length"
@@ -242,7 +242,7 @@ def _longest_sequence(config: RunConfig) -> tuple[int, str]:
 
 
 def num_steps(config: RunConfig, num_ranks: int) -> int:
-    """Return the optimizer steps, or the parts of a stage without them; 0: the plan cannot know."""
+    """Return the optimizer steps, or the parts of a stage without them; 0 if the plan cannot know."""
     if config.stage not in PLANNED_STAGES:
         return 0
     if config.stage not in TRAINED_STAGES:
@@ -251,12 +251,12 @@ def num_steps(config: RunConfig, num_ranks: int) -> int:
 
 
 def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass out of a JSON object that has those without a default."""
+    """Return the fields of a dataclass from a JSON object that has all those without a default."""
     return {f.name: value[f.name] for f in fields(schema) if f.default is MISSING or f.name in value}
 
 
 def _teacher_shape(config: RunConfig, expected: Mapping[str, Any] | None) -> ModelShape | None:
-    """Of rl.teacher; None: there is none, or its family is not known."""
+    """Return the shape of rl.teacher; None if there is none, or its family is unknown."""
     model = load_teacher_config(config, expected)
     if model is None:
         return None
@@ -272,7 +272,7 @@ def _teacher_shape(config: RunConfig, expected: Mapping[str, Any] | None) -> Mod
 def _shape(
     config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None
 ) -> ModelShape | None:
-    """The model's shape; None where its family or its vocabulary is not known, or no model is loaded."""
+    """Return the model's shape; None if its family or vocabulary is unknown, or no model is loaded."""
     if config.stage == "traces" or config.stage not in STAGES:  # loads no model, or one that is not ours
         return None
     model = load_model_config(config, vocab_size, expected)

@@ -1,9 +1,9 @@
-"""How long Slurm's warning is, whether a save fits into it, and how often to save.
+"""Compute Slurm's warning time, whether a save fits into it, and how often to save.
 
-Facts from Slurm's documentation (slurm.conf(5), sbatch(1), preempt.html) and source (24.05):
-GraceTime is the partition's or the QOS's and no flag of the user's lengthens it. At its start the job's
-steps get SIGTERM (or, with PreemptParameters=send_user_signal, the signal of --signal in its place); at its
-end SIGTERM again, and SIGKILL after KillWait. With GraceTime 0 only KillWait is left.
+Facts from Slurm's documentation (slurm.conf(5), sbatch(1), preempt.html) and source (24.05): GraceTime
+belongs to the partition or the QOS, and no user flag lengthens it. At its start the job's steps get SIGTERM
+(or, with PreemptParameters=send_user_signal, the signal of --signal instead); at its end SIGTERM again, and
+SIGKILL after KillWait. With GraceTime 0 only KillWait is left.
 """
 
 import math
@@ -13,28 +13,28 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.units import GIB, format_duration
 
 _FIXED_SAVE_S = 5.0
-"""Assumed, not measured: barriers, small files, fsync and rename of a save, whatever its size."""
+"""Assumed, not measured: barriers, small files, fsync and rename of a save of any size."""
 _STEP_ALLOWANCE_S = 30
 """Assumed: the step that is running when the signal comes is finished first."""
 _MARGIN = 2.0
 _LEAST_LEAD_S = 60
 _MOST_LEAD_S = 65535
-"""sbatch(1), --signal: the largest it takes."""
+"""sbatch(1), --signal: the largest value."""
 EARLY_S = 60.0
-"""Slurm may send the warning signal so much earlier (sbatch(1), --signal)."""
+"""Slurm may send the warning signal this much earlier (sbatch(1), --signal)."""
 SERVER_LEAVES_S = 15.0
-"""What a server needs from a signal to its end: answers under way get ten seconds."""
+"""Seconds from a signal to a server's end: running answers get ten seconds."""
 _UNKNOWN_SAVE_S = 135.0
-"""Where the model's size is not known yet; makes the usual warning of 300 s."""
+"""Used if the model's size is unknown so far; gives the usual warning of 300 s."""
 
 
 @dataclass(frozen=True)
 class SaveSpeed:
-    """At how many GiB/s all ranks together write a checkpoint."""
+    """Speed, in GiB/s, at which all ranks together write a checkpoint."""
 
     gib_s: float
     source: str
-    """Where that is known from, as printed."""
+    """The source of the speed, as printed."""
 
 
 ASSUMED_SPEED = SaveSpeed(1.0, "assumed: no run in this run root has saved 256 MiB or more yet")
@@ -42,7 +42,7 @@ ASSUMED_SPEED = SaveSpeed(1.0, "assumed: no run in this run root has saved 256 M
 
 @dataclass(frozen=True)
 class PreemptionRules:
-    """What a cluster does to a job of one partition and QOS."""
+    """A cluster's preemption rules for jobs of one partition and QOS."""
 
     mode: str
     """PreemptMode, in upper case."""
@@ -54,14 +54,14 @@ class PreemptionRules:
 
     @property
     def window_s(self) -> int | None:
-        """Seconds from the first signal to the end; None: nobody is preempted, or suspended instead."""
+        """Return the seconds from first signal to end; None: no preemption, or only a suspension."""
         if not ends_jobs(self.mode):
             return None
         return self.grace_s if self.grace_s > 0 else self.kill_wait_s
 
     @property
     def source(self) -> str:
-        """Where the window comes from, as printed."""
+        """Describe the source of the window."""
         if self.grace_s <= 0:
             return "GraceTime is 0: only KillWait"
         signal = "USR2 (send_user_signal)" if self.sends_user_signal else "SIGTERM"
@@ -78,12 +78,12 @@ def ends_jobs(mode: str) -> bool:
 
 
 def expected_save_time_s(checkpoint_bytes: int, bandwidth_gib_s: float) -> float:
-    """Seconds a save takes: size over bandwidth plus a fixed part."""
+    """Return the seconds of a save: size over bandwidth plus a fixed part."""
     return _FIXED_SAVE_S + checkpoint_bytes / GIB / bandwidth_gib_s
 
 
 def expected_copy_time_s(rank_bytes: int, *, on_gpu: bool) -> float:
-    """Seconds in which training waits for the copy of `rank_bytes` on each rank to host memory.
+    """Return the seconds training waits while each rank copies `rank_bytes` to host memory.
 
     Assumed, not measured: 10 GiB/s from a GPU over PCIe, 1 GiB/s within a host's memory shared by its ranks.
     """
@@ -93,12 +93,12 @@ def expected_copy_time_s(rank_bytes: int, *, on_gpu: bool) -> float:
 def judge_window(
     save_time_s: float | None, rules: PreemptionRules, signal_lead_s: int, save_every: int
 ) -> list[str]:
-    """What a person should know at submit time about losing work, one sentence per line.
+    """Return the user's notes at submit time about losing work, one sentence per line.
 
     Args:
-        save_time_s: expected seconds of one save; None: not known yet.
+        save_time_s: expected seconds of one save; None: unknown so far.
         signal_lead_s: the N of --signal=USR2@N.
-        save_every: steps between periodic saves, for the loss named.
+        save_every: steps between periodic saves, to name the loss.
     """
     limit, window_s = f"time limit: USR2 {signal_lead_s} s before it", rules.window_s
     if save_time_s is None:
@@ -122,10 +122,10 @@ def judge_window(
 
 
 def signal_lead_s(asked: int | None, save_time_s: float | None, time_limit_s: int | None) -> int:
-    """The N of --signal=USR2@N: as asked for, else chosen. `save_time_s` None: the model is not known yet.
+    """Return the N of --signal=USR2@N, given or chosen. `save_time_s` None: the model is unknown so far.
 
     Raises:
-        UsageError: what is asked for is no time before the limit.
+        UsageError: the given value is no time before the limit.
     """
     if asked is None:
         return choose_signal_lead_s(save_time_s or _UNKNOWN_SAVE_S, time_limit_s)
@@ -135,10 +135,10 @@ def signal_lead_s(asked: int | None, save_time_s: float | None, time_limit_s: in
 
 
 def choose_signal_lead_s(save_time_s: float, time_limit_s: int | None) -> int:
-    """The N of --signal=USR2@N: a step and twice the save, at least 60 s, at most a quarter of the limit.
+    """Choose the N of --signal=USR2@N: a step and two saves, at least 60 s, at most a quarter of the limit.
 
-    Slurm may send it up to 60 s earlier still (sbatch(1), --signal). The quarter wins: a short job
-    (a test of a few minutes) must work most of its time, and its saves are small.
+    Slurm may send it up to 60 s earlier (sbatch(1), --signal). The quarter wins: a short job (a test of a few
+    minutes) must spend most of its time working, and its saves are small.
     """
     wanted = max(_LEAST_LEAD_S, math.ceil(_STEP_ALLOWANCE_S + _MARGIN * save_time_s))
     most = _MOST_LEAD_S if time_limit_s is None else min(_MOST_LEAD_S, time_limit_s // 4)
@@ -146,7 +146,7 @@ def choose_signal_lead_s(save_time_s: float, time_limit_s: int | None) -> int:
 
 
 def judge_server(rules: PreemptionRules, signal_lead_s: int) -> list[str]:
-    """What a person should know at submit time about the end of a server, one sentence per line."""
+    """Return the user's notes at submit time about the end of a server, one sentence per line."""
     if rules.window_s is None:
         preempted = _unharmed(rules.mode).replace("; nothing to save", "")
     else:
@@ -158,7 +158,7 @@ def judge_server(rules: PreemptionRules, signal_lead_s: int) -> list[str]:
 
 
 def optimal_save_interval_s(save_time_s: float, mtbf_s: float) -> float:
-    """Seconds of work between saves that lose least: sqrt(2 x save x MTBF), at most the MTBF.
+    """Return the seconds of work between saves that lose least: sqrt(2 x save x MTBF), at most the MTBF.
 
     Young, CACM 17(9), 1974; the first order of Daly, FGCS 22(3), 2006, whose bound is the MTBF.
     """

@@ -1,4 +1,4 @@
-"""What of plan.json is asked of runs of every version, without what makes a plan.
+"""Declare the keys of plan.json that are read from runs of every version, without the planner.
 
 read_json(run.plan, PlanFacts).get("num_steps")
 """
@@ -9,7 +9,7 @@ from r1hpc.base.records import Amount, Count
 
 
 class PlanFacts(TypedDict, total=False):
-    """What of plan.json is asked of runs of every version."""
+    """Keys of plan.json that are read from runs of every version."""
 
     num_steps: Count | None
     time_limit_s: Count | None

@@ -1,9 +1,9 @@
-"""The one place that runs Slurm's commands: bounded in time, never through a shell, explained when it fails.
+"""Run Slurm's commands: with a time limit, never through a shell, and with clear errors.
 
     call(["squeue", "-h", "-j", "12", "-o", "%T"])     # -> stdout
 
-Times come back as Unix seconds: SLURM_TIME_FORMAT=%s, which squeue, sinfo, scontrol and sacct all obey
-(their man pages, "ENVIRONMENT VARIABLES"). A caller's own format or locale cannot change what is parsed.
+Times are Unix seconds: SLURM_TIME_FORMAT=%s, which squeue, sinfo, scontrol and sacct obey (their man pages,
+"ENVIRONMENT VARIABLES"). The caller's format or locale cannot change what is parsed.
 """
 
 import os
@@ -16,45 +16,9 @@ from typing import IO
 
 from r1hpc.base.errors import R1hpcError
 
-
-class SlurmError(R1hpcError):
-    """A Slurm command failed. Holds what it said, for callers that can do something about it."""
-
-    def __init__(
-        self,
-        message: str,
-        exit_code: int | None = None,
-        stdout: str = "",
-        stderr: str = "",
-        timed_out: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-        """None: the command is missing, or it was ended because it took too long."""
-        self.stdout = stdout
-        self.stderr = stderr
-        self.timed_out = timed_out
-
-    @property
-    def unreachable(self) -> bool:
-        """True when slurmctld (or slurmdbd) did not answer, so that the same call may work later."""
-        said = f"{self.stdout}\n{self.stderr}"
-        return self.timed_out or any(words in said for words in (*_NOT_ARRIVED, *_MAYBE_ARRIVED))
-
-    @property
-    def never_arrived(self) -> bool:
-        """True when the request certainly was not carried out: a submission may be repeated."""
-        return not self.timed_out and any(words in self.stderr for words in _NOT_ARRIVED)
-
-    @property
-    def may_have_arrived(self) -> bool:
-        """True when slurmctld may have carried out the request, and only its answer was lost."""
-        return self.timed_out or any(words in self.stderr for words in _MAYBE_ARRIVED)
-
-
 NO_CONFIGURATION = "Could not establish a configuration source"
-"""Slurm's commands are installed, and this machine belongs to no cluster."""
-# slurm_errno.c: what a client prints when the daemon is down, restarting or switching to its backup.
+"""Slurm's commands are installed, but this machine belongs to no cluster."""
+# slurm_errno.c: a client's message when the daemon is down, restarting or switching to its backup.
 _NOT_ARRIVED = (
     "Unable to contact slurm controller",
     "Unable to contact Slurm controller",
@@ -77,13 +41,48 @@ _MAYBE_ARRIVED = (
 )
 
 
+class SlurmError(R1hpcError):
+    """A Slurm command failed. Holds its output, for callers that can handle it."""
+
+    def __init__(
+        self,
+        message: str,
+        exit_code: int | None = None,
+        stdout: str = "",
+        stderr: str = "",
+        timed_out: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """None: the command is missing, or was killed because it took too long."""
+        self.stdout = stdout
+        self.stderr = stderr
+        self.timed_out = timed_out
+
+    @property
+    def unreachable(self) -> bool:
+        """True if slurmctld (or slurmdbd) did not answer, so that the same call may work later."""
+        said = f"{self.stdout}\n{self.stderr}"
+        return self.timed_out or any(words in said for words in (*_NOT_ARRIVED, *_MAYBE_ARRIVED))
+
+    @property
+    def never_arrived(self) -> bool:
+        """True if the request certainly was not carried out: a submission may be repeated."""
+        return not self.timed_out and any(words in self.stderr for words in _NOT_ARRIVED)
+
+    @property
+    def may_have_arrived(self) -> bool:
+        """True if slurmctld may have carried out the request, and only its answer was lost."""
+        return self.timed_out or any(words in self.stderr for words in _MAYBE_ARRIVED)
+
+
 def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | None = None) -> str:
     """Run one Slurm command and return its stdout.
 
     Args:
         argv: the command and its arguments.
         timeout_s: after this the command is killed.
-        env: the whole environment of the command; None takes this process's, with times as Unix seconds.
+        env: the command's full environment; None takes this process's, with times as Unix seconds.
 
     Raises:
         SlurmError: no such command, it took too long, or it exited with a status other than 0.
@@ -94,19 +93,19 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
 def call_for_stderr(
     argv: Sequence[str], text: str, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
 ) -> str:
-    """As `call` with `text` on stdin; what the command wrote to stderr, where `sbatch --test-only` answers.
+    """Call with `text` on stdin and return stderr, where `sbatch --test-only` answers.
 
     Raises:
-        SlurmError: as `call`.
+        SlurmError: like `call`.
     """
     return _run(argv, timeout_s, env, subprocess.PIPE, text).stderr
 
 
 def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> None:
-    """As `call`, with stdout written into an open file: for answers too long to hold.
+    """Call with stdout going into an open file: for answers too long to hold in memory.
 
     Raises:
-        SlurmError: as `call`.
+        SlurmError: like `call`.
     """
     _run(argv, timeout_s, None, file)
 
@@ -118,7 +117,7 @@ def retry(
     sleep: Callable[[float], None],
     clock: Callable[[], float],
 ) -> SlurmError | None:
-    """Run `action` until it succeeds, fails for good or time is up; the error it ended with, or None."""
+    """Run `action` until it succeeds, fails for good or time is up; return the last error, or None."""
     deadline = clock() + patience_s
     for pause in chain(_BACK_OFF_S, repeat(_LONGEST_PAUSE_S)):
         try:
@@ -133,7 +132,7 @@ def retry(
 
 
 def without_advice(error: SlurmError) -> str:
-    """What went wrong, in one line, for a caller that has advice of its own."""
+    """Describe the error in one line, for a caller with its own advice."""
     return str(error).splitlines()[0].split(": run this")[0]
 
 
@@ -172,7 +171,7 @@ def _run(
             timed_out=True,
         ) from None
     if done.returncode:
-        out = done.stdout or ""  # None where it went into a file
+        out = done.stdout or ""  # None if it went into a file
         message = f"`{shown}` failed with exit status {done.returncode}{_quoted(out, done.stderr)}"
         if NO_CONFIGURATION in done.stderr:
             message = f"`{argv[0]}` finds no cluster from here: run this on a login node, or set SLURM_CONF"
@@ -181,7 +180,7 @@ def _run(
 
 
 def _readable_environment() -> dict[str, str]:
-    """This process's environment, with the output of Slurm's commands in the form that is parsed here."""
+    """Return this process's environment, with Slurm's output in the form that is parsed here."""
     return {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 

@@ -1,6 +1,6 @@
-"""What a run leaves open and the cluster answers: the executor, GPUs per node, the time limit, the warning.
+"""Fill in what a run leaves open, from the cluster: executor, GPUs per node, time limit, warning.
 
-decision = decide(config, "slurm")      # asks Slurm; every answer that was assumed is a sentence in notes
+decision = decide(config, "slurm")      # asks Slurm; each assumption becomes a sentence in notes
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
 
 @dataclass(frozen=True)
 class Decision:
-    """A configuration with nothing left open, and what follows from it."""
+    """A configuration with nothing left open, and derived facts."""
 
     config: RunConfig
     gpus_per_node: int
@@ -42,13 +42,13 @@ class Decision:
     signal_lead_s: int
     notes: tuple[str, ...]
     num_nodes: int | None = None
-    """Of the partition that was asked for; None: not known."""
+    """Nodes of the requested partition; None: unknown."""
 
     def refuse_missing_nodes(self) -> None:
-        """Not by MaxNodes: there are QOS that may have more (sacctmgr(1), PartitionMaxNodes).
+        """Refuse more nodes than exist. MaxNodes may be exceeded by a QOS (sacctmgr(1), PartitionMaxNodes).
 
         Raises:
-            UsageError: more nodes are asked for than there are.
+            UsageError: more nodes are requested than exist.
         """
         asked = self.config.resources.nodes
         if self.num_nodes and asked > self.num_nodes:
@@ -57,13 +57,13 @@ class Decision:
 
 
 def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
-    """`slurm` or `local`, and a sentence where that was not asked for.
+    """Return `slurm` or `local`, and a note if it was not requested.
 
-    `auto` takes Slurm wherever there is one, also when it does not answer right now: a login node must not
-    begin to train because slurmctld restarts. A dry run shows the Slurm script unless `local` is asked for.
+    `auto` chooses Slurm wherever it exists, even if it does not answer now: a login node must not start
+    training because slurmctld restarts. A dry run shows the Slurm script unless `local` is requested.
 
     Raises:
-        UsageError: `slurm` is asked for and there is no sbatch.
+        UsageError: `slurm` is requested and there is no sbatch.
     """
     if requested == "slurm" and will_submit and shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on PATH: run this on a login node, or take --executor local")
@@ -75,11 +75,11 @@ def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
 
 
 def slurm_is_here() -> bool:
-    """Whether this machine is a client of some Slurm cluster, reachable at the moment or not."""
+    """True if this machine is a client of some Slurm cluster, even if it cannot be reached now."""
     if shutil.which("sbatch") is None:
         return False
     try:
-        call(["sbatch", "--version"], 5.0)  # reads slurm.conf, talks to nobody
+        call(["sbatch", "--version"], 5.0)  # reads slurm.conf, contacts nobody
     except SlurmError as error:
         return NO_CONFIGURATION not in error.stderr
     return True
@@ -97,20 +97,20 @@ def decide(
     save_speed: SaveSpeed | None = None,
     has_nodes: bool = False,
 ) -> Decision:
-    """Settle what `config` leaves open.
+    """Fill in what `config` leaves open.
 
     Args:
-        vocab_size: the dataset's, without which the model's size, and so a save's, is not known.
-        assumed_gpus_per_node: taken where nobody knows; None refuses instead.
-        facts: what the cluster said; None asks it now, where the executor is slurm and Slurm is here.
+        vocab_size: the dataset's, needed to know the size of the model and so of a save.
+        assumed_gpus_per_node: used if it is unknown; None refuses instead.
+        facts: the cluster's facts; None asks it now, if the executor is slurm and Slurm is here.
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
         save_speed: as measured in the run root; None: not yet.
-        has_nodes: the job has its nodes already, whatever the partition's limit says.
+        has_nodes: the job has its nodes already, whatever the partition's limit is.
 
     Raises:
-        UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
-        ConfigError: what the plan refuses.
+        UsageError: the GPUs of a node are unknown, no such partition, or more time than it allows.
+        ConfigError: the plan refuses it.
     """
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
@@ -125,7 +125,7 @@ def decide(
         gpus_per_node=gpus,
         vocab_size=vocab_size,
         time_limit_s=limit_s,
-        # A local run has this machine's GPUs, however many nodes it is cut into.
+        # A local run has this machine's GPUs, into however many nodes it is divided.
         max_nodes=config.resources.nodes if executor == "local" else facts.num_nodes,
         expected_model=expected_model,
         expected_teacher=expected_teacher,
@@ -138,7 +138,7 @@ def decide(
     rules = _rules(facts)
     plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
     warning = _warning(config, plan, rules, lead_s) if executor == "slurm" else []
-    # One command that fails is worth a note; a cluster that does not answer says the same five times.
+    # Note one command that fails; a cluster that does not answer would give five equal notes.
     failures = facts.unknown if facts.reachable else facts.unknown[:1]
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
     notes += [
@@ -152,10 +152,10 @@ def decide(
 
 
 def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:
-    """What sbatch was really given, from the variables of the job it made, as overrides that come last.
+    """Return sbatch's real values, from the variables of the job, as overrides that come last.
 
     Args:
-        is_cpu_run: the job file says so itself; an exclusive node brings its GPUs to any job.
+        is_cpu_run: set by the job file; an exclusive node brings its GPUs to any job.
     """
     found = [f"resources.nodes={environ['SLURM_JOB_NUM_NODES']}"]
     if environ.get("SLURM_GPUS_ON_NODE") and not is_cpu_run:
@@ -174,13 +174,13 @@ def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> lis
 
 
 def place_in_cluster(config: RunConfig) -> tuple[str | None, str | None, str | None]:
-    """Partition, QOS and account of a run: its own, else its profile's."""
+    """Return partition, QOS and account of a run: its own, else its profile's."""
     own, site = config.resources, config.cluster
     return own.partition or site.partition, own.qos or site.qos, own.account or site.account
 
 
 def ask_cluster(executor: str, partition: str | None, qos: str | None, account: str | None) -> ClusterFacts:
-    """What Slurm says of a partition, a QOS and an account; nothing where there is no Slurm."""
+    """Return Slurm's facts about a partition, a QOS and an account; empty without Slurm."""
     if executor != "slurm" or shutil.which("sbatch") is None:
         return ClusterFacts()
     return probe_cluster(partition, qos, account)
@@ -217,7 +217,7 @@ def _gpus_per_node(
 
 
 def _gpus_of_this_machine(asked: int | None, nodes: int, is_dry_run: bool) -> int:
-    """GPUs a local run has; a job for GPUs is not started on CPUs unless it says `gpus_per_node: 0`."""
+    """Return a local run's GPUs; a GPU job does not start on CPUs unless it has `gpus_per_node: 0`."""
     found = num_visible_gpus(len(list(Path("/dev").glob("nvidia[0-9]*"))), os.environ)
     per_node = found // nodes if asked is None else asked
     is_enough = per_node > 0 if asked is None else nodes * asked <= found
@@ -230,7 +230,7 @@ def _gpus_of_this_machine(asked: int | None, nodes: int, is_dry_run: bool) -> in
 
 
 def num_visible_gpus(num_there: int, environ: Mapping[str, str]) -> int:
-    """How many of this machine's GPUs CUDA_VISIBLE_DEVICES leaves: up to the first entry that names none."""
+    """Count this machine's GPUs in CUDA_VISIBLE_DEVICES, up to the first invalid entry."""
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return num_there
@@ -273,7 +273,7 @@ def _time(
     if executor == "local":
         return None, []
     if named and not is_one:
-        most = None  # each of them has its own
+        most = None  # each one has its own limit
     limits = {
         f"the limit of partition {facts.partition}": most,
         "the limit of your QOS or association (MaxWall)": facts.max_wall_s,

@@ -1,8 +1,8 @@
-"""Which characters each field of a job may hold. Checked before anything is written or run.
+"""Check which characters each field of a job may hold, before anything is written or run.
 
-A job script is shell, and sbatch reads its first lines as options; so a value that could end a line, open a
-quote, start an option or be expanded is refused, field by field, by an allow-list. `cluster.setup` is the
-exception: it is shell on purpose, and comes only from a profile file (see `refuse_shell_overrides`).
+A job script is shell, and sbatch reads its first lines as options; so allow-lists per field refuse a value
+that could end a line, open a quote, start an option or be expanded. `cluster.setup` is the exception: it is
+shell on purpose, and comes only from a profile file (see `refuse_shell_overrides`).
 """
 
 import grp
@@ -18,7 +18,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import parse_time
 
-if TYPE_CHECKING:  # the flags of `submit --help` are checked here, and need no schema
+if TYPE_CHECKING:  # only for types: the flags of `submit --help` need no schema
     from r1hpc.config.schema.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
@@ -26,7 +26,7 @@ _WORDS = rf"{_WORD}(,{_WORD})*"
 _JOB = r"\d+(_(\d+|\*))?(\+\d+)?"
 _AFTER = rf"(after|afterany|afternotok|afterok|aftercorr|afterburstbuffer)(:{_JOB})+"
 
-# option -> (what it may look like, in words)
+# option -> (pattern, description)
 RULES: dict[str, tuple[str, str]] = {
     "job-name": (r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", "at most 64 letters, digits and . _ + -"),
     "partition": (_WORDS, "names of letters, digits and . _ + -, separated by commas"),
@@ -72,7 +72,7 @@ _VARIABLE_VALUE = (
 _PATH = r"/[\w ./+@=,-]*"
 
 _HAVE_A_FLAG = frozenset(RULES) | {"nodes", "gpus-per-node", "cpus-per-task", "exclusive"}
-# Options r1hpc sets itself, and those that would take the ranks, the log or the code away from it.
+# Options r1hpc sets itself, and those that would take the ranks, the log or the code from it.
 _OWNED: dict[str, str] = {
     "output": "logs lie in the run folder",
     "error": "logs lie in the run folder",
@@ -118,7 +118,7 @@ def check(option: str, value: str, shown_as: str | None = None) -> str:
     """Return `value` if the sbatch option may hold it.
 
     Raises:
-        UsageError: names the field, the first character that is wrong, and what may stand there.
+        UsageError: names the field, the first wrong character, and the allowed ones.
     """
     pattern, words = RULES.get(option, _OTHER_VALUE)
     _match(pattern, words, value, shown_as or f"--{option}")
@@ -128,7 +128,7 @@ def check(option: str, value: str, shown_as: str | None = None) -> str:
 
 
 def check_extra(options: Mapping[str, str]) -> dict[str, str]:
-    """The `--sbatch KEY=VALUE` options, if each may be passed on.
+    """Return the `--sbatch KEY=VALUE` options, if all may be passed on.
 
     Raises:
         UsageError: a key that is no sbatch long option, one that r1hpc sets itself, or a bad value.
@@ -151,7 +151,7 @@ def check_extra(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_path(path: Path, what: str) -> str:
-    """The path as text, if it can stand in a job script, in Slurm's file patterns and in PYTHONPATH.
+    """Return the path as text, if a job script, Slurm's file patterns and PYTHONPATH can hold it.
 
     Raises:
         UsageError: it holds a quote, a percent sign, a colon, a control character or the like.
@@ -164,7 +164,7 @@ def check_path(path: Path, what: str) -> str:
 def check_parents(path: Path, trust_shared: bool = False) -> None:
     """Refuse a run folder that another user could replace with theirs, since its code runs as you.
 
-    Looks at each folder above the path, and above the target of each symbolic link on the way.
+    Checks each folder above the path, and above the target of each symbolic link on the way.
 
     Args:
         trust_shared: accept folders that other users own or a group may write.
@@ -225,7 +225,7 @@ def _is_private_group(gid: int) -> bool:
 
 
 def check_resources(resources: "ResourcesConfig") -> None:
-    """Check every text field a user can set for Slurm; raise UsageError for the first that is wrong."""
+    """Check every text field a user can set for Slurm; raise UsageError for the first wrong one."""
     for option in RULES:
         value = getattr(resources, option.replace("-", "_"))
         if value is not None:
@@ -243,10 +243,10 @@ def check_resources(resources: "ResourcesConfig") -> None:
 
 
 def read_gres(text: str, shown_as: str) -> tuple[str, str]:
-    """The GPUs of a sbatch --gres as `[TYPE:]N`, and its other resources, either perhaps empty.
+    """Return the GPUs of a sbatch --gres as `[TYPE:]N`, and its other resources; either may be empty.
 
     Raises:
-        UsageError: it is none, or names two kinds of GPU.
+        UsageError: not a gres, or two kinds of GPU.
     """
     check("gres", text, shown_as)
     parts = text.split(",")
@@ -258,7 +258,7 @@ def read_gres(text: str, shown_as: str) -> tuple[str, str]:
 
 
 def read_gpus(text: str, shown_as: str) -> tuple[int, str | None]:
-    """`4` or `a100:4` as the number and the type.
+    """Return the number and type of `4` or `a100:4`.
 
     Raises:
         UsageError: neither.
@@ -319,7 +319,7 @@ def _check_container(container: "ContainerConfig") -> None:
 
 
 def refuse_shell_overrides(overrides: Sequence[str]) -> None:
-    """Refuse `cluster.setup=…`, or a whole `cluster={…}`, on a command line: shell comes from files only."""
+    """Refuse `cluster.setup=…`, or a full `cluster={…}`, on a command line: shell comes from files only."""
     for item in overrides:
         key = item.partition("=")[0].strip()
         if key == "cluster" or re.match(r"cluster\.setup($|[.\[])", key):
@@ -338,7 +338,7 @@ def _match(pattern: str, words: str, value: str, what: str) -> None:
 
 
 def _first_bad(pattern: str, value: str) -> str:
-    """Name the character up to which the value could still have matched, found by trying its prefixes."""
+    """Return the character up to which the value could still have matched, found by trying its prefixes."""
     if not value:
         return " because it is empty"
     if value.startswith("-"):

@@ -1,6 +1,6 @@
-"""sbatch's own flags and SBATCH_* variables, turned into overrides of `resources`.
+"""Turn sbatch's flags and SBATCH_* variables into overrides of `resources`.
 
-Precedence, as with sbatch: flags, then SBATCH_* variables, then what the job file says.
+Precedence, as with sbatch: flags, then SBATCH_* variables, then the job file.
 """
 
 import argparse
@@ -61,7 +61,7 @@ FLAGS = (
 
 
 def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Give the parser sbatch's flags, but for those (by long name) that mean nothing to the command."""
+    """Add sbatch's flags to the parser, except those (by long name) without meaning for the command."""
     group = parser.add_argument_group("resources (sbatch's own flags)")
     parser.set_defaults(**{flag.key: None for flag in FLAGS})
     for flag in FLAGS:
@@ -74,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) 
 
 
 def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
-    """The overrides that the flags given stand for.
+    """Return the overrides for the given flags.
 
     Raises:
         UsageError: a value its field may not hold.
@@ -94,7 +94,7 @@ def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
-    """The overrides that SBATCH_* variables stand for (sbatch(1), "INPUT ENVIRONMENT VARIABLES").
+    """Return the overrides for SBATCH_* variables (sbatch(1), "INPUT ENVIRONMENT VARIABLES").
 
     Raises:
         UsageError: a value its field may not hold.
@@ -112,7 +112,7 @@ def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
 
 
 def ignored_variables(environ: Mapping[str, str]) -> Sequence[str]:
-    """SBATCH_* variables that are set and have no meaning here, reported rather than silently dropped."""
+    """Return set SBATCH_* variables without meaning here, to report rather than drop them."""
     known = {flag.variable for flag in FLAGS} | {"SBATCH_EXCLUSIVE", "SBATCH_WCKEY"}
     return sorted(name for name in environ if name.startswith("SBATCH_") and name not in known)
 
@@ -124,7 +124,7 @@ def _overrides(flag: _Flag, value: str, variable: str | None = None) -> list[str
     if flag.key == "gpus_per_node":
         return _gpus(value, shown_as)
     if not flag.is_count:
-        # As JSON, which YAML reads as a string: 12:00:00 would be a number to base 60.
+        # JSON survives YAML: a bare 12:00:00 would be read as a number to base 60.
         return [f"resources.{flag.key}={json.dumps(fields.check(flag.option, value, shown_as))}"]
     if not (value.isascii() and value.isdigit()):
         raise UsageError(f"{shown_as} {printable(value)!r} is not a whole number")
@@ -132,7 +132,7 @@ def _overrides(flag: _Flag, value: str, variable: str | None = None) -> list[str
 
 
 def _gpus(value: str, shown_as: str) -> list[str]:
-    """Number and type; without a type any will do, whatever the job file says."""
+    """Return number and type; without a type any will do, whatever the job file has."""
     count, kind = fields.read_gpus(value, shown_as)
     return [f"resources.gpus_per_node={count}", f"resources.gpu_type={json.dumps(kind)}"]
 

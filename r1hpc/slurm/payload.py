@@ -1,10 +1,10 @@
-"""What submitit unpickles on each rank: a reference to one function and one path, kept from strangers.
+"""Protect the payload that submitit unpickles on each rank: a reference to one function and one path.
 
     check(run.path, job_id)                                    # in the job, before srun
     srun … python -m r1hpc.slurm.payload RUN_DIR/submitit      # checks again, then runs it
 
-The pickle is written by submitit's own DelayedSubmission and is a few hundred bytes: the function by its
-name (its code is the frozen code/ of the run) and the run folder as a string.
+submitit's own DelayedSubmission writes the pickle, a few hundred bytes: the function by name (its code is the
+run's frozen code/) and the run folder as a string.
 """
 
 import os
@@ -22,27 +22,27 @@ from r1hpc.slurm import rank_env
 FOLDER = "submitit"
 _SUFFIX = "_submitted.pkl"
 _UNNAMED = "[0-9a-f]" * 32 + ".pkl"
-"""As submitit calls it until sbatch has said the job's id."""
+"""submitit's name for it until sbatch returned the job's id."""
 ENTRY_POINT = ("r1hpc.launch", "run_rank")
 _NAMES = (("submitit.core.utils", "DelayedSubmission"), ENTRY_POINT)
 
 
 def folder_of(run: Path) -> Path:
-    """Where submitit keeps its files of a run."""
+    """Return the folder of submitit's files of a run."""
     return run / FOLDER
 
 
 def path_of(run: Path, job_id: str) -> Path:
-    """The name submitit looks for (submitit.core.utils.JobPaths.submitted_pickle)."""
+    """Return the name submitit looks for (submitit.core.utils.JobPaths.submitted_pickle)."""
     return folder_of(run) / f"{job_id}{_SUFFIX}"
 
 
 def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
     """Wait for the payload of a job, then refuse it unless nobody else can have written it.
 
-    The job can start before the submitting process, which learns the job id from sbatch, has given the
-    payload its name. A job that another one's script has submitted has none, nor one whose submission was cut
-    off before: it takes the run's newest.
+    The job can start before the submitting process, which gets the job id from sbatch, has renamed the
+    payload. A job submitted by another job's script has none, nor has one whose submission was interrupted:
+    it uses the run's newest.
 
     Raises:
         StateError: not there in time, a symbolic link, of another user, or open to other writers; the same
@@ -68,7 +68,7 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
 
 
 class _Stub:
-    """Stands for what a payload names, so that reading one runs nothing."""
+    """A stand-in for every name in a payload, so that reading one runs nothing."""
 
     def __new__(cls, *_: object) -> "_Stub":
         return super().__new__(cls)
@@ -85,13 +85,13 @@ class _Reader(pickle.Unpickler):
 
 
 def make_private(run: Path) -> None:
-    """Take from others what the run's folder may give them by a default ACL, before anybody looks."""
+    """Remove access that a default ACL may give others to the run's folder, before anybody looks."""
     for path in folder_of(run).glob("*.pkl"):
         path.chmod(0o600)
 
 
 def carry_over(run: Path, new_id: str) -> None:
-    """Give a new job of the same run the newest payload there is; nothing where the run has none."""
+    """Give a new job of the same run the newest payload; nothing if the run has none."""
     earlier = _newest(run, f"*{_SUFFIX}") or _newest(run, _UNNAMED)
     if earlier is None:
         return

@@ -1,8 +1,8 @@
-"""Ask the cluster what a run must know before it is submitted: how it preempts, and what its nodes hold.
+"""Ask the cluster what a run must know before submission: how it preempts, and what its nodes have.
 
     facts = probe_cluster(partition="gpu", qos="scavenger")
 
-Five commands at once, each given five seconds. What cannot be learnt stays None and is named in `unknown`.
+Runs five commands at once, five seconds each. Unknown facts stay None and are named in `unknown`.
 """
 
 import getpass
@@ -22,39 +22,39 @@ _ASSOC_FIELDS = "defaultqos,qos,maxwall,account,partition,cluster"
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """What Slurm said. None: it did not."""
+    """Slurm's answers. None: unknown."""
 
     version: str | None = None
     partition: str | None = None
-    """The one asked for, else the default."""
+    """The requested one, else the default."""
     qos: str | None = None
-    """The one asked for, else the user's default."""
+    """The requested one, else the user's default."""
     preempt_type: str | None = None
     preempt_mode: str | None = None
-    """For this partition and QOS; OFF where nobody can preempt it."""
+    """For this partition and QOS; OFF if nobody can preempt it."""
     grace_s: int | None = None
     preemptors: tuple[tuple[str, str], ...] = ()
-    """Pairs of QOS that the user may take: jobs of the first preempt those of the second (preempt/qos)."""
+    """Pairs of QOS that the user may use: jobs of the first preempt those of the second (preempt/qos)."""
     kill_wait_s: int | None = None
     sends_user_signal: bool | None = None
-    """The --signal of the job is sent at a preemption too."""
+    """A preemption also sends the job's --signal."""
     job_requeue: bool | None = None
     max_batch_requeue: int | None = None
     max_time_s: int | None = None
-    """Of the partition, the first of several; None also where it has no limit."""
+    """Limit of the partition, the first of several; None also if it has no limit."""
     max_wall_s: int | None = None
     """By the QOS, else by the user's association; a partition's QOS may have another."""
     is_routed: bool = False
     """A site's job_submit plugin may choose another partition for a job that names none."""
     num_nodes: int | None = None
-    """Of the one partition that was asked for, whatever their state; of the default one it is not known."""
+    """Nodes of the one requested partition, in any state; unknown for the default one."""
     gpus_per_node: int | None = None
     """0: its nodes have none."""
     gpu_type: str | None = None
     proctrack: str | None = None
     auth_type: str | None = None
     unknown: tuple[str, ...] = ()
-    """One sentence for each thing that could not be learnt."""
+    """One sentence for each unknown fact."""
 
     @property
     def reachable(self) -> bool:
@@ -64,13 +64,13 @@ class ClusterFacts:
 def probe_cluster(
     partition: str | None = None, qos: str | None = None, account: str | None = None
 ) -> ClusterFacts:
-    """The facts for one partition (None: the default) and one QOS (None: the user's default).
+    """Return the facts for one partition (None: the default) and one QOS (None: the user's default).
 
     Raises:
-        UsageError: the partition does not exist; names those that do.
+        UsageError: the partition does not exist; names the existing ones.
     """
     user = ["user=" + getpass.getuser(), *([f"account={account}"] if account else [])]
-    answers = _ask(  # -a: partitions that are hidden from view may be used all the same
+    answers = _ask(  # -a: hidden partitions can be used all the same
         {
             "config": ["scontrol", "show", "config"],
             "partitions": ["scontrol", "show", "partition", "-a", "-o"],
@@ -102,7 +102,7 @@ def probe_cluster(
         sends_user_signal="send_user_signal" in signal if config else None,
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
-        # With that flag the QOS's own limit goes before the partition's.
+        # With that flag the QOS's limit wins over the partition's.
         max_time_s=None if "PartitionTimeLimit" in "".join(qos_row[5:]) else limit_s(fields.get("MaxTime")),
         max_wall_s=_wall(qos_row, associations),
         is_routed=config.get("JobSubmitPlugins", "(null)") not in ("(null)", ""),
@@ -116,7 +116,7 @@ def probe_cluster(
 
 
 def cluster_name(timeout_s: float = _TIMEOUT_S) -> str | None:
-    """The name of the cluster that Slurm's commands speak to here.
+    """Return the name of the cluster that Slurm's commands contact here.
 
     Raises:
         SlurmError: slurmctld did not answer.
@@ -125,9 +125,9 @@ def cluster_name(timeout_s: float = _TIMEOUT_S) -> str | None:
 
 
 def hides_jobs() -> bool:
-    """Whether users see their own jobs alone (PrivateData=jobs), by slurmctld's configuration or slurmdbd's.
+    """True if users see only their own jobs (PrivateData=jobs), by slurmctld's configuration or slurmdbd's.
 
-    False where neither says so, or answers.
+    False if neither has it, or answers.
     """
     answers = _ask(
         {"slurmctld": ["scontrol", "show", "config"], "slurmdbd": ["sacctmgr", "-n", "show", "configuration"]}
@@ -137,7 +137,7 @@ def hides_jobs() -> bool:
 
 
 def read_config(text: str) -> dict[str, str]:
-    """`scontrol show config` as a dictionary."""
+    """Return `scontrol show config` as a dictionary."""
     return {
         key.strip(): value.strip()
         for key, sign, value in (line.partition("=") for line in text.splitlines())
@@ -146,10 +146,10 @@ def read_config(text: str) -> dict[str, str]:
 
 
 def read_partition(text: str, name: str | None) -> dict[str, str]:
-    """The fields of one partition in `scontrol show partition -o`; of the default one for None.
+    """Return the fields of one partition in `scontrol show partition -o`; of the default one for None.
 
     Raises:
-        UsageError: partitions were listed, and `name` is not among them.
+        UsageError: partitions are listed, but not `name`.
     """
     partitions = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
     wanted = name.split(",")[0] if name else None
@@ -163,8 +163,8 @@ def read_partition(text: str, name: str | None) -> dict[str, str]:
 
 
 def read_gpus(text: str | None, partition: str | None) -> tuple[int | None, str | None]:
-    """GPUs per node and their type in `sinfo -h -o %R|%D|%G`: those of most nodes of the partition that
-    have any; 0 where none has."""
+    """Return GPUs per node and their type in `sinfo -h -o %R|%D|%G`, those of most GPU nodes of the
+    partition; 0 if none has GPUs."""
     if text is None:
         return None, None
     kinds: dict[tuple[int, str | None], int] = {}
@@ -190,7 +190,7 @@ def _ask(commands: Mapping[str, list[str]]) -> dict[str, str | SlurmError]:
 def _preemption(
     config: Mapping[str, str], partition: Mapping[str, str], qos_table: str | None, qos: str | None
 ) -> tuple[str | None, int | None]:
-    """PreemptMode and GraceTime of a job: its QOS's or its partition's (slurm.conf(5), PreemptType)."""
+    """Return a job's PreemptMode and GraceTime, the QOS's or the partition's (slurm.conf(5), PreemptType)."""
     kind = config.get("PreemptType")
     if kind is None:
         return None, None
@@ -218,19 +218,19 @@ def _preemptors(
 
 
 def _rows(qos_table: str) -> dict[str, list[str]]:
-    """Each QOS by its name; its columns are _QOS_FIELDS."""
+    """Return each QOS by its name; its columns are _QOS_FIELDS."""
     return {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
 
 
 def _associations(text: str, partition: str | None, cluster: str | None) -> list[list[str]]:
-    """Those of the user that a job in this partition may be of; columns are _ASSOC_FIELDS. One slurmdbd may
-    serve several clusters, and tells of all of them."""
+    """Return the user's associations for jobs in this partition; columns are _ASSOC_FIELDS. One slurmdbd may
+    serve several clusters, and lists them all."""
     rows = [row for line in text.splitlines() if len(row := line.split("|")) > 5]
     return [row for row in rows if row[4] in ("", partition) and cluster in (None, row[5])]
 
 
 def _wall(qos_row: Sequence[str], associations: Sequence[Sequence[str]]) -> int | None:
-    """The wall limit of a QOS, else of the user's association, which is Slurm's order.
+    """Return the wall limit of a QOS, else of the user's association, which is Slurm's order.
 
     None: there is none, or the user has several accounts and the job names none.
     """
@@ -243,7 +243,7 @@ def _wall(qos_row: Sequence[str], associations: Sequence[Sequence[str]]) -> int 
 
 
 def _default_qos(associations: Sequence[Sequence[str]]) -> str | None:
-    """The default QOS of the user's association; where it has none but allows one only, that one.
+    """Return the default QOS of the user's association; without one, the only allowed one.
 
     None: there is none, or the user has several accounts, they differ in it, and the job names none.
     """
@@ -252,7 +252,7 @@ def _default_qos(associations: Sequence[Sequence[str]]) -> str | None:
 
 
 def _gpus_in(gres: str) -> tuple[int, str | None]:
-    """("gpu:a100:4(S:0-1),nvme:1") -> (4, "a100")."""
+    """Parse GPUs: ("gpu:a100:4(S:0-1),nvme:1") -> (4, "a100")."""
     count, kind = 0, None
     for found in re.finditer(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?=[(,]|$)", gres):
         count += int(found[2])

@@ -1,24 +1,19 @@
-"""What runs and waits now, from squeue: the jobs a budget has promised hours to.
+"""Read Slurm's queue: running and waiting jobs, dependencies, jobs by folder, and GPU limits.
 
-for job in ask_squeue(account="my-group"):
-    job.gpus, job.left_s
-
-Jobs that wait for other jobs, and jobs found again by the folder they start in.
-
-options = after_all_ok(["12", "13"])     # {"dependency": "afterok:12:13", "kill-on-invalid-dep": "yes"}
-move("14", ["15"])                       # job 14 now waits for job 15
-jobs_by_folder()                         # {Path("/scratch/runs/r1/sft"): ["12"]}
-
-Slurm's own GPU budget: GrpTRESMins of accounts and QOS, and how much of it is used.
-
+    for job in ask_squeue(account="my-group"):
+        job.gpus, job.left_s
+    options = after_all_ok(["12", "13"])     # {"dependency": "afterok:12:13", "kill-on-invalid-dep": "yes"}
+    move("14", ["15"])                       # job 14 now waits for job 15
+    jobs_by_folder()                         # {Path("/scratch/runs/r1/sft"): ["12"]}
     for limit in gpu_limits("my-group", "normal"):
         limit.name, limit.gpu_hours, limit.left
 
-One call: `scontrol show assoc_mgr` prints each limit with its usage, as `gres/gpu=600(12)` in GPU-minutes
-(N: no limit). Where slurmctld keeps that from users, `sshare` is asked, which knows accounts only.
+GPU limits are GrpTRESMins of accounts and QOS. `scontrol show assoc_mgr` prints each limit with its usage, as
+`gres/gpu=600(12)` in GPU-minutes (N: no limit). If slurmctld hides that from users, `sshare` is asked, which
+knows accounts only.
 
-The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDecay (slurm.conf(5)): what Slurm
-says is left may be more than hours minus hours. Slurm enforces its own number, so that is what is given here.
+The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDecay (slurm.conf(5)), so Slurm's
+remainder may be more than hours minus hours. Slurm enforces its own number, so that one is used here.
 """
 
 import getpass
@@ -32,20 +27,24 @@ from r1hpc.slurm import fields
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.sacct import gpus_of
 
-# tres-alloc is what a waiting job asks for, and unlike %b it knows --gpus. The name, last, may hold the "|".
+# tres-alloc is a waiting job's request, and unlike %b it knows --gpus. The name comes last and may hold the
+# "|".
 _FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed", "Account", "UserName", "QOS", "Name")
 _OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
+_LIMIT = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(N|\d+)\((\d+)\)")
+_GPU = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(\d+)")
+_KEYS = r"\b(Account|UserName|QOS|ParentAccount|GrpTRESMins|GrpTRESRunMins)=(\S*)"
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """One job that runs or waits; an array that waits is one for each of its tasks."""
+    """One job that runs or waits; a waiting array counts once for each of its tasks."""
 
     job_id: str
     state: str
     gpus: int
     time_limit_s: int | None
-    """None: it has none."""
+    """None: it has no limit."""
     elapsed_s: int
     account: str
     user: str
@@ -58,12 +57,12 @@ class QueuedJob:
 
     @property
     def used(self) -> float:
-        """GPU-hours of this attempt so far."""
+        """Return the GPU-hours of this attempt so far."""
         return self.gpus * self.elapsed_s / 3600
 
     @property
     def most_left(self) -> float | None:
-        """GPU-hours until its time limit."""
+        """Return the GPU-hours until its time limit."""
         if self.time_limit_s is None:
             return None
         return self.gpus * max(0, self.time_limit_s - self.elapsed_s) / 3600
@@ -72,7 +71,7 @@ class QueuedJob:
 def ask_squeue(
     account: str | None = None, user: str | None = None, timeout_s: float = 10.0
 ) -> list[QueuedJob]:
-    """The jobs of an account, of a user, or of everybody.
+    """Return the jobs of an account, of a user, or of everybody.
 
     Raises:
         SlurmError: squeue or slurmctld did not answer.
@@ -84,7 +83,7 @@ def ask_squeue(
 
 
 def read_squeue(text: str) -> list[QueuedJob]:
-    """The jobs that squeue printed in the columns above; one that is over and still listed is left out."""
+    """Parse squeue's output in the columns above; jobs that are over but still listed are left out."""
     rows = [line.rstrip().removesuffix("|").split("|", len(_FIELDS) - 1) for line in text.split("\n")]
     return [_job(row) for row in rows if len(row) == len(_FIELDS) and row[1] not in _OVER]
 
@@ -97,12 +96,12 @@ def _job(row: list[str]) -> QueuedJob:
 
 
 def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, str]:
-    """sbatch options of a job that may begin once all of `job_ids` have left with status 0.
+    """Return sbatch options for a job that may begin once all of `job_ids` have exited with status 0.
 
-    A job one of whose predecessors failed is cancelled by Slurm rather than left to wait for ever.
+    If a predecessor fails, Slurm cancels the job instead of letting it wait forever.
 
     Args:
-        also: a dependency asked for by a person, which stays in force.
+        also: a dependency requested by the user, which stays in force.
     """
     if not job_ids:
         return {}
@@ -114,23 +113,23 @@ def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, s
 
 
 def move(job_id: str, after: Sequence[str], also: str | None = None) -> None:
-    """Have a waiting job wait for other jobs than before.
+    """Make a waiting job wait for other jobs instead.
 
     Args:
-        also: a dependency asked for by a person, which stays in force.
+        also: a dependency requested by the user, which stays in force.
 
     Raises:
-        SlurmError: it does not wait any more, or slurmctld did not answer.
+        SlurmError: it no longer waits, or slurmctld did not answer.
     """
     options = after_all_ok(after, also)
     call(["scontrol", "update", f"JobId={job_id}", f"Dependency={options['dependency']}"], 20.0)
 
 
 def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
-    """The folder each of the caller's waiting and running jobs starts in, and its jobs' ids.
+    """Return the start folder of the caller's waiting and running jobs, with their ids.
 
-    Every job of a run starts in the run's folder, so this finds a job whose submission was cut off before its
-    id could be written down.
+    Every job of a run starts in the run's folder, so this finds a job whose submission was interrupted before
+    its id was saved.
 
     Args:
         all_states: also jobs that have ended, as long as slurmctld remembers them (MinJobAge).
@@ -148,11 +147,6 @@ def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
     return found
 
 
-_LIMIT = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(N|\d+)\((\d+)\)")
-_GPU = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(\d+)")
-_KEYS = r"\b(Account|UserName|QOS|ParentAccount|GrpTRESMins|GrpTRESRunMins)=(\S*)"
-
-
 @dataclass(frozen=True)
 class TresLimit:
     """One GrpTRESMins of GPUs, in GPU-hours."""
@@ -161,28 +155,28 @@ class TresLimit:
     """`account` or `qos`."""
     name: str
     user: str
-    """Empty: the limit is the whole account's or QOS's."""
+    """Empty: the limit is the account's or QOS's."""
     tres: str
     """gres/gpu, or one type of it such as gres/gpu:a100."""
     gpu_hours: float
     used: float
-    """As Slurm counts it, decay included."""
+    """As counted by Slurm, decay included."""
     running: float
-    """Time limits still to run of the jobs that run now: Slurm holds these hours for them."""
+    """Remaining time limits of running jobs: Slurm reserves these hours for them."""
 
     @property
     def unused(self) -> float:
-        """The limit without what is used: what is held for running jobs may come back."""
+        """Return the limit minus the usage: hours reserved for running jobs may come back."""
         return max(0.0, self.gpu_hours - self.used)
 
     @property
     def left(self) -> float:
-        """What Slurm would still let start: the limit without what is used and what running jobs may use."""
+        """Return the hours Slurm would still let start: the limit minus usage and reservations."""
         return max(0.0, self.gpu_hours - self.used - self.running)
 
     @property
     def card(self) -> str | None:
-        """The type of GPU that alone is counted, as the site calls it; None: every GPU is."""
+        """Return the only type of GPU that is counted, by the site's name; None: every GPU is."""
         return self.tres.partition(":")[2] or None
 
     @property
@@ -192,7 +186,7 @@ class TresLimit:
 
 
 def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 10.0) -> list[TresLimit]:
-    """The GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
+    """Return the GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
 
     Raises:
         SlurmError: neither scontrol nor sshare answered.
@@ -201,7 +195,7 @@ def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 1
         text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], timeout_s)
         return read_assoc_mgr(text, account, qos, getpass.getuser())
     except SlurmError as refused:
-        if refused.exit_code is None:  # no such command, or nobody answers: sshare cannot either
+        if refused.exit_code is None:  # no such command, or nobody answers: nor would sshare
             raise
     chosen = ["-A", ",".join(_names(account))] if account else []
     fields = "Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw"
@@ -211,12 +205,12 @@ def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 1
 def read_assoc_mgr(
     text: str, account: str | None, qos: str | None = None, user: str | None = None
 ) -> list[TresLimit]:
-    """The limits in `scontrol -o show assoc_mgr flags=assoc,qos`.
+    """Parse the limits in `scontrol -o show assoc_mgr flags=assoc,qos`.
 
     Args:
-        account: and its parents, several between commas; None: all and all QOS, or no account where `qos`
-            names one: whose limits those of an account that nobody named would be is not known here.
-        user: limits of other users alone are left out; None: nobody's are.
+        account: and its parents, several separated by commas; None: all and all QOS, or no account if `qos`
+            is given, since the default account's limits are not known here.
+        user: limits of other users alone are left out; None: none are.
     """
     rows = [dict(re.findall(_KEYS, line)) for line in text.splitlines()]
     accounts = [row for row in rows if row.get("Account") and not row.get("UserName")]
@@ -237,7 +231,7 @@ def read_assoc_mgr(
 
 
 def read_sshare(text: str) -> list[TresLimit]:
-    """The limits in `sshare -n -P -o Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw`, all in minutes."""
+    """Parse the limits in `sshare -n -P -o Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw`, in minutes."""
     found = []
     for line in text.splitlines():
         parts = line.strip().split("|")
@@ -260,12 +254,12 @@ def _applies(name: str | None, owner: str, account: str | None, line: set[str], 
 
 
 def _names(account: str | None) -> list[str]:
-    """Those between the commas; Slurm keeps the names of accounts in lower case."""
+    """Split names at commas; Slurm keeps account names in lower case."""
     return [name.strip().lower() for name in (account or "").split(",") if name.strip()]
 
 
 def _line_of(account: str | None, parents: dict[str, str]) -> Iterator[str]:
-    """The account and the accounts above it."""
+    """Yield the account and the accounts above it."""
     seen: set[str] = set()
     while account and account not in seen:
         seen.add(account)

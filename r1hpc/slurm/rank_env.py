@@ -1,7 +1,7 @@
-"""Who a rank is: read from SLURM_* (or from the local supervisor), fresh for each attempt.
+"""Read who a rank is from SLURM_* (or the local supervisor), fresh for each attempt.
 
-MASTER_ADDR, MASTER_PORT, RANK, LOCAL_RANK and WORLD_SIZE of the caller are never read: inherited from a
-shell or from a job that submitted this one, they belong to another world.
+MASTER_ADDR, MASTER_PORT, RANK, LOCAL_RANK and WORLD_SIZE of the caller are never read: inherited from a shell
+or from the job that submitted this one, they belong to another world.
 """
 
 import fcntl
@@ -36,11 +36,11 @@ class RankContext:
     num_nodes: int
     node_name: str
     node_names: tuple[str, ...]
-    """In Slurm's order: rank 0 lives on the first."""
+    """In Slurm's order: rank 0 is on the first."""
     attempt: int
     job_id: str | None = None
     master_host: str = "127.0.0.1"
-    """Where rank 0 can be reached."""
+    """The address of rank 0."""
 
     def __post_init__(self) -> None:
         for name, value, limit in (
@@ -55,17 +55,17 @@ class RankContext:
 
     @property
     def peer_host(self) -> str:
-        """A node to reach over the network: the first one, seen from the first itself the second."""
+        """Return another node to test the network: the first one, or for the first itself the second."""
         if self.num_nodes > 1 and self.node_rank == 0 and self.master_host != "127.0.0.1":
             return self.node_names[1]
         return self.master_host
 
 
 def current(environ: Mapping[str, str]) -> RankContext:
-    """The context of this process, whichever executor started it.
+    """Return the context of this process, under either executor.
 
     Raises:
-        StateError: neither srun nor the local supervisor did, or a variable is missing or makes no sense.
+        StateError: neither srun nor the local supervisor started it, or a variable is missing or wrong.
     """
     if "R1HPC_LOCAL_RANK" in environ:
         return from_local(environ)
@@ -78,7 +78,7 @@ def current(environ: Mapping[str, str]) -> RankContext:
 
 
 def from_slurm(environ: Mapping[str, str]) -> RankContext:
-    """The context of a task that srun started (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
+    """Return the context of a task that srun started (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
 
     The step's own variables are preferred to the job's: a job may hold more nodes than the step uses.
     """
@@ -103,10 +103,10 @@ def from_slurm(environ: Mapping[str, str]) -> RankContext:
 
 
 def from_local(environ: Mapping[str, str]) -> RankContext:
-    """The context of a rank on this machine, whose supervisor may play several nodes.
+    """Return the context of a rank on this machine, whose supervisor may simulate several nodes.
 
-    Reads R1HPC_LOCAL_RANK (over all played nodes), R1HPC_LOCAL_WORLD_SIZE, R1HPC_LOCAL_NODE_COUNT
-    (default 1), R1HPC_ATTEMPT and R1HPC_LOCAL_JOB_ID (optional).
+    Reads R1HPC_LOCAL_RANK (over all simulated nodes), R1HPC_LOCAL_WORLD_SIZE, R1HPC_LOCAL_NODE_COUNT (default
+    1), R1HPC_ATTEMPT and R1HPC_LOCAL_JOB_ID (optional).
     """
     rank, world_size = _number(environ, "R1HPC_LOCAL_RANK"), _number(environ, "R1HPC_LOCAL_WORLD_SIZE")
     num_nodes = _number(environ, "R1HPC_LOCAL_NODE_COUNT") if "R1HPC_LOCAL_NODE_COUNT" in environ else 1
@@ -130,22 +130,22 @@ def from_local(environ: Mapping[str, str]) -> RankContext:
 
 
 def played_nodes(num_nodes: int) -> tuple[str, ...]:
-    """The names of the nodes that this machine plays for a local run."""
+    """Return the names of the nodes that this machine simulates for a local run."""
     host = socket.gethostname()
     return (host,) if num_nodes == 1 else tuple(f"{host}-{index}" for index in range(num_nodes))
 
 
 def job_id(environ: Mapping[str, str]) -> str | None:
-    """The id that scontrol, scancel and sacct take for this job alone.
+    """Return the id by which scontrol, scancel and sacct find this job alone.
 
-    Of an array task that is ARRAY_TASK: its plain SLURM_JOB_ID may be the whole array's.
+    For an array task that is ARRAY_TASK: its plain SLURM_JOB_ID may be the full array's.
     """
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
 def expand_nodelist(text: str) -> tuple[str, ...]:
-    """The names in Slurm's host list notation, in order.
+    """Return the names in Slurm's host list notation, in order.
 
     >>> expand_nodelist("n[1-3,07],m2")
     ('n1', 'n2', 'n3', 'n07', 'm2')
@@ -157,7 +157,7 @@ def expand_nodelist(text: str) -> tuple[str, ...]:
 
 
 def expand_counts(text: str) -> tuple[int, ...]:
-    """Slurm's repeated counts: "4(x2),3" is (4, 4, 3)."""
+    """Return Slurm's repeated counts: "4(x2),3" is (4, 4, 3)."""
     counts: list[int] = []
     for item in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item)
@@ -168,12 +168,12 @@ def expand_counts(text: str) -> tuple[int, ...]:
 
 
 def choose_port() -> socket.socket:
-    """A listening socket on a random free port that the kernel never gives to outgoing connections.
+    """Return a listening socket on a random free port that the kernel never gives to outgoing connections.
 
     It listens on all addresses.
 
-    A port from the ephemeral range can be taken by any client between the choice and its use, which at
-    scale happens daily. The caller keeps the socket (it *is* the reservation) or hands its descriptor on.
+    Any client can take a port of the ephemeral range between its choice and its use, which at scale happens
+    daily. The caller keeps the socket (it *is* the reservation) or hands its descriptor on.
 
     Raises:
         R1hpcError: no free port was found.
@@ -195,13 +195,13 @@ def choose_port() -> socket.socket:
 
 
 def own_address(environ: Mapping[str, str], name: str) -> str:
-    """The address of this node, called `name`, by which others reach it.
+    """Return the address by which others reach this node, called `name`.
 
-    The one on the way to where the job was submitted; where that is this node itself, what its name stands
-    for. A Debian node may know its own name as 127.0.1.1 only.
+    The one on the route to the submitting host; if that is this node itself, the one of its name. A Debian
+    node may know its own name as 127.0.1.1 only.
 
     Raises:
-        R1hpcError: every way leads to a loopback address.
+        R1hpcError: every route leads to a loopback address.
     """
     for host in filter(None, (environ.get("SLURM_SUBMIT_HOST"), name, socket.getfqdn())):
         try:
@@ -216,10 +216,10 @@ def own_address(environ: Mapping[str, str], name: str) -> str:
 
 
 def network_interface_to(host: str) -> str | None:
-    """The interface by which this node reaches `host`, for GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
+    """Return the interface by which this node reaches `host`, for GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
 
-    No packet is sent: connecting a UDP socket only asks the routing table. None when no interface has the
-    address the kernel would send from (an alias of a primary address, some container networks).
+    Sends no packet: connecting a UDP socket only reads the routing table. None if no interface has the source
+    address (an alias of a primary address, some container networks).
 
     Raises:
         R1hpcError: `host` does not resolve, or there is no route to it.
@@ -235,7 +235,7 @@ def network_interface_to(host: str) -> str | None:
 
 
 def _source_address(host: str) -> tuple[int, str]:
-    """(family, address) that the routing table has this node send from to `host`."""
+    """Return (family, address) that the routing table uses to send from this node to `host`."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)
@@ -247,7 +247,7 @@ def _outside_ephemeral() -> list[int]:
     if _EPHEMERAL.exists():
         first, last = (int(text) for text in _EPHEMERAL.read_text().split())
     ports = [*range(_LOWEST_PORT, first), *range(max(last + 1, _LOWEST_PORT), 65536)]
-    # A node may declare nearly all ports ephemeral; then none is safe and the reservation has to do.
+    # A node may declare nearly all ports ephemeral; then none is safe and the reservation must do.
     return ports or list(range(_LOWEST_PORT, 65536))
 
 
@@ -291,7 +291,7 @@ def _split(text: str) -> list[str]:
 
 def _expand_item(item: str) -> list[str]:
     names = [""]
-    # "a[1-2]b[3,4]c" splits into text and bracket contents by turns.
+    # "a[1-2]b[3,4]c" splits into alternating text and bracket contents.
     for index, part in enumerate(re.split(r"\[([^\]]*)\]", item)):
         choices = _expand_ranges(part, item) if index % 2 else [part]
         names = [name + choice for name in names for choice in choices]

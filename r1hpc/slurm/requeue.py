@@ -1,12 +1,12 @@
-"""Ask Slurm what became of a job, and have it run again.
+"""Ask Slurm about a job's state, and requeue or resubmit it.
 
-`scontrol requeue` from inside the warning window restarts a job every time, while leaving with status 0
-counts towards MaxBatchRequeue and ends in a hold (seen with Slurm 24.11). A second requeue of a job that
-Slurm requeues anyway is answered with "job is pending": that is success.
+`scontrol requeue` during the warning restarts a job every time, while exiting with status 0 counts towards
+MaxBatchRequeue and ends in a hold (seen with Slurm 24.11). If Slurm requeues a job anyway, it answers a
+second requeue with "job is pending": that is success.
 
-A plain requeue also revives a job that its user has cancelled a moment before (_job_requeue_op() in
-src/slurmctld/job_mgr.c, Slurm 24.11). `scontrol requeue Incomplete` takes a job that runs or is suspended and
-no other, and says nothing where it did nothing: the job is looked at once more then.
+A plain requeue also revives a job that its user cancelled a moment before (_job_requeue_op() in
+src/slurmctld/job_mgr.c, Slurm 24.11). `scontrol requeue Incomplete` accepts only a running or suspended job,
+and prints nothing if it did nothing: then the job is checked once more.
 """
 
 import os
@@ -31,7 +31,7 @@ LIVE_STATES = PENDING_STATES | frozenset(
 )
 REQUEUE_PATIENCE_S = 600.0
 """A controller that restarts, or switches to its backup, must not cost a run its next attempt."""
-# What slurmctld answers to a requeue for good: _job_requeue_op() in src/slurmctld/job_mgr.c, in the words of
+# slurmctld's final answers to a requeue: _job_requeue_op() in src/slurmctld/job_mgr.c, worded as in
 # slurm_errno.c.
 _ALREADY_PENDING = "job is pending execution"
 _FORBIDDEN = (
@@ -44,44 +44,44 @@ _REFUSED = ("access/permission denied", "only batch jobs are accepted")
 
 @dataclass(frozen=True)
 class JobState:
-    """What `scontrol show job` says about a job. Times are Unix seconds, None where unset."""
+    """A job as shown by `scontrol show job`. Times are Unix seconds, None if unset."""
 
     states: frozenset[str]
     """In upper case, for example {"PENDING", "COMPLETING"}. Empty: Slurm no longer knows the job."""
     reason: str = ""
     end_time: float | None = None
-    """While it runs: when its limit ends it; a preemption moves this to the end of the grace time."""
+    """While it runs: the end by its limit; a preemption moves this to the end of the grace time."""
     preempt_time: float | None = None
-    """Set once Slurm has chosen the job as a victim."""
+    """Set once Slurm has chosen the job to be preempted."""
     restarts: int = 0
     requeue: bool = True
     """The job may be requeued."""
     limit_at: float | None = None
-    """When its time limit is over, by slurmctld's clock. A suspension moves this, a preemption does not."""
+    """The end of its time limit, by slurmctld's clock. A suspension moves this, a preemption does not."""
     excluded: str = ""
-    """Nodes that it may not have, as --exclude takes them."""
+    """Excluded nodes, in the form of --exclude."""
     required: str = ""
-    """Nodes that it must have, as --nodelist takes them."""
+    """Required nodes, in the form of --nodelist."""
     comment: str = ""
 
     @property
     def live(self) -> bool:
-        """Waiting, running or on its way out."""
+        """True if it waits, runs or is ending."""
         return bool(self.states & LIVE_STATES)
 
     @property
     def pending(self) -> bool:
-        """Will start (again), unless it is held."""
+        """True if it will start (again), unless it is held."""
         return bool(self.states & PENDING_STATES)
 
     @property
     def is_requeued(self) -> bool:
-        """Slurm will run the job again anyway: it counts a restart that this process has not had."""
+        """True if Slurm will run the job again anyway: it counts a restart that this process has not had."""
         return self.pending or self.restarts > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
-    """The state of one job; no states when Slurm has forgotten it (MinJobAge after its end).
+    """Return the state of one job; no states if Slurm has forgotten it (MinJobAge after its end).
 
     Raises:
         SlurmError: slurmctld did not answer.
@@ -98,8 +98,8 @@ def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
 def controller_time() -> float:
     """Read slurmctld's clock, in Unix seconds.
 
-    RunTime and time left of a running job are no measure: scontrol and squeue count them by their own host's
-    clock, and print INVALID where that is behind (Slurm 24.11).
+    RunTime and time left of a running job are unreliable: scontrol and squeue count them by their own host's
+    clock, and print INVALID if that is behind (Slurm 24.11).
 
     Raises:
         SlurmError: slurmctld did not answer.
@@ -110,9 +110,9 @@ def controller_time() -> float:
 
 
 def parse_job(text: str) -> JobState:
-    """The JobState in the output of `scontrol show job -o` (of an array: its first line)."""
+    """Parse the output of `scontrol show job -o` (of an array: its first line)."""
     line = text.splitlines()[0] if text.strip() else ""
-    # The name is the user's and comes before the fields of interest; cut it off, it may look like them.
+    # The user chose the name, which comes before the other fields and may look like them; cut it off.
     fields = line.partition(" UserId=")[2]
     if not fields:
         return JobState(frozenset())
@@ -141,26 +141,26 @@ def requeue(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Have Slurm run the job again under the same id; True when it will.
+    """Make Slurm run the job again under the same id; True if it will.
 
     False: the cluster or the job forbids it (JobRequeue=0, --no-requeue), or Slurm no longer knows the job;
     then `resubmit`. Called from inside the job this ends the job: the caller gets SIGTERM soon after.
 
-    Whatever else Slurm says is asked again: a controller that restarts answers, among others, "Unexpected
-    message received".
+    After any other answer it asks again: a restarting controller answers, among others, "Unexpected message
+    received".
 
     Args:
-        check: looks at the job ahead of each request. A SlurmError that it raises counts as that request's
-            answer; any other error calls the requeue off.
+        check: checks the job before each request. A SlurmError that it raises counts as that request's
+            answer; any other error cancels the requeue.
 
     Raises:
-        SlurmError: Slurm refused for good, or for `patience_s` seconds there was no answer known to be final.
+        SlurmError: Slurm refused for good, or for `patience_s` seconds gave no final answer.
     """
 
     def ask() -> None:
         state = job_state(job_id)
         check(state)
-        if state.is_requeued:  # as before, or by a request whose answer was lost; a scancel after it counts
+        if state.is_requeued:  # as before, or by a request whose answer was lost; a later scancel counts
             return
         failpoint("requeue.ask")
         if not state.live or "COMPLETING" in state.states:  # its limit is over; a scancel changes nothing now
@@ -186,11 +186,11 @@ def resubmit(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Submit a run's script as a new job, for clusters that do not allow requeueing; its id.
+    """Submit a run's script as a new job, if the cluster does not allow requeueing; return its id.
 
     Args:
         script: job.sh in a run folder; its submitit payload is copied for the new id.
-        after: job that must have ended first (the one that calls this).
+        after: job that must have ended first (the calling one).
         exclude: nodes that the new job may not have.
 
     Raises:
@@ -215,7 +215,7 @@ def resubmit(
 
 
 def _is_final(error: SlurmError) -> bool:
-    """Whether this answer to a requeue is known to stay the same."""
+    """True if this answer to a requeue will stay the same."""
     is_command_missing = error.exit_code is None and not error.timed_out
     return is_command_missing or _says(error, (_ALREADY_PENDING, *_FORBIDDEN, *_REFUSED))
 

@@ -1,16 +1,16 @@
-"""What Slurm charged, read from sacct: the question, and the one rule for each column of an answer.
+"""Read Slurm's charges from sacct, with one rule for each column.
 
     records = sacct_records("4711")                          # every attempt of a job
     with ask_sacct_file(start="2026-05-01", account="lab") as file:
-        records = pick_records(file, "sacct")                # of everybody in it; a file of yours likewise
+        records = pick_records(file, "sacct")                # of everybody in it; also for your own file
 
-A file is what `sacct -D -X -P -o ...` prints, header included, its columns in any order; needed are JobID,
+A file holds the output of `sacct -D -X -P -o ...` with its header, columns in any order; required are JobID,
 Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the earlier attempts of a
-requeued job, and nothing in a file tells that they are missing. sacct does not escape the separator where a
-job name holds it. Times are Unix seconds, or local times as sacct prints them to people.
+requeued job, and the file does not show that they are missing. sacct does not escape a separator inside a job
+name. Times are Unix seconds, or sacct's local times.
 
-accounting.columns reads millions of rows a column at a time. It asks the same rules, and gives a row that is
-not as usual back to `read_rows`.
+accounting.columns reads millions of rows by column with the same rules, and returns unusual rows to
+`read_rows`.
 """
 
 import re
@@ -26,17 +26,17 @@ from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, call_into
 
-# Columns of every sacct since 20.02: one that it does not know is an error (Restarts came with 24.11).
-# JobName is last: it may hold the separator.
+# Columns of every sacct since 20.02: an unknown one is an error (Restarts came with 24.11). JobName is last:
+# it may hold the separator.
 FIELDS = (
     "JobID,State,Start,End,ElapsedRaw,AllocTRES,NNodes,NodeList,ExitCode,"
     "User,Account,Partition,QOS,Submit,Eligible,JobName"
 )
 PRINTED_BY = f"sacct -D -X -P -o {FIELDS}"
 NEVER = frozenset(("", "Unknown", "None", "0"))
-"""What stands for a time that has not come."""
+"""Values for a time that has not come."""
 NO_LATER = 7_258_118_400
-"""2200-01-01: a number beyond it is no time of a job."""
+"""2200-01-01: a larger number is no time of a job."""
 LONGEST_S = 10 * 366 * 86400
 MOST = 2**31 - 1
 """No job has more GPUs, nodes or restarts."""
@@ -49,29 +49,29 @@ class JobRecord:
 
     job_id: str
     state: str
-    """Slurm's name of it alone: CANCELLED, not "CANCELLED by 1000"."""
+    """Slurm's state alone: CANCELLED, not "CANCELLED by 1000"."""
     start: Time | None
     """None: it never started."""
     end: Time | None
-    """None: it still runs."""
+    """None: it is still running."""
     elapsed_s: Annotated[int, Between(0, LONGEST_S)]
     gpus: Annotated[int, Between(0, MOST)]
     nodes: Annotated[int, Between(0, MOST)]
     node_list: str
     exit_code: str
     restarts: int
-    """0 where it is not said: we do not ask for it."""
+    """0 if unknown: we do not request it."""
     user: str
     account: str
     partition: str
     qos: str
     job_name: str
     eligible: Time | None = None
-    """When it could have started, had there been room: what it waited for since then is the queue."""
+    """Earliest possible start, given free nodes: waiting after that is queue time."""
 
 
 def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30.0) -> list[JobRecord]:
-    """Every record of a job, or of several separated by commas, oldest first; waiting ones too.
+    """Return every record of a job, or of several separated by commas, oldest first; also waiting ones.
 
     Args:
         since: Unix seconds; records that ended before are left out. None: from the job's start.
@@ -87,7 +87,7 @@ def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30
 
 
 def parse_records(lines: Sequence[str]) -> list[JobRecord]:
-    """The records in what sacct printed without a header, its columns being FIELDS.
+    """Parse sacct's output without a header, with the columns FIELDS.
 
     Raises:
         StateError: a line has other columns.
@@ -104,10 +104,10 @@ def ask_sacct_file(
     account: str | None = None,
     timeout_s: float = 600.0,
 ) -> Iterator[IO[bytes]]:
-    """Records of all jobs of a user or an account, of this user where neither is given, in a nameless file.
+    """Yield an unnamed file with all jobs of a user or an account, by default this user's.
 
     Args:
-        start, end: as sacct takes them, for example 2026-05-01; sacct's own default is today.
+        start, end: in sacct's form, for example 2026-05-01; sacct's own default is today.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
@@ -134,19 +134,19 @@ def pick_records(
     waiting: bool = False,
     also: Sequence[str] = (),
 ) -> list[JobRecord]:
-    """The records in what sacct printed, each once, in its order.
+    """Return the records in sacct's output, each once, in order.
 
-    Steps are left out, and jobs that have not started.
+    Leaves out steps, and jobs that have not started.
 
     Args:
-        lines: with their ends or without, and not from splitlines(), which also splits at what a job name may
-            hold; they need not fit in memory.
-        job_ids: of these jobs alone.
+        lines: with or without line ends, and not from splitlines(), which also splits at characters that a
+            job name may hold; they need not fit in memory.
+        job_ids: only these jobs.
         waiting: also those that have not started.
-        also: columns that are needed, see read_header.
+        also: more required columns, see read_header.
 
     Raises:
-        StateError: the header or a line is not of this format; names `source`, line and fix.
+        StateError: the header or a line has another format; names `source`, line and fix.
     """
     rest = iter(lines)
     columns = read_header(next(rest, b""), source, also)
@@ -167,14 +167,14 @@ class Columns:
     line: str
 
     def at(self, name: str) -> int | None:
-        """Where the column stands, 0 for the first; None where there is none."""
+        """Return the column's position, 0 for the first; None if there is none."""
         return self.names.index(name) if name in self.names else None
 
     def split(self, line: str) -> list[str]:
-        """The cells of a row. Only a job name explains more of them than the header has.
+        """Return the cells of a row. Only a job name explains more of them than the header has.
 
         Raises:
-            RowError: there are fewer, or more and no column JobName.
+            RowError: there are fewer, or more without a column JobName.
         """
         cells, count = line.split("|"), len(self.names)
         surplus = len(cells) - count
@@ -187,22 +187,22 @@ class Columns:
         return [*cells[:at], "|".join(cells[at:end]), *cells[end:]]
 
     def row(self, line: str) -> dict[str, str]:
-        """The same by name; of two columns with one name the first, as `at` has it."""
+        """Return the same by name; of two columns with one name the first, like `at`."""
         return dict(zip(self.names[::-1], self.split(line)[::-1], strict=True))
 
 
 class RowError(ValueError):
-    """A line that is no row of its header."""
+    """A line that does not fit its header."""
 
 
 def read_header(line: bytes, source: str, also: Sequence[str] = ()) -> Columns:
-    """The columns that the first line names.
+    """Return the columns named by the first line.
 
     Args:
-        also: columns that are needed beside those that always are, as sacct spells them.
+        also: more required columns, in sacct's spelling.
 
     Raises:
-        StateError: one that is needed is missing; names it, `source` and the fix.
+        StateError: a required one is missing; names it, `source` and the fix.
     """
     text = _text(line)
     names = tuple(name.strip().lower() for name in text.split("|"))
@@ -224,7 +224,7 @@ def read_rows(
     job_ids: Collection[str] | None = None,
     waiting: bool = False,
 ) -> Iterator[JobRecord]:
-    """Each row as a record, but for steps, blank lines, repeated headers and jobs that never started.
+    """Yield each row as a record, except steps, blank lines, repeated headers and jobs that never started.
 
     Args:
         first: the number of the first of `lines` in `source`.
@@ -235,11 +235,11 @@ def read_rows(
     """
     wanted = None if job_ids is None else {job_id.encode() for job_id in job_ids}
     for number, line in enumerate(lines, first):
-        # Seen at a glance: a dump of a cluster is long, and a run has few jobs.
+        # A quick check: a cluster's dump is long, and a run has few jobs.
         if wanted is not None and not any(job_id in line for job_id in wanted):
             continue
         text = _text(line)
-        if not text.strip() or text == columns.line:  # files that were put one after the other
+        if not text.strip() or text == columns.line:  # several files joined into one
             continue
         try:
             row = columns.row(text)
@@ -256,13 +256,13 @@ def _text(line: bytes) -> str:
 
 
 def line_error(source: str, number: int, error: ValueError) -> StateError:
-    """What to say of a line that cannot be read."""
+    """Return the error for a line that cannot be read."""
     between = " " if isinstance(error, RowError) else ": "
     return StateError(f"{source}:{number}{between}{error}; make it again with: {PRINTED_BY}")
 
 
 def to_record(row: dict[str, str]) -> JobRecord:
-    """One row, its cells by the names of their columns in lower case.
+    """Parse one row, its cells by lower-case column name.
 
     Raises:
         ValueError: a cell holds no number, or no time.
@@ -291,19 +291,19 @@ def to_record(row: dict[str, str]) -> JobRecord:
 
 
 def is_job(job_id: str) -> bool:
-    """Whether it is a job, a task of an array or a part of a heterogeneous job; else it is a step of one."""
+    """True for a job, an array task or a part of a heterogeneous job; false for a step."""
     return job_id != "" and "." not in job_id
 
 
 def state_of(text: str) -> str:
-    """CANCELLED of "CANCELLED by 1000"."""
+    """Return CANCELLED for "CANCELLED by 1000"."""
     return text.split(" ")[0] or "unknown"
 
 
 def gpus_of(alloc_tres: str) -> int:
-    """GPUs in an AllocTRES such as "billing=4,cpu=4,gres/gpu:a100=8,gres/gpu=8,node=4", each counted once.
+    """Count the GPUs in an AllocTRES such as "billing=4,cpu=4,gres/gpu:a100=8,gres/gpu=8,node=4", each once.
 
-    Slurm lists the total and, beside it, the same GPUs by type; some sites configure only one of them.
+    Slurm lists the total and the same GPUs by type; some sites configure only one of them.
 
     Raises:
         ValueError: more than any job has.
@@ -314,7 +314,7 @@ def gpus_of(alloc_tres: str) -> int:
 
 
 def nodes_of(num_nodes: str, alloc_tres: str) -> int:
-    """Nodes, from NNodes where it is there, else from AllocTRES.
+    """Return the nodes, from NNodes if present, else from AllocTRES.
 
     Raises:
         ValueError: no number of nodes.
@@ -326,10 +326,10 @@ def nodes_of(num_nodes: str, alloc_tres: str) -> int:
 
 
 def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
-    """Seconds a record ran, from ElapsedRaw, or Elapsed, or End - Start; empty where there is no column.
+    """Return the seconds a record ran, from ElapsedRaw, Elapsed, or End - Start; "" for a missing column.
 
     Raises:
-        ValueError: no number, or no time that a job ran; or it runs still, and only the end would have said.
+        ValueError: no number, or no possible time; or it is still running and only End was there.
     """
     if raw:
         seconds = _integer(raw, "ElapsedRaw")
@@ -363,10 +363,10 @@ def _at_most(count: int, column: str, text: str) -> int:
 
 
 def start_of(start: str, end: str, elapsed_s: int) -> float | None:
-    """`parse_when` of a start. In the hour that a clock change repeats, the end tells which one is meant.
+    """Parse a start with `parse_when`. In the hour repeated by a clock change, the end decides.
 
     Args:
-        end: the End column; empty where there is none.
+        end: the End column; "" if there is none.
     """
     first = parse_when(start)
     if first is None or end in NEVER or end.isdecimal() or start.isdecimal():
@@ -375,18 +375,18 @@ def start_of(start: str, end: str, elapsed_s: int) -> float | None:
     if len(begins) == 1:
         return first
     ends = _both(end)
-    # Pauses of a suspended job make the elapsed time shorter, never longer. Of two that fit, the first.
+    # Suspensions make the elapsed time shorter, never longer. If two fit, take the first.
     return min(begins, key=lambda begin: min(abs(over - begin - elapsed_s) for over in ends))
 
 
 def _both(text: str) -> list[float]:
-    """The moments at which a clock shows this: two in an hour that is repeated."""
+    """Return the moments at which a clock shows this: two in a repeated hour."""
     shown = datetime.fromisoformat(text)
     return sorted({shown.replace(fold=fold).timestamp() for fold in (0, 1)})
 
 
 def parse_when(text: str) -> float | None:
-    """Unix seconds of a time as sacct prints it: 2026-05-01T10:00:00 (local), or seconds; None if unset.
+    """Return the Unix seconds of sacct's time: 2026-05-01T10:00:00 (local), or seconds; None if unset.
 
     Raises:
         UsageError: neither.

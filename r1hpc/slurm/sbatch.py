@@ -1,22 +1,21 @@
-"""Hand a job script to sbatch, once: a submission whose answer was lost is found again, not repeated.
+"""Submit a job script with sbatch exactly once: if the answer is lost, the job is found, not submitted again.
 
 job_id = sbatch(run.script, run.path)
 
-squeue shows nothing by which a client could mark its submission, but the folder that a job starts in. Every
-job of a run starts in the run's folder: one that was not there before sbatch was called is the one it made.
+In squeue only a job's start folder can mark a submission. Every job of a run starts in the run's folder: one
+that was not there before sbatch was called is the new one.
 
-What Slurm would have taken, beside what it refused: sbatch names the mistake and no way out of it.
+A refusal gets a line with the valid choices, which sbatch does not show:
 
     raise with_choices(error)       # ... Invalid account ...\n  your accounts: lab, guest (-A)
 
-The words are those of slurm_errno.c, Slurm 20.11 to 24.11. Slurm is asked with a few seconds' patience; where
-it does not answer, its refusal stands alone.
+The texts are those of slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its
+refusal is shown alone.
 
-Which of the caller's variables a job is given. sbatch alone would export all of them, secrets included.
-
-The job's environment is stored by slurmctld, is readable by every process of the job, and ends up in logs;
-so it is an allow-list. A token a run needs belongs in the file its library reads (~/.netrc,
-$HF_HOME/token), or in a `cluster.setup` line that reads such a file.
+Only an allow-list of the caller's variables reaches a job; sbatch alone would export all of them, secrets
+included. slurmctld stores the job's environment, every process of the job can read it, and it ends up in
+logs. A token a run needs belongs in the file its library reads (~/.netrc, $HF_HOME/token), or in a
+`cluster.setup` line that reads such a file.
 """
 
 import os
@@ -35,10 +34,51 @@ from r1hpc.slurm.queue import jobs_by_folder
 
 _REFUSAL_TIMEOUT_S = 10.0
 _MOST = 12
+_OF_THE_MOMENT = (
+    "node configuration is not available",
+    "partition configuration not available now",
+    "requested nodes are busy",
+    "required node not available",
+)
+"""A test's errors while nodes are down, drained or reserved: a submitted job waits for them."""
+_NAMES = frozenset(
+    """
+    HOME PATH USER LOGNAME SHELL LANG LC_ALL LC_CTYPE TZ TERM TMPDIR SCRATCH WORK PROJECT
+    LD_LIBRARY_PATH LIBRARY_PATH CPATH
+    PYTHONPATH PYTHONNOUSERSITE PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
+    LOADEDMODULES _LMFILES_ BASH_ENV BASH_FUNC_module%% BASH_FUNC_ml%% BASH_FUNC__module_raw%%
+    HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE
+    TOKENIZERS_PARALLELISM CC CXX MAX_JOBS DS_BUILD_OPS DS_SKIP_CUDA_CHECK TRITON_CACHE_DIR
+    TORCHINDUCTOR_CACHE_DIR APPTAINER_BIND APPTAINER_BINDPATH APPTAINER_CACHEDIR
+    SINGULARITY_BIND SINGULARITY_BINDPATH SINGULARITY_CACHEDIR
+    XDG_CACHE_HOME XDG_CONFIG_HOME KRB5CCNAME SLURM_CONF SLURM_CLUSTERS
+    WANDB_MODE WANDB_DIR WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL
+    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
+)
+_TO_THE_NETWORK = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
+"""In upper or lower case."""
+# Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by their own devices.
+_PREFIXES = (
+    *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
+    *("PYTORCH_", "TORCH_", "FLASH_ATTENTION_", "VLLM_"),
+    *("LMOD_", "__LMOD_", "MODULE"),  # without them `module load` is not found in the job
+)
+# Slurm sets CUDA_VISIBLE_DEVICES; R1HPC_ATTEMPT and R1HPC_LOCAL_* describe the calling rank.
+_NEVER = ("CUDA_VISIBLE_DEVICES", "R1HPC_ATTEMPT", "R1HPC_LOCAL_")
+_FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "R1HPC_LOCAL_", "OMPI_", "PMI_", "PMIX_")
+_FOREIGN_NAMES = frozenset(
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "R1HPC_ATTEMPT")
+)
+PATIENCE_S = 600.0
+"""Seconds Slurm may be silent before a submission, and after one whose answer was lost."""
+_TIMEOUT_S = 120.0
+_TRIAL_S = 15.0
+_LOOKS, _PAUSE_S = 5, 3.0
+"""A request that waited for a frozen controller is served soon after its return."""
 
 
 def with_choices(error: SlurmError) -> SlurmError:
-    """The refusal of sbatch, with a line of what there is to choose from where that can be asked."""
+    """Add a line with the valid choices to sbatch's refusal, if Slurm can list them."""
     for words, ask in _CHOICES.items():
         if words.casefold() in error.stderr.casefold():
             choices = _or_nothing(ask)
@@ -47,7 +87,7 @@ def with_choices(error: SlurmError) -> SlurmError:
 
 
 def is_for_good(error: SlurmError) -> bool:
-    """Whether sbatch would refuse, now and later, a job that `sbatch --test-only` refused so."""
+    """True if sbatch would always refuse a job that `sbatch --test-only` refused with this error."""
     said = error.stderr.casefold()
     return not error.unreachable and not any(words in said for words in _OF_THE_MOMENT)
 
@@ -79,7 +119,7 @@ def _associations(column: str) -> set[str]:
 
 
 def _partitions() -> str:
-    """Names, with what one of a partition's nodes has; GPUs as Slurm writes them."""
+    """Return the partitions with a node's resources; GPUs in Slurm's notation."""
     rows = [
         line.split("|")
         for line in call(["sinfo", "-h", "-o", "%R|%D|%c|%m|%G|%l"], _REFUSAL_TIMEOUT_S).split()
@@ -118,47 +158,10 @@ _CHOICES: dict[str, Callable[[], str]] = {
     "requested time limit is invalid": _partitions,
     "invalid feature": _features,
 }
-_OF_THE_MOMENT = (
-    "node configuration is not available",
-    "partition configuration not available now",
-    "requested nodes are busy",
-    "required node not available",
-)
-"""What a test also says while nodes are down, drained or reserved: a job that is submitted waits for them."""
-
-
-_NAMES = frozenset(
-    """
-    HOME PATH USER LOGNAME SHELL LANG LC_ALL LC_CTYPE TZ TERM TMPDIR SCRATCH WORK PROJECT
-    LD_LIBRARY_PATH LIBRARY_PATH CPATH
-    PYTHONPATH PYTHONNOUSERSITE PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
-    LOADEDMODULES _LMFILES_ BASH_ENV BASH_FUNC_module%% BASH_FUNC_ml%% BASH_FUNC__module_raw%%
-    HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE
-    TOKENIZERS_PARALLELISM CC CXX MAX_JOBS DS_BUILD_OPS DS_SKIP_CUDA_CHECK TRITON_CACHE_DIR
-    TORCHINDUCTOR_CACHE_DIR APPTAINER_BIND APPTAINER_BINDPATH APPTAINER_CACHEDIR
-    SINGULARITY_BIND SINGULARITY_BINDPATH SINGULARITY_CACHEDIR
-    XDG_CACHE_HOME XDG_CONFIG_HOME KRB5CCNAME SLURM_CONF SLURM_CLUSTERS
-    WANDB_MODE WANDB_DIR WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL
-    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
-)
-_TO_THE_NETWORK = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
-"""In either case."""
-# Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by what they were given.
-_PREFIXES = (
-    *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
-    *("PYTORCH_", "TORCH_", "FLASH_ATTENTION_", "VLLM_"),
-    *("LMOD_", "__LMOD_", "MODULE"),  # or `module load` is not found in the job
-)
-# CUDA_VISIBLE_DEVICES is Slurm's to set; R1HPC_ATTEMPT and R1HPC_LOCAL_* describe the rank that calls us.
-_NEVER = ("CUDA_VISIBLE_DEVICES", "R1HPC_ATTEMPT", "R1HPC_LOCAL_")
-_FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "R1HPC_LOCAL_", "OMPI_", "PMI_", "PMIX_")
-_FOREIGN_NAMES = frozenset(
-    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "R1HPC_ATTEMPT")
-)
 
 
 def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment sbatch is run with, and so the job's: nothing of SLURM_*, RANK or MASTER_*."""
+    """Return the environment for sbatch, and so for the job: nothing of SLURM_*, RANK or MASTER_*."""
     source = os.environ if environ is None else environ
     chosen = {name: value for name, value in source.items() if _wanted(name) and not _is_login(name, value)}
     if "PYTHONPATH" in chosen:
@@ -167,12 +170,12 @@ def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def withheld(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables that a job would be given if they held no secret."""
+    """Return the variables that are withheld only because they hold a secret."""
     return sorted(name for name, value in environ.items() if _wanted(name) and _is_login(name, value))
 
 
 def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what describes a rank or a job: for a local run started from inside one."""
+    """Return the environment without a rank's or job's variables: for a local run started inside one."""
     return {
         name: value
         for name, value in environ.items()
@@ -192,20 +195,12 @@ def _is_login(name: str, value: str) -> bool:
 
 
 def _absolute(search_path: str) -> str:
-    """A job starts in another folder, where "." or "src" would be something else."""
+    """Make the paths absolute: a job starts in another folder, where "." or "src" differ."""
     return os.pathsep.join(str(Path(part).absolute()) for part in search_path.split(os.pathsep))
 
 
-PATIENCE_S = 600.0
-"""How long Slurm may be silent ahead of a submission, and after one whose answer was lost."""
-_TIMEOUT_S = 120.0
-_TRIAL_S = 15.0
-_LOOKS, _PAUSE_S = 5, 3.0
-"""A request that waited for a controller that was frozen is served within a moment of its return."""
-
-
 class LostSubmissionError(SlurmError):
-    """sbatch may have made a job, and Slurm does not say; or it has, and the disk took no note of it."""
+    """sbatch may have made a job, and Slurm does not say; or it has, and its job ID could not be saved."""
 
 
 def sbatch(
@@ -216,19 +211,19 @@ def sbatch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Submit a script whose job starts in `folder`; the job's id.
+    """Submit a script whose job starts in `folder`; return the job's id.
 
     Args:
-        known: the folder's jobs that are on record; another one that waits or runs is refused. None: any may.
+        known: the folder's recorded jobs; another one that waits or runs is refused. None: any may.
 
     Raises:
-        SlurmError: sbatch refused, or was not heard: no job came of it.
-        LostSubmissionError: there may be a job of it.
-        StateError: a job of this folder is in the queue that is not on record.
+        SlurmError: sbatch refused or was not reached: there is no job.
+        LostSubmissionError: there may be a job.
+        StateError: the queue has a job of this folder that is not recorded.
     """
     before = _jobs_in(folder, sleep, clock)
     if known is not None and set(before) - set(known):
-        _refuse_unknown(folder, known)  # of those, the ones that have not ended
+        _refuse_unknown(folder, known)  # those that have not ended
     try:
         return read_job_id(call(["sbatch", "--parsable", *options, str(script)], _TIMEOUT_S, exported()))
     except SlurmError as error:
@@ -246,16 +241,16 @@ def sbatch(
 
 @dataclass(frozen=True)
 class Trial:
-    """What Slurm says of a job that is not submitted."""
+    """Slurm's answer about a job that is not submitted."""
 
     sentence: str
     starts: bool = False
-    """It says when and where the job would start."""
+    """True if it gives the time and nodes of the start."""
     was_heard: bool = True
 
 
 def try_out(text: str) -> Trial:
-    """Show a script to Slurm. No job is made.
+    """Show a script to Slurm without making a job.
 
     Raises:
         SlurmError: it would refuse the job.
@@ -278,7 +273,7 @@ def try_out(text: str) -> Trial:
 
 
 def _jobs_in(folder: Path, sleep: Callable[[float], None], clock: Callable[[], float]) -> list[str]:
-    """The folder's jobs, ended ones too. Nothing is submitted yet, so a silent Slurm is asked again."""
+    """Return the folder's jobs, also ended ones. A silent Slurm is asked again: nothing is submitted yet."""
     answers: list[dict[Path, list[str]]] = []
     error = retry(
         lambda: answers.append(jobs_by_folder(all_states=True)),
@@ -293,7 +288,7 @@ def _jobs_in(folder: Path, sleep: Callable[[float], None], clock: Callable[[], f
 
 
 def read_job_id(answer: str) -> str:
-    """The id in the output of `sbatch --parsable`: ID or ID;CLUSTER, after whatever a site's filter prints.
+    """Return the id in the output of `sbatch --parsable`: ID or ID;CLUSTER, after output of a site's filter.
 
     Raises:
         StateError: there is none.
@@ -322,7 +317,7 @@ def _find_again(
     sleep: Callable[[float], None],
     clock: Callable[[], float],
 ) -> str | None:
-    """The job of a submission that was not answered; None where Slurm answers again and there is none."""
+    """Return the job of an unanswered submission; None if Slurm answers again and there is none."""
     reason = " ".join(str(lost).split())
     print(f"{reason}: looking whether the job is there all the same", file=sys.stderr, flush=True)
     deadline = clock() + PATIENCE_S
@@ -338,7 +333,7 @@ def _find_again(
                 ) from error
         else:
             if new:
-                return min(new, key=int)  # of an array: its own id, and not that of a task
+                return min(new, key=int)  # for an array its own id, not a task's
             looks += 1
         sleep(_PAUSE_S)
     return None

@@ -1,18 +1,17 @@
-"""The job script: one template, two commands.
+"""Render the job script: one template for `submit` and for sbatch/train.sh.
 
     render(script)       the text `python -m r1hpc.submit` hands to sbatch
     train_script()       sbatch/train.sh; rewrite it with: python -m r1hpc.slurm.script > sbatch/train.sh
 
-Pure text, no Slurm needed; the shell itself is in r1hpc/slurm/script_text.py.
-
-How ranks are started inside a container: by Apptainer or Singularity, or by Pyxis, a plugin of srun.
+Pure text, no Slurm needed; the shell itself is in r1hpc/slurm/script_text.py. Ranks in a container are
+started by Apptainer or Singularity, or by Pyxis, a plugin of srun:
 
     rank_words(container, binds=["/scratch/runs"], has_gpus=True)
         # ["apptainer", "exec", "--nv", "--bind", "/scratch/runs", "image.sif", "python3"]
     step_words(container, binds=["/scratch/runs"])       # Pyxis: --container-image=... for srun
 
 Only the ranks run in it. The begin and the end of an attempt call scontrol and sacct, which an image does not
-have: they run on the host, with cluster.python or the python that submits.
+have: they run on the host, with cluster.python or the submitting python.
 """
 
 import dataclasses
@@ -32,9 +31,13 @@ from r1hpc.plan.topology.batch import ranks_per_node
 from r1hpc.slurm import contract, fields, script_text
 from r1hpc.slurm.rank_env import expand_nodelist
 
+DEFAULT_SIGNAL_LEAD_S = 300
+_MOST_EXCLUDED = 4
+"""Nodes that could not begin a job before it gives up: then the nodes are not at fault."""
+
 
 def rank_words(container: ContainerConfig, binds: Sequence[str], has_gpus: bool) -> list[str]:
-    """What stands before `-m r1hpc.launch rank`; empty where ranks run on the host."""
+    """Return the words before `-m r1hpc.launch rank`; empty if ranks run on the host."""
     if container.image is None:
         return []
     if container.runtime == "pyxis":
@@ -48,7 +51,7 @@ def rank_words(container: ContainerConfig, binds: Sequence[str], has_gpus: bool)
 
 
 def step_words(container: ContainerConfig, binds: Sequence[str]) -> list[str]:
-    """Options of srun that Pyxis reads; empty without it."""
+    """Return srun's options for Pyxis; empty without it."""
     if container.image is None or container.runtime != "pyxis":
         return []
     mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
@@ -56,8 +59,8 @@ def step_words(container: ContainerConfig, binds: Sequence[str]) -> list[str]:
 
 
 def binds_of(config: RunConfig, run_root: Path) -> list[str]:
-    """The folders the ranks need, then those of the profile: run root (with its datasets), data, models, and
-    where questions lie."""
+    """Return the folders the ranks need, then the profile's: run root (with its datasets), data, models,
+    question files."""
     models = (config.model.path, config.model.tokenizer, config.rl.teacher)
     needed: Iterable[str | None] = (
         *(str(run_root), config.data.path, *models),
@@ -69,25 +72,20 @@ def binds_of(config: RunConfig, run_root: Path) -> list[str]:
 
 
 def _folder_of(path: str) -> str:
-    """Itself, or of a file or a pattern the folder it lies in."""
+    """Return the folder itself, or the folder of a file or pattern."""
     return path if Path(path).is_dir() else str(Path(path).parent)
 
 
 def _linked_to(model: str | None) -> list[str]:
-    """Where the files of a model's folder lie: those of the Hub's cache are links."""
+    """Return the folders that a model's files link to, as in the Hub's cache."""
     if model is None or not Path(model).is_dir():
         return []
     return sorted({str(file.resolve().parent) for file in Path(model).iterdir() if file.is_symlink()})
 
 
-DEFAULT_SIGNAL_LEAD_S = 300
-_MOST_EXCLUDED = 4
-"""Nodes on which a job could not begin, before it gives up: then it is not the nodes."""
-
-
 @dataclass(frozen=True)
 class Script:
-    """All that the text of a job script depends on. Checked at birth, field by field."""
+    """All values in the text of a job script. The constructor checks every field."""
 
     run_dir: Path
     python: tuple[str, ...]
@@ -98,15 +96,15 @@ class Script:
     setup: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     num_excluded: int = 0
-    """Nodes that the user has excluded."""
+    """Number of nodes that the user has excluded."""
     rank: Sequence[str] = ()
-    """The words that start an interpreter for a rank, in a container; empty: as on the host."""
+    """The words that start a rank's interpreter in a container; empty: as on the host."""
     step: Sequence[str] = ()
-    """Further options of srun."""
+    """More options of srun."""
     by_submitit: bool = True
-    """Ranks are started through submitit; else by `r1hpc.launch rank` directly, as all in a container are."""
+    """Ranks are started through submitit; else by `r1hpc.launch rank` directly, as all are in a container."""
     contract: int = contract.CURRENT
-    """What the run's frozen code knows, see slurm/contract.py."""
+    """The contract that the run's frozen code knows, see slurm/contract.py."""
 
     def __post_init__(self) -> None:
         fields.check_path(self.run_dir, "the run folder")
@@ -115,7 +113,7 @@ class Script:
             raise UsageError(f"{self.ranks_per_node} ranks per node: at least one is needed")
 
     def with_options(self, more: Mapping[str, str]) -> "Script":
-        """The script with these sbatch options over its own."""
+        """Return the script with these sbatch options over its own."""
         return dataclasses.replace(self, options={**self.options, **more})
 
 
@@ -126,14 +124,14 @@ def make_script(
     gpus_per_node: int,
     signal_lead_s: int = DEFAULT_SIGNAL_LEAD_S,
 ) -> Script:
-    """The script of a run, every field of it checked.
+    """Return the script of a run, with every field checked.
 
     Args:
         gpus_per_node: as resolved; 0 is a CPU run.
         signal_lead_s: USR2 comes this long before the time limit.
 
     Raises:
-        UsageError: a field holds what it may not, a node is both asked for and excluded, or the run's frozen
+        UsageError: a field has a forbidden value, a node is both required and excluded, or the run's frozen
             code is newer than this one.
     """
     resources, cluster = config.resources, config.cluster
@@ -179,17 +177,17 @@ def make_script(
 
 
 def interpreter(cluster: ClusterConfig) -> tuple[str, ...]:
-    """The words that start python on the nodes' host system."""
+    """Return the words that start python on the nodes' host system."""
     return tuple(cluster.python.split()) if cluster.python else (sys.executable,)
 
 
 def gpus(kind: str | None, count: int) -> str:
-    """GPUs as sbatch's --gpus-per-node takes them: 4, or a100:4."""
+    """Return GPUs in the form of sbatch's --gpus-per-node: 4, or a100:4."""
     return f"{kind or ''}:{count}".lstrip(":")
 
 
 def asked_options(config: RunConfig) -> dict[str, str | int | None]:
-    """Where and how a job shall run, by sbatch's names: what a person or the profile says; None: nothing."""
+    """Return the job's place and resources, by sbatch's names, from user or profile; None: not set."""
     resources, cluster = config.resources, config.cluster
     return {
         "partition": resources.partition or cluster.partition,
@@ -211,7 +209,7 @@ def asked_options(config: RunConfig) -> dict[str, str | int | None]:
 
 
 def render(script: Script) -> str:
-    """The whole job script."""
+    """Return the full job script."""
     site = site_lines(script.setup, script.environment)
     return _fill(
         script_text.RENDERED,
@@ -234,7 +232,7 @@ def render(script: Script) -> str:
 
 
 def train_script() -> str:
-    """The text of sbatch/train.sh: the defaults of jobs/train.yaml, whatever GPUs the nodes have."""
+    """Return the text of sbatch/train.sh: the defaults of jobs/train.yaml, with any GPUs of the nodes."""
     options = {
         "job-name": "train",
         "nodes": "4",
@@ -261,18 +259,18 @@ def train_script() -> str:
 
 
 def site_lines(setup: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The shell lines of a profile: its setup as written, its variables quoted."""
+    """Return the shell lines of a profile: its setup as written, its variables quoted."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     return "".join(f"{line}\n" for line in [*setup, *exports])
 
 
 def rank_lines(script: Script) -> str:
-    """How ranks are started: the arrays that both scripts give to srun."""
+    """Return the arrays that both scripts give to srun to start ranks."""
     return f"RANK={_words(script.rank or script.python)}\nSTEP={_words(script.step)}\n"
 
 
 def site_file(script: Script) -> str:
-    """What sbatch/train.sh reads, once the run folder is made."""
+    """Return the file that sbatch/train.sh reads, once the run folder is made."""
     contract_line = f"CONTRACT={script.contract}\n"
     return site_lines(script.setup, script.environment) + rank_lines(script) + contract_line
 
@@ -282,7 +280,7 @@ def _words(words: Sequence[str]) -> str:
 
 
 def directives(options: Mapping[str, str]) -> str:
-    """The lines that sbatch reads; an empty value is a bare flag."""
+    """Return the lines that sbatch reads; an empty value is a bare flag."""
     return "\n".join(
         f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
         for name, value in options.items()
@@ -290,7 +288,7 @@ def directives(options: Mapping[str, str]) -> str:
 
 
 def _fill(template: str, **values: str) -> str:
-    """Replace each @NAME@ once, in one pass: what a value holds is never a placeholder."""
+    """Replace each @NAME@ once, in one pass: values are never read as placeholders."""
     return re.sub(r"@([A-Z_]+)@", lambda found: values[found[1]], template)
 
 

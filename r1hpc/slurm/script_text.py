@@ -1,8 +1,8 @@
-"""The shell of the job script: text with places to fill in, which r1hpc/slurm/script.py does.
+"""Hold the shell text of the job script; r1hpc/slurm/script.py fills in its placeholders.
 
-RENDERED, TRAIN: the head of job.sh and of sbatch/train.sh; both hold LIFE and end with ATTEMPT
-LIFE: what the shell does by itself where Python cannot
-ATTEMPT: begin, one srun task per rank, end
+RENDERED, TRAIN  the head of job.sh and of sbatch/train.sh; both contain LIFE and end with ATTEMPT
+LIFE             what the shell does itself where Python cannot
+ATTEMPT          begin, one srun task per rank, end
 """
 
 RENDERED = """\
@@ -367,6 +367,6 @@ LOADER=r1hpc.slurm.payload # it checks the payload again
 [ "$CONTRACT" -ge 4 ] || LOADER=submitit.core._submit
 """
 BY_LAUNCH = '"${RANK[@]}" -u -m r1hpc.launch rank "$RUN_DIR"'
-# A step is not given the GPUs that a job holds only because it is exclusive (srun(1), --gres).
+# A step does not get GPUs that a job holds only because it is exclusive (srun(1), --gres).
 STEP = ' "${STEP[@]}"'
 IMPLICIT_GPUS = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'

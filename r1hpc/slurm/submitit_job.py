@@ -28,11 +28,11 @@ def submit(
     num_tasks: int = 1,
     known: Collection[str] | None = None,
 ) -> str:
-    """Submit the job.sh of a run and leave the payload for its ranks; the job id.
+    """Submit the job.sh of a run and leave the payload for its ranks; return the job id.
 
     Args:
-        num_tasks: over all nodes; submitit only counts its result files by it.
-        known: the run's jobs that are on record, see `slurm.sbatch`.
+        num_tasks: over all nodes; submitit uses it only to count its result files.
+        known: the run's recorded jobs, see `slurm.sbatch`.
 
     Raises:
         UsageError: there is no Slurm client here.
@@ -46,7 +46,7 @@ def submit(
 
 
 def adopt(run: RunDir, job_id: str, num_tasks: int = 1) -> None:
-    """Leave the payload for a job that sbatch took before its submission was cut off; it waits for it."""
+    """Leave the payload for a job whose submission was cut off after sbatch took it; the job waits for it."""
     if not payload.path_of(run.path, job_id).exists():
         _leave_payload(_Executor(run, num_tasks, job_id=job_id), run)
 
@@ -67,7 +67,7 @@ def _leave_payload(executor: "_Executor", run: RunDir) -> str:
 
 
 class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types we follow
-    """submitit's Slurm executor with the script of the run in place of its own."""
+    """submitit's Slurm executor with the run's own script."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
         return self._tasks
 
     def _submit_command(self, command: str) -> Any:
-        """Called by submitit once the payload lies in its folder under a temporary name."""
+        """Submit; submitit calls this once the payload is in its folder under a temporary name."""
         payload.make_private(self._run.path)
         self.job_id = self.job_id or sbatch(self._run.script, self._run.path, known=self._known)
         failpoint("sbatch.answered")
@@ -96,9 +96,9 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """submitit creates its files with the caller's umask, which may let a group write a pickle.
+    """Create private files: submitit uses the caller's umask, which may let a group write a pickle.
 
-    A folder with a default ACL lets it all the same (umask(2)): see payload.make_private.
+    A folder with a default ACL ignores the umask (umask(2)): see payload.make_private.
     """
     before = os.umask(0o077)
     try:

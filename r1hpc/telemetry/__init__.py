@@ -1,1 +1,1 @@
-"""Record and read what a run reports: attempts with their causes, metrics per step, NVML per node."""
+"""Record and read a run's data: attempts with their causes, metrics per step, NVML per node."""

@@ -1,4 +1,4 @@
-"""What a run asks of Slurm, the image of its ranks, and what a site needs (configs/cluster/<name>.yaml)."""
+"""Define Slurm resources, the ranks' container, and a site's profile (configs/cluster/<name>.yaml)."""
 
 from dataclasses import dataclass, field
 
@@ -9,15 +9,15 @@ from r1hpc.config.schema.ranges import ranged
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """What is asked of Slurm, under sbatch's own names. `None` is left to the cluster profile."""
+    """Slurm resources, named like sbatch's options. `None` takes the cluster profile's value."""
 
     nodes: int = ranged(1, least=1)
     """sbatch --nodes."""
     gpus_per_node: int | None = ranged(None, least=0)
-    """GPUs, and so ranks, per node. 0: a CPU run with `ranks_per_node`. None: the profile's, then probed."""
+    """GPUs per node, one rank each. 0: a CPU run with `ranks_per_node`. None: the profile's, then probed."""
     gpu_type: str | None = None
-    """What Slurm calls the GPUs to be had (sinfo -o %G), as in sbatch --gpus-per-node=a100:4. Where that is
-    a card's name, memory and hours are planned for it. None: any."""
+    """Slurm's name for the GPU type (sinfo -o %G), as in sbatch --gpus-per-node=a100:4. If it is a card's
+    name, memory and hours are planned for that card. None: any."""
     ranks_per_node: int = ranged(1, least=1)
     """Ranks per node of a CPU run."""
     time: str | None = None
@@ -33,13 +33,13 @@ class ResourcesConfig:
     cpus_per_task: int | None = ranged(None, least=1)
     """sbatch --cpus-per-task: cores of a rank."""
     mem: str | None = None
-    """sbatch --mem, of a node; 0: all of it."""
+    """sbatch --mem, per node; 0: all of it."""
     constraint: str | None = None
     """sbatch --constraint."""
     exclude: str | None = None
-    """sbatch --exclude: nodes not to be used."""
+    """sbatch --exclude: nodes to avoid."""
     nodelist: str | None = None
-    """sbatch --nodelist: nodes to be used."""
+    """sbatch --nodelist: nodes to use."""
     dependency: str | None = None
     """sbatch --dependency."""
     reservation: str | None = None
@@ -64,52 +64,51 @@ class ResourcesConfig:
 
 @dataclass(frozen=True)
 class ContainerConfig:
-    """The image the ranks run in. The job itself begins and ends on the host, where Slurm's commands are."""
+    """The container image of the ranks. The job itself runs on the host, which has Slurm's commands."""
 
     image: str | None = None
     """A .sif file, or what the runtime takes: docker://…; with pyxis nvcr.io#nvidia/pytorch:25.01-py3."""
     runtime: str = ranged("apptainer", choices=("apptainer", "singularity", "pyxis"))
-    """What starts it. On GPUs the first two are given --nv."""
+    """The program that starts it. On GPUs the first two get --nv."""
     python: str = "python3"
-    """The interpreter in the image, with the packages of r1hpc; its code is the run's own."""
+    """The interpreter in the image, with r1hpc's dependencies; r1hpc's code comes from the run folder."""
     binds: list[str] = field(default_factory=list)
-    """Folders beside the run root, data.path and model.path that the ranks see: DIR or FROM:TO."""
+    """Folders that the ranks see beside the run root, data.path and model.path: DIR or FROM:TO."""
     options: list[str] = field(default_factory=list)
     """Further words for `apptainer exec`, or for srun with pyxis."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What a site needs, from configs/cluster/<name>.yaml. What it leaves out is probed."""
+    """A site's values, from configs/cluster/<name>.yaml. Missing ones are probed."""
 
     name: str = "default"
     """A label of the profile, for people."""
     partition: str | None = None
-    """Where resources.partition is not given."""
+    """Default of resources.partition."""
     account: str | None = None
-    """Where resources.account is not given."""
+    """Default of resources.account."""
     qos: str | None = None
-    """Where resources.qos is not given."""
+    """Default of resources.qos."""
     gpus_per_node: int | None = ranged(None, least=0)
-    """Where resources.gpus_per_node is not given."""
+    """Default of resources.gpus_per_node."""
     gpu_type: str | None = None
-    """With its memory, for example a100-40gb: what memory and hours are planned for, where
-    resources.gpu_type names no other card, and MFU is of. None: an A100 of 80 GB is planned for; MFU asks the
-    GPU itself."""
+    """The GPU with its memory, for example a100-40gb: used to plan memory and hours unless resources.gpu_type
+    names another card, and for MFU. None: plans for an 80 GB A100; MFU asks the GPU itself."""
     cpus_per_task: int | None = ranged(None, least=1)
-    """Where resources.cpus_per_task is not given."""
+    """Default of resources.cpus_per_task."""
     mem: str | None = None
-    """Where resources.mem is not given."""
+    """Default of resources.mem."""
     network_interface: str | None = None
     """For NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME. None: the interface that leads to rank 0."""
     network_gbit_s: float | None = ranged(None, above=0)
-    """Of a node's links to the other nodes, together: the plan then says what a step's gradients take on
-    them, and whether train.gradient_compression pays. None: not known."""
+    """Bandwidth of all of a node's links to other nodes. The plan then shows the time for a step's gradients
+    and whether train.gradient_compression pays. None: unknown."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines run before anything else in the job: `module load …`, `source …/activate`.
-    They are shell on purpose and come only from a profile file you wrote, never from a flag."""
+    """Shell lines that run first in the job: `module load …`, `source …/activate`. They run as shell code and
+    come only from a profile file you wrote, never from a flag."""
     python: str | None = None
-    """The interpreter on the nodes, or words that start one (uv run python). None: the one that submits."""
+    """The interpreter on the nodes, or words that start one (uv run python). None: the submitting one."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     cpu_bind: str | None = None
     """srun --cpu-bind: cores, sockets, none … None: Slurm's own."""

@@ -1,9 +1,9 @@
-"""Ranges of the schema: written beside each field, checked when a configuration is loaded, shown in the docs.
+"""Declare ranges beside the schema's fields; loading checks them and the docs show them.
 
     lr: float = ranged(3e-4, above=0)
 
-`check_ranges(config)` holds every setting against its range, and names the key and what it may be. A frozen
-configuration is read without it: a run of before stays readable when a range is narrowed.
+`check_ranges(config)` checks every setting; its error names the key and the allowed values. A frozen
+configuration is read without it, so an old run stays readable when a range is narrowed.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest
 
 _MOST_INTEGER = 2**63 - 1
-"""What the arrays and records that hold our integers can hold."""
+"""The largest integer that our arrays and records can hold."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a number, or each number of a mapping, may be. Not a number and infinity are in none."""
+    """The allowed values of a number, or of each number of a mapping. NaN and infinity are never allowed."""
 
     least: float | None = None
     above: float | None = None
@@ -52,7 +52,7 @@ class Range:
 def ranged(
     default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None, **bounds: Any
 ) -> Any:
-    """A field of the schema with a Range: `least`, `above`, `most`, `below`, or `choices`."""
+    """Return a schema field with a Range: `least`, `above`, `most`, `below`, or `choices`."""
     metadata = {"range": Range(**bounds)}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -60,16 +60,16 @@ def ranged(
 
 
 def range_of(field: "dataclasses.Field[Any]") -> Range | None:
-    """The range of a setting, where it has one."""
+    """Return the range of a setting, if it has one."""
     found: Range | None = field.metadata.get("range")
     return found
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Hold every setting of a section and of those in it against its range.
+    """Check every setting of a section and its subsections against its range.
 
     Raises:
-        ConfigError: the first that is out of it, or that no file can hold.
+        ConfigError: the first one out of range, or that no file can hold.
     """
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), f"{prefix}{field.name}"
@@ -81,7 +81,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every plain value in a mapping or a list, with its key."""
+    """Yield every plain value in a mapping or a list, with its key."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_text(f"a name in {key}", str(name))
@@ -106,6 +106,6 @@ def _check(name: str, value: Any, allowed: Range) -> None:
 
 
 def _check_text(name: str, value: str) -> None:
-    """Refuse what neither a path nor a file of UTF-8 can hold."""
+    """Refuse text that a path or a UTF-8 file cannot hold."""
     if "\0" in value or (not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)):
         raise ConfigError(f"{name} holds a character that no file can hold (NUL, or half of a pair)")

@@ -1,4 +1,4 @@
-"""The sections of a run that samples: its task, rewards, rollouts, algorithm, generation and evaluation."""
+"""Define the settings of runs that sample: task, rewards, rollouts, algorithm, generation, evaluation."""
 
 import re
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ _VLLM_OPTIONS = (
     *("attention_backend", "attention_config", "kernel_config", "moe_backend", "kv_cache_dtype"),
     *("disable_custom_all_reduce", "sleep_mode_offload_cudagraph", "disable_log_stats"),
 )
-"""Options of vllm.LLM for memory and speed. Of the others many change what weights an engine has, what it
-samples, or what a log-probability means, and no proof sees all of that."""
+"""Options of vllm.LLM for memory and speed. Many others change an engine's weights, its samples, or the
+meaning of a log-probability, and no check covers all of that."""
 _OF_REWARDS: dict[str, tuple[Any, ...]] = {
     "kl_coef": (0.0,),
     "max_resamples": (0,),
     "dual_clip": (None,),
     "importance_sampling": ("auto", "none"),
 }
-"""Settings of the losses by rewards, and their values that do nothing in a loss without any."""
+"""Settings of losses that use rewards, with the values that have no effect in other losses."""
 _OF_RATIOS: dict[str, tuple[Any, ...]] = {"baseline": ("group",), "objective": ("clip",), "ratio": ("token",)}
-"""Likewise; runs of before may have others."""
+"""The same for losses that use ratios; older runs may have other values."""
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -43,25 +43,25 @@ class TaskConfig:
 
     name: str = "chain_sum"
     """chain_sum, countdown, file (questions from a file), reasoning_gym:NAME for any of its generators, or
-    your own: FILE.py:NAME, package.module:NAME (docs/tasks.md)."""
+    custom code: FILE.py:NAME, package.module:NAME (docs/tasks.md)."""
     seed: int = ranged(0, least=0)
-    """Another seed asks other questions."""
+    """Another seed gives other questions."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Settings of the task itself, for example num_terms; `path`, `template` and `judge` for file."""
+    """Options of the task itself, for example num_terms; `path`, `template` and `judge` for file."""
     question: str = "question"
-    """Files: the column of the question."""
+    """Files: the column with the question."""
     answer: str = "answer"
-    """Files: the column of the answer."""
+    """Files: the column with the answer."""
     choices: str = ""
-    """Files: the column of the choices, where the answer is one of several."""
+    """Files: the column with the choices, for multiple-choice questions."""
     drop_longer: bool = False
-    """Files: leave out the rows whose prompt is longer than rollout.max_prompt_length, and count them. False:
-    one of them refuses the file."""
+    """Files: leave out and count the rows whose prompt is longer than rollout.max_prompt_length. False: one
+    such row refuses the file."""
     mix: dict[str, Any] = field(default_factory=dict)
     """Several tasks in one run: LABEL: {name, weight, seed, options, question, answer, choices}, reported by
-    label. What an entry leaves out is as above, its weight 1, its options none."""
+    label. Missing values are the ones above; the weight is 1, the options empty."""
     first_item: int | None = ranged(None, least=0)
-    """Stage rl: index of its first item. None: 0; in a chain, the next after those earlier stages show."""
+    """Stage rl: index of its first item. None: 0; in a chain, the first one after earlier stages."""
 
     def __post_init__(self) -> None:
         for label, part in self.mix.items():
@@ -76,26 +76,26 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """reward = sum of weight x term. Every term is logged by itself."""
+    """reward = sum of weight x term. Every term is logged separately."""
 
     terms: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.1})
-    """accuracy, format, language, efficiency_tokens, efficiency_flops, diversity, overlong, or your own:
+    """accuracy, format, language, efficiency_tokens, efficiency_flops, diversity, overlong, or custom code:
     FILE.py:NAME, package.module:NAME, a score(prompt, completion, answer, metadata) (docs/tasks.md)."""
     gate_format: bool = True
-    """No format reward in a group whose members differ in nothing but format."""
+    """No format reward in a group whose members differ only in format."""
     timeout_s: float = ranged(2.0, above=0)
-    """For one answer's verification; then the verifier is killed, the answer counts as wrong."""
+    """Seconds to verify one answer; then the verifier is killed and the answer counts as wrong."""
     overlong_share: float = ranged(0.2, above=0, most=1)
     """Term overlong: the last share of max_completion_length, in which it falls from 0 to -1."""
     answer_in: str = ranged("tags", choices=("tags", "boxed"))
-    """Where a completion says its answer. tags: <answer>...</answer>; boxed: the last \\boxed{...}, as models
-    do that were trained on MATH."""
+    """Place of the answer in a completion. tags: <answer>...</answer>; boxed: the last \\boxed{...}, as in
+    models trained on MATH."""
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise ConfigError("reward.terms is empty: give at least accuracy: 1.0")
         for name, weight in self.terms.items():
-            if weight < 0 and name.isidentifier():  # a term of your own may be a penalty
+            if weight < 0 and name.isidentifier():  # a custom term may be a penalty
                 raise ConfigError(
                     f"reward.terms.{name} is {weight}: it would reward the opposite; at least 0"
                 )
@@ -103,7 +103,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How completions are sampled."""
+    """Sampling of completions."""
 
     engine: str = ranged("sampler", choices=("sampler", "vllm"))
     """sampler: the training model itself with a KV cache; vllm: vLLM inside each rank (the extra `vllm` on
@@ -117,31 +117,31 @@ class RolloutConfig:
     max_completion_length: int = ranged(64, least=1)
     """Tokens; a completion that has not ended by then is truncated."""
     temperature: float = ranged(1.0, above=0)
-    """Logits are divided by it, in sampling and in the loss."""
+    """Divides the logits, in sampling and in the loss."""
     top_p: float = ranged(1.0, above=0, most=1)
-    """Stages generate and evaluate: the fewest most likely tokens whose probabilities reach it are kept
-    (nucleus sampling, arXiv 1904.09751). A rollout that is trained on takes the whole distribution."""
+    """Stages generate and evaluate: nucleus sampling, the fewest most likely tokens whose probabilities reach
+    it (arXiv 1904.09751). Training rollouts use the full distribution."""
     top_k: int = ranged(0, least=0)
-    """Likewise: so many most likely tokens are kept; 0: all."""
+    """The same stages: keep only this many of the most likely tokens; 0: all."""
     min_p: float = ranged(0.0, least=0, most=1)
-    """Likewise: tokens at least this times as likely as the likeliest are kept (arXiv 2407.01082)."""
+    """The same stages: keep tokens at least this times as likely as the likeliest (arXiv 2407.01082)."""
     prompts_per_batch: int = ranged(0, least=0)
     """Prompts that one rank decodes together, each num_generations (stages generate, evaluate: num_samples)
-    times: it bounds the KV cache. In stage rl a finished batch survives a preemption; in stages generate and
-    evaluate a finished part does (generate.items_per_part). 0: a whole part of those stages; of stage rl the
-    rank's share of a rollout, and no more than that in evaluations. vLLM bounds its cache itself: there
-    it counts in the rollouts of stage rl alone, as what a preemption may cost."""
+    times; it bounds the KV cache. In stage rl a finished batch survives a preemption; in stages generate and
+    evaluate a finished part does (generate.items_per_part). 0: a full part in those stages; in stage rl the
+    rank's share of a rollout, which also limits evaluations. vLLM bounds its cache itself: there it only
+    applies to rollouts of stage rl, as the work a preemption may cost."""
     poll_every: int = ranged(16, least=1)
-    """Decoded tokens between two looks at whether somebody asked to stop."""
+    """Decoded tokens between two checks for a stop request."""
     vllm_options: dict[str, Any] = field(default_factory=dict)
-    """Handed to vllm.LLM under its names: options for memory and speed, such as gpu_memory_utilization (0.3)
-    on a GPU, kv_cache_memory_bytes (2**30) on a CPU; others are refused, with a list."""
+    """Options for vllm.LLM, under its names, for memory and speed: such as gpu_memory_utilization (0.3) on a
+    GPU, kv_cache_memory_bytes (2**30) on a CPU; others are refused, with a list."""
     prove_every: int = ranged(1, least=1)
-    """vllm: of so many hand-overs of weights one is proven, the first always: completions are sampled, and
-    their log-probabilities compared with the trainer's."""
+    """vllm: check one of this many weight updates, and always the first: samples completions and compares
+    their log-probabilities with the trainer's."""
     max_logprob_difference: float | None = ranged(None, above=0)
-    """Largest mean difference (nats) between the sampler's and the trainer's log-probabilities, after a
-    hand-over and in each rollout. None: 0.0001 in fp32; in bf16 and fp16 0.05, after a hand-over 0.15."""
+    """Largest mean difference (nats) of the sampler's log-probabilities from the trainer's, in rollouts and
+    after weight updates. None: 0.0001 in fp32; in bf16 and fp16 0.05, after a weight update 0.15."""
 
     def __post_init__(self) -> None:
         for name, value in self.vllm_options.items():
@@ -152,7 +152,7 @@ class RolloutConfig:
                 )
 
     def check_new(self) -> None:
-        """Refuse what a run of before may have, which goes on.
+        """Refuse values that only older runs may keep when they continue.
 
         Raises:
             ConfigError: an option of vLLM that may change what is sampled.
@@ -172,14 +172,14 @@ class RolloutConfig:
 @dataclass(frozen=True)
 class RlConfig:
     """Reinforcement learning with verifiable rewards, or on-policy distillation, on the policy's own
-    completions. Defaults are GRPO's; presets in configs/rl/."""
+    completions. The defaults are GRPO's; presets in configs/rl/."""
 
     algorithm: str = ranged("grpo", choices=("grpo", "ppo", "distill"))
     """grpo: advantages within a group; ppo: a critic and GAE; distill: each token is pulled to a teacher's
     distribution (on-policy distillation: GKD, arXiv 2306.13649), and rewards are only reported."""
     teacher: str | None = None
-    """distill: folder of the teacher, as model.path; its tokens must be those of the student. It lies where
-    `reference` says."""
+    """distill: folder of the teacher, like model.path; it must have the student's tokens. `reference` sets
+    its place in memory."""
     jsd_beta: float = ranged(1.0, least=0, most=1)
     """distill: 1: KL(student, teacher), the reverse KL; 0: KL(teacher, student); between: the generalised
     Jensen-Shannon divergence (2306.13649, section 2)."""
@@ -188,13 +188,13 @@ class RlConfig:
     scale_advantage: bool = True
     """Divide by the group's standard deviation (GRPO); false is Dr. GRPO's choice."""
     baseline: str = ranged("group", choices=("group", "leave_one_out"))
-    """What a completion is compared with: the mean of its group (GRPO), or of the others in it (RLOO, arXiv
+    """Baseline of a completion's reward: the mean of its group (GRPO), or of the others in it (RLOO, arXiv
     2402.14740, with scale_advantage=false)."""
     objective: str = ranged("clip", choices=("clip", "cispo"))
-    """clip: PPO's clipped ratio; cispo: every token keeps its gradient, weighed by the ratio up to
-    1 + clip_high (CISPO, arXiv 2506.13585, eq. 4)."""
+    """clip: PPO's clipped ratio; cispo: every token keeps its gradient, weighted by the ratio up to 1 +
+    clip_high (CISPO, arXiv 2506.13585, eq. 4)."""
     ratio: str = ranged("token", choices=("token", "sequence"))
-    """The ratio to the old policy, of each token, or of the sequence: the geometric mean of its tokens'
+    """The ratio to the old policy: of each token, or of the sequence, the geometric mean of its tokens'
     (GSPO, arXiv 2507.18071, eq. 7, with loss_level=sequence and clips of 3e-4 and 4e-4)."""
     loss_level: str = ranged("token", choices=("token", "sequence", "constant"))
     """token: mean over all tokens of the step (DAPO); sequence: mean of each completion's mean (GRPO);
@@ -204,46 +204,46 @@ class RlConfig:
     clip_high: float = ranged(0.2, above=0)
     """Above clip_low it is DAPO's clip-higher, 0.28."""
     dual_clip: float | None = ranged(None, above=1)
-    """Where the advantage is negative, the ratio counts at most so much (dual clip, arXiv 1912.09729, which
-    takes 3). None: no bound."""
+    """Upper bound of the ratio for negative advantages (dual clip, arXiv 1912.09729, which uses 3). None: no
+    bound."""
     importance_sampling: str = ranged("auto", choices=("auto", "truncated", "none"))
-    """truncated: a token's part of the policy's loss is weighted by the trainer's probability of it over the
-    sampler's, at most importance_cap (truncated importance sampling, Yao et al. 2025,
-    fengyao.notion.site/off-policy-rl); auto: where vLLM samples."""
+    """truncated: weights a token's part of the policy loss by the trainer's probability over the sampler's,
+    at most importance_cap (truncated importance sampling, Yao et al. 2025,
+    fengyao.notion.site/off-policy-rl); auto: only if vLLM samples."""
     importance_cap: float = ranged(2.0, above=0)
     """See importance_sampling."""
     entropy_coef: float = ranged(0.0, least=0)
     """Weight of an entropy bonus (PPO, arXiv 1707.06347, eq. 9)."""
     kl_coef: float = ranged(0.0, least=0)
-    """Weight of the k3 estimate of KL(policy, reference). 0: no reference is held."""
+    """Weight of the k3 estimate of KL(policy, reference). 0: no reference is loaded."""
     kl_gradient: str = ranged("corrected", choices=("value", "corrected"))
     """corrected: the KL term has the gradient of KL(policy, reference): k3 is multiplied by the token's ratio
     to the old policy (DeepSeek-V3.2, arXiv 2512.02556). value: k3 alone, as in GRPO's paper; its gradient is
     that of KL(reference, policy). Runs begun before this setting existed keep value."""
     reference: str = ranged("auto", choices=("auto", "whole", "divided", "host"))
-    """Where it, or a teacher, lies. whole: on every rank; divided: over the ranks, gathered layer by layer
-    (ZeRO 3's inference); host: so divided, in host memory; auto: divided under deepspeed.zero_stage=3, else
-    whole. With LoRA the reference is the policy without its adapters, and lies nowhere."""
+    """Place of the reference or teacher. whole: on every rank; divided: over the ranks, gathered layer by
+    layer (ZeRO 3's inference); host: divided, in host memory; auto: divided under deepspeed.zero_stage=3,
+    else whole. With LoRA the reference is the policy without its adapters and needs no memory."""
     mask_truncated: bool = False
-    """Completions that hit max_completion_length are left out of the loss (DAPO's overlong filtering)."""
+    """Leave completions that hit max_completion_length out of the loss (DAPO's overlong filtering)."""
     by_pass_rate: bool = False
-    """Questions that come again are asked the more often, the nearer they are to being solved every other
-    time; of a task with as many questions as can be counted."""
+    """Repeat questions more often the nearer their pass rate is to one half; for tasks with a countable
+    number of questions."""
     skip_tied_groups: bool = True
-    """GRPO without kl_coef and entropy_coef: groups whose completions were rewarded alike are left out of the
-    update. The gradient is the same, for less work; false computes them too, to compare speeds."""
+    """GRPO without kl_coef and entropy_coef: leave out groups whose completions all got the same reward. The
+    gradient is the same, for less work; false computes them too, to compare speeds."""
     max_resamples: int = ranged(0, least=0)
-    """Dynamic sampling: groups without variance are replaced, in at most so many further rollouts a step."""
+    """Dynamic sampling: replace groups without variance, in at most this many further rollouts per step."""
     gamma: float = ranged(1.0, least=0, most=1)
     """PPO: discount per token."""
     gae_lambda: float = ranged(0.95, least=0, most=1)
-    """PPO: of generalised advantage estimation."""
+    """PPO: lambda of generalised advantage estimation."""
     critic_lr: float = ranged(1e-5, above=0)
     """PPO: the critic's peak learning rate, on the schedule of train.lr."""
     value_coef: float = ranged(0.5, least=0)
     """PPO: weight of the critic's loss."""
     value_clip: float = ranged(0.2, above=0)
-    """PPO: how far a value may move from the old one before its loss is clipped."""
+    """PPO: largest change of a value from the old one before its loss is clipped."""
 
     def __post_init__(self) -> None:
         if self.by_pass_rate and self.max_resamples:
@@ -261,10 +261,10 @@ class RlConfig:
         self._refuse_idle(_OF_REWARDS)
 
     def check_new(self) -> None:
-        """Refuse what a run of before may have, which goes on.
+        """Refuse values that only older runs may keep when they continue.
 
         Raises:
-            ConfigError: a setting that does nothing in this algorithm.
+            ConfigError: a setting has no effect in this algorithm.
         """
         if self.algorithm == "ppo" and self.baseline != "group":
             raise ConfigError(
@@ -284,7 +284,7 @@ class RlConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Stages traces, generate and evaluate: how many items, and what is kept of them."""
+    """Stages traces, generate and evaluate: how many items, and which completions are kept."""
 
     num_items: int = ranged(1000, least=1)
     """Task items, from `first_item` on."""
@@ -295,41 +295,41 @@ class GenerateConfig:
     num_samples: int = ranged(1, least=1)
     """Completions per item at `rollout.temperature`."""
     items_per_part: int | None = ranged(None, least=1)
-    """A part is made by one rank; a preemption keeps the finished ones, and the others are begun again. None:
-    so few items that each rank has about four parts, at most 256; settled by the first submission."""
+    """Items of a part, which one rank makes; a preemption keeps finished parts and restarts the others. None:
+    about four parts per rank, at most 256 items each; fixed by the first submission."""
     keep: str = ranged("correct", choices=("all", "correct", "best"))
-    """correct: what is right and well-formed; best: of that the one of highest reward of each item, the first
-    of several; all: wrong completions too. Never one that is cut off, and a text once of each item."""
+    """correct: correct and well-formed ones; best: of these the one of highest reward of each item; all: also
+    wrong ones. Truncated ones are never kept, and equal texts of an item only once."""
     most_per_item: int | None = ranged(None, least=1)
-    """Of what is kept of an item, at most so many, the first ones: else easy items outnumber the others."""
+    """Keep at most this many per item, the first ones: otherwise easy items outnumber the others."""
     min_pass_rate: float = ranged(0.0, least=0, most=1)
-    """Items the model solves less often than this are left out: a right answer to them may be a guess."""
+    """Leave out items that the model solves less often: a correct answer may be a guess."""
     max_pass_rate: float = ranged(1.0, least=0, most=1)
-    """Items the model solves more often than this are left out: they teach nothing."""
+    """Leave out items that the model solves more often: they teach nothing."""
     thinking_share: float = ranged(0.3, least=0, most=1)
     """Stage traces: share of demonstrations that show their thinking."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation on questions that training does not see: greedy, and pass@k and maj@k from n samples (arXiv
+    """Evaluation on questions not seen in training: greedy, and pass@k and maj@k from n samples (arXiv
     2107.03374, 2203.11171)."""
 
     every: int = ranged(0, least=0)
     """Stage rl: steps between evaluations. 0: only before the first and after the last step."""
     path: str | None = None
-    """A test file: JSONL, Parquet, or a folder of them or of `datasets`, with the columns named in `task`. It
-    is asked whole and in its order, every question once. None: the task's held-out part is asked."""
+    """A test file: JSONL, Parquet, or a folder of them or of `datasets`, with the columns named in `task`.
+    Every question is used once, in order. None: the task's held-out part."""
     sets: dict[str, Any] = field(default_factory=dict)
     """Several test files: LABEL: {path, num_items, question, answer, choices, template, judge}, reported by
-    label. What an entry leaves out is as in `task`."""
+    label. Missing values are those of `task`."""
     num_items: int | None = ranged(None, least=1)
-    """Questions, of each test file or of the held-out part; refused where there are fewer. None: all of a
-    test file, 256 held-out questions."""
+    """Number of questions from each test file or from the held-out part; refused if there are fewer. None:
+    all of a test file, 256 held-out questions."""
     num_samples: int = ranged(8, least=1)
     """Samples per question; pass@k and maj@k are reported for k = 1, 2, 4 ... num_samples."""
     temperature: float | None = ranged(None, above=0)
-    """Of those samples. None, here and below: as in `rollout`."""
+    """Temperature of those samples. None, here and below: the value in `rollout`."""
     top_p: float | None = ranged(None, above=0, most=1)
     """See rollout.top_p."""
     top_k: int | None = ranged(None, least=0)
@@ -337,12 +337,12 @@ class EvaluateConfig:
     min_p: float | None = ranged(None, least=0, most=1)
     """See rollout.min_p."""
     trained_on: list[str] = field(default_factory=list)
-    """Stage evaluate with test files: files of what the model was trained on (JSONL, Parquet, Arrow), or
-    folders of them; how much of each test file stands in them is reported. In a chain the traces of the
-    stages before and the files that RL asked out of are added."""
+    """Stage evaluate with test files: files of the training data (JSONL, Parquet, Arrow), or folders of them;
+    the report shows how much of each test file they contain. A chain adds the traces of earlier stages and
+    the question files of RL."""
     not_searched: list[str] = field(default_factory=list)
-    """Likewise, in words: what else it was trained on, which the report names. In a chain the datasets and
-    recipes of the stages before, and the own tasks that RL asked, are added."""
+    """Other training data, described in words, that the report lists as not searched. A chain adds the
+    datasets and recipes of earlier stages, and the custom tasks of RL."""
 
     def __post_init__(self) -> None:
         if self.path is not None and self.sets:
@@ -358,7 +358,7 @@ class EvaluateConfig:
 
 
 def _check_part(key: str, part: Any, known: tuple[str, ...]) -> None:
-    """An entry of task.mix or evaluate.sets."""
+    """Check an entry of task.mix or evaluate.sets."""
     label = key.split(".", 2)[2]
     if not _LABEL.fullmatch(label):
         raise ConfigError(f"{key}: {label!r} is no label: take letters, digits, '-' and '_'")

@@ -1,9 +1,8 @@
-"""Every setting of a run, as frozen dataclasses. Units are in the names; `None` means "derived".
+"""Define every setting of a run as frozen dataclasses. Units are in the names; `None` means "derived".
 
-A range stands beside its field and is checked on loading (ranges.py); what two settings of a section
-say to each other is checked by `__post_init__`; what needs the whole (batch arithmetic, memory) by `plan`.
-The YAML files in `configs/` and `jobs/` hold the same names. Long sections lie in
-files of their own: cluster.py, reasoning.py, mixing.py, serving.py, zero.py.
+Ranges are declared beside the fields and checked on loading (ranges.py). `__post_init__` checks settings of
+one section against each other, `plan` checks across sections (batch arithmetic, memory). The YAML files in
+`configs/` and `jobs/` use the same names. Long sections are in cluster.py, rl.py and sections.py.
 """
 
 from dataclasses import Field, dataclass, field, is_dataclass
@@ -24,7 +23,7 @@ from r1hpc.config.schema.rl import (
 from r1hpc.config.schema.sections import DeepspeedConfig, MixConfig, ServeConfig
 
 OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
-"""Of train/model/attention.py: weights trained with one are wrong under any other."""
+"""From train/model/attention.py: weights trained with one give wrong results with any other."""
 SDPA = ("sdpa", "softmax")
 """torch's own attention, under either name."""
 ATTENTIONS = (
@@ -50,38 +49,37 @@ class ModelConfig:
 
     path: str | None = None
     """Local folder with config.json and weights (safetensors), which are loaded unless `from_scratch`; a
-    folder without them is refused."""
+    folder without weights is refused."""
     config: dict[str, Any] = field(default_factory=dict)
-    """A config.json written here (needs `model_type`), or changes to the one in `path`.
-    `vocab_size` may be left out: the dataset's is taken."""
+    """A config.json written here (needs `model_type`), or changes to the one in `path`. The default
+    `vocab_size` is the dataset's."""
     from_scratch: bool = False
-    """Random weights, of the architecture that `path` or `config` describes."""
+    """Random weights, with the architecture of `path` or `config`."""
     tokenizer: str | None = None
-    """A tokenizer.json or the folder that holds one; `characters`: the small built-in vocabulary of the
-    arithmetic tasks. None: the one in `path`. Pretraining needs none, its shards hold ids."""
+    """A tokenizer.json or its folder; `characters`: the small built-in vocabulary of the arithmetic tasks.
+    None: the one in `path`. Pretraining needs none, its shards hold ids."""
     chat_template: str = "auto"
-    """How prompts are put to the model. auto: by the tokenizer's chat template, where it has one; none: as
-    they are; else a Jinja file. Without a template a prompt follows the token that begins a text, where the
-    tokenizer has one."""
+    """Format of prompts. auto: the tokenizer's chat template if it has one; none: unchanged; else a Jinja
+    file. Without a template a prompt follows the token that begins a text, if the tokenizer has one."""
     system_prompt: str | None = None
-    """The system message before each prompt. None: what the template says without one."""
+    """The system message before each prompt. None: the template's default."""
     open_thinking: bool = False
-    """`<think>` ends every prompt, so that every completion begins with its thinking. A chat template that
-    ends so needs no setting."""
+    """End every prompt with `<think>`, so that every completion begins with thinking. A chat template that
+    already ends so needs no setting."""
     activation_checkpointing: bool = False
-    """Activations are computed again in the backward pass: less memory, about a third more arithmetic."""
+    """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     attn_implementation: str = ranged("sdpa", choices=ATTENTIONS)
-    """What transformers calls it: eager, sdpa, flash_attention_2; or gate, gate_norm, sigmoid_bias, the
-    article's dynamic attention gate and its relatives (train/model/attention.py). softmax is sdpa."""
+    """transformers' name: eager, sdpa, flash_attention_2; or gate, gate_norm, sigmoid_bias, the article's
+    dynamic attention gate and its relatives (train/model/attention.py). softmax is sdpa."""
     lora_rank: int = ranged(0, least=0)
-    """0: all weights are trained. Else adapters of this rank, through peft."""
+    """0: all weights are trained. Else adapters of this rank, with peft."""
     lora_alpha: float = ranged(16.0, above=0)
-    """The adapters are scaled by lora_alpha / lora_rank."""
+    """Scales the adapters by lora_alpha / lora_rank."""
     lora_targets: list[str] = field(default_factory=list)
     """Names of the linear layers that get adapters; empty: all linear layers but the head."""
     base_quantization: str = ranged("none", choices=("none", "nf4"))
-    """nf4: the weights under the adapters lie in memory in 4 bits (QLoRA, by bitsandbytes), the head and the
-    embeddings as they are; checkpoints hold the adapters alone."""
+    """nf4: keep the weights under the adapters in 4 bits (QLoRA, with bitsandbytes), except the head and the
+    embeddings; checkpoints hold only the adapters."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.config and "model_type" not in self.config:
@@ -110,22 +108,22 @@ class DataConfig:
     path: str | None = None
     """Folder of the dataset. None: it is built from `traces`, else from `recipe`, beside the runs."""
     recipe: str | None = "smoke"
-    """Name in shards/ or a file; used only where neither `path` nor `traces` is given."""
+    """Name in shards/ or a file; used only without `path` and `traces`."""
     traces: list[str] = field(default_factory=list)
-    """Stage sft: JSONL files of {"prompt", "completion"}, or folders of them; built into shards with roles
-    on first use. Not beside `path`."""
+    """Stage sft: JSONL files of {"prompt", "completion"}, or folders of them; built into shards with roles on
+    first use. Not together with `path`."""
     seq_len: int = ranged(256, least=2)
     """Tokens of a sample; a longer trace is refused."""
     packing: bool = False
-    """Stage sft: several documents in a row of at most `seq_len` tokens, each with positions and attention of
-    its own. A step trains on the same documents with the same loss, with less padding."""
+    """Stage sft: several documents in one row of at most `seq_len` tokens, each with its own positions and
+    attention. A step trains on the same documents with the same loss, with less padding."""
     validation_documents: int = ranged(0, least=0)
-    """Stage sft: so many documents, of each source its share, are not trained on, nor are other completions
-    of their prompts; the loss on them is reported every `train.validate_every` steps."""
+    """Stage sft: hold out this many documents, in proportion to the sources, and all completions of their
+    prompts; their loss is reported every `train.validate_every` steps."""
     seed: int = ranged(0, least=0)
-    """Keys the order of samples; independent of train.seed."""
+    """Seed of the sample order; independent of train.seed."""
     verify: str = ranged("once", choices=("once", "every"))
-    """`once`: each chunk's checksum on first touch; `every`: on every read."""
+    """`once`: check each chunk's checksum on first read; `every`: on every read."""
     mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
@@ -144,13 +142,13 @@ class TrainConfig:
     micro_batch_size: int = ranged(4, least=1)
     """Sequences per rank and forward pass."""
     gradient_accumulation_steps: int | None = ranged(None, least=1)
-    """Derived from the batch and the world size; when given it must agree."""
+    """Derived from the batch and the world size; a given value must agree."""
     lr: float = ranged(3e-4, above=0)
-    """The peak, reached after warmup_steps."""
+    """Peak learning rate, reached after warmup_steps."""
     min_lr_fraction: float = ranged(0.1, least=0, most=1)
-    """The cosine ends at lr x this."""
+    """The cosine schedule ends at lr x this."""
     warmup_steps: int = ranged(10, least=0)
-    """A run shorter than this ends while it warms up."""
+    """A run shorter than this ends during warm-up."""
     weight_decay: float = ranged(0.1, least=0)
     """AdamW's, on every parameter."""
     beta1: float = ranged(0.9, least=0, below=1)
@@ -162,75 +160,75 @@ class TrainConfig:
     max_grad_norm: float = ranged(1.0, above=0)
     """Gradients are clipped to this global norm."""
     stop_grad_norm: float = ranged(1e4, above=0)
-    """A gradient norm above this (before clipping), or one that is not finite, ends the run."""
+    """A larger gradient norm (before clipping), or one that is not finite, ends the run."""
     max_skipped_steps: int = ranged(20, least=1)
-    """fp16: this many overflows in a row (the loss scale has found no floor) end the run."""
+    """fp16: this many overflows in a row end the run, because the loss scale found no floor."""
     precision: Precision = Precision.bf16
     """Arithmetic of forward and backward; master weights and moments stay fp32. fp8: the matrix products of
     the layers, the rest is bf16; stages pretrain and sft, on Ada, Hopper and later cards."""
     fp8_recipe: str = ranged("rowwise", choices=("rowwise", "tensorwise"))
-    """One scale for each row of a matrix, or one for all of it: coarser, and faster on some cards."""
+    """One scale for each row of a matrix, or one for the full matrix: coarser, and faster on some cards."""
     fp8_emulate: bool = False
-    """The same rounding on hardware without FP8, slower than bf16: to see what it does to a loss."""
+    """The same rounding on hardware without FP8, slower than bf16: shows the effect on a loss."""
     gradient_compression: str = ranged("none", choices=("none", "int8", "powersgd"))
-    """How gradients are averaged over the ranks, for slow links; with deepspeed.zero_stage=0. int8: in blocks
-    of 8-bit integers; powersgd: matrices by two of `compression_rank` columns. What a step leaves out is
-    added to the next."""
+    """Averaging of gradients over slow links; needs deepspeed.zero_stage=0. int8: in blocks of 8-bit
+    integers; powersgd: matrices by two of `compression_rank` columns. The error of a step is added to the
+    next."""
     compression_rank: int = ranged(4, least=1)
-    """PowerSGD's: more columns, more bytes, less left to the next step."""
+    """PowerSGD: more columns, more bytes, less error carried to the next step."""
     validate_every: int = ranged(50, least=1)
     """Steps between two losses on `data.validation_documents`."""
     early_stopping: int = ranged(0, least=0)
-    """Stage sft: after so many of them in a row without a new lowest, the run is finished. What it leaves is
-    the model of the lowest. 0: it goes on to its last step, and leaves that."""
+    """Stage sft: finish after this many validations in a row without a new lowest loss, and keep the model
+    with the lowest. 0: train to the last step, and keep that model."""
     logits_chunk_tokens: int | None = ranged(None, least=0)
-    """Tokens per rank whose logits are held at once; beyond, the output head goes through them in chunks, and
-    computes each again in the backward pass. None: as many as take 256 MiB in fp32; 0: all."""
+    """Tokens per rank whose logits are held at once; above that, the output head works in chunks and
+    recomputes each in the backward pass. None: as many as take 256 MiB in fp32; 0: all."""
     sequence_parallel: int = ranged(1, least=1)
-    """Stages pretrain and sft: so many ranks of a node share every sequence, each with a part of its tokens
-    and of the attention's heads (Ulysses), and of activations and logits a part as small. It divides the
-    ranks of a node, the heads and data.seq_len; the batch counts groups of ranks."""
+    """Stages pretrain and sft: this many ranks of a node share every sequence, each with a part of its tokens
+    and of the attention's heads (Ulysses), and the same part of activations and logits. Must divide the ranks
+    of a node, the heads and data.seq_len; the batch counts groups of ranks."""
     seed: int = ranged(0, least=0)
-    """Weights and dropout. Every rank has its own stream derived from it."""
+    """Seed of weights and dropout. Every rank derives its own stream from it."""
     deterministic: bool = False
-    """On GPUs: kernels that add up in one order, so that two runs are the same to the bit. Slower. An
-    operation without such a kernel warns in the log of its rank, and then they may differ; in a backward pass
-    it ends the run. Without this, samples and rates are the same and losses may differ in their last digits,
+    """On GPUs: use kernels with a fixed order of addition, so that two runs are equal to the bit. Slower. An
+    operation without such a kernel warns in its rank's log, and results may then differ; in a backward pass
+    it ends the run. When false, samples and rates are the same but losses may differ in their last digits,
     also after a resume."""
     hang_timeout_s: float = ranged(1800.0, above=0)
-    """No progress for this long: stacks are dumped, the attempt ends and is requeued. Libraries may load for
-    five minutes more."""
+    """Without progress for this long, stacks are dumped, the attempt ends and is requeued. Loading libraries
+    may take five minutes more."""
     print_every: int = ranged(10, least=1)
     """Steps between two lines in the log of rank 0."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save and how much to keep."""
+    """Schedule of saves, and the number kept."""
 
     save_every: int = ranged(500, least=1)
-    """Steps between periodic saves: what a crash can cost, and as much again while one is being written."""
+    """Steps between periodic saves: the most work a crash can cost, plus as much again during a save."""
     keep: int = ranged(2, least=2)
-    """Verified checkpoints kept: 2 at least, since the last may be the bad one."""
+    """Verified checkpoints kept: at least 2, since the last may be bad."""
     asynchronous: bool = True
-    """Training waits for a copy to host memory only, and goes on while that is written. Where the host has no
-    room for the copy, and with false, training waits for the file system."""
+    """Training waits only for a copy to host memory and continues during the write. If false, or if the host
+    lacks memory for the copy, training waits for the file system."""
     assumed_bandwidth_gib_s: float | None = ranged(None, above=0)
-    """File system bandwidth per run, for the save time that is planned with. Default: as earlier saves in the
-    same run root were measured, else 1."""
+    """File system bandwidth per run, for the planned save time. Default: measured from earlier saves in the
+    same run root, else 1."""
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Weights & Biases, where `monitor.trackers` names it. The key is the one in ~/.netrc (`wandb login`)."""
+    """Weights & Biases, if `monitor.trackers` names it. The key is the one in ~/.netrc (`wandb login`)."""
 
     mode: str = ranged("offline", choices=("offline", "online"))
-    """offline: a folder in the run's own, for `wandb sync` where there is a network. online: live, from nodes
-    that reach the server."""
+    """offline: a folder in the run folder, for `wandb sync` from a machine with network. online: live, from
+    nodes that reach the server."""
     project: str = "r1hpc"
-    """The project that the run appears in."""
+    """The project for the run."""
     entity: str | None = None
-    """The team or user. None: the default of whoever's key it is."""
+    """The team or user. None: the default of the key's owner."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
@@ -242,25 +240,25 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is watched of a run while it goes on: NVML on every node, and trackers fed from its metrics."""
+    """Monitoring during a run: NVML on every node, and trackers fed from its metrics."""
 
     enabled: bool = True
-    """False: nothing is read of the GPUs."""
+    """False: GPUs are not read."""
     period_s: float = ranged(5.0, least=0.5)
-    """At least 0.5: NVML renews its power reading about twice a second. Eight GPUs write 4 kB a sample."""
+    """At least 0.5: NVML renews its power reading about twice a second. Eight GPUs write 4 kB per sample."""
     trackers: list[str] = ranged(factory=list, choices=TRACKERS)  # noqa: RUF009  (a field())
-    """Fed live from the run's records by a process of their own on the first node, which training neither
-    waits for nor hears of: tensorboard, wandb, prometheus. Stages pretrain, sft and rl."""
+    """tensorboard, wandb, prometheus: a separate process on the first node sends them the run's records live,
+    without delaying training. Stages pretrain, sft and rl."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     prometheus_dir: str | None = None
-    """The folder that node_exporter's textfile collector reads, on the node. None: in the run's own."""
+    """The folder of node_exporter's textfile collector on the node. None: the run folder."""
 
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """How many attempts may end by each cause before the run is left alone. -1: no limit.
+    """Attempts that may end by each cause before the run stops for good. -1: no limit.
 
-    Counted since the last new checkpoint: a run that gets on is not ended by what it met long ago.
+    Counted since the last new checkpoint: old failures do not end a run that makes progress.
     """
 
     max_preemptions: int = ranged(-1, least=-1)
@@ -276,15 +274,15 @@ class LimitsConfig:
     max_hangs: int = ranged(3, least=-1)
     """Attempts without progress for train.hang_timeout_s."""
     max_attempts_without_checkpoint: int = ranged(3, least=1)
-    """Attempts in a row that made no new checkpoint; then the run stops, whatever the cause. Those that were
+    """Attempts in a row without a new checkpoint; then the run stops, whatever the cause. Attempts that were
     preempted or lost a node before their first step do not count."""
     max_gpu_hours: float | None = ranged(None, above=0)
-    """GPU-hours of all attempts together; when they are used up the run saves and stops for good."""
+    """GPU-hours of all attempts together; at this limit the run saves and stops for good."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, whole."""
+    """All settings of one run."""
 
     stage: str = "pretrain"
     """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
@@ -300,7 +298,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     options: dict[str, Any] = field(default_factory=dict)
-    """Settings of a stage that another package provides (entry point r1hpc.workloads), which checks them."""
+    """Settings of a stage from another package (entry point r1hpc.workloads), which checks them."""
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -393,6 +391,6 @@ class RunConfig:
 
 
 def section_of(setting: "Field[Any]") -> type | None:
-    """The dataclass of a field that is a section of its own; None: it is a setting."""
+    """Return the dataclass of a field that is a section; None if it is a setting."""
     factory = setting.default_factory
     return factory if isinstance(factory, type) and is_dataclass(factory) else None

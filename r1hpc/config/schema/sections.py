@@ -1,9 +1,4 @@
-"""Settings of DeepSpeed, and which of its own keys may stand beside them.
-
-Settings of a mixture of sources whose weights change while a run goes on: data.mix.
-
-Settings of a server: stage serve, whose model is `model.path`.
-"""
+"""Define the settings of DeepSpeed, of changing data mixtures (data.mix), and of servers (stage serve)."""
 
 import ipaddress
 import math
@@ -22,7 +17,7 @@ _ZERO_NUMBERS = (
     "sub_group_size",
     "zero_hpz_partition_size",
 )
-"""Of zero_optimization: memory is planned with them."""
+"""Keys of zero_optimization used to plan memory."""
 _OWN_OF_DEEPSPEED = {
     "zero_optimization.stage": "deepspeed.zero_stage",
     "train_batch_size": "train.global_batch_size",
@@ -33,11 +28,33 @@ _OWN_OF_DEEPSPEED = {
     "sequence_parallel_size": "train.sequence_parallel",
     "checkpoint.load_universal": "the number of ranks that a checkpoint is of",
 }
-"""Keys of DeepSpeed's config by which placement, plan, loss and checkpoints go: each has one place."""
+"""Keys of DeepSpeed's config for placement, plan, loss and checkpoints, with their setting here."""
+_OURS = {
+    "--model": "model.path",
+    "--served-model-name": "serve.model_name",
+    "--host": "serve.host",
+    "--port": "serve.port",
+    "--dtype": "serve.dtype",
+    "--max-model-len": "serve.max_model_len",
+    "--tensor-parallel-size": "resources.gpus_per_node",
+    "-tp": "resources.gpus_per_node",
+}
+"""vLLM's options that have a setting here."""
+_CLOSED = (
+    *("--api-key", "--middleware", "--root-path", "--uds", "--config", "--api-server-count", "--headless"),
+    *(
+        "--ssl-keyfile",
+        "--ssl-certfile",
+        "--data-parallel-external-lb",
+        "--data-parallel-hybrid-lb",
+        "--omni",
+    ),
+)
+"""vLLM's options that would bypass the key, or make the server unreachable."""
 
 
 def zero_converts(saved: object, asked: int) -> bool:
-    """Whether a checkpoint of one ZeRO stage can be resumed under another: DeepSpeed converts 1 and 2."""
+    """True if a checkpoint of one ZeRO stage can be resumed under another: DeepSpeed converts 1 and 2."""
     return saved == asked or {saved, asked} == {1, 2}
 
 
@@ -48,11 +65,11 @@ class DeepspeedConfig:
     zero_stage: int = ranged(1, choices=(0, 1, 2, 3))
     """0: nothing is sharded over ranks; 1: optimizer states; 2: and gradients; 3: and weights."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets. Keys with a
-    setting of their own here are refused."""
+    """Merged into DeepSpeed's config, under DeepSpeed's names; wins over r1hpc's values. Keys that have a
+    setting here are refused."""
 
     def check_new(self) -> None:
-        """Refuse keys of `extra` that have a setting here; a run of before that has some goes on.
+        """Refuse keys of `extra` that have a setting here; older runs that have some may continue.
 
         Raises:
             ConfigError: names the setting.
@@ -75,7 +92,7 @@ class DeepspeedConfig:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings that is none itself."""
+    """Yield (dotted key, value) of everything in nested mappings that is not a mapping."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _leaves(item, f"{key}.{name}")
@@ -85,20 +102,20 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class MixConfig:
-    """Weights of the dataset's sources that change while the run goes on. Until then the recipe's hold, or
-    the sources' sizes. A source whose weight is 0 rests."""
+    """Weights of the dataset's sources that change during a run. Before that the recipe's weights apply, or
+    the sources' sizes. A source with weight 0 is not used."""
 
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """[{from_step: N, weights: {SOURCE: WEIGHT, …}}, …]: from optimizer step N on. Steps are counted from 1;
-    from_step 1 takes the place of the recipe's weights. `submit --resume` may change what has not begun."""
+    from_step 1 replaces the recipe's weights. `submit --resume` may change entries that have not begun."""
     online: str = ranged("none", choices=("none", "odm"))
-    """odm: Online Data Mixing (arXiv 2312.02406): sources that the model predicts badly gain weight. Of a
-    schedule only from_step 1 goes with it."""
+    """odm: Online Data Mixing (arXiv 2312.02406): sources that the model predicts badly gain weight. It
+    allows only from_step 1 in a schedule."""
     every: int = ranged(500, least=1)
-    """odm: steps between two changes, a multiple of checkpoint.save_every: what a change follows from is in
-    the checkpoint that holds it."""
+    """odm: steps between two changes, a multiple of checkpoint.save_every: the state behind a change is in
+    the same checkpoint."""
     smoothing: float = ranged(0.9, least=0, below=1)
-    """odm: of the moving average of a source's loss over these."""
+    """odm: smoothing of the moving average of a source's loss over these steps."""
 
     def __post_init__(self) -> None:
         last = 0
@@ -120,7 +137,7 @@ class MixConfig:
 
 
 def _check_change(key: str, entry: dict[str, Any], *, after: int) -> int:
-    """The step from which an entry of a schedule holds, which must come after that of the entry before."""
+    """Return the first step of a schedule's entry, which must come after the entry before."""
     for name in entry:
         if name not in ("from_step", "weights"):
             form = "{from_step: N, weights: {SOURCE: WEIGHT}}"
@@ -140,53 +157,29 @@ def _check_change(key: str, entry: dict[str, Any], *, after: int) -> int:
     return step
 
 
-_OURS = {
-    "--model": "model.path",
-    "--served-model-name": "serve.model_name",
-    "--host": "serve.host",
-    "--port": "serve.port",
-    "--dtype": "serve.dtype",
-    "--max-model-len": "serve.max_model_len",
-    "--tensor-parallel-size": "resources.gpus_per_node",
-    "-tp": "resources.gpus_per_node",
-}
-"""Words of vLLM that stand for a setting here."""
-_CLOSED = (
-    *("--api-key", "--middleware", "--root-path", "--uds", "--config", "--api-server-count", "--headless"),
-    *(
-        "--ssl-keyfile",
-        "--ssl-certfile",
-        "--data-parallel-external-lb",
-        "--data-parallel-hybrid-lb",
-        "--omni",
-    ),
-)
-"""Words of vLLM by which it would be reached past the key, or not at all."""
-
-
 @dataclass(frozen=True)
 class ServeConfig:
-    """vLLM's OpenAI server on a node of one's own: `python -m r1hpc.serve RUN|FOLDER` (docs/serving.md)."""
+    """vLLM's OpenAI server on its own node: `python -m r1hpc.serve RUN|FOLDER` (docs/serving.md)."""
 
     idle_minutes: float = ranged(30.0, least=0)
-    """The server ends after so many minutes without a request. 0: only at its time limit."""
+    """The server ends after this many minutes without a request. 0: only at its time limit."""
     start_minutes: float = ranged(30.0, above=0)
-    """Loading and compiling may take so long; a server that does not answer by then has failed."""
+    """Minutes for loading and compiling; a server that does not answer by then has failed."""
     model_name: str | None = None
-    """The name clients ask for. None: that of the run, or of the folder."""
+    """The model name for clients. None: the name of the run or folder."""
     host: str | None = None
-    """The address it listens on. None: the node's own, on the way to where the job was submitted; on this
+    """The address it listens on. None: the node's address on the route to the submitting host; on this
     machine 127.0.0.1. All of a node's addresses at once are refused."""
     port: int | None = ranged(None, least=1024, most=65535)
     """None: a free one."""
     dtype: str = ranged("auto", choices=("auto", "bfloat16", "float16", "float32"))
-    """Of weights and arithmetic. auto: the folder's; vLLM takes 16 bits for one in fp32."""
+    """Data type of weights and arithmetic. auto: the folder's; vLLM uses 16 bits for one in fp32."""
     max_model_len: int | None = ranged(None, least=1)
-    """Tokens of a prompt and its completion. None: the model's positions."""
+    """Tokens of a prompt and its completion. None: the model's maximum."""
     python: str | None = None
-    """The interpreter that has vLLM, or words that start one. None: that of the job."""
+    """The interpreter that has vLLM, or a command that starts one. None: the job's."""
     options: list[str] = field(default_factory=list)
-    """Further words for vLLM's server, such as --max-num-seqs=64."""
+    """More options for vLLM's server, such as --max-num-seqs=64."""
 
     def __post_init__(self) -> None:
         if self.host is not None and not self.host.isprintable():
@@ -201,7 +194,7 @@ class ServeConfig:
 
 
 def _is_every_address(host: str) -> bool:
-    """0.0.0.0 and ::, in any of the spellings that a socket takes."""
+    """True for 0.0.0.0 and ::, in any spelling that a socket accepts."""
     if host in ("", "*"):
         return True
     with suppress(OSError):
@@ -214,7 +207,7 @@ def _is_every_address(host: str) -> bool:
 
 
 def _check_option(name: str) -> None:
-    """vLLM takes the beginning of an option for the whole, as argparse does."""
+    """Check an option; like argparse, vLLM accepts an abbreviation."""
     for ours, setting in _OURS.items():
         if ours.startswith(name) and name.startswith("-t" if ours == "-tp" else "--"):
             raise ConfigError(f"serve.options holds {name}: set {setting} in its place")

@@ -1,9 +1,9 @@
-"""Estimates that people use today, to be beaten, and to be shown beside ours.
+"""Compute the simple estimates in use today, to compare with ours.
 
     baselines(work)     # {"seed_formula": 560.0, "6nd_at_40": ..., ...} in GPU-hours
 
-The seed formula is the one of the article this project started from: parameters in units of 10^8, times 0.8,
-plus 0.3 for each GB of text. It adds where cost multiplies, and no constant repairs that.
+The seed formula is from the article this project started from: parameters in units of 10^8, times 0.8, plus
+0.3 for each GB of text. It adds where cost multiplies; no constant repairs that.
 """
 
 from r1hpc.plan.hours.workload import Workload
@@ -15,7 +15,7 @@ _BIGSCIENCE_TFLOPS = 150.0
 
 
 def seed_formula(params: float, gigabytes: float) -> float:
-    """GPU-hours by the article: for 7 B parameters and 100 GB it gives 86, where the article prints 560.
+    """Return the GPU-hours of the article's formula: 86 for 7 B parameters and 100 GB; it prints 560.
 
     >>> seed_formula(7e9, 100)
     86.0
@@ -28,19 +28,19 @@ def text_gigabytes(tokens: float) -> float:
 
 
 def six_nd(work: Workload, mfu: float) -> float:
-    """6 x active params x tokens (Kaplan et al., arXiv 2001.08361) at a constant MFU, attention left out."""
+    """Return 6 x active params x tokens (Kaplan et al., arXiv 2001.08361) at constant MFU, no attention."""
     return 6 * work.active_params * work.tokens / (mfu * work.gpu.peak_flops) / 3600
 
 
 def eight_nd(work: Workload) -> float:
-    """BLOOM's planning rule: 8ND, with recomputation (arXiv 2104.04473, section 5.1), at 150 of 312 TFLOP/s;
-    the same share of other peaks."""
+    """Apply BLOOM's planning rule: 8ND, with recomputation (arXiv 2104.04473, section 5.1), at 150 of 312
+    TFLOP/s; the same share of other peaks."""
     rate = _BIGSCIENCE_TFLOPS / 312 * work.gpu.peak_flops
     return 8 * work.active_params * work.tokens / rate / 3600
 
 
 def baselines(work: Workload) -> dict[str, float]:
-    """GPU-hours of every baseline that needs no fit."""
+    """Return the GPU-hours of every baseline that needs no fit."""
     constant = {f"6nd_at_{round(100 * mfu)}": six_nd(work, mfu) for mfu in CONSTANT_MFU}
     return {
         "seed_formula": seed_formula(work.params, text_gigabytes(work.tokens)),

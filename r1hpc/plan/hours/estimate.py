@@ -1,13 +1,12 @@
-"""GPU-hours before they are spent: P10, P50 and P90, what was assumed, and what drives the width.
+"""Estimate GPU-hours before they are spent: P10, P50 and P90, with assumptions and sources of uncertainty.
 
     found = estimate(Workload.of_counts(params=7e9, tokens=1e12, gpu=find_gpu("a100"), num_gpus=256))
     found.gpu_hours.p50, found.to_json()
 
-hours = FLOPs / (peak x MFU x goodput). FLOPs come exactly from the shape; MFU is a distribution fitted on
-published runs (mfu.py); goodput is what failures, preemptions, restarts and saves leave (goodput.py).
-`ideal_gpu_hours` are those of throughput x tokens; `gpu_hours` are what is billed: goodput comes off, and
-of what published long runs lost beyond it (evaluation, stalls, restarts by hand) a part is expected, the
-rest is width.
+hours = FLOPs / (peak x MFU x goodput). FLOPs follow exactly from the shape; MFU is a distribution fitted on
+published runs (mfu.py); goodput is the share left by failures, preemptions, restarts and saves (goodput.py).
+`ideal_gpu_hours` come from throughput x tokens; `gpu_hours` are billed: they include goodput and part of the
+further losses of published long runs (evaluation, stalls, restarts by hand); the rest widens the interval.
 """
 
 import math
@@ -31,43 +30,43 @@ CONVENTION = (
 )
 _WALL_EXAMPLES = (8, 64, 512)
 LEAST_GOODPUT = 1e-6
-"""Below it hours are those at this goodput: a run that never ends has none."""
+"""Below this goodput the hours are computed at it: a run that never ends has none."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One estimate. None: does not apply, or is not known."""
+    """One estimate. None: does not apply, or unknown."""
 
     method: str
     gpu_hours: Spread | None
-    """What is billed: GPUs x allocated time of all attempts."""
+    """Billed: GPUs x allocated time of all attempts."""
     ideal_gpu_hours: Spread | None = None
-    """Throughput x tokens: nothing goes wrong."""
+    """Throughput x tokens, if nothing goes wrong."""
     node_hours: Spread | None = None
-    """For a CPU run, in place of GPU-hours."""
+    """For a CPU run, instead of GPU-hours."""
     wall_hours: Mapping[int, Spread] = field(default_factory=dict)
-    """By number of GPUs. Efficiency is that of the run as asked."""
+    """By number of GPUs, with the efficiency of the run as given."""
     mfu: Spread | None = None
     flops: Mapping[str, float] = field(default_factory=dict)
     goodput: Overhead | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
     """GPU-hours at P50 of a run that samples."""
     drivers: Mapping[str, float] = field(default_factory=dict)
-    """Where the width comes from: parts of the variance of ln(hours), which add up to 1."""
+    """Sources of the uncertainty: parts of the variance of ln(hours), which add up to 1."""
     assumptions: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What a person should know, one sentence each."""
+    """Notes for the user, one sentence each."""
     baselines: Mapping[str, float] = field(default_factory=dict)
-    """GPU-hours by rules of thumb; of a CPU run those of one A100 for each rank."""
+    """GPU-hours by rules of thumb; for a CPU run those of one A100 per rank."""
     memory: MemoryOptions | None = None
-    """None: nothing is trained, or no size is known. Of a CPU run as `baselines`."""
+    """None: nothing is trained, or no size is known. For a CPU run like `baselines`."""
 
     def assuming(self, **more: object) -> "Estimate":
-        """With more on record of what it rests on."""
+        """Return the estimate with more assumptions recorded."""
         return replace(self, assumptions={**self.assumptions, **more})
 
     def with_startup(self, gpu_hours: Spread) -> "Estimate":
-        """Return the estimate with the cost of all attempts before their first step on top."""
+        """Return the estimate plus the cost of all attempts before their first step."""
         before = self.gpu_hours
         assert before is not None, "of a run on GPUs"
         wall = {num: hours + gpu_hours * (1 / num) for num, hours in self.wall_hours.items()}
@@ -105,7 +104,7 @@ def estimate(
     save_time_s: float = SAVE_S,
     save_interval_s: float | None = None,
 ) -> Estimate:
-    """The estimate from FLOPs.
+    """Return the estimate from FLOPs.
 
     Args:
         shape: the model's, for the memory plan; None guesses a Llama of that size.
@@ -137,13 +136,13 @@ def estimate(
 
 
 def billed_belief(work: Workload, known: Coefficients | None = None) -> MfuBelief:
-    """MFU over the whole of what is billed but for goodput: long runs meet more than their steps show."""
+    """Return the MFU of all billed time except goodput: long runs lose more than their steps show."""
     ideal = mfu_belief(work, 0.0, known)
     return mfu_belief(work, run_weight(work.gpu_hours_at(ideal.median) / num_gpus_of(work)), known)
 
 
 def seed_estimate(params: float, gigabytes: float) -> Estimate:
-    """By the article's formula, and what is wrong with it."""
+    """Return the estimate of the article's formula, with its faults as notes."""
     hours = seed_formula(params, gigabytes)
     gpu = find_gpu(ASSUMED_GPU)
     work = Workload.of_counts(params=params, tokens=gigabytes * 1e9 / BYTES_PER_TOKEN, gpu=gpu)
@@ -163,7 +162,7 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
 
 
 def flops_of(work: Workload) -> dict[str, float]:
-    """Model FLOPs in both conventions, and what the hardware does."""
+    """Return model FLOPs in both conventions, and the hardware's FLOPs."""
     return {
         "per_token": work.flops_per_token,
         "total": work.flops,
@@ -173,14 +172,14 @@ def flops_of(work: Workload) -> dict[str, float]:
 
 
 def shares_of(variances: Mapping[str, float]) -> dict[str, float]:
-    """Parts of the variance of ln(hours), the largest first; those below a two-hundredth are left out."""
+    """Return the parts of the variance of ln(hours), largest first, without those below 1/200."""
     total = math.fsum(variances.values())
     parts = {name: value / total for name, value in variances.items() if value > 0.005 * total}
     return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 
 def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
-    """What to do where nothing fits."""
+    """Return advice if nothing fits."""
     if options.fits:
         return []
     few = options.num_gpus

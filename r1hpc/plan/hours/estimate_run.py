@@ -1,6 +1,6 @@
-"""The estimate of a run as it is submitted, from everything in its configuration and plan.
+"""Estimate the cost of a run from its full configuration and plan.
 
-found = estimate_of_run(config, plan)       # None where nothing is known
+found = estimate_of_run(config, plan)       # None if nothing is known
 write_json(run.path / "estimate.json", found.to_json())
 """
 
@@ -36,10 +36,26 @@ from r1hpc.plan.topology.parts import (
 )
 
 _STARTUP_S = Spread(60.0, 180.0, 540.0)
-"""From the allocation to the first step of an attempt. Assumed, not measured: a file system that many nodes
-read Python from, a large model or a first compilation make it several times the median."""
+"""From the allocation to an attempt's first step. Assumed, not measured: a file system from which many nodes
+read Python, a large model or a first compilation make it several times the median."""
 _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
+_ADAPTERS = (
+    "with adapters about a third of the FLOPs counted here, the gradients of the frozen weights, is not "
+    "computed: the estimate is high until runs of this site correct it"
+)
+_SHARED = (
+    "with train.sequence_parallel the exchange between the ranks that share a sequence is not counted: the "
+    "estimate is low until runs of this site correct it"
+)
+_PACKED = (
+    "with data.packing a step computes what its documents are long, and each is counted as data.seq_len "
+    "tokens here: where they are a quarter of that on average, the estimate is four times too high"
+)
+_PADDED = (
+    "each sample is counted as data.seq_len tokens here, and a step computes as many as its longest has: "
+    "where that is a quarter of data.seq_len, the estimate is four times too high"
+)
 
 
 def estimate_of_run(
@@ -48,9 +64,9 @@ def estimate_of_run(
     rates: FailureRates | None = None,
     expected_model: Mapping[str, Any] | None = None,
 ) -> Estimate | None:
-    """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
+    """Return the cost of a submission; None if the plan knows neither parameters nor FLOPs.
 
-    A server's hours are its users': what it can cost at most is its time limit.
+    A server's hours depend on its users; its time limit is the most it can cost.
 
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
@@ -94,30 +110,6 @@ def _on_gpus(
     return found.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
 
 
-_ADAPTERS = (
-    "with adapters about a third of the FLOPs counted here, the gradients of the frozen weights, is not "
-    "computed: the estimate is high until runs of this site correct it"
-)
-
-
-_SHARED = (
-    "with train.sequence_parallel the exchange between the ranks that share a sequence is not counted: the "
-    "estimate is low until runs of this site correct it"
-)
-
-
-_PACKED = (
-    "with data.packing a step computes what its documents are long, and each is counted as data.seq_len "
-    "tokens here: where they are a quarter of that on average, the estimate is four times too high"
-)
-
-
-_PADDED = (
-    "each sample is counted as data.seq_len tokens here, and a step computes as many as its longest has: "
-    "where that is a quarter of data.seq_len, the estimate is four times too high"
-)
-
-
 def _resampling(config: RunConfig) -> str:
     return (
         f"with rl.max_resamples={config.rl.max_resamples} a rollout is counted once, and sampled up to "
@@ -126,7 +118,7 @@ def _resampling(config: RunConfig) -> str:
 
 
 def _without_options(found: Estimate, more: str) -> Estimate:
-    """Without the memory of full training on whole sequences: `plan` has that of the run; and with a note."""
+    """Drop the memory of full training on full sequences, since `plan` has the run's own; add a note."""
     notes = tuple(note for note in found.notes if not note.startswith("nothing fits"))
     return replace(found, memory=None, notes=(more, *notes))
 
@@ -134,10 +126,10 @@ def _without_options(found: Estimate, more: str) -> Estimate:
 def shape_of_run(
     config: RunConfig, plan: RunPlan, expected_model: Mapping[str, Any] | None = None
 ) -> ModelShape | None:
-    """The model's shape; None where nothing says what will be written, or its family is not known.
+    """Return the model's shape; None if it is not described, or its family is unknown.
 
     The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
-    grow by the same number with each of its entries, so two counts give it.
+    grow linearly with it, so two counts give it.
     """
     try:
         model = load_model_config(config, None, expected_model)
@@ -151,7 +143,7 @@ def shape_of_run(
 
 
 def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
-    """Rules of thumb and memory are those of one A100 for each rank."""
+    """Estimate a CPU run; rules of thumb and memory are those of one A100 per rank."""
     hours = cpu_node_hours(plan)
     if hours is None:
         return None
@@ -181,7 +173,7 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
 
 
 def _beside(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape) -> Beside:
-    """Reference and sampler of the run's own settings, under any ZeRO stage and on any number of GPUs."""
+    """Return reference and sampler of the run's settings, for any ZeRO stage and number of GPUs."""
 
     def found(zero_stage: int, num_gpus: int) -> MemoryPlan:
         asked = replace(config, deepspeed=replace(config.deepspeed, zero_stage=zero_stage))
@@ -192,7 +184,7 @@ def _beside(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape) -> Be
 
 
 def _precision(config: RunConfig, gpu: Gpu) -> str:
-    """As configured; emulated FP8 computes in bf16, and a card without bf16 in fp16."""
+    """Return the configured precision; emulated FP8 computes in bf16, and a card without bf16 in fp16."""
     asked = "bf16" if config.train.fp8_emulate else config.train.precision.value
     return "fp16" if asked == "bf16" and not gpu.has_bf16 else asked
 
@@ -217,9 +209,9 @@ def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | No
 def _estimate_training(
     config: RunConfig, plan: RunPlan, work: Workload, shape: ModelShape | None, rates: FailureRates | None
 ) -> Estimate:
-    """With the run's own save interval, and a start-up for each attempt that the time limit makes.
+    """Estimate with the run's own save interval, and a start-up for each attempt within the time limit.
 
-    A run saves at its time limit too, and at its end, whatever checkpoint.save_every is.
+    A run also saves at its time limit and at its end, whatever checkpoint.save_every is.
     """
     first = estimate(work, shape=shape)
     wall_s = _ideal_wall_s(plan, first)
@@ -240,7 +232,7 @@ def _ideal_wall_s(plan: RunPlan, found: Estimate) -> float:
 
 
 def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> Spread:
-    """Return the start-up of all attempts that the time limit makes; one site's are alike, so widths add."""
+    """Return the start-up of all attempts in the time limit; starts at a site are alike, so widths add."""
     attempts = max(1, math.ceil(_ideal_wall_s(plan, found) / plan.time_limit_s)) if plan.time_limit_s else 1
     return _STARTUP_S * (attempts * plan.topology.num_gpus / 3600)
 
@@ -262,8 +254,8 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         active_params=active,
         eager_layers=shape.num_layers if shape is not None and rollout.engine == "sampler" else 0,
         precision=_precision(config, gpu),
-        # The policy is asked for the old log-probabilities, the critic for the values that PPO's advantages
-        # are made of (train/rl/update.py, prepare).
+        # The policy computes the old log-probabilities, the critic the values for PPO's advantages
+        # (train/rl/update.py, prepare).
         logprob_passes=int(works_out_old_policy(config)),
         num_iterations=config.rl.num_iterations,
         critic_params=active if has_critic else 0.0,
@@ -280,7 +272,7 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
 
 
 def _cache_tokens(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> float | None:
-    """In the share of a card that vLLM is given; None: another engine samples, or the shape is not known."""
+    """Return the tokens that vLLM's share of a card holds; None for another engine or an unknown shape."""
     memory = vllm_memory(config, shape, plan.topology, gpu.memory_gib) if shape is not None else None
     if memory is None:
         return None
@@ -289,55 +281,55 @@ def _cache_tokens(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape 
 
 
 def _reference_params(config: RunConfig, plan: RunPlan, active: float) -> float:
-    """Those one token meets, of the teacher or the reference; 0 where there is neither. A plan of before says
-    of a teacher only how many there are."""
+    """Return the parameters that one token meets in the teacher or reference; 0 without either. An older plan
+    has only the teacher's total."""
     if plan.teacher_parameters:
         return float(plan.teacher_active_parameters or plan.teacher_parameters)
     return active if config.rl.kl_coef > 0 else 0.0
 
 
 def _sampled(config: RunConfig) -> int:
-    """Completions of a rollout, or of a stage that only samples: of an evaluation the greedy ones too."""
+    """Return the completions of a rollout or of a sampling stage, including an evaluation's greedy ones."""
     if config.stage == "rl":
         return config.rollout.num_prompts * config.rollout.num_generations
     return num_items(config) * sum(_answers(config))
 
 
 def _answers(config: RunConfig) -> tuple[int, ...]:
-    """Completions of each item that are decoded together, kind by kind: an evaluation's greedy one, and its
+    """Return the completions of each item decoded together, by kind: an evaluation's greedy one, and its
     samples."""
     return (config.generate.num_samples,) if config.stage == "generate" else (1, config.evaluate.num_samples)
 
 
 def _num_evaluations(config: RunConfig) -> int:
-    """Before the first step of stage rl, after the last, and every so many in between (train/rl/rl.py)."""
+    """Count stage rl's evaluations: before the first step, after the last, and between (train/rl/rl.py)."""
     every = config.evaluate.every
     return 2 + ((config.train.num_steps - 1) // every if every else 0)
 
 
 def _rollout_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
-    """As train/rl/collect.py cuts a rollout."""
+    """Cut a rollout into batches like train/rl/collect.py."""
     together = rollout_prompts(config, num_ranks)
     num = _rounds(config.rollout.num_prompts, together, num_ranks)
     return (Batches(num, together * config.rollout.num_generations),)
 
 
 def _evaluation_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
-    """As train/generate/evaluate.py cuts one of stage rl."""
+    """Cut an evaluation of stage rl into batches like train/generate/evaluate.py."""
     together = evaluation_prompts(config, num_ranks)
     num = _rounds(num_items(config), together, num_ranks)
     return tuple(Batches(num, together * answers) for answers in _answers(config))
 
 
 def _part_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
-    """As train/generate/generate.py makes the stages that only sample: a part is one rank's."""
+    """Cut the stages that only sample like train/generate/generate.py: one rank makes a part."""
     part, together = largest_part(config, num_ranks), part_prompts(config, num_ranks)
     num = _rounds(num_items(config), part, num_ranks) * math.ceil(part / together)
     return tuple(Batches(num, together * answers) for answers in _answers(config))
 
 
 def _rounds(items: int, together: int, num_ranks: int) -> int:
-    """Batches of `together` items that the rank with the most of them makes."""
+    """Return the batches of `together` items made by the rank with the most."""
     return math.ceil(math.ceil(items / together) / num_ranks)
 
 

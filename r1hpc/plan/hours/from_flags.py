@@ -1,11 +1,8 @@
-"""The flags of the command `estimate`, and which of them go together.
+"""Define the flags of the command `estimate`, check them, and estimate from flags without a job file.
 
 add_flags(parser)
-refuse_settled(parser, arguments)       # a flag that a job file or --rl-sequences settles
-
-An estimate from flags alone: model, data and hardware as numbers, without a job file.
-
-estimate_of_flags(arguments)        # of the parser that flags.add_flags filled
+refuse_settled(parser, arguments)   # a flag that a job file or --rl-sequences settles
+estimate_of_flags(arguments)        # model, data and hardware as numbers
 """
 
 import argparse
@@ -73,12 +70,12 @@ SETTLED_BY_JOB = {
         _FLAGS_ALONE,
     ),
 }
-"""Flags whose value a job file settles, and what to do instead."""
+"""Flags whose value a job file sets, and the alternative."""
 SETTLED_BY_RUN = dict.fromkeys(
     ("gpu", "num_gpus", "cluster", "gpu_hours_per_failure", "preemptions_per_day", "restart_s"),
     "what the run itself has shown is taken; leave it out, or take --method flops",
 )
-"""Flags that --method measured has no use for, and what to do instead."""
+"""Flags that --method measured cannot use, and the alternative."""
 SETTLED_BY_RL = {
     "tokens": "--rl-sequences says how much is trained on",
     "data_gb": "--rl-sequences says how much is trained on",
@@ -95,7 +92,7 @@ SETTLED_BY_RL = {
         "published runs do not show what a layout does to sampling and updates together; leave it out",
     ),
 }
-"""Flags that --rl-sequences settles or has no use for, and what to do instead."""
+"""Flags that --rl-sequences sets or cannot use, and the alternative."""
 
 
 _SETTLED_BY_MODEL_CONFIG = dict.fromkeys(
@@ -106,10 +103,25 @@ _ONLY_OF_RL = dict.fromkeys(
     + ("logprob_passes", "critic_params"),
     "give --rl-sequences N too, or leave it out",
 )
+_LEAST_GOODPUT = 0.01
+_ASSUMED_BANDWIDTH_TB_S = 2.0
+"""An A100's, for a card given only by its peak."""
+_AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
+"""Flags that are fields of a Workload."""
+_PRECISION_ALIASES = {
+    "bfloat16": "bf16",
+    "amp_bf16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "amp_fp16": "fp16",
+    "amp_fp8": "fp8",
+    "float32": "fp32",
+}
+_RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """In groups, as --help shows them."""
+    """Add the flags in the groups shown by --help."""
     _add_model(parser.add_argument_group("model and data"))
     _add_hardware(parser.add_argument_group("hardware"))
     _add_layout(parser.add_argument_group("training, where known"))
@@ -118,10 +130,10 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse flags that say what something else says: they would be passed over in silence.
+    """Refuse flags whose value is set elsewhere: they would be ignored silently.
 
     Raises:
-        UsageError: naming what to do instead.
+        UsageError: names the alternative.
     """
     if arguments.target is not None:
         by = f"{printable(arguments.target)}, which settles it"
@@ -144,10 +156,10 @@ def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> Non
 
 
 def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
-    """The same for a chain, whose stages differ in what a flag can only say once.
+    """Refuse the same for a chain, whose stages differ in what a flag can set only once.
 
     Raises:
-        UsageError: naming what to do instead.
+        UsageError: names the alternative.
     """
     if arguments.method == "seed":
         raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
@@ -162,7 +174,7 @@ def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
 
 
 def with_signs_joined(argv: Sequence[str]) -> list[str]:
-    """`--params -7B` as `--params=-7B`: argparse takes -7B for a flag; the answer shall be about the sign."""
+    """Join `--params -7B` into `--params=-7B`: argparse takes -7B for a flag, hiding the wrong sign."""
     joined: list[str] = []
     for item in argv:
         if re.match(r"-[\d.]", item) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -250,28 +262,11 @@ def _add_rl(group: Any) -> None:
     group.add_argument("--critic-params", default="0", metavar="P", help="PPO's critic; default none")
 
 
-_LEAST_GOODPUT = 0.01
-_ASSUMED_BANDWIDTH_TB_S = 2.0
-"""An A100's, for a card that is given by its peak alone."""
-_AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
-"""Flags that are fields of a Workload as they are."""
-_PRECISION_ALIASES = {
-    "bfloat16": "bf16",
-    "amp_bf16": "bf16",
-    "float16": "fp16",
-    "half": "fp16",
-    "amp_fp16": "fp16",
-    "amp_fp8": "fp8",
-    "float32": "fp32",
-}
-_RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
-
-
 def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
-    """The estimate of the run that the flags describe.
+    """Return the estimate of the run that the flags describe.
 
     Raises:
-        UsageError: too little is given, or something that no run can have.
+        UsageError: too little is given, or a value that no run can have.
     """
     if arguments.params is None and arguments.model_config is None:
         raise UsageError(
@@ -295,10 +290,10 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
 
 
 def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
-    """Refuse an estimate for a site that fails faster than the run gets on.
+    """Refuse an estimate for a site that fails faster than the run makes progress.
 
     Raises:
-        UsageError: naming the flags.
+        UsageError: names the flags.
     """
     lost = found.goodput
     if lost is not None and lost.goodput < _LEAST_GOODPUT:
@@ -349,7 +344,7 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:
-    """The card of the table with the numbers that are given, or one that is not in it, by its numbers."""
+    """Return the table's card with the given numbers, or an unlisted one described by its numbers."""
     flags = ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s")
     peak, memory, bandwidth = (
         _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag)) for flag in flags

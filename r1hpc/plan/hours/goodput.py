@@ -1,23 +1,19 @@
-"""Goodput: the part of the allocated time in which a run makes progress. Kept apart from MFU.
+"""Estimate goodput, the part of the allocated time in which a run progresses, and the node-hours of CPU runs.
 
     rates = FailureRates(gpu_hours_per_failure=50_000)
     overhead(rates, num_gpus=384, save_time_s=40).goodput      # 0.97
+    cpu_node_hours(plan)     # Spread(0.002, 0.006, 0.019), or None if FLOPs are unknown
 
-Failures and preemptions strike at random with a mean time M between them; a save costs C and a restart R.
-Young (CACM 17(9), 1974) saves every sqrt(2 C M); Daly (FGCS 22(3), 2006, equation 37) adds two terms. With
-intervals W of work the expected time is Daly's equation 13, exact for exponential times between failures:
-M e^(R/M) (e^((W + C)/M) - 1) for each interval.
+Goodput is separate from MFU. Failures and preemptions strike at random with a mean time M between them; a
+save costs C and a restart R. Young (CACM 17(9), 1974) saves every sqrt(2 C M); Daly (FGCS 22(3), 2006,
+equation 37) adds two terms. With intervals W of work the expected time is Daly's equation 13, exact for
+exponential times between failures: M e^(R/M) (e^((W + C)/M) - 1) for each interval. The defaults document
+their assumptions; a site with its own rates should give them.
 
-What each number assumes is in the defaults; a site that has its own rates should give them.
-
-Node-hours of a run on CPU ranks, before it starts: for rehearsals, whose estimates would be in GPU-hours.
-
-    cpu_node_hours(plan)     # Spread(0.002, 0.006, 0.019), or None where FLOPs are not known
-
-Nobody publishes such runs. The numbers are those of eleven runs of jobs/smoke.yaml and of the stages of
-jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core a rank, on two x86 cores that other work shared,
-with a local disk, November 2026. Other cores, more of them for a rank, larger models and network file systems
-may be several times off in either direction: the interval says so, and gives way to the site's first runs.
+Nobody publishes CPU runs. Our numbers for them come from eleven runs of jobs/smoke.yaml and the stages of
+jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core per rank, on two shared x86 cores with a local
+disk, November 2026. Other cores, more of them per rank, larger models and network file systems may be several
+times off in either direction: the interval shows that, and the site's first runs replace it.
 """
 
 import math
@@ -29,21 +25,35 @@ from r1hpc.plan.run import RunPlan
 from r1hpc.plan.save_time import optimal_save_interval_s
 
 GPU_HOURS_PER_FAILURE = 50_000.0
-"""BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384). OPT did
+"""BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384). OPT was
 worse: 11,900 (about two hosts a day on 992 GPUs)."""
 RESTART_S = 900.0
 """Assumed: noticed, requeued, started, compiled, loaded."""
 SAVE_S = 60.0
-"""Assumed where the size of the checkpoint is not known; BLOOM wrote 2.3 TB in 40 s."""
+"""Assumed if the checkpoint's size is unknown; BLOOM wrote 2.3 TB in 40 s."""
 _LONGEST_EXPONENT = 50.0
+CPU_PRIOR = 3
+"""Version of the numbers below for CPU runs: ratios to estimates of another version correct nothing."""
+STARTUP_S = 10.0
+"""CPU runs: from the allocation to the first step, and from the last step to the end. Measured: 4 to 14 s,
+of which 3 to 9 until the first step, mostly importing torch."""
+FLOPS_PER_RANK = 4e10
+MOST_FLOPS_PER_RANK = 1.3e11
+"""Model FLOPs per second of one rank with one core, for a model of 0.4 M parameters and one of 135 M, whose
+matrices are large enough to multiply fast; between them by the logarithm of the parameters. Measured: 2.8e10
+to 5.5e10 for the small models, 1.3e11 for one of 26 M, and 6e10 for it beside other work. All stages of
+jobs/smollm2.yaml (135 M) took 0.63 node-hours; this gives 0.95, since answers are shorter than allowed."""
+_SMALL, _LARGE = 4e5, 1.35e8
+SPREAD = 3.0
+"""P90/P50 and P50/P10 of CPU runs. Ours took 0.56 to 1.44 times the P50; the rest is for other machines."""
 
 
 @dataclass(frozen=True)
 class FailureRates:
-    """What interrupts a run.
+    """The interruptions of a run.
 
-    Preemptions are of the whole job, whatever its size, and warned: the run saves, and loses the restart but
-    no work.
+    Preemptions affect the whole job, whatever its size, with a warning: the run saves, and loses the restart
+    but no work.
     """
 
     gpu_hours_per_failure: float = GPU_HOURS_PER_FAILURE
@@ -61,11 +71,11 @@ class FailureRates:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What failures and saves cost, as parts of the allocated time."""
+    """The cost of failures and saves, as parts of the allocated time."""
 
     goodput: float
     save_interval_s: float
-    """The interval that goodput is for: as given, or the optimal one."""
+    """The interval of this goodput: given, or optimal."""
     optimal_interval_s: float
     young_interval_s: float
     mtbf_s: float
@@ -74,12 +84,12 @@ class Overhead:
 
 
 def mtbf_s(rates: FailureRates, num_gpus: int) -> float:
-    """Mean seconds between interruptions that lose work: failures."""
+    """Return the mean seconds between failures, the interruptions that lose work."""
     return 1 / (num_gpus / rates.gpu_hours_per_failure / 3600)
 
 
 def daly_interval_s(save_time_s: float, mean_s: float) -> float:
-    """Daly's equation 37; the MTBF itself where a save takes more than twice of it.
+    """Return Daly's equation 37; the MTBF itself if a save takes more than twice as long.
 
     >>> round(daly_interval_s(40, 168 * 3600) / 3600, 2)
     1.92
@@ -92,7 +102,7 @@ def daly_interval_s(save_time_s: float, mean_s: float) -> float:
 
 
 def expected_goodput(interval_s: float, save_time_s: float, mean_s: float, restart_s: float) -> float:
-    """Useful work over expected wall time, saving after each `interval_s` of work. Daly, equation 13."""
+    """Return useful work over expected time, with a save every `interval_s` of work. Daly, equation 13."""
     exponent = (interval_s + save_time_s) / mean_s
     if exponent + restart_s / mean_s > _LONGEST_EXPONENT:
         return 0.0
@@ -102,7 +112,7 @@ def expected_goodput(interval_s: float, save_time_s: float, mean_s: float, resta
 def overhead(
     rates: FailureRates, num_gpus: int, save_time_s: float = SAVE_S, save_interval_s: float | None = None
 ) -> Overhead:
-    """Goodput of a run of `num_gpus`, with its own save interval or the optimal one."""
+    """Return the goodput of a run on `num_gpus`, with its own save interval or the optimal one."""
     mean = mtbf_s(rates, num_gpus)
     best = daly_interval_s(save_time_s, mean)
     interval = save_interval_s or best
@@ -117,25 +127,8 @@ def overhead(
     )
 
 
-CPU_PRIOR = 3
-"""Counts the versions of the numbers below: ratios to estimates of another version correct nothing."""
-STARTUP_S = 10.0
-"""From the allocation to the first step, and from the last step to the end. Measured: 4 to 14 s, of which
-3 to 9 until the first step, importing torch for the most part."""
-FLOPS_PER_RANK = 4e10
-MOST_FLOPS_PER_RANK = 1.3e11
-"""Model FLOPs a second of one rank with one core, of a model of 0.4 M parameters and of one of 135 M, whose
-matrices are large enough to be multiplied at speed; between them by the logarithm of the parameters.
-Measured: 2.8e10 to 5.5e10 by the small models, 1.3e11 by one of 26 M, and 6e10 by it beside other work. All
-stages of jobs/smollm2.yaml (135 M) took 0.63 node-hours, of which this gives 0.95: answers are shorter than
-they may be."""
-_SMALL, _LARGE = 4e5, 1.35e8
-SPREAD = 3.0
-"""P90/P50 and P50/P10. Those runs took 0.56 to 1.44 times the P50; the rest is for other machines."""
-
-
 def cpu_node_hours(plan: RunPlan) -> Spread | None:
-    """For all steps of the plan in one attempt."""
+    """Return the node-hours for all steps of the plan in one attempt."""
     if plan.flops_per_token is None:
         return None
     rate = plan.topology.world_size * flops_per_rank(plan.num_parameters or 0)
@@ -145,6 +138,6 @@ def cpu_node_hours(plan: RunPlan) -> Spread | None:
 
 
 def flops_per_rank(num_parameters: float) -> float:
-    """Model FLOPs a second of one rank, which grow with the size of what is multiplied."""
+    """Return the model FLOPs per second of one rank, which grow with the model."""
     at = math.log(max(num_parameters, _SMALL) / _SMALL) / math.log(_LARGE / _SMALL)
     return FLOPS_PER_RANK * math.pow(MOST_FLOPS_PER_RANK / FLOPS_PER_RANK, min(1.0, at))

@@ -1,9 +1,9 @@
-"""Hours of a run from its own speed: what the steps that were taken say of the steps to come.
+"""Estimate the hours of a run from its own speed: the steps taken predict the steps to come.
 
 found = measured_estimate({1: 16.2, 2: 15.9, ...}, num_steps=20_000, num_gpus=64, hours_spent=120, useful=0.9)
 
-Steps are counted, not tokens: an SFT step has as many loss tokens as its samples happen to hold, and an RL
-step the completions that taught something.
+Steps are counted, not tokens: the loss tokens of an SFT step depend on its samples, and those of an RL step
+on which completions taught something.
 """
 
 import math
@@ -18,7 +18,7 @@ from r1hpc.plan.hours.quantiles import Spread
 _FEWEST_STEPS = 5
 _FEWEST_ROLLOUTS = 2
 _DRIFT = 0.03
-"""Standard deviation of ln(speed) between what was measured and what comes: nodes, neighbours. Assumed."""
+"""Standard deviation of ln(speed) between the measured and the coming steps: nodes, neighbours. Assumed."""
 _WARM_UP = 0.1
 """The first part of the steps, which compile and fill caches, is left out."""
 _LEAST_USEFUL = 0.05
@@ -34,17 +34,17 @@ def measured_estimate(
     useful: float,
     updates_per_rollout: int = 1,
 ) -> Estimate:
-    """What the whole run will have cost.
+    """Return the final cost of the run.
 
     Args:
-        seconds: GPU-seconds (of a CPU run node-seconds) of each step that lasted, by its number from 1.
-        num_gpus, num_nodes: what it has now; 0 GPUs is a CPU run, counted in node-hours.
+        seconds: GPU-seconds (of a CPU run node-seconds) of each lasting step, by its number from 1.
+        num_gpus, num_nodes: the current numbers; 0 GPUs is a CPU run, counted in node-hours.
         hours_spent: GPU-hours, of a CPU run node-hours, of all attempts so far, busy or idle.
-        useful: part of them in which steps were taken that lasted.
+        useful: the part of them spent on lasting steps.
         updates_per_rollout: of stage rl, whose first update after a rollout carries the rollout's time.
 
     Raises:
-        UsageError: too few steps to say anything.
+        UsageError: too few steps for an estimate.
     """
     means = _means(seconds, updates_per_rollout)
     samples = updates_per_rollout > 1
@@ -81,7 +81,7 @@ def measured_estimate(
 
 
 def _means(seconds: Mapping[int, float], updates_per_rollout: int) -> Sequence[float]:
-    """The mean of a step over each rollout of which every update is there, in their order."""
+    """Return the mean step of each rollout whose updates are all there, in order."""
     rollouts: defaultdict[int, list[float]] = defaultdict(list)
     for step in sorted(seconds):
         rollouts[(step - 1) // updates_per_rollout].append(seconds[step])
@@ -90,6 +90,6 @@ def _means(seconds: Mapping[int, float], updates_per_rollout: int) -> Sequence[f
 
 
 def _robust_sd(values: Sequence[float]) -> float:
-    """From the median absolute deviation: one slow step says nothing of the others."""
+    """Estimate the spread from the median absolute deviation: one slow step must not dominate."""
     center = statistics.median(values)
     return 1.4826 * statistics.median(abs(value - center) for value in values)

@@ -1,13 +1,13 @@
-"""Which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
+"""List which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
 
     options = memory_options(work, shape)
     options.best          # the configuration with the highest expected MFU among those that fit
     options.fits          # all that fit, cheapest first
 
-States, activations, DeepSpeed's buffers and the optimizer's step as in plan/memory/step.py, and for RL the
-reference and the sampler as in plan/memory/run.py; on top of them a CUDA context and fragmentation. Offload
-keeps the optimizer's fp32 weights and moments, and the gradients, in the host's memory. LoRA, tensor and
-pipeline parallelism are not in it: r1hpc trains with DeepSpeed's ZeRO.
+States, activations, DeepSpeed's buffers and the optimizer's step come from plan/memory/step.py, RL's
+reference and sampler from plan/memory/run.py, plus a CUDA context and fragmentation. Offload keeps the
+optimizer's fp32 weights and moments, and the gradients, in host memory. LoRA, tensor and pipeline parallelism
+are not included: r1hpc trains with DeepSpeed's ZeRO.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,12 +38,12 @@ _VOCABULARY = 32000
 _HEAD_DIM = 128
 
 Beside = Callable[[int, int], MemoryPlan]
-"""(ZeRO stage, GPUs) -> what an RL run holds, of which its reference and sampler count here."""
+"""(ZeRO stage, GPUs) -> an RL run's memory, of which reference and sampler count here."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One configuration. GiB on one GPU; `host_gib` is what offload puts beside it."""
+    """One configuration. GiB on one GPU; `host_gib` is the offloaded part."""
 
     zero_stage: int
     micro_batch_size: int
@@ -51,19 +51,19 @@ class Option:
     offload: bool
     states_gib: float
     activations_gib: float
-    """With the logits."""
+    """Including the logits."""
     buffers_gib: float
     host_gib: float
     expected_mfu: float
     beside_gib: float = 0.0
-    """RL: the reference, and by how much the sampler takes more than the activations; all of one that stays
-    while the policy is updated."""
+    """RL: the reference, and the sampler's memory above the activations; all of it if the sampler stays
+    during updates."""
     step_gib: float = 0.0
-    """By how much the optimizer's step takes more than that, when activations are gone."""
+    """The optimizer step's memory above that, after activations are freed."""
 
     @property
     def total_gib(self) -> float:
-        """At the peak."""
+        """Return the peak."""
         passes = self.states_gib + self.activations_gib + self.buffers_gib + self.beside_gib
         return passes + self.step_gib
 
@@ -87,7 +87,7 @@ class MemoryOptions:
     fits: tuple[Option, ...]
     smallest: Option
     least_gpus: int | None
-    """The fewest GPUs on which something fits without offload, where nothing fits on these; None: none do."""
+    """If nothing fits, the fewest GPUs with a fit without offload; None: no number has one."""
 
     @property
     def best(self) -> Option | None:
@@ -108,7 +108,7 @@ class MemoryOptions:
 def memory_options(
     work: Workload, shape: ModelShape | None = None, beside: Beside | None = None
 ) -> MemoryOptions:
-    """All options for `work`; without a shape, of a Llama of its size.
+    """Return all options for `work`; without a shape, for a Llama of its size.
 
     Micro batches beyond the global batch are left out.
     """
@@ -127,7 +127,7 @@ def usable_gib(gpu: Gpu) -> float:
 
 
 def guessed_shape(work: Workload) -> ModelShape:
-    """A Llama of the workload's size, for memory where only numbers are known."""
+    """Return a Llama of the workload's size, to plan memory from numbers alone."""
     layers = max(1, round(work.layers))
     hidden = max(_HEAD_DIM, round(work.hidden_size / _HEAD_DIM) * _HEAD_DIM)
     llama = model_shape(
@@ -150,7 +150,7 @@ def option_of(
     beside: Beside | None = None,
     logits_chunk_tokens: int | None = None,
 ) -> Option:
-    """What `work` holds on each GPU in its own ZeRO configuration, and how fast it is expected to be.
+    """Return the memory per GPU of `work` in its own ZeRO configuration, and its expected speed.
 
     Args:
         logits_chunk_tokens: train.logits_chunk_tokens.
@@ -200,7 +200,7 @@ def option_of(
 def _offloaded(
     plan: MemoryPlan, shape: ModelShape, zero_stage: int, world_size: int, precision: Precision
 ) -> MemoryPlan:
-    """With the optimizer, its step and the gradients of its part in the host's memory."""
+    """Move the optimizer, its step and the gradients of its part to host memory."""
     where, largest = (shape.num_parameters, zero_stage, world_size, precision), largest_tensor(shape)
     return replace(
         plan,
@@ -213,7 +213,7 @@ def _offloaded(
 
 
 def _with_sampler(plan: MemoryPlan, run: MemoryPlan) -> MemoryPlan:
-    """With the reference and the sampler of a run."""
+    """Add the reference and the sampler of a run."""
     return replace(
         plan,
         reference_gib=run.reference_gib,
@@ -235,7 +235,7 @@ def _every_option(
 def _configured(
     work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
 ) -> Workload:
-    """`work` by ZeRO alone, in this configuration."""
+    """Return `work` in this configuration, with ZeRO only."""
     return replace(
         work,
         num_gpus=num_gpus,
@@ -256,7 +256,7 @@ def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
 
 
 def _undominated(options: list[Option]) -> Iterator[Option]:
-    """The fastest micro batch alone of the options with the same stage, recomputation and offload."""
+    """Keep only the fastest micro batch for each stage, recomputation and offload."""
     seen = set()
     for option in options:
         kind = (option.zero_stage, option.recompute, option.offload)

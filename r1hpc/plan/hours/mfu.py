@@ -1,19 +1,17 @@
-"""The distribution of MFU that published runs lead one to expect, given what is known of a run.
+"""Predict MFU as a distribution fitted on published runs, from the known facts of a run.
 
     belief = mfu_belief(work)
     belief.median, belief.log_sd, belief.variances
-
-Reads coefficients.json, which `python -m research.estimator.fit` makes. MFU counts no recomputation and
-the full square of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could
-reach.
-
-What the efficiency of a training step depends on, as numbers near 0 that enter the logarithm of MFU.
-
     features(workload)       # {"one": 1.0, "size": -0.1, "recompute": 1.0, ...}
 
-Each is a loss that physics gives a form and a size; the fit (research/estimator) only says how much of it
-is seen in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's
-arithmetic, at the half of an A100's peak that large matrices reach:
+It reads coefficients.json, made by `python -m research.estimator.fit`. MFU counts no recomputation and the
+full square of attention, against the dense bf16 peak; a run in FP8 may therefore exceed what bf16 could
+reach.
+
+The features are numbers near 0 that enter the logarithm of MFU. Each is a loss whose form and size follow
+from physics; the fit (research/estimator) only finds how much of it published runs show. Forms like log(1 +
+t_loss / t_compute) are times in units of the step's arithmetic, at half of an A100's peak, which large
+matrices reach:
 
     launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU
     sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs for each
@@ -23,7 +21,7 @@ arithmetic, at the half of an A100's peak that large matrices reach:
     bubble     (stages - 1) / micro batches
     offload    Adam on the CPU, once a step
 
-What is not known is 0 or its usual value: then the coefficient of `one`, or of `recompute_unknown`,
+Unknown facts count as 0 or their usual value: the coefficient of `one`, or of `recompute_unknown`, then
 carries the average.
 """
 
@@ -62,22 +60,22 @@ _A100_TFLOPS = 312.0
 _A100_RIDGE = 153.0
 """FLOPs per byte of an A100-80GB at its peaks."""
 _LAUNCH_FLOPS = 1e11
-"""What an A100 could compute while it waits for the kernels of one layer, forward and backward: 0.6 ms."""
+"""FLOPs an A100 could do while it waits for one layer's kernels, forward and backward: 0.6 ms."""
 SHARDING_TOKENS = 3000.0
 """Half of 6240 (= peak / 2 over 25 GB/s per GPU between nodes), since transfers overlap with arithmetic."""
 _REDUCTION_TOKENS = 4000.0
-"""4 bytes a parameter (a ring moves 16-bit gradients twice) at 25 GB/s, against 6 FLOPs for each token at
-half of the peak: 4160, rounded."""
+"""4 bytes per parameter (a ring moves 16-bit gradients twice) at 25 GB/s, against 6 FLOPs per token at half
+of the peak: 4160, rounded."""
 _REDUCTION_TOKENS_ONE_NODE = 1000.0
-"""The same at 100 GB/s, a third of what NVLink has each way. Assumed."""
+"""The same at 100 GB/s, a third of NVLink's rate each way. Assumed."""
 _TENSOR_WIDTH = 170.0
 """In (ways - 1) / hidden size: 4 all-reduces of 2 bytes, each moved 2 (ways - 1) / ways times, over NVLink at
 200 GB/s, against the 72 hidden^2 / ways FLOPs of a layer and token (Megatron-LM, arXiv 1909.08053)."""
 _BETWEEN_NODES = 4.0
-"""Times longer, where tensor parallelism leaves the node. Assumed."""
+"""Factor if tensor parallelism leaves the node. Assumed."""
 OFFLOAD_TOKENS = 16000.0
-"""0.6 ns of Adam on the CPU for a parameter of each GPU, against 6 FLOPs for each token: 28 bytes of states
-read and written at 45 GB/s (ZeRO-Offload, arXiv 2101.06840). Assumed."""
+"""0.6 ns of Adam on the CPU per parameter of each GPU, against 6 FLOPs per token: 28 bytes of states read and
+written at 45 GB/s (ZeRO-Offload, arXiv 2101.06840). Assumed."""
 GPUS_PER_NODE = 8
 USUAL_MICRO_TOKENS = 8192.0
 _USUAL_ATTENTION = 0.08
@@ -85,15 +83,24 @@ _ATTENTION_SD = 0.6
 """Chosen: a kernel that skips the masked half of the scores does up to twice the counted work; some are
 slower."""
 _BYTES_OF_STATE = 18
-"""Per parameter: weights, gradients and Adam in mixed precision, as Megatron-LM keeps them."""
+"""Per parameter: weights, gradients and Adam in mixed precision, as in Megatron-LM."""
 _SMALLEST = 5e7
+COEFFICIENTS = Path(__file__).resolve().parent / "coefficients.json"
+_REACHABLE = 0.87
+"""Part of the dense peak reached by the best large matrix products on an A100 (stas00/ml-engineering, MAMF:
+271 of 312)."""
+SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
+"""Peaks relative to bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted:
+nobody publishes such runs."""
+_LONG_RUN_HOURS = 48.0
+"""A run of this many wall hours has met most losses of a long run; a scale, assumed."""
 
 
 def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
-    """The numbers of NAMES.
+    """Return the numbers of NAMES.
 
     Args:
-        run_weight: how much of a long run's losses applies: 0 for a measured step, 1 for weeks.
+        run_weight: the share of a long run's losses that applies: 0 for a measured step, 1 for weeks.
     """
     gpus = num_gpus_of(work)
     speed = work.gpu.peak_tflops / _A100_TFLOPS
@@ -119,29 +126,29 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
 
 
 def shared_effects(work: Workload, family_sd: float) -> tuple[float, ...]:
-    """What the runs of one software stack share: its general level, and how good its attention kernel is."""
+    """Return the effects common to one software stack: its general level, and its attention kernel."""
     return family_sd, _ATTENTION_SD * (work.attention_share - _USUAL_ATTENTION)
 
 
 def usual_num_gpus(params: float) -> float:
-    """GPUs that published pretraining runs of this size had, roughly: 64 for 1 B, 250 for 10 B."""
+    """Return the usual GPUs of published pretraining runs of this size, roughly: 64 for 1 B, 250 for 10 B."""
     return min(1024.0, max(8.0, 64 * math.pow(params / 1e9, 0.6)))
 
 
 def num_gpus_of(work: Workload) -> int:
-    """GPUs as given; else the usual number, rounded up to whole copies of a model in the layout given."""
+    """Return the given GPUs, else the usual number, rounded up to complete copies of a model."""
     ways = work.model_parallel or 1
     return work.num_gpus or ways * math.ceil(round(usual_num_gpus(work.active_params)) / ways)
 
 
 def tokens_per_gpu(work: Workload, gpus: float) -> float | None:
-    """Tokens of one optimizer step on one GPU."""
+    """Return the tokens of one optimizer step on one GPU."""
     return None if work.tokens_per_step is None else work.tokens_per_step / gpus
 
 
 def _recomputed(recompute: str | None) -> float:
-    """Selective recomputation repeats attention's core only: 2.7 % of the step (arXiv 2205.05198, table
-    4)."""
+    """Return the repeated part; selective recomputation repeats only attention's core: 2.7 % of the step
+    (arXiv 2205.05198, table 4)."""
     return {"full": 1.0, "selective": 0.1}.get(recompute or "", 0.0)
 
 
@@ -200,23 +207,12 @@ def _reduction(work: Workload, gpus: float, speed: float) -> float:
 
 
 def _ways(work: Workload) -> float:
-    """GPUs a model is spread over: as given, one for ZeRO, else the fewest that can hold it."""
+    """Return the GPUs that share a model: as given, one for ZeRO, else the fewest that can hold it."""
     if work.model_parallel is not None:
         return work.model_parallel
     if work.zero_stage is not None:
         return 1.0
     return max(1.0, _BYTES_OF_STATE * work.params / (0.6 * work.gpu.memory_gib * 2**30))
-
-
-COEFFICIENTS = Path(__file__).resolve().parent / "coefficients.json"
-_REACHABLE = 0.87
-"""Part of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271
-of 312)."""
-SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
-"""Peaks beside bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted: nobody
-publishes such runs."""
-_LONG_RUN_HOURS = 48.0
-"""A run of this many wall hours has met most of what a long run meets; a scale, assumed."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +223,7 @@ class Posterior:
     covariance: tuple[tuple[float, ...], ...]
 
     def variance(self, x: Sequence[float]) -> float:
-        """What the coefficients' own uncertainty adds."""
+        """Return the variance from the coefficients' own uncertainty."""
         return math.fsum(
             x[i] * x[j] * self.covariance[i][j] for i in range(len(x)) for j in range(len(x)) if x[i] and x[j]
         )
@@ -235,14 +231,14 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the fit left: everything an estimate needs."""
+    """The result of the fit: everything an estimate needs."""
 
     posterior: Posterior
     family_sd: float
     noise_sd: float
     run_noise_sd: float
     run_share: float
-    """Part of the excess of published long runs over their steps that a run planned now should expect."""
+    """Part of published long runs' excess over their steps that a run planned now should expect."""
     run_spread: float
     """Standard deviation of that, in ln(hours)."""
     width_scale: float
@@ -266,7 +262,7 @@ class MfuBelief:
 
 @cache
 def coefficients() -> Coefficients:
-    """The packaged coefficients.
+    """Return the packaged coefficients.
 
     Raises:
         StateError: the file is from another version.
@@ -278,23 +274,23 @@ def coefficients() -> Coefficients:
 
 
 def parse_coefficients(value: Mapping[str, Any]) -> Coefficients:
-    """From the JSON object."""
+    """Parse the coefficients from a JSON object."""
     posterior = Posterior(tuple(value["mean"]), tuple(tuple(line) for line in value["covariance"]))
     names = {field.name for field in fields(Coefficients)} - {"posterior"}
     return Coefficients(posterior, **{name: value[name] for name in names})
 
 
 def run_weight(wall_hours: float) -> float:
-    """How much of the losses of long runs a run of this length meets: 0 at once, 1 after weeks."""
+    """Return the share of long runs' losses for a run of this length: 0 at once, 1 after weeks."""
     return -math.expm1(-wall_hours / _LONG_RUN_HOURS)
 
 
 def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None = None) -> MfuBelief:
-    """What to expect of `work`.
+    """Return the expected MFU of `work`.
 
     Args:
         weight: run_weight of its length; 1 for a long run, 0 for a measured step.
-        known: other coefficients than the packaged ones.
+        known: coefficients to use instead of the packaged ones.
     """
     known = known or coefficients()
     values = features(work, weight * known.run_share)
@@ -303,7 +299,7 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
     if work.precision in SLOWER:
         effects["precision"] = math.log(SLOWER[work.precision])
     mean = math.fsum(effects.values())
-    # A second forward pass takes part of what can be reached.
+    # A second forward pass lowers the reachable maximum.
     most = math.log(
         _REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / (4 / 3 if work.recompute == "full" else 1)
     )
@@ -312,7 +308,7 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
 
 
 def _variances(known: Coefficients, work: Workload, x: list[float], weight: float) -> dict[str, float]:
-    """By source, already widened to what left-out families showed."""
+    """Return the variances by source, widened by the errors on left-out families."""
     scale = known.width_scale**2
     level, attention = shared_effects(work, known.family_sd)
     return {

@@ -1,8 +1,8 @@
-"""An amount that is not known exactly, by its P10, P50 and P90.
+"""Describe an uncertain amount by its P10, P50 and P90.
 
     Spread.log_normal(100, 0.3) * 2 + Spread(4, 5, 8)
 
-It is log-normal with its own width on either side of the median.
+It is log-normal with a separate width on either side of the median.
 """
 
 import math
@@ -19,7 +19,7 @@ Z90 = NORMAL.inv_cdf(0.9)
 
 @dataclass(frozen=True)
 class Spread:
-    """Quantiles, of GPU-hours for the most part."""
+    """Quantiles, mostly of GPU-hours."""
 
     p10: float
     p50: float
@@ -45,7 +45,7 @@ class Spread:
         return Spread(self.p10 * factor, self.p50 * factor, self.p90 * factor)
 
     def at(self, z: float) -> float:
-        """The value `z` standard deviations from the median."""
+        """Return the value `z` standard deviations from the median."""
         if self.p50 <= 0:
             return self.p90 * max(0.0, z) / Z90
         if z >= 0:
@@ -53,7 +53,7 @@ class Spread:
         return float(self.p50 * (max(self.p10, 1e-9 * self.p50) / self.p50) ** (-z / Z90))
 
     def chance_below(self, amount: float) -> float:
-        """The probability that it is no more than `amount`."""
+        """Return the probability that it is at most `amount`."""
         if amount <= 0 or self.p50 <= 0:
             return 0.0 if amount < self.p50 else 1.0
         side = self.p90 / self.p50 if amount >= self.p50 else self.p50 / max(self.p10, 1e-9 * self.p50)
@@ -66,12 +66,12 @@ class Spread:
 
     @staticmethod
     def of_json(value: Mapping[str, Any]) -> "Spread":
-        """What `to_json` gave. Raises KeyError, TypeError, ValueError or AssertionError for anything else."""
+        """Parse the result of `to_json`. Raises KeyError, TypeError, ValueError or AssertionError."""
         return Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
 
     @staticmethod
     def read(value: Any) -> "Spread | None":
-        """What `to_json` gave, out of a file; None: it is something else."""
+        """Read the result of `to_json` from a file's value; None if it is something else."""
         try:
             return Spread.of_json(value) if mistake(value, Spread) is None else None
         except AssertionError:
@@ -79,5 +79,5 @@ class Spread:
 
     @staticmethod
     def log_normal(median: float, log_sd: float) -> "Spread":
-        """Of a median and a standard deviation of the logarithm."""
+        """Make it from a median and a standard deviation of the logarithm."""
         return Spread(median * math.exp(-Z90 * log_sd), median, median * math.exp(Z90 * log_sd))

@@ -1,26 +1,21 @@
-"""GPU-hours of reinforcement learning, phase by phase.
+"""Estimate the GPU-hours of runs that sample: reinforcement learning by phase, generation, evaluation.
 
     phases = rl_phases(work, rates)      # {"prefill": ..., "decode": ..., "logprobs": ..., ...}, GPU-hours
-
-    prefill      2N FLOPs a prompt token, at the rate of large matrices; N is what one token meets
-    decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
-                 unless many sequences decode together, or by the launch of kernels where a small model
-                 decodes without vLLM; a batch runs until its longest completion ends
-    logprobs     2N FLOPs a token for each forward pass of old policy, reference, teacher or critic
-    reward       a reward model's forward passes; what GPUs wait for verifiers is not in it
-    update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
-    hand_over    before each rollout the new weights go to whoever decodes
-    evaluation   the same three of answers that nobody trains on, at every evaluation
-
-Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones that give their tokens.
-
-The estimate of a run that samples: reinforcement learning, generation, evaluation.
-
     found = estimate_rl(RlWork(params=7e9, gpu=find_gpu("a100"), num_gpus=8, ...))
-    found.gpu_hours, found.phases
 
-The rates come from one software stack (see rl_phase), so the width is put together from what they cannot say
-as well: how much stacks differ, and how long completions will be.
+    prefill      2N FLOPs per prompt token, at the rate of large matrices; N is the parameters a token meets
+    decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
+                 unless many sequences decode together, or by kernel launches for a small model without
+                 vLLM; a batch runs until its longest completion ends
+    logprobs     2N FLOPs per token for each forward pass of old policy, reference, teacher or critic
+    reward       a reward model's forward passes, without the GPUs' wait for verifiers
+    update       6N FLOPs per token (8N with recomputation) for each pass over the rollout; also a critic's
+    hand_over    before each rollout the new weights go to the sampler
+    evaluation   prefill, decode and reward of answers that are not trained on, at every evaluation
+
+Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones with token counts. They
+come from one software stack, so the width also covers how much stacks differ and how long completions will
+be.
 """
 
 import math
@@ -52,21 +47,21 @@ _USABLE = 0.9
 """Part of the card's memory; the rest is the CUDA context and fragmentation. Assumed."""
 _STATE_BYTES = 16
 _MOST_WEIGHTS = 0.35
-"""A replica is spread over more GPUs when its weights fill more of a card than this."""
+"""A replica uses more GPUs if its weights fill more of a card than this."""
 _LEAST_FREE = 0.25
-"""Part of what the weights leave: assumed for the cache where the training states fill the card."""
+"""Part of the memory beside the weights: assumed for the cache if the training states fill the card."""
 _NETWORK_BYTES_S = 25e9
 """Per GPU between nodes: 200 Gbit/s."""
 _SEEN = 0.6
-"""Part of the losses by gathering and offloading in published pretraining (docs/estimator.md: 0.52, 0.62)."""
+"""Share of gathering and offloading losses seen in published pretraining (docs/estimator.md: 0.52, 0.62)."""
 EAGER_LAYER_S = 0.8e-3
-"""What a layer of a model takes to decode one token of each sequence, however little it computes, where its
-kernels are launched one by one (rollout.engine=sampler; vLLM replays graphs). On an A100-80GB with
-transformers, at batch size 1: 0.83 ms (Qwen2-0.5B, 24 layers, 49.94 tokens/s; Qwen's documentation, v2.0,
-"Speed Benchmark"), 0.77, 0.76 and 0.78 ms (Qwen-1.8B, 7B and 14B of 24, 32 and 40 layers, 54.09, 40.93 and
-32.22 tokens/s; QwenLM/Qwen, "Performance")."""
+"""Time of a model's layer to decode one token of each sequence, however little it computes, if its kernels
+are launched one by one (rollout.engine=sampler; vLLM replays graphs). On an A100-80GB with transformers, at
+batch size 1: 0.83 ms (Qwen2-0.5B, 24 layers, 49.94 tokens/s; Qwen's documentation, v2.0, "Speed Benchmark"),
+0.77, 0.76 and 0.78 ms (Qwen-1.8B, 7B and 14B of 24, 32 and 40 layers, 54.09, 40.93 and 32.22 tokens/s;
+QwenLM/Qwen, "Performance")."""
 LENGTH_SPREAD = 0.5
-"""Standard deviation of ln(completion length), assumed where only the mean is known."""
+"""Standard deviation of ln(completion length), assumed if only the mean is known."""
 
 
 _LIMITS = {
@@ -86,14 +81,20 @@ _LIMITS = {
     "reference_params": ("the parameters of the reference or teacher", 0, 1e14),
     "num_evaluations": ("the number of evaluations", 0, 10**12),
 }
-"""By field of RlWork: what a person knows it by, the least and the most it may be. A nan lies in no range."""
+"""By field of RlWork: its name for users, its least and its most. NaN is in no range."""
+ONLY_SAMPLING = ("generate", "evaluate")
+LENGTH_SD = 0.4
+"""Standard deviation of ln(mean completion length over the run), for any guess: P10 and P90 lie a factor 1.7
+from it. Assumed; lengths change while a policy learns."""
+_STEP = 1.1
+"""Factor on a length to see how hours grow with it."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What each GPU decodes: so many batches, one after the other, of so many sequences each.
+    """The batches that each GPU decodes one after the other, and the sequences of each.
 
-    One that gets fewer waits for the others, and is paid for like them.
+    A GPU that gets fewer waits for the others, and is billed like them.
     """
 
     num: int
@@ -105,7 +106,7 @@ class RlWork:
     """All of a run's rollouts. Tokens are totals over the run; lengths are of one completion."""
 
     params: float
-    """All parameters: what is held, read and handed over."""
+    """All parameters: held, read and handed over."""
     gpu: Gpu
     num_gpus: int
     num_rollouts: int
@@ -116,33 +117,33 @@ class RlWork:
     cache_bytes_per_token: float
     """Keys and values of all layers, in 16 bits."""
     active_params: float | None = None
-    """Those one token meets, which its arithmetic grows with; None: all of them."""
+    """Parameters that one token meets, which set the arithmetic; None: all."""
     eager_layers: int = 0
-    """Layers of a model that decodes by kernels launched one by one; 0: it does not."""
+    """Layers of a model that decodes with kernels launched one by one; 0: it does not."""
     precision: str = "bf16"
     logprob_passes: int = 2
     """Forward passes over a rollout beside the updates: old policy and reference."""
     num_iterations: int = 1
     critic_params: float = 0.0
-    """Those one token meets."""
+    """Parameters that one token meets."""
     critic_passes: int = 0
     """Forward passes of the critic over a rollout beside the updates."""
     reward_params: float = 0.0
     reference_params: float = 0.0
-    """Those one token meets, of a reference or teacher that is asked in every pass over a rollout."""
+    """Parameters that one token meets in a reference or teacher used in every pass over a rollout."""
     recompute: bool = False
     rollout_batches: tuple[Batches, ...] = ()
-    """How a rollout is decoded; empty: spread evenly over the GPUs, and as much together as memory allows."""
+    """The batches of a rollout; empty: split evenly over the GPUs, as large as memory allows."""
     num_evaluations: int = 0
     evaluation_batches: tuple[Batches, ...] = ()
-    """How the answers of one evaluation are decoded, each kind by itself."""
+    """The batches of one evaluation, by kind of answer."""
     is_trained: bool = True
-    """Training states lie beside what samples."""
+    """Training states share the memory with the sampler."""
     is_whole: bool = False
-    """Every GPU samples with a whole model, as in r1hpc; else one is spread over as many as its weights
-    need."""
+    """Every GPU samples with a complete model, as in r1hpc; else a model is spread over as many as its
+    weights need."""
     cache_tokens: float | None = None
-    """Tokens whose keys and values each GPU has room for; None: what else is not in memory."""
+    """Tokens whose keys and values fit on each GPU; None: follows from the other memory use."""
 
     def __post_init__(self) -> None:
         for name, (what, least, most) in _LIMITS.items():
@@ -164,17 +165,17 @@ class RlWork:
 
     @property
     def params_met(self) -> float:
-        """Parameters that one token meets."""
+        """Return the parameters that one token meets."""
         return self.params if self.active_params is None else self.active_params
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of a weight, and of a number in the cache."""
+        """Return the bytes of a weight, and of a number in the cache."""
         return 4 if self.precision in SLOWER else 2
 
     @property
     def cache_bytes(self) -> float:
-        """Bytes of a token's keys and values, in the precision it is."""
+        """Return the bytes of a token's keys and values, in the run's precision."""
         return self.cache_bytes_per_token * self.value_bytes / 2
 
     @property
@@ -183,7 +184,7 @@ class RlWork:
 
     @property
     def rollout(self) -> tuple[Batches, ...]:
-        """How a rollout is decoded."""
+        """Return the batches of a rollout."""
         return self.rollout_batches or (Batches(1, self.sequences_per_rollout / self.num_gpus),)
 
     @property
@@ -192,7 +193,7 @@ class RlWork:
 
     @property
     def tokens(self) -> float:
-        """Prompts and completions together."""
+        """Return prompt and completion tokens together."""
         return self.num_sequences * (self.prompt_length + self.completion_length)
 
 
@@ -206,7 +207,7 @@ class RlRates:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are decoded: replicas of the model and sequences in each."""
+    """Decoding of completions: replicas of the model and sequences in each."""
 
     gpus_per_replica: int
     batch: float
@@ -218,8 +219,8 @@ class Decoding:
 
 
 def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
-    """GPU-hours of each of PHASES."""
-    # 2 FLOPs a weight and token forward, 4 backward, 2 for the second forward pass of recomputation (Kaplan
+    """Return the GPU-hours of each of PHASES."""
+    # 2 FLOPs per weight and token forward, 4 backward, 2 for the second forward pass of recomputation (Kaplan
     # et al., arXiv 2001.08361, table 1; arXiv 2104.04473, section 5.1). Attention scores are left out.
     matrix_s = _gathering(work) / (work.peak_flops * rates.arithmetic)
     backward = (8 if work.recompute else 6) * work.num_iterations
@@ -245,7 +246,7 @@ def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
 
 
 def decoding(work: RlWork, batches: Batches) -> Decoding:
-    """Replicas as small as the weights allow, batches as large as the cache allows."""
+    """Choose replicas as small as the weights allow, batches as large as the cache allows."""
     ways = _sampling_gpus(work)
     wanted = batches.sequences * ways
     length = work.prompt_length + work.completion_length
@@ -256,10 +257,9 @@ def decoding(work: RlWork, batches: Batches) -> Decoding:
 
 
 def tail(work: RlWork, batch: float) -> float:
-    """The longest completion of a batch over the mean, for lengths that are log-normal and cut at the
-    longest."""
-    # The largest of n lies about where the distribution function is n / (n + 1) (the mean of the
-    # largest of n uniform values); exp(-sd^2 / 2) takes the median to the mean, which is what is given.
+    """Return the longest completion of a batch over the mean, for log-normal lengths cut at the longest."""
+    # The largest of n lies about where the distribution function is n / (n + 1) (the mean of the largest of n
+    # uniform values); exp(-sd^2 / 2) converts the given mean to the median.
     most = work.max_completion_length / work.completion_length
     if batch <= 1 or most <= 1:
         return 1.0
@@ -268,13 +268,13 @@ def tail(work: RlWork, batch: float) -> float:
 
 
 def _prefill_s(work: RlWork, batches: Batches, matrix_s: float) -> float:
-    """GPU-seconds of one rollout or evaluation, as in the next two; `matrix_s` are those of a FLOP."""
+    """Return the GPU-seconds of a rollout or evaluation; `matrix_s` is the time of a FLOP."""
     sequences = batches.num * batches.sequences * work.num_gpus
     return 2 * work.params_met * sequences * work.prompt_length * matrix_s
 
 
 def _decode_s(work: RlWork, batches: Batches, rates: RlRates) -> float:
-    """A step takes the longest of reading and computing (Pope et al., arXiv 2211.05102), and launching."""
+    """Take the longest of reading and computing (Pope et al., arXiv 2211.05102), and launching."""
     plan = decoding(work, batches)
     ways = plan.gpus_per_replica
     context = work.prompt_length + work.completion_length / 2
@@ -291,8 +291,7 @@ def _hand_over_s(work: RlWork) -> float:
 
 
 def _gathering(work: RlWork) -> float:
-    """How much longer passes take beyond one node where weights are sharded: where a card cannot hold
-    them."""
+    """Return the slow-down of passes beyond one node if the weights must be sharded."""
     if not work.is_trained or work.num_gpus <= GPUS_PER_NODE or _gpus_per_replica(work) == 1:
         return 1.0
     tokens = work.sequences_per_rollout / work.num_gpus * (work.prompt_length + work.completion_length)
@@ -300,7 +299,7 @@ def _gathering(work: RlWork) -> float:
 
 
 def _offloading(work: RlWork) -> float:
-    """How much longer an update takes where the training states must lie in the host's memory."""
+    """Return the slow-down of an update if the training states must be in host memory."""
     fits = _STATE_BYTES * work.params / work.num_gpus < _USABLE * work.gpu.memory_gib * 2**30
     return 1.0 if fits else _slower(OFFLOAD_TOKENS, USUAL_MICRO_TOKENS, work)
 
@@ -310,7 +309,7 @@ def _slower(floor: float, tokens: float, work: RlWork) -> float:
 
 
 def _sampling_gpus(work: RlWork) -> int:
-    """Of a replica."""
+    """Return the GPUs of a replica."""
     return 1 if work.is_whole else _gpus_per_replica(work)
 
 
@@ -323,21 +322,13 @@ def _gpus_per_replica(work: RlWork) -> int:
 
 
 def _cache_tokens(work: RlWork, ways: int) -> float:
-    """On one card, in what is free beside the weights and the sharded training states; a quarter of it where
-    they must be offloaded."""
+    """Return the cache on one card: the memory beside weights and sharded training states, or a quarter of
+    that beside the weights if they must be offloaded."""
     if work.cache_tokens is not None:
         return work.cache_tokens
     usable = max(0.0, _USABLE * work.gpu.memory_gib * 2**30 - work.value_bytes * work.params / ways)
     states = _STATE_BYTES * work.params / work.num_gpus if work.is_trained else 0.0
     return max(_LEAST_FREE * usable, usable - states) / work.cache_bytes
-
-
-ONLY_SAMPLING = ("generate", "evaluate")
-LENGTH_SD = 0.4
-"""Standard deviation of ln(mean completion length over the run), whoever guessed it: P10 and P90 lie a
-factor 1.7 from it. Assumed; lengths change while a policy learns."""
-_STEP = 1.1
-"""By how much a length is changed to see what hours grow with."""
 
 
 def estimate_rl(
@@ -347,12 +338,12 @@ def estimate_rl(
     shape: ModelShape | None = None,
     beside: Beside | None = None,
 ) -> Estimate:
-    """The phases of a run that samples; of `generate` and `evaluate` only its sampling.
+    """Return the phases of a run that samples; for `generate` and `evaluate` only its sampling.
 
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
         shape: the model's, for the memory plan of the updates; None guesses a Llama of that size.
-        beside: what the updates find in memory beside the training states; None: nothing.
+        beside: other memory during the updates, beside the training states; None: nothing.
     """
     phases = _phases(work, stage)
     total = math.fsum(phases.values())
@@ -377,14 +368,14 @@ def estimate_rl(
 
 
 def _phases(work: RlWork, stage: str) -> dict[str, float]:
-    """GPU-hours at P50."""
+    """Return the GPU-hours at P50."""
     known = coefficients().rl
     phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
     return {name: phases[name] for name in ("prefill", "decode")} if stage in ONLY_SAMPLING else phases
 
 
 def _variances(work: RlWork, stage: str, total: float) -> Mapping[str, float]:
-    """Variances of ln(hours), by source. The errors of the fit are those within one stack, and not all."""
+    """Return the variances of ln(hours), by source. The fit's errors cover only one stack."""
     known = coefficients().rl
     shorter = replace(work, completion_length=max(1.0, work.completion_length / _STEP))
     grown = total / math.fsum(_phases(shorter, stage).values())
@@ -397,7 +388,7 @@ def _variances(work: RlWork, stage: str, total: float) -> Mapping[str, float]:
 
 
 def _as_training(work: RlWork, shape: ModelShape | None) -> Workload:
-    """What rules of thumb know of it: its tokens, each trained on once, in sequences of full length."""
+    """Return the run as training: its tokens, each trained on once, in full-length sequences."""
     known: dict[str, Any] = {
         "tokens": work.tokens,
         "seq_len": math.ceil(work.prompt_length + work.max_completion_length),

@@ -1,4 +1,4 @@
-"""An estimate as text, for a terminal.
+"""Format an estimate as text for a terminal.
 
 print(estimate_text(found))
 """
@@ -31,17 +31,17 @@ _HANGING = " " * 11
 
 
 def estimate_text(found: Estimate) -> str:
-    """Everything worth reading, the hours first."""
+    """Return everything worth reading, the hours first."""
     return "\n".join([*_hours(found), *_reasons(found), *_memory(found), *_baselines(found), *_notes(found)])
 
 
 def hours_text(hours: Spread) -> str:
-    """`230 (150 to 340)`: P50, P10 and P90."""
+    """Format hours as `230 (150 to 340)`: P50, P10 and P90."""
     return f"{amount(hours.p50)} ({amount(hours.p10)} to {amount(hours.p90)})"
 
 
 def amount(value: float) -> str:
-    """Three digits, thousands with commas.
+    """Format a number with three digits, thousands with commas.
 
     >>> amount(184320), amount(2.345), amount(0.01234)
     ('184,000', '2.35', '0.0123')
@@ -51,7 +51,7 @@ def amount(value: float) -> str:
 
 
 def summary_line(found: Estimate) -> str:
-    """One line for a submission."""
+    """Return one line for a submission."""
     hours, what = found.gpu_hours or found.node_hours, "GPU-hours" if found.gpu_hours else "node-hours"
     if hours is None:
         return "not known"
@@ -118,7 +118,7 @@ def _value(value: object) -> str:
 
 
 def _is_about_gpus(found: Estimate) -> bool:
-    """A run on CPUs has none, and the article's formula does not ask which."""
+    """True if it is about GPUs: not for CPU runs, nor for the article's formula, which ignores the card."""
     return found.gpu_hours is not None and found.method != "seed"
 
 

@@ -1,14 +1,14 @@
-"""What is known of a training run before it starts. Most users know four things; a job file knows all.
+"""Describe what is known of a training run before it starts, from a few numbers or a full job file.
 
     Workload.of_counts(params=7e9, tokens=1e12, gpu=find_gpu("a100"))
     Workload.of_shape(shape, tokens=1e12, seq_len=4096, gpu=find_gpu("h100"), num_gpus=64, recompute="full")
 
-None means unknown, and the estimate gets wider instead of guessing silently.
+None means unknown: the estimate then gets wider instead of guessing silently.
 
 FLOPs per token are 6 for each weight that a token meets and 12 x layers x hidden x seq_len for attention: the
-full square of scores, PaLM's convention (arXiv 2204.02311, appendix B). With the causal convention the second
-term is half. From a bare number of parameters, the weights are all of them (tables included) and
-layers x hidden follows from the size.
+full square of scores, PaLM's convention (arXiv 2204.02311, appendix B). The causal convention halves the
+second term. A bare number of parameters counts all of them as weights (tables included); layers x hidden then
+follows from the size.
 """
 
 import math
@@ -23,7 +23,7 @@ from r1hpc.plan.topology.gpus import Gpu
 PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")
 RECOMPUTATION = ("none", "selective", "full")
 ASSUMED_GPU = "A100-SXM4-80GB"
-"""Where no card is given; the article's, too."""
+"""Used if no card is given; also the article's."""
 _LAYERS_TIMES_HIDDEN_OF_7B = 32 * 4096
 _PARAMETERS_OF_7B = 6.74e9
 _HEAD = 128
@@ -34,12 +34,12 @@ _LARGEST_TOKENS = 1e17
 
 @dataclass(frozen=True)
 class Workload:
-    """One training run. Counts are whole models and whole runs; tokens_per_step is the global batch."""
+    """One training run. Counts are of the full model and run; tokens_per_step is the global batch."""
 
     params: float
     """All parameters."""
     active_params: float
-    """Those one token meets; equal to params but for a mixture of experts."""
+    """Parameters that one token meets; equal to params except for a mixture of experts."""
     tokens: float
     seq_len: int
     gpu: Gpu
@@ -50,7 +50,7 @@ class Workload:
     layers: float
     shape_is_known: bool
     recomputed_flops_per_token: float
-    """What full recomputation adds."""
+    """The FLOPs added by full recomputation."""
     num_gpus: int | None = None
     tokens_per_step: float | None = None
     micro_batch_size: float | None = None
@@ -88,14 +88,14 @@ class Workload:
 
     @property
     def model_parallel(self) -> int | None:
-        """GPUs that hold one copy of the model, where either kind is given."""
+        """Return the GPUs that hold one copy of the model, if either kind is given."""
         if self.tensor_parallel is None and self.pipeline_parallel is None:
             return None
         return (self.tensor_parallel or 1) * (self.pipeline_parallel or 1)
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of the whole run, the full square of attention."""
+        """Return the model FLOPs of the run, with the full square of attention."""
         return self.tokens * self.flops_per_token
 
     @property
@@ -104,7 +104,7 @@ class Workload:
 
     @property
     def hardware_flops(self) -> float:
-        """With the second forward pass of full recomputation; unknown recomputation counts as none."""
+        """Return FLOPs with the second forward pass of full recomputation; unknown counts as none."""
         again = self.recomputed_flops_per_token if self.recompute == "full" else 0.0
         return self.tokens * (self.flops_per_token + again)
 
@@ -123,7 +123,7 @@ class Workload:
         hidden_size: int | None = None,
         **known: Any,
     ) -> "Workload":
-        """From numbers alone. `layers` and `hidden_size` make the attention term exact.
+        """Make it from numbers. `layers` and `hidden_size` make the attention term exact.
 
         Raises:
             UsageError: a number that no run can have.
@@ -147,13 +147,13 @@ class Workload:
             hidden_size=wide,
             layers=deep,
             shape_is_known=layers is not None and hidden_size is not None,
-            recomputed_flops_per_token=per_token / 3,  # a head that is not repeated is in no bare count
+            recomputed_flops_per_token=per_token / 3,  # no bare count has a head that is not repeated
             **known,
         )
 
     @staticmethod
     def of_shape(shape: ModelShape, *, tokens: float, seq_len: int, gpu: Gpu, **known: Any) -> "Workload":
-        """From a model's exact shape."""
+        """Make it from a model's exact shape."""
         per_token = flops_per_token(shape, seq_len)
         return Workload(
             params=shape.num_parameters,
@@ -172,14 +172,14 @@ class Workload:
 
 
 def guessed_cache_bytes(params: float) -> float:
-    """Keys and values of a token in 16 bits, without grouped queries, the shape guessed from the size."""
+    """Return a token's keys and values in 16 bits, without grouped queries, for a guessed shape."""
     check_amount("--params", params, _LARGEST_PARAMS)
     hidden, layers = _guess_shape(params, None, None)
     return 2 * 2 * layers * hidden
 
 
 def _guess_shape(params: float, layers: int | None, hidden: int | None) -> tuple[float, float]:
-    """(hidden, layers). Params grow with layers x hidden^2, so layers x hidden with params^(2/3)."""
+    """Return (hidden, layers). Params grow with layers x hidden^2, so layers x hidden with params^(2/3)."""
     area = _LAYERS_TIMES_HIDDEN_OF_7B * (params / _PARAMETERS_OF_7B) ** (2 / 3)
     if hidden is not None:
         return hidden, layers if layers is not None else max(1.0, area / hidden)
@@ -189,7 +189,7 @@ def _guess_shape(params: float, layers: int | None, hidden: int | None) -> tuple
 
 
 def parse_count(text: str, what: str) -> float:
-    """A count as people write it.
+    """Parse a count as people write it.
 
     >>> parse_count("7B", "--params"), parse_count("1.5e9", "--params"), parse_count("300 M", "--params")
     (7000000000.0, 1500000000.0, 300000000.0)
@@ -224,7 +224,7 @@ def check_whole(flag: str, value: int | None, most: int) -> None:
 
 
 def check_precision(precision: str, gpu: Gpu) -> None:
-    """Refuse a precision that is not known, or that the card does not have."""
+    """Refuse a precision that is unknown, or that the card does not have."""
     check_choice("--precision", precision, PRECISIONS)
     if precision == "fp8" and not gpu.has_fp8:
         raise UsageError(

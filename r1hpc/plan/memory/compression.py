@@ -1,4 +1,4 @@
-"""Gradients on slow links: whether train.gradient_compression and ZeRO++ suit a run, and what a step sends.
+"""Check train.gradient_compression and ZeRO++ for slow links, and compute the bytes a step sends.
 
 check_compression(config)                        # UsageError before anything is queued
 bytes_between_nodes(config, shape, topology)     # {"none": 4e9, "int8": 1e9, "powersgd": 6e7}
@@ -19,20 +19,20 @@ from r1hpc.plan.model.shape import ModelShape
 from r1hpc.plan.topology.batch import Topology
 
 _INT8_BYTES = 1 + 4 / 256
-"""Of a value: the integer, and its part of a scale (train/parallel/compression.py)."""
+"""Per value: the integer, and its part of a scale (train/parallel/compression.py)."""
 _OF_ALL_REDUCE = (
     *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients"),
     *("gradient_allreduce_op", "data_types", "torch_autocast"),
 )
-"""Keys of DeepSpeed's config that say how it averages gradients, which it then does not."""
+"""Keys of DeepSpeed's config for averaging gradients, which DeepSpeed then does not do."""
 _QUANTIZED = (*QUANTIZED_WEIGHTS, "zero_quantized_gradients")
 
 
 def check_compression(config: RunConfig) -> None:
-    """Refuse what a run cannot have; of resources, gpus_per_node is decided.
+    """Refuse impossible combinations; resources.gpus_per_node must be decided.
 
     Raises:
-        UsageError: what does not go together, and what to take instead.
+        UsageError: names the conflict and an alternative.
     """
     _check_zero_plus_plus(config)
     asked = config.train.gradient_compression
@@ -88,12 +88,12 @@ def _check_zero_plus_plus(config: RunConfig) -> None:
 
 
 def bytes_between_nodes(config: RunConfig, shape: ModelShape, topology: Topology) -> dict[str, float] | None:
-    """What leaves each node for the gradients of a step, by train.gradient_compression.
+    """Return the gradient bytes that leave each node per step, by train.gradient_compression.
 
-    A ring crosses a node's links once, however many ranks the node has. The parts that int8 exchanges go from
+    A ring crosses a node's links once, however many ranks the node has. The parts exchanged by int8 go from
     every rank to every other, so with several ranks on a node they cross several times.
 
-    None: a stage without gradients, ZeRO, which has another traffic, or one node, which sends nothing.
+    None: a stage without gradients, ZeRO, which has other traffic, or one node, which sends nothing.
     """
     is_asked = config.stage in TRAINED_STAGES and not config.deepspeed.zero_stage
     if not is_asked or config.model.lora_rank or topology.num_nodes < 2:
@@ -110,13 +110,13 @@ def bytes_between_nodes(config: RunConfig, shape: ModelShape, topology: Topology
 
 
 def _factor_values(rank: int, shape: ModelShape) -> int:
-    """Of the two factors of all matrices; of vectors there are too few to count."""
+    """Count the values of the two factors of all matrices; vectors are too few to count."""
     tables = 2 if shape.num_parameters > shape.num_body_parameters else 1
     return rank * (adapter_widths(shape) + tables * (shape.vocab_size + shape.hidden_size))
 
 
 def describe_gradients(config: RunConfig, sent: Mapping[str, float] | None) -> list[str]:
-    """What bytes_between_nodes says, in seconds where cluster.network_gbit_s is known."""
+    """Describe bytes_between_nodes, in seconds if cluster.network_gbit_s is known."""
     speed, asked = config.cluster.network_gbit_s, config.train.gradient_compression
     if sent is None or (speed is None and asked == "none"):
         return []

@@ -1,11 +1,11 @@
-"""What would make a run fit its cards: settings that were tried in its plan, the mildest first.
+"""Suggest settings that make a run fit its cards, tried in its plan, the mildest first.
 
 way_out(config, shape, topology, seq_len, card_gib=80)
 # "it would fit with rollout.prompts_per_batch=1, or with model.lora_rank=16"
 
-Settings are changed one at a time, then two together, and three where fewer do not do; what a run would
-refuse is not proposed. The first ones cost time or the host's memory, more nodes cost GPUs, adapters train
-something else. DeepSpeed's offload is not among them: nothing here was trained with it.
+Settings are changed one at a time, then two together, then three if needed; nothing is proposed that a run
+would refuse. The first ones cost time or host memory, more nodes cost GPUs, adapters train something else.
+DeepSpeed's offload is not proposed: nothing here was trained with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,19 +54,19 @@ def way_out(
     max_nodes: int | None = None,
     host_gib: float | None = None,
 ) -> str:
-    """A sentence on what would make a run fit that does not.
+    """Return a sentence on how to make a run fit.
 
     Args:
         seq_len, card_gib, teacher_parameters: as in `memory_of_run`.
-        max_nodes: that a job may have. None: not known.
-        host_gib: memory that the job asks of a node, of which nothing that is proposed takes more; where the
-            run as it is takes more, no more than that. None: not known.
+        max_nodes: most nodes of a job. None: unknown.
+        host_gib: memory the job requests per node; proposals stay within it, or within the run's own need if
+            that is more. None: unknown.
     """
     as_it_is = memory_of_run(config, shape, topology, seq_len, card_gib, teacher_parameters)
     most_of_host = None if host_gib is None else max(host_gib, as_it_is.host_gib)
 
     def words(changes: Sequence[_Change]) -> str | None:
-        """What makes it fit, with these changes; None: they do not."""
+        """Return the description if these changes make it fit, else None."""
         try:
             changed, where, follows = _changed(config, shape, topology, changes)
         except UsageError:
@@ -88,8 +88,8 @@ def way_out(
 def _fitting(
     settings: Sequence[Sequence[_Change]], words: Callable[[Sequence[_Change]], str | None]
 ) -> Iterator[str]:
-    """What `words` has to say of one setting changed, of two, and of three where fewer do not do; of each
-    choice of settings the mildest values, and no choice that holds one which does by itself."""
+    """Yield the results of `words` for one setting changed, then two, then three if fewer do not fit; of each
+    choice the mildest values, without settings that already fit alone."""
     done: list[set[int]] = []
     for number in range(_MOST_TOGETHER + 1):
         if number == _MOST_TOGETHER and done:
@@ -104,7 +104,7 @@ def _fitting(
 
 
 def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> Iterator[list[_Change]]:
-    """The settings that there are to change, each with its other values, the mildest first."""
+    """Yield the settings that can change, each with its other values, the mildest first."""
     model, nodes = config.model, topology.num_nodes
     places = {"whole": ("divided", "host"), "divided": ("host",)}.get(reference_place(config), ())
     yield [_Change("rl", "reference", place) for place in places]
@@ -127,14 +127,14 @@ def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> I
 
 
 def _halves(number: int) -> list[int]:
-    """Half of it, a quarter ... down to 1."""
+    """Return half of it, a quarter ... down to 1."""
     return [number >> times for times in range(1, number.bit_length())]
 
 
 def _changed(
     config: RunConfig, shape: ModelShape, topology: Topology, changes: Sequence[_Change]
 ) -> tuple[RunConfig, Topology, list[_Change]]:
-    """With other settings, and with those that follow from them, which come last.
+    """Return the run with changed settings and those that follow from them, which come last.
 
     Raises:
         UsageError: a run would refuse them.
@@ -161,10 +161,10 @@ def _with(config: RunConfig, change: _Change) -> RunConfig:
 
 
 def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
-    """The accumulation with which the global batch comes out, where another one is given.
+    """Return the accumulation that gives the global batch, if another one is set.
 
     Raises:
-        UsageError: with none.
+        UsageError: there is none.
     """
     key, given = "gradient_accumulation_steps", config.train.gradient_accumulation_steps
     batch = batch_of(_with(config, _Change("train", key, None)), topology)
@@ -176,7 +176,7 @@ def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
 def room_for_larger_cache(
     config: RunConfig, shape: ModelShape, topology: Topology, plan: MemoryPlan, card_gib: float
 ) -> str:
-    """A sentence, or nothing: see larger_cache."""
+    """Return a sentence, or nothing: see larger_cache."""
     vllm = vllm_memory(config, shape, topology, card_gib)
     if vllm is None:
         return ""
@@ -186,8 +186,7 @@ def room_for_larger_cache(
 def _share_needed(
     plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> str | None:
-    """The setting of vLLM's share with which a run of this plan fits, empty where it fits as it is; None: it
-    does not."""
+    """Return the vLLM share with which this plan fits, empty if it fits already; None: no share does."""
     if not list(misfits(plan, gpu_gib=card_gib, host_gib=None)):
         return ""
     vllm = vllm_memory(config, shape, topology, card_gib)
@@ -197,6 +196,6 @@ def _share_needed(
 
 
 def _room(plan: MemoryPlan, vllm: VllmMemory, card_gib: float) -> float:
-    """What the trainer leaves vLLM of a card."""
+    """Return the part of a card that the trainer leaves for vLLM."""
     room = usable_gib(card_gib) - plan.staying_gib
     return room if vllm.sleeps else room - plan.update_gib

@@ -1,4 +1,4 @@
-"""The weights that adapters are trained on: what they take in memory, and whether they can lie in 4 bits.
+"""Compute the memory of the frozen weights under adapters, and check whether 4 bits are possible.
 
 frozen_bytes(config, shape, world_size=8)      # on one rank; 0 without adapters
 check_base(config)                             # at submission
@@ -15,21 +15,21 @@ from r1hpc.plan.model.families import UnknownModelError
 from r1hpc.plan.model.shape import ModelShape, model_shape
 
 QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
-"""ZeRO++'s keys by which weights go over the wire in 8 bits."""
+"""ZeRO++'s keys for sending weights in 8 bits."""
 _NF4_BYTES = 0.5
 NF4_BLOCK = 64
-"""Weights with one scale."""
+"""Weights per scale."""
 _SCALE_BYTES = 4 / NF4_BLOCK
-"""Of a weight in NF4: an fp32 number for each block. Under ZeRO 3 every rank has all of them."""
+"""Per weight in NF4: an fp32 number for each block. Under ZeRO 3 every rank has all of them."""
 
 
 def is_quantized(config: RunConfig) -> bool:
-    """Whether the frozen weights lie in 4 bits, and are in no checkpoint."""
+    """True if the frozen weights are in 4 bits, and in no checkpoint."""
     return config.model.base_quantization == "nf4"
 
 
 def frozen_bytes(config: RunConfig, shape: ModelShape, world_size: int = 1) -> float:
-    """On each of `world_size` ranks that they are divided over; 0 without adapters."""
+    """Return the bytes on each of `world_size` ranks that share them; 0 without adapters."""
     if not config.model.lora_rank:
         return 0.0
     width = WEIGHT_BYTES[config.train.precision]
@@ -41,10 +41,10 @@ def frozen_bytes(config: RunConfig, shape: ModelShape, world_size: int = 1) -> f
 
 
 def check_base(config: RunConfig) -> None:
-    """Refuse what a base in 4 bits does not go together with.
+    """Refuse settings that conflict with a base in 4 bits.
 
     Raises:
-        UsageError: says what to take instead.
+        UsageError: names an alternative.
     """
     if not is_quantized(config):
         return
@@ -65,7 +65,7 @@ def check_base(config: RunConfig) -> None:
 
 
 def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse a base in 4 bits of a model that `check_nf4` refuses; a family that is not known here passes.
+    """Refuse a base in 4 bits if `check_nf4` refuses its model; unknown families pass.
 
     Args:
         hf_config: its config.json as a dictionary.
@@ -83,7 +83,7 @@ def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
 
 
 def check_nf4(shape: ModelShape) -> None:
-    """Refuse a model most of which would stay as it is, or would be read wrongly.
+    """Refuse a model that would mostly stay unquantised, or would be read wrongly.
 
     Raises:
         ConfigError: a mixture of experts, or widths that are no multiples of 64.
@@ -99,8 +99,8 @@ def check_nf4(shape: ModelShape) -> None:
 
 
 def refused_width(width: int) -> str:
-    """Why a linear layer of so many inputs cannot lie in 4 bits."""
-    # bitsandbytes 0.50.2 makes other weights of it on a CPU, without a word: the wrong block's scale.
+    """Explain why a linear layer with so many inputs cannot be in 4 bits."""
+    # On a CPU bitsandbytes 0.50.2 silently makes other weights of it: the wrong block's scale.
     return (
         f"model.base_quantization=nf4 rounds rows in blocks of {NF4_BLOCK}, and the model has linear layers "
         f"of {width} inputs: bitsandbytes reads such rows wrongly on a CPU, where exports are made; take "

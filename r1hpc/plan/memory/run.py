@@ -1,13 +1,13 @@
-"""What a run holds at its fullest moment, on each GPU and in the memory of each node, part by part.
+"""Compute a run's peak memory on each GPU and node, part by part.
 
     plan = memory_of_run(config, shape, topology)
     plan.total_gib, plan.host_gib
     misfits(plan, gpu_gib=80, host_gib=1000)       # sentences; none where it fits
 
-A step of stage rl has three turns: sampling, with the cache and what is sampled with; the passes of the
+A step of stage rl has three phases: sampling, with the cache and the sampling model; the passes of the
 update, with activations and logits; and the optimizer's step, with fp32 gradients. Training states and the
-reference are there in all of them. Adapters (LoRA) are trained on weights that have neither gradients nor
-moments, and may lie in 4 bits.
+reference are there in all of them. Weights under adapters (LoRA) have neither gradients nor moments, and may
+be in 4 bits.
 """
 
 from collections.abc import Iterator
@@ -45,10 +45,10 @@ USABLE = 0.95
 CONTEXT_GIB = 1.0
 """CUDA context, NCCL and cuBLAS workspaces; assumed."""
 _PROCESS_GIB = 3.0
-"""A rank's own in the host's memory: Python, torch, CUDA. Assumed for a GPU; 0.6 was measured on a CPU."""
+"""A rank's own in host memory: Python, torch, CUDA. Assumed for a GPU; 0.6 was measured on a CPU."""
 
 COMMON_CARD_GIB = 80.0
-"""Of an A100 or H100, where the type of the GPUs is not known."""
+"""An A100's or H100's, used if the GPU type is unknown."""
 
 
 def memory_of_run(
@@ -59,12 +59,12 @@ def memory_of_run(
     card_gib: float = COMMON_CARD_GIB,
     teacher_parameters: int | None = None,
 ) -> MemoryPlan:
-    """At the peak, in GiB.
+    """Return the memory at the peak, in GiB.
 
     Args:
         seq_len: of the longest sequence.
         card_gib: memory of a GPU, of which vLLM takes a share.
-        teacher_parameters: of rl.teacher, where there is one.
+        teacher_parameters: of rl.teacher, if there is one.
 
     Raises:
         ConfigError: see vllm_memory.
@@ -97,7 +97,7 @@ def memory_of_run(
         world,
         train.precision,
         largest=largest,
-        together=min(trained, shape.num_parameters),  # a critic is a group of its own
+        together=min(trained, shape.num_parameters),  # a critic is a separate group
         options=zero,
         fused=bool(topology.num_gpus),
     )
@@ -133,10 +133,10 @@ def memory_of_run(
 
 
 def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
-    """What sdpa keeps for the backward pass where documents share a row.
+    """Return the bytes that sdpa keeps for the backward pass if documents share a row.
 
-    It makes numbers of the mask in each layer (torch, convert_boolean_attn_mask), and groups no heads beside
-    a mask, so that keys and values are repeated (transformers, use_gqa_in_sdpa). Read, not measured.
+    It turns the mask into numbers in each layer (torch, convert_boolean_attn_mask), and with a mask it groups
+    no heads, so keys and values are repeated (transformers, use_gqa_in_sdpa). Read, not measured.
     """
     model, rows = config.model, config.train.micro_batch_size
     if not config.data.packing or config.stage != "sft" or model.attn_implementation not in SDPA:
@@ -147,13 +147,13 @@ def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
 
 
 def is_offloaded(config: RunConfig) -> bool:
-    """Whether DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
+    """True if DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
     return _optimizer_is_away(config) or _is_on_host(_zero_options(config), "offload_param")
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
-    """What does not fit, what takes the room, and what would do, in sentences. None: that memory is not
-    known."""
+    """Yield sentences: what does not fit, what uses the memory, and what would help. None: that memory is
+    unknown."""
     if gpu_gib is not None and (found := list(_too_much(plan, gpu_gib))):
         yield "; ".join(["does not fit: " + ", and ".join(found), *filter(None, [plan.way_out])])
     if host_gib is not None and plan.host_gib > host_gib:
@@ -178,21 +178,21 @@ def _too_much(plan: MemoryPlan, card_gib: float) -> Iterator[str]:
 
 
 def asked_host_gib(config: RunConfig) -> float | None:
-    """Memory that a job asks of each node, in GiB; None: not known, or all that the node has (--mem=0)."""
+    """Return the GiB that a job requests per node; None if unknown, or all of the node's (--mem=0)."""
     asked = config.resources.mem or config.cluster.mem
     try:
         return (parse_memory_gib(asked) or None) if asked else None
-    except ValueError:  # sbatch's to refuse
+    except ValueError:  # left for sbatch to refuse
         return None
 
 
 def usable_gib(card_gib: float) -> float:
-    """What of a card's memory a run can have."""
+    """Return the part of a card's memory that a run can use."""
     return card_gib * USABLE - CONTEXT_GIB
 
 
 def held(plan: MemoryPlan, digits: int = 1) -> str:
-    """What a GPU holds at the peak, when that is, and its parts, largest first."""
+    """Describe a GPU's peak: its size, when it occurs, and its parts, largest first."""
     parts = {
         "weights, gradients and moments": plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib,
         "reference": plan.reference_gib,
@@ -213,7 +213,7 @@ def held(plan: MemoryPlan, digits: int = 1) -> str:
 
 
 def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> MemoryPlan:
-    """A whole model on each rank, and what it samples with."""
+    """Plan a complete model on each rank, with the memory for sampling."""
     weights = shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB
     plan = MemoryPlan(weights, gradients_gib=0.0, optimizer_gib=0.0, activations_gib=0.0, logits_gib=0.0)
     plan = _with_sampler(plan, config, shape, topology, card_gib)
@@ -221,7 +221,7 @@ def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, car
 
 
 def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
-    """The weights, divided over the GPUs; vLLM's cache takes what they leave."""
+    """Plan the weights divided over the GPUs; vLLM's cache takes the rest."""
     width = 4 if config.serve.dtype == "float32" else 2
     weights = shape.num_parameters * width / GIB
     plan = MemoryPlan(
@@ -236,7 +236,7 @@ def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryP
 
 
 def num_trained(config: RunConfig, shape: ModelShape) -> int:
-    """All parameters, and under PPO the critic's body and its value head; with LoRA the adapters of all
+    """Count all parameters, and under PPO the critic's body and value head; with LoRA the adapters of all
     linear layers."""
     if config.model.lora_rank:
         return config.model.lora_rank * adapter_widths(shape)
@@ -250,15 +250,15 @@ def _has_critic(config: RunConfig) -> bool:
 
 
 def error_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """What a rank holds, and saves, of what train.gradient_compression left to the next step: fp32."""
+    """Return the fp32 bytes that a rank holds, and saves, of train.gradient_compression's error."""
     return 0 if config.train.gradient_compression == "none" else 4 * num_trained(config, shape)
 
 
 def exchange_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Return the bytes a rank holds while gradients are compressed, read off train/parallel/compression.py.
+    """Return the bytes a rank holds while gradients are compressed, read from train/parallel/compression.py.
 
-    int8: some 6 bytes a value of the largest bucket, which a larger tensor is by itself; powersgd: of the
-    largest matrix.
+    int8: some 6 bytes per value of the largest bucket, or of a larger tensor; powersgd: of the largest
+    matrix.
     """
     largest = shape.vocab_size * shape.hidden_size
     if config.train.gradient_compression == "int8":
@@ -267,7 +267,7 @@ def exchange_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 
 def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:
-    """Of a checkpoint, over all ranks."""
+    """Return the bytes of a checkpoint, over all ranks."""
     return world_size * error_bytes(config, shape) + checkpoint_bytes(
         num_trained(config, shape),
         config.train.precision,
@@ -277,7 +277,7 @@ def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:
 
 
 def copied_bytes(config: RunConfig, shape: ModelShape, topology: Topology) -> tuple[int, int]:
-    """Host memory that the copy of an asynchronous save takes, (of one rank, of one node)."""
+    """Return the host memory for an asynchronous save's copy (of one rank, of one node)."""
     stage, world = config.deepspeed.zero_stage, topology.world_size
     errors = error_bytes(config, shape)
     rest = saved_bytes(config, shape, world) - world * errors
@@ -286,7 +286,7 @@ def copied_bytes(config: RunConfig, shape: ModelShape, topology: Topology) -> tu
 
 
 def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
-    """Of an update: completions are scored, and a teacher's logits of them lie there whole."""
+    """Return the logits of an update: of scored completions, and all of a teacher's."""
     tokens = config.train.micro_batch_size * config.rollout.max_completion_length
     told = (
         0 if config.rl.teacher is None else tokens * shape.vocab_size * WEIGHT_BYTES[config.train.precision]
@@ -295,7 +295,7 @@ def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
 
 
 def adapter_widths(shape: ModelShape) -> int:
-    """Inputs and outputs of the linear layers together, of a gated MLP as wide as the parameters say."""
+    """Return inputs plus outputs of all linear layers; a gated MLP's width follows from the parameters."""
     heads, shared = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     hidden = shape.hidden_size
     attention = 2 * hidden * (heads + shared)
@@ -307,12 +307,12 @@ def adapter_widths(shape: ModelShape) -> int:
 def _reference(
     config: RunConfig, shape: ModelShape, world_size: int, teacher_parameters: int | None
 ) -> tuple[float, float]:
-    """Bytes of the reference, or the teacher, on a rank's device and in its host memory."""
+    """Return the bytes of the reference or teacher on a rank's device and in its host memory."""
     whole = (teacher_parameters or shape.num_parameters) * WEIGHT_BYTES[config.train.precision]
     where = reference_place(config)
     if where == "whole":
         return whole, 0.0
-    # Gathered layers of the reference and of the policy are not there at the same time.
+    # Gathered layers of the reference and of the policy exist at different times.
     part = whole / world_size
     return (
         (part if where == "divided" else 0.0, part if where == "host" else 0.0)
@@ -324,7 +324,7 @@ def _reference(
 def _with_sampler(
     plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> MemoryPlan:
-    """With vLLM, or with the cache that the trainer's own network samples with."""
+    """Add vLLM, or the cache for sampling with the trainer's own network."""
     vllm = vllm_memory(config, shape, topology, card_gib)
     if vllm is None:
         return replace(plan, sampler_gib=_sampler_gib(config, shape, topology))
@@ -338,7 +338,7 @@ def _with_sampler(
 
 
 def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> float:
-    """The cache of the rows that a rank decodes together and, in stage rl under ZeRO 3, a whole policy."""
+    """Return the cache of the rows decoded together and, in stage rl under ZeRO 3, a full policy."""
     cache = _cache_gib(config, shape, rows_together(config, topology.world_size))
     if config.stage != "rl" or config.deepspeed.zero_stage != 3:
         return cache
@@ -347,17 +347,17 @@ def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> fl
 
 
 def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:
-    """Keys and values of `rows` sequences of full length, and one layer's twice, while it grows; logits."""
+    """Return keys and values of `rows` full-length sequences, one layer's twice, and logits."""
     width = WEIGHT_BYTES[config.train.precision]
     length = config.rollout.max_prompt_length + config.rollout.max_completion_length
     layer = 2 * shape.num_key_value_heads * shape.head_dim * width * length
-    # fp32 logits of the next token, their probabilities and the running sums that a token is chosen by.
+    # fp32 logits of the next token, their probabilities and the running sums for choosing a token.
     return rows * (layer * (shape.num_layers + 1) + 3 * 4 * shape.vocab_size) / GIB
 
 
 def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloaded: float) -> float:
-    """On a node: its ranks, a whole tensor each while a model is built, a save's copy, and `offloaded` bytes
-    of each rank."""
+    """Return a node's memory: its ranks, a full tensor each while a model is built, a save's copy, and
+    `offloaded` bytes of each rank."""
     precision, ranks = config.train.precision, topology.ranks_per_node
     largest = shape.vocab_size * shape.hidden_size * (4 + WEIGHT_BYTES[precision])
     saved = 0
@@ -372,7 +372,7 @@ def _zero_options(config: RunConfig) -> dict[str, Any]:
 
 
 def _optimizer_is_away(config: RunConfig) -> bool:
-    """Without ZeRO DeepSpeed reads nothing of zero_optimization."""
+    """True if the optimizer is offloaded; without ZeRO DeepSpeed ignores zero_optimization."""
     return config.deepspeed.zero_stage > 0 and _is_on_host(_zero_options(config), "offload_optimizer")
 
 

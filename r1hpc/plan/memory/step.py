@@ -1,12 +1,12 @@
-"""GPU memory of a training step, the bytes of a checkpoint, and the host memory of its copy.
+"""Compute the GPU memory of a training step, the bytes of a checkpoint, and the host memory of its copy.
 
 States after ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3.1 and figure 1). Activations by the method
 of Korthikanti et al. (arXiv 2205.05198, section 4): every tensor that a layer keeps for its backward pass.
 Their 34 s b h is for GELU, LayerNorm and dropout; here it is what transformers' own layers keep, without
-dropout, and without the scores (5as/h), which fused attention (sdpa, flash) never stores. Against what
-autograd saves it is within 6 % (OLMo 2 in bf16: 12 % low; Gemma 2 attends without fusing, so its scores come
-on top). Inside the optimizer's step DeepSpeed makes more of the gradients, when activations are gone. Not
-counted: the CUDA context, communication buckets, fragmentation.
+dropout, and without the scores (5as/h), which fused attention (sdpa, flash) never stores. It is within 6 % of
+what autograd saves (OLMo 2 in bf16: 12 % low; Gemma 2's attention is not fused, so its scores come on top).
+Inside the optimizer's step DeepSpeed expands the gradients, after activations are freed. Not counted: the
+CUDA context, communication buckets, fragmentation.
 """
 
 import sys
@@ -32,23 +32,23 @@ _LIVE_ELEMENTS = 1e9
 _SUB_GROUP_ELEMENTS = 1e9
 """DeepSpeed's default sub_group_size: what a rank updates at a time under ZeRO 3."""
 _FP32_BYTES, _NORM_BYTES = 4, 8
-"""The master weights, and their gradients, are fp32; norms are taken in fp64."""
+"""The master weights, and their gradients, are fp32; norms are computed in fp64."""
 _UNFUSED_BYTES = 8
-"""What torch's AdamW works in where it is not fused, as on a CPU: two fp32 tensors of the largest's size."""
+"""Working memory of torch's unfused AdamW, as on a CPU: two fp32 tensors of the largest's size."""
 LOSS_TENSORS = 3
-"""As large as the logits, in fp32, in the backward pass of cross-entropy: log-softmax, the gradient that
-comes in and the one that goes out."""
+"""Tensors as large as the logits, in fp32, in the backward pass of cross-entropy: log-softmax, the incoming
+and the outgoing gradient."""
 _ENTROPY_TENSORS = 2
-"""More, where the loss is told the entropy; like the next two measured (tests/plan/test_logits_peak.py), of
-whole logits in bf16: of a chunk's it is one less."""
+"""More if the loss also gets the entropy; like the next two measured (tests/plan/test_logits_peak.py), for
+full logits in bf16: for a chunk it is one less."""
 _DIVERGENCE_TENSORS, _MIXTURE_TENSORS = 3, 7
 """More for the divergence to a teacher, pure or mixed."""
 _LOGITS_BYTES = 256 * 2**20
-"""Of a chunk of fp32 logits, where nobody says otherwise: large enough to keep a GPU busy."""
+"""Default of a chunk of fp32 logits: large enough to keep a GPU busy."""
 
 
 class Peak(Enum):
-    """When a GPU is at its fullest."""
+    """The phase with the most memory on a GPU."""
 
     passes = "in a backward pass"
     step = "in the optimizer's step"
@@ -67,44 +67,44 @@ class MemoryPlan:
     buffers_gib: float = 0.0
     """DeepSpeed's: a bucket to reduce gradients in, and under ZeRO 3 the weights gathered at a time."""
     step_gib: float = 0.0
-    """What the optimizer's step makes beside the states: fp32 gradients, and what they are copied through."""
+    """The optimizer step's memory beside the states: fp32 gradients, and buffers to copy them."""
     released_gib: float = 0.0
-    """Of the buffers, what is free in that step."""
+    """The part of the buffers that is free in that step."""
     reference_gib: float = 0.0
-    """Stage rl: the reference of the KL, as rl.reference lays it."""
+    """Stage rl: the reference of the KL, placed by rl.reference."""
     sampler_gib: float = 0.0
-    """While completions are sampled: the cache and, under ZeRO 3, a whole policy; or vLLM's share, and where
-    that is too small the least that it starts in."""
+    """During sampling: the cache and, under ZeRO 3, a full policy; or vLLM's share, or its minimum if the
+    share is too small."""
     sampler_stays: bool = False
-    """It is there during the updates too: vLLM that does not sleep."""
+    """True if it stays during the updates: vLLM that does not sleep."""
     host_gib: float = 0.0
-    """Of a node's memory, not the GPU's: its ranks, and what is copied or offloaded there."""
+    """A node's memory, not the GPU's: its ranks, and copied or offloaded data."""
     vllm_given_gib: float = 0.0
-    """What rollout.vllm_options give it."""
+    """The memory rollout.vllm_options give it."""
     vllm_least_gib: float = 0.0
-    """In less it does not start."""
+    """The least memory in which it starts."""
     way_out: str = ""
-    """What would make a run fit that does not, in words."""
+    """A sentence on how to make the run fit, if it does not."""
     larger_cache: str = ""
-    """What would have vLLM decode more at once, in words."""
+    """A sentence on how vLLM could decode more at once."""
 
     @property
     def total_gib(self) -> float:
-        """At the peak. Forward and backward passes, the optimizer's step and sampling take turns; the states
-        and the reference stay."""
+        """Return the peak. Forward and backward passes, the optimizer's step and sampling alternate; the
+        states and the reference stay."""
         turns = (self.update_gib, self.sampler_gib)
         return self.staying_gib + (sum(turns) if self.sampler_stays else max(turns))
 
     @property
     def peak(self) -> Peak | None:
-        """The turn in which the total is held; None: nothing is trained or sampled."""
+        """Return the phase of the peak; None if nothing is trained or sampled."""
         if not self.update_gib or (self.sampler_gib > self.update_gib and not self.sampler_stays):
             return Peak.sampling if self.sampler_gib else None
         return Peak.step if self._in_step_gib > self._in_passes_gib else Peak.passes
 
     @property
     def update_gib(self) -> float:
-        """What an update takes beside what stays, in its fuller turn."""
+        """Return an update's memory beside what stays, in its larger phase."""
         return max(self._in_passes_gib, self._in_step_gib)
 
     @property
@@ -117,7 +117,7 @@ class MemoryPlan:
 
     @property
     def staying_gib(self) -> float:
-        """What is there whatever the run does; but for the released part of the buffers."""
+        """Return the memory used in every phase, except the released part of the buffers."""
         states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
         return states + self.buffers_gib + self.reference_gib
 
@@ -133,7 +133,7 @@ def memory_per_gpu(
     activation_checkpointing: bool,
     logits_chunk_tokens: int | None = None,
 ) -> MemoryPlan:
-    """What one GPU holds at the peak of a step with Adam, in GiB."""
+    """Return one GPU's memory at the peak of a step with Adam, in GiB."""
     width = WEIGHT_BYTES[precision]
     tokens = micro_batch_size * seq_len
     parameters, gradients, optimizer = state_bytes(shape.num_parameters, zero_stage, world_size, precision)
@@ -151,25 +151,25 @@ def memory_per_gpu(
 
 
 def logits_bytes(shape: ModelShape, tokens: int, chunk_tokens: int | None, tensors: int) -> float:
-    """At the peak of a loss over `tokens`, of which those of a chunk are held at once.
+    """Return the peak of a loss over `tokens`, with one chunk's logits held at once.
 
     Args:
         tensors: fp32 tensors of the logits' size that are alive together.
     """
-    if shape.changes_logits:  # what the loss is told of them comes after the cap, whose result is kept too
+    if shape.changes_logits:  # the loss reads them after the cap, whose result is kept too
         return 4.0 * tokens * shape.vocab_size * (tensors + 1)
     return 4.0 * min(tokens, logits_at_once(chunk_tokens, shape.vocab_size)) * shape.vocab_size * tensors
 
 
 def logits_at_once(chunk_tokens: int | None, vocab_size: int) -> int:
-    """Tokens whose logits are held together, of train.logits_chunk_tokens (None: 256 MiB; 0: all)."""
+    """Return the tokens whose logits are held together (train.logits_chunk_tokens; None: 256 MiB; 0: all)."""
     if chunk_tokens is None:
         return max(1, _LOGITS_BYTES // (4 * vocab_size))
     return chunk_tokens or sys.maxsize
 
 
 def rl_tensors(config: RunConfig) -> int:
-    """What logits_bytes takes as `tensors` in an update of stage rl."""
+    """Return logits_bytes' `tensors` for an update of stage rl."""
     tensors = LOSS_TENSORS + _ENTROPY_TENSORS
     if config.rl.teacher is None:
         return tensors
@@ -179,10 +179,10 @@ def rl_tensors(config: RunConfig) -> int:
 def buffer_bytes(
     num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
 ) -> float:
-    """What DeepSpeed holds beside the states on one rank. `options` are its zero_optimization.
+    """Return DeepSpeed's memory beside the states on one rank. `options` are its zero_optimization.
 
-    Measured with 0.19.8: ZeRO 1 and 2 hold the whole bucket during a backward pass, ZeRO 3 always, however
-    small the model; with overlap_comm two below ZeRO 3. ZeRO 3 keeps what it gathered as long as it may.
+    Measured with 0.19.8: ZeRO 1 and 2 hold the full bucket during a backward pass, ZeRO 3 always, however
+    small the model; with overlap_comm two below ZeRO 3. ZeRO 3 keeps gathered weights as long as it may.
     """
     if zero_stage == 0:
         return 0.0
@@ -199,7 +199,7 @@ def buffer_bytes(
 def released_bytes(
     num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
 ) -> float:
-    """Of `buffer_bytes`, what is free in the optimizer's step: all, or under ZeRO 3 what was gathered."""
+    """Return the part of `buffer_bytes` free in the optimizer's step: all, or ZeRO 3's gathered weights."""
     if zero_stage < 3:
         return buffer_bytes(num_parameters, zero_stage, width, options)
     most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
@@ -217,20 +217,19 @@ def step_bytes(
     options: Mapping[str, Any] = MappingProxyType({}),
     fused: bool = True,
 ) -> float:
-    """What one rank makes inside the optimizer's step, beside the states, at its fullest moment.
+    """Return one rank's peak inside the optimizer's step, beside the states.
 
-    Read off DeepSpeed 0.19.8 and measured (tests/plan/deepspeed_states.py). Without ZeRO bf16 gradients get
+    Read from DeepSpeed 0.19.8 and measured (tests/plan/deepspeed_states.py). Without ZeRO bf16 gradients get
     fp32 copies (runtime/fp16/unfused_optimizer.py, step). With it those of the rank's part, under ZeRO 3 of a
-    sub group, are laid into one tensor and that is made fp32, while they are still there
+    sub group, are laid into one tensor that is then made fp32, while they are still there
     (zero/stage_1_and_2.py, step; zero/stage3.py, _prepare_fp32_grad_for_sub_group); ZeRO 1 has freed the rest
-    of them by then. Before that the norm makes an fp64 copy of one gradient after the other
-    (get_grad_norm_direct).
+    by then. Before that the norm makes an fp64 copy of one gradient after the other (get_grad_norm_direct).
 
     Args:
         largest: parameters of the largest tensor.
         together: of the largest group of parameters (None: all), which are updated one after the other.
         options: zero_optimization of DeepSpeed's config.
-        fused: Adam is, as on a GPU.
+        fused: Adam is fused, as on a GPU.
     """
     width = WEIGHT_BYTES[precision]
     converted = 0 if width == _FP32_BYTES else _FP32_BYTES
@@ -238,7 +237,7 @@ def step_bytes(
         return num_trained * converted + (0 if fused else _UNFUSED_BYTES * largest)
     part = (num_trained if together is None else together) / world_size
     largest_part = min(part, largest / (world_size if zero_stage == 3 else 1))
-    if zero_stage == 3:  # a sub group is closed by the tensor that fills it
+    if zero_stage == 3:  # the tensor that fills it closes a sub group
         part = min(part, float(options.get("sub_group_size", _SUB_GROUP_ELEMENTS)) + largest_part)
     copies = width + converted if fused else max(width + converted, _FP32_BYTES + _UNFUSED_BYTES)
     freed = width * (num_trained - num_trained / world_size) if zero_stage == 1 else 0.0
@@ -248,12 +247,12 @@ def step_bytes(
 def offloaded_bytes(
     num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
 ) -> float:
-    """Host memory that a rank's part of an offloaded optimizer takes.
+    """Return the host memory of a rank's part of an offloaded optimizer.
 
-    With DeepSpeed 0.19.8 fp32 gradients lie there beside master weights and moments, and gradients as they
-    come: of one tensor and those of earlier micro batches (ZeRO 1 leaves these on the GPU), or under ZeRO 3
-    all; below it new weights go through a buffer. Measured as `step_bytes` was. In pinned memory, which torch
-    hands out in powers of two, it can take up to twice as much.
+    With DeepSpeed 0.19.8 it holds fp32 gradients beside master weights and moments, and incoming gradients:
+    of one tensor and those of earlier micro batches (ZeRO 1 leaves these on the GPU), or under ZeRO 3 all;
+    below it new weights go through a buffer. Measured like `step_bytes`. Pinned memory, which torch allocates
+    in powers of two, can take up to twice as much.
     """
     width = WEIGHT_BYTES[precision]
     part = num_trained / world_size
@@ -266,7 +265,7 @@ def offloaded_bytes(
 def offload_buffer_bytes(
     num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
 ) -> float:
-    """On the GPU for that: a gradient on its way below ZeRO 3, and its part in fp64, for the norm, which is
+    """Return the GPU memory for that: below ZeRO 3 a gradient on its way, and its part in fp64 for the norm,
     taken in the backward pass (async_accumulate_grad_in_cpu_via_gpu and set_norm_for_param_grad_in_gpu)."""
     if zero_stage == 3:
         return _NORM_BYTES * largest / world_size
@@ -274,8 +273,8 @@ def offload_buffer_bytes(
 
 
 def largest_tensor(shape: ModelShape) -> int:
-    """Parameters of the largest tensor: the embedding, or of a mixture the first projections of a layer's
-    experts, which transformers holds together, and which are counted as two thirds of a layer."""
+    """Return the parameters of the largest tensor: the embedding, or in a mixture the first projections of a
+    layer's experts, which transformers holds together, counted as two thirds of a layer."""
     table = shape.vocab_size * shape.hidden_size
     if shape.num_active_parameters == shape.num_parameters:
         return table
@@ -283,7 +282,7 @@ def largest_tensor(shape: ModelShape) -> int:
 
 
 def reference_place(config: RunConfig) -> str:
-    """Where the reference, or a teacher, lies: none, whole, divided or host (rl.reference)."""
+    """Return the place of the reference or teacher: none, whole, divided or host (rl.reference)."""
     is_own = config.rl.teacher is None
     if config.stage != "rl" or (is_own and (config.rl.kl_coef == 0 or config.model.lora_rank)):
         return "none"
@@ -295,7 +294,7 @@ def reference_place(config: RunConfig) -> str:
 def state_bytes(
     num_parameters: int, zero_stage: int, world_size: int, precision: Precision
 ) -> tuple[float, float, float]:
-    """Bytes of (parameters, gradients, optimizer states) on one rank. ZeRO paper, figure 1."""
+    """Return the bytes of (parameters, gradients, optimizer states) on one rank. ZeRO paper, figure 1."""
     width = WEIGHT_BYTES[precision]
     optimizer = _optimizer_bytes(precision, zero_stage)
     return (
@@ -306,8 +305,8 @@ def state_bytes(
 
 
 def checkpoint_bytes(num_trained: int, precision: Precision, zero_stage: int, num_frozen: int = 0) -> int:
-    """Bytes DeepSpeed writes, over all ranks: optimizer states, the weights below ZeRO 3, and those that
-    adapters are trained on.
+    """Return the bytes DeepSpeed writes, over all ranks: optimizer states, the weights below ZeRO 3, and the
+    frozen weights under adapters.
 
     Per parameter 14 for bf16 and fp16, 12 with ZeRO 3 (its weights come back from the fp32 copy); for fp32
     12 without ZeRO or with ZeRO 3, 16 with ZeRO 1 and 2. Measured with DeepSpeed 0.19.8, one rank, 5.3 M
@@ -319,10 +318,10 @@ def checkpoint_bytes(num_trained: int, precision: Precision, zero_stage: int, nu
 
 
 def copy_bytes(checkpoint: int, zero_stage: int, world_size: int, ranks_per_node: int) -> tuple[int, int]:
-    """Host memory that an asynchronous save of `checkpoint` bytes takes, (of one rank, of one node).
+    """Return the host memory for an asynchronous save of `checkpoint` bytes (of one rank, of one node).
 
-    Each rank copies what it writes: an equal part, but without ZeRO rank 0 nearly all of it, the optimizer's
-    state, and is counted with all. On a GPU the copies are in pinned memory, which torch hands out in powers
+    Each rank copies what it writes: an equal part, but without ZeRO rank 0 copies nearly all, the optimizer's
+    state, and is counted with all. On a GPU the copies are in pinned memory, which torch allocates in powers
     of two: that can take up to twice as much.
     """
     if zero_stage == 0:
@@ -332,14 +331,14 @@ def copy_bytes(checkpoint: int, zero_stage: int, world_size: int, ranks_per_node
 
 
 def _optimizer_bytes(precision: Precision, zero_stage: int) -> int:
-    """Bytes per parameter. ZeRO keeps a copy of its own even of fp32 weights; plain fp32 Adam keeps none."""
+    """Return bytes per parameter. ZeRO keeps a copy even of fp32 weights; plain fp32 Adam keeps none."""
     if precision is Precision.fp32 and zero_stage == 0:
         return _MOMENT_BYTES
     return _MASTER_BYTES + _MOMENT_BYTES
 
 
 def _activation_bytes(shape: ModelShape, width: int, checkpointing: bool) -> int:
-    """Bytes kept per token for the backward pass, over all layers."""
+    """Return the bytes kept per token for the backward pass, over all layers."""
     layer = width * shape.saved_values + 4 * shape.saved_fp32_values
     if not checkpointing:
         return shape.num_layers * layer

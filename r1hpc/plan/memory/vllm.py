@@ -1,13 +1,13 @@
-"""What vLLM takes of a GPU beside a trainer, and the least that it starts in.
+"""Compute the GPU memory that vLLM takes beside a trainer, and its minimum.
 
     memory = vllm_memory(config, shape, topology, card_gib=80)
-    memory.given_gib, memory.least_gib            # it starts where the first is no less than the second
+    memory.given_gib, memory.least_gib            # it starts if the first is no less than the second
     share_setting(config, memory, room_gib=40, card_gib=80)      # "rollout.vllm_options.gpu_memory_..."
 
-Read off vLLM 0.32, not measured on a GPU. It is given a share of the card. At its start it loads the weights,
-tries a pass over the most tokens that it may take at once and draws for the most sequences
-(v1/worker/gpu_worker.py, determine_available_memory); what that took is kept free for it, and the cache is
-what is left of the share. Where that does not hold one sequence of full length it refuses to start
+Read from vLLM 0.32, not measured on a GPU. It gets a share of the card. At its start it loads the weights,
+tries a pass over the most tokens it may take at once, and samples for the most sequences
+(v1/worker/gpu_worker.py, determine_available_memory); that memory stays reserved, and the cache gets the rest
+of the share. If that does not hold one full-length sequence, vLLM refuses to start
 (v1/core/kv_cache_utils.py, _check_enough_kv_cache_memory).
 """
 
@@ -27,55 +27,55 @@ _SHARE = "gpu_memory_utilization"
 _CACHE = "kv_cache_memory_bytes"
 _SEQUENCES = "max_num_seqs"
 _DEFAULT_SHARE = 0.3
-"""That r1hpc gives vLLM on a GPU, and the next on a CPU (train/rollout/vllm_engine.py)."""
+"""The share that r1hpc gives vLLM on a GPU, and the next on a CPU (train/rollout/vllm_engine.py)."""
 _DEFAULT_CPU_CACHE = 2**30
 _BATCH, _LARGE_BATCH = (8192, 256), (16384, 1024)
-"""Tokens and sequences that vLLM takes at once where nobody says: the second on cards of 70 GiB and more, but
-for the A100 (engine/arg_utils.py, get_batch_defaults)."""
+"""vLLM's default tokens and sequences at once: the second on cards of 70 GiB and more, except the A100
+(engine/arg_utils.py, get_batch_defaults)."""
 _LARGE_CARD_GIB = 70.0
 _DRAWING_TENSORS = 4
-"""As large as the logits, in fp32, while tokens are drawn: the logits, their log-probabilities, their
-probabilities and the noise (v1/sample/ops/topk_topp_sampler.py, forward_native), beside the logits as they
-came."""
+"""Tensors as large as the logits, in fp32, during sampling: the logits, their log-probabilities, their
+probabilities and the noise (v1/sample/ops/topk_topp_sampler.py, forward_native), beside the original logits.
+"""
 _WORKSPACES_GIB, _GRAPHS_GIB = 0.1, 0.4
-"""Of kernels, and of CUDA graphs, which enforce_eager does without; assumed."""
+"""Memory of kernels, and of CUDA graphs, which enforce_eager does without; assumed."""
 _SCALE_BYTES = 4
-"""Of a key, or a value, in a cache with a scale of its own for each (v1/attention/backends/triton_attn.py,
+"""Per key or value, in a cache with a separate scale for each (v1/attention/backends/triton_attn.py,
 customize_spec)."""
 
 
 @dataclass(frozen=True)
 class VllmMemory:
-    """GiB on one GPU; of a CPU rank, in the host's memory."""
+    """GiB on one GPU; of a CPU rank, in host memory."""
 
     given_gib: float
-    """Weights, what it works in and the cache, as rollout.vllm_options give it."""
+    """Weights, working memory and cache, as given by rollout.vllm_options."""
     least_gib: float
-    """With a cache of one sequence of full length: in less it does not start."""
+    """With a cache for one full-length sequence: with less it does not start."""
     wanted_gib: float
-    """With a cache for what a rank decodes together."""
+    """With a cache for all sequences that a rank decodes together."""
     taken_gib: float
-    """What must be free for it to start."""
+    """Memory that must be free at its start."""
     fixed_gib: float
-    """Weights and what it works in."""
+    """Weights and working memory."""
     sleeps: bool
-    """While the policy is updated it holds nothing."""
+    """It holds nothing while the policy is updated."""
 
     def num_sequences(self, gib: float) -> int:
-        """Of full length, in the cache of so much memory; a little less than one counts, for rounding."""
+        """Return the full-length sequences that fit in this cache; slightly less than one rounds up."""
         return math.floor((gib - self.fixed_gib) / (self.least_gib - self.fixed_gib) + 1e-6)
 
 
 def vllm_memory(
     config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> VllmMemory | None:
-    """What vLLM takes on each rank; None: another engine samples.
+    """Return vLLM's memory on each rank; None: another engine samples.
 
     Args:
         card_gib: memory of a GPU, of which it has a share.
 
     Raises:
-        ConfigError: rollout.vllm_options has something else than a number where vLLM needs one.
+        ConfigError: rollout.vllm_options has a non-number where vLLM needs a number.
     """
     if config.rollout.engine != "vllm":
         return None
@@ -97,19 +97,19 @@ def vllm_memory(
 
 
 def num_sequences(config: RunConfig, num_ranks: int) -> int | None:
-    """Sequences that vLLM is told to take at once on a GPU: what a rank decodes together, where that is less
-    than vLLM's own number on any card, by which it sizes what it works in; None: that number.
+    """Return the sequences at once that r1hpc sets for vLLM on a GPU: what a rank decodes together, if that
+    is below vLLM's own number on any card, which sizes its working memory; None: vLLM's own number.
     """
     together = rows_together(config, num_ranks)
     if together >= min(_BATCH[1], _LARGE_BATCH[1]):
         return None
-    return min(together, _whole(config, "max_num_batched_tokens") or together)  # of which each has one
+    return min(together, _whole(config, "max_num_batched_tokens") or together)  # one per sequence
 
 
 def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str | None:
-    """The setting by which vLLM starts in the `room_gib` that the trainer leaves it; None: there is none.
+    """Return the setting with which vLLM starts in the `room_gib` left by the trainer; None if there is none.
 
-    It makes the cache as large as is wanted, where there is room.
+    It makes the cache as large as wanted, if there is room.
     """
     if _whole(config, _CACHE) is not None:
         most = math.floor((min(room_gib, memory.wanted_gib) - memory.fixed_gib) * GIB)
@@ -123,8 +123,8 @@ def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, car
 
 
 def larger_cache(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str:
-    """A sentence where vLLM, with the share that r1hpc gives it, decodes a rank's completions in turns, and
-    the card has room for twice as many at once; else nothing."""
+    """Return a sentence if vLLM with r1hpc's share decodes a rank's completions in several batches although
+    the card has room for twice as many at once; else an empty string."""
     if {_SHARE, _CACHE} & config.rollout.vllm_options.keys() or memory.given_gib >= memory.wanted_gib:
         return ""
     percent = min(math.floor(100 * room_gib / card_gib), math.ceil(100 * memory.wanted_gib / card_gib))
@@ -139,16 +139,16 @@ def larger_cache(config: RunConfig, memory: VllmMemory, *, room_gib: float, card
 
 
 def _weight_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Whole and in the trainer's precision, adapters merged; a tied head is a tensor of its own there
-    (train/rollout/weight_sync.py, served_config)."""
+    """Return the full weights in the trainer's precision, adapters merged; a tied head is a separate tensor
+    there (train/rollout/weight_sync.py, served_config)."""
     is_tied = shape.num_parameters == shape.num_body_parameters
     head = shape.vocab_size * shape.hidden_size if is_tied else 0
     return (shape.num_parameters + head) * WEIGHT_BYTES[config.train.precision]
 
 
 def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Keys and values of a sequence of full length, by kv_cache_dtype; in forms of less than 8 bits they take
-    less than is counted here."""
+    """Return keys and values of a full-length sequence, by kv_cache_dtype; forms of less than 8 bits take
+    less than counted here."""
     dtype = str(config.rollout.vllm_options.get("kv_cache_dtype"))
     width = WEIGHT_BYTES[config.train.precision]
     if dtype in ("float16", "bfloat16"):
@@ -160,23 +160,23 @@ def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _longest(config: RunConfig) -> int:
-    """Tokens of a sequence of full length: vLLM's max_model_len."""
+    """Return the tokens of a full-length sequence: vLLM's max_model_len."""
     return config.rollout.max_prompt_length + config.rollout.max_completion_length
 
 
 def _working_bytes(config: RunConfig, shape: ModelShape, tokens: int, rows: int) -> int:
-    """At the peak of the pass that vLLM tries: in a layer, about what one keeps for a backward pass; or while
-    tokens are drawn."""
+    """Return the peak of vLLM's trial pass: in a layer, about what one keeps for a backward pass; or during
+    sampling."""
     width = WEIGHT_BYTES[config.train.precision]
     return max(tokens * shape.saved_values * width, rows * shape.vocab_size * (4 * _DRAWING_TENSORS + width))
 
 
 def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None) -> tuple[int, int]:
-    """(tokens, sequences) that vLLM takes at once, as it settles them (engine/arg_utils.py,
-    _set_default_max_num_seqs_and_batched_tokens_args). A card that nobody named is taken for an A100.
+    """Return the (tokens, sequences) that vLLM takes at once by its own rules (engine/arg_utils.py,
+    _set_default_max_num_seqs_and_batched_tokens_args). An unknown card counts as an A100.
 
     Args:
-        sequences: what r1hpc gives it, see num_sequences.
+        sequences: r1hpc's value, see num_sequences.
     """
     options = config.rollout.vllm_options
     is_a100 = "a100" in (gpu_type_of(config) or "a100").lower()
@@ -202,7 +202,7 @@ def _share(config: RunConfig) -> float:
 
 
 def _whole(config: RunConfig, name: str) -> int | None:
-    """The number that is given for an option of vLLM; None: it is vLLM's to choose."""
+    """Return the number given for an option of vLLM; None: vLLM chooses."""
     given = config.rollout.vllm_options.get(name)
     if given is not None and (type(given) is not int or given < 1):
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Messages into text by a chat template, as transformers renders them: Jinja in a sandbox.
+"""Render messages with a chat template like transformers: Jinja in a sandbox.
 
 template = load_template(Path("models/base"))
 template.render([{"role": "user", "content": "2 + 2?"}], for_answer=True)
 
-What a message says cannot become a special token: a message that spells one is refused.
+A message cannot create a special token: one that spells a special token is refused.
 """
 
 import datetime
@@ -21,17 +21,17 @@ _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 _SPELLED = frozenset(("<think>", "</think>", "<answer>", "</answer>"))
-"""Prompts ask for these by name, also where a vocabulary has them as special tokens; they end no turn."""
+"""Prompts contain these by name, even if a vocabulary has them as special tokens; they end no turn."""
 _DATE = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
-"""The day that a template is told which cannot do without one: with today's, a prompt would be another one
-after a resume, and the answers of two days not comparable."""
+"""The date given to a template that needs one: with today's, prompts would change after a resume, and answers
+of two days would not be comparable."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
     """A compiled template and the tokens it may use by name.
 
-    `strftime_now` is not defined for a template that asks whether it is; any other gets _DATE.
+    `strftime_now` is undefined for a template that tests for it; any other gets _DATE.
     """
 
     source: str
@@ -40,10 +40,10 @@ class ChatTemplate:
     special: tuple[str, ...]
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, for_answer: bool = False) -> str:
-        """The conversation as one text; `for_answer`: up to where the assistant begins to speak.
+        """Return the conversation as one text; `for_answer`: up to where the assistant begins.
 
         Raises:
-            ValueError: a message that is none, spells a special token, or that the template refuses.
+            ValueError: not a message, or it spells a special token, or the template refuses it.
         """
         for message in messages:
             self._check(message)
@@ -51,11 +51,11 @@ class ChatTemplate:
             return str(
                 self.template.render(messages=messages, add_generation_prompt=for_answer, **self.variables)
             )
-        except Exception as error:  # whatever a template raises, it is this record's fault
+        except Exception as error:  # whatever a template raises is this record's fault
             raise ValueError(f"the chat template refuses the messages ({error})") from None
 
     def end_of_turn(self) -> str | None:
-        """The special token that the template puts after what the assistant said; None: it puts none."""
+        """Return the special token the template puts after the assistant's text; None if none."""
         said = "answer"
         try:
             text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
@@ -76,7 +76,7 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=8)
 def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
-    """The template of a Jinja file, or of a tokenizer's folder (or its tokenizer.json).
+    """Return the template of a Jinja file, or of a tokenizer's folder (or its tokenizer.json).
 
     Args:
         tokenizer: the folder of the tokenizer whose tokens a Jinja file uses; None: the file's own.
@@ -106,7 +106,7 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
 
 
 def _generation_blocks() -> Any:
-    """transformers' `{% generation %}` around what the assistant says, for masks: here what is inside."""
+    """Render the content of transformers' `{% generation %}`, which marks the assistant's text for masks."""
     from jinja2.ext import Extension
     from jinja2.nodes import Scope
 
@@ -122,7 +122,7 @@ def _generation_blocks() -> Any:
 
 
 def has_template(folder: Path) -> bool:
-    """Whether the folder of a tokenizer holds a chat template."""
+    """True if a tokenizer's folder has a chat template."""
     return _text_of(folder, _read_json(folder / _CONFIG)) is not None
 
 
@@ -144,21 +144,21 @@ def _text_of(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _variables(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token and the like, as strings."""
+    """Return bos_token, eos_token and the like, as strings."""
     found = {name: value for name, value in config.items() if name.endswith("_token")}
     texts = {name: v.get("content") if isinstance(v, Mapping) else v for name, v in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def special_tokens(file: Path) -> tuple[str, ...]:
-    """Those of a tokenizer.json; none where there is no such file."""
+    """Return the special tokens of a tokenizer.json; empty if there is no such file."""
     if not file.is_file():
         return ()
     status = file.stat()
     return _special_tokens(file, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=8)  # of tens of megabytes, and asked for with each batch of documents
+@functools.lru_cache(maxsize=8)  # tens of megabytes, read for each batch of documents
 def _special_tokens(file: Path, size: int, mtime_ns: int) -> tuple[str, ...]:
     added = _read_json(file).get("added_tokens", [])
     return tuple(token["content"] for token in added if token.get("special"))

@@ -1,6 +1,6 @@
-"""What differs between the model families whose parameters r1hpc can count, and transformers' defaults.
+"""Describe the differences between the model families whose parameters r1hpc can count.
 
-Each default is the one of the family's configuration class in transformers; a config.json may leave it out.
+Defaults are those of the family's configuration class in transformers; a config.json may leave them out.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ class UnknownModelError(ConfigError):
 
 @dataclass(frozen=True)
 class Experts:
-    """The routed experts of one layer: how many, how many a token meets, their MLP width."""
+    """The routed experts of one layer: how many, how many per token, their MLP width."""
 
     num: int
     chosen: int
     width: int
     shared_width: int = 0
-    """Width of an expert every token meets, behind a gate of its own; 0: none."""
+    """Width of an expert used by every token, behind a separate gate; 0: none."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family departs from Llama: two RMSNorms per layer, a gated MLP, no biases, rotary positions."""
+    """A family's differences from Llama: two RMSNorms per layer, a gated MLP, no biases, rotary positions."""
 
     defaults: Mapping[str, Any]
     norm_vectors: int = 2
@@ -39,7 +39,7 @@ class Family:
     fused_rotary_qkv: bool = False
     """Q, K and V are one projection, and Q and K are rotated: V, a view of it, keeps all of it alive."""
     qkv_bias: str | bool = False
-    """Always, never, or as this key of the config says."""
+    """Always, never, or set by this key of the config."""
     out_bias: str | bool = False
     mlp_bias_key: str | bool = False
     qk_norm: str = ""
@@ -49,7 +49,7 @@ class Family:
 
     @property
     def num_norms(self) -> int:
-        """Norms of a layer over hidden_size."""
+        """Return the norms of a layer over hidden_size."""
         return self.norm_vectors // self.norm_width
 
     @property
@@ -63,10 +63,10 @@ class Family:
         return _flag(self.mlp_bias_key, values)
 
     def mlp_tensors_saved(self, values: Mapping[str, Any]) -> int:
-        """Tensors as wide as the MLP that a layer keeps for its backward pass.
+        """Return the tensors as wide as the MLP that a layer keeps for its backward pass.
 
-        Gated: gate, up, activation, product. Plain: the activation's input and output. transformers composes
-        gelu_new of elementary operations, and each keeps something.
+        Gated: gate, up, activation, product. Plain: the activation's input and output. transformers builds
+        gelu_new from elementary operations, and each keeps something.
         """
         if self.gated_mlp:
             return 4
@@ -76,7 +76,7 @@ class Family:
         return {"": 0, "head": 2 * head_dim, "full": queries + keys}[self.qk_norm]
 
     def experts(self, values: Mapping[str, Any], index: int) -> Experts | None:
-        """The experts of layer `index` (from 0), or None where it has an ordinary MLP."""
+        """Return the experts of layer `index` (from 0), or None for an ordinary MLP."""
         if not self.expert_keys or index in (values.get("mlp_only_layers") or ()):
             return None
         if (index + 1) % (values.get("decoder_sparse_step") or 1):
@@ -240,4 +240,4 @@ ALIASES: dict[str, dict[str, str]] = {
     "mixtral": {"num_experts": "num_local_experts"},
     "qwen3_moe": {"num_local_experts": "num_experts"},
 }
-"""Other names a config.json of the family uses, and the one used here."""
+"""Other names in the family's config.json files, and the name used here."""

@@ -1,4 +1,4 @@
-"""The config.json a run's model has: from its folder, changed by model.config, completed by the dataset."""
+"""Build the config.json of a run's model from its folder, model.config and the dataset's vocabulary."""
 
 import importlib.util
 import re
@@ -16,10 +16,10 @@ from r1hpc.config.schema.run import OWN_ATTENTIONS, ModelConfig, RunConfig
 def load_model_config(
     config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """model.path/config.json, then model.config over it, then the dataset's vocabulary where none is given.
+    """Return model.path/config.json with model.config over it, and the dataset's vocabulary if none is given.
 
     Args:
-        expected: stands for the config.json of a folder that another run has yet to write.
+        expected: replaces the config.json of a folder that another run has yet to write.
 
     Raises:
         ConfigError: no model at all, no readable config.json, or a vocabulary smaller than the dataset's.
@@ -46,7 +46,7 @@ def load_model_config(
 def load_teacher_config(
     config: RunConfig, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """The config.json of rl.teacher; None: the run has no teacher.
+    """Return the config.json of rl.teacher; None: the run has no teacher.
 
     Args:
         expected: as for `load_model_config`.
@@ -63,7 +63,7 @@ def load_teacher_config(
 
 
 def teacher_of(config: RunConfig, hf_config: Mapping[str, Any]) -> ModelConfig:
-    """rl.teacher as a model to be built, with the attention that it was trained with, else the student's.
+    """Return rl.teacher as a model to build, with its training attention, else the student's.
 
     Args:
         hf_config: the teacher's config.json.
@@ -77,7 +77,7 @@ def teacher_of(config: RunConfig, hf_config: Mapping[str, Any]) -> ModelConfig:
 def check_model_type(model_type: Any) -> None:
     """Refuse a model_type that the installed transformers has no causal language model for.
 
-    Its table is read as text, since importing it takes seconds. Where there is none, the ranks find out.
+    Its table is read as text, since importing it takes seconds. If there is none, the ranks find out.
 
     Raises:
         ConfigError: names the nearest.
@@ -96,7 +96,7 @@ def check_model_type(model_type: Any) -> None:
 
 
 def _of_folder(path: str | None, expected: Mapping[str, Any] | None, setting: str) -> dict[str, Any]:
-    """The config.json of a model folder; nothing where there is none."""
+    """Return the config.json of a model folder; empty if there is none."""
     if path is None:
         return {}
     folder = Path(local_folder(path))

@@ -1,10 +1,10 @@
-"""A model's shape from its Hugging Face config.json: exact parameter counts and FLOPs, without torch.
+"""Compute a model's exact parameter counts and FLOPs from its Hugging Face config.json, without torch.
 
     shape = model_shape({"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32})
-    shape.num_parameters        # what transformers would allocate, tied weights once
+    shape.num_parameters        # as allocated by transformers, tied weights once
     flops_per_token(shape, seq_len=2048)
 
-Counts are held equal to the transformers models themselves by tests/plan/test_shape.py.
+tests/plan/test_shape.py compares the counts with the transformers models.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _NEEDED = (
     "max_position_embeddings",
 )
 SHAPE_NAMES = (*_NEEDED, "intermediate_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
-"""What the shape of a model follows from, under Llama's names."""
+"""The keys that define a model's shape, under Llama's names."""
 
 _MOST_LAYERS = 10_000
 """Layers are counted one by one."""
@@ -32,24 +32,24 @@ _MOST = 10**9
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What arithmetic needs to know of a causal language model. Counts are of scalars."""
+    """A causal language model's shape. Counts are of scalars."""
 
     model_type: str
     num_parameters: int
-    """All of them; a tied head is counted once."""
+    """All parameters; a tied head is counted once."""
     num_body_parameters: int
-    """Those without an output head of its own."""
+    """Parameters without a separate output head."""
     num_active_parameters: int
-    """Those one token meets: for a mixture of experts the router's choice only, else all."""
+    """Parameters that one token meets: for a mixture of experts only the router's choice, else all."""
     num_matmul_parameters: int
-    """Active weights that are matrix-multiplied, the output head included (tied or not)."""
+    """Active weights that are matrix-multiplied, including the output head (tied or not)."""
     num_layers: int
     hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     intermediate_size: int
-    """Width inside an MLP that is no mixture of experts."""
+    """Inner width of an MLP that is no mixture of experts."""
     vocab_size: int
     max_position_embeddings: int
     saved_values: int
@@ -57,7 +57,7 @@ class ModelShape:
     saved_fp32_values: int
     """Values it keeps in fp32 whatever the precision: transformers' RMSNorms upcast their input."""
     changes_logits: bool
-    """Something is done to the logits after the output head, so a loss has to take them whole."""
+    """The logits are changed after the output head, so a loss needs them in full."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class _Count:
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """The shape of the model transformers builds from a config.json.
+    """Return the shape of the model that transformers builds from a config.json.
 
     Raises:
-        UnknownModelError: a model_type whose parameters are not known here; names those that are.
+        UnknownModelError: an unknown model_type; names the known ones.
         ConfigError: a shape no model can have.
     """
     family, values = resolve(config)
@@ -113,19 +113,19 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
 
 
 def flops_per_token(shape: ModelShape, seq_len: int, causal: bool = False) -> float:
-    """Model FLOPs per trained token, forward and backward, recomputation excluded: what MFU divides.
+    """Return model FLOPs per trained token, forward and backward, without recomputation: used for MFU.
 
     6 per multiplied weight (2 forward, 4 backward) and 12 x layers x heads x head_dim x seq_len for
-    attention: PaLM, arXiv 2204.02311, appendix B. That counts the full square of scores; `causal=True`
-    counts the half under the diagonal, as Megatron-LM does today. A report must name which. Sliding
-    windows are counted as full attention; embeddings, norms, softmax and biases as nothing.
+    attention: PaLM, arXiv 2204.02311, appendix B. That counts the full square of scores; `causal=True` counts
+    the half under the diagonal, as Megatron-LM does today. A report must name the convention. Sliding windows
+    count as full attention; embeddings, norms, softmax and biases as nothing.
     """
     attention = 12 * shape.num_layers * shape.num_attention_heads * shape.head_dim * seq_len
     return float(6 * shape.num_matmul_parameters + (attention / 2 if causal else attention))
 
 
 def hardware_flops_per_token(shape: ModelShape, seq_len: int, activation_checkpointing: bool) -> float:
-    """As flops_per_token, with the layers' second forward pass of full recomputation: what HFU divides.
+    """Return flops_per_token plus the layers' second forward pass of full recomputation: used for HFU.
 
     Backward is twice a forward, so a second forward adds a third. The output head is not recomputed.
     """
@@ -139,7 +139,7 @@ def check_heads(config: Mapping[str, Any]) -> None:
     """Refuse head counts that do not divide. Works on any model_type, known here or not.
 
     Raises:
-        ConfigError: hidden_size is no multiple of the heads (where head_dim follows from it), or the
+        ConfigError: hidden_size is no multiple of the heads (if head_dim follows from it), or the
             heads no multiple of the key-value heads.
     """
     heads, hidden, groups = (
@@ -157,16 +157,16 @@ def check_heads(config: Mapping[str, Any]) -> None:
 
 
 def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config under Llama's names: GPT-2 calls hidden_size n_embd, and so on."""
+    """Return the config under Llama's names: GPT-2 calls hidden_size n_embd, and so on."""
     aliases = ALIASES.get(str(config.get("model_type")), {})
     return {aliases.get(key, key): value for key, value in config.items()}
 
 
 def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family and every value it needs: its defaults, then the config, then what follows from them.
+    """Return the family and every value it needs: its defaults, the config, and derived values.
 
     Raises:
-        UnknownModelError: a model_type whose parameters are not known here; names those that are.
+        UnknownModelError: an unknown model_type; names the known ones.
         ConfigError: a shape no model can have.
     """
     model_type = config.get("model_type")
@@ -222,7 +222,7 @@ def _attention(family: Family, values: Mapping[str, Any]) -> _Count:
 
 
 def widths(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Width of the queries and of the keys (and of the values)."""
+    """Return the widths of the queries and of the keys (and values)."""
     head_dim = values["head_dim"]
     return values["num_attention_heads"] * head_dim, values["num_key_value_heads"] * head_dim
 
@@ -246,7 +246,7 @@ def _block(hidden: int, width: int, gated: bool, bias: bool) -> _Count:
 
 
 def _saved_values(family: Family, values: Mapping[str, Any], index: int) -> int:
-    """Q, K, V and the output of fused attention; the inputs of QKV and MLP; the norms; the MLP's inside."""
+    """Count Q, K, V, fused attention's output, the inputs of QKV and MLP, the norms, and the MLP's inside."""
     queries, keys = widths(values)
     hidden = values["hidden_size"]
     saved = 2 * hidden + 2 * queries + 2 * keys + family.num_norms * hidden
@@ -260,7 +260,7 @@ def _saved_values(family: Family, values: Mapping[str, Any], index: int) -> int:
 
 
 def _saved_fp32_values(family: Family, values: Mapping[str, Any]) -> int:
-    """The upcast inputs of RMSNorms, and one statistic for each norm and head."""
+    """Count the upcast inputs of RMSNorms, and one statistic for each norm and head."""
     queries, keys = widths(values)
     upcast = 0 if family.norm_width == 2 else family.num_norms * values["hidden_size"]
     if family.qk_norm:

@@ -1,15 +1,12 @@
-"""Whether a model folder holds weights that can be loaded, from its file names alone.
+"""Check a model folder's weights from file names and safetensors headers alone, without torch.
 
-check_weights(config.model)     # at submission, and again where the model is built
-
-The tensors in a model's safetensors files, from the headers alone: no torch, whatever the weights' size.
-
+    check_weights(config.model)                         # at submission, and when the model is built
     tensors = read_tensors(Path("models/base"))         # {"model.norm.weight": (4096,), …}
     check_tensors(config.model, hf_config)              # at submission
 
 A file is 8 bytes of length (little-endian), a JSON header of that length, and the data
-(huggingface.co/docs/safetensors). The shapes by the config are those that transformers gives the families
-below, as the ranks compare them (train/model/model.py); of other families only the files are checked.
+(huggingface.co/docs/safetensors). Shapes are compared with those transformers gives the families below, as
+the ranks do (train/model/model.py); for other families only the files are checked.
 """
 
 import json
@@ -24,14 +21,25 @@ from r1hpc.base.files import parse_json
 from r1hpc.config.schema.run import ModelConfig
 from r1hpc.plan.model.shape import resolve, widths
 
-# What transformers looks for in a local folder (modeling_utils._get_resolved_checkpoint_files), in its order.
+# The names transformers looks for in a local folder (modeling_utils._get_resolved_checkpoint_files), in its
+# order.
 _FORMS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
 _OTHER_FORMS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.safetensors")
+Shape = tuple[int, ...]
+_POINTER = b"version https://git-lfs.github.com/"
+_MOST_HEADER_BYTES = 100_000_000
+"""safetensors' own limit."""
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch.serialization.MAGIC_NUMBER, pickled."""
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+_ENDS = ("lm_head", "embed_tokens", "wte")
+"""Embeddings and output heads of the families."""
+_KNOWN = (*_LLAMA_LIKE, "gpt2")
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Refuse a model.path without weights, unless the model is to be trained from scratch.
+    """Refuse a model.path without weights, unless the model is trained from scratch.
 
     A folder without config.json is left to `load_model_config`, which refuses it.
 
@@ -57,7 +65,7 @@ def check_weights(model: ModelConfig) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a folder's weights are loaded from, as its index names them; none: it has none."""
+    """Return the files of a folder's weights, as named by its index; empty if there are none."""
     for form in _FORMS:
         if (folder / form).is_file():
             return [folder / form]
@@ -67,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def refuse_misshapen(weights: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Refuse weights whose tensors do not fit the config: transformers would start those at random.
+    """Refuse weights whose tensors do not fit the config: transformers would initialise those at random.
 
     Args:
         weights: how the sentence begins.
@@ -88,7 +96,7 @@ def refuse_misshapen(weights: str, mismatched: Iterable[tuple[str, Sequence[int]
 
 
 def first_of(names: Sequence[str]) -> str:
-    """Five names, and dots where there are more."""
+    """Return five names, and dots if there are more."""
     return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
 
 
@@ -104,7 +112,7 @@ def _how_to_get(folder: Path) -> str:
 
 
 def _indexed(index: Path) -> list[str]:
-    """The names of the files an index spreads the weights over."""
+    """Return the file names in an index of weights."""
     try:
         names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -112,28 +120,15 @@ def _indexed(index: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-Shape = tuple[int, ...]
-
-_POINTER = b"version https://git-lfs.github.com/"
-_MOST_HEADER_BYTES = 100_000_000
-"""What safetensors itself reads at most."""
-_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""torch.serialization.MAGIC_NUMBER, pickled."""
-_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
-_ENDS = ("lm_head", "embed_tokens", "wte")
-"""Embeddings and output heads of the families."""
-_KNOWN = (*_LLAMA_LIKE, "gpt2")
-
-
 def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse weights that would not load, or lora_targets that none of them has.
+    """Refuse weights that would not load, or lora_targets that match no module.
 
     Args:
-        hf_config: model.path/config.json with what model.config changes.
+        hf_config: model.path/config.json with the changes of model.config.
 
     Raises:
-        ConfigError: a file that is a pointer of git-lfs, cut off or no safetensors; tensors of another shape
-            than the config's; no module of a name of model.lora_targets.
+        ConfigError: a file is a git-lfs pointer, cut off or no safetensors; a tensor's shape is not the
+            config's; a name in model.lora_targets matches no module.
     """
     if model.path is None or model.from_scratch:
         return
@@ -146,7 +141,7 @@ def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Shape]:
-    """Name and shape of every tensor in a folder's safetensors files; of older forms none.
+    """Return the name and shape of every tensor in a folder's safetensors files, none of older formats.
 
     Raises:
         ConfigError: names the file that cannot be read.
@@ -171,7 +166,7 @@ def _refuse_pointer(path: Path) -> None:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """True for what torch.save writes: a zip archive, or before PyTorch 1.6 a pickled number first."""
+    """True for files of torch.save: a zip archive, or before PyTorch 1.6 a pickled number first."""
     with path.open("rb") as file:
         return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(len(_OLD_TORCH)) == _OLD_TORCH)
 
@@ -213,9 +208,10 @@ def _mismatched(
 
 
 def _shapes(hf_config: Mapping[str, Any]) -> dict[str, Shape]:
-    """The shape by the config of tensors whose names end so. A linear layer is (out, in), GPT-2's (in, out).
+    """Return the config's tensor shapes by the end of the name. Linear layers are (out, in); in GPT-2 (in,
+    out).
 
-    Without the embedding where the config leaves its vocabulary to the tokenizer.
+    Leaves out the embedding if the config leaves its vocabulary to the tokenizer.
     """
     shapes = _all_shapes(hf_config)
     unknown = () if hf_config.get("vocab_size") else ("wte.weight", "embed_tokens.weight", "lm_head.weight")
@@ -254,7 +250,7 @@ def _all_shapes(hf_config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _check_lora_targets(model: ModelConfig, tensors: Mapping[str, Shape]) -> None:
-    """As peft does: a module is a target whose name is one, or ends in one after a dot."""
+    """Match like peft: a module is a target if its name is one, or ends in one after a dot."""
     matrices = (name for name, shape in tensors.items() if len(shape) == 2)
     modules = [name.removesuffix(".weight") for name in matrices]
     is_tied = not any(module.endswith("lm_head") for module in modules)

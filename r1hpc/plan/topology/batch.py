@@ -1,14 +1,11 @@
-"""How a global batch is spread over ranks, and which other spreads there are.
+"""Split a global batch over ranks, and decide which policy an update's ratios refer to.
 
     global_batch_size = num_nodes x ranks_per_node x micro_batch_size x gradient_accumulation_steps
+    corrects_importance(config)      # the sampler's log-probabilities differ from the trainer's
+    works_out_old_policy(config)     # a pass over each rollout before its updates
 
 Ranks that share their sequences (train.sequence_parallel) count as one. The global batch is part of the
 training and never changes; nodes, micro batch and accumulation may.
-
-Which policy the ratios of an update are taken to, and whether the trainer works it out by itself.
-
-corrects_importance(config)      # the sampler's log-probabilities are not taken for the trainer's
-works_out_old_policy(config)     # a pass over each rollout before its updates
 """
 
 import math
@@ -21,14 +18,14 @@ from r1hpc.plan.topology.parts import part_size
 
 _CHOICES_SHOWN = 8
 _MOST_NODES = 10_000
-"""Choices beyond are not looked for: an absurd number of nodes is answered at once."""
+"""Choices beyond are not searched: an absurd number of nodes is answered at once."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Where the ranks run: one per GPU, or `ranks_per_node` on the CPUs where gpus_per_node is 0.
+    """The ranks' nodes: one rank per GPU, or `ranks_per_node` on the CPUs if gpus_per_node is 0.
 
-    A server is one rank that has all GPUs of its node.
+    A server is one rank with all GPUs of its node.
     """
 
     num_nodes: int
@@ -72,16 +69,16 @@ def solve_batch(
     sequence_parallel: int = 1,
     max_nodes: int | None = None,
 ) -> BatchPlan:
-    """The accumulation that makes the global batch come out exactly.
+    """Return the accumulation that gives the global batch exactly.
 
     Args:
-        gradient_accumulation_steps: derived when None; checked when given.
+        gradient_accumulation_steps: derived if None, else checked.
         ranks_per_node: only for the choices an error lists.
         sequence_parallel: ranks that share their sequences; divides the ranks.
-        max_nodes: what there is to choose from, for an error; None: not known.
+        max_nodes: available nodes, for an error; None: unknown.
 
     Raises:
-        ConfigError: it does not come out; lists the legal spreads nearest to the asked one.
+        ConfigError: impossible; lists the nearest legal choices.
     """
     groups, groups_per_node = world_size // sequence_parallel, max(1, ranks_per_node // sequence_parallel)
     per_pass = groups * micro_batch_size
@@ -106,26 +103,26 @@ def solve_batch(
 
 
 def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
-    """One rank per GPU; a CPU run says how many itself; a server is one."""
+    """Return one rank per GPU; a CPU run sets its own number; a server is one."""
     return 1 if config.stage == "serve" else gpus_per_node or config.resources.ranks_per_node
 
 
 def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None) -> BatchPlan:
-    """The batch of a run, by its stage.
+    """Return the batch of a run, by its stage.
 
     An RL step trains on completions, of which a rollout yields num_prompts x num_generations; its micro
-    batches follow from what the rollout left, so they need not divide anything. The stages without
+    batches depend on how many the rollout kept, so they need not divide anything. The stages without
     optimizer steps have parts.
 
     Args:
         max_nodes: as in `solve_batch`.
 
     Raises:
-        ConfigError: it does not come out.
+        ConfigError: no accumulation gives it.
     """
     train, rollout = config.train, config.rollout
     if config.stage not in PLANNED_STAGES:
-        return BatchPlan(1, 1, 1)  # the workload batches by itself
+        return BatchPlan(1, 1, 1)  # the workload makes its own batches
     if config.stage not in TRAINED_STAGES:
         size = part_size(config, topology.world_size)
         return BatchPlan(size, size, 1)
@@ -151,7 +148,7 @@ def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None
 
 
 def updates_per_rollout(config: RunConfig) -> int:
-    """Optimizer steps of stage rl between two rollouts."""
+    """Return the optimizer steps of stage rl between two rollouts."""
     rollout, rl = config.rollout, config.rl
     completions = rollout.num_prompts * rollout.num_generations
     return max(1, rl.num_iterations * completions // config.train.global_batch_size)
@@ -160,10 +157,10 @@ def updates_per_rollout(config: RunConfig) -> int:
 def legal_topologies(
     global_batch_size: int, ranks_per_node: int, max_nodes: int
 ) -> list[tuple[int, int, int]]:
-    """Every (nodes, micro batch, accumulation) up to `max_nodes` that gives exactly this global batch.
+    """Return every (nodes, micro batch, accumulation) up to `max_nodes` with exactly this global batch.
 
     Returns:
-        Sorted by nodes, then micro batch. Empty where `ranks_per_node` does not divide the global batch.
+        Sorted by nodes, then micro batch. Empty if `ranks_per_node` does not divide the global batch.
     """
     found = []
     for nodes in range(1, max_nodes + 1):
@@ -186,7 +183,7 @@ def _nearest_choices(
     sequence_parallel: int,
     max_nodes: int,
 ) -> str:
-    """A sentence that lists what would be legal, the least changed first."""
+    """Return a sentence with the legal choices, the least changed first."""
     ranks = f"{groups_per_node * sequence_parallel}"
     shared = f", {sequence_parallel} to a sequence" if sequence_parallel > 1 else ""
     most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, max_nodes)
@@ -208,17 +205,17 @@ def _nearest_choices(
 
 
 def corrects_importance(config: RunConfig) -> bool:
-    """Whether truncated importance sampling stands between sampler and trainer (rl.importance_sampling)."""
+    """True if truncated importance sampling is between sampler and trainer (rl.importance_sampling)."""
     asked, distills = config.rl.importance_sampling, config.rl.algorithm == "distill"
     return asked == "truncated" or (asked == "auto" and config.rollout.engine == "vllm" and not distills)
 
 
 def works_out_old_policy(config: RunConfig) -> bool:
-    """Whether the trainer works out what the policy that sampled thought of a rollout.
+    """True if the trainer computes the old policy's log-probabilities of a rollout.
 
-    With one update a rollout that policy is the one that is trained. With several the sampler's
-    log-probabilities do, but where importance is corrected, and for GSPO in half precision: it clips the mean
-    over a sequence to some 1e-4, and the sampler's bf16 is 1e-2 a token away.
+    With one update per rollout the old policy is the trained one. With several the sampler's
+    log-probabilities are enough, except with importance correction, and for GSPO in half precision: it clips
+    the mean over a sequence to some 1e-4, and the sampler's bf16 is off by 1e-2 per token.
     """
     if config.rl.algorithm == "distill" or updates_per_rollout(config) == 1:
         return False

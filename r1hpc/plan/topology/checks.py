@@ -1,7 +1,4 @@
-"""Whether train.precision suits the stage, the other settings and the card, before anything is queued.
-
-Whether ranks can share sequences as train.sequence_parallel asks, before anything is queued.
-"""
+"""Check train.precision and train.sequence_parallel against stage, settings and card, before queueing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +9,19 @@ from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
 
 _FP8_STAGES = ("pretrain", "sft")
+_STAGES = ("pretrain", "sft")
+_ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
+"""Attentions called with complete heads and a mask."""
+_LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
+"""Rotary frequencies that depend on the longest current position, which differs between ranks; `su` is an
+older name for longrope."""
 
 
 def check_precision(config: RunConfig) -> None:
-    """Refuse a precision that the run cannot have; of resources, gpus_per_node is decided.
+    """Refuse a precision that the run cannot have; resources.gpus_per_node must be decided.
 
     Raises:
-        UsageError: what does not go together, and what to take instead.
+        UsageError: names the conflict and an alternative.
     """
     precision, on_gpus = config.train.precision, bool(config.resources.gpus_per_node)
     if config.stage in TRAINED_STAGES and not on_gpus and precision is Precision.fp16:
@@ -33,11 +36,11 @@ def check_precision(config: RunConfig) -> None:
 
 
 def check_new_precision(config: RunConfig) -> None:
-    """Refuse of a new run what would go on badly: fp16 without ZeRO, and bf16 on a card that has none, where
-    torch emulates it and no fused attention takes it. A run of before cannot change either.
+    """Refuse in a new run what works badly: fp16 without ZeRO, and bf16 on a card without it, where torch
+    emulates it and no fused attention accepts it. An older run cannot change either.
 
     Raises:
-        UsageError: what to take instead.
+        UsageError: names an alternative.
     """
     precision, has_own_scale = config.train.precision, "fp16" in config.deepspeed.extra
     without_zero = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 0
@@ -96,24 +99,16 @@ def _check_card(config: RunConfig) -> None:
     try:
         card = find_gpu(gpu_type)
     except UnknownGpuError:
-        return  # the node looks
+        return  # the node checks
     if not card.has_fp8:
         raise UsageError(f"{card.name} has no FP8 arithmetic (that begins with Ada and Hopper): {instead}")
 
 
-_STAGES = ("pretrain", "sft")
-_ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
-"""Those that are called with whole heads and a mask."""
-_LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
-"""Rotary frequencies that follow from the longest position at hand, which differs between the ranks; `su` is
-an older name for longrope."""
-
-
 def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
-    """Refuse what settings and ranks of a node do not allow.
+    """Refuse what the settings and the ranks of a node do not allow.
 
     Raises:
-        ConfigError: what does not go together, and what to take instead.
+        ConfigError: names the conflict and an alternative.
     """
     size = config.train.sequence_parallel
     if size == 1:
@@ -147,15 +142,15 @@ def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
 
 
 def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
-    """Refuse heads that do not divide, and positions that do not; works on any model_type.
+    """Refuse heads or positions that do not divide; works on any model_type.
 
-    What a config does not tell, a state along the sequence for example, is tried on the ranks.
+    What a config does not show, such as a state along the sequence, is tried on the ranks.
 
     Args:
-        model: a config.json under Llama's names (plan.shape.canonical).
+        model: a config.json under Llama's names (plan.model.shape.canonical).
 
     Raises:
-        ConfigError: says which number of ranks would do.
+        ConfigError: names the numbers of ranks that work.
     """
     size = config.train.sequence_parallel
     if size == 1:
@@ -176,12 +171,12 @@ def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
 
 
 def _choices(number: int) -> str:
-    """What divides it, as a request."""
+    """Return the divisors as a request."""
     return f"take one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
 
 
 def rope_types(values: Any) -> set[str]:
-    """Of a config.json, wherever they stand in it."""
+    """Return the rope types of a config.json, wherever they are in it."""
     if not isinstance(values, Mapping):
         return set()
     own = {str(values[key]) for key in ("rope_type", "type") if key in values}

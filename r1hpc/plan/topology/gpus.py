@@ -1,14 +1,11 @@
-"""GPUs by name: peak arithmetic, memory and bandwidth, for MFU, the memory plan and the estimate.
+"""Look up GPUs by name: peak arithmetic, memory and bandwidth, for MFU, the memory plan and the estimate.
 
     find_gpu("a100-80gb").name      # 'A100-SXM4-80GB'
     peak_flops("NVIDIA A100-SXM4-80GB")
+    gpu_type_of(config)             # "h100" of `--gpus-per-node h100:8`; else cluster.gpu_type
 
-Peaks are dense bf16 (fp16 where the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of
-each product. A card that is not listed gives no MFU rather than a guess.
-
-Which cards a run gets: the type that it asks Slurm for, or the one that its cluster has.
-
-gpu_type_of(config)       # "h100" of `--gpus-per-node h100:8`; else cluster.gpu_type
+Peaks are dense bf16 (fp16 if the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of each
+product. An unlisted card gives no MFU rather than a guess.
 """
 
 import re
@@ -18,6 +15,15 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.config.schema.run import RunConfig
 
+FLAGS_INSTEAD = "give --peak-tflops (dense bf16) and --gpu-memory-gib instead, or"
+"""The estimator's flags for an unlisted card."""
+_GH200_HOST_GB = 480
+"""NVML calls that card `NVIDIA GH200 480GB`, by the memory of its processor."""
+_SLICE = re.compile(r"(?<![a-z0-9])(MIG|\d+g\.\d+gb)(?![a-z0-9])", re.IGNORECASE)
+"""A slice of a card (MIG), as named by NVML or by Slurm's AutoDetect: nvidia_a100_80gb_pcie_3g.40gb. It has
+only a part of the speed and memory listed here."""
+_FORMS = {"SXM": "SXM", "SXM2": "SXM", "SXM4": "SXM", "SXM5": "SXM", "PCIE": "PCIE", "NVL": "NVL"}
+
 
 class UnknownGpuError(UsageError):
     """A GPU name that is not in the table."""
@@ -25,7 +31,7 @@ class UnknownGpuError(UsageError):
 
 @dataclass(frozen=True)
 class Gpu:
-    """One product. Memory is what the data sheet calls GB; a driver leaves a little less."""
+    """One product. Memory is the data sheet's GB; a driver leaves a little less."""
 
     name: str
     peak_tflops: float
@@ -40,13 +46,11 @@ class Gpu:
 
     @property
     def family(self) -> str:
-        """The first word of the name: A100, H100 ..."""
+        """Return the first word of the name: A100, H100 ..."""
         return self.name.split("-")[0]
 
 
-# The first of a family is what the bare family name means.
-FLAGS_INSTEAD = "give --peak-tflops (dense bf16) and --gpu-memory-gib instead, or"
-"""What the estimator offers for a card that is not in the table."""
+# The first one of a family is used for the bare family name.
 GPUS: tuple[Gpu, ...] = (
     Gpu("A100-SXM4-80GB", 312, 80, 2.039),
     Gpu("A100-SXM4-40GB", 312, 40, 1.555),
@@ -73,16 +77,9 @@ GPUS: tuple[Gpu, ...] = (
     Gpu("T4-16GB", 65, 16, 0.32, has_bf16=False),
 )
 
-_GH200_HOST_GB = 480
-"""NVML calls that card `NVIDIA GH200 480GB`, by the memory of its processor."""
-_SLICE = re.compile(r"(?<![a-z0-9])(MIG|\d+g\.\d+gb)(?![a-z0-9])", re.IGNORECASE)
-"""A slice of a card (MIG), as NVML names it, or as Slurm's AutoDetect does: nvidia_a100_80gb_pcie_3g.40gb.
-Its speed and memory are a part of what stands here."""
-_FORMS = {"SXM": "SXM", "SXM2": "SXM", "SXM4": "SXM", "SXM5": "SXM", "PCIE": "PCIE", "NVL": "NVL"}
-
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s of the card NVML or CUDA calls `device_name`, or None if it is unknown.
+    """Return FLOP/s of the card NVML or CUDA calls `device_name`, or None if it is unknown.
 
     >>> peak_flops("NVIDIA A100-SXM4-80GB")
     312000000000000.0
@@ -95,10 +92,10 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The card of any usual name: A100-SXM4-80GB, a100-80gb, A100, "NVIDIA H100 80GB HBM3".
+    """Return the card of any usual name: A100-SXM4-80GB, a100-80gb, A100, "NVIDIA H100 80GB HBM3".
 
     Raises:
-        UnknownGpuError: not in the table, or not made with that much memory; says what to do.
+        UnknownGpuError: not in the table, or not made with that much memory; names the fix.
     """
     words = _words(name)
     family = _of_family(name, words)
@@ -124,7 +121,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def smaller_cards(name: str) -> list[str]:
-    """The cards of less memory than `find_gpu` takes `name` for, and that are called so too.
+    """Return the cards that `name` also fits and that have less memory than `find_gpu`'s choice.
 
     >>> smaller_cards("a100")
     ['A100-SXM4-40GB', 'A100-PCIE-40GB']
@@ -137,7 +134,7 @@ def smaller_cards(name: str) -> list[str]:
 
 
 def is_named(gpu: Gpu, name: str) -> bool:
-    """Whether `name`, which may leave out memory and form, is one of this card.
+    """True if `name`, which may leave out memory and form, is a name of this card.
 
     >>> is_named(find_gpu("a100-40gb"), "a100"), is_named(find_gpu("a100-40gb"), "a100-80gb")
     (True, False)
@@ -148,7 +145,7 @@ def is_named(gpu: Gpu, name: str) -> bool:
 
 
 def is_slice(name: str) -> bool:
-    """Whether a name is that of a part of a card, not of a card.
+    """True if a name is that of a slice of a card.
 
     >>> is_slice("h100_1g.10gb"), is_slice("NVIDIA A100-SXM4-40GB MIG 1g.5gb"), is_slice("h100_80gb")
     (True, True, False)
@@ -157,7 +154,7 @@ def is_slice(name: str) -> bool:
 
 
 def _memory_in(words: set[str]) -> set[int]:
-    """GB that a name says."""
+    """Return the GB in a name."""
     asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
     return asked - {_GH200_HOST_GB}
 
@@ -167,33 +164,33 @@ def _words(name: str) -> set[str]:
 
 
 def _of_family(name: str, words: set[str]) -> list[Gpu]:
-    """None for a slice."""
+    """Return the cards of a family; empty for a slice."""
     return [] if is_slice(name) else [gpu for gpu in GPUS if gpu.family in words]
 
 
 def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:
-    """Those of the form factor in `words`; all of them where it names none that exists."""
+    """Return the cards of the form factor in `words`; all if it names none that exists."""
     forms = {_FORMS[word] for word in words if word in _FORMS}
     fitting = [gpu for gpu in cards if forms & {_FORMS.get(part, "") for part in gpu.name.split("-")}]
     return fitting or cards
 
 
 def gpu_type_of(config: RunConfig) -> str | None:
-    """What memory and hours are planned for; None: nobody says.
+    """Return the card to plan memory and hours for; None: unknown.
 
-    resources.gpu_type goes before cluster.gpu_type where it is the name of a card, or of a slice of one, and
-    another one than the cluster's: sites give cards names of their own too.
+    resources.gpu_type wins over cluster.gpu_type if it names a card or a slice, and another one than the
+    cluster's: sites also give cards their own names.
     """
     asked, usual = config.resources.gpu_type, config.cluster.gpu_type
     if asked is None or not (is_slice(asked) or _card(asked)):
         return usual
     card = _card(usual)
-    # The cluster's own may say more of the same card: its memory.
+    # The cluster's name may add the memory of the same card.
     return usual if card is not None and is_named(card, asked) else asked
 
 
 def other_card(config: RunConfig) -> list[str]:
-    """A note where a run asks Slurm for another card than the cluster is said to have."""
+    """Return a note if a run requests another card than the profile's."""
     found, usual = gpu_type_of(config), config.cluster.gpu_type
     if usual is None or found == usual:
         return []

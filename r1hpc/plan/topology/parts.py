@@ -1,10 +1,10 @@
-"""How the stages without optimizer steps (traces, generate, evaluate) are cut into parts.
+"""Cut the stages without optimizer steps (traces, generate, evaluate) into parts.
 
     config = with_part_size(config, num_ranks=32)     # by the first submission, which freezes it
     [part_items(config, number) for number in range(num_parts(config))]
 
-A part lies in a file by its number, so its size stays as the first submission settled it, on whatever ranks
-the run goes on.
+A part is a file with its number, so its size stays as set by the first submission, on whatever ranks the run
+continues.
 """
 
 from dataclasses import replace
@@ -13,15 +13,15 @@ from r1hpc.config.schema.run import RunConfig
 
 STAGES_IN_PARTS = ("traces", "generate", "evaluate")
 DEFAULT_NUM_HELD_OUT = 256
-"""Where evaluate.num_items is not given; of a test file all are asked."""
+"""Default of evaluate.num_items for held-out items; of a test file all are used."""
 _PARTS_PER_RANK = 4
-"""An interrupted rank loses one part, and the work of ranks evens out over several. More of them would be
-decoded in small batches, one after the other."""
+"""An interrupted rank loses one part, and several parts even out the ranks' work. More would be decoded in
+small batches, one after the other."""
 _MOST_ITEMS = 256
 
 
 def part_size(config: RunConfig, num_ranks: int) -> int:
-    """Items of a part: generate.items_per_part, or so few that each of `num_ranks` has several parts."""
+    """Return the items of a part: generate.items_per_part, or so few that each rank has several parts."""
     given = config.generate.items_per_part
     if given is not None:
         return given
@@ -29,7 +29,7 @@ def part_size(config: RunConfig, num_ranks: int) -> int:
 
 
 def with_part_size(config: RunConfig, num_ranks: int) -> RunConfig:
-    """The configuration with generate.items_per_part settled, where its stage is made in parts."""
+    """Return the configuration with generate.items_per_part set, if its stage is made in parts."""
     if config.stage not in STAGES_IN_PARTS:
         return config
     size = part_size(config, num_ranks)
@@ -37,17 +37,17 @@ def with_part_size(config: RunConfig, num_ranks: int) -> RunConfig:
 
 
 def num_parts(config: RunConfig) -> int:
-    """Parts of at most generate.items_per_part items, which is settled."""
+    """Return the number of parts; generate.items_per_part must be set."""
     return -(-num_items(config) // _settled_size(config))
 
 
 def largest_part(config: RunConfig, num_ranks: int) -> int:
-    """Items of the largest part, which one rank makes."""
+    """Return the items of the largest part, which one rank makes."""
     return min(part_size(config, num_ranks), num_items(config))
 
 
 def part_items(config: RunConfig, number: int) -> range:
-    """Task indices of part `number`."""
+    """Return the task indices of part `number`."""
     first = config.generate.first_item if config.stage != "evaluate" else 0
     size = _settled_size(config)
     start = first + number * size
@@ -55,8 +55,8 @@ def part_items(config: RunConfig, number: int) -> range:
 
 
 def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
-    """A sentence where some of `num_ranks` get nothing at all of a stage, or of a rollout;
-    generate.items_per_part is settled."""
+    """Return a sentence if some of `num_ranks` get no work in a stage or a rollout; generate.items_per_part
+    must be set."""
     if config.stage == "rl":
         return _idle_in_rollouts(config, num_ranks)
     if config.stage not in STAGES_IN_PARTS or (parts := num_parts(config)) >= num_ranks:
@@ -70,7 +70,7 @@ def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
 
 
 def _idle_in_rollouts(config: RunConfig, num_ranks: int) -> list[str]:
-    """Prompts are dealt whole, with all of their completions."""
+    """Return the same for rollouts: a prompt goes to one rank with all of its completions."""
     prompts = config.rollout.num_prompts
     shares = -(-prompts // rollout_prompts(config, num_ranks))
     if shares >= num_ranks:
@@ -88,18 +88,18 @@ def _settled_size(config: RunConfig) -> int:
 
 
 def prompts_together(config: RunConfig, num_ranks: int) -> int:
-    """Prompts that a rank of a stage that samples decodes together at most."""
+    """Return the most prompts that a rank of a sampling stage decodes together."""
     return max(prompts for prompts, _ in _decoded(config, num_ranks))
 
 
 def rows_together(config: RunConfig, num_ranks: int) -> int:
-    """Completions that a rank of a stage that samples decodes together at most."""
+    """Return the most completions that a rank of a sampling stage decodes together."""
     return max(prompts * completions for prompts, completions in _decoded(config, num_ranks))
 
 
 def _decoded(config: RunConfig, num_ranks: int) -> list[tuple[int, int]]:
-    """(prompts, completions of each) that a rank decodes together: of a part, or of stage rl in a rollout and
-    in an evaluation, which it has at its beginning and end at least."""
+    """Return (prompts, completions of each) that a rank decodes together: of a part, or in stage rl of a
+    rollout and of an evaluation, which it has at least at its beginning and end."""
     evaluated = config.evaluate.num_samples
     if config.stage == "rl":
         return [
@@ -111,26 +111,26 @@ def _decoded(config: RunConfig, num_ranks: int) -> list[tuple[int, int]]:
 
 
 def part_prompts(config: RunConfig, num_ranks: int) -> int:
-    """Prompts of a part that its rank decodes together: prompts_per_batch, else all of them."""
+    """Return the prompts of a part that its rank decodes together: prompts_per_batch, else all."""
     part = largest_part(config, num_ranks)
     return min(prompts_per_batch(config) or part, part)
 
 
 def prompts_per_batch(config: RunConfig) -> int:
-    """rollout.prompts_per_batch outside the rollouts of stage rl; 0 where vLLM samples, which bounds its
-    cache itself."""
+    """Return rollout.prompts_per_batch outside rollouts of stage rl; 0 for vLLM, which bounds its cache
+    itself."""
     return 0 if config.rollout.engine == "vllm" else config.rollout.prompts_per_batch
 
 
 def rollout_prompts(config: RunConfig, world_size: int) -> int:
-    """Prompts that a rank of stage rl decodes together in a rollout."""
+    """Return the prompts that a rank of stage rl decodes together in a rollout."""
     share = -(-config.rollout.num_prompts // world_size)
     return min(config.rollout.prompts_per_batch or share, share)
 
 
 def evaluation_prompts(config: RunConfig, world_size: int) -> int:
-    """Prompts that a rank of stage rl decodes together in an evaluation: prompts_per_batch, else so many that
-    there are no more completions at once than in a rollout, for which there is memory."""
+    """Return the prompts that a rank of stage rl decodes together in an evaluation: prompts_per_batch, else
+    as many as keep the completions within a rollout's number, for which there is memory."""
     share = -(-num_items(config) // world_size)
     if config.rollout.engine == "vllm":
         return share
@@ -139,9 +139,9 @@ def evaluation_prompts(config: RunConfig, world_size: int) -> int:
 
 
 def num_items(config: RunConfig) -> int:
-    """Items of a stage without optimizer steps, or of an evaluation of stage rl.
+    """Return the items of a stage without optimizer steps, or of an evaluation of stage rl.
 
-    Test files are counted by the submission, which writes how many each has into evaluate.sets.
+    The submission counts test files and writes each number into evaluate.sets.
     """
     if config.stage in ("traces", "generate"):
         return config.generate.num_items

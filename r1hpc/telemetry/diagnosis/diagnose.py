@@ -1,10 +1,10 @@
-"""MFU, NVML and step times of an attempt read together, as sentences with numbers.
+"""Diagnose an attempt from MFU, NVML and step times, in sentences with numbers.
 
     diagnosis = diagnose(run, attempt, end=attempt.end)
-    print("
-".join(as_lines(diagnosis)))
+    for line in as_lines(diagnosis):
+        print(line)
 
-Needs neither NVML nor Slurm: it reads the run folder, at most `max_bytes` of it.
+It needs neither NVML nor Slurm: it reads at most `max_bytes` of the run folder.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from r1hpc.telemetry.diagnosis.rules import RULES
 from r1hpc.telemetry.records.attempts import Attempt
 
 QUICK_BYTES = 8 * 2**20
-"""Judged in 0.51 s of CPU, whatever lies before them (`benchmarks/diagnose.py`, 115 MiB)."""
+"""Read in 0.51 s of CPU, whatever precedes it (`benchmarks/diagnose.py`, 115 MiB)."""
 THOROUGH_BYTES = 64 * 2**20
 _MOST_OF_A_KIND = 3
-"""A whole hot rack is one piece of news, not eighty."""
+"""A hot rack is one finding, not eighty."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What an attempt was like, and what stands out."""
+    """An attempt's figures and findings."""
 
     run_id: str
     attempt: int
     figures: dict[str, float | int | None]
-    """num_steps, num_parts (None where its stage takes steps), median_step_s, data_share, mfu,
+    """num_steps, num_parts (None if its stage takes steps), median_step_s, data_share, mfu,
     gpu_utilization_percent, gpu_power_w, silence_s."""
     findings: tuple[Finding, ...]
     is_stub: bool
@@ -53,10 +53,10 @@ class Diagnosis:
 def diagnose(
     run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int = THOROUGH_BYTES
 ) -> Diagnosis:
-    """Judge an attempt.
+    """Diagnose an attempt.
 
     Args:
-        end: when it ended, or now while it runs. None: nobody knows; it counts until its last sign of life.
+        end: when it ended, or now while it runs. None: unknown; it counts until its last sign of life.
         max_bytes: over all files together; the newest part of each is read.
     """
     facts = gather(run, attempt, end=end, max_bytes=max_bytes)
@@ -73,7 +73,7 @@ def diagnose(
 
 
 def as_lines(diagnosis: Diagnosis) -> list[str]:
-    """For a log: one line of figures, then two for each finding, at most 100 columns wide."""
+    """Return lines for a log: one of figures, then two for each finding, at most 100 columns wide."""
     lines = [wrap(f"attempt {diagnosis.attempt}: {_summary(diagnosis)}")]
     seen: dict[str, int] = {}
     for finding in diagnosis.findings:

@@ -1,9 +1,9 @@
-"""What is known of one attempt: its steps or parts and ranks, what its GPUs read as it got on and after.
+"""Gather the facts of one attempt: its steps or parts, its ranks, and its GPUs during and after progress.
 
     facts = gather(run, attempt, end=attempt.end or time.time())
 
-At most `max_bytes` are read over all files together, the newest part of each: the end of an attempt of
-weeks on many nodes is looked at within a second. Of finished pieces of work only their times are asked.
+It reads at most `max_bytes` over all files together, the newest part of each: the end of a weeks-long attempt
+on many nodes takes less than a second. Of finished pieces of work it reads only the times.
 """
 
 import math
@@ -30,13 +30,13 @@ from r1hpc.telemetry.records.ranks import RankTimes, finish_times, read_rank_tim
 
 _PROGRESS = ("save", "evaluation", "validation")
 _SETTLE_S = 2.0
-"""Utilisation covers up to the last second (nvml.h), so it needs a moment to tell that work has ended."""
+"""Utilisation covers up to the last second (nvml.h), so it shows a little later that work has ended."""
 
 
 @dataclass(frozen=True)
 class GpuFacts:
     """One GPU. `working` and `silent` are GpuFold.result() of the ticks between the first and the last sign
-    of progress, and of those after it; {} where there were none."""
+    of progress, and of those after it; {} if there were none."""
 
     node: str
     uuid: str
@@ -46,9 +46,9 @@ class GpuFacts:
     working: dict[str, Any]
     silent: dict[str, Any]
     new_ecc_uncorrected: int = 0
-    """Uncorrected memory errors that came during the attempt."""
+    """Uncorrected memory errors during the attempt."""
     errors: dict[str, int] = field(default_factory=dict)
-    """What the driver answered instead of a reading, such as "gpu is lost", and how often."""
+    """The driver's errors instead of readings, such as "gpu is lost", and how often."""
 
     @property
     def label(self) -> str:
@@ -57,14 +57,14 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """One attempt. Steps and GPUs are empty where nothing was recorded; a stage in parts takes no steps."""
+    """One attempt. Steps and GPUs are empty if nothing was recorded; a stage in parts takes no steps."""
 
     attempt: Attempt
     end: float
-    """When it ended; now, while it runs."""
+    """Time of its end; now, while it runs."""
     steps: tuple[Step, ...]
     last_progress: float
-    """The last step, save, evaluation or finished piece of work; the attempt's begin before the first."""
+    """The last step, save, evaluation or finished piece of work; at first the attempt's begin."""
     gpus: tuple[GpuFacts, ...]
     ranks: RankTimes | None
     is_stub: bool
@@ -72,9 +72,9 @@ class Facts:
     is_partial: bool
     """Only the newest part of a long record was read."""
     parts: tuple[float, ...] | None = None
-    """When each part was finished that it made, the oldest first; None: its stage is not made in parts."""
+    """The finish times of its parts, the oldest first; None: its stage is not made in parts."""
     has_all_parts: bool = False
-    """The last work of the stage, which rank 0 does alone, is all that is left."""
+    """Only the stage's last work is left, which rank 0 does alone."""
 
     @property
     def silence_s(self) -> float:
@@ -87,7 +87,7 @@ class Facts:
 
     @property
     def longest_part_s(self) -> float | None:
-        """The longest that the next part was waited for; None before the first."""
+        """Return the longest wait for a part; None before the first."""
         if not self.parts:
             return None
         return max(after - before for before, after in pairwise((self.attempt.start, *self.parts)))
@@ -98,7 +98,7 @@ class Facts:
         return statistics.fmean(mfus) if mfus else None
 
     def share(self, key: str) -> float | None:
-        """What part of the step time `key` (seconds) is; None where it was not recorded."""
+        """Return the share of the step time that `key` (seconds) takes; None if it was not recorded."""
         pairs = [(s.value(key), s.step_time_s) for s in self.steps]
         known = [(part, whole) for part, whole in pairs if _is_known(part) and _is_known(whole)]
         total = sum(whole for _, whole in known if whole)
@@ -108,13 +108,13 @@ class Facts:
         return [value for step in self.steps if _is_known(value := step.value(key))]
 
     def mean_gpu(self, key: str) -> float | None:
-        """Mean over the GPUs of a number of GpuFacts.working."""
+        """Return the mean over the GPUs of a number in GpuFacts.working."""
         values = [gpu.working[key] for gpu in self.gpus if gpu.working.get(key) is not None]
         return statistics.fmean(values) if values else None
 
 
 def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) -> Facts:
-    """Read it. `end` None: nobody knows whether it still runs, so it counts until its last sign of life."""
+    """Read the facts. `end` None: unknown whether it still runs, so it counts until its last sign of life."""
     steps_budget, gpu_budget = max_bytes // 4, max_bytes // 2
     k = attempt.attempt
     newest = last_steps(run, count=steps_budget, tail_bytes=steps_budget)
@@ -167,7 +167,7 @@ class _Watched:
 
 def _gpus(tail: Tail, path: Path, attempt: int, begun: float, progress: float) -> list[GpuFacts]:
     watched: dict[str, _Watched] = {}
-    # The attempt's own header can lie before the part that was read; the file begins with one of this node.
+    # The attempt's header may come before the part that was read; the file begins with one of this node.
     statics, period_s = _statics(tail.first), _period(tail.first)
     for record in tail.records:
         if record.get("event") == "devices":
@@ -209,7 +209,7 @@ def _period(record: dict[str, Any] | None) -> float:
 
 
 def _sound(tail: Tail) -> Tail:
-    """Its records that are what a sampler writes."""
+    """Return the records of a sampler's form."""
     first = tail.first if tail.first is not None and _is_sound(tail.first) else None
     return Tail(tuple(filter(_is_sound, tail.records)), first, tail.is_whole)
 
@@ -227,13 +227,13 @@ def _first_step_begins(steps: Sequence[Step], otherwise: float) -> float:
 def _has_all_parts(run: RunDir) -> bool:
     try:
         planned = read_json(run.plan, PlanFacts).get("num_steps")
-    except (FileNotFoundError, StateError):  # a report says of a spoilt plan what is to be said
+    except (FileNotFoundError, StateError):  # the report covers a damaged plan
         return False
     return planned is not None and len(run.all_parts) >= planned
 
 
 def _times(records: Iterable[dict[str, Any]], attempt: int) -> list[float]:
-    """When work came to an end that takes its time beside the steps."""
+    """Return when work beside the steps ended."""
     mine = (r for r in records if r.get("attempt") == attempt and r.get("event") in _PROGRESS)
     return [float(r["time"]) for r in mine if mistake(r, MetricEvent) is None]
 

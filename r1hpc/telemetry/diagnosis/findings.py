@@ -1,4 +1,4 @@
-"""What a diagnosis consists of: findings, each a sentence with its figures and what to try."""
+"""Define the findings of a diagnosis: each a sentence with its figures and advice."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Severity(StrEnum):
-    """How much it matters."""
+    """Severity of a finding."""
 
     error = "error"
-    """The run gets nowhere, or its numbers are in doubt."""
+    """The run makes no progress, or its numbers are in doubt."""
     warning = "warning"
     """Hours are being lost, or the training goes wrong."""
     info = "info"
@@ -18,15 +18,15 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that stands out."""
+    """One finding."""
 
     code: str
-    """A name for scripts, such as input_bound; it does not change."""
+    """A stable name for scripts, such as input_bound."""
     severity: Severity
     sentence: str
-    """One sentence with the figures it rests on."""
+    """One sentence with its figures."""
     advice: str
-    """What to try."""
+    """Advice to try."""
     evidence: dict[str, Any] = field(default_factory=dict)
     """The figures, unrounded."""
 

@@ -1,13 +1,13 @@
-"""Reinforcement learning that goes wrong, seen in what a run writes per step.
+"""Find reinforcement learning that goes wrong, from a run's metrics per step.
 
     for finding in health_warnings(steps[-200:]):     # mappings with the keys of metrics/train.jsonl
         print(finding.sentence)
 
-Pure and cheap, so that the training loop can ask every few steps. The newest steps of the window are
-compared with its oldest or its best; a window of fewer than MIN_STEPS steps says nothing. Keys that are
-missing are not judged. Read are: reward, accuracy, reward_format (mean of the unweighted term, 0 to 1),
-entropy (nats per token), response_length and response_length_wrong (tokens), truncated_share,
-zero_variance_share, logprob_difference (mean absolute, nats per token).
+Pure and cheap, so the training loop can call it every few steps. It compares the window's newest steps with
+its oldest or its best; fewer than MIN_STEPS steps give no finding. Missing keys are not judged. It reads:
+reward, accuracy, reward_format (mean of the unweighted term, 0 to 1), entropy (nats per token),
+response_length and response_length_wrong (tokens), truncated_share, zero_variance_share, logprob_difference
+(mean absolute, nats per token).
 """
 
 import math
@@ -19,37 +19,37 @@ from r1hpc.telemetry.diagnosis.findings import Finding, Severity
 from r1hpc.telemetry.records.metrics import Step
 
 MIN_STEPS = 20
-"""Rewards of single steps are noisy: a mean over fewer than five of them says little."""
+"""Rewards of single steps are noisy: a mean over fewer than five of them means little."""
 
 FORMAT_LEARNT, FORMAT_KEPT = 0.3, 0.5
-"""Once so much of the format reward was had, less than half of that is a loss."""
+"""After reaching the first share of the format reward, less than the second share of that is a loss."""
 FORM_ALONE, ACCURACY_HAD, ACCURACY_KEPT = 0.9, 0.05, 0.5
-"""Nearly every answer well formed, and less than half of the accuracy that was had: form without content
+"""Nearly every answer is well formed, but accuracy is less than half of its best: form without content
 (allenai/open-instruct issue 659)."""
 
 LENGTH_GROWTH, LENGTH_SHRINKAGE = 1.3, 0.5
 REWARD_GAIN = 0.02
-"""Longer completions that earn less than this are padding: GRPO's length bias lengthens wrong answers
-(Liu et al., arXiv 2503.20783). Below half the length at a falling accuracy, an efficiency reward is gamed."""
+"""Longer completions that earn less than this are padding: GRPO's length bias lengthens wrong answers (Liu et
+al., arXiv 2503.20783). Below half the length at a falling accuracy, an efficiency reward is gamed."""
 
 ENTROPY_FLOOR, ENTROPY_KEPT = 0.05, 0.2
-"""Nats per token, and of the window's beginning. Near zero every group samples the same answer and nothing is
-left to learn from (Yu et al., arXiv 2503.14476; Cui et al., arXiv 2505.22617)."""
+"""Nats per token, and of the window's beginning. Near zero every group samples the same answer and there is
+nothing left to learn from (Yu et al., arXiv 2503.14476; Cui et al., arXiv 2505.22617)."""
 SOLVED = 0.95
-"""Accuracy from which a policy may be as sure as it likes."""
+"""Above this accuracy a policy may be as certain as it likes."""
 
 LOGPROB_DIFFERENCE = 0.05
-"""Nats per token: a quarter of a clip range of 0.2 is used up before the first update."""
+"""Nats per token: this uses up a quarter of a clip range of 0.2 before the first update."""
 
 NO_SIGNAL_SHARE = 0.8
-"""Share of groups whose members all earn the same: four fifths of the rollouts buy no gradient."""
+"""Share of groups whose members all earn the same: four fifths of the rollouts give no gradient."""
 
 TRUNCATED_SHARE = 0.3
-"""Share of completions cut at the limit, whose rewards say nothing of the answer they would have given."""
+"""Share of completions cut at the limit, whose rewards do not reflect the answer they would have given."""
 
 
 def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What goes wrong in a window of steps, oldest first."""
+    """Return the findings for a window of steps, oldest first."""
     if len(steps) < MIN_STEPS:
         return []
     window = _Window(steps)
@@ -57,7 +57,7 @@ def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
 
 def as_mapping(step: Step) -> dict[str, Any]:
-    """A step as its line in the file, for health_warnings."""
+    """Return a step as its line in the file, for health_warnings."""
     return {**step._asdict(), **(step.extra or {})}
 
 
@@ -80,7 +80,7 @@ class _Window:
         return max((mean for mean in means if mean is not None), default=None)
 
     def pair(self, key: str) -> tuple[float, float] | None:
-        """(first, last), None where either is missing."""
+        """Return (first, last), None if either is missing."""
         first, last = self.first(key), self.last(key)
         return None if first is None or last is None else (first, last)
 
@@ -194,7 +194,7 @@ def _no_signal(window: _Window) -> Iterable[Finding]:
 
 
 def _nothing_right(window: _Window) -> Iterable[Finding]:
-    """Form alone can pay, so that the groups do differ and nothing else is said."""
+    """Find form without accuracy: form alone can pay, so the groups do differ and no other rule fires."""
     if window.best("accuracy") != 0:
         return
     form = window.last("reward_format")
@@ -235,6 +235,6 @@ _RULES = (
 
 
 def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Over the steps that have it: a step without a wrong answer has no length of wrong answers."""
+    """Average the steps that have the key: one without a wrong answer has no length of wrong answers."""
     values = [v for step in steps if isinstance(v := step.get(key), int | float) and math.isfinite(v)]
     return statistics.fmean(values) if values else None

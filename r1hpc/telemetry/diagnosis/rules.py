@@ -1,9 +1,9 @@
-"""What the readings of an attempt mean: one pure function for each thing that can be wrong.
+"""Judge the readings of an attempt: one pure function for each problem.
 
     findings = [finding for rule in RULES for finding in rule(facts)]
 
-A rule says nothing where it lacks the readings it needs. Thresholds without a source are this project's
-own choice, with the reason beside them; none of them was tuned on a fleet.
+A rule without the readings it needs gives no finding. Thresholds without a source are our own choice, with
+the reason beside them; none was tuned on a fleet.
 """
 
 import math
@@ -18,39 +18,39 @@ from r1hpc.telemetry.diagnosis.findings import Finding, Severity
 from r1hpc.telemetry.records.attempts import Cause
 
 MIN_STEPS = 10
-"""Before that, warm-up and compilation are most of what is seen."""
+"""Before that, warm-up and compilation dominate."""
 
 HANG_AFTER_S = 60.0
 HANG_AFTER_STEPS = 10
-"""Silence is longer than both before it is one, since steps vary."""
+"""Silence must be longer than both, since steps vary."""
 HANG_AT_START_S = 600.0
-"""Before the first step ranks wait for each other with good reason: loading, converting a checkpoint."""
+"""Before the first step ranks wait for good reasons: loading, converting a checkpoint."""
 HANG_AFTER_PARTS = 3
-"""Of a stage in parts: silence is also longer than so many times the longest part. Most answers to the items
-of one may run to max_completion_length, as those of the parts before did not."""
+"""For a stage in parts: silence must also exceed this many times the longest part. Most answers of one part
+may run to max_completion_length although those of earlier parts did not."""
 HANG_TICK_SHARE = 0.9
-"""Share of the readings since, busy at low power: 100 % at under a quarter of the power limit. Seen: 44 of
-250 W on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel that spins in a
+"""Share of the readings since then, busy at low power: 100 % at under a quarter of the power limit. Seen: 44
+of 250 W on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel that spins in a
 collective keeps a GPU "utilised" and does no arithmetic."""
 
 DATA_SHARE = 0.15
 """Share of the step time spent waiting for data. The loader takes 1 % of the smoke job's: no noise."""
 INPUT_BOUND_UTILIZATION = 90
-"""Percent. Above, the wait for data lies beside work of the GPU, not before it."""
+"""Percent. Above this, the wait for data overlaps work of the GPU."""
 
 BUSY_UTILIZATION = 90
-"""Percent: a kernel runs practically always."""
+"""Percent: nearly always a kernel is running."""
 LOW_MFU = 0.2
-"""Nine in ten of 30 published A100 runs reach 0.236 over the whole run, restarts included: steps that stay
-below 0.2 wait for something."""
+"""Nine in ten of 30 published A100 runs reach 0.236 over the full run, restarts included: steps that stay
+below 0.2 are waiting for something."""
 MID_POWER = (0.25, 0.7)
-"""Shares of the power limit. Below lies a hang; matrix products at full speed draw nearly all of it."""
+"""Shares of the power limit. Below is a hang; matrix products at full speed draw nearly all of it."""
 
 STRAGGLER_RATIO = 1.2
-"""Own work of a rank against the median rank. NVIDIA's resiliency extension compares with the fastest one,
+"""A rank's own work against the median rank. NVIDIA's resiliency extension compares with the fastest one,
 which one lucky rank can move."""
 STRAGGLER_PERSISTENCE = 0.7
-"""Share of the records. A garbage collection or a neighbour's job slows a rank down now and then."""
+"""Share of the records. A garbage collection or a neighbour's job sometimes slows a rank down."""
 STRAGGLER_MIN_RECORDS = 3
 
 THROTTLE_SHARE = 0.05
@@ -63,17 +63,17 @@ THROTTLE_REASONS = (
     "board_limit",
     "reliability",
 )
-"""Not sw_power_cap, which is how a card at full load keeps to its limit, and not gpu_idle."""
+"""Without sw_power_cap, which keeps a card at full load within its limit, and gpu_idle."""
 
 MEMORY_SHARE = 0.5
-"""Share of the card at the peak: below it, the micro batch can be doubled wherever activations matter."""
+"""Share of the card at the peak: below it, the micro batch can be doubled if activations matter."""
 
 IDLE_UTILIZATION, OTHERS_UTILIZATION = 5, 50
-"""Percent: a GPU that does nothing beside GPUs that work."""
+"""Percent: an idle GPU beside working ones."""
 
 ROLLOUT_SHARE = 0.5
-"""Share of the step. Rollouts take 57 to 72 % of RL steps where it was measured (huggingface/trl,
-volcengine/verl), so it is the low utilisation beside it that is worth a finding."""
+"""Share of the step. Rollouts take 57 to 72 % of RL steps where measured (huggingface/trl, volcengine/verl),
+so only low utilisation beside it is a finding."""
 ROLLOUT_UTILIZATION = 60
 REWARD_SHARE = 0.2
 """Share of the step spent on verifying answers, while the GPUs wait."""
@@ -82,7 +82,7 @@ Rule = Callable[[Facts], Iterable[Finding]]
 
 
 def hang(facts: Facts) -> Iterable[Finding]:
-    """Busy GPUs at the power of idle ones, and no steps or parts."""
+    """Find busy GPUs at idle power, without steps or parts."""
     ended_as_hang = facts.attempt.cause is Cause.hang
     got_through = facts.attempt.cause in (Cause.finished, Cause.stopped)
     if got_through or (not ended_as_hang and facts.silence_s < _longest_silence_s(facts)):
@@ -119,7 +119,7 @@ def hang(facts: Facts) -> Iterable[Finding]:
 
 
 def input_bound(facts: Facts) -> Iterable[Finding]:
-    """Steps that wait for their data, on GPUs that have nothing to do meanwhile."""
+    """Find steps that wait for their data while the GPUs are idle."""
     share, utilization = facts.share("data_time_s"), facts.mean_gpu("mean_gpu_utilization_percent")
     if len(facts.steps) < MIN_STEPS or share is None or share < DATA_SHARE:
         return
@@ -137,7 +137,7 @@ def input_bound(facts: Facts) -> Iterable[Finding]:
 
 
 def communication_bound(facts: Facts) -> Iterable[Finding]:
-    """Kernels run all the time, arithmetic does not: what runs moves or awaits data."""
+    """Find GPUs whose kernels always run but do little arithmetic: they move or await data."""
     utilization, power = facts.mean_gpu("mean_gpu_utilization_percent"), _power_share(facts)
     mfu = facts.mean_mfu
     if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2:
@@ -159,7 +159,7 @@ def communication_bound(facts: Facts) -> Iterable[Finding]:
 
 
 def straggler(facts: Facts) -> Iterable[Finding]:
-    """A rank, or all ranks of a node, that works longer than the others, so that these wait."""
+    """Find a rank, or all ranks of a node, that works longer while the others wait."""
     ranks = facts.ranks
     if ranks is None or len(ranks.step_time_s) < STRAGGLER_MIN_RECORDS or len(ranks.step_time_s[0]) < 2:
         return
@@ -189,7 +189,7 @@ def straggler(facts: Facts) -> Iterable[Finding]:
 
 
 def throttled(facts: Facts) -> Iterable[Finding]:
-    """GPUs that slow themselves down because of heat, a power brake or a fault."""
+    """Find GPUs that slow down because of heat, a power brake or a fault."""
     for gpu in facts.gpus:
         shares: dict[str, float] = gpu.working.get("throttle_fraction", {})
         bad = {r: share for r, share in shares.items() if r in THROTTLE_REASONS and share >= THROTTLE_SHARE}
@@ -208,7 +208,7 @@ def throttled(facts: Facts) -> Iterable[Finding]:
 
 
 def memory_headroom(facts: Facts) -> Iterable[Finding]:
-    """Cards that are half empty at the peak."""
+    """Find cards that are half empty at the peak."""
     peaks = [
         (gpu.working["max_memory_used_bytes"] / gpu.memory_total_bytes, gpu)
         for gpu in facts.gpus
@@ -231,7 +231,7 @@ def memory_headroom(facts: Facts) -> Iterable[Finding]:
 
 
 def idle_gpu(facts: Facts) -> Iterable[Finding]:
-    """A GPU that was asked for and does nothing."""
+    """Find a requested GPU that is idle."""
     known = [g for g in facts.gpus if g.working.get("mean_gpu_utilization_percent") is not None]
     idle = [g for g in known if g.working["mean_gpu_utilization_percent"] < IDLE_UTILIZATION]
     mean = facts.mean_gpu("mean_gpu_utilization_percent")
@@ -249,7 +249,7 @@ def idle_gpu(facts: Facts) -> Iterable[Finding]:
 
 
 def rollout_idle(facts: Facts) -> Iterable[Finding]:
-    """RL whose GPUs wait while completions are decoded."""
+    """Find RL whose GPUs are idle while completions are decoded."""
     share, utilization = facts.share("rollout_time_s"), facts.mean_gpu("mean_gpu_utilization_percent")
     if len(facts.steps) < MIN_STEPS or share is None or utilization is None:
         return
@@ -267,7 +267,7 @@ def rollout_idle(facts: Facts) -> Iterable[Finding]:
 
 
 def reward_bound(facts: Facts) -> Iterable[Finding]:
-    """RL that waits for its verifiers, which run on the CPU."""
+    """Find RL that waits for its verifiers, which run on the CPU."""
     share = facts.share("reward_time_s")
     if len(facts.steps) < MIN_STEPS or share is None or share < REWARD_SHARE:
         return
@@ -282,7 +282,7 @@ def reward_bound(facts: Facts) -> Iterable[Finding]:
 
 
 def hardware(facts: Facts) -> Iterable[Finding]:
-    """Memory errors that cannot be corrected, and GPUs that answer no more."""
+    """Find uncorrectable memory errors, and GPUs that no longer answer."""
     for gpu in facts.gpus:
         advice = f"report {gpu.uuid} of {gpu.node} to the site's staff, leave it out: --exclude {gpu.node}"
         where = {"node": gpu.node, "uuid": gpu.uuid}
@@ -337,7 +337,7 @@ def _silence(facts: Facts) -> str:
 
 
 def _fuller(facts: Facts) -> str:
-    """What takes more of a card's memory."""
+    """Return advice to use more of a card's memory."""
     if facts.parts is not None:
         return "more prompts decoded together (generate.items_per_part, rollout.prompts_per_batch)"
     return (
@@ -347,10 +347,10 @@ def _fuller(facts: Facts) -> str:
 
 
 def _longest_silence_s(facts: Facts) -> float:
-    """What is still no hang."""
+    """Return the longest silence that is not a hang."""
     if facts.parts is not None:
-        # How long a part takes only a part tells; decoding a small model looks like spinning, and so do ranks
-        # that wait for rank 0 to sum up. The watchdog, which hears of every batch, ends what really hangs.
+        # Only a finished part shows how long parts take; decoding a small model looks like spinning, as do
+        # ranks that wait for rank 0 to sum up. The watchdog, which sees every batch, ends real hangs.
         part_s = math.inf if facts.has_all_parts else facts.longest_part_s or math.inf
         return max(HANG_AT_START_S, HANG_AFTER_PARTS * part_s)
     if not facts.steps:
@@ -368,7 +368,7 @@ def _power_share(facts: Facts) -> float | None:
 
 
 def _nodes_of_ranks(facts: Facts, num_ranks: int) -> Sequence[str]:
-    """Node by rank; where the record does not say, ranks fill one node after another, as srun places them."""
+    """Return the node of each rank; if unrecorded, ranks fill one node after another, as srun places them."""
     if facts.ranks is not None and len(facts.ranks.nodes) == num_ranks:
         return facts.ranks.nodes
     names: Sequence[Any] = facts.attempt.node_names or ("an unknown node",)

@@ -1,11 +1,11 @@
-"""A run in numbers, from its own folder: each attempt's time split into what was useful and what was not.
+"""Summarise a run from its folder: how much time of each attempt was useful.
 
     summary = summarise_run(run, read_history(run), now=time.time(), running=False)
     summary.attempts[-1].split.lost      # milliseconds
 
-An attempt that has not ended counts until `now` when it is known to run, and otherwise until its last sign
-of life, which is a lower bound. What the attempts that are over came to is kept in summary.json: their steps
-are read once, and again only when they count otherwise, as when a later attempt took some of them again.
+An attempt that has not ended counts until `now` if it is known to run, else until its last sign of life, a
+lower bound. summary.json keeps the results of ended attempts: their steps are read once, and again only if
+they count differently, as after a later attempt repeated some of them.
 """
 
 import math
@@ -47,7 +47,7 @@ _Events = defaultdict[int, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """One attempt: what it was, when it really ended, and where its time went by the run's own clock."""
+    """One attempt: its facts, its real end, and the use of its time by the run's own clock."""
 
     attempt: Attempt
     end: float
@@ -55,9 +55,9 @@ class AttemptSummary:
     num_steps: int = 0
     num_lost: int = 0
     last_useful: int | None = None
-    """Its last step that lasted."""
+    """Its last lasting step."""
     mfu_s: float = 0.0
-    """MFU x seconds, summed over its useful steps that have it, and those seconds."""
+    """MFU x seconds, summed over its useful steps with an MFU, and those seconds."""
     mfu_time_s: float = 0.0
     has_steps: bool = True
     """False: its stage takes none."""
@@ -65,7 +65,7 @@ class AttemptSummary:
 
     @property
     def cause(self) -> str:
-        """What ended it; `running` while nothing has, `unknown` where that was not written down."""
+        """Return why it ended; `running` while it has not, `unknown` if that was not recorded."""
         if self.attempt.cause is not None:
             return self.attempt.cause.value
         return "running" if self.is_alive else Cause.unknown.value
@@ -81,7 +81,7 @@ class RunSummary:
     stage: str = ""
     job_name: str = ""
     num_bad_lines: int = 0
-    """Lines of metrics/train.jsonl that hold no step."""
+    """Lines of metrics/train.jsonl without a valid step."""
 
     @property
     def run_id(self) -> str:
@@ -97,23 +97,23 @@ class RunSummary:
 
     @property
     def last_step(self) -> int | None:
-        """The last step that the weights went through."""
+        """Return the last step behind the weights."""
         return max((a.last_useful for a in self.attempts if a.last_useful is not None), default=None)
 
     @property
     def mfu(self) -> float | None:
-        """Mean over the steps that lasted, by their time."""
+        """Return the mean over the lasting steps, weighted by their time."""
         seconds = sum(a.mfu_time_s for a in self.attempts)
         return sum(a.mfu_s for a in self.attempts) / seconds if seconds else None
 
     @cached_property
     def steps(self) -> Steps:
-        """Every step, read from the file: for what is drawn step by step."""
+        """Return every step, read from the file: for step-by-step plots."""
         return read_steps(self.run)
 
     @cached_property
     def gpus(self) -> list[GpuHistory]:
-        """What each node's GPUs read, for reports and pictures."""
+        """Return each node's GPU readings, for reports and pictures."""
         return read_gpus(self.run)
 
     @cached_property
@@ -128,7 +128,7 @@ class RunSummary:
         }
 
     def useful_steps(self) -> dict[int, list[Step]]:
-        """The steps of each attempt that lasted, read from the file."""
+        """Return the lasting steps of each attempt, read from the file."""
         return {k: useful for k, (useful, _) in self._taken(_events_by_attempt(self.run)).items()}
 
     def _taken(self, events: _Events) -> dict[int, tuple[list[Step], list[Step]]]:
@@ -136,7 +136,7 @@ class RunSummary:
         return _taken_by_attempt(self.history, self.steps, events, alive)
 
     def split_between(self, inside: Sequence[AttemptSummary], start: float, begin: int, end: int) -> Split:
-        """The split of the time from `begin` to `end` (ms), which may cut through the attempts `inside` it.
+        """Split the time from `begin` to `end` (ms), which may cut through the attempts `inside` it.
 
         Args:
             start: when the first one's start-up began, Unix seconds.
@@ -174,13 +174,13 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
 
 
 def names_of(run: RunDir) -> tuple[str, str]:
-    """(stage, job name) of a run by its configuration; one that was damaged is taken for the default."""
+    """Return (stage, job name) from a run's configuration; the default if it is damaged."""
     stage, job_name, _ = _names(run, read_summary(run))
     return stage, job_name
 
 
 def split_seconds(split: Split) -> dict[str, float]:
-    """Wall seconds under the names of the JSON output: `wall_s` is the sum of the others."""
+    """Return wall seconds under the names of the JSON output: `wall_s` is the sum of the others."""
     return {
         "wall_s": split.allocated / 1000,
         "startup_s": split.startup / 1000,
@@ -200,14 +200,14 @@ def store_split(summary: RunSummary, begin: int, end: int, split: Split) -> None
 
 
 def stored_split(summary: RunSummary, begin: int, end: int) -> Split | None:
-    """What store_split stored, if it still holds."""
+    """Return the result of store_split, if it is still valid."""
     stored = read_summary(summary.run)
     parts = stored.cuts.get(f"{begin}-{end}") if stored else None
     return None if parts is None else Split(*parts)
 
 
 def _still_holds(run: RunDir, stored: StoredSummary, history: History, alive: Attempt | None) -> bool:
-    """Whether what is stored was made of the same beginnings and ends, and of files that only grew since."""
+    """True if the stored values come from the same begins and ends, and the files only grew since."""
     facts = {a.attempt: _facts(a) for a in history.attempts if a is not alive}
     if any(facts.get(each.attempt) != each.facts for each in stored.attempts):
         return False
@@ -222,7 +222,7 @@ def _facts(attempt: Attempt) -> str:
 
 
 def _count_otherwise(stored: StoredSummary, newer: Sequence[Step]) -> bool:
-    """Whether newer steps belong to a known attempt, or take again what counted as useful in one."""
+    """True if newer steps belong to a known attempt, or repeat its useful steps."""
     known = {each.attempt for each in stored.attempts}
     last = max((each.last_useful or 0 for each in stored.attempts), default=0)
     return any(step.attempt in known or step.global_step <= last for step in newer)
@@ -232,8 +232,8 @@ def _names(run: RunDir, stored: StoredSummary | None) -> tuple[str, str, Mark]:
     mark = mark_of(run.config) or Mark()
     if stored is not None and stored.config == mark:
         return stored.stage, stored.job_name, mark
-    # By its lines: the file is resolved YAML that we wrote, and one that was damaged since must not stop the
-    # report of the others. Once: what was found is stored.
+    # Line by line: we wrote the file as resolved YAML, and if it was damaged since, the reports of other runs
+    # must go on. Read once: the result is stored.
     text = run.config.read_text(errors="replace") if mark.size else ""
     stage = re.search(r"^stage: *(\w+)", text, re.M)
     job_name = re.search(r"^  job_name: (?!null)['\"]?([^'\"\n]+)", text, re.M)
@@ -243,9 +243,9 @@ def _names(run: RunDir, stored: StoredSummary | None) -> tuple[str, str, Mark]:
 def _taken_by_attempt(
     history: History, steps: Steps, events: _Events, alive: Attempt | None
 ) -> dict[int, tuple[list[Step], list[Step]]]:
-    """(steps that lasted, steps that did not) of each attempt.
+    """Return (lasting steps, lost steps) of each attempt.
 
-    Those that ended with their attempt before a checkpoint had them are lost too.
+    Steps whose attempt ended before a checkpoint had them are lost too.
     """
     effective, lost = _by_attempt(steps.effective.values()), _by_attempt(steps.lost)
     found = {}
@@ -259,7 +259,7 @@ def _taken_by_attempt(
 
 
 def _last_kept(attempt: Attempt, events: Sequence[dict[str, Any]]) -> float:
-    """The last step that an attempt which is over has left in a checkpoint."""
+    """Return the last step that an ended attempt left in a checkpoint."""
     if attempt.cause is Cause.finished:
         return math.inf
     if attempt.cause is not None:
@@ -319,7 +319,7 @@ def _spans(
     lost: list[Step],
     all_events: _Events,
 ) -> Iterable[Span]:
-    """See timeline.spans_of."""
+    """Yield spans like timeline.spans_of."""
     if not each.has_steps:
         made = milliseconds(_last_made(run, stage, each))
         begin, end = milliseconds(each.attempt.start), milliseconds(each.end)
@@ -328,8 +328,8 @@ def _spans(
 
 
 def _last_made(run: RunDir, stage: str, each: AttemptSummary) -> float:
-    """When the last of what lasts was made, by an attempt that takes no steps: what was begun after the last
-    finished part is done again by the next one."""
+    """Return when an attempt without steps made its last lasting part: the next attempt repeats what came
+    after."""
     is_over = not each.is_alive and each.attempt.cause not in (Cause.finished, Cause.stopped)
     if not is_over or stage not in STAGES_IN_PARTS:
         return each.end
@@ -352,7 +352,7 @@ def _store(
     config: Mark,
     lines: Sequence[tuple[int, Step | None]],
 ) -> None:
-    """Write what is known of the attempts that are over, if that is more or other than is there."""
+    """Write the facts of ended attempts, if they add to or change the stored ones."""
     over = [each for each in summary.attempts if each.attempt is not alive]
     numbers = {each.attempt.attempt for each in over}
     known = {each.attempt for each in stored.attempts} if stored else set()
@@ -377,9 +377,9 @@ def _store(
 
 
 def _read_until(numbers: Collection[int], lines: Sequence[tuple[int, Step | None]]) -> tuple[int, int]:
-    """Where the last step of these attempts ends that no step of another one precedes, and bad lines before.
+    """Return the end of these attempts' last step that follows none of another attempt, and bad lines before.
 
-    From there on the file will be read again: a line that holds no step may be half written.
+    Reading starts there next time: a line without a step may be half written.
     """
     size = num_bad = bad_since = 0
     for end, step in lines:
@@ -405,6 +405,6 @@ def _to_stored(each: AttemptSummary) -> StoredAttempt:
 
 
 def _shared(each: AttemptSummary | StoredAttempt) -> dict[str, Any]:
-    """What is stored of an attempt as it is."""
+    """Return the fields of an attempt that are stored unchanged."""
     names = ("end", "num_steps", "num_lost", "last_useful", "mfu_s", "mfu_time_s", "has_steps")
     return {name: getattr(each, name) for name in names}

@@ -1,11 +1,11 @@
-"""Where the time of an attempt went: every millisecond in one part, and all parts together the whole.
+"""Split the time of an attempt into parts that add up exactly to its length.
 
     split = split_time(spans_of(attempt, effective, lost, events), start_ms, end_ms)
     split.useful + split.lost + split.startup + split.save + split.idle == end_ms - start_ms
 
-What a run writes are spans: a step ends at its `time` and took `step_time_s`, a save likewise, start-up ends
-where the first step begins. Where spans overlap (a save beside a step, clocks of two hosts) the first of
-Part's order has the time; what no span covers is idle.
+A run writes spans: a step or a save ends at its `time` and took its seconds, start-up ends where the first
+step begins. If spans overlap (a save beside a step, clocks of two hosts) the first of Part's order gets the
+time; uncovered time is idle.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,17 +18,17 @@ from r1hpc.telemetry.records.metrics import Step
 
 
 class Part(IntEnum):
-    """What time was spent on."""
+    """The use of time."""
 
     useful = 0
-    """In steps that lasted, and in evaluations between them."""
+    """In lasting steps, and in evaluations between them."""
     lost = 1
-    """In steps that were taken again, or will have to be."""
+    """In steps that were repeated, or will have to be."""
     save = 2
     startup = 3
-    """Until the first step: imports, loading the checkpoint. All of an attempt that took none."""
+    """Until the first step: imports, loading the checkpoint. All of an attempt without steps."""
     idle = 4
-    """The rest: leaving, waiting for a hang to be noticed, after the last step, without a record."""
+    """The rest: exiting, waiting for a hang to be noticed, after the last step, unrecorded time."""
 
 
 class Span(NamedTuple):
@@ -60,13 +60,13 @@ class Split:
         return Split(*(width * part for part in astuple(self)))
 
     def in_hours(self) -> dict[str, float]:
-        """Each part and `allocated`, which is their sum."""
+        """Return each part and `allocated`, their sum."""
         parts = {each.name: getattr(self, each.name) / 3_600_000 for each in fields(self)}
         return {**parts, "allocated": self.allocated / 3_600_000}
 
 
 def split_time(spans: Iterable[Span], begin: int, end: int) -> Split:
-    """The split of the time from `begin` to `end`, in milliseconds."""
+    """Split the time from `begin` to `end`, in milliseconds."""
     edges: list[tuple[int, int, int]] = []
     for part, first, last in spans:
         first, last = max(first, begin), min(last, end)
@@ -94,7 +94,7 @@ def spans_of(
     lost: Sequence[Step],
     events: Sequence[dict[str, Any]],
 ) -> Iterator[Span]:
-    """What one attempt left behind; it ended at `end`, Unix seconds."""
+    """Yield the spans of one attempt; it ended at `end`, Unix seconds."""
     for part, steps in ((Part.useful, useful), (Part.lost, lost)):
         for step in steps:
             if step.time is not None:
@@ -109,7 +109,7 @@ def spans_of(
 
 
 def _waits(event: dict[str, Any]) -> Iterator[Span]:
-    """When training waited for a save: while its state was copied, and (all of it, formerly) at the end."""
+    """Yield the waits for a save: while its state was copied, and (all of it, formerly) at the end."""
     seconds, end = event.get("seconds", 0.0), event["time"]
     waited_s = event.get("waited_s")
     waited_s = seconds if waited_s is None else waited_s

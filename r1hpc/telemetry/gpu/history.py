@@ -1,19 +1,14 @@
-"""metrics/gpu-<node>.jsonl as a short series for each GPU, for drawing. A week of seconds stays small.
-
-telemetry.gpu_history reads them, and keeps the folds as they are here: what changes in one of them, or in how
-it thins, is another gpu_history.VERSION.
-
-What the GPUs of a node read, in numbers and as series. What a report has read no later one reads again.
+"""Read the GPU readings of a node, as numbers and as short series; parse each line only once.
 
     found = read_gpu_history(run.gpu_metrics("node-1"))
     found.summary.result()["gpus"]["GPU-..."]["mean_power_w"]
     all_series(read_gpus(run))
 
-Eight GPUs leave some 60 MB of readings a day. Beside them, in metrics/gpu-<node>.folded, lie both folds as
-they were after so many lines, and how far that was: they go on from there, of a live run too, as if they had
-never stopped, so that each figure is the same to the last digit. The file may be removed at any time. One
-that is damaged or of another version, or whose readings are not what they were in the last 4 KiB before
-that point, is not used.
+Eight GPUs write some 60 MB of readings a day. metrics/gpu-<node>.folded keeps both folds (gpu.summary, and
+the series here) and how far they have read. The next report continues from there, also for a live run, and
+gets the same figures to the last digit. The file may be removed at any time. It is ignored if it is damaged,
+of another version, or if the readings changed in the last 4 KiB before that point. Raise VERSION when a fold
+changes.
 """
 
 import contextlib
@@ -35,10 +30,14 @@ from r1hpc.telemetry.records.lines import gpu_line
 from r1hpc.telemetry.records.summary_file import Mark, mark_of
 
 _MOST_POINTS = 1500
+VERSION = 1
+"""Version of the file, and of how the folds count."""
+_WORTH_BYTES = 2**18
+"""With fewer new bytes than this, reading them again is quicker than writing the folds."""
 
 
 class Point(NamedTuple):
-    """One reading, or the mean of several in a row; nan where nothing was read."""
+    """One reading, or the mean of several in a row; nan if nothing was read."""
 
     time: float
     utilization_percent: float
@@ -55,15 +54,15 @@ class GpuSeries:
     source: str | None = None
     segments: list[list[Point]] = field(default_factory=list)
     attempt: int | None = None
-    """Whose readings the last segment has."""
+    """The attempt of the last segment."""
     stride: int = 1
-    """How many readings a point stands for."""
+    """Number of readings behind a point."""
     pending: list[Point] = field(default_factory=list)
-    """Those of the next point."""
+    """The readings of the next point."""
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "GpuSeries":
-        """From its fields, as JSON holds them."""
+        """Restore it from its fields in JSON."""
         segments = [list(map(Point._make, segment)) for segment in kept["segments"]]
         pending = list(map(Point._make, kept["pending"]))
         return GpuSeries(**{**kept, "segments": segments, "pending": pending})
@@ -77,7 +76,7 @@ class GpuSeries:
         return self.segments[-1][-1].time
 
     def add(self, attempt: int | None, point: Point) -> None:
-        """Points come in order of time; those of two attempts are never averaged together."""
+        """Add a point. Points come in order of time; those of two attempts are never averaged together."""
         if not self.segments or attempt != self.attempt:
             self.segments.append([point])
             self.attempt, self.pending = attempt, []
@@ -98,7 +97,7 @@ class NodeSeries:
     """Lines of one file, folded one by one: add(record)."""
 
     node: str
-    """Whose file it is, for lines that do not say it."""
+    """The file's node, for lines without one."""
     index: dict[str, int | None] = field(default_factory=dict)
     """The numbers of the GPUs on their node."""
     gpus: dict[str, GpuSeries] = field(default_factory=dict)
@@ -106,12 +105,12 @@ class NodeSeries:
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "NodeSeries":
-        """From its fields, as JSON holds them."""
+        """Restore it from its fields in JSON."""
         gpus = {key: GpuSeries.restored(series) for key, series in kept["gpus"].items()}
         return NodeSeries(**{**kept, "gpus": gpus})
 
     def add(self, record: dict[str, Any]) -> None:
-        """A line that has the shape of its kind (lines.gpu_line)."""
+        """Add a line with the shape of its kind (lines.gpu_line)."""
         if record.get("event") == "devices":
             self.index |= {gpu["uuid"]: gpu.get("index") for gpu in record["gpus"]}
         elif record.get("event") != "no_driver":
@@ -147,12 +146,6 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-VERSION = 1
-"""Of the file, and of how the folds count."""
-_WORTH_BYTES = 2**18
-"""With less than this beyond what is kept, reading it again is quicker than writing the folds."""
-
-
 @dataclass
 class GpuHistory:
     """The lines of one file, folded."""
@@ -166,30 +159,30 @@ class GpuHistory:
 
 
 def read_gpu_history(path: Path) -> GpuHistory:
-    """Both folds of metrics/gpu-<node>.jsonl; empty ones where there is no such file."""
+    """Return both folds of metrics/gpu-<node>.jsonl; empty ones if there is no such file."""
     history, begin = _kept(path) or (_empty(path), 0)
     end = begin
     for at, record in iter_objects(path, begin):
         if record is not None and mistake(record, gpu_line(record)) is None:
             history.add(record)
-            end = at  # what comes behind the last good line may be half written: it is read again
+            end = at  # the rest may be half written and is read again
     if end - begin >= _WORTH_BYTES:
         _keep(path, history, end)
     return history
 
 
 def read_gpus(run: RunDir) -> list[GpuHistory]:
-    """Of each node that has written any."""
+    """Return the history of each node that has written any."""
     return [read_gpu_history(path) for path in run.all_gpu_metrics]
 
 
 def all_series(nodes: Iterable[GpuHistory]) -> list[GpuSeries]:
-    """One for each GPU; none without a driver."""
+    """Return one series per GPU; none without a driver."""
     return [series for node in nodes for series in node.series.gpus.values()]
 
 
 def folded_beside(path: Path) -> Path:
-    """The file that keeps the folds of a node's readings."""
+    """Return the file that keeps the folds of a node's readings."""
     return path.with_suffix(".folded")
 
 
@@ -198,7 +191,7 @@ def _empty(path: Path) -> GpuHistory:
 
 
 def _kept(path: Path) -> tuple[GpuHistory, int] | None:
-    """The folds that are kept, and where in the readings they go on; None: there are none to be used."""
+    """Return the kept folds, and their position in the readings; None if there are no usable ones."""
     try:
         with open_plain(folded_beside(path)) as file:
             head, _, body = file.read().partition(b"\n")
@@ -214,7 +207,7 @@ def _kept(path: Path) -> tuple[GpuHistory, int] | None:
 
 
 def _keep(path: Path, history: GpuHistory, end: int) -> None:
-    """Replace the file; a folder that cannot be written, or a full disk, keeps what it has."""
+    """Replace the file; an unwritable folder or a full disk keeps the old one."""
     mark = mark_of(path, end)
     if mark is not None:
         body = json.dumps({"mark": mark, **vars(history)}, default=_fields).encode()
@@ -223,7 +216,7 @@ def _keep(path: Path, history: GpuHistory, end: int) -> None:
 
 
 def _head(body: bytes) -> bytes:
-    """The first line of the file. Its digest tells whatever happened to the rest from what was written."""
+    """Return the first line of the file. Its digest detects any change to the rest."""
     return f"r1hpc {VERSION} {hashlib.sha256(body).hexdigest()}".encode()
 
 

@@ -1,19 +1,17 @@
-"""The only place that asks NVML: which GPUs this process may watch, and what they read.
+"""Read GPUs through NVML: which ones this process may watch, and their readings.
 
-    nvml = open_nvml()                  # NoDriverError where there is none
+    nvml = open_nvml()                  # NoDriverError if there is none
     for device in nvml.devices:         # known by UUID
         print(device.read())
     nvml.close()
 
-nvidia-ml-py loads the library and brings the structs; the calls of every tick go straight to the library
-with buffers made once, because making them again is most of what nvidia-ml-py's own functions cost.
-Each call releases the interpreter lock, so a driver that hangs cannot hold up the training loop.
+Nothing else uses NVML. nvidia-ml-py loads the library and has the structs; the calls of every tick go
+straight to the library with buffers made once, because making them is most of the cost of nvidia-ml-py's own
+functions. Each call releases the interpreter lock, so a hanging driver cannot hold up the training loop.
 
 What the numbers mean (nvml.h unless named): utilisation is the share of the last 1/6 to 1 s in which at
 least one kernel ran, so 100 % is not the same as busy; power is a 1 s mean, on A100 an instantaneous value;
 A100 and H100 sensors sample a quarter of the time (arXiv 2312.02741).
-
-Which of a node's GPUs CUDA_VISIBLE_DEVICES names, by UUID.
 
 >>> select_visible(["GPU-aa", "GPU-bb"], "1")
 (('GPU-bb',), None)
@@ -34,17 +32,45 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.names import printable
 from r1hpc.telemetry.gpu.reading import CHANGING, LINKS, STATIC, GpuReading, throttle_names
 
+_ALL_LINKS = 0xFFFFFFFF
+_UNKNOWN_MEMORY = 2**64 - 1
+_NO_DRIVER = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 not found",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the nvidia kernel module is not loaded",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the library and the kernel module are of different versions",
+    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to talk to the driver",
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "libnvidia-ml.so.1 is not NVML, or a very old one",
+}
+# After such an answer a device answers nothing else in this tick.
+_DEVICE_ERRORS = {
+    pynvml.NVML_ERROR_GPU_IS_LOST: "gpu is lost",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "gpu needs a reset",
+    pynvml.NVML_ERROR_UNINITIALIZED: "nvml was shut down by another part of this process",
+}
+# Asking again cannot change these answers. MIG instances answer INVALID_ARGUMENT if they lack a reading.
+_NEVER = {
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_NO_PERMISSION,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_INVALID_ARGUMENT,
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    pynvml.NVML_ERROR_DEPRECATED,
+}
+_Record = dict[str, Any]
+_Take = Callable[[], _Record]
+_Kind = type[c_uint] | type[c_ulonglong]
+
 
 def select_visible(uuids: Sequence[str], visible: str | None) -> tuple[tuple[str, ...], str | None]:
-    """The UUIDs of the GPUs a job sees, in CUDA's order, and what is odd about the list, if anything.
+    """Return the UUIDs of the GPUs a job sees, in CUDA's order, and what is odd about the list, if anything.
 
-    Entries are indices, UUIDs or unique beginnings of UUIDs; MIG entries are passed on as they are. As in
-    CUDA (programming guide, "CUDA environment variables") the list ends at the first entry that names no
-    GPU. None (not set) selects all.
+    Entries are indices, UUIDs or unique beginnings of UUIDs; MIG entries are passed on unchanged. As in CUDA
+    (programming guide, "CUDA environment variables") the list ends at the first entry that names no GPU. None
+    (not set) selects all.
 
-    Doubt: an index is taken as a position in NVML's order of the GPUs this process may open. Under Slurm's
+    Doubt: an index is read as a position in NVML's order of the GPUs this process may open. Under Slurm's
     ConstrainDevices both orders count inside the cgroup, and equal GPUs are in PCI order in both. On a node
-    of mixed models CUDA counts the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; give UUIDs there.
+    of mixed models CUDA counts the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; use UUIDs there.
     """
     if visible is None:
         return tuple(uuids), None
@@ -70,42 +96,8 @@ def _find(uuids: Sequence[str], entry: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-_ALL_LINKS = 0xFFFFFFFF
-_UNKNOWN_MEMORY = 2**64 - 1
-
-_NO_DRIVER = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 not found",
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the nvidia kernel module is not loaded",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the library and the kernel module are of different versions",
-    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to talk to the driver",
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "libnvidia-ml.so.1 is not NVML, or a very old one",
-}
-
-# A device that answers so will not answer anything else this tick.
-_DEVICE_ERRORS = {
-    pynvml.NVML_ERROR_GPU_IS_LOST: "gpu is lost",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "gpu needs a reset",
-    pynvml.NVML_ERROR_UNINITIALIZED: "nvml was shut down by another part of this process",
-}
-
-# Asking again cannot change these answers. MIG instances answer INVALID_ARGUMENT where they lack a reading.
-_NEVER = {
-    pynvml.NVML_ERROR_NOT_SUPPORTED,
-    pynvml.NVML_ERROR_NO_PERMISSION,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-    pynvml.NVML_ERROR_INVALID_ARGUMENT,
-    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    pynvml.NVML_ERROR_DEPRECATED,
-}
-
-
 class NoDriverError(R1hpcError):
-    """This node has no NVIDIA driver that NVML can talk to."""
-
-
-_Record = dict[str, Any]
-_Take = Callable[[], _Record]
-_Kind = type[c_uint] | type[c_ulonglong]
+    """This node has no NVIDIA driver that NVML can use."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,13 +107,13 @@ class _Call:
     function: Callable[..., int]
     arguments: tuple[Any, ...]
     take: _Take
-    """The readings that it left in its buffers."""
+    """The readings left in its buffers."""
     otherwise: "_Call | None" = None
-    """The call to make instead where this one never answers."""
+    """The call to use instead if this one never answers."""
 
 
 class Device:
-    """One GPU or MIG instance. Remembers which readings it does not have, and asks for them once."""
+    """One GPU or MIG instance. Remembers which readings it lacks, and asks for them once."""
 
     def __init__(self, library: ctypes.CDLL, handle: Any, uuid: str, index: int | None) -> None:
         self.uuid = uuid
@@ -140,13 +132,13 @@ class Device:
         self._last_energy_j = 0.0
 
     def static(self) -> _Record:
-        """What does not change while the driver stays: the fields in STATIC."""
+        """Return the fields in STATIC, which do not change while the driver stays."""
         return {name: getattr(self, name) for name in STATIC}
 
     def sample(self, links: bool = False) -> _Record:
-        """The UUID and the changing readings, JSON-ready; with `links` those of PCIe and NVLink too.
+        """Return the UUID and the changing readings, JSON-ready; with `links` those of PCIe and NVLink too.
 
-        `energy_reset` and `error` are there only when there is something to say. Never raises.
+        `energy_reset` and `error` are present only when they apply. Never raises.
         """
         record = self._blank.copy()
         self._calls = self._make_calls(self._calls, record)
@@ -158,7 +150,7 @@ class Device:
         return record
 
     def read(self, links: bool = True) -> GpuReading:
-        """Everything as a GpuReading. `links` costs 40 ms on real hardware (see pcie_tx_kib_s)."""
+        """Return everything as a GpuReading. `links` costs 40 ms on real hardware (see pcie_tx_kib_s)."""
         return GpuReading.of_record({**self.static(), **self.sample(links)})
 
     def _make_calls(self, calls: list[_Call], record: _Record) -> list[_Call]:
@@ -201,7 +193,7 @@ class Nvml:
         self.devices = tuple(filter(None, (self._device(handles, uuid) for uuid in chosen)))
 
     def close(self) -> None:
-        """Give NVML back. Other users of it in this process keep it (NVML counts them)."""
+        """Release NVML. Other users of it in this process keep it (NVML counts them)."""
         _ask(pynvml.nvmlShutdown)
 
     def _is_stub(self) -> bool:
@@ -230,7 +222,7 @@ def open_nvml(environ: Mapping[str, str] = os.environ) -> Nvml:
 
 
 def _handles() -> tuple[dict[str, tuple[int, Any]], list[str]]:
-    """{UUID: (NVML index, handle)} of the GPUs that open, in NVML's order, and why others do not."""
+    """Return {UUID: (NVML index, handle)} of the GPUs that open, in NVML's order, and why others do not."""
     found: dict[str, tuple[int, Any]] = {}
     notes: list[str] = []
     for index in range(_ask(pynvml.nvmlDeviceGetCount) or 0):
@@ -238,7 +230,7 @@ def _handles() -> tuple[dict[str, tuple[int, Any]], list[str]]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             found[_decode(pynvml.nvmlDeviceGetUUID(handle))] = (index, handle)
         except pynvml.NVMLError as error:
-            # Slurm's cgroup denies the GPUs of other jobs: nothing to tell about those.
+            # Slurm's cgroup denies the GPUs of other jobs: nothing to report.
             if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                 notes.append(f"GPU {index} cannot be opened: {_DEVICE_ERRORS.get(error.value, error)}")
     return found, notes
@@ -262,14 +254,14 @@ def _decode(value: bytes | str) -> str:
 
 
 class _CallMaker:
-    """Makes the calls of one device, each with buffers of its own."""
+    """Makes the calls of one device, each with its own buffers."""
 
     def __init__(self, library: ctypes.CDLL, handle: Any) -> None:
         self._library = library
         self._handle = handle
 
     def changing(self) -> list[_Call]:
-        """The calls of every tick, giving CHANGING."""
+        """Return the calls of every tick, giving CHANGING."""
         return [
             self._utilization(),
             self._memory(),
@@ -285,7 +277,7 @@ class _CallMaker:
         ]
 
     def links(self) -> list[_Call]:
-        """The calls that give LINKS."""
+        """Return the calls that give LINKS."""
         return [
             self._number("pcie_tx_kib_s", "nvmlDeviceGetPcieThroughput", pynvml.NVML_PCIE_UTIL_TX_BYTES),
             self._number("pcie_rx_kib_s", "nvmlDeviceGetPcieThroughput", pynvml.NVML_PCIE_UTIL_RX_BYTES),
@@ -358,7 +350,7 @@ class _CallMaker:
         return _Call(listing.read, (), listing.take)
 
     def _nvlink_states(self) -> _Call:
-        """Counts the active ones of the links that the device has; it has those that answer now."""
+        """Count the active links among those that answer now."""
         function, active = self._function("nvmlDeviceGetNvLinkState"), c_uint()
         tries = [(self._handle, link, byref(active)) for link in range(pynvml.NVML_NVLINK_MAX_LINKS)]
         links = [arguments for arguments in tries if function(*arguments) == 0]
@@ -384,7 +376,7 @@ class _CallMaker:
         function = self._function("nvmlDeviceGetFieldValues")
 
         def read() -> int:
-            # Each value has a return code of its own beside the call's.
+            # Each value has its own return code beside the call's.
             return function(self._handle, 2, values) or values[0].nvmlReturn or values[1].nvmlReturn
 
         def take() -> _Record:
@@ -394,7 +386,7 @@ class _CallMaker:
 
 
 class _ProcessList:
-    """The compute processes of a device, in a buffer that grows when they outgrow it."""
+    """The compute processes of a device, in a buffer that grows when needed."""
 
     def __init__(self, function: Callable[..., int], handle: Any) -> None:
         self._function = function
@@ -407,7 +399,7 @@ class _ProcessList:
         self._arguments = (self._handle, byref(self._count), self._processes)
 
     def read(self) -> int:
-        """NVML's return code. Processes start between two calls, so too small a buffer is met thrice."""
+        """Return NVML's return code. Processes start between two calls, so it tries three times to fit."""
         for _ in range(4):
             self._count.value = len(self._processes)
             code = self._function(*self._arguments)

@@ -1,4 +1,4 @@
-"""What is read of a GPU: the fields of a sample, their units and what they are worth."""
+"""Define the readings of a GPU: the fields of a sample, their units and their meaning."""
 
 import functools
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process with a CUDA context; `pid` is the host's, which a container may number otherwise."""
+    """A process with a CUDA context; `pid` is the host's, which may differ inside a container."""
 
     pid: int
     used_memory_bytes: int | None
@@ -16,7 +16,7 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class GpuReading:
-    """What one GPU read at one moment. None: this GPU, driver or user does not get that reading."""
+    """The readings of one GPU at one moment. None: not available on this GPU, driver or for this user."""
 
     uuid: str
     index: int | None
@@ -27,9 +27,9 @@ class GpuReading:
     gpu_utilization_percent: int | None
     memory_utilization_percent: int | None
     memory_used_bytes: int | None
-    """Without what the driver reserves, as nvidia-smi; drivers before 510 count that too."""
+    """Without the driver's reserve, like nvidia-smi; drivers before 510 include it."""
     power_w: float | None
-    """The whole card's, also for a MIG instance, where NVML reports it at all (slurm-job-exporter#55)."""
+    """The full card's, also for a MIG instance, if NVML reports it at all (slurm-job-exporter#55)."""
     energy_j: float | None
     """Since the driver was loaded."""
     temperature_c: int | None
@@ -41,20 +41,20 @@ class GpuReading:
     ecc_uncorrected_volatile: int | None
     processes: tuple[GpuProcess, ...] | None
     pcie_tx_kib_s: int | None = None
-    """Over the 20 ms that the call itself takes. nvml.h says KB/s and not which kilo."""
+    """Over the 20 ms of the call itself. nvml.h says KB/s without defining the kilo."""
     pcie_rx_kib_s: int | None = None
     nvlink_links_active: int | None = None
     nvlink_tx_kib: int | None = None
     """Payload over all links, a counter that grows."""
     nvlink_rx_kib: int | None = None
     energy_reset: bool = False
-    """The energy counter fell since the last reading: the driver was loaded anew."""
+    """The energy counter fell since the last reading: the driver was reloaded."""
     error: str | None = None
     """Why the readings stop here, such as "gpu is lost"."""
 
     @staticmethod
     def of_record(record: Mapping[str, Any]) -> "GpuReading":
-        """From plain values: what `asdict` gave, or a device's record with what does not change."""
+        """Make it from plain values: the result of `asdict`, or a device's record with its static fields."""
         processes, reasons = record["processes"], record["throttle_reasons"]
         return GpuReading(
             **{
@@ -71,7 +71,7 @@ CHANGING = tuple(
     field.name for field in fields(GpuReading) if field.name not in (*STATIC, *LINKS, "energy_reset", "error")
 )
 
-# nvml.h, nvmlClocksEventReason* and nvmlClocksThrottleReason*. The first two slow nothing down unasked.
+# nvml.h, nvmlClocksEventReason* and nvmlClocksThrottleReason*. The first two are normal, not slow-downs.
 _THROTTLE_REASONS = {
     0x1: "gpu_idle",
     0x2: "applications_clocks_setting",
@@ -89,7 +89,7 @@ _THROTTLE_REASONS = {
 
 @functools.cache
 def throttle_names(mask: int) -> list[str]:
-    """The names of the bits of `mask`, unknown ones as "0x800". A shared list: do not change it."""
+    """Return the names of the bits of `mask`, unknown ones as "0x800". A shared list: do not change it."""
     return [
         _THROTTLE_REASONS.get(1 << bit, hex(1 << bit)) for bit in range(mask.bit_length()) if mask >> bit & 1
     ]

@@ -1,4 +1,4 @@
-"""One thread per node that writes what its GPUs read to metrics/gpu-<node>.jsonl.
+"""Record the GPU readings of a node in metrics/gpu-<node>.jsonl, from one thread per node.
 
     sampler = GpuSampler(run.gpu_metrics(node), node, attempt=2)
     message = sampler.start()           # None, or why there are no GPU metrics
@@ -7,17 +7,17 @@
 
 Lines of the file:
     {"event": "devices", "time", "node", "attempt", "period_s", "source", "driver", "notes", "gpus": [...]}
-        once per start: what does not change (gpu_reading.STATIC)
+        once per start: the static fields (gpu.reading.STATIC)
     {"time", "node", "attempt", "source", "gpus": [{"uuid", ...}]}
-        every period: gpu_reading.CHANGING; null where a GPU does not have that reading. The fields of
-        gpu_reading.LINKS are there every `link_every` ticks, for one GPU after another.
+        every period: gpu.reading.CHANGING; null if a GPU does not have that reading. The fields of
+        gpu.reading.LINKS are there every `link_every` ticks, for one GPU after another.
     {"event": "no_driver", "time", "node", "attempt", "message"}
-        instead of both where there is no driver
+        instead of both if there is no driver
 
-`source` is "stub" when the readings come from the test library: such numbers mean nothing.
+`source` is "stub" if the readings come from the test library: these numbers mean nothing.
 
-Start one sampler per node, in a process that sees all GPUs of the job there: with one GPU bound to each
-rank (CUDA_VISIBLE_DEVICES of a single entry) it samples only that one.
+Start one sampler per node, in a process that sees all of the job's GPUs there: if each rank is bound to one
+GPU (one entry in CUDA_VISIBLE_DEVICES) it samples only that one.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.telemetry.gpu.nvml import NoDriverError, Nvml, open_nvml
 
 MIN_PERIOD_S = 0.5
-"""NVML renews power about every 0.494 s (measured by Cuuper22/gpu_stack-); asking faster tells no more."""
+"""NVML renews power about every 0.494 s (measured by Cuuper22/gpu_stack-); faster sampling shows no more."""
 
 _log = logging.getLogger(__name__)
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -44,17 +44,18 @@ _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class GpuSampler:
-    """Samples in a daemon thread: it never keeps the process alive, and no failure of it ends training."""
+    """Samples in a daemon thread: it never keeps the process alive, and its failures never end training."""
 
     def __init__(
         self, path: Path, node: str, attempt: int, period_s: float = 1.0, link_every: int = 10
     ) -> None:
-        """
+        """Set up a sampler.
+
         Args:
             path: the file to append to; its folder exists.
             period_s: seconds between ticks, at least MIN_PERIOD_S.
-            link_every: PCIe and NVLink of a GPU are read every this many ticks, 0 for never. Reading PCIe
-                blocks for 40 ms a GPU on real hardware, so the GPUs take turns.
+            link_every: read PCIe and NVLink of a GPU every this many ticks, 0 for never. Reading PCIe
+                blocks for 40 ms per GPU on real hardware, so the GPUs take turns.
         """
         self.path = path
         self.node = node
@@ -70,14 +71,14 @@ class GpuSampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> str | None:
-        """Start sampling. Returns None, or one plain sentence on why there will be no GPU metrics."""
+        """Start sampling. Return None, or one plain sentence on why there will be no GPU metrics."""
         if self.open() is None:
             self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
             self._thread.start()
         return self.message
 
     def stop(self, timeout_s: float = 2.0) -> None:
-        """Stop after the tick under way. A driver that hangs longer than `timeout_s` is left to itself."""
+        """Stop after the current tick. A driver that hangs longer than `timeout_s` is left alone."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -87,7 +88,7 @@ class GpuSampler:
         self.close()
 
     def open(self) -> str | None:
-        """What `start` does before its thread: open NVML and the file, write the first line."""
+        """Open NVML and the file, and write the first line; `start` calls it before its thread."""
         try:
             self._nvml = open_nvml()
         except NoDriverError as error:
@@ -110,7 +111,7 @@ class GpuSampler:
         self._write({**self._stamp(), "source": self._nvml.source, "gpus": gpus})
 
     def close(self) -> None:
-        """Give back NVML and the file. Harmless when repeated."""
+        """Release NVML and the file. Repeating it is harmless."""
         if self._fd >= 0:
             # Some network file systems report a full disk only here; the ticks are not worth an error.
             with contextlib.suppress(OSError):
@@ -155,7 +156,7 @@ class GpuSampler:
         }
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Append one line. Not synced: losing the last seconds of samples to a power cut is fine."""
+        """Append one line. Not synced: a power cut may lose the last seconds of samples."""
         line = _encode(record).encode() + b"\n"
         failpoint("gpu_metrics.write")
         if self._fd < 0:

@@ -1,9 +1,8 @@
-"""metrics/gpu-<node>.jsonl in a few numbers per GPU, for reports. Needs no NVML.
+"""Summarise metrics/gpu-<node>.jsonl in a few numbers per GPU, for reports. Needs no NVML.
 
 summarise(run.gpu_metrics("node-1"))["gpus"]["GPU-..."]["mean_power_w"]
 
-A report of a run asks telemetry.gpu_history, which keeps the folds as they are here: what changes in one of
-them, or in how it counts, is another gpu_history.VERSION.
+Reports use telemetry.gpu.history, which keeps these folds: raise its VERSION when a fold changes.
 """
 
 from collections import Counter
@@ -22,7 +21,7 @@ _SUMMED_UP = {
     "memory_used_bytes": ("max",),
     "temperature_c": ("max",),
 }
-"""Which readings are summed up, and by which attributes of _Series: mean_power_w, max_power_w, ..."""
+"""The summarised readings, and their attributes of _Series: mean_power_w, max_power_w, ..."""
 _STATIC = ("index", "name", "memory_total_bytes", "power_limit_w")
 _ECC = ("ecc_corrected_volatile", "ecc_uncorrected_volatile")
 _BUSY_PERCENT = 99
@@ -31,14 +30,14 @@ _LOW_POWER = 0.25
 
 
 def summarise(path: Path) -> dict[str, Any]:
-    """Means, maxima and energy of each GPU over all ticks. Memory does not grow.
+    """Return means, maxima and energy of each GPU over all ticks. Memory use stays constant.
 
     Returns:
         {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus: {uuid: {...}}}.
         `source` is "stub" if any start was on the test library, None without a driver; `message` is why
         there are no readings. Each GPU: `ticks`, index, name, memory_total_bytes, power_limit_w,
         mean_gpu_utilization_percent, mean_memory_utilization_percent, mean_power_w, max_power_w,
-        max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" where the
+        max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" if the
         energy is mean power over time), energy_resets, busy_low_power_fraction (ticks at 100 % and under
         a quarter of the power limit: most likely a hang), throttle_fraction {reason: of ticks},
         ecc_corrected_volatile, ecc_uncorrected_volatile (the last), errors {text: ticks}. None: never read.
@@ -66,12 +65,12 @@ class NodeSummary:
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "NodeSummary":
-        """From its fields, as JSON holds them."""
+        """Restore it from its fields in JSON."""
         gpus = {uuid: GpuFold.restored(gpu) for uuid, gpu in kept["gpus"].items()}
         return NodeSummary(**{**kept, "attempts": set(kept["attempts"]), "gpus": gpus})
 
     def add(self, record: dict[str, Any]) -> None:
-        """A line that has the shape of its kind (lines.gpu_line)."""
+        """Add a line with the shape of its kind (lines.gpu_line)."""
         self.attempts.add(record.get("attempt", 0))
         self.about["node"] = record.get("node")
         if record.get("event") == "devices":
@@ -130,7 +129,7 @@ class GpuFold:
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "GpuFold":
-        """From its fields, as JSON holds them."""
+        """Restore it from its fields in JSON."""
         parts = {
             "series": {key: _Series(**series) for key, series in kept["series"].items()},
             "energy": _Energy(**kept["energy"]),
@@ -156,7 +155,7 @@ class GpuFold:
         reasons = reading.get("throttle_reasons")
         if reasons is not None:
             self.throttle_ticks += 1
-            for reason in reasons:  # a third of the time that Counter.update takes
+            for reason in reasons:  # a third of the time of Counter.update
                 self.throttled[reason] += 1
         for key in self.ecc:
             self.ecc[key] = self.ecc[key] if reading.get(key) is None else reading[key]
@@ -190,7 +189,7 @@ class GpuFold:
 
 @dataclass
 class _Series:
-    """Mean and maximum of the numbers that were there."""
+    """Mean and maximum of the numbers present."""
 
     sum: float = 0.0
     count: int = 0
@@ -211,9 +210,9 @@ class _Series:
 class _Energy:
     """Joules between the first and the last tick of each start, summed over the starts.
 
-    From the counter: its increases; a counter that fell began again at 0 when the driver was loaded, so its
-    new value is what is known to have been spent. From power: trapezoids between ticks, none across a gap
-    of more than three periods (a suspended job).
+    From the counter: its increases; a counter that fell restarted at 0 when the driver was loaded, so its new
+    value is the energy known to be used. From power: trapezoids between ticks, none across a gap of more than
+    three periods (a suspended job).
     """
 
     counted: float = 0.0

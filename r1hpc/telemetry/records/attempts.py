@@ -1,7 +1,7 @@
-"""attempts.jsonl: every submission and every attempt of a run, and how each attempt ended.
+"""Record and read attempts.jsonl: every submission and attempt of a run, and how each attempt ended.
 
-Events, one JSON line each, appended in order and never changed. Their order is their place in the file: each
-time is by its writer's clock, and the clocks of hosts differ.
+Events are JSON lines, appended in order and never changed. Their order is their place in the file: each time
+is by its writer's clock, and the clocks of hosts differ.
 
     submitted  time executor job_id script time_limit_s
     begin      time attempt token job_id job_start executor host node_names gpus ranks resumed_from restarts
@@ -13,11 +13,10 @@ time is by its writer's clock, and the clocks of hosts differ.
 
 `resumed_from` in `begin` is the newest checkpoint there is, in `end` the one that could be loaded.
 
-An attempt that was killed has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
-requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
-So does the second `end` of an attempt whose cause Slurm named later. `not_continued` is the limit that ended
-the run.
-`not_begun` says why no attempt follows: STOP was there, a limit is reached, the data cannot be used.
+A killed attempt has no `end`; the next `begin` writes it, marked `inferred`. If the requeue promised in an
+`end` did not happen, the attempt gets a second `end` without it, and the later one counts. So does the second
+`end` of an attempt whose cause Slurm named later. `not_continued` is the limit that ended the run.
+`not_begun` tells why no attempt follows: STOP exists, a limit is reached, the data cannot be used.
 """
 
 import time
@@ -45,7 +44,7 @@ class Cause(StrEnum):
 
     finished = "finished"
     stopped = "stopped"
-    """STOP was touched."""
+    """The user created STOP."""
     preempted = "preempted"
     timeout = "timeout"
     node_fail = "node_fail"
@@ -59,12 +58,12 @@ class Cause(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """The run is over after it, whatever its limits."""
+        """True if the run is over after it, whatever its limits."""
         return self in (Cause.finished, Cause.stopped, Cause.cancelled, Cause.refused)
 
 
 class _Event(TypedDict):
-    """Any event: what is asked of one that is not named below."""
+    """The fields of any event not defined below."""
 
     event: str
     time: Time
@@ -107,7 +106,7 @@ _SHAPES = {"begin": _Begin, "end": _End, "not_begun": _NotBegun, "excluded": _Ex
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a run. Times are Unix seconds; steps are None where none was taken."""
+    """One attempt of a run. Times are Unix seconds; steps are None if none was taken."""
 
     attempt: int
     cause: Cause | None
@@ -129,9 +128,9 @@ class Attempt:
     kept: int = 0
     """Finished pieces of work beyond the last committed step that it left on disk."""
     not_continued: str = ""
-    """The limit after which no attempt follows; empty where none was reached."""
+    """The limit after which no attempt follows; empty if none was reached."""
     job_start: float | None = None
-    """When Slurm started its job, by slurmctld's clock: the Start of its record in accounting."""
+    """Start of its job by slurmctld's clock: Start in its accounting record."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -139,7 +138,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class NotBegun:
-    """Why a job of the run began no attempt, and none follows."""
+    """The reason that a job of the run began no attempt, and none follows."""
 
     cause: Cause
     detail: str
@@ -161,7 +160,7 @@ class History:
     places: Mapping[str, int] = field(default_factory=dict)
     """The place of the newest event of each kind."""
     notes: tuple[str, ...] = ()
-    """What of attempts.jsonl could not be read."""
+    """Sentences on unreadable parts of attempts.jsonl."""
     not_begun: NotBegun | None = None
     """The newest."""
     num_earlier: int = 0
@@ -177,12 +176,12 @@ class History:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether a person has asked for the end of the newest submission: resuming takes that back."""
+        """True if a user cancelled the newest submission; resuming revokes that."""
         return self.is_newer("cancel_requested", "submitted")
 
     @property
     def since_submission(self) -> tuple[Attempt, ...]:
-        """Attempts of the newest submission: asking for the run again is asking for fresh limits."""
+        """Return the attempts of the newest submission: a new submission gets fresh limits."""
         return self.attempts[self.num_earlier :]
 
 
@@ -192,7 +191,7 @@ def record(run: RunDir, event: str, **fields: Any) -> None:
 
 
 def read_history(run: RunDir) -> History:
-    """Fold attempts.jsonl, and which steps each attempt took by metrics/train.jsonl, into a History.
+    """Fold attempts.jsonl, and the steps of each attempt from metrics/train.jsonl, into a History.
 
     Raises:
         StateError: no line of attempts.jsonl can be read.
@@ -223,8 +222,8 @@ def read_history(run: RunDir) -> History:
 def in_order(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort events read from the file into the order in which they happened.
 
-    That is their order in the file, but for a submission: it is written once sbatch has answered, and its job
-    may have begun by then. It goes before the first event of its job.
+    That is their order in the file, except for a submission: it is written after sbatch answered, when its
+    job may have begun already. It goes before the first event of its job.
     """
     placed: list[tuple[float, dict[str, Any]]] = []
     first: dict[str, int] = {}
@@ -241,7 +240,7 @@ def in_order(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The events of attempts.jsonl, oldest first, and a sentence on the lines that cannot be read, if any.
+    """Return the events of attempts.jsonl, oldest first, and a sentence on unreadable lines, if any.
 
     Raises:
         StateError: none can be.
@@ -251,7 +250,7 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return [], ()
-    torn = lines.pop()  # a line that is being written, or that a kill tore, has no end
+    torn = lines.pop()  # a line being written, or torn by a kill, has no end
     events, bad = [], []
     for number, line in enumerate(lines, start=1):
         event = parse_event(line)
@@ -262,7 +261,7 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
     last = parse_event(torn)
     if last is not None:
         events.append(last)
-    elif b"\0" in torn:  # what a power cut leaves, and no kill
+    elif b"\0" in torn:  # left by a power cut, never by a kill
         bad.append(str(len(lines) + 1))
     events = in_order(events)
     if not bad:
@@ -275,7 +274,7 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
 
 
 def parse_event(line: bytes) -> dict[str, Any] | None:
-    """An event as `record` writes it; None: the line is torn, or not ours."""
+    """Parse an event written by `record`; None: the line is torn, or not ours."""
     event = parse_object(line)
     if event is None or mistake(event, _SHAPES.get(str(event.get("event")), _Event)) is not None:
         return None
@@ -283,7 +282,7 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
 
 
 def _steps_by_attempt(run: RunDir) -> dict[int, _Steps]:
-    """First and last optimizer step that each attempt took: of ended ones as they were summed up."""
+    """Return the first and last step of each attempt; of ended ones from the summary."""
     stored = read_summary(run)
     offset = stored.train.offset(run.train_metrics) if stored else None
     found: dict[int, _Steps] = {}
@@ -303,7 +302,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         attempt=begin["attempt"],
         cause=Cause(end["cause"]) if end else None,
         start=begin["time"],
-        # Inferred from accounting, whose clock is another and counts whole seconds.
+        # Inferred from accounting, whose clock differs and counts whole seconds.
         end=max(begin["time"], end.get("ended") or end["time"]) if end else None,
         nodes=len(names),
         gpus=begin.get("gpus", 0),
@@ -326,14 +325,14 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
 def reason_to_stop(
     attempts: Sequence[Attempt], limits: LimitsConfig, *, in_parts: bool = False
 ) -> str | None:
-    """Why the run must not be started again after its last attempt, or None when it may.
+    """Return why the run must not be started again after its last attempt, or None if it may.
 
-    A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own, which
-    counts from the last attempt that made progress on; and attempts in a row without a new checkpoint are a
-    loop that only burns hours.
+    A finished, stopped, cancelled or refused run is over. Every other cause has its own limit, which counts
+    from the last attempt that made progress. Attempts in a row without a new checkpoint are a loop that only
+    wastes hours.
 
     Args:
-        in_parts: its stage makes parts and no checkpoints (plan.parts).
+        in_parts: its stage makes parts and no checkpoints (plan.topology.parts).
     """
     if not attempts:
         return None
@@ -371,9 +370,9 @@ def reason_to_stop(
 
 
 def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> float | None:
-    """Wall seconds the attempt under way may still take of the run's own allowance; None: no limit.
+    """Return the wall seconds that the current attempt may still use of the run's allowance; None: no limit.
 
-    A run without GPUs has none either.
+    None also for a run without GPUs.
     """
     this = history.last
     if max_gpu_hours is None or this is None or this.gpus == 0:
@@ -382,17 +381,17 @@ def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> f
 
 
 def gpu_hours_used(history: History, now: float) -> float:
-    """GPU-hours of all attempts by the run's own record; one that runs counts until now."""
+    """Return the GPU-hours of all attempts by the run's own record; a running one counts until now."""
     return sum(a.gpus * max(0.0, (a.end or now) - a.start) for a in history.attempts) / 3600
 
 
 def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
-    """How many attempts at the end of the list left nothing that the one before them had not.
+    """Count the attempts at the end of the list that left nothing new.
 
-    That is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
-    same one. Attempts that the cluster ended before their first step do not count: they say nothing of the
-    run, and one that waits for its turn on a busy cluster may meet many of them. They do where they lasted
-    longer than any start-up: such a one was at its first rollout, and none of its groups was finished.
+    New is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the same
+    one. Attempts that the cluster ended before their first step do not count: they are not the run's fault,
+    and on a busy cluster there may be many. They count if they lasted longer than any start-up: then the
+    attempt was in its first rollout without finishing a group.
     """
     listed = list(attempts)
     return sum(not _ended_in_startup(a) for a in listed[_end_of_progress(listed) :])
@@ -404,12 +403,12 @@ def _ended_in_startup(attempt: Attempt) -> bool:
 
 
 def _since_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
-    """The newest attempt that made progress, whose end came after it, and all later ones."""
+    """Return the newest attempt that made progress, whose end came after it, and all later ones."""
     return attempts[max(0, _end_of_progress(attempts) - 1) :]
 
 
 def _end_of_progress(attempts: Sequence[Attempt]) -> int:
-    """How many attempts there are up to the newest that made progress; 0 where none did."""
+    """Count the attempts up to the newest that made progress; 0 if none did."""
     kept_before = [0, *(attempt.kept for attempt in attempts)]
     for count in range(len(attempts), 0, -1):
         attempt, kept = attempts[count - 1], kept_before[count - 1]

@@ -1,8 +1,8 @@
-"""What evaluations said of a model: where they lie by step, read back; and the words and tables of them.
+"""Read the evaluations of a run and format them as text and tables.
 
     lines = held_out_lines(run)      # for a person: accuracy over the steps, and answers before and after
 
-The answers hold the same held-out items at every step, so that one question can be followed.
+The answers use the same held-out items at every step, so that one question can be followed.
 """
 
 from pathlib import Path
@@ -16,42 +16,40 @@ from r1hpc.telemetry.records.lines import AnswerLine, EvaluatedStep, EvaluationL
 
 _MOST_SHOWN = 3
 _WIDEST = 100
+OF_BEFORE = ""
+"""Stands for a policy in lines of versions that did not record it."""
 
 
 def evaluations_path(run: RunDir) -> Path:
-    """One line per evaluation of an RL run: {global_step, attempt, time, greedy, pass_at, ...}."""
+    """Return the file with an RL run's evaluations: {global_step, attempt, time, greedy, pass_at, ...}."""
     return run.metrics / "evaluation.jsonl"
 
 
 def answers_path(run: RunDir, step: int) -> Path:
-    """Every answer of the evaluation after optimizer step `step`."""
+    """Return the file with every answer of the evaluation after optimizer step `step`."""
     return run.metrics / f"answers-{step:06d}.jsonl"
 
 
 def read_evaluations(run: RunDir) -> dict[int, dict[str, Any]]:
-    """By step, ascending; the newest line where a step was evaluated twice. Lines that are whole."""
+    """Return the complete evaluations by step, ascending; the newest if a step was evaluated twice."""
     lines = iter_records(evaluations_path(run), EvaluationLine)
     found = {line["global_step"]: line for line in lines if _has_samples(line)}
     return {step: found[step] for step in sorted(found)}
 
 
 def evaluated_steps(run: RunDir) -> list[int]:
-    """The steps after which it was evaluated, ascending."""
+    """Return the steps that were evaluated, ascending."""
     return sorted({line["global_step"] for line in iter_records(evaluations_path(run), EvaluatedStep)})
 
 
-OF_BEFORE = ""
-"""In place of a policy: the line of a version that did not note it."""
-
-
 def evaluated_policies(run: RunDir) -> dict[int, str]:
-    """The name of the weights of the newest evaluation after each step."""
+    """Return the name of the evaluated weights after each step, of the newest evaluation."""
     lines = iter_records(evaluations_path(run), EvaluatedStep)
     return {line["global_step"]: line.get("policy", OF_BEFORE) for line in lines}
 
 
 def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list[dict[str, Any]]]:
-    """The answers of a run of stage evaluate, or of an RL run after `step` (default: the last one evaluated).
+    """Return the answers of a run of stage evaluate, or of an RL run after `step` (default: the last).
 
     Returns: (the step; None for stage evaluate, a line for each question)
 
@@ -70,13 +68,13 @@ def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list
 
 
 def sentence(summary: dict[str, Any]) -> str:
-    """An evaluation in one line."""
+    """Return an evaluation in one line."""
     greedy, first = summary["greedy"], summary["pass_at"]["1"]
     last = max(summary["pass_at"], key=int)
     text = f"greedy {greedy['value']:.3f} [{greedy['low']:.3f}, {greedy['high']:.3f}]"
     text += f"  pass@1 {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
     text += f"  pass@{last} {summary['pass_at'][last]['value']:.3f}" if last != "1" else ""
-    # The labels of test files and tasks stand in a table of their own.
+    # The labels of test files and tasks have their own table.
     what = "questions" if "tasks" in summary else "held-out items"
     num = f"{summary['num_items']} {what}{_drawn_again(summary)}"
     return f"{text}  mean length {summary['response_length']:.1f}  ({num})"
@@ -88,7 +86,7 @@ def _drawn_again(summary: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any]) -> list[str]:
-    """An evaluation in one line; of several tasks or test files a row each, in columns."""
+    """Return an evaluation in one line; for several tasks or test files a table with a row each."""
     tasks = summary.get("tasks", {})
     if len(tasks) < 2:
         return [sentence(summary), *contamination_lines(summary)]
@@ -118,7 +116,7 @@ def table(summary: dict[str, Any]) -> list[str]:
 
 
 def contamination_lines(summary: dict[str, Any]) -> list[str]:
-    """How much of each test file stands in what the model was trained on; and where it was not looked for."""
+    """Return lines on how much of each test file is in the training data, and what was not searched."""
     lines = []
     for label, each in (summary.get("contamination") or {}).items():
         said = f"{label}: {each['num_found']} of {each['num_questions']} questions stand in the training data"
@@ -134,7 +132,7 @@ def _with_interval(value: dict[str, float]) -> tuple[str, str]:
 
 
 def held_out_lines(run: RunDir) -> list[str]:
-    """What the run's evaluations say; empty where there are none."""
+    """Return the results of the run's evaluations; empty if there are none."""
     if run.evaluation.exists():
         said, *more = table(_read_summary(run.evaluation))
         indented = [f"          {line}" for line in [*more, str(run.transcripts)]]
@@ -161,7 +159,7 @@ def results(run: RunDir) -> list[tuple[str, str]]:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """evaluation.json.
+    """Read evaluation.json.
 
     Raises:
         StateError: it holds something else; names the file and what is wrong.
@@ -173,7 +171,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _has_samples(summary: dict[str, Any]) -> bool:
-    """Whether pass@k is there for k=1, and else for numbers, as `sentence` and `table` read it."""
+    """True if pass@k is there for k=1, and otherwise with numbers, as `sentence` and `table` read it."""
     each = [summary, *summary.get("tasks", {}).values()]
     ks = [one["pass_at"].keys() for one in each]
     votes = [one["maj_at"].keys() for one in each if one.get("maj_at")]
@@ -185,7 +183,7 @@ def _is_k(text: str) -> bool:
 
 
 def _before_and_after(run: RunDir, first: int, last: int) -> list[str]:
-    """Items that were answered wrongly at first and rightly in the end."""
+    """Return items that were answered wrongly at first and correctly at the end."""
     before = {a["index"]: a for a in iter_records(answers_path(run, first), AnswerLine)}
     lines = []
     for after in iter_records(answers_path(run, last), AnswerLine):

@@ -1,11 +1,9 @@
-"""The lines that a run writes into metrics/, as readers rely on them. See base.shapes.
+"""Declare the lines that a run writes into metrics/, and read the newest records of a file. See base.records.
 
     read_records(events_path(run), MetricEvent)
 
-Keys that nobody reads are not named; what a line holds beyond these is documented beside its writer. Lines of
-metrics/train.jsonl are telemetry.metrics.Step, those of attempts.jsonl are in telemetry.attempts.
-
-The newest records of a file of lines, without reading all of a long one.
+Keys without a reader are not declared; each writer documents its other keys. Lines of metrics/train.jsonl are
+telemetry.records.metrics.Step, those of attempts.jsonl are in telemetry.records.attempts.
 """
 
 import os
@@ -33,7 +31,7 @@ class MetricEvent(TypedDict):
 
 
 class Device(TypedDict):
-    """What does not change of a GPU."""
+    """The static fields of a GPU."""
 
     uuid: str
     index: NotRequired[Count | None]
@@ -43,7 +41,7 @@ class Device(TypedDict):
 
 
 class Reading(TypedDict):
-    """What one GPU read at one moment."""
+    """The readings of one GPU at one moment."""
 
     uuid: str
     gpu_utilization_percent: NotRequired[Finite | None]
@@ -74,7 +72,7 @@ class Devices(_Stamp):
 
 
 class NoDriver(_Stamp):
-    """In place of it where there is no driver."""
+    """The line written instead if there is no driver."""
 
     message: NotRequired[str | None]
 
@@ -94,7 +92,7 @@ class RankHead(TypedDict):
 
 
 class RankMeans(TypedDict):
-    """How long each rank worked and waited; the lists are in order of rank."""
+    """Each rank's work and wait; the lists are in order of rank."""
 
     attempt: Count
     step_time_s: list[Duration]
@@ -110,7 +108,7 @@ class Interval(TypedDict):
 
 
 class TaskEvaluation(TypedDict):
-    """What the answers to one task or test file came to."""
+    """The results of one task or test file."""
 
     num_questions: Count
     greedy: Interval
@@ -121,7 +119,7 @@ class TaskEvaluation(TypedDict):
 
 
 class Overlap(TypedDict):
-    """How much of a test file stands in the training data."""
+    """The part of a test file that is in the training data."""
 
     num_found: Count
     num_questions: Count
@@ -130,7 +128,7 @@ class Overlap(TypedDict):
 
 
 class EvaluationSummary(TypedDict):
-    """evaluation.json, and what a line of metrics/evaluation.jsonl says beside its step."""
+    """evaluation.json, and a line of metrics/evaluation.jsonl without its step."""
 
     greedy: Interval
     pass_at: dict[str, Interval]
@@ -144,18 +142,18 @@ class EvaluationSummary(TypedDict):
 
 
 class EvaluatedStep(TypedDict):
-    """Of a line of metrics/evaluation.jsonl: that there was an evaluation, and of which weights."""
+    """The keys of metrics/evaluation.jsonl that show an evaluation and its weights."""
 
     global_step: Count
     policy: NotRequired[str]
 
 
 class EvaluationLine(EvaluationSummary, EvaluatedStep):
-    """The whole line."""
+    """The full line."""
 
 
 class AnswerLine(TypedDict):
-    """A question and what the model said to it: a line of metrics/answers-<step>.jsonl, or of a part."""
+    """A question and the model's answer: a line of metrics/answers-<step>.jsonl, or of a part."""
 
     index: Count
     prompt: str
@@ -170,22 +168,22 @@ class AnswerLine(TypedDict):
 
 
 def gpu_line(record: dict[str, Any]) -> Any:
-    """The shape of a line of metrics/gpu-<node>.jsonl, by what it calls itself."""
+    """Return the shape of a line of metrics/gpu-<node>.jsonl, by its event."""
     return {"devices": Devices, "no_driver": NoDriver}.get(str(record.get("event")), Tick)
 
 
 @dataclass(frozen=True)
 class Tail:
-    """Whole JSON objects, oldest first."""
+    """Complete JSON objects, oldest first."""
 
     records: tuple[dict[str, Any], ...] = ()
     first: dict[str, Any] | None = None
-    """The first record of the file, also where the rest begins later."""
+    """The first record of the file, even if the rest begins later."""
     is_whole: bool = True
 
 
 def read_tail(path: Path, max_bytes: int) -> Tail:
-    """The records in the last `max_bytes` of a file. Missing file: none. Torn lines are left out."""
+    """Return the records in the last `max_bytes` of a file, without torn lines; none if it is missing."""
     try:
         with open_plain(path) as file:
             first = parse_object(file.readline())

@@ -1,19 +1,18 @@
-"""metrics/train.jsonl, metrics/events.jsonl and ledger/: one line per optimizer step, written and folded.
+"""Write and fold metrics/train.jsonl, metrics/events.jsonl and ledger/: one line per optimizer step.
 
     writer = MetricWriter(run, attempt=2)
     writer.step(global_step=51, loss=2.5, grad_norm=0.7, lr=3e-4, tokens=417792, ...)
     writer.event("save", global_step=50, seconds=1.5, bytes=2**30)
 
-    steps = read_steps(run)              # what the weights went through, and what was lost on the way
+    steps = read_steps(run)              # the steps behind the weights, and the lost ones
     differences = compare(run_a, run_b)  # bit by bit
     audit = audit_ledger(run)            # was every sample consumed exactly once?
 
-Floats are written by `repr`, which reads back as the same double. JSON has no NaN and no infinity: such a
-value is written as null, and `"nonfinite": {"grad_norm": "inf"}` in the same line says what it was.
+Floats are written by `repr`, which reads back as the same double. JSON has no NaN and no infinity: these are
+written as null, with the value in `"nonfinite": {"grad_norm": "inf"}` on the same line.
 
-After a crash the next attempt takes some steps again. The line of the highest attempt is the effective
-one, and a line beyond the last step of the newest attempt is not effective either: the weights never
-saw it. Every other line is lost work.
+After a crash the next attempt repeats some steps. The line of the highest attempt counts, but not if it is
+beyond the last step of the newest attempt: the weights never saw it. Every other line is lost work.
 """
 
 import json
@@ -29,6 +28,12 @@ from r1hpc.base.files import GrowingFile, append_record, iter_objects, iter_reco
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.telemetry.records.lines import MetricEvent, read_tail
+
+_FOLLOW_BYTES = 2**22
+_MOST_RANGES = 4
+_LARGEST = 2**63
+_NO_LATER = 7_258_118_400.0
+"""2200-01-01, Unix seconds."""
 
 
 class Step(NamedTuple):
@@ -48,22 +53,22 @@ class Step(NamedTuple):
     skipped: bool = False
     time: float | None = None
     extra: dict[str, Any] | None = None
-    """What a stage wrote beyond these, for example rewards."""
+    """More fields of a stage, for example rewards."""
 
     def value(self, key: str) -> Any:
-        """A field by its name in the file; None where the line does not have it."""
+        """Return a field by its name in the file; None if the line does not have it."""
         return getattr(self, key) if key in _FIELDS else (self.extra or {}).get(key)
 
     def number(self, key: str) -> float | None:
-        """The same where it is a number, nan and infinities among them; None where it is none."""
+        """Return a field if it is a number, including nan and infinities, else None."""
         value = self.value(key)
         return value if value.__class__ is float or _is_small(value) else None
 
 
 class LedgerRecord(NamedTuple):
-    """What one step consumed: sample ids first_sample .. first_sample + num_samples - 1.
+    """The data of one step: sample ids first_sample .. first_sample + num_samples - 1.
 
-    `num_samples`, `sample_sum` (of the ids) and `checksum` (of the data) are sums over what the ranks read.
+    `num_samples`, `sample_sum` (of the ids) and `checksum` (of the data) are sums over the ranks' reads.
     """
 
     global_step: int
@@ -75,12 +80,12 @@ class LedgerRecord(NamedTuple):
 
     @property
     def data(self) -> tuple[Any, ...]:
-        """What must be equal when two attempts take the same step."""
+        """Return the values that must be equal when two attempts take the same step."""
         return self[2:]
 
     @property
     def is_consecutive(self) -> bool:
-        """The sum of the ids is that of num_samples ids in a row; true where the sum was not recorded."""
+        """True if the sum of the ids is that of num_samples consecutive ids, or was not recorded."""
         n = self.num_samples
         return self.sample_sum is None or self.sample_sum == n * self.first_sample + n * (n - 1) // 2
 
@@ -99,12 +104,12 @@ class Steps:
         return next(reversed(self.effective.values()), None)
 
     def column(self, key: str) -> list[Any]:
-        """One field of the effective steps, in their order."""
+        """Return one field of the effective steps, in order."""
         return [step.value(key) for step in self.effective.values()]
 
 
 class Difference(NamedTuple):
-    """One value that two runs do not share, floats in hexadecimal; `-` where a run lacks the step."""
+    """One value that differs between two runs, floats in hexadecimal; `-` if a run lacks the step."""
 
     global_step: int
     key: str
@@ -114,20 +119,20 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """What the ledger says about the data. Ranges are (first, last), inclusive."""
+    """The ledger's check of the data. Ranges are (first, last), inclusive."""
 
     num_steps: int
     num_samples: int
     num_lost_steps: int
-    """Steps that were taken again: their samples count once."""
+    """Repeated steps: their samples count once."""
     missing_steps: tuple[tuple[int, int], ...]
     """Steps before the last one that no attempt recorded."""
     repeated_samples: tuple[tuple[int, int], ...]
     skipped_samples: tuple[tuple[int, int], ...]
     wrong_steps: tuple[int, ...]
-    """Steps whose ranks together read other ids than the step's: their sum is another one."""
+    """Steps whose ranks together read other ids than the step's: the sum differs."""
     changed_steps: tuple[int, ...]
-    """Steps that consumed other data when they were taken again."""
+    """Steps that consumed other data when repeated."""
 
     @property
     def exactly_once(self) -> bool:
@@ -139,10 +144,10 @@ class Audit:
 
 
 class MetricWriter:
-    """Appends the records of one attempt; rank 0 holds the only one. Each record is one write(2).
+    """Appends the records of one attempt; only rank 0 has one. Each record is one write(2).
 
-    Not fsynced: a record survives the death of the process, and what a power cut takes belongs to steps
-    that are taken again.
+    Not fsynced: a record survives the death of the process, and a power cut takes only steps that are
+    repeated.
     """
 
     def __init__(self, run: RunDir, attempt: int) -> None:
@@ -152,12 +157,12 @@ class MetricWriter:
         self._attempt = attempt
 
     def step(self, *, global_step: int, **fields: Any) -> None:
-        """One optimizer step; `global_step` counts finished steps, from 1. See Step for the fields."""
+        """Write one optimizer step; `global_step` counts finished steps, from 1. See Step for the fields."""
         head = {"global_step": global_step, "attempt": self._attempt}
         append_record(self._steps, _finite({**head, "time": time.time(), **fields}), durable=False)
 
     def event(self, name: str, **fields: Any) -> None:
-        """Anything else worth a time, for example save(global_step, seconds, bytes), start, resume."""
+        """Write any other event, for example save(global_step, seconds, bytes), start, resume."""
         record = {"event": name, "time": time.time(), "attempt": self._attempt, **fields}
         append_record(self._events, _finite(record), durable=False)
 
@@ -167,12 +172,12 @@ def events_path(run: RunDir) -> Path:
 
 
 def read_events(run: RunDir) -> list[dict[str, Any]]:
-    """The events of all attempts, in the order they were written."""
+    """Return the events of all attempts, in the order they were written."""
     return list(iter_records(events_path(run), MetricEvent))
 
 
 def loaded_step(run: RunDir, attempt: int) -> int | None:
-    """The checkpoint that an attempt went on from; None where it loaded none, or none yet."""
+    """Return the checkpoint that an attempt resumed from; None if it loaded none, or none yet."""
     events = (e for e in read_events(run) if (e.get("event"), e.get("attempt")) == ("resume", attempt))
     return max((event["global_step"] for event in events if "global_step" in event), default=None)
 
@@ -183,28 +188,28 @@ def read_steps(run: RunDir) -> Steps:
 
 
 def steps_from(run: RunDir, offset: int) -> Iterator[tuple[int, Step | None]]:
-    """(where its line ends, step) of each line of metrics/train.jsonl from byte `offset` on.
+    """Yield (line end, step) of each line of metrics/train.jsonl from byte `offset` on.
 
-    None is a line that holds no step: a kill tore it, or it is not ours.
+    None is a line without a step: a kill tore it, or it is not ours.
     """
     for end, record in iter_objects(run.train_metrics, offset):
         yield end, None if record is None else _to_step(record)
 
 
 def fold_steps(steps: Iterable[Step]) -> Steps:
-    """What lasted of steps that were written in this order, and what did not."""
+    """Fold steps in writing order into the lasting and the lost ones."""
     effective, lost = _fold(steps)
     return Steps(effective, tuple(lost))
 
 
 def last_steps(run: RunDir, count: int, tail_bytes: int = 65536) -> list[Step]:
-    """The newest lines, without reading the whole file: where the run is now, and how fast."""
+    """Return the newest lines without reading the whole file: the run's position and speed."""
     records = read_tail(run.train_metrics, tail_bytes).records
     return [step for record in records if (step := _to_step(record)) is not None][-count:]
 
 
 def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
-    """A function that returns the steps written since it was called last, in the order they were taken."""
+    """Return a function that returns the steps written since its last call, in order."""
     file = GrowingFile(run.train_metrics)
 
     def newer() -> list[Step]:
@@ -217,10 +222,10 @@ def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
 def compare(
     run_a: RunDir, run_b: RunDir, keys: Sequence[str] = ("loss", "grad_norm", "lr")
 ) -> list[Difference]:
-    """Every effective step in which two runs differ in one of `keys`, or that only one of them took.
+    """Return every effective step whose `keys` differ between two runs, or that only one of them took.
 
-    Two doubles are equal when their bits are. A run that was killed and resumed must have no difference
-    from one that was not.
+    Doubles are equal if their bits are. A run that was killed and resumed must not differ from one that was
+    not.
     """
     a, b = read_steps(run_a).effective, read_steps(run_b).effective
     return [
@@ -231,17 +236,17 @@ def compare(
 
 
 def read_ledger(run: RunDir) -> dict[int, LedgerRecord]:
-    """What each effective step consumed, by global_step, ascending."""
+    """Return the data of each effective step, by global_step, ascending."""
     return _fold(_iter_ledger(run))[0]
 
 
 def audit_ledger(run: RunDir) -> Audit:
-    """Whether every sample was consumed exactly once, over all attempts.
+    """Check that every sample was consumed exactly once, over all attempts.
 
-    The first step must begin at the run's first item (reinforcement learning in a chain goes on where the
-    questions of earlier stages end) or at sample 0, and every other one where the step before it ended; the
-    ids that the ranks read must add up to those of the step; and a step that was taken again must have
-    consumed the same data again.
+    The first step must begin at the run's first item (in a chain, reinforcement learning continues after the
+    questions of earlier stages) or at sample 0, and every other one where the step before it ended; the ids
+    read by the ranks must add up to those of the step; and a repeated step must have consumed the same data
+    again.
     """
     effective, lost = _fold(_iter_ledger(run))
     missing, repeated, skipped = [], [], []
@@ -269,38 +274,33 @@ def audit_ledger(run: RunDir) -> Audit:
 
 
 def _first_item(run: RunDir) -> int:
-    """Where a run begins to read, by its plan; 0 of runs that were planned by earlier versions."""
+    """Return the run's first sample, from its plan; 0 for runs planned by earlier versions."""
     try:
         plan = read_json(run.plan, PlanFacts)
-    except (FileNotFoundError, StateError):  # a report says of a spoilt plan what is to be said
+    except (FileNotFoundError, StateError):  # the report covers a damaged plan
         return 0
     return plan.get("first_item") or 0
 
 
 def format_ranges(ranges: Iterable[tuple[int, int]]) -> str:
-    """`3-5, 9` for a person; beyond four ranges `and 7 more`."""
+    """Return `3-5, 9` for a person; beyond four ranges `and 7 more`."""
     texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
     more = f" and {len(texts) - _MOST_RANGES} more" if len(texts) > _MOST_RANGES else ""
     return ", ".join(texts[:_MOST_RANGES]) + more
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, nan among them; a bool is none."""
+    """True for an int or a float, including nan; False for a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_FOLLOW_BYTES = 2**22
-_MOST_RANGES = 4
-_LARGEST = 2**63
-_NO_LATER = 7_258_118_400.0
-"""2200-01-01, Unix seconds."""
 _NUMBERS = tuple(key for key in Step._fields if key not in ("global_step", "attempt", "skipped", "extra"))
 _FIELDS = frozenset(Step._fields) - {"extra"}
 _RecordT = TypeVar("_RecordT", Step, LedgerRecord)
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with NaN and infinities moved into `nonfinite`, as text."""
+    """Return the record with NaN and infinities moved into `nonfinite`, as text."""
     odd = {k: repr(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     return {**record, **dict.fromkeys(odd), "nonfinite": odd} if odd else record
 
@@ -323,7 +323,7 @@ def _to_step(record: dict[str, Any]) -> Step | None:
 
 
 def _has_numbers(record: dict[str, Any]) -> bool:
-    """Whether what is added up and drawn are numbers, whatever else has come into the file.
+    """True if the values that are added up and drawn are numbers, whatever else the file holds.
 
     By hand, not by a shape: there is a line for every step of years.
     """
@@ -337,7 +337,7 @@ def _has_numbers(record: dict[str, Any]) -> bool:
 
 
 def _is_small(value: Any) -> bool:
-    """Whether it is a whole number that a float can be made of."""
+    """True for an integer that fits in a float."""
     return value.__class__ is int and -_LARGEST <= value < _LARGEST
 
 
@@ -346,7 +346,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _iter_ledger(run: RunDir) -> Iterator[LedgerRecord]:
-    # attempt_10 after attempt_9: the fold wants attempt after attempt.
+    # attempt_10 after attempt_9: the fold needs attempts in order.
     for path in sorted(run.ledger.glob("attempt_*.jsonl"), key=lambda path: (len(path.name), path.name)):
         for record in (found for _, found in iter_objects(path) if found is not None):
             known: dict[str, Any] = {key: record.get(key) for key in LedgerRecord._fields}
@@ -357,7 +357,7 @@ def _iter_ledger(run: RunDir) -> Iterator[LedgerRecord]:
 
 
 def _fold(records: Iterable[_RecordT]) -> tuple[dict[int, _RecordT], list[_RecordT]]:
-    """Effective records by ascending step, and the lost ones. Records come attempt after attempt."""
+    """Return effective records by ascending step, and the lost ones. Records come attempt after attempt."""
     effective: dict[int, _RecordT] = {}
     lost: list[_RecordT] = []
     newest: _RecordT | None = None

@@ -1,29 +1,22 @@
-"""metrics/ranks.jsonl: how long each rank worked and how long it waited for the others.
+"""Record and read how long ranks work and wait, when parts finish, and how fast checkpoints are saved.
 
     writer = RankTimeWriter(run, attempt=2, nodes=("n1", "n1", "n2", "n2"))      # on rank 0
     writer.write(global_step=20, num_steps=10, step_time_s=[...], wait_s=[...])  # one number per rank
-
     times = read_rank_times(run, attempt=2)
+    finish_times(run.all_parts, attempt.start, attempt.end)     # the oldest first
+    measured_save_speed(run_root, num_nodes=8)      # from earlier saves; None: no save was large enough
 
-Lines of the file, the lists in order of rank:
+Lines of metrics/ranks.jsonl, the lists in order of rank:
 
     {"event": "ranks", "time", "attempt", "nodes": ["n1", ...], "gpu_uuids": ["GPU-...", null, ...]}
         once per attempt
     {"global_step", "attempt", "time", "num_steps", "step_time_s": [...], "wait_s": [...]}
         means over the last `num_steps` steps
 
-`wait_s` is the part of a step in which the rank may have waited for another one: everything but reading its
-data and its own forward passes, where no collective runs (ZeRO 3 gathers weights there too, so there it
-hides part of a straggler). All ranks of synchronous training have the same step time; a straggler is the
-rank that works longest and waits least.
-
-When the pieces of work came that lie finished on disk, such as the parts of a stage without steps.
-
-times = finish_times(run.all_parts, attempt.start, attempt.end)     # the oldest first
-
-How fast checkpoints were written under a run root, from earlier saves: for the plan of the next run.
-
-speed = measured_save_speed(run_root, num_nodes=8)      # None: nothing large enough was saved there
+`wait_s` is the part of a step in which the rank may have waited for another: everything except reading its
+data and its own forward passes, which have no collectives (ZeRO 3 also gathers weights there, so it hides
+part of a straggler). All ranks of synchronous training have the same step time; a straggler works longest and
+waits least.
 """
 
 import statistics
@@ -44,26 +37,31 @@ from r1hpc.plan.save_time import SaveSpeed
 from r1hpc.telemetry.records.lines import MetricEvent, RankHead, RankMeans, read_tail
 from r1hpc.telemetry.records.metrics import events_path
 
+_LEAST_BYTES = GIB // 4
+"""Smaller saves take as long as their fsyncs and renames, and do not show the speed."""
+_RUNS = 10
+_TAIL_BYTES = 64 << 10
+
 
 @dataclass(frozen=True)
 class RankTimes:
-    """The records of one attempt. `nodes` and `gpu_uuids` are empty where the file does not say."""
+    """The records of one attempt. `nodes` and `gpu_uuids` are empty if the file does not have them."""
 
     nodes: tuple[str, ...]
     gpu_uuids: tuple[str | None, ...]
     step_time_s: tuple[tuple[float, ...], ...]
-    """Record by record, one number per rank."""
+    """One tuple per record, with one number per rank."""
     wait_s: tuple[tuple[float, ...], ...]
 
     @property
     def busy_s(self) -> list[tuple[float, ...]]:
-        """What each rank did by itself, record by record."""
+        """Return each rank's own work, record by record."""
         pairs = zip(self.step_time_s, self.wait_s, strict=True)
         return [tuple(t - w for t, w in zip(times, waits, strict=True)) for times, waits in pairs]
 
 
 class RankTimeWriter:
-    """Appends the records of one attempt; rank 0 holds the only one."""
+    """Appends the records of one attempt; only rank 0 has one."""
 
     def __init__(
         self, run: RunDir, attempt: int, nodes: Sequence[str], gpu_uuids: Sequence[str | None] = ()
@@ -76,14 +74,14 @@ class RankTimeWriter:
     def write(
         self, *, global_step: int, num_steps: int, step_time_s: Sequence[float], wait_s: Sequence[float]
     ) -> None:
-        """The means of the last `num_steps` steps, in order of rank."""
+        """Write the means of the last `num_steps` steps, in order of rank."""
         head = {"global_step": global_step, "attempt": self._attempt, "time": time.time()}
         times = {"num_steps": num_steps, "step_time_s": [*step_time_s], "wait_s": [*wait_s]}
         append_record(self._path, {**head, **times}, durable=False)
 
 
 def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTimes | None:
-    """The newest records of an attempt, at most `max_bytes` of the file; None without any."""
+    """Return the newest records of an attempt, at most `max_bytes` of the file; None without any."""
     nodes: tuple[str, ...] = ()
     uuids: tuple[str | None, ...] = ()
     times: list[tuple[float, ...]] = []
@@ -106,24 +104,18 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def finish_times(paths: Iterable[Path], start: float, end: float | None = None) -> list[float]:
-    """When those were finished that were so from `start` to `end`: each appears whole, so by its mtime."""
+    """Return the finish times from `start` to `end`, by mtime: each file appears complete."""
     return sorted(t for t in _mtimes(paths) if start <= t and (end is None or t <= end))
 
 
 def _mtimes(paths: Iterable[Path]) -> Iterator[float]:
     for path in paths:
-        with suppress(FileNotFoundError):  # what is done with is removed
+        with suppress(FileNotFoundError):  # used-up files are removed
             yield path.stat().st_mtime
 
 
-_LEAST_BYTES = GIB // 4
-"""Smaller saves take as long as their fsyncs and renames do, and say nothing of the speed."""
-_RUNS = 10
-_TAIL_BYTES = 64 << 10
-
-
 def measured_save_speed(run_root: Path, num_nodes: int) -> SaveSpeed | None:
-    """The median of the newest runs' saves, scaled down where `num_nodes` are fewer than wrote them."""
+    """Return the median of the newest runs' saves, scaled down if `num_nodes` is smaller than theirs."""
     speeds: list[float] = []
     for run in sorted(all_runs(run_root), key=_last_written, reverse=True)[:_RUNS]:
         for event in _newest_events(run):
@@ -134,7 +126,7 @@ def measured_save_speed(run_root: Path, num_nodes: int) -> SaveSpeed | None:
 
 
 def _newest_events(run: RunDir) -> list[dict[str, Any]]:
-    """Of a run that cannot be read there are none: this is about another one."""
+    """Return the run's events, none if it cannot be read: the caller plans another run."""
     try:
         records = read_tail(events_path(run), _TAIL_BYTES).records
     except StateError:
@@ -143,7 +135,7 @@ def _newest_events(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _speed_of(event: dict[str, Any], num_nodes: int) -> Iterator[float]:
-    """GiB/s of a save; nothing for what is no save, or too small a one."""
+    """Yield the GiB/s of a save; nothing for other events or a save that is too small."""
     if event["event"] != "save" or (event.get("bytes") or 0) < _LEAST_BYTES:
         return
     waited_s = event.get("seconds", 0.0) - (event.get("waited_s") or 0.0)

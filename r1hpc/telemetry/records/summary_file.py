@@ -1,12 +1,12 @@
-"""summary.json of a run: what its ended attempts came to, so that nobody reads their steps again.
+"""Store a run's summary.json: the results of its ended attempts, so that their steps are read once.
 
     stored = read_summary(run)                   # None: there is none, or it is damaged or outdated
     offset = stored.train.offset(run.train_metrics)
-    write_summary(run, stored)                   # atomically; not at all in a folder of somebody else
+    write_summary(run, stored)                   # atomically; not at all in somebody else's folder
 
-It may be removed at any time: it is made again from metrics/train.jsonl and metrics/events.jsonl, of which it
-keeps how far they were read. Both only grow while a run lives; one that was changed before that point has
-another size, another time or other bytes there, and then the summary is not used.
+The file may be removed at any time and is rebuilt from metrics/train.jsonl and metrics/events.jsonl; it
+records how far both were read. Both only grow while a run lives. If one changed before that point, its size,
+time or bytes there differ, and the summary is not used.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from r1hpc.base.run_dir import RunDir
 VERSION = 3
 _TAIL_BYTES = 4096
 _PARTS = 5
-"""Fields of telemetry.timeline.Split."""
+"""Fields of telemetry.diagnosis.timeline.Split."""
 
 
 class Mark(NamedTuple):
-    """How far a file of lines was read."""
+    """Position up to which a file of lines was read."""
 
     size: Count = 0
     mtime_ns: int = 0
-    """Of the whole file; tells where nothing was appended since."""
+    """Time of the whole file; shows that nothing was appended since."""
     tail: str = ""
     """A digest of the last bytes before `size`."""
 
     def offset(self, path: Path) -> int | None:
-        """Where what was appended since begins; None: the file is another one, read it from the start."""
+        """Return the offset of the bytes appended since; None: another file, read it from the start."""
         now = mark_of(path, self.size)
         if now is None or now.tail != self.tail:
             return None
@@ -47,7 +47,7 @@ class Mark(NamedTuple):
 
 
 def mark_of(path: Path, size: int | None = None) -> Mark | None:
-    """The mark at byte `size`, by default the end; None: the file is shorter. A missing file is empty."""
+    """Return the mark at byte `size` (None: the end); None if the file is shorter. A missing file has 0."""
     try:
         file = open_plain(path)
     except FileNotFoundError:
@@ -64,21 +64,21 @@ def mark_of(path: Path, size: int | None = None) -> Mark | None:
 
 @dataclass(frozen=True)
 class StoredAttempt:
-    """One ended attempt. Times in whole milliseconds, steps None where there was none."""
+    """One ended attempt. Times in whole milliseconds, steps None if there was none."""
 
     attempt: int
     facts: str
-    """What attempts.jsonl said of it: with another beginning or end its steps count otherwise."""
+    """Its record in attempts.jsonl: with another begin or end its steps count differently."""
     end: Time
     split: tuple[Count, ...]
-    """As telemetry.timeline.Split has them."""
+    """In the order of telemetry.diagnosis.timeline.Split."""
     first_step: Count | None
     last_step: Count | None
     last_useful: Count | None
     num_steps: Count
     num_lost: Count
     mfu_s: Finite
-    """MFU x seconds, summed over the useful steps that have it, and those seconds."""
+    """MFU x seconds, summed over the useful steps with an MFU, and those seconds."""
     mfu_time_s: Amount
     has_steps: bool
 
@@ -94,13 +94,13 @@ class StoredSummary:
     events: Mark
     attempts: tuple[StoredAttempt, ...] = ()
     num_bad_lines: Count = 0
-    """Lines of the part of train.jsonl that was read which hold no step."""
+    """Lines in the part of train.jsonl already read that have no step."""
     cuts: Mapping[str, Sequence[Count]] = field(default_factory=dict)
     """BEGIN-END, milliseconds since 1970: the split of a time that cuts through attempts."""
 
 
 def read_summary(run: RunDir) -> StoredSummary | None:
-    """What is stored; None where there is nothing, or what is there cannot be used."""
+    """Return the stored summary; None if there is none or it cannot be used."""
     try:
         value = read_json(run.summary, StoredSummary)
         if value.pop("version", None) != VERSION:
@@ -122,7 +122,7 @@ def _attempt(value: dict[str, Any]) -> StoredAttempt:
 
 
 def write_summary(run: RunDir, stored: StoredSummary) -> None:
-    """Replace the file; a folder that cannot be written, or a full disk, keeps what it has."""
+    """Replace the file; an unwritable folder or a full disk keeps the old one."""
     text = json.dumps({"version": VERSION, **asdict(stored)}) + "\n"
     with contextlib.suppress(OSError):
         write_atomic(run.summary, text)

@@ -1,4 +1,4 @@
-"""Whether the trackers that a run asks for can work, before it is submitted.
+"""Check before submission that the run's trackers can work.
 
 check_trackers(config, executor="slurm")
 """
@@ -13,14 +13,14 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""What of Python a tracker needs; a file for Prometheus needs nothing."""
+"""The Python package of a tracker; Prometheus' file needs none."""
 
 
 def check_trackers(config: RunConfig, executor: str) -> None:
     """Look for the packages in the interpreter that will feed the trackers, and for W&B's key.
 
     Args:
-        executor: slurm or local; a job of Slurm's is not given the key of the environment.
+        executor: slurm or local; a Slurm job does not get the key from the environment.
 
     Raises:
         UsageError: something is missing, or W&B's URL holds a password; the message says what to do.

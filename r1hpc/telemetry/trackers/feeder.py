@@ -1,17 +1,14 @@
-"""One tracker, fed from a run's records, in a process of its own: `launch track … --tracker NAME`.
+"""Feed one tracker from a run's records in a separate process: `launch track … --tracker NAME`.
 
     feed(run, config, attempt=2, name="wandb")
-
-Talks to its keeper through two pipes: a byte on stdout says that it gets on, and the end of stdin that the
-attempt is over. It then gives out what is left and closes the tracker.
-
-The curve of a run as its trackers show it, while it grows: every step once, in ascending order.
-
     curve = Curve(run, attempt=2)
-    curve.newer()        # [] until attempt 2 has taken a step; then all that lasted; later, what is new
+    curve.newer()        # [] until attempt 2 has taken a step; then all lasting steps; later, the new ones
 
-An attempt that resumes from a checkpoint takes the steps after it again. Which of the steps before lasted is
-known once it has taken its first: so nothing is given out earlier.
+The feeder has two pipes to its keeper: a byte on stdout is a sign of life, and the end of stdin means that
+the attempt is over. It then sends the remaining steps and closes the tracker.
+
+A tracker gets every step once, in ascending order. An attempt that resumes from a checkpoint repeats the
+steps after it. Which earlier steps lasted is known after its first step, so nothing is sent before.
 """
 
 import os
@@ -28,21 +25,27 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.telemetry.records.metrics import Step, fold_steps, follow_steps
 
+_PERIOD_S = 2.0
+_CHUNK_STEPS = 100
+"""Steps sent to a tracker between two signs of life."""
+_PROMETHEUS_PERIOD_S = 15.0
+"""Prometheus scrapes every 15 s to a minute."""
+
 
 class Curve:
-    """The steps that lasted up to an attempt, then those that it takes."""
+    """The lasting steps up to an attempt, then the attempt's own."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self._run = run
         self._read = follow_steps(run)
         self._attempt = attempt
         self._waiting: list[Step] | None = []
-        """What earlier attempts took; None once it has been given out."""
+        """Steps of earlier attempts; None once they were returned."""
         self._last = 0
 
     def newer(self) -> list[Step]:
-        """The steps that were not given out yet."""
-        # A newer attempt has trackers of its own.
+        """Return the steps that were not returned yet."""
+        # A newer attempt has its own trackers.
         steps = [step for step in self._whole_file() if step.attempt <= self._attempt]
         if self._waiting is None:
             return self._ascending([step for step in steps if step.attempt == self._attempt])
@@ -52,7 +55,7 @@ class Curve:
         return self._what_lasted()
 
     def rest(self) -> list[Step]:
-        """What was not given out when the attempt ended: all, where it finished the run without a step."""
+        """Return the rest when the attempt ended: all, if it finished the run without a step."""
         left = self.newer()
         if self._waiting is not None and self._run.finished.exists():
             left = self._what_lasted()
@@ -75,34 +78,27 @@ class Curve:
         return found
 
 
-_PERIOD_S = 2.0
-_CHUNK_STEPS = 100
-"""Given to a tracker between two signs of life."""
-_PROMETHEUS_PERIOD_S = 15.0
-"""Prometheus scrapes every 15 s to a minute."""
-
-
 class Tracker(Protocol):
-    """What shows the curve of a run."""
+    """A tool that shows the curve of a run."""
 
     def take(self, steps: Sequence[Step]) -> None:
-        """More steps, ascending; perhaps none. What has come so far shall be seen now."""
+        """Send more steps, ascending, perhaps none, and show all steps so far."""
 
     def close(self) -> None:
-        """The attempt is over, and perhaps the run."""
+        """Close: the attempt is over, and perhaps the run."""
 
 
 def feed(run: RunDir, config: RunConfig, attempt: int, name: str) -> None:
     """Feed the tracker `name` until stdin ends."""
     keeper = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints goes into the log
+    os.dup2(2, 1)  # a library's output goes into the log
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # for the ranks: this process ends with the attempt
     try:
         _feed(Curve(run, attempt), _TRACKERS[name](run, config), keeper)
     except Exception as error:
         print(f"error: {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # what a library does at exit can wait for a process that is gone
+        os._exit(1)  # a library's exit handler can wait for a dead process
 
 
 def _feed(curve: Curve, tracker: Tracker, keeper: int) -> None:
@@ -121,7 +117,7 @@ def _feed(curve: Curve, tracker: Tracker, keeper: int) -> None:
 
 
 def _chunks(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-    """In parts, of which the last may be empty."""
+    """Split into chunks, of which the last may be empty."""
     for first in range(0, len(steps) + 1, _CHUNK_STEPS):
         yield steps[first : first + _CHUNK_STEPS]
 
@@ -140,7 +136,7 @@ class _TensorBoard:
         self._writer: Any = None
 
     def take(self, steps: Sequence[Step]) -> None:
-        if steps and self._writer is None:  # until now the files of the attempt before are the best there are
+        if steps and self._writer is None:  # until now the previous attempt's files are the best
             from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
 
             self._writer = TensorBoardWriter(self._folder)

@@ -1,8 +1,8 @@
-"""Keeps the trackers of an attempt fed: one feeder each, started again when it dies or hangs.
+"""Keep an attempt's trackers fed: one feeder each, restarted when it dies or hangs.
 
     Keeper({"wandb": ["python", …], …}).keep(is_over=lambda: …)
 
-Nothing here raises for what a tracker does, and nothing waits for one longer than `_FINISH_S`.
+No tracker's failure raises an error here, and nothing waits for one longer than `_FINISH_S`.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from pathlib import Path
 
 _POLL_S = 1.0
 _PATIENCE_S = 150.0
-"""Without a sign of life before a feeder is killed. W&B asks a server that is not there for 90 s (seen)."""
+"""Seconds without a sign of life before a feeder is killed. W&B waits 90 s for a missing server (seen)."""
 _FINISH_S = 60.0
-"""For the last steps, after an attempt; where Slurm ends the job before, it ends them too."""
+"""Seconds for the last steps after an attempt; if Slurm ends the job earlier, it ends them too."""
 _NICE = 5
-"""Enough to yield to the ranks, little enough to get on beside them on a full machine."""
+"""Enough to yield to the ranks, little enough to make progress beside them on a full machine."""
 _PAUSES_S = (2.0, 10.0, 60.0, 300.0)
-"""Before a feeder is started again; the last one for ever."""
+"""Seconds before each restart of a feeder; the last one repeats."""
 
 
 class Keeper:
@@ -35,15 +35,12 @@ class Keeper:
         patience_s: float = _PATIENCE_S,
         finish_s: float = _FINISH_S,
     ) -> None:
-        """
-        Args:
-            commands: tracker -> its feeder's command line.
-        """
+        """Set up the feeders."""
         self._feeders = [_Feeder(name, command, patience_s) for name, command in commands.items()]
         self._finish_s = finish_s
 
     def keep(self, is_over: Callable[[], bool]) -> None:
-        """Until the attempt is over."""
+        """Keep the feeders running until the attempt is over."""
         while not is_over():
             for feeder in self._feeders:
                 feeder.look_after()
@@ -51,7 +48,7 @@ class Keeper:
         self._finish()
 
     def _listen(self, seconds: float) -> None:
-        """Until then, or until a feeder has said something."""
+        """Wait that long, or until a feeder has written something."""
         pipes = {feeder.pipe: feeder for feeder in self._feeders if feeder.pipe is not None}
         for pipe in select.select(pipes, [], [], seconds)[0]:
             pipes[pipe].hear()
@@ -70,7 +67,7 @@ class Keeper:
 
 
 class _Feeder:
-    """One feeder, over all its lives."""
+    """One feeder, over all its restarts."""
 
     def __init__(self, name: str, command: Sequence[str], patience_s: float) -> None:
         self.name = name
@@ -86,12 +83,12 @@ class _Feeder:
 
     @property
     def pipe(self) -> int | None:
-        """Its signs of life; None where it does not live, or has closed it."""
+        """The pipe of its signs of life; None if it does not run, or has closed it."""
         found = self._process.stdout if self._process is not None else None
         return None if found is None or found.closed else found.fileno()
 
     def look_after(self) -> None:
-        """Start it when it is time, and kill it when it hangs."""
+        """Start it when due, and kill it if it hangs."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_at:
@@ -102,7 +99,7 @@ class _Feeder:
             self.kill(f"gave no sign of life for {self._patience_s:.0f} s")
 
     def hear(self) -> None:
-        """It has written to its pipe, or closed it."""
+        """Read its pipe, which it has written to or closed."""
         assert self._process is not None
         assert self._process.stdout is not None
         if os.read(self._process.stdout.fileno(), 65536):
@@ -111,14 +108,14 @@ class _Feeder:
             self._process.stdout.close()
 
     def ask_to_finish(self) -> None:
-        """One that has died is started a last time, since it is fed from the first step on."""
+        """Ask it to finish. A dead one is started a last time, since it is fed from the first step on."""
         if not self.is_alive:
             self._start()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     def kill(self, why: str) -> None:
-        """With all that it started: W&B's own process has a session of its own."""
+        """Kill it with all its processes: W&B's own process has a separate session."""
         assert self._process is not None
         for pid in [self._process.pid, *_descendants(self._process.pid)]:
             with contextlib.suppress(ProcessLookupError):
@@ -147,14 +144,14 @@ class _Feeder:
 
 
 def step_back() -> None:
-    """Whoever needs the processor or the memory gets it before this process and its children."""
+    """Yield processor and memory to others, for this process and its children."""
     os.nice(_NICE)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _descendants(pid: int) -> list[int]:
-    """Children and theirs."""
+    """Return children and their descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):

@@ -1,10 +1,10 @@
-"""Where a run is now, as a file for the textfile collector of Prometheus' node_exporter.
+"""Write a run's current values as a file for the textfile collector of Prometheus' node_exporter.
 
     write_textfile(run, run.metrics / "r1hpc.prom")        # call it every 15 s or so
 
-Needs no library and no port. The format is Prometheus' text exposition format 0.0.4; the collector reads
-*.prom, wants each file replaced by a rename, and refuses timestamps in it (node_exporter, collector/
-textfile.go). A GPU is named by its UUID, since indices differ between a job's view and the node's.
+It needs no library and no port. The format is Prometheus' text exposition format 0.0.4; the collector reads
+*.prom, wants each file replaced by a rename, and refuses timestamps (node_exporter, collector/textfile.go). A
+GPU is named by its UUID, since indices differ between a job's view and the node's.
 """
 
 import math
@@ -23,11 +23,11 @@ from r1hpc.telemetry.records.metrics import Step, is_number, last_steps
 from r1hpc.telemetry.records.ranks import RankTimes, read_rank_times
 
 _TAIL_BYTES = 2**17
-"""Read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
+"""Bytes read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
 
 
 _FRESH_S = 120.0
-"""A sampler reads its cards every few seconds, or as seldom as its last two readings tell."""
+"""Maximum age of a reading. Samplers read every few seconds, or as rarely as their last two readings show."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,23 @@ Sample = tuple[Metric, dict[str, str], float]
 
 
 def write_textfile(run: RunDir, path: Path, mode: int = 0o600, name: str | None = None) -> None:
-    """Replace `path`, which must end in .prom, by what is known of the run now.
+    """Replace `path`, which must end in .prom, by the run's current values.
 
     Args:
-        mode: 0o644 for a folder that the node_exporter of the site reads as another user.
-        name: the run's in every label, which no other file in that folder may have; None: its folder's.
+        mode: 0o644 for a folder that the site's node_exporter reads as another user.
+        name: the run's name in every label, unique among the files in that folder; None: its folder's name.
     """
     assert path.suffix == ".prom", "the collector reads *.prom only"
     write_atomic(path, render(collect(run, name or run.run_id)), mode)
 
 
 def textfile_of(run: RunDir, folder: str | Path | None) -> Path:
-    """The run's file: in `folder`, the collector's own, or in the run's."""
+    """Return the run's file: in `folder`, the collector's own, or in the run's."""
     return run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
 
 
 def collect(run: RunDir, name: str) -> list[Sample]:
-    """The newest values of the run's records."""
+    """Return the newest values of the run's records."""
     labels = {"run": name}
     samples: list[Sample] = [(_WRITTEN, labels, time.time())]
     newest = last_steps(run, 1)
@@ -108,13 +108,13 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     ticks = _fresh([ticks for ticks in map(_newest_ticks, run.all_gpu_metrics) if ticks], newest)
     attempts = [tick.get("attempt") or 0 for tick in ticks]
     for tick, number in zip(ticks, attempts, strict=True):
-        if number == max(attempts):  # else of a node that an earlier attempt had
+        if number == max(attempts):  # else from a node of an earlier attempt
             samples += _of_gpus(tick, labels, ranks)
     return samples
 
 
 def _fresh(nodes: Sequence[Sequence[dict[str, Any]]], newest: Sequence[Step]) -> list[dict[str, Any]]:
-    """Readings of about the time of the run's newest sign of life: those of a sampler that died are none.
+    """Return readings near the run's newest sign of life, without those of a dead sampler.
 
     Args:
         nodes: the last two ticks of each.
@@ -127,7 +127,7 @@ def _fresh(nodes: Sequence[Sequence[dict[str, Any]]], newest: Sequence[Step]) ->
 
 
 def render(samples: Iterable[Sample]) -> str:
-    """The text: samples of one metric together, under its HELP and TYPE."""
+    """Return the text: samples of one metric together, under its HELP and TYPE."""
     grouped: dict[str, list[Sample]] = {}
     for sample in samples:
         grouped.setdefault(sample[0].name, []).append(sample)
@@ -158,13 +158,13 @@ def _rank_of_uuid(times: RankTimes | None) -> dict[str, str]:
 
 
 def _newest_ticks(path: Path) -> list[dict[str, Any]]:
-    """A node's last two readings."""
+    """Return a node's last two readings."""
     records = read_tail(path, _TAIL_BYTES).records
     return [r for r in records if "event" not in r and mistake(r, Tick) is None][-2:]
 
 
 def _of_gpus(newest: dict[str, Any], labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:
-    """A node's newest tick. `source` is there only to say "stub"."""
+    """Yield a node's newest tick. `source` appears only as "stub"."""
     stub = {"source": "stub"} if newest.get("source") == "stub" else {}
     for gpu in newest["gpus"]:
         uuid = str(gpu.get("uuid"))

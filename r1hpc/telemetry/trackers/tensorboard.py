@@ -1,4 +1,4 @@
-"""metrics/train.jsonl and GPU readings as TensorBoard event files. Needs the extra `tensorboard`, no torch.
+"""Write steps and GPU readings as TensorBoard event files. Needs the extra `tensorboard`, no torch.
 
     with TensorBoardWriter(folder) as writer:
         writer.steps(read_steps(run).effective.values())
@@ -6,9 +6,9 @@
 
     tensorboard --logdir FOLDER
 
-The only place for the tensorboard package. Scalars of steps lie at global_step: train/loss, train/lr, ...,
-rl/reward, ...; those of a GPU at seconds since the first reading. Written while a run goes on, a step that
-is taken again after a loss hides those that TensorBoard has from there on.
+Only this module uses the tensorboard package. Scalars of steps are at global_step: train/loss, train/lr, ...,
+rl/reward, ...; those of a GPU at seconds since the first reading. If a live run repeats a step after a loss,
+the step hides TensorBoard's old ones from there on.
 """
 
 import math
@@ -27,13 +27,14 @@ _NOT_SCALARS = frozenset({"global_step", "attempt", "time", "extra"})
 
 
 class TensorBoardWriter:
-    """Writes one event file into `folder`, in place of those that an earlier call left there.
+    """Writes one event file into `folder`, replacing those that an earlier call left there.
 
-    The newest of them stays, hidden by the new one: a TensorBoard that is reading it would stumble.
+    The newest of them stays, hidden by the new one: a TensorBoard that is reading it would fail.
     """
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Start a new event file.
+
         Raises:
             R1hpcError: the tensorboard package is not installed.
         """
@@ -51,8 +52,8 @@ class TensorBoardWriter:
             old.unlink()
         self._writer = EventFileWriter(os.fspath(folder), filename_suffix=SUFFIX)
         self._last_step = 0
-        # TensorBoard's plugin_event_accumulator.py takes the first of these as the begin of all, and hides
-        # what is older at each later one: so every file has one.
+        # TensorBoard's plugin_event_accumulator.py starts at the first of these, and hides older data at each
+        # later one: so every file has one.
         self._hide_from(0)
 
     def __enter__(self) -> Self:
@@ -62,7 +63,7 @@ class TensorBoardWriter:
         self.close()
 
     def steps(self, steps: Iterable[Step]) -> int:
-        """The scalars of each step; how many steps there were."""
+        """Write the scalars of each step; return the number of steps."""
         count = 0
         for step in steps:
             if step.global_step <= self._last_step:
@@ -73,7 +74,7 @@ class TensorBoardWriter:
         return count
 
     def gpus(self, series: Sequence[GpuSeries]) -> None:
-        """Utilisation, power and memory of each GPU, its step being the seconds since the first reading."""
+        """Write utilisation, power and memory of each GPU, by the seconds since the first reading."""
         start = min((each.first_time for each in series), default=0.0)
         for each in series:
             for point in (point for segment in each.segments for point in segment):
@@ -105,12 +106,12 @@ class TensorBoardWriter:
 
 
 def _began(file: Path) -> int:
-    """Unix seconds in its name, by which TensorBoard orders the files."""
+    """Return the Unix seconds in its name, by which TensorBoard orders the files."""
     return int(file.name.split(".")[3])
 
 
 def scalars(step: Step) -> dict[str, float]:
-    """Every number of a step under its tag: what a stage wrote beyond the fields of Step is `rl/`."""
+    """Return every number of a step under its tag; a stage's fields beyond those of Step are `rl/`."""
     known = {f"train/{key}": value for key, value in step._asdict().items() if key not in _NOT_SCALARS}
     extra = {f"rl/{key}": value for key, value in (step.extra or {}).items()}
     return {tag: float(value) for tag, value in {**known, **extra}.items() if is_number(value)}

@@ -1,15 +1,15 @@
-"""The steps of a run in Weights & Biases, offline or live. Needs the extra `wandb`.
+"""Send the steps of a run to Weights & Biases, offline or live. Needs the extra `wandb`.
 
     with WandbWriter(run, folder, project="r1hpc", mode="offline") as writer:
         writer.steps(steps)
 
-The only place for the wandb package. A run keeps its id over all its attempts. Offline, each writer leaves
-one folder with all it was given, in place of those of earlier ones, so that `wandb sync` uploads one curve.
-Online the server says how far it has come, and steps up to there are left out: W&B takes no step a second
-time, so a step that was taken again keeps the value it was first seen with.
+Only this module uses the wandb package. A run keeps its id over all its attempts. Offline, each writer leaves
+one folder with all its steps, replacing earlier ones, so that `wandb sync` uploads one curve. Online the
+server reports its last step, and steps up to there are left out: W&B accepts no step twice, so a repeated
+step keeps its first value.
 
-W&B's own readings (of the machine, the packages, git, the console) stay off: they would be those of the
-process that writes. The key is read by W&B from ~/.netrc, or from its variable; nothing here handles it.
+W&B's own readings (machine, packages, git, console) stay off: they would be those of the writing process. W&B
+reads the key from ~/.netrc, or from its variable; nothing here handles it.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from r1hpc.telemetry.records.metrics import Step
 from r1hpc.telemetry.trackers.tensorboard import scalars
 
 _INIT_S = 40.0
-"""For W&B's server to answer; W&B takes about twice that, the keeper's patience is longer."""
+"""Seconds for W&B's server to answer; W&B takes about twice that, and the keeper waits longer."""
 _MOST_OF_NAME = 100
 """Characters of a run's name in its id, which may have 128."""
 
 
 class WandbWriter:
-    """Writes into the W&B run of a run of ours; its files lie in `folder`/wandb."""
+    """Writes into the W&B run of one of our runs; its files are in `folder`/wandb."""
 
     def __init__(
         self,
@@ -44,13 +44,14 @@ class WandbWriter:
         mode: str | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
-        """
+        """Open the W&B run.
+
         Args:
-            mode: offline or online; None: what $WANDB_MODE says.
-            about: what W&B lists as the run's configuration.
+            mode: offline or online; None: from $WANDB_MODE.
+            about: the configuration that W&B lists for the run.
 
         Raises:
-            R1hpcError: the wandb package is not installed, or it could not begin: no key, no network.
+            R1hpcError: the wandb package is not installed, or it could not start: no key, no network.
         """
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's crash reports to its makers
         try:
@@ -99,7 +100,7 @@ class WandbWriter:
         self.close(failed=kind is not None)
 
     def steps(self, steps: Iterable[Step]) -> int:
-        """The scalars of each step; how many steps there were."""
+        """Write the scalars of each step; return the number of steps."""
         count = 0
         for step in steps:
             if step.global_step >= self._next_step:
@@ -108,17 +109,17 @@ class WandbWriter:
         return count
 
     def close(self, failed: bool = False) -> None:
-        """Everything is written, or uploaded. W&B shows a run that `failed` so until it goes on."""
+        """Write or upload the rest and close. W&B shows a run as `failed` until it continues."""
         self._opened.finish(exit_code=int(failed))
         self._teardown()  # W&B's own process writes the rest of the file as it ends
 
 
 def wandb_id(run: RunDir) -> str:
-    """The run's id in W&B: its name, and what no other run of that name in the project shares."""
+    """Return the run's id in W&B: its name, plus a part unique among equal names in the project."""
     name = flat_name(run)[:_MOST_OF_NAME]
     try:
         with run.attempts.open("rb") as file:
-            submission = file.readline()  # its time is in it
+            submission = file.readline()  # contains its time
     except FileNotFoundError:
         return name
     return f"{name}-{hashlib.sha256(submission).hexdigest()[:8]}"
