@@ -73,7 +73,7 @@ def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One cluster, one worker. Slow tests are those in slow.txt, and those with dear fixtures or a time-out."""
+    """Give the cluster one worker. Slow tests are those in slow.txt, with dear fixtures or a time-out."""
     slow = frozenset(_SLOW.read_text().splitlines())
     for item in items:
         needs_time = any(item.get_closest_marker(name) for name in ("xdist_group", "timeout"))

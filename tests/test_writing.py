@@ -12,7 +12,7 @@ README = ROOT / "README.md"
 _MOST_LINES = 100
 _MOST_WORDS_ON_AVERAGE = 16.0
 _MOST_WORDS = 35
-_MOST_OPENINGS = 609  # lower it when there are fewer
+_MOST_OPENINGS = 0  # lower it when there are fewer
 _OPENINGS = {"What", "Of", "Whether", "Who", "Where"}
 
 

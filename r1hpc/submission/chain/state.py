@@ -68,7 +68,7 @@ class ChainSituation:
 
     @property
     def state(self) -> State:
-        """Return finished if all are, running or queued if any is, else the end of the first unfinished one."""
+        """Return finished if all are, running or queued if any is, else the end of the first unfinished."""
         states = [stage.situation.state for stage in self.stages if stage.situation is not None]
         if all(stage.state == State.finished for stage in self.stages):
             return State.finished
