@@ -73,7 +73,7 @@ def _which(root: Path) -> str:
             live.append(f"{full_name(run)} ({state.value})")
     if not live:
         return (
-            f"no run under {root.absolute()} waits or runs: nothing to cancel. Name another folder of runs by "
+            f"no run under {root.absolute()} waits or runs: nothing to cancel. Name another folder by "
             "--run-root DIR or R1HPC_RUN_ROOT"
         )
     return "\n  ".join([f"cancel needs the name of a run. Under {root.absolute()} wait or run:", *live])

@@ -367,8 +367,9 @@ def test_a_password_in_a_url(tmp_path: Path) -> None:
     fake_sbatch(tmp_path)
     done = submit(tmp_path, "jobs/smoke.yaml", "--executor", "slurm", "--run-name", "a", **URLS)
     assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
     names = "HTTPS_PROXY, R1HPC_MIRROR, VLLM_TARGET, WANDB_BASE_URL, http_proxy"
-    assert f"not passed to the job, since the value holds a password or a token: {names}" in " ".join(done.stdout.split())
+    assert f"not passed to the job, since the value holds a password or a token: {names}" in said
     assert "hunter2x" not in done.stdout + done.stderr + (tmp_path / "env").read_text()
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert len(files) > 100
