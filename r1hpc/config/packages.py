@@ -1,16 +1,10 @@
 """Look for the packages of a run in the interpreter that will run it.
 
     check_packages(config, "slurm", ["torch"])  # UsageError: stage=sft needs the package torch on the nodes
-    local_folder("Qwen/Qwen2.5-7B")     # ~/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B/snapshots/<commit>
-
-Nothing is downloaded: the nodes of most clusters have no network, and waiting in the queue to learn that is
-costly.
 """
 
 import functools
 import importlib.util
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +16,6 @@ from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 
 _TIMEOUT_S = 30.0
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ()) -> None:
@@ -96,34 +89,3 @@ def _lacking(python: str, packages: frozenset[str]) -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.split()
-
-
-def cache() -> Path:
-    """Return huggingface_hub's cache folder (HF_HUB_CACHE in its documentation)."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-
-
-def is_hub_name(name: str) -> bool:
-    """True if `name` can only be a name on the Hub: owner/name, and no such folder here."""
-    return _NAME.fullmatch(name) is not None and not Path(name).exists()
-
-
-def local_folder(name: str) -> str:
-    """Return the cached snapshot of a Hub name: `main`, else the only one. Any other name is unchanged."""
-    if not is_hub_name(name):
-        return name
-    folder = cache() / f"models--{name.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    wanted = main.read_text().strip() if main.is_file() else "*"
-    found = list((folder / "snapshots").glob(wanted))
-    return str(found[0]) if len(found) == 1 else name
-
-
-def how_to_fetch(name: str) -> str:
-    """Explain how to fetch a Hub name that is not in the cache."""
-    target = f"models/{name.split('/')[1]}"
-    return (
-        f"no such folder here, and as a name on the Hub not in the local cache ({cache()}); on the login "
-        f"node: `hf download {name}`, or with `--local-dir {target}` for model.path={target}"
-    )

@@ -24,7 +24,7 @@ from r1hpc.base.files import matching, write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, plugins
-from r1hpc.config.packages import is_hub_name, local_folder
+from r1hpc.config.hub import is_hub_name, local_folder
 from r1hpc.config.plugins import files_in
 from r1hpc.config.redact import (
     find_secret,

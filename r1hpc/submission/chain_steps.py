@@ -23,7 +23,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import plugins
-from r1hpc.config.packages import local_folder
+from r1hpc.config.hub import local_folder
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.model.hf_config import load_model_config
 from r1hpc.plan.stored import PlanFacts

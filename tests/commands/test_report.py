@@ -206,7 +206,7 @@ def test_columns_may_come_in_any_order_and_form(
         ("JobID|Start|ElapsedRaw|AllocTRES", "7|yesterday|1|", r"records.txt:2: 'yesterday' is not a time"),
         ("JobID|Start|ElapsedRaw|AllocTRES", "7|2026-05-01|many|", r"records.txt:2: ElapsedRaw is 'many'"),
         ("JobID|Start|ElapsedRaw|AllocTRES", "7|9999999999999999|1|", "is not a time"),
-        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01|99999999-00:00:00|", "no time that a job ran"),
+        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01|99999999-00:00:00|", "over 49,711 days"),
         ("JobID|Start|ElapsedRaw|AllocTRES", "7|2026-05-01|-5|", "no time that a job ran"),
         ("", "", "no column JobID"),
     ],

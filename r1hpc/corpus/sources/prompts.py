@@ -22,7 +22,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.config.packages import how_to_fetch, is_hub_name, local_folder
+from r1hpc.config.hub import how_to_fetch, is_hub_name, local_folder
 from r1hpc.corpus.recipe.recipe import Recipe
 from r1hpc.corpus.recipe.stages import GenerateRecipe
 from r1hpc.corpus.sources.lines import is_compressed, iter_lines, line_number

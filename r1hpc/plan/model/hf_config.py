@@ -9,7 +9,7 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.packages import how_to_fetch, is_hub_name, local_folder
+from r1hpc.config.hub import how_to_fetch, is_hub_name, local_folder
 from r1hpc.config.schema.run import OWN_ATTENTIONS, ModelConfig, RunConfig
 
 
