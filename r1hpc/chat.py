@@ -88,7 +88,7 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
         if not (run.model / "config.json").is_file():
             raise StateError(
                 f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes "
-                "one of its newest checkpoint; then talk to DIR"
+                "one of its newest checkpoint; then chat with DIR"
             )
         config = read(run.config)
         model = as_trained(config.model, run.model)

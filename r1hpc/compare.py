@@ -84,7 +84,7 @@ def _as_json(found: Comparison) -> dict[str, Any]:
 
 def _lines(found: Comparison, name_a: str, name_b: str) -> list[str]:
     what = "accuracy of the samples" if found.is_sampled else "accuracy of the greedy answers"
-    lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions that both were asked"]
+    lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions in both"]
     for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
         lines += [f"  {count:,} more of {who} alone are left out"] if count else []
     lines += ["", _line(what, found.accuracy, points=True) + f", p {found.p_value:.2g}"]
@@ -117,10 +117,10 @@ def _verdict(found: Comparison) -> str:
     if found.verdict:
         return f"{found.verdict.upper()} is better, by {gain:.1%} of the questions"
     if found.smallest is None:
-        return "not told apart: none of these questions was answered differently"
+        return "no difference: all questions were answered alike"
     return (
-        f"not told apart: so many questions tell a difference of {found.smallest:.1%} apart in 8 cases of "
-        "10, a smaller one less often"
+        f"no significant difference: this many questions show a difference of {found.smallest:.1%} in 8 "
+        "cases of 10, a smaller one less often"
     )
 
 

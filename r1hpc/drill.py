@@ -106,7 +106,7 @@ def _parser() -> ArgumentParser:
     overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
     for words in (job, overrides):
         offer(words, "r1hpc.config.assets:job_words")
-    parser.add_argument("-N", "--nodes", type=int, metavar="N", help="over what the job file says")
+    parser.add_argument("-N", "--nodes", type=int, metavar="N", help="overrides the job file")
     parser.add_argument("--steps", type=int, default=60, metavar="K", help="optimizer steps of each run (60)")
     parser.add_argument(
         "--way",
@@ -320,7 +320,7 @@ def _wait(run: Run, reached: Callable[[], bool]) -> None:
                 deadline = asked + _PATIENCE_S
             elif asked > deadline:
                 raise R1hpcError(
-                    f"{run.run_id} is at work for an hour, longer than a drill waits, and its job goes on: "
+                    f"{run.run_id} has run for an hour, longer than a drill waits, and its job continues: "
                     f"python -m r1hpc.status {run.path} shows it, python -m r1hpc.cancel {run.path} ends it"
                 )
         time.sleep(0.1)

@@ -102,7 +102,7 @@ def _parser() -> ArgumentParser:
         metavar="N",
         help=f"on N texts of the run's task ({_NUM_TEXTS}): SmoothQuant for int8, GPTQ for w4a16",
     )
-    of = integers.add_argument("--task-of", metavar="RUN", help="the run whose questions are asked")
+    of = integers.add_argument("--task-of", metavar="RUN", help="the run whose questions are used")
     offer(of, RUN_NAMES)
     integers.add_argument("--num-questions", type=int, metavar="N", help="default evaluate.num_items, or 256")
     integers.add_argument(
@@ -111,8 +111,8 @@ def _parser() -> ArgumentParser:
         metavar="SHARE",
         help=f"the loss of accuracy that is to be excluded ({_MARGIN})",
     )
-    integers.add_argument("--accept-worse", action="store_true", help="exit status 0 also where it is worse")
-    integers.add_argument("--unmeasured", action="store_true", help="ask nothing, and say nothing of it")
+    integers.add_argument("--accept-worse", action="store_true", help="exit status 0 even if it is worse")
+    integers.add_argument("--unmeasured", action="store_true", help="skip the test")
     return parser
 
 
@@ -123,7 +123,7 @@ def _check_flags(arguments: Any) -> None:
             f"metrics have a command of their own: python -m r1hpc.export_metrics RUN --to {arguments.to}"
         )
     if arguments.out is None:
-        raise UsageError("where shall the model go? Give --out DIR")
+        raise UsageError("--out DIR is required")
     asked = {
         "--calibrate": arguments.calibrate,
         "--task-of": arguments.task_of,
@@ -164,7 +164,7 @@ def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
         found = report.to_json() if report else {"scheme": arguments.quantize}
         print_json({**_as_json(source, out, done), "quantization": found})
     else:
-        lines = _report_lines(report) if report else ["not measured: nothing is known of what it lost"]
+        lines = _report_lines(report) if report else ["not measured: its loss of accuracy is unknown"]
         print("\n".join([f"{_made(source, arguments.out, done)}, {arguments.quantize}", *lines]))
     return 0 if report is None or report.verdict.no_worse or arguments.accept_worse else 1
 

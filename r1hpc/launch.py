@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run_dir")
     parser.add_argument("--attempt", type=int, help="end, track: the number that begin printed")
     parser.add_argument("--tracker", help="track: feed this one, until stdin ends")
-    parser.add_argument("--status", type=int, default=0, help="end: what srun exited with")
+    parser.add_argument("--status", type=int, default=0, help="end: srun's exit status")
     parser.add_argument("--hurry", action="store_true", help="end: no diagnosis; KILL is near")
     parser.add_argument("--payload", action="store_true", help="begin: submitit will start the ranks")
     parser.add_argument("--stages", nargs="+", default=[], metavar="RUN_DIR", help="chain: what to run")

@@ -143,7 +143,7 @@ def _check(arguments: argparse.Namespace) -> None:
         for flag, value in beside.items():
             if value:
                 raise UsageError(
-                    f"{flag} is of a URL: a server that r1hpc started has its key and its model on record"
+                    f"{flag} is of a URL: a server that r1hpc started has its key and model recorded"
                 )
     elif arguments.unproven and arguments.key_file is None:
         raise UsageError("--unproven gives a server the key of --key-file FILE: name it")
@@ -240,7 +240,7 @@ def _target(
         raise StateError(f"nobody answers at {url}{again}")
     if not known:
         other = "" if run is not None else "; one that is not r1hpc's is given it with --unproven"
-        raise StateError(f"who answers at {url} has not this key, and is not told it{other}")
+        raise StateError(f"who answers at {url} does not have this key and did not get it{other}")
     return Target(url, model or _first_model(client, key), key)
 
 

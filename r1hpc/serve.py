@@ -68,13 +68,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--no-wait", action="store_true", help="submit, and do not wait until it answers")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print plan, script and what Slurm says to it; write nothing"
+        "--dry-run", action="store_true", help="print plan, script and Slurm's answer; write nothing"
     )
     add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="of the server; default serve-DATE-TIME-XXXX")
     cluster = parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")
     offer(cluster, "r1hpc.config.assets:cluster_profiles")
-    parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
+    parser.add_argument(
+        "--over-budget", metavar="REASON", help="serve despite the budget; REASON is recorded"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_flags(parser, leave_out=("--nodes", "--gpus-per-node"))
     return parser

@@ -72,7 +72,7 @@ def _add_build_flags(build: ArgumentParser) -> None:
         "--engine",
         choices=["local", "slurm"],
         default="local",
-        help="where the parts are made (default local)",
+        help="where to make the parts (default local)",
     )
     build.add_argument(
         "--jobs", metavar="N", type=int, help="with slurm: jobs that each stage is dealt to (default 4)"
@@ -360,9 +360,9 @@ def _trace_document(arguments: Namespace, order: Any) -> int:
 
 _SUBCOMMANDS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "build": (_build, "make a dataset from a recipe"),
-    "plan": (_plan, "what a build would read, and in how many parts"),
+    "plan": (_plan, "inputs and number of parts of a build"),
     "status": (_status, "how far a build is, from another shell"),
-    "audit": (_audit, "what was kept of the inputs, and what dropped by which rule"),
+    "audit": (_audit, "what each rule kept or dropped"),
     "verify": (_verify, "audit every byte; exit status 1 names each bad file"),
     "inspect": (_inspect, "what a dataset holds"),
     "trace": (_trace, "which documents one training sample was made of"),

@@ -137,7 +137,7 @@ def _number(value: object) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
-    parser.add_argument("--watch", action="store_true", help="show it again and again until the run is over")
+    parser.add_argument("--watch", action="store_true", help="refresh every SECONDS until the run is over")
     parser.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two (10)")
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -70,7 +70,7 @@ def _parser() -> ArgumentParser:
     offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print plan, what Slurm says to it, and script; write nothing"
+        "--dry-run", action="store_true", help="print plan, Slurm's answer and script; write nothing"
     )
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
     add_run_root(parser)
@@ -81,7 +81,9 @@ def _parser() -> ArgumentParser:
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
     offer(cluster, "r1hpc.config.assets:cluster_profiles")
-    parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
+    parser.add_argument(
+        "--over-budget", metavar="REASON", help="submit despite the budget; REASON is recorded"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
     add_flags(parser)

@@ -130,7 +130,7 @@ def _link_of_another_user(place: Path) -> Path:
     return _link(_folder(place / "tmp", 0o1777, uid=0) / "link", target, uid=OTHER)
 
 
-ALL = r"every user may replace what lies in .*/pp: choose another --run-root, or run: chmod \+t .*/pp"
+ALL = r"every user may replace files in .*/pp: choose another --run-root, or run: chmod \+t .*/pp"
 GROUP = r"group 12346 may write .*: choose another --run-root, run: chmod g-w .*trust_shared_run_root=true"
 USER = r"belongs to 12346, who could replace your runs .*cluster\.trust_shared_run_root=true"
 

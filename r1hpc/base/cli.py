@@ -106,7 +106,7 @@ def _what_refuses(error: OSError) -> str:
     try:
         Path.cwd()
     except OSError:
-        return "the folder you stand in is gone: cd to another one"
+        return "the current folder is gone: cd to another one"
     return "where the output goes" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
 
 

@@ -17,7 +17,9 @@ _CHAIN = "chain.yaml"
 
 def add_run_root(parser: argparse.ArgumentParser) -> None:
     """Add the --run-root flag of all commands."""
-    parser.add_argument("--run-root", metavar="DIR", help="where runs lie; default $R1HPC_RUN_ROOT or ./runs")
+    parser.add_argument(
+        "--run-root", metavar="DIR", help="folder of the runs; default $R1HPC_RUN_ROOT or ./runs"
+    )
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
@@ -52,7 +54,7 @@ def existing_run_root(given: str | None) -> Path:
     root = run_root_of(given)
     if not root.is_dir():
         raise UsageError(
-            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
+            f"there is no folder {root.absolute()}: set it with --run-root DIR or R1HPC_RUN_ROOT"
         )
     return root
 

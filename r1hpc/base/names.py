@@ -34,7 +34,7 @@ def at_home(path: str) -> str:
         return path
     found = path if os.environ.get("HOME") == "" else os.path.expanduser(path)  # noqa: PTH111
     if found.startswith("~"):
-        raise UsageError(f"{printable(path)} cannot be found, since HOME is empty: write the whole path")
+        raise UsageError(f"{printable(path)} cannot be found, since HOME is empty: write the full path")
     return found
 
 

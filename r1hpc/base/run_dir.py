@@ -149,7 +149,7 @@ def find_run(path: Path | str) -> RunDir:
             return run
     raise UsageError(
         f"no run at {path} (looked for config.yaml there and under {default_run_root().absolute()}): "
-        "`python -m r1hpc.status --all` lists the runs; say where they lie with --run-root DIR or "
+        "`python -m r1hpc.status --all` lists the runs; set their folder with --run-root DIR or "
         "R1HPC_RUN_ROOT"
     )
 

@@ -131,7 +131,7 @@ def superseded(root: Path, own: Path) -> SupersededError:
         )
     return SupersededError(
         f"attempt {number} may not write checkpoints in {root}: {newer[-1]} has taken over. "
-        "Let this process end; the newer one goes on"
+        "Let this process end; the newer one continues"
     )
 
 

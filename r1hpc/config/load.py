@@ -302,7 +302,7 @@ def _refuse_resolvers(value: Any, key: str = "") -> None:
         for item in value:
             _refuse_resolvers(item, key)
     elif value == "???":
-        raise ConfigError(f"{printable(key)} is ???, which says that it must be given: write its value")
+        raise ConfigError(f"{printable(key)} is ???, a placeholder: write its value")
     elif isinstance(value, str) and (found := re.search(r"\$\{(\s*[\w.]+\s*:|[^}]*\$\{)", value)):
         raise ConfigError(
             f"{printable(key)} holds {printable(found[0])}…}}: only other keys can be referred to, as in "

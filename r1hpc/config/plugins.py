@@ -163,7 +163,7 @@ def find(spec: str) -> Plugin:
     if not is_own(spec) or (Path(spec).is_absolute() and not target.endswith(".py")):
         return _find_template(spec)
     if not attribute.isidentifier():
-        raise ConfigError(f"{printable(spec)}: what stands after the colon is no name of Python")
+        raise ConfigError(f"{printable(spec)}: the part after the colon is not a Python name")
     if target.endswith(".py"):
         path = Path(target).absolute()
         if not path.is_file():

@@ -167,7 +167,7 @@ def optimal_save_interval_s(save_time_s: float, mtbf_s: float) -> float:
 
 def _unharmed(mode: str) -> str:
     if "SUSPEND" in mode or "GANG" in mode:
-        return "the run is suspended and goes on later; nothing to save"
+        return "the run is suspended and continues later; nothing to save"
     return "nobody preempts this run"
 
 
@@ -194,7 +194,7 @@ def _requeue_lines(rules: PreemptionRules) -> list[str]:
     most = rules.max_batch_requeue
     lines = [
         f"requeue: by Slurm. A job that leaves by itself inside GraceTime is held after {max(1, most)} times "
-        "(MaxBatchRequeue); this one asks for its requeue itself, which does not count"
+        "(MaxBatchRequeue); this one requests its requeue itself, which does not count"
     ]
     if most <= 1:
         lines.append("a run that was preempted and then finishes leaves its job held: scancel it")

@@ -213,7 +213,7 @@ def _gpus_per_node(
         )
     if assumed is not None:
         return assumed, [f"GPUs per node: assumed {assumed}, there is no cluster to ask (--gpus-per-node N)"]
-    raise UsageError("nobody says how many GPUs a node has: give --gpus-per-node N (0 for a CPU run)")
+    raise UsageError("the GPUs per node are unknown: give --gpus-per-node N (0 for a CPU run)")
 
 
 def _gpus_of_this_machine(asked: int | None, nodes: int, is_dry_run: bool) -> int:
@@ -266,10 +266,9 @@ def _time(
         said = f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)})"
         if is_one:
             raise UsageError(
-                f"{said}: such a job would wait for ever. A run goes on by itself after its limit, so "
-                "take that"
+                f"{said}: it would wait forever. After its limit a run continues by itself: use that limit"
             )
-        return asked, [f"{said}: it waits for ever unless another partition takes it"]
+        return asked, [f"{said}: it waits forever unless another partition takes it"]
     if executor == "local":
         return None, []
     if named and not is_one:
@@ -299,7 +298,7 @@ def _rules(facts: ClusterFacts) -> PreemptionRules | None:
 
 def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, lead_s: int) -> list[str]:
     if rules is None:
-        said = [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
+        said = [f"time limit: USR2 {lead_s} s before it", "preemption: unknown, the cluster did not answer"]
     elif config.stage == "serve":
         said = judge_server(rules, lead_s)
     else:

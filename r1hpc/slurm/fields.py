@@ -74,8 +74,8 @@ _PATH = r"/[\w ./+@=,-]*"
 _HAVE_A_FLAG = frozenset(RULES) | {"nodes", "gpus-per-node", "cpus-per-task", "exclusive"}
 # Options r1hpc sets itself, and those that would take the ranks, the log or the code from it.
 _OWNED: dict[str, str] = {
-    "output": "logs lie in the run folder",
-    "error": "logs lie in the run folder",
+    "output": "logs are in the run folder",
+    "error": "logs are in the run folder",
     "open-mode": "a requeued job must append to its log",
     "signal": "use resources.signal_lead_s=SECONDS",
     "requeue": "a preempted run must be able to come back",
@@ -180,7 +180,7 @@ def check_parents(path: Path, trust_shared: bool = False) -> None:
         is_open = not is_link and not status.st_mode & stat.S_ISVTX
         if is_open and status.st_mode & 0o002:
             raise StateError(
-                f"every user may replace what lies in {entry}: choose another --run-root, "
+                f"every user may replace files in {entry}: choose another --run-root, "
                 f"or run: chmod +t {entry}"
             )
         if trust_shared:

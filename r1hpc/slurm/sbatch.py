@@ -319,7 +319,7 @@ def _find_again(
 ) -> str | None:
     """Return the job of an unanswered submission; None if Slurm answers again and there is none."""
     reason = " ".join(str(lost).split())
-    print(f"{reason}: looking whether the job is there all the same", file=sys.stderr, flush=True)
+    print(f"{reason}: checking whether the job exists all the same", file=sys.stderr, flush=True)
     deadline = clock() + PATIENCE_S
     looks = 0
     while looks < _LOOKS:

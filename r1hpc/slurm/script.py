@@ -141,7 +141,7 @@ def make_script(
     both = sorted(set(excluded).intersection(expand_nodelist(resources.nodelist or "")))
     if both:
         raise UsageError(
-            f"--nodelist asks for {', '.join(both)}, which --exclude forbids: such a job never starts. "
+            f"--nodelist asks for {', '.join(both)}, which --exclude forbids: this job never starts. "
             "Remove these nodes from one of the two"
         )
     ranks = ranks_per_node(config, gpus_per_node)

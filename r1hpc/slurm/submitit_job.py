@@ -61,7 +61,7 @@ def _leave_payload(executor: "_Executor", run: RunDir) -> str:
                 raise
             raise LostSubmissionError(
                 f"job {executor.job_id} is in the queue, and what its ranks read could not be written "
-                f"({error.strerror}): submit again once that is mended"
+                f"({error.strerror}): submit again once that is fixed"
             ) from error
     return str(job.job_id)
 

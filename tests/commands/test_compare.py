@@ -51,7 +51,7 @@ def test_a_better_step_is_told_and_shown(rl: RunDir, capsys: pytest.CaptureFixtu
     words = [f"{rl.path}@0", f"{rl.path}@60", "--out", str(page)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "200 questions that both were asked" in said
+    assert "200 questions in both" in said
     assert "B is better, by" in said
     assert "question &lt;" in page.read_text()
     assert "<b>" not in page.read_text().split("<h2>")[1]
@@ -74,7 +74,7 @@ def test_a_run_and_itself_are_not_told_apart(rl: RunDir, capsys: pytest.CaptureF
         0,
     )
     assert main([str(rl.path), str(rl.path)]) == 0
-    assert "not told apart" in capsys.readouterr().out
+    assert "no difference" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(rl: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

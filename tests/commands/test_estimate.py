@@ -177,7 +177,7 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Give a job file, or --params 7B --tokens 1T"),
+        ("", "give a job file, or --params 7B --tokens 1T"),
         ("--params 7B", "give --tokens"),
         ("--params ٧B --tokens 1T", "is not a number such as 7B"),  # noqa: RUF001
         ("--params 7B --tokens 1T --gpu-memory-gib -1", "--gpu-memory-gib is -1: it must be above 0"),
@@ -220,7 +220,7 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
             "--prompt-length does not go with pretraining or tuning",
         ),
         ("--params 7B --model-config x.json --tokens 1T", "--params does not go with --model-config"),
-        ("--params 7B --tokens 1T --data-gb 9", "--tokens and --data-gb both say how much"),
+        ("--params 7B --tokens 1T --data-gb 9", "--tokens and --data-gb both set the amount"),
         ("--params 7B --rl-sequences 9k --method seed", "knows no --rl-sequences"),
         ("--params 7B --tokens 1T --num-gpus 12 --tensor-parallel 8", "not a multiple of tensor x pipeline"),
         ("r1 --num-gpus 8", "STAGE:resources.nodes=N"),

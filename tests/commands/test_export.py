@@ -73,7 +73,7 @@ def recorded(tmp_path: Path) -> RecordedRun:
 
 def test_what_cannot_be_exported_is_named(recorded: RecordedRun, tmp_path: Path) -> None:
     run, out = str(recorded.run.path), str(tmp_path / "out")
-    with pytest.raises(UsageError, match="Give --out DIR"):
+    with pytest.raises(UsageError, match="--out DIR is required"):
         export.main([run])
     with pytest.raises(StateError, match="has committed no checkpoint yet"):
         export.main([run, "--out", out])

@@ -228,7 +228,7 @@ def test_a_job_that_is_not_there_and_one_that_is_no_yaml_are_named(
 
 
 def test_a_value_that_must_be_given_is_not_the_default() -> None:
-    with pytest.raises(ConfigError, match=r"train\.lr is \?\?\?, which says that it must be given"):
+    with pytest.raises(ConfigError, match=r"train\.lr is \?\?\?, a placeholder: write its value"):
         load(None, ["train.lr=???"])
 
 
@@ -252,7 +252,7 @@ def test_without_a_home_folder_none_is_made_up(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr("os.getuid", lambda: 987_654)  # nobody's
     else:
         monkeypatch.setenv("HOME", home)
-    with pytest.raises(UsageError, match="~/x cannot be found, since HOME is empty: write the whole path"):
+    with pytest.raises(UsageError, match="~/x cannot be found, since HOME is empty: write the full path"):
         load(None, ["data.path=~/x"])
 
 

@@ -71,7 +71,7 @@ def test_a_module_is_found_without_being_imported(tmp_path: Path, monkeypatch: p
     ("spec", "said"),
     [
         ("nowhere.py:T", "there is no file .*nowhere.py"),
-        ("my_task.py:9", "no name of Python"),
+        ("my_task.py:9", "not a Python name"),
         ("my task:T", "neither FILE.py:NAME nor package.module:NAME"),
         ("json.py:T", "json is a module of Python's or ours: rename"),
         ("a-b.py:T", "'a-b' is no name of a module: rename"),

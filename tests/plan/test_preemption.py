@@ -81,9 +81,9 @@ def test_before_the_dataset_is_known_the_windows_are_named() -> None:
         ("OFF", "preemption (OFF): nobody preempts this run"),
         (
             "SUSPEND,GANG",
-            "preemption (SUSPEND,GANG): the run is suspended and goes on later; nothing to save",
+            "preemption (SUSPEND,GANG): the run is suspended and continues later; nothing to save",
         ),
-        ("GANG", "preemption (GANG): the run is suspended and goes on later; nothing to save"),
+        ("GANG", "preemption (GANG): the run is suspended and continues later; nothing to save"),
     ],
 )
 def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) -> None:
@@ -91,7 +91,7 @@ def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) ->
 
 
 def test_who_requeues() -> None:
-    assert "held after 5 times (MaxBatchRequeue); this one asks for its requeue itself" in _judge(1)
+    assert "held after 5 times (MaxBatchRequeue); this one requests its requeue itself" in _judge(1)
     assert "leaves its job held" not in _judge(1)
     assert "then finishes leaves its job held: scancel it" in _judge(1, max_batch_requeue=1)
     assert "the job asks for it itself" in _judge(1, mode="CANCEL")

@@ -231,7 +231,7 @@ def test_the_key_is_not_sent_to_who_does_not_have_it(small: Start, tmp_path: Pat
     wrong.write_text("another\n")
     refused = run_loadtest(server.url, "--key-file", str(wrong))
     assert refused.returncode == 1
-    assert "has not this key" in refused.stderr
+    assert "does not have this key" in refused.stderr
     without = run_loadtest(server.url)
     assert without.returncode == 1
     assert "wants a key (HTTP 401): name its file, --key-file FILE" in without.stderr

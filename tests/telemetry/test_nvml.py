@@ -298,7 +298,7 @@ def test_a_gpu_of_another_job_is_not_counted() -> None:
     [
         ("init_error=9", "the nvidia kernel module is not loaded"),
         ("init_error=18", "the library and the kernel module are of different versions"),
-        ("init_error=4", "no permission to talk to the driver"),
+        ("init_error=4", "no permission to use the driver"),
         ("init_error=999", "nvmlInit says Unknown Error"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_lost_gpu_is_noted_in_its_record(tmp_path: Path) -> None:
 def test_a_full_disk_at_the_start_is_told_and_training_goes_on() -> None:
     full = Path("/dev/full")
     result = run_python("-c", RUN, str(full), "0")
-    sentence = "cannot write /dev/full (No space left on device); GPU metrics are off, training goes on"
+    sentence = "cannot write /dev/full (No space left on device); GPU metrics are off, training continues"
     assert result.returncode == 0
     assert (result.stdout.strip(), result.stderr.strip()) == (sentence, sentence)
 
@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_turns_sampling_off_once(tmp_path: Path) -> None:
     after = "assert not sampler._thread.is_alive(), 'the thread ends itself'; print(sampler.message)\n"
     script = LIMITED + RUN.replace("sampler.stop()", after.strip() + "; sampler.stop()")
     result = run_python("-c", script, str(path), "1000", settings="gpus=4")
-    sentence = f"cannot write {path} (File too large); GPU metrics are off, training goes on"
+    sentence = f"cannot write {path} (File too large); GPU metrics are off, training continues"
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["None", sentence]
     assert result.stderr.splitlines() == [sentence]
@@ -174,7 +174,9 @@ def test_a_write_that_fails_once_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "gpu.jsonl"
     answer = run(RUN, path)
-    assert answer == f"cannot write {path} (No such file or directory); GPU metrics are off, training goes on"
+    assert (
+        answer == f"cannot write {path} (No such file or directory); GPU metrics are off, training continues"
+    )
 
 
 def test_the_sampler_does_not_keep_the_process_alive(tmp_path: Path) -> None:

@@ -164,5 +164,5 @@ def test_the_report_names_what_was_not_searched() -> None:
     assert said == "not searched for test questions, though trained on: data.path=/data/shards (stage sft)"
     found = {"num_found": 0, "num_questions": 4, "num_too_short": 0, "ngram": 13}
     first, last = contamination_lines({"contamination": {"test": found}, **left_out})
-    assert first.startswith("test: 0 of 4 questions stand in the training data")
+    assert first.startswith("test: 0 of 4 questions are in the training data")
     assert last == said

@@ -73,12 +73,12 @@ SETTLED_BY_JOB = {
 """Flags whose value a job file sets, and the alternative."""
 SETTLED_BY_RUN = dict.fromkeys(
     ("gpu", "num_gpus", "cluster", "gpu_hours_per_failure", "preemptions_per_day", "restart_s"),
-    "what the run itself has shown is taken; leave it out, or take --method flops",
+    "the run's own measurements are used; leave it out, or take --method flops",
 )
 """Flags that --method measured cannot use, and the alternative."""
 SETTLED_BY_RL = {
-    "tokens": "--rl-sequences says how much is trained on",
-    "data_gb": "--rl-sequences says how much is trained on",
+    "tokens": "--rl-sequences sets the amount of training",
+    "data_gb": "--rl-sequences sets the amount of training",
     "model_config": "give --params, and --active-params of a mixture of experts",
     "seq_len": "give --prompt-length and --max-completion-length",
     "global_batch_tokens": "give --sequences-per-rollout",
@@ -125,7 +125,7 @@ def add_flags(parser: ArgumentParser) -> None:
     _add_model(parser.add_argument_group("model and data"))
     _add_hardware(parser.add_argument_group("hardware"))
     _add_layout(parser.add_argument_group("training, where known"))
-    _add_losses(parser.add_argument_group("what goes wrong, by the site's own records"))
+    _add_losses(parser.add_argument_group("the site's own failure rates"))
     _add_rl(parser.add_argument_group("reinforcement learning, in place of --tokens"))
 
 
@@ -152,7 +152,7 @@ def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> Non
         if arguments.model_config is not None:
             _refuse(parser, arguments, _SETTLED_BY_MODEL_CONFIG, "--model-config")
         if arguments.tokens is not None and arguments.data_gb is not None:
-            raise UsageError("--tokens and --data-gb both say how much is trained on: leave one of them out")
+            raise UsageError("--tokens and --data-gb both set the amount of training: leave one of them out")
 
 
 def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
@@ -229,7 +229,7 @@ def _add_layout(group: Any) -> None:
         help=f"activation checkpointing: {', '.join(RECOMPUTATION)}; without HOW full",
     )
     group.add_argument("--zero-stage", type=int, metavar="N")
-    group.add_argument("--offload", action="store_true", help="the optimizer lies in the host's memory")
+    group.add_argument("--offload", action="store_true", help="the optimizer is in host memory")
     group.add_argument("--tensor-parallel", type=int, metavar="N")
     group.add_argument("--pipeline-parallel", type=int, metavar="N")
 
@@ -270,7 +270,7 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
     """
     if arguments.params is None and arguments.model_config is None:
         raise UsageError(
-            "what shall be estimated? Give a job file, or --params 7B --tokens 1T, with --gpu a100-80gb and "
+            "nothing to estimate: give a job file, or --params 7B --tokens 1T, with --gpu a100-80gb and "
             "--num-gpus 64 where they are known"
         )
     if arguments.method == "seed":

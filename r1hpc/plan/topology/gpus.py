@@ -101,7 +101,7 @@ def find_gpu(name: str) -> Gpu:
     family = _of_family(name, words)
     if is_slice(name):
         raise UnknownGpuError(
-            f"{printable(name)!r} is a slice of a card (MIG), of which the table has none; {FLAGS_INSTEAD} "
+            f"{printable(name)!r} is a slice of a card (MIG), which is not in the table; {FLAGS_INSTEAD} "
             "the whole card's name"
         )
     if not family:

@@ -225,7 +225,7 @@ def memory_headroom(facts: Facts) -> Iterable[Finding]:
         "memory_headroom",
         Severity.info,
         f"the fullest GPU ({gpu.label}) fills {used} of {format_bytes(gpu.memory_total_bytes)}, {share:.0%}",
-        f"{_fuller(facts)}, or fewer GPUs would use what is paid for",
+        f"{_fuller(facts)}, or fewer GPUs would use the hours you pay for",
         {"memory_share": share, "uuid": gpu.uuid},
     )
 

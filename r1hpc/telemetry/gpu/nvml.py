@@ -38,7 +38,7 @@ _NO_DRIVER = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 not found",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the nvidia kernel module is not loaded",
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the library and the kernel module are of different versions",
-    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to talk to the driver",
+    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to use the driver",
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "libnvidia-ml.so.1 is not NVML, or a very old one",
 }
 # After such an answer a device answers nothing else in this tick.

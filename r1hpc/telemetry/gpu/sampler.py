@@ -170,7 +170,9 @@ class GpuSampler:
         return b"\n" if size and os.pread(self._fd, 1, size - 1) != b"\n" else b""
 
     def _cannot_write(self, error: OSError) -> str:
-        return f"cannot write {self.path} ({error.strerror or error}); GPU metrics are off, training goes on"
+        return (
+            f"cannot write {self.path} ({error.strerror or error}); GPU metrics are off, training continues"
+        )
 
     def _off(self, message: str) -> None:
         self.message = message

@@ -119,7 +119,7 @@ def contamination_lines(summary: dict[str, Any]) -> list[str]:
     """Return lines on how much of each test file is in the training data, and what was not searched."""
     lines = []
     for label, each in (summary.get("contamination") or {}).items():
-        said = f"{label}: {each['num_found']} of {each['num_questions']} questions stand in the training data"
+        said = f"{label}: {each['num_found']} of {each['num_questions']} questions are in the training data"
         short = f"; {each['num_too_short']} are too short to be looked for" if each["num_too_short"] else ""
         lines.append(f"{said}, by {each['ngram']} words in a row{short}")
     if left_out := summary.get("not_searched"):

@@ -87,7 +87,7 @@ class WandbWriter:
             )
         except wandb.errors.Error as error:
             raise R1hpcError(
-                f"W&B did not begin: {error}; log in with `wandb login`, or write offline and upload later "
+                f"W&B did not start: {error}; log in with `wandb login`, or write offline and upload later "
                 f"with `wandb sync {folder}/wandb/offline-run-*`"
             ) from None
         self._teardown = wandb.teardown
