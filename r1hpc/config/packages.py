@@ -1,6 +1,6 @@
 """Look for the packages of a run in the interpreter that will run it.
 
-    check_packages(config, "slurm", ["torch"])  # UsageError: stage=sft needs the package torch on the nodes
+check_packages(config, "slurm", ["torch"])  # UsageError: stage=sft needs the package torch on the nodes
 """
 
 import functools
