@@ -112,4 +112,4 @@ def test_held_out_prompts_are_looked_at_too(tmp_path: Path, stage: str) -> None:
     config = RunConfig(
         stage=stage, task=TaskConfig("file", options=options), evaluate=EvaluateConfig(num_items=4)
     )
-    assert held_out <= set(check_questions(config))
+    assert held_out <= {item.prompt for item in check_questions(config)}
