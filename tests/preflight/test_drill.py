@@ -208,7 +208,7 @@ def test_ways_choose_what_is_done() -> None:
 def test_a_preemption_that_would_end_other_jobs_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = "JobId=7 JobName=a UserId=me(1) JobState=RUNNING NodeList=n[1-2] NumNodes=2 NumCPUs=8"
     said = {"scontrol": shown, "squeue": "7\n8\n"}
-    for module in ("rehearsal.disturb", "slurm.requeue"):
+    for module in ("preflight.drill.disturb", "slurm.requeue"):
         monkeypatch.setattr(f"r1hpc.{module}.call", lambda argv, *_: said[argv[0]])
     with pytest.raises(SlurmError, match=r"other jobs run on n\[1-2\]"):
         preempt_by_qos(JobRef("7", "slurm", "begin"), ())
