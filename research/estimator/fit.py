@@ -1,6 +1,6 @@
 """Fit the estimator on the published runs, score it on families it has not seen, write both down.
 
-    python -m research.estimator.fit             # r1hpc/estimator/coefficients.json and docs/estimator.md
+    python -m research.estimator.fit             # r1hpc/plan/hours/coefficients.json and docs/estimator.md
     python -m research.estimator.fit --check     # exit status 1 where they are not what it would write
 
 The same data give the same digits on every machine. The prose of the page is in page.py, its numbers are
