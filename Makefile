@@ -1,4 +1,6 @@
-# make demo   set up, then the R1 chain on two CPU ranks of this machine: accuracy from chance to 1, in minutes
+# make demo   set up, train a tiny model on two CPU cores, kill its run twice, show that nothing is lost: minutes
+# make demo-slurm   a run on a real four-node Slurm is preempted and goes on (Debian, as root)
+# make r1     set up, run the whole R1 chain on two CPU cores: accuracy from chance to 1, in minutes
 # make test   set up, then run the quick tests and one scene on a real four-node Slurm (Debian, as root)
 # make test-all   every test but the soak             make soak   long kills and repetitions
 # make check  ruff, strict types, import rules        make modules   every module with its first sentence
@@ -17,7 +19,7 @@ export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu
 
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: setup demo smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check modules bench gpu soak clean
+.PHONY: setup demo demo-slurm r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check modules bench gpu soak clean
 
 setup: $(READY)
 
@@ -38,6 +40,12 @@ $(VLLM_READY): pyproject.toml
 	touch $@
 
 demo: setup
+	$(RUN) -m research.demo
+
+demo-slurm: setup
+	$(RUN) -m research.demo_slurm
+
+r1: setup
 	$(RUN) -m r1hpc.submit jobs/r1.yaml --executor local --run-root runs --run-name r1 --follow
 	$(RUN) -m r1hpc.report runs/r1/grpo --plots
 	$(RUN) -m r1hpc.report r1 --run-root runs --format html --out runs/r1.html
