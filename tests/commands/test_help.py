@@ -42,7 +42,7 @@ _MAY_LOAD = {
     "submit": ("r1hpc.slurm",),  # its flags are those of slurm.flags
     "serve": ("r1hpc.slurm",),
     "shard": ("r1hpc.slurm",),
-    "estimate": ("r1hpc.plan",),  # precisions, defaults
+    "estimate": ("r1hpc.plan", "r1hpc.config"),  # precisions, defaults
 }
 """Beside r1hpc.base: packages that say which flags there are, and what they default to."""
 
