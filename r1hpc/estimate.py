@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
-    from r1hpc.plan.hours.from_flags import refuse_settled, with_signs_joined
+    from r1hpc.plan.hours.flags import refuse_settled, with_signs_joined
 
     parser = _parser()
     arguments: argparse.Namespace = parser.parse_intermixed_args(
@@ -59,7 +59,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> ArgumentParser:
-    from r1hpc.plan.hours.from_flags import METHODS, add_flags
+    from r1hpc.plan.hours.flags import METHODS, add_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
     words = parser.add_argument(
@@ -89,7 +89,7 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
 
 
 def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
-    from r1hpc.plan.hours.from_flags import refuse_settled_by_chain
+    from r1hpc.plan.hours.flags import refuse_settled_by_chain
     from r1hpc.plan.topology.gpus import find_gpu
     from r1hpc.submission.chain_estimate import estimate_chain
     from r1hpc.submission.order import Order, Purpose

@@ -18,11 +18,14 @@ times off in either direction: the interval shows that, and the site's first run
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from r1hpc.base.errors import UsageError
 from r1hpc.plan.hours.quantiles import Spread
-from r1hpc.plan.run import RunPlan
 from r1hpc.plan.save_time import optimal_save_interval_s
+
+if TYPE_CHECKING:  # estimate --help loads this module
+    from r1hpc.plan.run import RunPlan
 
 GPU_HOURS_PER_FAILURE = 50_000.0
 """BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384). OPT was
@@ -127,7 +130,7 @@ def overhead(
     )
 
 
-def cpu_node_hours(plan: RunPlan) -> Spread | None:
+def cpu_node_hours(plan: "RunPlan") -> Spread | None:
     """Return the node-hours for all steps of the plan in one attempt."""
     if plan.flops_per_token is None:
         return None

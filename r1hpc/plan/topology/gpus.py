@@ -10,10 +10,13 @@ product. An unlisted card gives no MFU rather than a guess.
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.schema.run import RunConfig
+
+if TYPE_CHECKING:  # estimate --help loads this module
+    from r1hpc.config.schema.run import RunConfig
 
 FLAGS_INSTEAD = "give --peak-tflops (dense bf16) and --gpu-memory-gib instead, or"
 """The estimator's flags for an unlisted card."""
@@ -175,7 +178,7 @@ def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:
     return fitting or cards
 
 
-def gpu_type_of(config: RunConfig) -> str | None:
+def gpu_type_of(config: "RunConfig") -> str | None:
     """Return the card to plan memory and hours for; None: unknown.
 
     resources.gpu_type wins over cluster.gpu_type if it names a card or a slice, and another one than the
@@ -189,7 +192,7 @@ def gpu_type_of(config: RunConfig) -> str | None:
     return usual if card is not None and is_named(card, asked) else asked
 
 
-def other_card(config: RunConfig) -> list[str]:
+def other_card(config: "RunConfig") -> list[str]:
     """Return a note if a run requests another card than the profile's."""
     found, usual = gpu_type_of(config), config.cluster.gpu_type
     if usual is None or found == usual:
