@@ -189,10 +189,10 @@ def learned(run: RunDir) -> str:
     return str(next(right, answers[0]["prompt"]))
 
 
-def free_name(root: Path, name: str = "demo") -> str:
-    """Return the name, or the first of name-2, name-3 … that is not taken."""
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(each for each in names if not (root / each).exists())
+def free_name(root: Path) -> str:
+    """Return demo, or the first of demo-2, demo-3 … that is not taken."""
+    names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
+    return next(name for name in names if not (root / name).exists())
 
 
 if __name__ == "__main__":
