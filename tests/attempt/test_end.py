@@ -333,6 +333,24 @@ def test_an_attempt_killed_in_a_job_that_was_not_restarted_is_unknown(job: _Job)
     assert read_history(job.run).attempts[0].cause is Cause.unknown
 
 
+def test_a_begin_that_is_killed_after_its_record_is_no_node_failure(
+    job: _Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job was started again before that: the shell begins once more in the same start of the job."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    job.recorded.end("preempted")
+    (job.bin / "sacct").write_text(f"#!/bin/bash\ntouch {job.bin}/asked\n")
+    (job.bin / "sacct").chmod(0o700)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "100")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    (job.bin / "asked").unlink()
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 3
+    (_, killed, _) = read_history(job.run).attempts
+    assert (killed.cause, killed.detail) == (Cause.unknown, "ended without a record")
+    assert not (job.bin / "asked").exists(), "the job goes on: accounting has no end of it"
+
+
 _TAKEN_BACK = _SHOWN.format(state="PENDING,COMPLETING", end=500, preempted="None").replace(
     "Restarts=0", "Restarts=1"
 )

@@ -339,8 +339,12 @@ class Cluster(Client):
         if declare:
             self.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
 
-    def restore_node(self, node: str, timeout: float = 60) -> float:
-        """Bring a failed node back, free of old jobs, and wait until it is idle; return the seconds."""
+    def restore_node(self, node: str, timeout: float = 60, *, idle: bool = True) -> float:
+        """Bring a failed node back, free of old jobs, and wait until it is idle; return the seconds.
+
+        Args:
+            idle: off where a job that waits for the node may have it at once.
+        """
         begin = time.monotonic()
         network.set_link(node, up=True)
         process = self.state_record.processes[f"slurmd.{node}"]
@@ -355,7 +359,8 @@ class Cluster(Client):
         )
         # Refused when it is up already; ReturnToService does it as well, but only at the next registration.
         self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-        self.wait_nodes([node], timeout)
+        if idle:
+            self.wait_nodes([node], timeout)
         return time.monotonic() - begin
 
     def stop_controller(self) -> None:

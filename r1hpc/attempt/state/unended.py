@@ -37,8 +37,12 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
     if last.cause is not None:
         _name_node_failure(run, last)
         return
-    seen = _ask_sacct(run, last, tries=5)  # slurmdbd gets a node failure after the job restarts
-    restarted = last.job_id == job_id and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    is_same_job = last.job_id == job_id
+    if is_same_job and f"{last.job_start or 0:.0f}" == os.environ.get("SLURM_JOB_START_TIME"):
+        seen, restarted = None, False  # the `begin` before this one died after its record: the job goes on
+    else:
+        seen = _ask_sacct(run, last, tries=5)  # slurmdbd gets a node failure after the job restarts
+        restarted = is_same_job and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
     view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
     cause, detail = judge_unended(run, last, view, history.is_newer("cancel_requested", "begin"))
     record(

@@ -1,0 +1,350 @@
+"""Runs on a real Slurm meet sixteen random acts of violence, and end as their undisturbed twins, to the bit.
+
+    pytest tests/test_storms_slurm.py -m soak -s -k grpo-3     # one storm takes five to ten minutes
+
+A storm is drawn from its kind of run and its seed. It prints its acts with their times, and what became of
+each attempt: its cause must be one that sacct or an act explains.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt.state.state import newest_job, read_situation
+from r1hpc.base.run_dir import RunDir
+from r1hpc.slurm.sacct import JobRecord, sacct_records
+from r1hpc.submission.chain.folder import ChainDir
+from r1hpc.telemetry.records.attempts import Attempt, Cause
+from r1hpc.telemetry.records.metrics import last_steps
+from tests.cluster import Cluster, ClusterError
+from tests.runs import CHECKOUT, assert_same_run, read_text, submit, wait_over, wait_until
+from tests.submission.chains import COMMON, submitted
+from tests.train.test_rl_disturbed import assert_same_learning
+
+_SEEDS, _NUM_ACTS, _LEAST_ACTS = range(10), 16, 15
+_CLOCKS = ("", "+40s", "-300s", "-40s", "+300s")
+"""By seed, what is wrong with the clock that a run's job reads."""
+Runs = list[RunDir]
+Twins = tuple[Path, dict[str, Runs]]
+
+# What may explain the end of an attempt: an act in its time, or the state of its job in sacct.
+_BY_STATE = {"PREEMPTED": {Cause.preempted}, "NODE_FAIL": {Cause.node_fail}}
+_BY_ACT: dict[str, set[Cause]] = {
+    "preempt": {Cause.preempted},
+    "requeue": {Cause.preempted},
+    "usr2": {Cause.preempted},
+    "cancel step": {Cause.preempted, Cause.crash},  # SIGTERM, and SIGKILL once KillWait is over
+    "kill rank": {Cause.crash},
+    "kill srun": {Cause.crash},
+    "node down": {Cause.node_fail},
+    "kill begin": {Cause.unknown},  # after it had put the attempt on record
+    "kill end": set(),
+    "suspend": set(),
+    "term shell": set(),
+    "kill slurmctld": set(),
+}
+_COMMANDS = {
+    "requeue": "scontrol requeue {job}",
+    "usr2": "scancel --signal=USR2 {job}",
+    "cancel step": "scancel {job}.0",
+    "term shell": "scancel --batch --signal=TERM {job}",
+}
+_VICTIMS = {
+    "kill rank": "r1hpc.slurm.payload\0{run}/submitit\0",
+    "kill srun": "--output={run}/logs/attempt_",
+    "kill begin": "r1hpc.launch\0begin\0{run}\0",
+    "kill end": "r1hpc.launch\0end\0{run}\0",
+}
+
+_CHAIN = COMMON + '  - name: one\n  - name: two\n    model: {path: "${stage:one}/model"}\n'
+_SIZE = ("train.num_steps=64", "checkpoint.save_every=6", "train.global_batch_size=4")
+_GRPO = ("resources.ranks_per_node=1", "rl.num_iterations=2", "train.num_steps=56")
+_KINDS = {
+    "rank": ("smoke", ("--nodes", "1", *_SIZE)),
+    "node": ("smoke", ("--nodes", "1", "resources.ranks_per_node=2", *_SIZE)),
+    "nodes": ("smoke", ("--nodes", "2", *_SIZE)),
+    "grpo": ("rl_smoke", ("--nodes", "2", *_GRPO)),
+    "chain": ("", ("train.num_steps=40", "checkpoint.save_every=6")),
+}
+_LIMITS = [f"limits.max_{what}=-1" for what in ("crashes", "node_failures", "ooms", "hangs")]
+_PATIENT = (*_LIMITS, "limits.max_attempts_without_checkpoint=1000")
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of a storm. `fraction` and `choice` decide how long is waited, and who is met."""
+
+    name: str
+    moment: str
+    fraction: float
+    choice: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """An act that was done, from `began` to `ended`, in Unix seconds."""
+
+    name: str
+    began: float
+    ended: float = math.inf
+    detail: str = "under way"
+
+
+def draw(kind: str, seed: int) -> list[Act]:
+    """Return the acts of a storm: every one at least once."""
+    chance = random.Random(f"{kind}-{seed}")
+    ending = [name for name, causes in _BY_ACT.items() if causes]
+    names = [*_BY_ACT, *chance.choices(ending, k=_NUM_ACTS - len(_BY_ACT))]
+    chance.shuffle(names)
+    moments = chance.choices(("at once", "in start-up", "between steps"), (2, 3, 5), k=len(names))
+    return [Act(*each, chance.random(), chance.randrange(8)) for each in zip(names, moments, strict=True)]
+
+
+def allowed(state: str | None, acts: Collection[str]) -> set[Cause]:
+    """Return the causes that an attempt may have by its job's state in sacct and the acts in its time."""
+    return _BY_STATE.get(state or "", set()).union(*(_BY_ACT[act] for act in acts))
+
+
+def explain(
+    attempts: Sequence[Attempt], records: Sequence[JobRecord], done: Sequence[Done]
+) -> list[tuple[str, bool]]:
+    """Return a line for each attempt, and True if its cause is explained."""
+    lines = []
+    for attempt in attempts:
+        start = attempt.job_start or 0.0
+        state = next((record.state for record in reversed(records) if record.start == start), None)
+        over = min((r.start for r in records if r.start is not None and r.start > start), default=math.inf)
+        lag_s = {d: 30 if d.name == "preempt" else 1 for d in done}  # a preemptor waits for its turn
+        acts = [d.name for d in done if d.began < over and d.ended + lag_s[d] >= start]
+        is_true = attempt.cause in allowed(state, acts)
+        if attempt.cause is Cause.finished:
+            is_true = attempt is attempts[-1] and state in ("COMPLETED", "PREEMPTED", "REQUEUED")
+        line = f"attempt {attempt.attempt}: {attempt.cause} ({attempt.detail}), steps {attempt.resumed_from} "
+        line += f"to {attempt.last_step}; job from {_clock(start)}, {state}; {', '.join(acts)}"
+        lines.append((line if is_true else f"{line}  <-- NOT EXPLAINED", is_true))
+    return lines
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds)) if seconds < math.inf else "?"
+
+
+class Storm:
+    """Acts that are done to whichever of the runs is at work."""
+
+    def __init__(self, cluster: Cluster, runs: Sequence[RunDir]) -> None:
+        self.cluster, self.runs = cluster, runs
+        self.done: list[Done] = []
+
+    @property
+    def run(self) -> RunDir:
+        return next((run for run in self.runs if not run.finished.exists()), self.runs[-1])
+
+    @property
+    def is_over(self) -> bool:
+        return all(run.finished.exists() for run in self.runs)
+
+    def until(self, what: str, reached: Callable[[], bool]) -> None:
+        """Wait until then, or until the runs are over."""
+        wait_until(what, lambda: self.is_over or reached(), 180, self.run)
+
+    def until_running(self) -> None:
+        self.until("a running job", lambda: self.cluster.state(job_of(self.run)) == "RUNNING")
+
+    def wait_moment(self, act: Act) -> None:
+        """Wait so that the act meets the run at the moment that was drawn."""
+        run, more = self.run, 1 + int(2 * act.fraction)
+        before = [(step.attempt, step.global_step + more) for step in last_steps(run, 1)]
+
+        def has_stepped() -> bool:
+            now = [(step.attempt, step.global_step) for step in last_steps(run, 1)]
+            return run.finished.exists() or (bool(now) and now >= before)
+
+        if act.moment == "at once":
+            time.sleep(2 * act.fraction)
+        elif act.moment == "in start-up":
+            self.until_running()
+            time.sleep(8 * act.fraction)
+        else:
+            self.until("steps", has_stepped)
+
+    def do(self, act: Act) -> None:
+        """Do the act, once there is somebody to do it to."""
+        if act.name in ("kill begin", "kill end") and not self.victims(act.name):
+            self.do(replace(act, name=("usr2", "kill rank")[act.choice % 2]))
+        if act.name in ("kill begin", "kill end"):
+            with suppress(AssertionError):  # an act before it has taken the whole job
+                wait_until(act.name, lambda: bool(self.victims(act.name)), 60)
+            time.sleep(2 * act.fraction)
+        elif act.name in ("usr2", "cancel step", "kill rank", "kill srun"):
+            self.until("a step", lambda: bool(self.victims("kill rank") and self.victims("kill srun")))
+        elif act.name != "kill slurmctld":
+            self.until_running()
+        if self.is_over:
+            return
+        began = time.time()
+        self.done.append(Done(act.name, began))
+        said = self.hit(act)
+        self.done[-1] = Done(act.name, began, time.time(), said)
+        if not said:  # nobody was left
+            self.done.pop()
+
+    def hit(self, act: Act) -> str:
+        job, cluster = job_of(self.run), self.cluster
+        if act.name in _COMMANDS:
+            return self.ask(_COMMANDS[act.name].format(job=job))
+        if act.name in _VICTIMS:
+            pids = self.victims(act.name)
+            return self.ask(f"kill -KILL {pids[act.choice % len(pids)]}") if pids else ""
+        if act.name == "suspend":
+            said = self.ask(f"scontrol suspend {job}")
+            time.sleep(1 + 5 * act.fraction)
+            return f"{said}, {self.ask(f'scontrol resume {job}')}"
+        if act.name == "kill slurmctld":
+            cluster.kill_controller()
+            time.sleep(8 * act.fraction)
+            cluster.start_controller()
+            return "started again"
+        try:
+            if act.name == "preempt":
+                return f"by job {cluster.preempt(job)}"
+            nodes = cluster.node_list(job)
+            node = nodes[act.choice % len(nodes)]
+        except ClusterError:  # it has just left its nodes
+            return ""
+        cluster.fail_node(node, declare=True)
+        time.sleep(5 * act.fraction)
+        cluster.restore_node(node, idle=False)
+        return node
+
+    def ask(self, command: str) -> str:
+        done = self.cluster.run(command.split(), check=False)
+        return " ".join((done.stdout + done.stderr).split()) or "done"
+
+    def victims(self, name: str) -> list[int]:
+        """Return the processes of the run that this act may kill, without their forks."""
+        words, parents = _VICTIMS[name].format(run=self.run.path), {}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            text = read_text(path)
+            if words in text and text.startswith("srun\0") is (name == "kill srun"):
+                status = read_text(path.parent / "stat").rpartition(")")[2].split()
+                parents[int(path.parent.name)] = int(status[1]) if status else 0
+        return sorted(pid for pid, parent in parents.items() if parent not in parents)
+
+    def judge(self) -> tuple[str, bool]:
+        """Return what was done and what became of it, and True if each cause is explained."""
+        lines = [(f"{_clock(d.began)} to {_clock(d.ended)} {d.name}: {d.detail}", True) for d in self.done]
+        for run in self.runs:
+            records = sacct_records(str(job_of(run)))
+            lines += explain(read_situation(run).history.attempts, records, self.done)
+        return "\n".join(line for line, _ in lines), all(is_true for _, is_true in lines)
+
+
+def job_of(run: RunDir) -> int:
+    newest = newest_job(run)
+    assert newest is not None
+    return int(newest.job_id)
+
+
+def start(root: Path, name: str, kind: str, cluster: Cluster, clock: str = "", slow: str = "") -> Runs:
+    """Submit a run or a chain; return its runs."""
+    job, sizes = _KINDS[kind]
+    text = (CHECKOUT / "jobs" / f"{job}.yaml").read_text() if job else _CHAIN
+    if clock:
+        (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+        line = f"export LD_PRELOAD={library} FAKETIME={clock} FAKETIME_DONT_FAKE_MONOTONIC=1"
+        text = f"cluster: {{setup: {json.dumps([line])}}}\n{text}"
+    (root / name).mkdir()
+    path = root / name / "small.yaml"
+    path.write_text(text)
+    words = (*sizes, *_PATIENT, "--executor", "slurm", "--qos", "scavenger", "-t", "60")
+    env = cluster.env(**({"R1HPC_FAILPOINT": f"step.begin:sleep={slow}::*"} if slow else {}))
+    if kind != "chain":
+        return [submit(root / "runs", name, *words, job=str(path), env=env).run]
+    submitted(root / name, str(path), *words, env=env)
+    return [ChainDir(root / name / "runs" / "small").stage(stage) for stage in ("one", "two")]
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    """Return one folder for all, so that the dataset is built once, and the runs that nobody touched."""
+    return tmp_path_factory.mktemp("storms"), {}
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("seed", _SEEDS)
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_storm_changes_nothing(
+    kind: str, seed: int, twins: Twins, idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in idle_cluster.env().items():
+        monkeypatch.setenv(key, value)  # read_situation() and sacct_records() ask this cluster
+    root, quiet = twins
+    if kind not in quiet:
+        quiet[kind] = start(root, f"{kind}-quiet", kind, idle_cluster)
+        assert [wait_over(run)[-1].cause for run in quiet[kind]] == [Cause.finished] * len(quiet[kind])
+    clock, began = _CLOCKS[seed % len(_CLOCKS)], time.monotonic()
+    storm = Storm(idle_cluster, start(root, f"{kind}-{seed}", kind, idle_cluster, clock, "0.6"))
+    try:
+        for act in draw(kind, seed):
+            storm.wait_moment(act)
+            storm.do(act)
+        for run, twin in zip(storm.runs, quiet[kind], strict=True):
+            assert wait_over(run, 600)[-1].cause is Cause.finished
+            idle_cluster.wait_job(job_of(run), {"COMPLETED"}, 120)
+            (assert_same_learning if kind == "grpo" else assert_same_run)(run, twin)
+        assert storm.judge()[1], "a cause is not explained, see below"
+        assert len(storm.done) >= _LEAST_ACTS, "the run was over too soon: let it take more steps"
+    finally:
+        print(
+            f"\n{kind}-{seed}, clock {clock or 'right'}, {time.monotonic() - began:.0f} s\n{storm.judge()[0]}"
+        )
+
+
+# -- the draw, and the table of causes ------------------------------------------------------------------
+
+
+def test_a_storm_is_drawn_from_its_seed_and_has_every_act() -> None:
+    storms = [draw(kind, seed) for kind in _KINDS for seed in _SEEDS]
+    assert storms == [draw(kind, seed) for kind in _KINDS for seed in _SEEDS]
+    assert all(len(acts) >= _LEAST_ACTS and {act.name for act in acts} == {*_BY_ACT} for acts in storms)
+    assert len({tuple(act.name for act in acts) for acts in storms}) == len(storms)
+    assert {_CLOCKS[seed % len(_CLOCKS)] for seed in _SEEDS} == {*_CLOCKS}
+
+
+@pytest.mark.parametrize(
+    ("state", "acts", "causes"),
+    [
+        ("REQUEUED", [], set()),
+        (None, ["suspend", "term shell", "kill slurmctld"], set()),
+        ("REQUEUED", ["usr2", "kill rank", "kill end"], {Cause.preempted, Cause.crash}),
+        ("NODE_FAIL", ["node down", "suspend"], {Cause.node_fail}),
+        ("PREEMPTED", ["kill begin"], {Cause.preempted, Cause.unknown}),
+    ],
+)
+def test_a_cause_needs_a_state_or_an_act(state: str | None, acts: list[str], causes: set[Cause]) -> None:
+    assert allowed(state, acts) == causes
+
+
+def test_an_act_counts_in_the_time_of_its_job_only() -> None:
+    causes = (Cause.crash, Cause.node_fail, Cause.finished)
+    states = {100: "REQUEUED", 200: "NODE_FAIL", 300: "COMPLETED"}
+    records = [JobRecord("7", s, t, t + 9, 9, 0, 1, "n", "0:0", 0, *"uapqn") for t, s in states.items()]
+    done = [Done("kill rank", 130, 131), Done("node down", 230, 240)]
+
+    def are_true(*causes: Cause) -> list[bool]:
+        starts = zip(causes, states, strict=True)
+        attempts = [Attempt(1, c, t, t + 9, 1, 0, 1, 9, 9, job_id="7", job_start=t) for c, t in starts]
+        return [is_true for _, is_true in explain(attempts, records, done)]
+
+    assert are_true(*causes) == [True, True, True]
+    assert are_true(*reversed(causes)) == [False, True, False]
