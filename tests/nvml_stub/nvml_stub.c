@@ -1,4 +1,4 @@
-/* A stand-in libnvidia-ml.so.1: the functions that r1hpc/telemetry/nvml.py calls, with NVML's struct
+/* A stand-in libnvidia-ml.so.1: the functions that r1hpc/telemetry/gpu/nvml.py calls, with NVML's struct
  * layouts and return codes, and readings that depend on nothing but how often they were asked for.
  *
  * It proves symbol names, layouts, error paths and reports. It proves nothing about real values, driver

@@ -81,7 +81,7 @@ def test_it_fails_where_the_optimizer_is_not_resumed(tmp_path: Path) -> None:
     """A copy of the package whose load leaves out the optimizer's states."""
     for folder in ("r1hpc", "jobs", "configs", "shards", "sbatch"):
         shutil.copytree(CHECKOUT / folder, tmp_path / "broken" / folder)
-    snapshot = tmp_path / "broken" / "r1hpc" / "train" / "snapshot.py"
+    snapshot = tmp_path / "broken" / "r1hpc" / "train" / "checkpoint" / "snapshot.py"
     whole = "engine.load_checkpoint(str(checkpoint.path), tag=_TAG"
     assert whole in snapshot.read_text()
     snapshot.write_text(snapshot.read_text().replace(whole, f"{whole}, load_optimizer_states=False"))
