@@ -259,7 +259,7 @@ def test_the_time_in_the_queue_does_not_use_up_its_patience(monkeypatch: pytest.
     run: Any = _Waiting(*["queued", "requeued"] * 10, "running", "finished")
     command._wait(run, lambda: False)
     run = _Waiting("running")
-    with pytest.raises(R1hpcError, match=r"a is at work for an hour.*r1hpc\.cancel runs/a"):
+    with pytest.raises(R1hpcError, match=r"a has run for an hour.*r1hpc\.cancel runs/a"):
         command._wait(run, lambda: False)
 
 
