@@ -41,7 +41,7 @@ def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "spent",
         "P10 to P90",
         "Campaign a hundred days",
-        "exceeds the budget",
+        "exceed the budget",
     ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 110

@@ -170,7 +170,7 @@ def test_the_budget_counts_its_time_limit(
 
 
 def test_a_server_of_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="which model"):
+    with pytest.raises(UsageError, match="no model to serve"):
         api.submit(
             "jobs/serve.yaml", dry_run=True, run_root=tmp_path, overrides=["resources.gpus_per_node=0"]
         )

@@ -46,7 +46,7 @@ def test_a_finished_evaluation_is_not_trained_on(place: Path) -> None:
     done = submit(place, "--run-name", "a", "--resume")
     assert (done.returncode, "train.num_steps" in done.stderr) == (2, False)
     assert "a is finished" in done.stderr
-    assert "begin another run" in done.stderr
+    assert "start another run" in done.stderr
 
 
 def test_a_run_that_stopped_early_is_not_queued_for_nothing(place: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_file_in_another_order_is_not_other_questions(r1: Definition) -> None:
 
     assert first_item() == 60000
     assert first_item(seed=1, first=7) == 7
-    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* give grpo:task.seed=0"):
+    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* Set grpo:task.seed=0"):
         first_item(seed=1)
 
 
@@ -148,7 +148,7 @@ def test_a_list_of_own_code_in_another_order_is_refused(tmp_path: Path) -> None:
     copy.mkdir()
     again = TaskConfig(f"{write(copy, 'words.py', text)}:Words")
     assert _begins(words, again).task.first_item == 70
-    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* give grpo:task.seed=0"):
+    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* Set grpo:task.seed=0"):
         _begins(words, replace(again, seed=1))
     mixed = TaskConfig(mix={"sums": {"name": "chain_sum"}, "own": {"name": words.name, "seed": 1}})
     with pytest.raises(UsageError, match=r"another order, .* give grpo:task.mix.own.seed=0"):
