@@ -151,7 +151,7 @@ def test_a_list_of_own_code_in_another_order_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* Set grpo:task.seed=0"):
         _begins(words, replace(again, seed=1))
     mixed = TaskConfig(mix={"sums": {"name": "chain_sum"}, "own": {"name": words.name, "seed": 1}})
-    with pytest.raises(UsageError, match=r"another order, .* give grpo:task.mix.own.seed=0"):
+    with pytest.raises(UsageError, match=r"another order, .* Set grpo:task.mix.own.seed=0"):
         _begins(words, mixed)
     assert _begins(words, replace(again, seed=1, first_item=3)).task.first_item == 3
     doubling = TaskConfig(f"{drawn}:Doubling")
