@@ -84,7 +84,7 @@ def test_who_counts_tags_does_not_ask_for_a_box(tmp_path: Path) -> None:
     asked = _config(path=_file(tmp_path, "test.jsonl", 30))
     in_boxes = TaskConfig(options={"template": "{question} Put the answer within \\boxed{}."})
     with pytest.raises(
-        UsageError, match=r"answer_in=tags .* asks for \\boxed\{\}: say reward.answer_in=boxed"
+        UsageError, match=r"answer_in=tags .* asks for \\boxed\{\}: set reward.answer_in=boxed"
     ):
         check_questions(replace(asked, task=in_boxes))
     check_questions(asked)
