@@ -63,7 +63,7 @@ def test_its_metrics_logs_and_evaluations(run: str, root: Path, capsys: Capture)
     assert "gradient norm     2.08" in as_text(watch, [run, "--once"], capsys)
     assert logs.main([run]) == 0
     assert "finished after step 6" in capsys.readouterr().out
-    assert "16 questions that both were asked" in as_text(compare, [f"{run}@0", f"{run}@6"], capsys)
+    assert "16 questions in both" in as_text(compare, [f"{run}@0", f"{run}@6"], capsys)
     assert export_metrics.main([run, "--to", "prometheus"]) == 0
     assert "r1hpc" in (root / run / "metrics" / "r1hpc.prom").read_text()
 
