@@ -40,7 +40,7 @@ _BY_ACT: dict[str, set[Cause]] = {
     "preempt": {Cause.preempted},
     "requeue": {Cause.preempted},
     "usr2": {Cause.preempted},
-    "cancel step": {Cause.preempted, Cause.crash},  # SIGTERM, and SIGKILL once KillWait is over
+    "cancel step": {Cause.crash},  # scancel kills a step at once
     "kill rank": {Cause.crash},
     "kill srun": {Cause.crash},
     "node down": {Cause.node_fail},
@@ -64,14 +64,14 @@ _VICTIMS = {
 }
 
 _CHAIN = COMMON + '  - name: one\n  - name: two\n    model: {path: "${stage:one}/model"}\n'
-_SIZE = ("train.num_steps=64", "checkpoint.save_every=6", "train.global_batch_size=4")
-_GRPO = ("resources.ranks_per_node=1", "rl.num_iterations=2", "train.num_steps=56")
+_SIZE = ("train.num_steps=64", "checkpoint.save_every=3", "train.global_batch_size=4")
+_GRPO = ("resources.ranks_per_node=1", "rl.num_iterations=2", "train.num_steps=48")
 _KINDS = {
     "rank": ("smoke", ("--nodes", "1", *_SIZE)),
     "node": ("smoke", ("--nodes", "1", "resources.ranks_per_node=2", *_SIZE)),
     "nodes": ("smoke", ("--nodes", "2", *_SIZE)),
     "grpo": ("rl_smoke", ("--nodes", "2", *_GRPO)),
-    "chain": ("", ("train.num_steps=40", "checkpoint.save_every=6")),
+    "chain": ("", ("train.num_steps=40", "checkpoint.save_every=3")),
 }
 _LIMITS = [f"limits.max_{what}=-1" for what in ("crashes", "node_failures", "ooms", "hangs")]
 _PATIENT = (*_LIMITS, "limits.max_attempts_without_checkpoint=1000")
@@ -160,7 +160,7 @@ class Storm:
 
     def wait_moment(self, act: Act) -> None:
         """Wait so that the act meets the run at the moment that was drawn."""
-        run, more = self.run, 1 + int(2 * act.fraction)
+        run, more = self.run, 1 + int(4 * act.fraction)
         before = [(step.attempt, step.global_step + more) for step in last_steps(run, 1)]
 
         def has_stepped() -> bool:
@@ -192,9 +192,7 @@ class Storm:
         began = time.time()
         self.done.append(Done(act.name, began))
         said = self.hit(act)
-        self.done[-1] = Done(act.name, began, time.time(), said)
-        if not said:  # nobody was left
-            self.done.pop()
+        self.done[-1:] = [Done(act.name, began, time.time(), said)] if said else []  # nobody was left
 
     def hit(self, act: Act) -> str:
         job, cluster = job_of(self.run), self.cluster
