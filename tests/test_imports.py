@@ -22,7 +22,7 @@ TOOLKIT = (
 )
 """Launches, survives, records, accounts for and reports any job. Imports no workload."""
 WORKLOADS = ("tasks", "data", "corpus", "train", "serving")
-"""What the toolkit runs. They import the toolkit, and each other as `_MAY_IMPORT` says."""
+"""The toolkit runs them. They import the toolkit, and each other as `_MAY_IMPORT` says."""
 
 _SHARED = ("base", "config", "plan")
 _MAY_IMPORT = {

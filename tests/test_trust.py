@@ -1,4 +1,4 @@
-"""What another user may try with your runs, and what comes of it. The table of tries:
+"""Try what another user could do to your runs. The table of tries and outcomes:
 
 try                                           outcome                               test
 rename a run root in a folder open to all,    refused, even with the setting        test_places
@@ -242,7 +242,7 @@ def test_a_resume_looks_again(place: Path) -> None:
 
 @pytest.mark.parametrize("spoil", ["owner", "group"])
 def test_a_job_runs_nothing(tmp_path: Path, spoil: str) -> None:
-    """Of a run folder that became another user's, or that others may write."""
+    """The run folder became another user's, or others may write it."""
     run = RunDir(tmp_path / "run")
     run.create()
     run.config.touch()
