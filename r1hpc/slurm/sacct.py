@@ -15,6 +15,7 @@ accounting.columns reads millions of rows by column with the same rules, and ret
 
 import re
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ LONGEST_S = 10 * 366 * 86400
 MOST = 2**31 - 1
 """No job has more GPUs, nodes or restarts."""
 _BOM = "\ufeff"
+_MOST_BEHIND_S = 86400
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30
         SlurmError: sacct or slurmdbd did not answer.
         StateError: sacct printed something else.
     """
-    argv = ["sacct", "-D", "-X", "-P", "-n", "-j", job_id, "-o", FIELDS]
+    # sacct leaves out what is newer than its own clock, which may be behind that of slurmctld.
+    until = f"uts{int(time.time() + _MOST_BEHIND_S)}"
+    argv = ["sacct", "-D", "-X", "-P", "-n", "-j", job_id, "-E", until, "-o", FIELDS]
     if since is not None:
         argv += ["-S", f"uts{int(since)}"]
     return parse_records(call(argv, timeout_s).split("\n"))

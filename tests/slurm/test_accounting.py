@@ -1,9 +1,12 @@
 """Accounting records and the GPUs in them."""
 
+import time
+from pathlib import Path
+
 import pytest
 
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.sacct import gpus_of, parse_records
+from r1hpc.slurm.sacct import gpus_of, parse_records, sacct_records
 
 # `sacct -D -X -P -n -o FIELDS` of Slurm 24.11.5 with SLURM_TIME_FORMAT=%s; the second name is hostile.
 LINES = [
@@ -26,6 +29,20 @@ def test_each_attempt_is_a_record() -> None:
 
 def test_a_bar_in_a_job_name_breaks_nothing() -> None:
     assert parse_records(LINES)[1].job_name == "a|b|c"
+
+
+def test_a_host_whose_clock_is_behind_sees_the_newest_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sacct shows what was eligible before its -E, which is the host's own time where it is not given."""
+    row = LINES[0].replace("1795568601", str(int(time.time()) + 300))
+    show = "until=$(date +%s)\nwhile [ $# -gt 0 ]; do [ $1 != -E ] || until=${2#uts}; shift; done\n"
+    (tmp_path / "sacct").write_text(
+        f"#!/bin/bash\n{show}[ $until -lt $(($(date +%s) + 300)) ] || echo '{row}'\n"
+    )
+    (tmp_path / "sacct").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert [record.state for record in sacct_records("1")] == ["REQUEUED"]
 
 
 def test_another_line_is_refused() -> None:
