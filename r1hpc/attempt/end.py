@@ -21,6 +21,7 @@ from r1hpc.attempt.state.cause import (
     SchedulerView,
     decide,
     failures_in_logs,
+    first_by_srun,
     read_outcomes,
 )
 from r1hpc.attempt.state.unended import amend_end, mark_requeued, steps_for_the_end
@@ -103,7 +104,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         reason = "Slurm has taken the job back; the next attempt will say why"
         print(f"{run.run_id}: attempt {attempt} ended: {reason}", flush=True)
         return Ended(this, Next.already_requeued, reason)
-    lead_s = config.resources.signal_lead_s
+    lead_s, known = config.resources.signal_lead_s, {outcome.rank for outcome in outcomes}
     evidence = Evidence(
         ranks=this.ranks,
         outcomes=outcomes,
@@ -112,7 +113,8 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         cancel_requested=history.is_newer("cancel_requested", "begin"),
         signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
         is_finished=run.finished.exists(),
-        in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, {o.rank for o in outcomes}),
+        in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, known),
+        by_srun=first_by_srun(run, this.job_id, known),
     )
     cause, detail = decide(evidence)
     steps = steps_for_the_end(run, config, attempt, cause)

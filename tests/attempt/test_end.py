@@ -407,6 +407,31 @@ def test_a_requeue_of_our_own_is_no_preemption(
     assert told == (ours if mark else (Cause.preempted, "requeued by scontrol"))
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("task 1: Killed", "rank 1 on n2: Killed, says srun"),
+        ("tasks 1-3: Exited with exit code 1", "rank 1 on n2: Exited with exit code 1, says srun"),
+        ("task 1: Terminated", None),
+    ],
+)
+@pytest.mark.parametrize("peer", ["killed", "stopped"])
+def test_the_sigterm_of_srun_to_the_peers_is_no_preemption(
+    job: _Job, said: str, told: str | None, peer: str
+) -> None:
+    """srun --kill-on-bad-exit ends the others, which may even save and leave."""
+    before = "srun: error: n1: task 0: Killed\ndemo: attempt 0 ended: crash\n"
+    after = "srun: Terminating StepId=7.0\nslurmstepd: error: x\nsrun: error: n1: task 0: Killed\n"
+    (job.run.logs / "slurm-7.out").write_text(f"{before}srun: error: n2: {said}\n{after}")
+    if peer == "stopped":
+        job.run.attempt_dir(1).mkdir(parents=True)
+        write_outcome(job.run, 1, RankOutcome(0, STOPPED, "n1", 3, "SIGTERM"))
+    job.end()
+    (attempt,) = read_history(job.run).attempts
+    assert attempt.cause is (Cause.crash if told else Cause.preempted)
+    assert attempt.detail == (told or attempt.detail)
+
+
 def test_an_end_that_the_disk_does_not_take_leaves_a_mark(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(122, "Disk quota exceeded")

@@ -8,6 +8,8 @@ import re
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
+from pathlib import Path
 
 from r1hpc.attempt.control.stop import OUT_OF_HOURS
 from r1hpc.base.errors import StateError
@@ -27,6 +29,7 @@ _ERROR = re.compile(
     r"No space left on device|Disk quota exceeded|^error: |^(\w+\.)*\w*(Error|Exception)(:|$)"
 )
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
+_TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
 _OOM_STATUS = 128 + 125
 """Exit status of srun if the kernel killed a task for its cgroup's memory. Slurm reports it for the task, as
 0:125, not for a job that still runs (slurm.h, SIG_OOM; srun's status is inferred from it)."""
@@ -73,19 +76,37 @@ def failures_in_logs(
     """
     found = []
     for rank in [rank for rank in range(ranks) if rank not in known][:_MOST_LOGS]:
-        try:
-            with open_plain(run.rank_log(attempt, rank)) as file:
-                file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
-        except (OSError, StateError):
-            continue
-        error = next((line for line in reversed(lines) if _ERROR.search(line)), None)
+        lines = reversed(_last_lines(run.rank_log(attempt, rank)))
+        error = next((line for line in lines if _ERROR.search(line)), None)
         if error is not None:
             node = nodes[rank * len(nodes) // ranks] if nodes else "?"
             cause = "oom" if re.match(r"[\w.]*(OutOfMemory|Memory)Error", error) else None
             detail = printable(error.removeprefix("error: "))[:500]
             found.append(RankOutcome(rank, FAILED, node, cause=cause, detail=detail))
     return found
+
+
+def first_by_srun(run: RunDir, job_id: str | None, known: Collection[int]) -> RankOutcome | None:
+    """Return the failure of the first rank that srun saw end by itself; None if it is one of `known`.
+
+    srun then sends SIGTERM to the others, which looks like a preemption to them. Its words are the last ones
+    in the batch log.
+    """
+    lines = reversed(_last_lines(run.logs / f"slurm-{job_id}.out"))
+    said = [*takewhile(lambda line: line.startswith(("srun:", "slurmstepd")), lines)]
+    found = next(filter(None, map(_TASK_ENDED.match, reversed(said))), None)
+    if found is None or int(found[2]) in known or found[3] in ("Terminated", "User defined signal 2"):
+        return None
+    return RankOutcome(int(found[2]), FAILED, found[1], detail=f"{printable(found[3])}, says srun")
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with open_plain(path) as file:
+            file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    except (OSError, StateError):
+        return []
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,8 @@ class Evidence:
     """Rank 0 has left FINISHED in the run folder."""
     in_logs: Sequence[RankOutcome] = ()
     """Failures found only in the logs of ranks without an outcome."""
+    by_srun: RankOutcome | None = None
+    """The failure that srun saw first, of a rank without an outcome."""
     requeued_by_us: bool = False
     """Our job script requested the requeue, because the attempt could not be judged."""
 
@@ -141,6 +164,7 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return Cause.hang, _describe_hang(evidence)
     # A rank whose peer died reports a broken connection: an echo, not the cause.
     culprits = [o for o in (*failed, *evidence.in_logs) if "onnection" not in o.detail]
+    culprits += [evidence.by_srun] if evidence.by_srun else []
     # Our job script requests the requeue if the attempt cannot be judged: that explains no exception.
     asked_by_us = "REQUEUED" in evidence.scheduler.states and culprits
     if from_slurm is not None and not asked_by_us:
@@ -187,6 +211,9 @@ def _why_stopped(
         return Cause.stopped, f"its GPU-hours are used up ({OUT_OF_HOURS})"
     if from_slurm is not None:
         return from_slurm
+    first = evidence.by_srun
+    if first is not None and outcome.reason != "SIGUSR2":
+        return Cause.crash, f"rank {first.rank} on {first.node}: {first.detail}"
     return _by_time_left(evidence, outcome.reason) or (
         Cause.preempted,
         f"stopped by {outcome.reason or 'a signal'}",
