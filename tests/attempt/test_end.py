@@ -356,10 +356,11 @@ _TAKEN_BACK = _SHOWN.format(state="PENDING,COMPLETING", end=500, preempted="None
 )
 
 
-def sacct_says(job: _Job, state: str) -> None:
+def sacct_says(job: _Job, state: str, late: bool = False) -> None:
     began = int(read_history(job.run).attempts[0].start)
     row = f"7|{state}|{began - 1}|{began + 9}|10||1|n1|0:15|me|lab|gpu|normal|||demo"
-    (job.bin / "sacct").write_text(f"#!/bin/bash\necho '{row}'\n")
+    wait = f"[ -e {job.bin}/asked ] || {{ touch {job.bin}/asked; exit; }}\n" if late else ""
+    (job.bin / "sacct").write_text(f"#!/bin/bash\n{wait}echo '{row}'\n")
     (job.bin / "sacct").chmod(0o700)
 
 
@@ -379,7 +380,7 @@ def test_a_node_that_slurm_takes_down_is_a_node_failure(
     job.slurm_says(*[_TAKEN_BACK if seen_in_time else _RUNNING] * 9)
     assert job.end() == 0
     assert (read_history(job.run).attempts[0].cause is None) is seen_in_time
-    sacct_says(job, state)
+    sacct_says(job, state, late=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
     (ended, _) = read_history(job.run).attempts

@@ -26,6 +26,7 @@ WITHOUT_SUPERVISOR = "its ranks finished; the supervisor died before recording i
 _FAILURES = (Cause.crash, Cause.hang, Cause.oom, Cause.unknown)
 _NODE_FAILED = frozenset(("NODE_FAIL", "BOOT_FAIL"))
 _SACCT_TIMEOUT_S = 10.0
+_SACCT_TRIES = 5
 
 
 def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
@@ -41,7 +42,7 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
     if is_same_job and f"{last.job_start or 0:.0f}" == os.environ.get("SLURM_JOB_START_TIME"):
         seen, restarted = None, False  # the `begin` before this one died after its record: the job goes on
     else:
-        seen = _ask_sacct(run, last, tries=5)  # slurmdbd gets a node failure after the job restarts
+        seen = _ask_sacct(run, last)
         restarted = is_same_job and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
     view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
     cause, detail = judge_unended(run, last, view, history.is_newer("cancel_requested", "begin"))
@@ -142,11 +143,14 @@ def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int |
     return len(run.all_parts) or None
 
 
-def _ask_sacct(run: RunDir, last: Attempt, tries: int = 1) -> JobRecord | None:
-    """Return the ended record of the attempt's job in which it began."""
+def _ask_sacct(run: RunDir, last: Attempt) -> JobRecord | None:
+    """Return the ended record of the attempt's job in which it began.
+
+    slurmdbd may get a node failure only after the job has restarted.
+    """
     if last.job_id is None or last.job_id.startswith("local-"):
         return None
-    for count in range(tries):
+    for count in range(_SACCT_TRIES):
         if count:
             time.sleep(1)
         try:
