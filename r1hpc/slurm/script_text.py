@@ -350,7 +350,8 @@ case $? in
     1) [ "$CONTRACT" -ge 2 ] || exit 1 ;;
 esac
 echo "attempt $ATTEMPT could not be judged: the next one will do it"
-: > "attempts/$ATTEMPT/requeued-$STATUS" # an empty file, which a full disk may still take
+# An empty file, which a full disk may still take, says that the requeue is ours, where nobody was faster.
+[[ $(why_ending) =~ requeue|elsewhere ]] || : > "attempts/$ATTEMPT/requeued-$STATUS"
 run_again
 """
 

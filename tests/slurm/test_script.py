@@ -492,14 +492,22 @@ def test_a_node_that_the_job_asks_for_by_name_is_not_excluded(stage: Path) -> No
     assert not [call for call in asked if "ExcNodeList" in call]
 
 
-def test_an_attempt_that_nobody_judged_says_that_the_requeue_was_ours(stage: Path) -> None:
+@pytest.mark.parametrize(("restarts", "marks"), [(0, ["requeued-7"]), (1, [])])
+def test_an_attempt_that_nobody_judged_says_if_the_requeue_was_ours(
+    stage: Path, restarts: int, marks: list[str]
+) -> None:
     (stage / "attempt").write_text("3\n")
     (stage / "run" / "attempts" / "3").mkdir(parents=True)
     _program(stage / "python", f"[ $3 = begin ] && exec cat {stage}/attempt\nexit 1")
     _program(stage / "sleep", "")
-    _program(stage / "scontrol", "[ $1 != requeue ] || { echo job is pending execution; exit 1; }")
+    shown = f"JobId=9 JobName=x UserId=me(1) JobState={['RUNNING', 'PENDING'][restarts]} Restarts={restarts} "
+    _program(
+        stage / "scontrol",
+        f"[ $1 != show ] || exec echo '{shown}'\n"
+        "[ $1 != requeue ] || { echo job is pending execution; exit 1; }",
+    )
     assert _start(stage).wait(timeout=30) == 1
-    assert [path.name for path in (stage / "run" / "attempts" / "3").iterdir()] == ["requeued-7"]
+    assert [path.name for path in (stage / "run" / "attempts" / "3").iterdir()] == marks
 
 
 if __name__ == "__main__":
