@@ -10,7 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,14 +64,14 @@ _VICTIMS = {
 }
 
 _CHAIN = COMMON + '  - name: one\n  - name: two\n    model: {path: "${stage:one}/model"}\n'
-_SIZE = ("train.num_steps=64", "checkpoint.save_every=3", "train.global_batch_size=4")
-_GRPO = ("resources.ranks_per_node=1", "rl.num_iterations=2", "train.num_steps=48")
+_SIZE = ("train.num_steps=48", "checkpoint.save_every=3", "train.global_batch_size=4")
+_GRPO = ("resources.ranks_per_node=1", "rl.num_iterations=2", "train.num_steps=36")
 _KINDS = {
     "rank": ("smoke", ("--nodes", "1", *_SIZE)),
     "node": ("smoke", ("--nodes", "1", "resources.ranks_per_node=2", *_SIZE)),
     "nodes": ("smoke", ("--nodes", "2", *_SIZE)),
     "grpo": ("rl_smoke", ("--nodes", "2", *_GRPO)),
-    "chain": ("", ("train.num_steps=40", "checkpoint.save_every=3")),
+    "chain": ("", ("train.num_steps=32", "checkpoint.save_every=3")),
 }
 _LIMITS = [f"limits.max_{what}=-1" for what in ("crashes", "node_failures", "ooms", "hangs")]
 _PATIENT = (*_LIMITS, "limits.max_attempts_without_checkpoint=1000")
@@ -193,6 +193,7 @@ class Storm:
         self.done.append(Done(act.name, began))
         said = self.hit(act)
         self.done[-1:] = [Done(act.name, began, time.time(), said)] if said else []  # nobody was left
+        print(f"{_clock(began)} {act.name}: {said or 'nobody was left'}", flush=True)
 
     def hit(self, act: Act) -> str:
         job, cluster = job_of(self.run), self.cluster
@@ -276,29 +277,39 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
     return tmp_path_factory.mktemp("storms"), {}
 
 
+@pytest.fixture
+def prompt_cluster(idle_cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster where no signal comes so late that it meets the next attempt."""
+    before = idle_cluster.kill_wait, idle_cluster.message_timeout
+    idle_cluster.set_waits(kill_wait=8, message_timeout=15)
+    yield idle_cluster
+    idle_cluster.clear()
+    idle_cluster.set_waits(*before)
+
+
 @pytest.mark.slurm
 @pytest.mark.soak
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", _SEEDS)
 @pytest.mark.parametrize("kind", _KINDS)
 def test_a_storm_changes_nothing(
-    kind: str, seed: int, twins: Twins, idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    kind: str, seed: int, twins: Twins, prompt_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in idle_cluster.env().items():
+    for key, value in prompt_cluster.env().items():
         monkeypatch.setenv(key, value)  # read_situation() and sacct_records() ask this cluster
     root, quiet = twins
     if kind not in quiet:
-        quiet[kind] = start(root, f"{kind}-quiet", kind, idle_cluster)
+        quiet[kind] = start(root, f"{kind}-quiet", kind, prompt_cluster)
         assert [wait_over(run)[-1].cause for run in quiet[kind]] == [Cause.finished] * len(quiet[kind])
     clock, began = _CLOCKS[seed % len(_CLOCKS)], time.monotonic()
-    storm = Storm(idle_cluster, start(root, f"{kind}-{seed}", kind, idle_cluster, clock, "0.6"))
+    storm = Storm(prompt_cluster, start(root, f"{kind}-{seed}", kind, prompt_cluster, clock, "0.6"))
     try:
         for act in draw(kind, seed):
             storm.wait_moment(act)
             storm.do(act)
         for run, twin in zip(storm.runs, quiet[kind], strict=True):
             assert wait_over(run, 600)[-1].cause is Cause.finished
-            idle_cluster.wait_job(job_of(run), {"COMPLETED"}, 120)
+            prompt_cluster.wait_job(job_of(run), {"COMPLETED"}, 120)
             (assert_same_learning if kind == "grpo" else assert_same_run)(run, twin)
         assert storm.judge()[1], "a cause is not explained, see below"
         assert len(storm.done) >= _LEAST_ACTS, "the run was over too soon: let it take more steps"

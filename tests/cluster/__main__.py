@@ -9,12 +9,15 @@ python -m tests.cluster fail r1n2 [--how crash|cut|slurmd]
 python -m tests.cluster restore r1n2
 python -m tests.cluster grace SECONDS        GraceTime of the scavenger QOS
 python -m tests.cluster down
+python -m tests.cluster box pytest …         where another cluster can live beside this one
 """
 
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
+from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from tests.cluster.cluster import Cluster
@@ -37,10 +40,13 @@ def main(argv: Sequence[str]) -> int:
     fail.add_argument("node")
     fail.add_argument("--how", choices=("crash", "cut", "slurmd"), default="crash")
     commands.add_parser("restore").add_argument("node")
-    commands.add_parser("run").add_argument("words", nargs="...")
+    for name in ("run", "box"):
+        commands.add_parser(name).add_argument("words", nargs="...")
     args = parser.parse_args(argv)
     if args.command == "up":
         return _up(args.nodes, args.send_user_signal)
+    if args.command == "box":
+        _box(args.words)
     cluster = Cluster.attach() if args.command != "down" else None
     return _down() if cluster is None else _use(cluster, args)
 
@@ -53,6 +59,25 @@ def _up(num_nodes: int, send_user_signal: bool) -> int:
     print(f"export SLURM_CONF={cluster.slurm_conf}")
     print(f"export R1HPC_TEST_CLUSTER={STATE_FILE}")
     return 0
+
+
+_BOX = """
+set -e
+mkdir -p /etc/netns
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /etc/netns
+grep -v 'r1hpc test cluster' /etc/hosts > /run/hosts || true
+mount --bind /run/hosts /etc/hosts
+ip link set lo up
+exec "$@"
+"""
+
+
+def _box(words: Sequence[str]) -> NoReturn:
+    """Run a command with its own network, processes, /run, /etc/hosts and temporary folder."""
+    own = ["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    env = {**os.environ, "TMPDIR": tempfile.mkdtemp(prefix="r1hpc-box-")}  # MariaDB names files by its pid
+    os.execvpe("unshare", ["unshare", *own, "bash", "-c", _BOX, "box", *words], env)
 
 
 def _down() -> int:

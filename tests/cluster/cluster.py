@@ -317,6 +317,20 @@ class Cluster(Client):
         self.slurm_conf.write_text("\n".join(kept + [_USER_SIGNAL] * on) + "\n")
         self.restart_controller()
 
+    def set_waits(self, kill_wait: int, message_timeout: int) -> None:
+        """Change KillWait and MessageTimeout; restarts every daemon of a cluster without jobs.
+
+        slurmd answers the end of a step once KillWait is over. Where that is later than MessageTimeout,
+        slurmctld asks again, and a job that was requeued meanwhile gets the SIGTERM in its new step 0. With
+        the usual credentials of 120 s no job is started again so soon.
+        """
+        self.kill_wait, self.message_timeout = kill_wait, message_timeout
+        self._write_slurm_conf()
+        for node in self.node_names:
+            end(self.state_record.processes[f"slurmd.{node}"])
+            self._start_node(node)
+        self.restart_controller()
+
     # -- breaking and mending -------------------------------------------------------------------------
 
     def fail_node(self, node: str, how: str = "crash", declare: bool = False) -> None:
