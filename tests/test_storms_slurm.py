@@ -63,7 +63,16 @@ _VICTIMS = {
     "kill end": "r1hpc.launch\0end\0{run}\0",
 }
 
-_CHAIN = COMMON + '  - name: one\n  - name: two\n    model: {path: "${stage:one}/model"}\n'
+_CHAIN = (
+    COMMON
+    + """\
+  - name: one
+    train: {num_steps: 8}
+  - name: two
+    train: {num_steps: 32}
+    model: {path: "${stage:one}/model"}
+"""
+)
 _SIZE = ("train.num_steps=48", "checkpoint.save_every=3", "train.global_batch_size=4")
 _GRPO = ("resources.ranks_per_node=1", "rl.num_iterations=2", "train.num_steps=36")
 _KINDS = {
@@ -71,7 +80,7 @@ _KINDS = {
     "node": ("smoke", ("--nodes", "1", "resources.ranks_per_node=2", *_SIZE)),
     "nodes": ("smoke", ("--nodes", "2", *_SIZE)),
     "grpo": ("rl_smoke", ("--nodes", "2", *_GRPO)),
-    "chain": ("", ("train.num_steps=32", "checkpoint.save_every=3")),
+    "chain": ("", ("checkpoint.save_every=3",)),
 }
 _LIMITS = [f"limits.max_{what}=-1" for what in ("crashes", "node_failures", "ooms", "hangs")]
 _PATIENT = (*_LIMITS, "limits.max_attempts_without_checkpoint=1000")
@@ -182,7 +191,7 @@ class Storm:
         if act.name in ("kill begin", "kill end"):
             with suppress(AssertionError):  # an act before it has taken the whole job
                 wait_until(act.name, lambda: bool(self.victims(act.name)), 60)
-            time.sleep(2 * act.fraction)
+            time.sleep(act.fraction)
         elif act.name in ("usr2", "cancel step", "kill rank", "kill srun"):
             self.until("a step", lambda: bool(self.victims("kill rank") and self.victims("kill srun")))
         elif act.name != "kill slurmctld":
