@@ -69,7 +69,8 @@ mount -t tmpfs tmpfs /etc/netns
 grep -v 'r1hpc test cluster' /etc/hosts > /run/hosts || true
 mount --bind /run/hosts /etc/hosts
 ip link set lo up
-exec "$@"
+"$@" # no exec: a shell reaps the orphans
+exit
 """
 
 
