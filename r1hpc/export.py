@@ -100,7 +100,7 @@ def _parser() -> ArgumentParser:
         nargs="?",
         const=_NUM_TEXTS,
         metavar="N",
-        help=f"on N texts of the run's task ({_NUM_TEXTS}): SmoothQuant for int8, GPTQ for w4a16",
+        help=f"int8: SmoothQuant, on N texts of the run's task ({_NUM_TEXTS})",
     )
     of = integers.add_argument("--task-of", metavar="RUN", help="the run whose questions are used")
     offer(of, RUN_NAMES)
@@ -138,6 +138,10 @@ def _check_flags(arguments: Any) -> None:
         )
     if arguments.unmeasured and given:
         raise UsageError(f"{given[0]} needs the questions of a run, which --unmeasured leaves out")
+    if arguments.calibrate is not None and arguments.quantize != "int8":
+        raise UsageError(
+            "--calibrate is for int8. GPTQ for w4a16 is in r1hpc's sources: python -m experiments.gptq"
+        )
     for flag in ("--calibrate", "--num-questions"):
         if asked[flag] is not None and asked[flag] < 1:
             raise UsageError(f"{flag} {asked[flag]}: give 1 or more")

@@ -288,7 +288,9 @@ def test_every_extra_that_a_text_names_exists() -> None:
 
 
 def test_the_package_needs_nothing_outside_it() -> None:
-    """`research`, `tests` and `benchmarks` are not in the wheel."""
+    """`research`, `experiments`, `tests` and `benchmarks` are not in the wheel."""
     for path in _FILES:
         heads = {name.split(".")[0] for name, _ in _imports_of(path)}
-        assert not heads & {"research", "tests", "benchmarks"}, f"{path} imports what the wheel does not ship"
+        assert not heads & {"research", "experiments", "tests", "benchmarks"}, (
+            f"{path} imports what the wheel does not ship"
+        )

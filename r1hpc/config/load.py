@@ -38,6 +38,8 @@ _MOST_WRITTEN_OUT = 1_000_000
 """Most characters of all references when expanded."""
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
+_REMOVED = {"data.mix": ("online", "every", "smoothing")}
+"""Settings that earlier runs have and today's code ignores."""
 
 
 def find_job(name: str) -> Path:
@@ -211,8 +213,15 @@ def read(path: Path) -> RunConfig:
 
 def restore(layer: dict[str, Any]) -> RunConfig:
     """Return the configuration from `as_layer`'s plain form; a missing key behaves as before it existed."""
+    layer = merged([_BEFORE, layer])
+    for section, keys in _REMOVED.items():
+        values: Any = layer
+        for name in section.split("."):
+            values = values.get(name) if isinstance(values, dict) else None
+        for key in keys if isinstance(values, dict) else ():
+            values.pop(key, None)
     _check_keys(layer, RunConfig, "")
-    return cast(RunConfig, _section(RunConfig, merged([_BEFORE, layer]), ""))
+    return cast(RunConfig, _section(RunConfig, layer, ""))
 
 
 def _interpolated(content: dict[str, Any]) -> dict[str, Any]:

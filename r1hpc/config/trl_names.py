@@ -77,6 +77,7 @@ _HERE = {
     "run_name": "--run-name",
     "output_dir": "--run-root",
     "resume_from_checkpoint": "--resume",
+    "online": "data.mix.schedule (weights that follow the losses, odm, were removed after 0.1.0)",
 }
 
 

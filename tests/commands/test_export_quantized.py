@@ -203,6 +203,10 @@ def test_what_is_asked_wrongly_is_named(run: RunDir, tmp_path: Path, monkeypatch
         (["--calibrate"], "--calibrate is of a quantised export"),
         (["--unmeasured"], "--unmeasured is of a quantised export"),
         (["--quantize", "int8", "--unmeasured", "--margin", "0.1"], "--margin needs the questions of a run"),
+        (
+            ["--quantize", "w4a16", "--calibrate"],
+            "GPTQ for w4a16 is in r1hpc's sources",
+        ),
         (["--quantize", "int8", "--calibrate", "0"], "--calibrate 0: give 1 or more"),
         (["--quantize", "int8", "--margin", "2"], r"--margin 2\.0: give a share"),
     ):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import parse_time
-from r1hpc.config.load import known_keys, load
+from r1hpc.config.load import as_layer, known_keys, load, restore
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.config.trl_names import _HERE, name_here
 
@@ -174,21 +174,12 @@ def test_bad_schedules_of_weights(schedule: str, message: str) -> None:
         load(None, [f"data.mix.schedule={schedule}"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["data.mix.online=exp4"], "data.mix.online is 'exp4': it must be one of none, odm"),
-        (["data.mix.online=odm", "data.mix.every=50", "checkpoint.save_every=20"], "every=50 is no multiple"),
-        (
-            ["data.mix.online=odm", "data.mix.schedule=[{from_step: 9, weights: {a: 1}}]"],
-            "data.mix.online=odm and data.mix.schedule from step 9 on both change the weights",
-        ),
-    ],
-)
-def test_bad_online_weights(settings: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load(None, settings)
-    assert load(None, ["data.mix.online=odm", "data.mix.schedule=[{from_step: 1, weights: {a: 1}}]"])
+def test_online_weights_are_gone_and_old_runs_that_name_them_are_read() -> None:
+    with pytest.raises(ConfigError, match=r"'data.mix.online': here it is data.mix.schedule \(weights"):
+        load(None, ["data.mix.online=odm"])
+    layer = as_layer(load(None, ["data.mix.schedule=[{from_step: 9, weights: {a: 1}}]"]))
+    old = layer | {"data": layer["data"] | {"mix": {**layer["data"]["mix"], "online": "none", "every": 500}}}
+    assert as_layer(restore(old)) == layer
 
 
 def test_known_keys_are_those_of_the_schema() -> None:

@@ -331,14 +331,6 @@ def test_the_id_does_not_depend_on_where_the_inputs_lie(tmp_path: Path) -> None:
     assert len(ids) == 1
 
 
-def test_a_large_file_that_is_no_index_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "in.bin").open("wb") as file:
-        file.truncate(2**36)  # a hole: to read it all would take the memory
-    source = {"name": "a", "kind": "megatron", "root": ".", "glob": "in.bin"}
-    with pytest.raises(UsageError, match=r"is not a Megatron index; glob must match the \.idx"):
-        list_spans(load_recipe(write_recipe(tmp_path, sources=[source], tokenizer=_IDS)))
-
-
 _IDS = {"kind": "ids", "vocab_size": 100, "eos_id": 0}
 
 

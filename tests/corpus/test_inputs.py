@@ -25,7 +25,6 @@ from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.plan.model.chat_template import load_template
 from tests.corpus.builds import start_build
 from tests.corpus.corpus import text, write_recipe
-from tests.corpus.megatron_files import write_megatron
 from tests.corpus.test_prepare import prose
 from tests.corpus.test_sources import documents
 
@@ -160,53 +159,6 @@ def test_columns_of_ready_ids(tmp_path: Path, form: str) -> None:
             writer.write_table(table)
     dataset = build_ids(tmp_path, {"kind": form, "glob": f"*.{form}", "field": "input_ids"})
     assert documents(dataset) == [b"\x05\x06", b"\x07", b"\x08\x09"]
-
-
-def test_megatron_out_and_in(tmp_path: Path) -> None:
-    """The ids are those of the files, which are laid out as Megatron's own reader expects."""
-    (tmp_path / "in.jsonl").write_text(LINES)
-    source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}
-    first = open_dataset(build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "first").path)
-    write_megatron(tmp_path / "mega/data", documents_of(first))
-    raw = (tmp_path / "mega/data.idx").read_bytes()
-    assert raw[:9] == b"MMIDIDX\x00\x00"
-    assert np.frombuffer(raw, "<u8", 1, 9)[0] == 1
-    assert raw[17] == 8  # uint16
-    lengths = np.frombuffer(raw, "<i4", 60, 34)
-    assert lengths.sum() == first.num_tokens
-    ids = {"kind": "ids", "vocab_size": first.vocab_size, "eos_id": first.eos_id}
-    source = {"name": "m", "kind": "megatron", "root": "mega", "glob": "*.idx"}
-    second = open_dataset(
-        build_dataset(write_recipe(tmp_path, sources=[source], tokenizer=ids), tmp_path / "second").path
-    )
-    assert np.array_equal(second.read(0, second.num_tokens), first.read(0, first.num_tokens))
-    assert second.documents[17].position == 17
-
-
-@pytest.mark.parametrize("documents", [[], [[]], [[], []]])
-def test_a_megatron_file_of_no_ids_is_empty(tmp_path: Path, documents: list[list[int]]) -> None:
-    write_megatron(tmp_path / "a", documents)
-    assert (tmp_path / "a.bin").stat().st_size == 0
-    with pytest.raises(UsageError, match="the inputs are empty"):
-        build_ids(tmp_path, {"kind": "megatron", "glob": "*.idx"})
-    write_megatron(tmp_path / "b", [[5, 6]])
-    dataset = build_ids(tmp_path, {"kind": "megatron", "glob": "*.idx"})
-    assert dataset.read(0, dataset.num_tokens).tolist() == [5, 6, 0]
-
-
-@pytest.mark.parametrize("damage", ["magic", "short", "bin"])
-def test_damaged_megatron_is_named(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "in.jsonl").write_text(LINES)
-    source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}
-    first = open_dataset(build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "first").path)
-    write_megatron(tmp_path / "d", documents_of(first))
-    raw = (tmp_path / "d.idx").read_bytes()
-    if damage == "bin":
-        (tmp_path / "d.bin").write_bytes(b"")
-    else:
-        (tmp_path / "d.idx").write_bytes(b"x" + raw[1:] if damage == "magic" else raw[:100])
-    with pytest.raises(UsageError, match=r"d\.(idx|bin)"):
-        build_ids(tmp_path, {"kind": "megatron", "glob": "*.idx"})
 
 
 def test_a_folder_of_datasets_is_read_as_it_was_saved(tmp_path: Path) -> None:
@@ -370,7 +322,6 @@ def _cut(raw: bytes) -> bytes:
         ("parquet", "no.parquet", LINES.encode()),
         ("hdf5", "no.hdf5", LINES.encode()),
         ("arrow", "no.arrow", LINES.encode()),
-        ("megatron", "no.megatron", LINES.encode()),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,
 )
@@ -463,7 +414,7 @@ def test_a_row_of_ids_cannot_be_cut_by_documents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "key"),
-    [("text", "field"), ("text", "chat_template"), ("megatron", "field"), ("traces", "chat_template")],
+    [("text", "field"), ("text", "chat_template"), ("traces", "chat_template")],
 )
 def test_a_key_that_the_kind_would_ignore_is_refused(tmp_path: Path, kind: str, key: str) -> None:
     source = {"name": "a", "kind": kind, "root": ".", key: "x"}

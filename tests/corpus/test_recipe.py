@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {"name": "x", "tokenizer": {"kind": "bytes"}, "sources": 
         ({"mixture": {"a": 0.3}}, "unknown key 'mixture'"),
         ({"sources": [{"name": "a", "root": "."}]}, "sources[0].kind is missing"),
         ({"sources": [SOURCE | {"kind": "jsonlines"}]}, "did you mean 'jsonl'?"),
+        ({"sources": [SOURCE | {"kind": "megatron"}]}, "`python -m experiments.megatron` in"),
         ({"sources": []}, "sources is empty"),
         ({"sources": {"a": 1}}, "must be a list"),
         ({"sources": [SOURCE, SOURCE]}, "same name"),

@@ -162,23 +162,6 @@ def test_traces_follow_a_schedule_too(tmp_path: Path) -> None:
         assert sum(loader(rank, 4).batch(step).checksum for rank in range(4)) == batch.checksum
 
 
-def test_a_loader_that_follows_another_plan_forgets_what_it_read_ahead(tmp_path: Path) -> None:
-    dataset = build_sources(tmp_path, {"weights": {"s0": 1, "s1": 1, "s2": 1}})
-    plan = open_plan(dataset, SEQ_LEN, 0, 8)
-    assert isinstance(plan, WindowMixture)
-    changed = plan.with_changes([Change(16, (0.0, 0.0, 1.0))])
-
-    def loader(plan: WindowMixture, *, prefetch: bool) -> BatchLoader:
-        sizes = {"global_batch_size": 8, "micro_batch_size": 8, "rank": 0, "world_size": 1}
-        return BatchLoader(dataset, plan, **sizes, prefetch=prefetch)
-
-    reading = loader(plan, prefetch=True)
-    reading.batch(1)  # and 2 is read ahead
-    reading.follow(changed)
-    assert np.array_equal(reading.batch(2).tokens, loader(changed, prefetch=False).batch(2).tokens)
-    assert not np.array_equal(reading.batch(2).tokens, loader(plan, prefetch=False).batch(2).tokens)
-
-
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -72,21 +72,6 @@ def test_the_documents_of_a_step_are_those_of_the_padded_loader(
         assert all(shape == shapes[0] and max(shape) <= micro for shape in shapes)
 
 
-@pytest.mark.parametrize("make", [TraceLoader, PackedLoader])
-def test_every_token_that_is_learnt_names_its_sample(dataset: TraceDataset, make: Any) -> None:
-    batch = make(dataset, **asked()).batch(3)
-    padded = TraceLoader(dataset, **asked()).batch(3)
-    found: dict[int, list[int]] = {}
-    for rows in batch.micro_batches:
-        assert rows.samples is not None
-        for sample, token in zip(rows.samples[rows.loss_mask], rows.tokens[rows.loss_mask], strict=True):
-            found.setdefault(int(sample), []).append(int(token))
-    for sample, number in zip(padded.sample_ids.flat, padded.document_ids.flat, strict=True):
-        expected, num_prompt_tokens = expected_ids(TRACES[number])
-        assert found.pop(int(sample)) == expected[num_prompt_tokens:]
-    assert not found
-
-
 @given(
     lengths=st.lists(st.integers(2, 100), min_size=12, max_size=80),
     multiple=st.integers(1, 12),

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1hpc.base.errors import UsageError
 from r1hpc.base.files import iter_records
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
@@ -157,95 +156,3 @@ def test_what_has_not_begun_can_be_changed_at_a_resume_and_what_has_cannot(root:
     assert wait_over(run)[-1].cause is Cause.finished
     assert shares(run) == [(0.5, 0.5)] * 4 + [(0.0, 1.0)] * 3 + [(1.0, 0.0)] * 7
     assert all(read_steps(run).effective[step].loss == stopped[step].loss for step in stopped)
-
-
-# --- online -----------------------------------------------------------------------------------------
-
-ONLINE: tuple[str, ...] = (
-    "data.mix.online=odm",
-    "data.mix.every=4",
-    "data.mix.smoothing=0.5",
-    "train.num_steps=20",
-)
-ONLINE += ("train.lr=1e-2",)
-
-
-@pytest.fixture(scope="module")
-def online(root: Path) -> RunDir:
-    run = begin(root, "online", *ONLINE)
-    assert [a.cause for a in wait_over(run)] == [Cause.finished]
-    return run
-
-
-def test_online_the_hard_source_gains_and_the_easy_one_loses(online: RunDir) -> None:
-    steps = read_steps(online).effective
-    assert steps[20].value("loss_easy") < steps[20].value("loss_hard") - 0.5, "planted so"
-    hard = [steps[step].value("mix_hard") for step in range(1, 21)]
-    assert hard[:4] == [0.5] * 4
-    assert all(len(set(hard[start : start + 4])) == 1 for start in range(0, 20, 4)), "between checkpoints"
-    assert all(share > 0.52 for share in hard[16:])
-    for step in steps.values():
-        seen = 8 * step.value("mix_hard"), 8 * step.value("mix_easy")
-        means = step.value("loss_hard"), step.value("loss_easy")
-        mixed = sum(part * mean for part, mean in zip(seen, means, strict=True)) / 8
-        assert mixed == pytest.approx(step.loss, abs=1.0 / 8 * abs(means[0] - means[1]) + 1e-4)
-
-
-def test_online_its_segments_are_in_the_checkpoint_and_traced(
-    online: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    meta = CheckpointStore(online.checkpoints).list()[0].manifest.meta["mix"]
-    events = [e for e in iter_records(online.metrics / "events.jsonl") if e["event"] == "mix"]
-    assert [first for first, _ in meta["changes"]] == [8 * step for step in range(4, 21, 4)]
-    assert [weights for _, weights in meta["changes"]] == [
-        [e["weights"]["easy"], e["weights"]["hard"]] for e in events
-    ]
-    assert meta["order_id"] == events[-1]["order_id"]
-    for step in (4, 20):
-        share = read_steps(online).effective[step].value("mix_hard")
-        assert abs(sources_of(online, capsys, step)["hard"] - 8 * share) < 1
-    data = str(online.path.parent / "data")
-    with pytest.raises(UsageError, match="its checkpoints know them up to step 24"):
-        shard(["trace", data, "--run", str(online.path), "--step", "25"])
-
-
-def test_online_killed_around_its_changes_it_is_the_same_run(root: Path, online: RunDir) -> None:
-    # Attempt 1 waits before step 8, and attempt 2, which goes on at 5, before step 14.
-    killed, signalled = root / "online-killed-1", root / "online-signalled-2"
-    env = at(held(killed, 8, rank=1), held(signalled, 10, rank=0, attempt=2))
-    run = begin(root, "online-killed", *ONLINE, "limits.max_crashes=2", env=env)
-    wait_step(run, 7)
-    wait_committed(run, 4)
-    kill_rank(run, 0, signal.SIGKILL)
-    killed.touch()
-    wait_step(run, 13, attempt=2)
-    kill_rank(run, 1, signal.SIGTERM)
-    signalled.touch()
-    attempts = wait_over(run)
-    assert [a.cause for a in attempts] == [Cause.crash, Cause.preempted, Cause.finished]
-    assert_same_run(run, online)
-    assert shares(run) == shares(online)
-
-
-@pytest.mark.soak
-def test_online_fine_tuning_sees_the_same_losses_packed_and_padded(root: Path) -> None:
-    noise = np.random.default_rng(1)
-    for name in ("easy", "hard"):
-        digits = noise.integers(0, 10, (48, 30)) if name == "hard" else np.ones((48, 30), np.int64)
-        lines = ["".join(map(str, row[: 6 + n % 20])) for n, row in enumerate(digits)]
-        pairs = [json.dumps({"prompt": f"{line[:3]}=", "completion": line}) for line in lines]
-        (root / f"{name}.jsonl").write_text("\n".join(pairs) + "\n")
-    words = (
-        "stage=sft",
-        "model.tokenizer=characters",
-        f'data.traces=["{root}/easy.jsonl","{root}/hard.jsonl"]',
-    )
-    found = {}
-    for packing in ("false", "true"):
-        size = (*SIZE, *words, "train.micro_batch_size=2", "data.seq_len=128", f"data.packing={packing}")
-        run = submit(root, f"sft-{packing}", *size, *ONLINE, "train.num_steps=12", "train.lr=1e-3").run
-        assert [a.cause for a in wait_over(run)] == [Cause.finished]
-        found[packing] = list(read_steps(run).effective.values())
-    for padded, packed in zip(found["false"], found["true"], strict=True):
-        for key in ("loss_traces-0", "loss_traces-1", "mix_traces-0", "mix_traces-1"):
-            assert packed.value(key) == pytest.approx(padded.value(key), rel=1e-3)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import ModelConfig
 from r1hpc.tasks.text.tokenizer import exported_tokenizer
-from r1hpc.train.quantize.quantize import check_source, compensate, load_folder, quantize, smooth
+from r1hpc.train.quantize.quantize import check_source, load_folder, quantize, smooth
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 27}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -131,51 +131,6 @@ def test_smoothing_changes_no_bit_and_makes_int8_better(original: Path, tmp_path
     written(original, tmp_path / "smooth", "int8", TEXTS.tolist())
     plain, smoothed = ((logits(tmp_path / name) - before).norm() for name in ("plain", "smooth"))
     assert smoothed < 0.8 * plain
-
-
-def test_gptq_loses_less_than_rounding_to_the_nearest(original: Path, tmp_path: Path) -> None:
-    """On texts that it was not calibrated on."""
-    texts = torch.randint(0, 27, (24, 24), generator=torch.Generator().manual_seed(2))
-    written(original, tmp_path / "nearest", "w4a16")
-    written(original, tmp_path / "gptq", "w4a16", texts.tolist())
-    before = logits(original)
-    nearest, compensated = ((logits(tmp_path / name) - before).norm() for name in ("nearest", "gptq"))
-    assert compensated < 0.9 * nearest
-
-
-def test_gptq_of_one_layer_is_the_paper_s_formula(original: Path) -> None:
-    """Column by column with the inverse of what is left of H, eq. 2 and 3 of arXiv 2210.17323."""
-    from compressed_tensors.quantization import (
-        QuantizationConfig,
-        apply_quantization_config,
-        preset_name_to_scheme,
-    )
-
-    network = load_folder(original)
-    name = "model.layers.0.self_attn.q_proj"
-    form = preset_name_to_scheme("W4A16", [f"re:{name}$"])
-    form.weights.group_size = 64
-    layer = network.get_submodule(name)
-    weight = layer.weight.detach().double().clone()
-    inputs: list[torch.Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().flatten(0, 1)))
-    network(input_ids=TEXTS)
-    hook.remove()
-    apply_quantization_config(network, QuantizationConfig(config_groups={"g": form}))
-    scale = weight.abs().amax(1) / 7.5
-    layer.weight_scale.data = scale[:, None].float()
-    compensate(network, TEXTS.tolist())
-    rows = inputs[0].double()
-    hessian = rows.T @ rows
-    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(64)
-    for i in range(64):
-        inverse = torch.linalg.inv(hessian[i:, i:])
-        rounded = (weight[:, i] / scale).round().clamp(-8, 7) * scale
-        error = (weight[:, i] - rounded) / inverse[0, 0]
-        weight[:, i] = rounded
-        weight[:, i + 1 :] -= torch.outer(error, inverse[0, 1:])
-    same = (layer.weight.double() - weight).abs() < 1e-4 * scale[:, None]
-    assert same.double().mean() > 0.99  # fp32 rounds some the other way, and what follows them
 
 
 def test_what_cannot_be_quantised_is_named(original: Path, tmp_path: Path) -> None:

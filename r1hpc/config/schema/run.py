@@ -328,11 +328,6 @@ class RunConfig:
             raise ConfigError(
                 f"data.mix is of stages pretrain and sft and has no use in stage {self.stage}: remove it"
             )
-        if self.data.mix.is_online and self.data.mix.every % self.checkpoint.save_every:
-            raise ConfigError(
-                f"data.mix.every={self.data.mix.every} is no multiple of checkpoint.save_every="
-                f"{self.checkpoint.save_every}, and weights change at checkpoints: change one of the two"
-            )
         if self.train.early_stopping and not self.data.validation_documents:
             raise ConfigError(
                 "train.early_stopping needs documents to validate on: set data.validation_documents"

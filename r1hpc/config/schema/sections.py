@@ -108,32 +108,15 @@ class MixConfig:
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """[{from_step: N, weights: {SOURCE: WEIGHT, …}}, …]: from optimizer step N on. Steps are counted from 1;
     from_step 1 replaces the recipe's weights. `submit --resume` may change entries that have not begun."""
-    online: str = ranged("none", choices=("none", "odm"))
-    """odm: Online Data Mixing (arXiv 2312.02406): sources that the model predicts badly gain weight. It
-    allows only from_step 1 in a schedule."""
-    every: int = ranged(500, least=1)
-    """odm: steps between two changes, a multiple of checkpoint.save_every: the state behind a change is in
-    the same checkpoint."""
-    smoothing: float = ranged(0.9, least=0, below=1)
-    """odm: smoothing of the moving average of a source's loss over these steps."""
 
     def __post_init__(self) -> None:
         last = 0
         for number, entry in enumerate(self.schedule):
             last = _check_change(f"data.mix.schedule[{number}]", entry, after=last)
-        if self.is_online and last > 1:
-            raise ConfigError(
-                f"data.mix.online={self.online} and data.mix.schedule from step {last} on both change the "
-                "weights: take one of them"
-            )
-
-    @property
-    def is_online(self) -> bool:
-        return self.online != "none"
 
     @property
     def is_used(self) -> bool:
-        return bool(self.schedule) or self.is_online
+        return bool(self.schedule)
 
 
 def _check_change(key: str, entry: dict[str, Any], *, after: int) -> int:

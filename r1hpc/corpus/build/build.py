@@ -347,13 +347,11 @@ def _input_states(
     found: dict[str, dict[str, Any]] = {}
     for number, name in sorted({(span.source, span.path) for span in spans if not span.digest}):
         source = recipe.sources[number]
-        names = [name, str(Path(name).with_suffix(".bin"))] if source.kind == "megatron" else [name]
-        for each in names:
-            path, key = recipe.resolve(source.root) / each, f"{source.name}/{each}"
-            with contextlib.suppress(OSError):  # unreadable ones were put aside
-                status = path.stat()
-                found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-                found[key] |= file_digest(path) if is_digested(key) else {}
+        path, key = recipe.resolve(source.root) / name, f"{source.name}/{name}"
+        with contextlib.suppress(OSError):  # unreadable ones were put aside
+            status = path.stat()
+            found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+            found[key] |= file_digest(path) if is_digested(key) else {}
     return found
 
 

@@ -428,10 +428,6 @@ class _Stages:
         except OSError:  # its span reports the fault
             return [str(path.absolute())]
         state = [str(path.absolute()), status.st_size, status.st_mtime_ns]
-        if self._recipe.sources[source].kind == "megatron":  # the index names the file with the ids
-            with contextlib.suppress(OSError):
-                ids = path.with_suffix(".bin").stat()
-                state += [ids.st_size, ids.st_mtime_ns]
         return state if os.access(path, os.R_OK) else [*state, "unreadable"]
 
 

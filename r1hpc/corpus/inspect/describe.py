@@ -5,7 +5,7 @@ found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=2
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from r1hpc.corpus.build.generated import origin_of
 from r1hpc.corpus.clean import decisions
 from r1hpc.data.format.documents import DocumentInfo, has_roles
 from r1hpc.data.format.manifest import LEFT_OUT, DatasetManifest, read_manifest
-from r1hpc.data.read.mixture import Change
 from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.data.read.sampler import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
@@ -70,19 +69,6 @@ class SampleOrder:
     """Documents held out, for a run on traces."""
     plan_hash: str | None = None
     """The order named in the run's checkpoints; None without one."""
-    changes: Sequence[Change] | None = None
-    """Weight changes a run has appended so far; None if it appends none."""
-    known_samples: int | None = None
-    """From this sample on the weights are not known yet."""
-
-    def check_known(self, num_samples: int) -> None:
-        """Raise UsageError unless the first `num_samples` samples are decided."""
-        if self.known_samples is not None and num_samples > self.known_samples:
-            size = self.global_batch_size or 1
-            raise UsageError(
-                "the run chooses its weights as it goes on, and its checkpoints know them up to step "
-                f"{self.known_samples // size}: ask for that or less"
-            )
 
 
 def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str, Any], list[Any]]:
@@ -98,7 +84,6 @@ def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str,
     """
     if not 0 <= sample < 2**63:
         raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {sample}")
-    order.check_known(sample + 1)
     dataset = open_dataset(path)
     is_mixed = recipe_mix(dataset.manifest) is not None or order.mix.is_used
     if is_mixed and order.global_batch_size is None:
@@ -115,7 +100,6 @@ def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int
     Raises:
         UsageError: no such document, or a dataset of traces, whose samples are documents.
     """
-    order.check_known(num_samples)
     dataset = open_dataset(path)
     if not 0 <= number < dataset.num_documents:
         raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
@@ -161,10 +145,7 @@ def sample_of(step: int, row: int, share: RankShare) -> int:
 def _window_plan(dataset: TokenDataset, order: SampleOrder) -> SamplePlan | WindowMixture:
     if order.seq_len is None:
         raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
-    plan = open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
-    if order.changes is not None and isinstance(plan, WindowMixture):
-        return plan.with_changes(order.changes)
-    return plan
+    return open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
 
 
 def _documents(
@@ -185,8 +166,6 @@ def _documents(
 
     parting = hold_out(traces, held, order.seed, is_of_run) if held else None
     plan = plan_of(parting)
-    if order.changes is not None and isinstance(plan, DocumentMixture):
-        plan = plan.with_changes(order.changes)
     if parting is None:
         return plan, plan.plan_hash, plan.documents
     return plan, document_order_id(plan, parting), lambda ids: parting.training(plan.documents(ids))

@@ -13,7 +13,6 @@ from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.data.format.manifest import MANIFEST, read_manifest
-from r1hpc.data.read.mixture import Change
 from r1hpc.plan.run import PlanBatch
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.metrics import read_steps
@@ -35,8 +34,7 @@ def fill_in(arguments: Namespace) -> dict[str, Any]:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
     num_steps = config.train.num_steps
     for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
-        # An online mixture's checkpoints tell how far its order is known.
-        if step is not None and not data.mix.is_online and not 1 <= step <= num_steps:
+        if step is not None and not 1 <= step <= num_steps:
             raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
     if arguments.doc is not None and arguments.steps is None:
         arguments.steps = num_steps
@@ -58,12 +56,7 @@ def fill_in(arguments: Namespace) -> dict[str, Any]:
     for name, value in known.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    found = {
-        "mix": data.mix,
-        "validation_documents": data.validation_documents,
-        "plan_hash": plan_hash,
-    }
-    return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
+    return {"mix": data.mix, "validation_documents": data.validation_documents, "plan_hash": plan_hash}
 
 
 def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> None:
@@ -103,14 +96,3 @@ def _order_in_checkpoints(run: RunDir, path: str | None, folder: Path) -> str | 
             "its folder (`inspect DIR` shows the id)"
         )
     return None if newest is None else newest.manifest.meta.get("plan_hash")
-
-
-def _appended(run: RunDir, every: int, global_batch_size: int) -> dict[str, Any]:
-    """Return the weight changes a run has appended, from its newest checkpoint."""
-    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
-    step = newest.step if newest else 0
-    changes = newest.manifest.meta["mix"]["changes"] if newest else []
-    return {
-        "changes": [Change(first, tuple(weights)) for first, weights in changes],
-        "known_samples": (step // every + 1) * every * global_batch_size,
-    }

@@ -28,7 +28,7 @@ from r1hpc.data.format.mix import MixRecipe
 PYTHON_STDLIB = "python-stdlib"
 EOS_TOKEN = "<|endoftext|>"
 TRACES = "traces"
-KINDS = ("text", "jsonl", "parquet", "hdf5", "arrow", "megatron", TRACES)
+KINDS = ("text", "jsonl", "parquet", "hdf5", "arrow", TRACES)
 GENERATED_KINDS = ("jsonl", TRACES)
 _FILE_KEYS = (
     *("root", "glob", "exclude", "field", "max_bytes", "max_documents", "on_invalid_utf8", "on_invalid"),
@@ -39,7 +39,6 @@ _TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
 _FOREIGN_KEYS = {
     TRACES: ("field", "on_invalid_utf8", "chat_template"),
     "text": (*_TRACE_KEYS, "field", "chat_template"),
-    "megatron": (*_TRACE_KEYS, "field", "chat_template", "on_invalid_utf8"),
 }
 """Other kinds exclude the keys of traces."""
 _Block = TypeVar("_Block")
@@ -100,8 +99,8 @@ class SourceRecipe:
     name: str
     kind: str
     """text: one document a file; jsonl: one a line; parquet: one a row; hdf5: one a row of a dataset;
-    arrow: one a row of Arrow files, as `datasets` saves them; megatron: one a document of .bin and .idx;
-    traces: one a JSONL line of prompt and completion, stored with their roles."""
+    arrow: one a row of Arrow files, as `datasets` saves them; traces: one a JSONL line of prompt and
+    completion, stored with their roles."""
     root: str
     """Folder, or python-stdlib for the running Python's own library."""
     glob: str = "**/*"
@@ -130,6 +129,11 @@ class SourceRecipe:
 
     def __post_init__(self) -> None:
         check_name(self.name, "source name")
+        if self.kind == "megatron":
+            raise UsageError(
+                f"source {self.name}: turn Megatron's files into Parquet by `python -m experiments.megatron` "
+                "in r1hpc's sources, and name them with kind: parquet, field: input_ids"
+            )
         one_of(f"source {self.name}: kind", self.kind, KINDS)
         one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
         one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))

@@ -1,4 +1,4 @@
-"""Read input files as documents: text, JSONL (of texts or traces), Parquet, Arrow, Megatron and HDF5.
+"""Read input files as documents: text, JSONL (of texts or traces), Parquet, Arrow and HDF5.
 
     spans = list_spans(recipe)                  # a listing: which piece of which file, in order
     for document in read_span(recipe, span):    # the reading itself
@@ -23,7 +23,7 @@ from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import format_bytes
 from r1hpc.corpus.recipe.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
 from r1hpc.corpus.recipe.stages import GenerateRecipe
-from r1hpc.corpus.sources import megatron, tables
+from r1hpc.corpus.sources import tables
 from r1hpc.corpus.sources.fields import Document, FieldReader, rows_at_once, to_ids
 from r1hpc.corpus.sources.globs import Excluded, files_below
 from r1hpc.corpus.sources.lines import (
@@ -202,8 +202,6 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
     elif source.kind == "arrow":
         if size:
             yield SourceSpan(index, name, 0, source.max_documents or 2**62, size)
-    elif source.kind == "megatron":
-        yield from _megatron_spans(source, index, root / name, name)
     else:
         yield from _hdf5_spans(source, index, root / name, name, size)
 
@@ -272,7 +270,7 @@ def _read_traces(
             yield Document(line.position, prompt + completion, prompt_bytes=len(prompt))
 
 
-# --- Parquet, Arrow, Megatron ---------------------------------------------------------------------
+# --- Parquet, Arrow -------------------------------------------------------------------------------
 
 
 def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
@@ -300,22 +298,6 @@ def _read_arrow(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
     return tables.read_arrow(source, path, span.num_bytes, fields)
-
-
-def _megatron_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
-    count = megatron.count_documents(path)
-    if source.max_documents is not None:
-        count = min(count, source.max_documents)
-    share = path.with_suffix(".bin").stat().st_size / max(1, count)
-    for start in range(0, count, _SPAN_ROWS):
-        stop = min(start + _SPAN_ROWS, count)
-        yield SourceSpan(index, name, start, stop, max(1, round(share * (stop - start))))
-
-
-def _read_megatron(
-    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
-) -> Iterator[Document]:
-    return megatron.read_documents(path, span.start, span.stop)
 
 
 # --- HDF5 -----------------------------------------------------------------------------------------
@@ -438,6 +420,5 @@ _READERS = {
     TRACES: _read_traces,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
-    "megatron": _read_megatron,
     "hdf5": _read_hdf5,
 }

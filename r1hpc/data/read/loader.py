@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -45,12 +45,6 @@ class ReadAhead(Generic[_Batch]):
             return self._read(step) if future is None else future.result()
         finally:
             self._start(step + 1)
-
-    def forget(self) -> None:
-        """Drop what is being read ahead; that has ended when this returns."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == os.getpid():
-            wait([ahead[2]])
 
     def _take_future(self, step: int) -> "Future[_Batch] | None":
         """Return what was read ahead, if it is this step's and this process read it (not a fork's parent)."""
@@ -112,12 +106,6 @@ class BatchLoader:
     def batch(self, global_step: int) -> StepBatch:
         """Return the batch of one step. An error of the reading thread is raised here, at its own step."""
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
-
-    def follow(self, plan: WindowPlan) -> None:
-        """Use the order of another plan of the same dataset from the next batch on."""
-        if self._ahead:
-            self._ahead.forget()
-        self.plan = plan
 
     def order_id(self, plan: WindowPlan) -> str:
         """Return the id of the loader's order with this plan."""

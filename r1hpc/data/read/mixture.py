@@ -10,27 +10,8 @@ item once per epoch (see order.py): a small source of large weight begins its ne
 
 A source that would exceed max_epochs is left out from that batch on, and the others keep their shares among
 themselves: a segment of the plan. A change of weights also begins a segment, at the edge of a batch. Rounding
-debts of each source carry over, so the sum follows the weights however often they change. Changes are known
-from the start (data.mix.schedule) or appended during a run (train/supervised/mixing.py), without changing
-earlier samples. The plan's hash covers all of this, and nothing depends on ranks, progress or the past.
-
-OnlineWeights sets weights from the sources' losses: Online Data Mixing (Albalak et al. 2023, arXiv
-2312.02406).
-
-    odm = OnlineWeights(prior=(0.3, 0.4, 0.3), smoothing=0.9)
-    odm.observe(losses, tokens)         # of a step: sums over the tokens of each source
-    weights = odm.turn()                # where weights may change
-    odm.state(), odm.restore(state)     # for a checkpoint
-
-This is Exp3 with the sources as arms and a source's mean loss as its reward: sources that the model predicts
-badly gain weight. At turn t, with K sources, exploration e_t = min(1/K, sqrt(ln K / (K t))) and reward R_i, a
-moving average over the turns,
-
-    pi_i = (1 - K e_t) p_i exp(e_(t-1) R_i) / sum_j p_j exp(e_(t-1) R_j) + K e_t p_i
-
-where p are the prior weights; uniform ones give the paper's formula. The paper divides a loss by pi_i, since
-it draws one random source at a time. Here every batch holds each source's share, so the mean loss is that
-estimate without its variance. Noise that cannot be learnt is a hard source too, and gains weight.
+debts of each source carry over, so the sum follows the weights however often they change (data.mix.schedule).
+The plan's hash covers all of this, and nothing depends on ranks, progress or the past.
 """
 
 import hashlib
@@ -53,9 +34,6 @@ _TABLE_SAMPLES = 65_536
 _BATCHES = -1  # in place of a source's number, where the key is that of the batches
 _ROUNDING = 1e-9
 _RESOLUTION = 10**12
-_STEPS_OF_WEIGHT = 10_000
-"""Weights are multiples of 1 / this. Losses differ in their last bits on another number of ranks; rounding
-makes the weights equal, except in rare cases."""
 
 
 @dataclass(frozen=True)
@@ -300,55 +278,3 @@ def _seed(seed: int, number: int) -> int:
     """Return a separate seed for each source and for the batches."""
     raw = hashlib.blake2b(struct.pack("<qq", seed, number), digest_size=8, person=b"r1hpc-mix").digest()
     return int.from_bytes(raw, "little") >> 1
-
-
-class OnlineWeights:
-    """Tracks the sources' losses and computes the weights."""
-
-    def __init__(self, prior: Sequence[float], smoothing: float) -> None:
-        """`prior` are the weights without online mixing; a source of weight 0 stays out."""
-        self._prior = np.array(prior) / math.fsum(prior)
-        self._smoothing = smoothing
-        self._turns = 0
-        self._rewards = np.zeros(len(prior))
-        self._losses = np.zeros(len(prior))
-        self._tokens = np.zeros(len(prior))
-
-    def observe(self, losses: Sequence[float], tokens: Sequence[float]) -> None:
-        """Add a step: loss (nats) summed over the tokens of each source, and the tokens."""
-        self._losses += losses
-        self._tokens += tokens
-
-    def turn(self) -> tuple[float, ...]:
-        """Return the weights from here on, summing to 1. An unseen source keeps its reward."""
-        seen = self._tokens > 0
-        means = self._losses[seen] / self._tokens[seen]
-        kept = self._smoothing * self._rewards[seen]
-        self._rewards[seen] = kept + (1 - self._smoothing) * means
-        self._losses, self._tokens = np.zeros_like(self._losses), np.zeros_like(self._tokens)
-        before, now = self._exploration(self._turns), self._exploration(self._turns + 1)
-        self._turns += 1
-        raised = self._prior * np.exp(before * (self._rewards - self._rewards.max()))
-        explored = len(raised) * now
-        weights = (1 - explored) * raised / raised.sum() + explored * self._prior
-        rounded = divide(_STEPS_OF_WEIGHT, weights.tolist())
-        # No source may round to 0 by accident: the end of a mixture could then lack it.
-        parts = [max(part, 1) if prior else 0 for part, prior in zip(rounded, self._prior, strict=True)]
-        return tuple(part / sum(parts) for part in parts)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state as JSON; `restore` continues from it bit-identically."""
-        arrays = {"rewards": self._rewards, "losses": self._losses, "tokens": self._tokens}
-        return {"turns": self._turns} | {name: array.tolist() for name, array in arrays.items()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a saved `state`."""
-        self._turns = int(state["turns"])
-        self._rewards, self._losses, self._tokens = (
-            np.array(state[name], np.float64) for name in ("rewards", "losses", "tokens")
-        )
-
-    def _exploration(self, turn: int) -> float:
-        """Return e_t: the least share of a source, over K."""
-        count = len(self._prior)
-        return min(1 / count, math.sqrt(math.log(count) / (count * turn))) if turn else 1 / count

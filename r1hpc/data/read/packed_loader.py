@@ -57,7 +57,7 @@ class PackedLoader(DocumentLoader[PackedBatch]):
         tokens = {number: self.dataset.read_document(int(documents[number]))[0] for number in mine}
         return PackedBatch(
             micro_batches=tuple(
-                lay_out(rows, tokens, prompts, self.pad_id, width(rows, lengths, self.seq_len), first)
+                lay_out(rows, tokens, prompts, self.pad_id, width(rows, lengths, self.seq_len))
                 for rows in ranks[share.rank]
             ),
             sample_ids=first + np.array(mine, np.int64),
@@ -116,16 +116,11 @@ def lay_out(
     prompts: Ints,
     pad_id: int,
     width: int,
-    first_sample: int | None = None,
 ) -> Rows:
-    """Return a micro batch of rows `width` wide. Arguments are by the number of a document in `rows`.
-
-    With `first_sample`, document 0 is that sample, and so on.
-    """
+    """Return a micro batch of rows `width` wide. Arguments are by the number of a document in `rows`."""
     shape = (len(rows), width)
     ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.bool_)
     positions = np.zeros(shape, np.int64)
-    samples = None if first_sample is None else np.full(shape, first_sample, np.int64)
     for line, row in enumerate(rows):
         end = 0
         for number in row:
@@ -133,10 +128,8 @@ def lay_out(
             ids[line, begin:end] = tokens[number]
             mask[line, begin + prompts[number] : end] = True
             positions[line, begin:end] = np.arange(end - begin)
-            if samples is not None:
-                samples[line, begin:end] += number
         positions[line, end:] = np.arange(width - end)
-    return Rows(ids, mask, positions, samples)
+    return Rows(ids, mask, positions)
 
 
 def pack(lengths: Ints, multiple: int, capacity: int) -> list[list[int]]:

@@ -113,7 +113,7 @@ def open_plan(
 
     Args:
         num_samples: of the whole run; a mixture that ends before is refused.
-        mix: how the run changes the weights, without changes appended online.
+        mix: how the run changes the weights.
 
     Raises:
         UsageError: a source without a single window, a schedule of other sources, or a mixture that ends

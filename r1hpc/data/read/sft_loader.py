@@ -60,11 +60,7 @@ class TraceBatch:
 
     @property
     def micro_batches(self) -> tuple["Rows", ...]:
-        samples = np.broadcast_to(self.sample_ids[..., None], self.tokens.shape)
-        return tuple(
-            Rows(tokens, mask, samples=ids)
-            for tokens, mask, ids in zip(self.tokens, self.loss_mask, samples, strict=True)
-        )
+        return tuple(Rows(*each) for each in zip(self.tokens, self.loss_mask, strict=True))
 
     @property
     def num_positions(self) -> int:
@@ -85,8 +81,6 @@ class Rows:
     loss_mask: npt.NDArray[np.bool_]
     positions: npt.NDArray[np.int64] | None = None
     """From 0 in each document, and in the padding at a row's end; None: each row is one document."""
-    samples: npt.NDArray[np.int64] | None = None
-    """The sample of each token, padding not counted; None if none is trained on."""
 
 
 class DocumentLoader(ABC, Generic[BatchT]):
@@ -135,12 +129,6 @@ class DocumentLoader(ABC, Generic[BatchT]):
     def order_id(self, plan: DocumentPlan | DocumentMixture) -> str:
         """Return the id of the loader's order with this plan."""
         return document_order_id(plan, self._parting)
-
-    def follow(self, plan: DocumentPlan | DocumentMixture) -> None:
-        """Use the order of another plan of the same documents from the next batch on."""
-        if self._ahead:
-            self._ahead.forget()
-        self.plan = plan
 
     def batch(self, global_step: int) -> BatchT:
         """Return the batch of one step, counted from 0. A reading error is raised at its own step.

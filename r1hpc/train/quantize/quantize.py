@@ -4,9 +4,9 @@
 
 int8: weights and activations of 8 bits (W8A8), with a scale per output channel of a weight and per input
 token. w4a16: weights of 4 bits, with a scale per group of inputs; activations stay. Values round to the
-nearest. With `texts` the model is first made easier to round (int8: SmoothQuant), or the roundings compensate
-each other (w4a16: GPTQ). Embedding and output head stay as they are. Needs the package compressed-tensors
-(the optional extra `quantize`), as does transformers to read the folder.
+nearest. With `texts` an int8 model is first made easier to round (SmoothQuant). Embedding and output head
+stay as they are. Needs the package compressed-tensors (the optional extra `quantize`), as does transformers
+to read the folder.
 
 `smooth` (SmoothQuant, Xiao et al., arXiv 2211.10438) moves outliers from the activations into the weights. A
 few input channels of a layer are tens of times larger than the rest, but a token has one scale for all.
@@ -14,15 +14,10 @@ Channel j is divided by s_j before the layer, in the norm or layer that makes it
 it are multiplied: s_j = max|X_j|^0.5 / max|W_j|^0.5 (eq. 4), the maxima over calibration texts. Here s_j is
 the nearest power of two, so that the output is bit-identical in any floating-point precision. The step from
 up_proj to down_proj is smoothed too, as AWQ does (2306.00978).
-
-`compensate` (GPTQ, Frantar et al., arXiv 2210.17323, algorithm 1) runs after the scales are set, in place. A
-layer's weights are rounded input by input; each error is spread over the inputs still to come, weighted by
-how the inputs of calibration texts correlate (H = X Xᵀ). Each decoder layer sees the outputs of the rounded
-layers before it.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +32,6 @@ from r1hpc.base.files import parse_json
 from r1hpc.train.model.attention import OURS
 from r1hpc.train.model.export import open_to_others
 
-_DAMPENING = 0.01
-"""Added to H's diagonal, relative to its mean: as in the paper."""
-_BLOCK = 128
-"""Inputs per block, whose errors reach the inputs behind it in one product: as in the paper."""
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose norms multiply by their weight, and whose layers have these names:"""
 _PAIRS = (
@@ -104,7 +95,12 @@ def check_source(folder: Path, *, calibrated: bool) -> None:
 
 
 def quantize(
-    source: Path, folder: Path, scheme: str, texts: Texts | None, device: torch.device = _CPU
+    source: Path,
+    folder: Path,
+    scheme: str,
+    texts: Texts | None,
+    device: torch.device = _CPU,
+    compensate: Callable[[Any, Texts], None] | None = None,
 ) -> Quantized:
     """Write the model of `source` with integer weights into the new `folder`, with its other files.
 
@@ -112,6 +108,7 @@ def quantize(
         scheme: a key of SCHEMES.
         texts: token ids to calibrate on; None: no calibration.
         device: computes, and holds the model in fp32.
+        compensate: changes the weights in place, between setting the scales and rounding.
 
     Raises:
         UsageError: the model has no layer that can be quantised, layers of no group size that vLLM has, or
@@ -134,7 +131,7 @@ def quantize(
     apply_quantization_config(network, config)
     for layer in layers.values():
         _set_scale(layer, own)
-    if texts is not None and scheme == "w4a16":
+    if texts is not None and compensate is not None:
         compensate(network, texts)
     quantized = sum(layer.weight.numel() for layer in layers.values())
     for layer in layers.values():
@@ -232,94 +229,6 @@ def _name_scheme(network: Any, folder: Path) -> None:
     compressor = ModelCompressor.from_pretrained_model(network)
     compressor.quantization_config.quantization_status = QuantizationStatus.COMPRESSED
     compressor.update_config(str(folder))
-
-
-@torch.no_grad()
-def compensate(network: Any, texts: Sequence[Sequence[int]]) -> None:
-    """Round the weights of every layer that has a scale to that scale's grid, in place."""
-    calls = _first_calls(network, texts)
-    for block in network.model.layers:
-        layers = [module for module in block.modules() if hasattr(module, "weight_scale")]
-        moments = _second_moments(block, layers, calls)
-        for layer in layers:
-            layer.weight.copy_(_rounded(layer, moments[layer]))
-        calls = [(block(hidden, **rest), rest) for hidden, rest in calls]
-
-
-class _Caught(Exception):  # noqa: N818 (no error: it ends a forward pass)
-    pass
-
-
-def _first_calls(network: Any, texts: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """Return the arguments of the first decoder layer, for each text."""
-    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
-
-    def catch(module: nn.Module, arguments: tuple[torch.Tensor, ...], rest: dict[str, Any]) -> None:
-        calls.append((arguments[0], rest))
-        raise _Caught
-
-    hook = network.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for text in texts:
-            try:
-                network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
-            except _Caught:
-                continue
-    finally:
-        hook.remove()
-    return calls
-
-
-def _second_moments(
-    block: Any, layers: Sequence[Any], calls: Sequence[tuple[torch.Tensor, dict[str, Any]]]
-) -> dict[Any, torch.Tensor]:
-    """Return X Xᵀ of each layer, summed over the tokens of all texts: (inputs, inputs)."""
-    moments = {layer: layer.weight.new_zeros(layer.in_features, layer.in_features) for layer in layers}
-
-    def look(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].flatten(0, -2).float()
-        moments[layer].addmm_(rows.T, rows)
-
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
-    for hidden, rest in calls:
-        block(hidden, **rest)
-    for hook in hooks:
-        hook.remove()
-    return moments
-
-
-def _rounded(layer: Any, moment: torch.Tensor) -> torch.Tensor:
-    """Return the weight, (outputs, inputs), on the grid of its scale."""
-    from compressed_tensors.quantization.utils import calculate_range
-
-    weight: torch.Tensor = layer.weight.clone()
-    form = layer.quantization_scheme.weights
-    low, high = (float(end) for end in calculate_range(form, weight.device))
-    size = form.group_size or layer.in_features
-    inverse = _inverse_root(moment)
-    for start in range(0, layer.in_features, _BLOCK):
-        end = min(start + _BLOCK, layer.in_features)
-        errors = weight.new_zeros(layer.out_features, end - start)
-        for i in range(start, end):
-            scale = layer.weight_scale[:, i // size]
-            rounded = (weight[:, i] / scale).round().clamp(low, high) * scale
-            error = (weight[:, i] - rounded) / inverse[i, i]
-            weight[:, i] = rounded
-            weight[:, i + 1 : end] -= torch.outer(error, inverse[i, i + 1 : end])
-            errors[:, i - start] = error
-        weight[:, end:] -= errors @ inverse[start:end, end:]
-    return weight
-
-
-def _inverse_root(moment: torch.Tensor) -> torch.Tensor:
-    """Return the upper Cholesky factor of H⁻¹; an input that never occurs counts by itself."""
-    moment = moment.double()
-    diagonal = moment.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += _DAMPENING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return root.float()
 
 
 def check_family(model_type: str) -> None:

@@ -2,38 +2,27 @@
 
     mixing = Mixing(loader, config)
     mixing.base_id                    # id of the order without any change: what a checkpoint belongs to
-    mixing.after_step(step, sums)     # online: appends a change if one is due
     mixing.meta(step)                 # the changes so far, and the id of the resulting order
-    mixing.read(meta)                 # of the checkpoint to resume from
+    mixing.check(meta)                # of the checkpoint to resume from
 
 A checkpoint holds every change that has begun, as a segment of the order (mixture.py). Those are fixed; later
-ones can change. A schedule's segments are known from the start. Online mixing appends its segments after a
-step whose state is saved, so one checkpoint holds the losses they follow from, and the segments those losses
-follow from.
+ones can change.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.data.read.mixture import Change, Mixture, OnlineWeights
+from r1hpc.data.read.mixture import Change, Mixture
 from r1hpc.data.read.sampler import DocumentMixture, WindowMixture
 from r1hpc.train.loop.session import Session
 from r1hpc.train.parallel.errors import ResumeError
-
-Ints = npt.NDArray[np.int64]
 
 
 class Loader(Protocol):
     """Interface of a loader that gives a rank its batches by a plan."""
 
     plan: Any
-
-    def follow(self, plan: Any) -> None: ...
 
     def order_id(self, plan: Any) -> str: ...
 
@@ -44,60 +33,17 @@ class Mixing:
     def __init__(self, loader: Loader, config: RunConfig) -> None:
         self._loader = loader
         self._batch = config.train.global_batch_size
-        self._every = config.data.mix.every
         is_mixed = isinstance(loader.plan, WindowMixture | DocumentMixture)
         self._mixture: Mixture | None = loader.plan.mixture if is_mixed else None
-        self._online: OnlineWeights | None = None
-        if self._mixture is not None and config.data.mix.is_online:
-            self._online = OnlineWeights(self._mixture.weights, config.data.mix.smoothing)
-        self._seen: list[tuple[torch.Tensor, Ints]] = []
 
     @property
     def base_id(self) -> str:
         """Return the id of the order before any weight has changed."""
         return self._order_id(())
 
-    @property
-    def wants_losses(self) -> bool:
-        """True if `see` needs every loss of a step."""
-        return self._online is not None
-
-    def see(self, losses: torch.Tensor, samples: Ints) -> None:
-        """Add this rank's loss of some tokens, and the sample of each; both (num_tokens,)."""
-        self._seen.append((losses.detach(), samples))
-
-    def sums(self) -> list[float]:
-        """Return the step's loss by source, then tokens by source, to add up over the ranks."""
-        if self._online is None:
-            return []
-        assert self._mixture is not None, "what is online is mixed"
-        count = len(self._mixture.sizes)
-        losses, tokens = np.zeros(count), np.zeros(count)
-        for values, samples in self._seen:
-            each, place = np.unique(samples, return_inverse=True)
-            sources = self._mixture.locate(each)[0][place]
-            losses += np.bincount(sources, values.double().cpu().numpy(), count)
-            tokens += np.bincount(sources, minlength=count)
-        self._seen = []
-        return [*losses.tolist(), *tokens.tolist()]
-
-    def after_step(self, step: int, sums: Sequence[float]) -> dict[str, Any]:
-        """Change the weights if that is due after `step`; `sums` are those of all ranks.
-
-        Returns for train.jsonl the weight of each source, and online its loss.
-        """
-        facts: dict[str, Any] = {}
-        if self._changes or self._online is not None:
-            facts |= self._weights(step, "mix_")
-        if self._online is None:
-            return facts
-        losses, tokens = sums[: len(self._names)], sums[len(self._names) :]
-        self._online.observe(losses, tokens)
-        for name, loss, num in zip(self._names, losses, tokens, strict=True):
-            facts[f"loss_{name}"] = loss / num if num else None
-        if step % self._every == 0:
-            self._follow([*self._changes, Change(step * self._batch, self._online.turn())])
-        return facts
+    def facts(self, step: int) -> dict[str, Any]:
+        """Return the weight of each source in `step`, for train.jsonl."""
+        return self._weights(step, "mix_") if self._changes else {}
 
     def announce(self, session: Session, step: int) -> None:
         """Record an event on rank 0 if other weights begin after `step`."""
@@ -110,31 +56,17 @@ class Mixing:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return the manifest entry of a checkpoint after `step`; empty if no weight has changed by then."""
-        if self._online is not None:
-            held: Sequence[Change] = self._changes
-            more = {"online": self._online.state()}
-        else:
-            held, more = self._drawn_from(step), {}
-        if not held and not more:
-            return {}
-        return {"mix": {"changes": _plain(held), "order_id": self._order_id(held), **more}}
+        held = self._drawn_from(step)
+        return {"mix": {"changes": _plain(held), "order_id": self._order_id(held)}} if held else {}
 
-    def read(self, meta: dict[str, Any]) -> None:
-        """Load the changes of a checkpoint, or compare a schedule with them.
+    def check(self, meta: dict[str, Any]) -> None:
+        """Compare the changes of a checkpoint with the schedule.
 
         Raises:
             ResumeError: they differ before its step.
         """
         step, saved = int(meta["global_step"]), meta.get("mix", {"changes": [], "order_id": self.base_id})
-        if self._online is not None:
-            if "online" not in saved:
-                raise ResumeError(
-                    "the checkpoint was trained without data.mix.online: go back to data.mix.online=none, or "
-                    "start a run of another name"
-                )
-            self._follow([Change(first, tuple(weights)) for first, weights in saved["changes"]])
-            self._online.restore(saved["online"])
-        held = self._changes if self._online is not None else self._drawn_from(step)
+        held = self._drawn_from(step)
         if saved["changes"] != _plain(held) or saved["order_id"] != self._order_id(held):
             raise ResumeError(
                 f"the checkpoint was trained up to step {step} with "
@@ -149,11 +81,6 @@ class Mixing:
     @property
     def _names(self) -> tuple[str, ...]:
         return self._mixture.names if self._mixture is not None else ()
-
-    def _follow(self, changes: Sequence[Change]) -> None:
-        plan = self._loader.plan.with_changes(changes)
-        self._loader.follow(plan)
-        self._mixture = plan.mixture
 
     def _weights(self, step: int, prefix: str = "") -> dict[str, float]:
         """Return the weight of each source in `step`."""

@@ -97,10 +97,9 @@ class Pretraining(SupervisedStage[StepBatch]):
         micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
         # Every rank has equally many, so the mean over the ranks is the mean over all targets.
         num_targets = part(micro_batches[..., 1:]).numel()
-        for number, micro_batch in enumerate(self.last_marked(engine, micro_batches)):
+        for micro_batch in self.last_marked(engine, micro_batches):
             inputs, targets = part(micro_batch[:, :-1]), part(micro_batch[:, 1:])
-            samples = batch.sample_ids[number].repeat(targets.shape[1])
-            yield self.cross_entropy(engine, inputs, targets, samples=samples) / num_targets
+            yield self.cross_entropy(engine, inputs, targets) / num_targets
 
     def num_tokens(self, batch: StepBatch) -> int:
         train = self._job.config.train

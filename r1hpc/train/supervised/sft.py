@@ -208,14 +208,12 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         part, padded = self._sequence.part, self._sequence.padded
         tokens = torch.from_numpy(padded(rows.tokens)).to(device)
         inputs, targets = part(tokens[:, :-1]), part(tokens[:, 1:])
-        places = np.flatnonzero(part(padded(rows.loss_mask)[:, 1:]))
-        chosen = torch.from_numpy(places).to(device)
-        samples = None if rows.samples is None else part(padded(rows.samples)[:, 1:]).reshape(-1)[places]
+        chosen = torch.from_numpy(np.flatnonzero(part(padded(rows.loss_mask)[:, 1:]))).to(device)
         if rows.positions is None or not self._job.config.data.packing:
-            return self.cross_entropy(engine, inputs, targets, chosen, samples)
+            return self.cross_entropy(engine, inputs, targets, chosen)
         positions = torch.from_numpy(rows.positions).to(device)[:, :-1]
         inputs, targets, positions = map(packed_form(attention), (inputs, targets, positions))
-        return self.cross_entropy(engine, inputs, targets, chosen, samples, position_ids=positions)
+        return self.cross_entropy(engine, inputs, targets, chosen, position_ids=positions)
 
     def num_tokens(self, batch: TraceBatch | PackedBatch) -> int:
         return batch.num_loss_tokens

@@ -114,22 +114,18 @@ class SupervisedStage(ABC, Generic[BatchT]):
         inputs: torch.Tensor,
         targets: torch.Tensor,
         chosen: torch.Tensor | None = None,
-        samples: npt.NDArray[np.int64] | None = None,
         **more: torch.Tensor,
     ) -> torch.Tensor:
         """Return the sum over the targets (rows, T) at flat positions `chosen`, or all; the model gets
         `more`.
 
-        If ranks share a sequence, all of it concerns this rank's part. `samples` is the sample of each target
-        that counts, (num_chosen,); None if none is trained on.
+        If ranks share a sequence, all of it concerns this rank's part.
         """
         if self._sequence.size > 1:
             more = {**more, "position_ids": self._sequence.positions(inputs)}
         if self._head is None:
             self._head = OutputHead(engine.module, self._job.config.train.logits_chunk_tokens)
         scores = self._head.scores(lambda: engine(input_ids=inputs, **more).logits, targets, chosen)
-        if samples is not None and self._mixing.wants_losses:
-            self._mixing.see(-scores.logprobs, samples)
         return -scores.logprobs.sum()
 
     def last_marked(self, engine: Any, micro_batches: Sequence[Any] | torch.Tensor) -> Iterator[Any]:
@@ -181,8 +177,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
         if self._sequence.index:  # the first rank that shares them reports its samples
             proof = [0.0] * len(proof)
         losses = self.losses(session.engine, batch)
-        result = loop.optimizer_step(session, step, losses, lambda: [*proof, *self._mixing.sums()])
-        mix = self._mixing.after_step(step, result.sums[len(proof) :])
+        result = loop.optimizer_step(session, step, losses, lambda: proof)
         num_tokens = self.num_tokens(batch)
         self._tokens += num_tokens
         step_time_s = time.monotonic() - started
@@ -199,7 +194,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
                 used=self._used(step, result),
                 data_time_s=data_time_s,
                 flops=_flops(session, *self.computed(batch)),
-                extra=self.facts(batch) | mix | more,
+                extra=self.facts(batch) | self._mixing.facts(step) | more,
             )
             step_records.record(session, step, result, done)
             self._mixing.announce(session, step)
@@ -213,8 +208,8 @@ class SupervisedStage(ABC, Generic[BatchT]):
         return lambda folder: None
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Load the changes of weights and the count of tokens: the loader needs only the step."""
-        self._mixing.read(meta)
+        """Load the count of tokens: the loader needs only the step."""
+        self._mixing.check(meta)
         self._tokens = self.tokens_in(meta)
 
     @abstractmethod

@@ -1,26 +1,32 @@
-"""Read Megatron-LM's indexed datasets: ids in PREFIX.bin, starts of sequences and documents in PREFIX.idx.
+"""Turn Megatron-LM's indexed datasets (PREFIX.bin, PREFIX.idx) into Parquet, which a recipe reads.
 
-    count_documents(path)               # of PREFIX.idx
-    read_documents(path, 0, 100)
+    python -m experiments.megatron PREFIX.idx ... --out DIR
+    sources: [{name: web, kind: parquet, root: DIR, field: input_ids}]      # with tokenizer.kind: ids
 
 The format is that of megatron/core/datasets/indexed_dataset.py: magic, version 1, a code for the ids' type,
 numbers of sequences and of documents, then lengths (int32), byte offsets (int64) and each document's first
 sequence (int64).
 """
 
+import argparse
 import functools
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
+import pyarrow.parquet
 
+from r1hpc.base.cli import run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.corpus.sources.fields import Document, to_ids
 
+_ROWS = 4096
+"""Documents in a row group."""
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -44,8 +50,8 @@ def count_documents(path: Path) -> int:
     return len(_read_index(path).documents) - 1
 
 
-def read_documents(path: Path, start: int, stop: int) -> Iterator[Document]:
-    """Yield documents [start, stop); their position is their number."""
+def read_documents(path: Path, start: int, stop: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the ids of documents [start, stop)."""
     index = _read_index(path)
     binary = path.with_suffix(".bin")
     is_empty = not binary.stat().st_size  # then all documents are, and an empty file cannot be mapped
@@ -55,12 +61,7 @@ def read_documents(path: Path, start: int, stop: int) -> Iterator[Document]:
         begin, end = index.documents[number : number + 2]
         rows = zip(index.offsets[begin:end].tolist(), index.lengths[begin:end].tolist(), strict=True)
         pieces = [data[at : at + count * size].view(index.dtype) for at, count in rows]
-        try:
-            raw = to_ids(np.concatenate(pieces)) if pieces else b""
-        except ValueError as error:
-            yield Document(number, b"", fault=str(error))
-        else:
-            yield Document(number, raw, is_ids=True)
+        yield np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
 
 
 def _read_index(path: Path) -> _Index:
@@ -73,7 +74,7 @@ def _parsed_index(path: Path, size: int, mtime_ns: int) -> _Index:
     with path.open("rb") as file:
         if len(head := file.read(_HEADER.size)) < _HEADER.size or not head.startswith(_MAGIC):
             # It may be the .bin, of any size: do not read it completely.
-            raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
+            raise UsageError(f"{path} is not a Megatron index; give the .idx file")
         file.seek(0)
         raw = file.read()
     _, version, code, sequences, documents = _HEADER.unpack_from(raw)
@@ -92,3 +93,31 @@ def _parsed_index(path: Path, size: int, mtime_ns: int) -> _Index:
     if path.with_suffix(".bin").stat().st_size < needed:
         raise UsageError(f"{path.with_suffix('.bin')} ends before the {needed} bytes that its index names")
     return _Index(dtype, lengths, offsets, first)
+
+
+def convert(path: Path, out: Path) -> Path:
+    """Write the documents of PREFIX.idx as the rows of out/PREFIX.parquet, a list of ids each."""
+    schema = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int64()))])
+    count, made = count_documents(path), out / f"{path.stem}.parquet"
+    with pyarrow.parquet.ParquetWriter(made, schema, compression="zstd") as writer:
+        for start in range(0, count, _ROWS):
+            rows = list(read_documents(path, start, min(start + _ROWS, count)))
+            writer.write_table(pyarrow.table({"input_ids": rows}, schema))
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.megatron", description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+", metavar="PREFIX.idx")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args(argv)
+    if len({path.stem for path in arguments.files}) < len(arguments.files):
+        raise UsageError("two files have the same name: convert them into two folders")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in arguments.files:
+        print(convert(path, arguments.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
