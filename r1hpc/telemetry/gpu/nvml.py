@@ -5,9 +5,8 @@
         print(device.read())
     nvml.close()
 
-Nothing else uses NVML. nvidia-ml-py loads the library and has the structs; the calls of every tick go
-straight to the library with buffers made once, because making them is most of the cost of nvidia-ml-py's own
-functions. Each call releases the interpreter lock, so a hanging driver cannot hold up the training loop.
+Nothing else uses NVML. Each call releases the interpreter lock, so a hanging driver cannot hold up the
+training loop.
 
 What the numbers mean (nvml.h unless named): utilisation is the share of the last 1/6 to 1 s in which at
 least one kernel ran, so 100 % is not the same as busy; power is a 1 s mean, on A100 an instantaneous value;
@@ -19,12 +18,9 @@ A100 and H100 sensors sample a quarter of the time (arXiv 2312.02741).
 (('GPU-aa',), "CUDA_VISIBLE_DEVICES names '9', which is no GPU here; CUDA ignores it and what follows")
 """
 
-import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import byref, c_uint, c_ulonglong
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import pynvml
 
@@ -33,7 +29,8 @@ from r1hpc.base.names import printable
 from r1hpc.telemetry.gpu.reading import CHANGING, LINKS, STATIC, GpuReading, throttle_names
 
 _ALL_LINKS = 0xFFFFFFFF
-_UNKNOWN_MEMORY = 2**64 - 1
+_TRIES = 3
+"""Processes start between the call that sizes the buffer and the one that fills it."""
 _NO_DRIVER = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 not found",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the nvidia kernel module is not loaded",
@@ -57,8 +54,8 @@ _NEVER = {
     pynvml.NVML_ERROR_DEPRECATED,
 }
 _Record = dict[str, Any]
-_Take = Callable[[], _Record]
-_Kind = type[c_uint] | type[c_ulonglong]
+_Take = Callable[[Any], _Record]
+"""Ask the device of a handle for some of its readings; pynvml.NVMLError if it has none."""
 
 
 def select_visible(uuids: Sequence[str], visible: str | None) -> tuple[tuple[str, ...], str | None]:
@@ -100,22 +97,11 @@ class NoDriverError(R1hpcError):
     """This node has no NVIDIA driver that NVML can use."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Call:
-    """One NVML call with its buffers."""
-
-    function: Callable[..., int]
-    arguments: tuple[Any, ...]
-    take: _Take
-    """The readings left in its buffers."""
-    otherwise: "_Call | None" = None
-    """The call to use instead if this one never answers."""
-
-
 class Device:
     """One GPU or MIG instance. Remembers which readings it lacks, and asks for them once."""
 
-    def __init__(self, library: ctypes.CDLL, handle: Any, uuid: str, index: int | None) -> None:
+    def __init__(self, handle: Any, uuid: str, index: int | None) -> None:
+        self._handle = handle
         self.uuid = uuid
         self.index = index
         self.name = _text(pynvml.nvmlDeviceGetName, handle)
@@ -125,9 +111,8 @@ class Device:
         self.memory_total_bytes: int | None = memory and memory.total
         limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         self.power_limit_w: float | None = limit and limit / 1000
-        make = _CallMaker(library, handle)
-        self._calls = make.changing()
-        self._link_calls = make.links()
+        self._ways = [[*ways] for ways in _CHANGING_WAYS]
+        self._link_ways = [[*ways] for ways in (*_LINK_WAYS, (_nvlinks(handle),))]
         self._blank: _Record = {"uuid": uuid, **dict.fromkeys(CHANGING)}
         self._last_energy_j = 0.0
 
@@ -141,11 +126,11 @@ class Device:
         `energy_reset` and `error` are present only when they apply. Never raises.
         """
         record = self._blank.copy()
-        self._calls = self._make_calls(self._calls, record)
+        self._fill(record, self._ways)
         if links:
             record.update(dict.fromkeys(LINKS))
             if "error" not in record:
-                self._link_calls = self._make_calls(self._link_calls, record)
+                self._fill(record, self._link_ways)
         self._note_reset(record)
         return record
 
@@ -153,23 +138,20 @@ class Device:
         """Return everything as a GpuReading. `links` costs 40 ms on real hardware (see pcie_tx_kib_s)."""
         return GpuReading.of_record({**self.static(), **self.sample(links)})
 
-    def _make_calls(self, calls: list[_Call], record: _Record) -> list[_Call]:
-        """Fill `record`; return the calls to make next time."""
-        changes: dict[_Call, _Call | None] = {}
-        for call in calls:
-            answered, code = call, call.function(*call.arguments)
-            while code in _NEVER:
-                changes[call] = answered.otherwise
-                if answered.otherwise is None:
-                    break
-                answered = answered.otherwise
-                code = answered.function(*answered.arguments)
-            if code == 0:
-                record |= answered.take()
-            elif code in _DEVICE_ERRORS:
-                record["error"] = _DEVICE_ERRORS[code]
+    def _fill(self, record: _Record, readings: list[list[_Take]]) -> None:
+        """Fill `record`, and forget the ways of asking that this device never answers."""
+        for ways in readings:
+            while ways:
+                try:
+                    record |= ways[0](self._handle)
+                except pynvml.NVMLError as error:
+                    if error.value in _NEVER:
+                        del ways[0]
+                        continue
+                    if error.value in _DEVICE_ERRORS:
+                        record["error"] = _DEVICE_ERRORS[error.value]
+                        return
                 break
-        return [kept for call in calls if (kept := changes.get(call, call))] if changes else calls
 
     def _note_reset(self, record: _Record) -> None:
         energy = record["energy_j"]
@@ -183,7 +165,6 @@ class Nvml:
     """An open NVML with the GPUs to watch. `source` is "stub" on the test library, else "nvml"."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._library: ctypes.CDLL = pynvml.nvmlLib
         self.driver = _text(pynvml.nvmlSystemGetDriverVersion) or "unknown"
         self.source = "stub" if self._is_stub() else "nvml"
         handles, self.notes = _handles()
@@ -197,14 +178,14 @@ class Nvml:
         _ask(pynvml.nvmlShutdown)
 
     def _is_stub(self) -> bool:
-        return hasattr(self._library, "r1hpc_nvml_stub") or self.driver.startswith("stub")
+        return hasattr(pynvml.nvmlLib, "r1hpc_nvml_stub") or self.driver.startswith("stub")
 
     def _device(self, handles: Mapping[str, tuple[int, Any]], uuid: str) -> Device | None:
         index, handle = handles.get(uuid) or (None, _ask(pynvml.nvmlDeviceGetHandleByUUID, uuid.encode()))
         if handle is None:
             self.notes.append(f"{uuid} of CUDA_VISIBLE_DEVICES cannot be opened; it is not sampled")
             return None
-        return Device(self._library, handle, uuid, index)
+        return Device(handle, uuid, index)
 
 
 def open_nvml(environ: Mapping[str, str] = os.environ) -> Nvml:
@@ -253,166 +234,95 @@ def _decode(value: bytes | str) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-class _CallMaker:
-    """Makes the calls of one device, each with its own buffers."""
+def _value(key: str, name: str, *arguments: int, scale: int = 1) -> _Take:
+    """Return the way of asking for one number by pynvml's function of that name."""
+    function = getattr(pynvml, name)
 
-    def __init__(self, library: ctypes.CDLL, handle: Any) -> None:
-        self._library = library
-        self._handle = handle
+    def take(handle: Any) -> _Record:
+        found = function(handle, *arguments)
+        return {key: found if scale == 1 else found / scale}
 
-    def changing(self) -> list[_Call]:
-        """Return the calls of every tick, giving CHANGING."""
-        return [
-            self._utilization(),
-            self._memory(),
-            self._number("power_w", "nvmlDeviceGetPowerUsage", scale=1000),
-            self._number("energy_j", "nvmlDeviceGetTotalEnergyConsumption", kind=c_ulonglong, scale=1000),
-            self._temperature(),
-            self._number("sm_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
-            self._number("memory_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
-            self._throttle_reasons(),
-            self._ecc("ecc_corrected_volatile", pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
-            self._ecc("ecc_uncorrected_volatile", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
-            self._processes(),
-        ]
+    return take
 
-    def links(self) -> list[_Call]:
-        """Return the calls that give LINKS."""
-        return [
-            self._number("pcie_tx_kib_s", "nvmlDeviceGetPcieThroughput", pynvml.NVML_PCIE_UTIL_TX_BYTES),
-            self._number("pcie_rx_kib_s", "nvmlDeviceGetPcieThroughput", pynvml.NVML_PCIE_UTIL_RX_BYTES),
-            self._nvlink_states(),
-            self._nvlink_counters(),
-        ]
 
-    def _function(self, name: str) -> Callable[..., int]:
+def _utilization(handle: Any) -> _Record:
+    rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
+    return {"gpu_utilization_percent": rates.gpu, "memory_utilization_percent": rates.memory}
+
+
+def _memory(handle: Any) -> _Record:
+    return {"memory_used_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used}
+
+
+def _memory_before_510(handle: Any) -> _Record:
+    return {"memory_used_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used}
+
+
+def _throttling(handle: Any) -> _Record:
+    return {"throttle_reasons": throttle_names(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))}
+
+
+def _throttling_before_535(handle: Any) -> _Record:
+    return {"throttle_reasons": throttle_names(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))}
+
+
+def _processes(handle: Any) -> _Record:
+    for attempt in range(_TRIES):
         try:
-            return cast(Callable[..., int], getattr(self._library, name))
-        except AttributeError:
-            return lambda *_: int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-
-    def _call(self, name: str, *arguments: Any, take: _Take, otherwise: _Call | None = None) -> _Call:
-        return _Call(self._function(name), (self._handle, *arguments), take, otherwise)
-
-    def _number(self, key: str, name: str, *arguments: int, kind: _Kind = c_uint, scale: int = 0) -> _Call:
-        box = kind()
-        return self._call(
-            name, *arguments, byref(box), take=lambda: {key: box.value / scale if scale else box.value}
-        )
-
-    def _ecc(self, key: str, error_type: int) -> _Call:
-        name = "nvmlDeviceGetTotalEccErrors"
-        return self._number(key, name, error_type, pynvml.NVML_VOLATILE_ECC, kind=c_ulonglong)
-
-    def _utilization(self) -> _Call:
-        rates = pynvml.c_nvmlUtilization_t()
-        return self._call(
-            "nvmlDeviceGetUtilizationRates",
-            byref(rates),
-            take=lambda: {
-                "gpu_utilization_percent": rates.gpu,
-                "memory_utilization_percent": rates.memory,
-            },
-        )
-
-    def _memory(self) -> _Call:
-        new, old = pynvml.c_nvmlMemory_v2_t(version=pynvml.nvmlMemory_v2), pynvml.c_nvmlMemory_t()
-        before_510 = self._call(
-            "nvmlDeviceGetMemoryInfo", byref(old), take=lambda: {"memory_used_bytes": old.used}
-        )
-        return self._call(
-            "nvmlDeviceGetMemoryInfo_v2",
-            byref(new),
-            take=lambda: {"memory_used_bytes": new.used},
-            otherwise=before_510,
-        )
-
-    def _temperature(self) -> _Call:
-        box = pynvml.c_nvmlTemperature_v1_t(version=pynvml.nvmlTemperature_v1)
-        # nvml.h marks the old function for removal in CUDA 14.0; drivers before 560 have no other.
-        new = self._call(
-            "nvmlDeviceGetTemperatureV", byref(box), take=lambda: {"temperature_c": box.temperature}
-        )
-        old = self._number("temperature_c", "nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU)
-        return replace(old, otherwise=new)
-
-    def _throttle_reasons(self) -> _Call:
-        mask = c_ulonglong()
-
-        def take() -> _Record:
-            return {"throttle_reasons": throttle_names(mask.value)}
-
-        old = self._call("nvmlDeviceGetCurrentClocksThrottleReasons", byref(mask), take=take)
-        return self._call("nvmlDeviceGetCurrentClocksEventReasons", byref(mask), take=take, otherwise=old)
-
-    def _processes(self) -> _Call:
-        listing = _ProcessList(self._function("nvmlDeviceGetComputeRunningProcesses_v3"), self._handle)
-        return _Call(listing.read, (), listing.take)
-
-    def _nvlink_states(self) -> _Call:
-        """Count the active links among those that answer now."""
-        function, active = self._function("nvmlDeviceGetNvLinkState"), c_uint()
-        tries = [(self._handle, link, byref(active)) for link in range(pynvml.NVML_NVLINK_MAX_LINKS)]
-        links = [arguments for arguments in tries if function(*arguments) == 0]
-        count = 0
-
-        def read() -> int:
-            nonlocal count
-            count = 0
-            for arguments in links:
-                code = function(*arguments)
-                if code:
-                    return code
-                count += active.value
-            return 0 if links else int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
-        return _Call(read, (), lambda: {"nvlink_links_active": count})
-
-    def _nvlink_counters(self) -> _Call:
-        values = (pynvml.c_nvmlFieldValue_t * 2)()
-        values[0].fieldId = pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX
-        values[1].fieldId = pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX
-        values[0].scopeId = values[1].scopeId = _ALL_LINKS
-        function = self._function("nvmlDeviceGetFieldValues")
-
-        def read() -> int:
-            # Each value has its own return code beside the call's.
-            return function(self._handle, 2, values) or values[0].nvmlReturn or values[1].nvmlReturn
-
-        def take() -> _Record:
-            return {"nvlink_tx_kib": values[0].value.ullVal, "nvlink_rx_kib": values[1].value.ullVal}
-
-        return _Call(read, (), take)
+            found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            break
+        except pynvml.NVMLError as error:
+            if error.value != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or attempt + 1 == _TRIES:
+                raise
+    return {"processes": [{"pid": each.pid, "used_memory_bytes": each.usedGpuMemory} for each in found]}
 
 
-class _ProcessList:
-    """The compute processes of a device, in a buffer that grows when needed."""
+def _nvlink_traffic(handle: Any) -> _Record:
+    fields = (pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX)
+    sent, got = pynvml.nvmlDeviceGetFieldValues(handle, [(field, _ALL_LINKS) for field in fields])
+    if code := sent.nvmlReturn or got.nvmlReturn:  # each has its own, beside the call's
+        raise pynvml.NVMLError(code)
+    return {"nvlink_tx_kib": sent.value.ullVal, "nvlink_rx_kib": got.value.ullVal}
 
-    def __init__(self, function: Callable[..., int], handle: Any) -> None:
-        self._function = function
-        self._handle = handle
-        self._count = c_uint()
-        self._make_room(16)
 
-    def _make_room(self, room: int) -> None:
-        self._processes = (pynvml.c_nvmlProcessInfo_v3_t * room)()
-        self._arguments = (self._handle, byref(self._count), self._processes)
+def _nvlinks(handle: Any) -> _Take:
+    """Count the active links among those that answer now."""
+    state = pynvml.nvmlDeviceGetNvLinkState
+    links = [n for n in range(pynvml.NVML_NVLINK_MAX_LINKS) if _ask(state, handle, n) is not None]
 
-    def read(self) -> int:
-        """Return NVML's return code. Processes start between two calls, so it tries three times to fit."""
-        for _ in range(4):
-            self._count.value = len(self._processes)
-            code = self._function(*self._arguments)
-            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
-                break
-            self._make_room(2 * self._count.value + 8)
-        return code
+    def take(handle: Any) -> _Record:
+        if not links:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return {"nvlink_links_active": sum(state(handle, link) for link in links)}
 
-    def take(self) -> _Record:
-        return {
-            "processes": [
-                {"pid": each.pid, "used_memory_bytes": None if used == _UNKNOWN_MEMORY else used}
-                for each in self._processes[: self._count.value]
-                for used in (each.usedGpuMemory,)
-            ]
-        }
+    return take
+
+
+def _ecc(key: str, error_type: int) -> _Take:
+    return _value(key, "nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_VOLATILE_ECC)
+
+
+# Of every tick, giving CHANGING; where a driver lacks the first way of a reading, the second.
+_CHANGING_WAYS: tuple[tuple[_Take, ...], ...] = (
+    (_utilization,),
+    (_memory, _memory_before_510),
+    (_value("power_w", "nvmlDeviceGetPowerUsage", scale=1000),),
+    (_value("energy_j", "nvmlDeviceGetTotalEnergyConsumption", scale=1000),),
+    # nvml.h marks the old function for removal in CUDA 14.0; drivers before 560 have no other.
+    tuple(
+        _value("temperature_c", name, pynvml.NVML_TEMPERATURE_GPU)
+        for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV")
+    ),
+    (_value("sm_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),),
+    (_value("memory_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),),
+    (_throttling, _throttling_before_535),
+    (_ecc("ecc_corrected_volatile", pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),),
+    (_ecc("ecc_uncorrected_volatile", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),),
+    (_processes,),
+)
+# Giving LINKS, beside _nvlinks.
+_LINK_WAYS: tuple[tuple[_Take, ...], ...] = (
+    (_value("pcie_tx_kib_s", "nvmlDeviceGetPcieThroughput", pynvml.NVML_PCIE_UTIL_TX_BYTES),),
+    (_value("pcie_rx_kib_s", "nvmlDeviceGetPcieThroughput", pynvml.NVML_PCIE_UTIL_RX_BYTES),),
+    (_nvlink_traffic,),
+)
