@@ -7,9 +7,9 @@
 
 First a closed loop (1, 2, 4 ... clients, until throughput stops growing), then an open loop (requests at a
 fixed rate, answered or not) around that rate. Each level reports the rates, the time to the first token and
-between tokens (p50, p95, p99), and failures, as a table, JSON, a picture and a page. Every level ends after
-its --seconds and --drain, whatever the server does. Exit status 1: requests failed at a load within the
-server's limit. See docs/serving.md.
+between tokens (p50, p95, p99), and failures, as a table and JSON. Every level ends after its --seconds and
+--drain, whatever the server does. Exit status 1: requests failed at a load within the server's limit. See
+docs/serving.md.
 """
 
 import argparse
@@ -400,23 +400,19 @@ def _folder(arguments: argparse.Namespace, run: RunDir | None) -> Path:
 
 
 def _leave(report: "LoadReport", folder: Path, as_json: bool) -> None:
-    """Print the report and write the files; JSON first, which needs no drawing."""
+    """Print the report and write it as JSON."""
     from r1hpc.base.files import write_json
 
     if not report.levels:
         return
-    path = folder / report.about.begun.replace(":", "").replace("T", "-")
+    path = folder / f"{report.about.begun.replace(':', '').replace('T', '-')}.json"
     content = report.as_json()
     if as_json:
-        print_json({**content, "file": str(path.with_suffix(".json"))})
+        print_json({**content, "file": str(path)})
     else:
         print("\n".join(report.lines()), flush=True)
-    write_json(path.with_suffix(".json"), content)
-    from r1hpc.serving.loadtest.page import save_picture, write_page
-
-    save_picture(report, path.with_suffix(".png"))
-    write_page(report, path.with_suffix(".html"))
-    print(f"{path}.json, .png, .html", file=sys.stderr if as_json else sys.stdout)
+    write_json(path, content)
+    print(path, file=sys.stderr if as_json else sys.stdout)
 
 
 def _allow_connections() -> None:

@@ -41,7 +41,7 @@ _MAY_IMPORT = {
     "data": _SHARED,
     "corpus": (*_SHARED, "slurm", "telemetry", "checkpoint", "tasks", "data"),
     "train": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "tasks", "data", "corpus"),
-    "serving": (*_SHARED, "slurm", "telemetry", "attempt", "reporting", "tasks"),
+    "serving": (*_SHARED, "slurm", "telemetry", "attempt", "tasks"),
 }
 """Below each package those it may import, beside itself."""
 

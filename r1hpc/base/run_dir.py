@@ -60,7 +60,7 @@ class RunDir:
     server = _Inside("server")
     server_key = _Inside("server/key")
     server_address = _Inside("server/address.json")  # there while it answers
-    loadtests = _Inside("loadtest")  # <time>.json, .png, .html of each load test
+    loadtests = _Inside("loadtest")  # <time>.json of each load test
 
     model = _Inside("model")  # the trained model, as a Hugging Face folder
     finished = _Inside("FINISHED")  # the run is over; a new start exits 0

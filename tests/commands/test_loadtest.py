@@ -32,7 +32,7 @@ def test_a_run_keeps_its_load_tests_and_counts_them_as_requests(
         assert (found["name"], found["url"], found["model"]) == (run.run_id, url, "little")
         assert found["good"]
         assert Path(found["file"]).parent == run.loadtests
-        assert sorted(path.suffix for path in run.loadtests.iterdir()) == [".html", ".json", ".png"]
+        assert sorted(path.suffix for path in run.loadtests.iterdir()) == [".json"]
         assert loadtest.main([str(run.path), *SHORT, "--out", str(tmp_path / "out")]) == 0
         shown = capsys.readouterr().out
         assert "saturation: " in shown

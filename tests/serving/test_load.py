@@ -123,11 +123,7 @@ def test_the_planted_capacity_and_times_are_found(small: Start, tmp_path: Path) 
     assert soak["memory_slope_bytes_per_hour"] is not None
     name = Path(found["file"])
     assert json.loads(name.read_text())["levels"] == levels
-    assert name.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    page = name.with_suffix(".html").read_text()
-    assert "saturation: " in page
-    assert page.count("<svg") == 8
-    assert KEY not in page + name.read_text()
+    assert KEY not in name.read_text()
     assert name.stat().st_mode & 0o77 == 0
 
 
