@@ -5,6 +5,8 @@
     python -m r1hpc.submit --nodes 4 --dry-run         # plan, script, and Slurm's answer if there is one
     python -m r1hpc.submit --run-name NAME --resume    # continue a run, perhaps on other nodes
 
+    python -m r1hpc.submit train.py -N 2 -- --lr 1e-4  # a training script of your own, and its arguments
+
     python -m r1hpc.submit jobs/r1.yaml                # a chain: each stage a job, tied by dependencies
     python -m r1hpc.submit jobs/r1.yaml                # again: continues where it stopped
     python -m r1hpc.submit jobs/r1.yaml --run-name NAME grpo:train.lr=3e-5 train.seed=1
@@ -18,6 +20,7 @@ Everything is checked, then frozen into the run folder, then submitted. Exit sta
 
 import argparse
 import gc
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -30,10 +33,11 @@ from r1hpc.base.find_run import RUN_NAMES, add_run_root, run_root_of
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
-    arguments = _parser().parse_intermixed_args(list(argv))
+    words, of_script = _split(argv)
+    arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     job, given = file_and_overrides(arguments.words)
-    overrides = _overrides(given, arguments)
+    overrides = [*_overrides(given, arguments), *of_script]
     if arguments.prepare_only:
         return _prepare_inside_job(job, overrides, arguments, argv)
     gc.disable()  # modules load until the job is submitted: there is little to collect
@@ -65,7 +69,10 @@ def _parser() -> ArgumentParser:
 
     parser = ArgumentParser(prog="python -m r1hpc.submit", description=__doc__)
     words = parser.add_argument(
-        "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides"
+        "words",
+        nargs="*",
+        metavar="JOB.yaml | SCRIPT.py | KEY=VALUE",
+        help="job file or script, dotted overrides",
     )
     offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
@@ -88,6 +95,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
     add_flags(parser)
     return parser
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return our own words, and the words after `--` as the script's arguments."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], [f"script.args={json.dumps(words[at + 1 :])}"]
 
 
 def _overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:

@@ -40,11 +40,13 @@ def submit(
     env: Mapping[str, str] | None = None,
 ) -> Submitted:
     """`python -m r1hpc.submit JOB WORDS`, on this machine unless WORDS name an executor."""
-    command = ["-m", "r1hpc.submit", *([job] if "--resume" not in words else []), *words]
+    cut = words.index("--") if "--" in words else len(words)
+    ours, of_script = words[:cut], words[cut:]
+    command = ["-m", "r1hpc.submit", *([job] if "--resume" not in words else []), *ours]
     where = ["--run-root", str(root), "--run-name", name, "--json"]
     if "--executor" not in words:
         where += ["--executor", "local"]
-    answer = json.loads(command_output([*command, *where], env))
+    answer = json.loads(command_output([*command, *where, *of_script], env))
     return Submitted(RunDir(answer["run_dir"]), str(answer["job_id"]))
 
 

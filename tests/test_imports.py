@@ -21,7 +21,7 @@ TOOLKIT = (
     *("accounting", "submission", "preflight", "reporting"),
 )
 """Launches, survives, records, accounts for and reports any job. Imports no workload."""
-WORKLOADS = ("tasks", "data", "corpus", "train", "serving")
+WORKLOADS = ("tasks", "data", "corpus", "client", "script", "train", "serving")
 """The toolkit runs them. They import the toolkit, and each other as `_MAY_IMPORT` says."""
 
 _SHARED = ("base", "config", "plan")
@@ -40,7 +40,9 @@ _MAY_IMPORT = {
     "tasks": _SHARED,
     "data": _SHARED,
     "corpus": (*_SHARED, "slurm", "telemetry", "checkpoint", "tasks", "data"),
-    "train": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "tasks", "data", "corpus"),
+    "client": (*_SHARED, "telemetry", "checkpoint", "attempt", "data"),
+    "script": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "client"),
+    "train": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "tasks", "data", "corpus", "client"),
     "serving": (*_SHARED, "slurm", "telemetry", "attempt", "tasks"),
 }
 """Below each package those it may import, beside itself."""
@@ -51,9 +53,9 @@ _ONLY_IN = {
     "tensorboard": ("telemetry",),
     "wandb": ("telemetry",),
     "submitit": ("slurm",),
-    "torch": ("train", "attempt"),
+    "torch": ("train", "attempt", "client"),
     "deepspeed": ("train",),
-    "transformers": ("train",),
+    "transformers": ("train", "client"),
     "peft": ("train",),
     "bitsandbytes": ("train",),
     "compressed_tensors": ("train",),

@@ -29,8 +29,9 @@ def refused(environment: dict[str, str], *words: str) -> str:
 def test_its_settings_are_checked_before_the_queue(tmp_path: Path, environment: dict[str, str]) -> None:
     job = str(write_toy_job(tmp_path / "toy.yaml", count=3))
     assert "options.count=N" in refused(environment, job, "options.count=many")
-    assert "it may be one of pretrain, traces, sft, rl, generate, evaluate, serve, counting" in refused(
-        environment, job, "stage=countin"
+    assert (
+        "it may be one of pretrain, traces, sft, rl, generate, evaluate, serve, script, counting"
+        in refused(environment, job, "stage=countin")
     )
 
 

@@ -17,7 +17,7 @@ from r1hpc.attempt.begin import read_facts
 from r1hpc.attempt.control.stop import Clock, StopRequests
 from r1hpc.attempt.control.watchdog import Watchdog
 from r1hpc.attempt.state.cause import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
-from r1hpc.attempt.workload import RankJob, workload_of
+from r1hpc.attempt.workload import LeftAloneError, RankJob, workload_of
 from r1hpc.base.errors import FinalError, R1hpcError, UsageError
 from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.run_dir import RunDir, open_run
@@ -146,6 +146,8 @@ def _leave_outcome(run: RunDir, context: RankContext, outcome: RankOutcome) -> N
 
 def _failure(context: RankContext, error: BaseException) -> RankOutcome:
     first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, LeftAloneError):
+        return RankOutcome(context.rank, LEFT_ALONE, context.node_name, detail=first)
     return RankOutcome(
         context.rank,
         FAILED,

@@ -95,6 +95,10 @@ class Outcome:
     """Finished pieces beyond that step that are kept on disk (groups of a rollout, held-out answers)."""
 
 
+class LeftAloneError(R1hpcError):
+    """This rank fails because another one did; the message names that one."""
+
+
 class Workload:
     """A workload with the defaults: nothing to check, no known cost, nothing to prepare."""
 

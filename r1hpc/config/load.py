@@ -113,7 +113,7 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
         ConfigError: no such job, or it is a chain.
     """
     path = find_job(str(job))
-    content = read_yaml(path)
+    content = read_job(path)
     if "stages" in content:
         raise ConfigError(
             f"{path} is a chain of stages, not one run: `submit {path.stem} --dry-run` plans each; here "
@@ -121,6 +121,13 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
         )
     files = [*_included(content, path), path]
     return list(zip(map(_shown, files), layers_of(content, path), strict=True))
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """Return the keys of a job file, or of a script that was given in its place."""
+    if path.suffix in (".py", ".sh"):
+        return {"stage": "script", "script": {"path": str(path.absolute())}}
+    return read_yaml(path)
 
 
 def layers_of(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:

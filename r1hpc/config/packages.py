@@ -67,6 +67,19 @@ def require(
         )
 
 
+def refuse_without(setting: str, python: str, packages: Sequence[str]) -> None:
+    """Refuse another interpreter that lacks a package.
+
+    Raises:
+        UsageError: names the package.
+    """
+    if lacking := _lacking(python, frozenset(packages)):
+        raise UsageError(
+            f"{setting}={python} lacks {', '.join(lacking)}, which the checkpoints need: "
+            f"`{python} -m pip install {' '.join(lacking)}`"
+        )
+
+
 def _missing(packages: Sequence[str], python: str | None) -> list[str]:
     """Return those that are not installed. If only the nodes can tell, they count as installed."""
     if python is None or python == sys.executable:

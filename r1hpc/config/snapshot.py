@@ -35,6 +35,7 @@ from r1hpc.config.redact import (
     secret_values,
 )
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.schema.sections import ScriptConfig
 
 _ASSETS = ("jobs", "configs", "shards", "sbatch")
 _GIT_TIMEOUT_S = 20.0
@@ -140,6 +141,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         ),
         rl=dataclasses.replace(config.rl, teacher=_folder_of(config.rl.teacher)),
         serve=dataclasses.replace(config.serve, python=_absolute_words(config.serve.python)),
+        script=_script_paths(config.script),
         cluster=dataclasses.replace(config.cluster, python=_absolute_words(config.cluster.python)),
         evaluate=dataclasses.replace(
             evaluate,
@@ -175,6 +177,15 @@ def _absolute_words(words: str | None) -> str | None:
     """Return an interpreter command with an absolute first word; a word without a folder stays."""
     first, *rest = (words or "").split() or [""]
     return " ".join([str(Path(first).absolute()), *rest]) if "/" in first else words
+
+
+def _script_paths(script: ScriptConfig) -> ScriptConfig:
+    if script.path is None:
+        return script
+    cwd = Path(script.cwd or ".").absolute()
+    program = None if Path(script.path).is_file() else shutil.which(script.path)
+    path = str(program or Path(script.path).absolute())
+    return dataclasses.replace(script, path=path, cwd=str(cwd), python=_absolute_words(script.python))
 
 
 def _absolute(name: Any) -> Any:

@@ -25,6 +25,7 @@ WORKLOADS = {
     "generate": _TRAINING,
     "evaluate": _TRAINING,
     "serve": _SERVING,
+    "script": "r1hpc.script.workload:SCRIPT",
 }
 """The stages of this package. By name, so that a stage is imported only when needed."""
 STAGES = tuple(WORKLOADS)
@@ -32,7 +33,9 @@ TRAINED_STAGES = ("pretrain", "sft", "rl")
 """Stages that take optimizer steps and leave a model."""
 SAMPLED_STAGES = ("rl", "generate", "evaluate")
 """Stages that sample completions from a model."""
-PLANNED_STAGES = tuple(stage for stage in STAGES if stage != "serve")
+MODEL_STAGES = tuple(stage for stage in STAGES if stage not in ("traces", "script"))
+"""Stages that load or build a model of ours."""
+PLANNED_STAGES = tuple(stage for stage in STAGES if stage not in ("serve", "script"))
 """Stages with steps or parts that the plan counts. Others are planned by nodes and time alone."""
 GROUP = "r1hpc.workloads"
 

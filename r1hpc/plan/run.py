@@ -12,7 +12,7 @@ from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.records import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import PLANNED_STAGES, STAGES, TRAINED_STAGES
+from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES, TRAINED_STAGES
 from r1hpc.plan.memory.compression import bytes_between_nodes
 from r1hpc.plan.memory.fit import room_for_larger_cache, way_out
 from r1hpc.plan.memory.run import (
@@ -243,6 +243,8 @@ def _longest_sequence(config: RunConfig) -> tuple[int, str]:
 
 def num_steps(config: RunConfig, num_ranks: int) -> int:
     """Return the optimizer steps, or the parts of a stage without them; 0 if the plan cannot know."""
+    if config.stage == "script":
+        return config.script.steps or 0
     if config.stage not in PLANNED_STAGES:
         return 0
     if config.stage not in TRAINED_STAGES:
@@ -273,7 +275,7 @@ def _shape(
     config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None
 ) -> ModelShape | None:
     """Return the model's shape; None if its family or vocabulary is unknown, or no model is loaded."""
-    if config.stage == "traces" or config.stage not in STAGES:  # loads no model, or one that is not ours
+    if config.stage not in MODEL_STAGES:
         return None
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)

@@ -114,7 +114,7 @@ def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:
 
 def _num_steps(ledger: RunLedger) -> int | None:
     if ledger.stage not in PLANNED_STAGES:
-        return None
+        return ledger.num_steps or None
     if ledger.num_steps is not None:
         return ledger.num_steps
     try:

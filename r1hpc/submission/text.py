@@ -13,7 +13,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, format_parameters
-from r1hpc.config.stages import PLANNED_STAGES, STAGES
+from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
 from r1hpc.plan.hours.text import amount
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
@@ -138,7 +138,7 @@ def _served_line(planned: PlannedRun) -> tuple[str, str]:
 def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
     """Return where the weights come from; random ones are announced."""
     model, count = planned.config.model, planned.plan.num_parameters
-    if planned.config.stage == "traces" or planned.config.stage not in STAGES:
+    if planned.config.stage not in MODEL_STAGES:
         return []
     origin = "from scratch" if model.path is None or model.from_scratch else model.path
     lines = [("model", origin, count)]

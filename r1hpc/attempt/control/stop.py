@@ -12,7 +12,7 @@ interrupted (Lightning #21406). SIGUSR1 is left alone because NCCL uses it (subm
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
 
 from r1hpc.base.run_dir import RunDir
@@ -65,6 +65,10 @@ class StopRequests:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         # Slurm sends SIGCONT before SIGTERM; it means nothing here.
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
+
+    def clock_for_others(self) -> dict[str, float | None]:
+        """Return this rank's clock, for another process of its node."""
+        return asdict(self._clock)
 
     def poll(self) -> tuple[bool, bool]:
         """Return (stop, save) as this rank knows it now. `saved` consumes a SAVE file.

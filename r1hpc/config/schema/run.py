@@ -20,7 +20,7 @@ from r1hpc.config.schema.rl import (
     RolloutConfig,
     TaskConfig,
 )
-from r1hpc.config.schema.sections import DeepspeedConfig, MixConfig, ServeConfig
+from r1hpc.config.schema.sections import DeepspeedConfig, MixConfig, ScriptConfig, ServeConfig
 
 OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
 """From train/model/attention.py: weights trained with one give wrong results with any other."""
@@ -297,6 +297,7 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    script: ScriptConfig = field(default_factory=ScriptConfig)
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of a stage from another package (entry point r1hpc.workloads), which checks them."""
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)

@@ -1,4 +1,4 @@
-"""Define the settings of DeepSpeed, of changing data mixtures (data.mix), and of servers (stage serve)."""
+"""Define the settings of DeepSpeed, of changing data mixtures (data.mix), of servers and of scripts."""
 
 import ipaddress
 import math
@@ -200,3 +200,28 @@ def _check_option(name: str) -> None:
                 f"serve.options holds {name}: by {closed} the server would be reached past its key, or not "
                 "at all; leave it out"
             )
+
+
+@dataclass(frozen=True)
+class ScriptConfig:
+    """Anybody's own training script, one process per rank: `python -m r1hpc.submit train.py -- ARGS`."""
+
+    path: str | None = None
+    """The script, or a program. It is run where it lies; a change counts from the next attempt on."""
+    args: list[str] = field(default_factory=list)
+    """Its arguments. {run} is the run folder, {steps} script.steps, {save_every} checkpoint.save_every."""
+    resume_args: list[str] = field(default_factory=list)
+    """More arguments once there is a checkpoint, such as [--resume, "{checkpoint}"]. A script that uses
+    r1hpc.client, transformers' Trainer or Lightning finds its checkpoint without."""
+    python: str | None = None
+    """The interpreter, or words before the script, such as `uv run`. None: the one of the ranks for a .py."""
+    cwd: str | None = None
+    """The folder it is started in. None: the one it was submitted from."""
+    env: dict[str, str] = field(default_factory=dict)
+    """More variables of its environment. No passwords: the run records them."""
+    steps: int | None = ranged(None, least=1)
+    """Optimizer steps of the whole run, for progress, time left and the estimate. None: unknown."""
+    checkpoints: str | None = None
+    """Pattern of the checkpoints that it writes by itself, such as `out/checkpoint-*`, below script.cwd."""
+    stop_signal: str = ranged("TERM", choices=("TERM", "INT", "USR1", "USR2"))
+    """The signal that asks it to save and leave, unless it uses r1hpc.client or a hook."""

@@ -84,7 +84,7 @@ class _Entry:
 
 def is_chain_file(path: Path) -> bool:
     """True if a job file describes a chain, not one run."""
-    return "stages" in load.read_yaml(path)
+    return "stages" in load.read_job(path)
 
 
 def read_definition(

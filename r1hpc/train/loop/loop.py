@@ -20,10 +20,11 @@ from r1hpc.attempt.workload import Outcome
 from r1hpc.base.files import fsync_dir, fsync_file
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.client.streams import seed_streams
 from r1hpc.config.schema.run import Precision
 from r1hpc.plan.topology.gpus import peak_flops
 from r1hpc.telemetry.records.metrics import MetricWriter
-from r1hpc.train.checkpoint.identity import Identity, base_facts, compression_of, precision_of, seed_streams
+from r1hpc.train.checkpoint.identity import Identity, base_facts, compression_of, precision_of
 from r1hpc.train.checkpoint.snapshot import Snapshots
 from r1hpc.train.loop.session import Agreement, Job, Plan, Session, Stage, StepResult
 from r1hpc.train.loop.step_records import ledger_path

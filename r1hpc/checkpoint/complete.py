@@ -1,0 +1,45 @@
+"""Record the checkpoints that a script wrote by itself and that are complete: script-checkpoints.jsonl."""
+
+import os
+from pathlib import Path
+
+from r1hpc.base.files import append_record, iter_objects
+from r1hpc.base.run_dir import RunDir
+
+Print = tuple[int, int, int]
+"""Number of files, their bytes, the newest change in ns: another print, another content."""
+
+
+def record_complete(run: RunDir, path: Path) -> None:
+    """Record that a file or folder is complete as it is now."""
+    if found := print_of(path):
+        append_record(_file(run), {"path": str(path), "print": list(found)})
+
+
+def recorded(run: RunDir) -> dict[str, Print]:
+    """Return the newest record of each path."""
+    lines = [line for _, line in iter_objects(_file(run)) if line and {"path", "print"} <= line.keys()]
+    return {str(line["path"]): tuple(line["print"]) for line in lines}
+
+
+def num_complete(run: RunDir) -> int:
+    """Return how many times one was complete so far."""
+    return sum(1 for _ in iter_objects(_file(run)))
+
+
+def print_of(path: Path) -> Print | None:
+    """Return the print of a file or folder; None if it vanishes."""
+    tree = [Path(top) / name for top, _, names in os.walk(path) for name in names]
+    try:
+        stats = [file.stat() for file in ([path] if path.is_file() else tree)]
+    except OSError:
+        return None
+    return (
+        len(stats),
+        sum(each.st_size for each in stats),
+        max((each.st_mtime_ns for each in stats), default=0),
+    )
+
+
+def _file(run: RunDir) -> Path:
+    return run.path / "script-checkpoints.jsonl"

@@ -1,0 +1,81 @@
+"""Windows of a verified Zarr dataset for a training script: a function of the step, so there is no state.
+
+batches = Batches(run, "/scratch/fineweb", seq_len=2048, batch_size=512)
+tokens = batches[step]                  # this rank's, int64, shape (batch_size / ranks, seq_len + 1)
+
+dataset = Windows("/scratch/fineweb", seq_len=2048)       # for a DataLoader, Trainer or Lightning
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from r1hpc.base.errors import UsageError
+from r1hpc.client.run import Run
+from r1hpc.data.read.loader import BatchLoader
+from r1hpc.data.read.reader import open_dataset
+from r1hpc.data.read.sampler import open_plan
+
+
+class Batches:
+    """This rank's windows of each step. What was read goes into the ledger, for `report --audit`."""
+
+    def __init__(self, run: Run, path: Path | str, *, seq_len: int, batch_size: int, seed: int = 0) -> None:
+        """`batch_size` is the windows of a step over all ranks.
+
+        Raises:
+            UsageError: the ranks cannot share them evenly.
+            DatasetMissingError, ShardCorruptError: see `open_dataset`.
+        """
+        world_size = run.world_size
+        if batch_size % world_size:
+            raise UsageError(
+                f"batch_size={batch_size} cannot be shared by {world_size} ranks: take a multiple"
+            )
+        dataset = open_dataset(path)
+        self._loader = BatchLoader(
+            dataset,
+            open_plan(dataset, seq_len, seed, batch_size),
+            global_batch_size=batch_size,
+            micro_batch_size=batch_size // world_size,
+            rank=run.rank,
+            world_size=world_size,
+        )
+        self._run = run
+        self.vocab_size = dataset.vocab_size
+
+    def __getitem__(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the windows of a step, from 1."""
+        batch = self._loader.batch(step - 1)
+        self._run.used(int(batch.sample_ids.size), int(batch.sample_ids.sum()), batch.checksum)
+        tokens: npt.NDArray[np.int64] = batch.tokens[0]
+        return tokens
+
+
+class Windows(torch.utils.data.Dataset[dict[str, Any]]):
+    """A map-style torch Dataset: item i is window i of the shuffled order, verified when it is read."""
+
+    def __init__(self, path: Path | str, *, seq_len: int, seed: int = 0) -> None:
+        self._dataset = open_dataset(path)
+        self._seq_len = seq_len
+        self._loader = BatchLoader(
+            self._dataset,
+            open_plan(self._dataset, seq_len, seed, 1),
+            global_batch_size=1,
+            micro_batch_size=1,
+            rank=0,
+            world_size=1,
+            prefetch=False,
+        )
+
+    def __len__(self) -> int:
+        """Return the windows of one epoch."""
+        return (self._dataset.num_tokens - 1) // self._seq_len
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return `input_ids` and `labels`, equal as for any causal language model."""
+        tokens = torch.from_numpy(self._loader.batch(index).tokens[0, 0, :-1].copy())
+        return {"input_ids": tokens, "labels": tokens.clone()}

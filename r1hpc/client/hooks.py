@@ -1,0 +1,58 @@
+"""Attach to the training library that a script imports, as soon as it does.
+
+    install()       # in the interpreter of the script, before its first line
+
+Each library has a module `r1hpc.client.…` with `attach(module)`, called once the library's module is loaded.
+client/hook/sitecustomize.py calls it, in the script's own process and in none of its children.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_ATTACHED_TO = {
+    "transformers.trainer": "r1hpc.client.transformers",
+    "accelerate.accelerator": "r1hpc.client.accelerate",
+    "lightning.pytorch.trainer.trainer": "r1hpc.client.lightning",
+    "pytorch_lightning.trainer.trainer": "r1hpc.client.lightning",
+    "torch.serialization": "r1hpc.client.torch_save",
+}
+
+FOLDER = Path(__file__).parent / "hook"
+"""Holds sitecustomize.py; for PYTHONPATH."""
+
+
+class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a library's module as Python would, and hands it to its `attach` once it is loaded."""
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, Any] = {}
+        self._is_looking = False
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in _ATTACHED_TO or name in self._loaders:
+            return None
+        self._loaders[name] = None  # the search below comes here again
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        self._loaders[name], spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        made: ModuleType | None = self._loaders[spec.name].create_module(spec)
+        return made
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loaders[module.__name__].exec_module(module)
+        importlib.import_module(_ATTACHED_TO[module.__name__]).attach(module)
+
+
+def install() -> None:
+    """Attach to the training libraries that this process will import."""
+    sys.meta_path.insert(0, _After())

@@ -1,0 +1,37 @@
+"""Tell a script about its rank, as JSON in the environment."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+JOB = "R1HPC_CLIENT"
+_PID = "R1HPC_CLIENT_PID"
+"""The script's own process, as opposed to its children."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank of one attempt, for its script."""
+
+    run: str
+    attempt: int
+    token: str
+    rank: int
+    world_size: int
+    local_rank: int
+    num_nodes: int
+    keep: int
+    save_every: int
+    clock: dict[str, float | None]
+    """Fields of attempt.control.stop.Clock. time.monotonic() is the same for all processes of a node."""
+
+    def to_environ(self) -> dict[str, str]:
+        """Return the variables for the script."""
+        return {JOB: json.dumps(asdict(self))}
+
+    @staticmethod
+    def current() -> "Job | None":
+        """Return the job of this process; None outside a job, and in a child of the script."""
+        if JOB not in os.environ or os.environ.setdefault(_PID, str(os.getpid())) != str(os.getpid()):
+            return None
+        return Job(**json.loads(os.environ[JOB]))

@@ -1,0 +1,336 @@
+"""Be part of a run, in a training script.
+
+    run = attempt()
+    state = TorchState(model=model, optimizer=optimizer)    # client/states.py; or DcpState, DeepSpeedState, …
+    run.resume(state)                                       # all ranks: load the newest verified checkpoint
+    for step in run.steps(1000, save_every=100, state=state):
+        run.log(loss=train_step(step), lr=lr)
+
+Outside a job of r1hpc the same script runs as it is: it starts at step 1, saves nothing and records nothing.
+The script runs in an interpreter of its own, so this module needs only xxhash beside the standard library;
+torch only where there are several ranks.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from r1hpc.attempt.control.stop import SIGNALS, Clock, StopRequests
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.files import append_record, fsync_dir, fsync_file, write_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
+from r1hpc.client.job import Job
+from r1hpc.telemetry.records.metrics import MetricWriter
+
+AGAIN = 99
+"""Exit status of a script that is not done: run me again. As Grid Engine's."""
+
+
+class State(Protocol):
+    """All that a script must find again: weights, optimizer, random streams."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into the folder. Every rank calls it with the same folder."""
+
+    def load(self, folder: Path) -> None:
+        """Read it back."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Everything that all ranks know after a step, the same on every rank."""
+
+    stop: bool
+    save: bool
+    loss: float
+    """Mean over the ranks."""
+
+
+class Run:
+    """One rank's side of the run. Methods marked collective must be called by all ranks alike."""
+
+    def __init__(self, job: Job | None) -> None:
+        self._job = job
+        self._ranks: Ranks = ALONE
+        self._sum: Any = None
+        self._seen: dict[str, Any] = {}
+        self._samples: tuple[int, int, int] | None = None
+        self.last_saved: int | None = None
+        """The step of the newest checkpoint that this rank knows of."""
+        self.rank = job.rank if job else int(os.environ.get("RANK", "0"))
+        if job is None:
+            return
+        self._folder = RunDir(job.run)
+        self._store = CheckpointStore(self._folder.checkpoints, keep=job.keep)
+        self._requests = StopRequests(self._folder, job.rank, Clock(**job.clock))
+        self._requests.install()
+        # A worker that the script forks must die of a signal, as it would without us.
+        os.register_at_fork(after_in_child=_forget_signals)
+        self._writer = MetricWriter(self._folder, job.attempt) if job.rank == 0 else None
+        self._tell("running")
+
+    @property
+    def is_job(self) -> bool:
+        """True inside a job of r1hpc."""
+        return self._job is not None
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._job.world_size if self._job else int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def save_every(self) -> int:
+        """`checkpoint.save_every` of the job file; 0 outside a job."""
+        return self._job.save_every if self._job else 0
+
+    # Resuming
+
+    def resume(self, state: State | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint whose every byte verifies, after loading it. Collective.
+
+        torch.distributed must be up if there are several ranks.
+
+        Raises:
+            NoUsableCheckpointError: there are checkpoints and none verifies.
+        """
+        if self._job is None:
+            return None
+        self._meet()
+        checkpoint = self._store.newest_verified(self._ranks, lambda line: print(line, file=sys.stderr))
+        self.last_saved = checkpoint.step if checkpoint else None
+        if checkpoint and state is not None:
+            state.load(checkpoint.path)
+        if self._writer:
+            self._writer.event("resume" if checkpoint else "fresh", global_step=self.last_saved or 0)
+            print(f"resuming after step {self.last_saved}" if checkpoint else "starting", flush=True)
+        return checkpoint
+
+    def _meet(self) -> None:
+        """From now on all ranks agree."""
+        assert self._job is not None
+        if self._job.world_size == 1 or self._sum is not None:
+            return
+        from r1hpc.client.ranks import TorchRanks  # torch
+
+        found = TorchRanks(self._job.world_size)
+        self._ranks, self._sum = found, found.sum
+
+    # Steps
+
+    def steps(self, last: int, save_every: int = 0, state: State | None = None) -> Iterator[int]:
+        """Yield the steps still to take, from 1; save when it is due, and leave when asked to. Collective.
+
+        Args:
+            save_every: steps between two checkpoints; 0 takes `checkpoint.save_every` of the job file.
+        """
+        every = save_every or self.save_every
+        step = self.last_saved or 0
+        while step < last:
+            step, began = step + 1, time.monotonic()
+            self._seen, self._samples = {}, None
+            yield step
+            agreed = self.end_step(step, time.monotonic() - began)
+            stops = agreed.stop and step < last
+            if (
+                state is not None
+                and self.is_job
+                and (stops or agreed.save or step == last or (every and step % every == 0))
+            ):
+                with self.saving(step) as folder:
+                    state.save(folder)
+            if stops:
+                self.leave(step)
+        self.finish(last)
+
+    def log(self, **numbers: Any) -> None:
+        """Record numbers of this step: loss (averaged over the ranks), lr, grad_norm, tokens, …"""
+        self._seen.update(numbers)
+
+    def used(self, num_samples: int, sample_sum: int, checksum: int) -> None:
+        """Record what this rank read for this step; `Batches` calls it."""
+        self._samples = (num_samples, sample_sum, checksum)
+
+    def end_step(self, step: int, step_time_s: float) -> Agreed:
+        """Agree over all ranks on what was asked, and record the step. Collective; `steps` calls it."""
+        loss = float(_number(self._seen.pop("loss", 0.0)))
+        if self._job is None:
+            return Agreed(False, False, loss)
+        stop, save = self._requests.poll()
+        values = [float(stop), float(save), loss]
+        if self._sum is not None:
+            values = self._sum(values)
+        agreed = Agreed(values[0] > 0, values[1] > 0, values[2] / self._ranks.world_size)
+        if self._writer:
+            seen = {name: _number(value) for name, value in self._seen.items()}
+            self._writer.step(global_step=step, loss=agreed.loss, step_time_s=step_time_s, **seen)
+        if self._samples is not None:
+            count, ids, check = (
+                sum(column) for column in zip(*self._ranks.gather(self._samples), strict=True)
+            )
+            self.record_samples(step, (step - 1) * count, count, sample_sum=ids, checksum=check)
+        return agreed
+
+    def record_samples(self, step: int, first_sample: int, num_samples: int, **more: Any) -> None:
+        """Write the step's line in the ledger, on rank 0."""
+        if self._job is not None and self._writer:
+            used = {"global_step": step, "attempt": self._job.attempt, "first_sample": first_sample}
+            append_record(self._ledger, {**used, "num_samples": num_samples, **more}, durable=False)
+
+    # Saving
+
+    @contextmanager
+    def saving(self, step: int, **meta: Any) -> Iterator[Path]:
+        """Yield a folder for all ranks to write into; it becomes the checkpoint `step` by one rename.
+
+        Collective. Files are made durable on the node that wrote them, and digested.
+
+        Raises:
+            CheckpointWriteError: the disk is full or fails; earlier checkpoints are untouched.
+            SupersededError: a newer attempt has begun.
+        """
+        assert self._job is not None, "outside a job nothing is saved"
+        job, store, began = self._job, self._store, time.monotonic()
+        self._meet()
+        self._tell("saving", step)
+        staging = store.staging(step, job.attempt, job.token)
+        self._together(lambda: store.open_staging(step, job.attempt, job.token))
+        with store.writing(staging):
+            yield staging
+            if job.local_rank == 0:
+                _sync_file_system(staging)
+        self._requests.saving()
+        names = sorted(self._listed(staging))
+        mine = names[job.rank :: job.world_size]
+        records = [each for part in self._ranks.gather(store.seal(staging, mine)) for each in part]
+        copied_at, copied_s = time.time(), time.monotonic() - began
+
+        def commit() -> None:
+            for path in (
+                self._folder.train_metrics,
+                self._ledger,
+            ):  # a checkpoint must not outlive its records
+                if path.exists():
+                    fsync_file(path)
+                    fsync_dir(path.parent)
+            done = store.commit(step, job.attempt, job.token, records, {"global_step": step, **meta})
+            store.prune([step], at=step, hurry=self._requests.poll()[0])
+            seconds = time.monotonic() - began
+            fields = {"bytes": done.manifest.total_size, "num_nodes": job.num_nodes, "copied_at": copied_at}
+            assert self._writer is not None
+            self._writer.event(
+                "save", global_step=step, seconds=seconds, waited_s=0.0, write_s=seconds - copied_s, **fields
+            )
+            print(f"saved step {step}", flush=True)
+
+        self._together(commit)
+        self.last_saved = step
+        self._requests.saved()
+        self._tell("running", step)
+
+    def _listed(self, staging: Path) -> list[str]:
+        """Return rank 0's listing of the files, once all ranks have written theirs."""
+        self._ranks.gather(None)
+        found = None
+        if self.rank == 0:
+            found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
+        listed: list[str] = self._ranks.broadcast(found)
+        return listed
+
+    def _together(self, action: Any) -> None:
+        """Do it on rank 0; its error is raised on all ranks."""
+        problem: BaseException | None = None
+        if self.rank == 0:
+            try:
+                action()
+            except R1hpcError as error:
+                problem = error
+        said = self._ranks.broadcast(str(problem) if problem else "")
+        if problem is not None:
+            raise problem
+        if said:
+            raise R1hpcError(f"rank 0: {said}")
+
+    # Leaving
+
+    def leave(self, step: int) -> NoReturn:
+        """End this process after a save that was asked for; the next attempt goes on. Collective.
+
+        Exits without unwinding, so that a script cannot write a final model that is not final.
+        """
+        self._tell("stopped", step)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(AGAIN)
+
+    def finish(self, step: int) -> None:
+        """Tell the rank that training is done; the script may go on, for example to write its model."""
+        if self._job is not None:
+            self._tell("finished", step)
+
+    def _tell(self, kind: str, step: int | None = None) -> None:
+        assert self._job is not None
+        reason = ""
+        if kind == "stopped":
+            reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
+        said = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
+        write_json(said_path(self._folder, self._job.attempt, self._job.rank), said)
+
+    @property
+    def _ledger(self) -> Path:
+        assert self._job is not None
+        return self._folder.ledger / f"attempt_{self._job.attempt}.jsonl"
+
+
+def said_path(run: RunDir, attempt: int, rank: int) -> Path:
+    """Return the file in which a script says how far it is: pid, kind, global_step, reason."""
+    return run.attempt_dir(attempt) / f"script_{rank}.json"
+
+
+_current: Run | None = None
+
+
+def attempt() -> Run:
+    """Return the run of this process, the same at every call.
+
+    Raises:
+        UsageError: called outside the main thread, which alone can handle signals.
+    """
+    global _current
+    if _current is None:
+        try:
+            _current = Run(Job.current())
+        except ValueError as error:
+            if "main thread" in str(error):
+                raise UsageError("call r1hpc.client.attempt() first in the main thread") from None
+            raise
+    return _current
+
+
+def _forget_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Write out what this node holds in memory of the folder's file system (syncfs(2))."""
+    import ctypes
+
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+            raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
+    finally:
+        os.close(fd)
+
+
+def _number(value: Any) -> Any:
+    """Return a tensor's number; other values as they are."""
+    return value.item() if hasattr(value, "item") else value

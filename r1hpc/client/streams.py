@@ -1,0 +1,48 @@
+"""Seed, save and restore every random stream of a rank: torch, CUDA, numpy, Python."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_streams(seed: int, step: int, rank: int) -> None:
+    """Seed fresh random streams, different for every (seed, step, rank)."""
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
+    torch.manual_seed(int(mixed[0]) << 16 ^ int(mixed[1]))
+    np.random.seed(int(mixed[1]))
+    random.seed(int(mixed[0]))
+
+
+def streams() -> dict[str, Any]:
+    """Return every random stream of this rank, for torch.save.
+
+    CUDA's only where this process uses a GPU: a CPU run must not take memory of one that is there.
+    """
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if _uses_gpu() else None,
+        "numpy": json.dumps([str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]),
+        "python": json.dumps([version, list(internal), gauss_next]),
+    }
+
+
+def restore_streams(path: Path) -> None:
+    """Restore the streams saved from `streams`."""
+    saved = torch.load(path, weights_only=True)
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] is not None and _uses_gpu():
+        torch.cuda.set_rng_state(saved["cuda"])
+    name, keys, position, has_gauss, gauss = json.loads(saved["numpy"])
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = json.loads(saved["python"])
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def _uses_gpu() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

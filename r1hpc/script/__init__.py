@@ -1,0 +1,1 @@
+"""Run anybody's own training script as a stage: checked before the queue, started by every rank, resumed."""

@@ -1,0 +1,60 @@
+"""Find the checkpoints that a script writes by itself (`script.checkpoints`) and that are complete.
+
+    Watcher(run, config).look()          # rank 0, every few seconds
+    newest_checkpoint(run, config)       # for {checkpoint}: the run's own store first
+
+Nobody tells when such a folder is complete. One counts once it did not change for ten seconds while the
+script ran, or when the script ended by itself. A file counts once torch.save returned (client/torch_save.py).
+"""
+
+import time
+from pathlib import Path
+
+from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.complete import Print, print_of, record_complete, recorded
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.schema.run import RunConfig
+
+_QUIET_S = 10.0
+
+
+class Watcher:
+    """Records each checkpoint of the script once it is complete."""
+
+    def __init__(self, run: RunDir, config: RunConfig) -> None:
+        self._run, self._config = run, config
+        self._seen: dict[Path, tuple[Print, float]] = {}
+        self._recorded = recorded(run)
+
+    def look(self, is_over: bool = False) -> None:
+        """Look at all of them. `is_over`: the script ended by itself, so all are complete."""
+        now = time.monotonic()
+        for path in _matching(self._config):
+            found = print_of(path)
+            if found is None or self._recorded.get(str(path)) == found:
+                continue
+            before, since = self._seen.get(path, (None, now))
+            if before != found:
+                self._seen[path], since = (found, now), now
+            if is_over or now - since >= _QUIET_S:
+                record_complete(self._run, path)
+                self._recorded[str(path)] = found
+
+
+def newest_checkpoint(run: RunDir, config: RunConfig) -> Path | None:
+    """Return the newest complete checkpoint: a committed one, else one of the script's own."""
+    for checkpoint in CheckpointStore(run.checkpoints).list():
+        inner = [path for path in checkpoint.path.iterdir() if path.is_dir()]
+        return inner[0] if len(inner) == 1 else checkpoint.path
+    known = recorded(run)
+    whole = [path for path in _matching(config) if known.get(str(path)) == print_of(path)]
+    return whole[-1] if whole else None
+
+
+def _matching(config: RunConfig) -> list[Path]:
+    """Return the files and folders that `script.checkpoints` matches, oldest first."""
+    pattern, cwd = config.script.checkpoints, Path(config.script.cwd or ".")
+    if not pattern:
+        return []
+    found = [(path.stat().st_mtime_ns, path.resolve()) for path in cwd.glob(pattern) if path.exists()]
+    return [path for _, path in sorted(found)]

@@ -1,0 +1,113 @@
+"""Look at a script without running it: which library trains in it, and what would go wrong in the queue.
+
+found = look_at(Path("train.py"))
+found.library       # "transformers", "lightning", "accelerate", "r1hpc"; empty: a loop of its own
+"""
+
+import ast
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+
+_LIBRARIES = {
+    "r1hpc": "r1hpc",
+    "trl": "transformers",
+    "lightning": "lightning",
+    "pytorch_lightning": "lightning",
+    "accelerate": "accelerate",
+}
+_TRAINERS = ("Trainer", "Seq2SeqTrainer")
+_MOST_FILES = 50
+
+
+@dataclass
+class Look:
+    """Imports and traps of the script and the modules beside it."""
+
+    library: str = ""
+    """The library whose training is resumed to the bit; empty: none."""
+    notes: list[str] = field(default_factory=list)
+    digest: str = ""
+    """Of the script and the modules beside it that it imports."""
+
+
+def look_at(script: Path) -> Look:
+    """Read a Python script and the modules of its folder that it imports.
+
+    Raises:
+        UsageError: a syntax error in the script.
+    """
+    found, digest = Look(), hashlib.sha256()
+    libraries: set[str] = set()
+    waiting, seen = [script], {script}
+    while waiting and len(seen) <= _MOST_FILES:
+        path = waiting.pop()
+        try:
+            text = path.read_bytes()
+            tree = ast.parse(text, str(path))
+        except (SyntaxError, ValueError) as error:
+            if path != script:
+                continue
+            line = getattr(error, "lineno", None)
+            raise UsageError(
+                f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}"
+            ) from None
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        digest.update(text)
+        names = _imports(tree)
+        libraries |= _libraries(names)
+        _note_traps(tree, path, names, found.notes)
+        for module in sorted(names):
+            beside = script.parent / f"{module.partition('.')[0]}.py"
+            if beside.is_file() and beside not in seen:
+                seen.add(beside)
+                waiting.append(beside)
+    order = ("r1hpc", "lightning", "transformers", "accelerate")
+    found.library = next((name for name in order if name in libraries), "")
+    found.digest = digest.hexdigest()
+    return found
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Return imported names, `module` or `module.name`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _libraries(names: set[str]) -> set[str]:
+    found = {_LIBRARIES[top] for name in names if (top := name.partition(".")[0]) in _LIBRARIES}
+    if any(name.startswith("transformers.") and name.endswith(_TRAINERS) for name in names):
+        found.add("transformers")
+    return found
+
+
+def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) -> None:
+    """Note what a resume cannot reproduce, and whoever else answers a preemption."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in calls:
+        name = ast.unparse(call.func).rpartition(".")[2]
+        words = {each.arg: ast.unparse(each.value) for each in call.keywords}
+        where = f"{path.name}, line {call.lineno}"
+        if name == "SLURMEnvironment" and words.get("auto_requeue") != "False":
+            notes.append(f"{where}: Lightning requeues too: take SLURMEnvironment out")
+        if name in ("DataLoader", "TrainingArguments", "SFTConfig", "GRPOConfig"):
+            workers = words.get("num_workers", words.get("dataloader_num_workers", "0"))
+            if workers != "0" and {"random", "numpy", "torchvision", "albumentations"} & _tops(names):
+                notes.append(
+                    f"{where}: random numbers drawn in workers are not resumed to the bit; draw them by "
+                    "the item's index"
+                )
+        if name == "signal" and call.args and ast.unparse(call.args[0]).endswith(("SIGTERM", "SIGUSR2")):
+            notes.append(f"{where}: it handles {ast.unparse(call.args[0])} itself, in place of r1hpc")
+
+
+def _tops(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}

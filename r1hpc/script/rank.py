@@ -1,0 +1,230 @@
+"""Run the script as a child of this rank, and tell how it ended.
+
+    outcome = run_script(job)
+
+The child has the variables of torch.distributed's env://. It is in a process group of its own, so that the
+signals of Slurm and of the launcher reach this rank alone, which hands them on: to the script's process if
+that uses `r1hpc.client` (by itself, or through a hook), else to the whole group.
+"""
+
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+from r1hpc.attempt.control.watchdog import Watchdog
+from r1hpc.attempt.state.cause import FAILED, read_outcomes
+from r1hpc.attempt.workload import LeftAloneError, Outcome, RankJob
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import is_listed, read_json, read_object, write_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.client import hooks
+from r1hpc.client.job import Job
+from r1hpc.client.run import AGAIN, said_path
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.script.checkpoints import Watcher, newest_checkpoint
+from r1hpc.slurm.rank_env import RankContext, choose_port, network_interface_to
+
+_POLL_S = 0.2
+_LOOK_EVERY_S = 5.0
+_FIRST_S = 1.5
+"""Time for the rank that failed first to leave its outcome."""
+_PR_SET_PDEATHSIG = 1
+
+
+class ScriptError(R1hpcError):
+    """The script failed; its own words stand above, in the log of the rank."""
+
+
+def run_script(job: RankJob) -> Outcome:
+    """Run the script until it ends; hand on requests to stop.
+
+    Raises:
+        ScriptError: it failed, or was killed.
+    """
+    run, config, context = job.run, job.config, job.context
+    command = command_of(run, config)
+    environment = _environment(job, *_meet(job))
+    job.watchdog.beat("starting the script")
+    if context.rank == 0:
+        print(f"$ {shlex.join(command)}", flush=True)
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=config.script.cwd,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_begin_child,
+            process_group=0,
+        )
+    except OSError as error:
+        raise ScriptError(f"cannot start {command[0]}: {error.strerror}") from None
+    asked = _wait(job, process)
+    return _judge(run, context, process.returncode, asked)
+
+
+def command_of(run: RunDir, config: RunConfig) -> list[str]:
+    """Return the command of the script, with `script.resume_args` once there is a checkpoint."""
+    script = config.script
+    assert script.path is not None
+    newest = newest_checkpoint(run, config)
+    words = [*script.args, *(script.resume_args if newest else [])]
+    values = {
+        "{run}": str(run.path),
+        "{checkpoint}": str(newest or ""),
+        "{steps}": str(script.steps or ""),
+        "{save_every}": str(config.checkpoint.save_every),
+    }
+    for name, value in values.items():
+        words = [word.replace(name, value) for word in words]
+    return [*_interpreter(config), script.path, *words]
+
+
+def _interpreter(config: RunConfig) -> list[str]:
+    """Return the words before the script: none if it is a program of its own."""
+    if config.script.python:
+        return shlex.split(config.script.python)
+    return [sys.executable, "-u"] if str(config.script.path).endswith(".py") else []
+
+
+def _environment(job: RankJob, host: str, port: int) -> dict[str, str]:
+    run, config, context = job.run, job.config, job.context
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    paths = [str(hooks.FOLDER), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    if str(run.code) not in paths:
+        paths.append(str(run.code))
+    client = Job(
+        run=str(run.path),
+        attempt=context.attempt,
+        token=job.token,
+        rank=context.rank,
+        world_size=context.world_size,
+        local_rank=context.local_rank,
+        num_nodes=context.num_nodes,
+        keep=config.checkpoint.keep,
+        save_every=config.checkpoint.save_every,
+        clock=job.requests.clock_for_others(),
+    )
+    interface = config.cluster.network_interface or network_interface_to(context.peer_host)
+    return {
+        **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "RANK": str(context.rank),
+        "LOCAL_RANK": str(context.local_rank),
+        "WORLD_SIZE": str(context.world_size),
+        "LOCAL_WORLD_SIZE": str(context.local_world_size),
+        "GROUP_RANK": str(context.node_rank),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "R1HPC_RUN_DIR": str(run.path),
+        **client.to_environ(),
+        **config.script.env,
+    }
+
+
+def _begin_child() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    # If this rank is killed, so is the script.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait(job: RankJob, process: "subprocess.Popen[bytes]") -> str:
+    """Wait for the script; return why it was asked to stop, if it was."""
+    run, context = job.run, job.context
+    watcher = Watcher(run, job.config) if context.rank == 0 else None
+    signalled, size, look_at = "", -1, 0.0
+    while process.poll() is None:
+        now = time.monotonic()
+        if now >= look_at:
+            look_at = now + _LOOK_EVERY_S
+            if watcher:
+                watcher.look()
+            written = _written(run, context)
+            if written != size:  # what it prints or records is a sign of life
+                size = written
+                job.watchdog.beat("running the script")
+        if job.requests.poll()[0] and not signalled:
+            signalled = job.requests.reason
+            _hand_on(job, process)
+        time.sleep(_POLL_S)
+    if watcher:
+        watcher.look(is_over=process.returncode in (0, AGAIN))
+    return signalled or (job.requests.reason if job.requests.poll()[0] else "")
+
+
+def _hand_on(job: RankJob, process: "subprocess.Popen[bytes]") -> None:
+    said = read_object(said_path(job.run, job.context.attempt, job.context.rank))
+    number = signal.Signals[f"SIG{job.config.script.stop_signal}"]
+    try:
+        if isinstance(pid := said.get("pid"), int) and os.getpgid(pid) == process.pid:
+            os.kill(pid, signal.SIGTERM)  # its client agrees with the other ranks
+        else:
+            os.killpg(process.pid, number)
+    except ProcessLookupError:  # it has just ended
+        pass
+
+
+def _judge(run: RunDir, context: RankContext, status: int, asked: str) -> Outcome:
+    said = read_object(said_path(run, context.attempt, context.rank))
+    step = said.get("global_step") if isinstance(said.get("global_step"), int) else None
+    if status == 0 and (not asked or said.get("kind") == "finished"):
+        return Outcome(True, step)
+    if asked or status in (0, AGAIN):
+        return Outcome(False, step, step, asked or said.get("reason") or f"the script (exit status {AGAIN})")
+    if status > 0:
+        _leave_alone(run, context)
+    if status == -signal.SIGKILL:
+        raise ScriptError("the script was killed (SIGKILL): mostly by the kernel, for memory")
+    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    raise ScriptError(f"the script ended {how}: its own message stands above in this log")
+
+
+def _leave_alone(run: RunDir, context: RankContext) -> None:
+    """Name the rank that failed first: a script whose peer is gone fails as well.
+
+    Raises:
+        LeftAloneError: another rank has failed.
+    """
+    if context.world_size > 1:
+        time.sleep(_FIRST_S)
+        failed = [each for each in read_outcomes(run, context.attempt) if each.kind == FAILED]
+        if failed:
+            raise LeftAloneError(f"rank {failed[0].rank} on {failed[0].node} failed: {failed[0].detail}")
+
+
+def _written(run: RunDir, context: RankContext) -> int:
+    paths = (run.rank_log(context.attempt, context.rank), run.train_metrics)
+    return sum(path.stat().st_size for path in paths if path.exists())
+
+
+class _Meeting(TypedDict):
+    host: str
+    port: int
+    token: str
+
+
+def _meet(job: RankJob) -> tuple[str, int]:
+    """Return MASTER_ADDR and MASTER_PORT, which rank 0 chooses and leaves in a file."""
+    place = job.run.attempt_dir(job.context.attempt) / "rendezvous.json"
+    if job.context.rank == 0:
+        with choose_port() as listener:
+            port = int(listener.getsockname()[1])
+        write_json(place, {"host": job.context.master_host, "port": port, "token": job.token})
+    return _read_meeting(place, job.token, job.watchdog)
+
+
+def _read_meeting(place: Path, token: str, watchdog: Watchdog) -> tuple[str, int]:
+    while True:
+        watchdog.beat("waiting for rank 0")
+        if is_listed(place):
+            meeting: Any = read_json(place, _Meeting)
+            if meeting["token"] == token:
+                return meeting["host"], meeting["port"]
+        time.sleep(0.1)

@@ -1,0 +1,95 @@
+"""Run anybody's own training script: the script workload."""
+
+import shlex
+from pathlib import Path
+
+from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_object, write_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.packages import refuse_without
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.schema.sections import ScriptConfig
+from r1hpc.script.look import Look, look_at
+
+_LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "mpirun", "srun")
+_PROMISES = {
+    "r1hpc": "it uses r1hpc.client",
+    "transformers": "transformers' Trainer stops at a step's end and resumes to the bit",
+    "lightning": "Lightning stops at a step's end and resumes to the bit",
+    "accelerate": "Accelerate's save_state is committed by one rename; the script loads it itself",
+    "": "its own checkpoints are passed on",
+}
+
+
+class Script(Workload):
+    """One process of the script per rank."""
+
+    def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
+        """Refuse a script that would fail in the queue, or lose its work at the first preemption."""
+        script = config.script
+        if script.path is None:
+            raise UsageError("stage script needs script.path: `python -m r1hpc.submit train.py -- ARGS`")
+        _check_command(script)
+        found = _look(script)
+        _check_resume(script, found)
+        if script.python and found.library:
+            refuse_without("script.python", script.python, ["xxhash"])
+        return Checked(config, [f"{Path(script.path).name}: {_PROMISES[found.library]}", *found.notes])
+
+    def prepare(self, run: RunDir, config: RunConfig) -> str:
+        """Record the script's digest; tell if it changed since the attempt before."""
+        file, digest = run.path / "script.json", _look(config.script).digest
+        before = read_object(file).get("digest", digest)
+        if before != digest:
+            print(f"{config.script.path} has changed since the last attempt", flush=True)
+        write_json(file, {"digest": digest})
+        return digest
+
+    def run(self, job: RankJob) -> Outcome:
+        """Run the script on this rank."""
+        from r1hpc.script.rank import run_script
+
+        return run_script(job)
+
+    def card(self, run: RunDir) -> list[tuple[str, str]]:
+        """Return the command."""
+        from r1hpc.config.load import read
+        from r1hpc.script.rank import command_of
+
+        return [("command", shlex.join(command_of(run, read(run.config))))]
+
+
+def _look(script: ScriptConfig) -> Look:
+    path = Path(str(script.path))
+    if not path.is_file():
+        raise UsageError(f"there is no script {path}")
+    return look_at(path) if path.suffix == ".py" else Look()
+
+
+def _check_command(script: ScriptConfig) -> None:
+    for word in (script.path, *shlex.split(script.python or "")):
+        if word and Path(word).name in _LAUNCHERS:
+            raise UsageError(
+                f"{Path(word).name} starts processes of its own, and r1hpc starts one per rank: give the "
+                "script itself, with --nodes and --gpus-per-node"
+            )
+    if script.steps is None and any("{steps}" in word for word in script.args):
+        raise UsageError("script.args uses {steps}: set script.steps")
+    if any("{checkpoint}" in word for word in script.args):
+        raise UsageError("{checkpoint} belongs into script.resume_args: before the first one there is none")
+    if script.cwd and not Path(script.cwd).is_dir():
+        raise UsageError(f"script.cwd={script.cwd} is no folder")
+
+
+def _check_resume(script: ScriptConfig, found: Look) -> None:
+    """Refuse a script whose checkpoints nobody knows."""
+    if found.library in ("", "accelerate") and script.checkpoints is None and not script.resume_args:
+        raise UsageError(
+            f"{Path(str(script.path)).name} would begin anew after each preemption: name its checkpoints, "
+            "script.checkpoints='out/checkpoint-*', and how it resumes, script.resume_args='[--resume, "
+            "\"{checkpoint}\"]'; or use r1hpc.client in it; or set script.checkpoints='' if it may begin anew"
+        )
+
+
+SCRIPT = Script()

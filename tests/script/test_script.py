@@ -1,0 +1,124 @@
+"""Stage script: refused before the queue, killed and stopped, resumed to the bit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt.workload import Facts
+from r1hpc.base.errors import UsageError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.complete import record_complete
+from r1hpc.config.load import load
+from r1hpc.config.snapshot import with_absolute_paths
+from r1hpc.script.checkpoints import newest_checkpoint
+from r1hpc.script.rank import command_of
+from r1hpc.script.workload import SCRIPT
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import compare
+from tests.runs import CHECKOUT, command_output, submit, wait_over, wait_step
+
+SCRIPTS = Path(__file__).parent / "scripts"
+LOOP = str(SCRIPTS / "own_loop.py")
+ON_CPU = "resources.gpus_per_node=0"
+
+
+def script_pids(run: RunDir) -> list[int]:
+    """Processes of the script, by what each said when it began."""
+    newest = max(run.path.glob("attempts/*/script_0.json"), key=lambda path: path.stat().st_mtime)
+    return [json.loads(path.read_text())["pid"] for path in sorted(newest.parent.glob("script_*.json"))]
+
+
+def refusal(script: Path | str, *overrides: str) -> str:
+    config = with_absolute_paths(load(str(script), overrides))
+    with pytest.raises(UsageError) as refused:
+        SCRIPT.check_settings(config, Facts(RunDir("run")))
+    return str(refused.value)
+
+
+def test_a_script_that_would_fail_in_the_queue_is_refused(tmp_path: Path) -> None:
+    bad, own = tmp_path / "bad.py", tmp_path / "own.py"
+    bad.write_text("def f(:\n")
+    own.write_text("print('hello')\n")
+    assert "bad.py, line 1: " in refusal(bad)
+    assert "would begin anew after each preemption" in refusal(own)
+    assert "script.args uses {steps}" in refusal(LOOP, "script.args=[--steps, '{steps}']")
+    assert "belongs into script.resume_args" in refusal(LOOP, "script.args=['{checkpoint}']")
+    assert "torchrun starts processes of its own" in refusal(LOOP, "script.python=torchrun")
+    assert "is no folder" in refusal(LOOP, "script.cwd=/nowhere")
+
+
+def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("")
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    config = load(
+        str(script),
+        [f"script.cwd={tmp_path}", "script.checkpoints='out/checkpoint-*'", "script.args=[--lr,'1']"]
+        + ["script.resume_args=[--resume,'{checkpoint}']"],
+    )
+    assert command_of(run, config)[2:] == [str(script), "--lr", "1"]
+    for number in (1, 2):
+        folder = tmp_path / f"out/checkpoint-{number}"
+        folder.mkdir(parents=True)
+        (folder / "model").write_text("weights")
+        os.utime(folder, (number, number))
+    record_complete(run, tmp_path / "out/checkpoint-1")
+    assert command_of(run, config)[-2:] == ["--resume", str(tmp_path / "out/checkpoint-1")]
+    (tmp_path / "out/checkpoint-1/model").write_text("changed since")
+    assert newest_checkpoint(run, config) is None
+
+
+def test_torch_save_leaves_a_whole_file(tmp_path: Path) -> None:
+    code = (
+        "import torch, sys, os\n"
+        "torch.save({'a': 1}, sys.argv[1])\n"
+        "class Bad:\n"
+        "    def __reduce__(self): os._exit(7)\n"
+        "torch.save({'a': Bad()}, sys.argv[1])\n"
+    )
+    run = tmp_path / "run"
+    (run / "attempts/1").mkdir(parents=True)
+    facts = {"run": str(run), "attempt": 1, "token": "t", "rank": 0, "world_size": 1, "local_rank": 0}
+    facts |= {"num_nodes": 1, "keep": 2, "save_every": 0, "clock": {}}
+    hook = CHECKOUT / "r1hpc/client/hook"
+    environment = {**os.environ, "R1HPC_CLIENT": json.dumps(facts), "PYTHONPATH": f"{hook}:{CHECKOUT}"}
+    file = tmp_path / "ckpt.pt"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], env=environment)
+    assert done.returncode == 7
+    loaded = f"import torch; assert torch.load({str(file)!r}) == {{'a': 1}}"
+    subprocess.run([sys.executable, "-c", loaded], check=True)
+    assert str(file) in (run / "script-checkpoints.jsonl").read_text()
+
+
+def test_two_ranks_killed_and_stopped_equal_the_undisturbed_run(tmp_path: Path) -> None:
+    plain = submit(tmp_path, "plain", ON_CPU, "--nodes", "2", "--", "--steps", "80", job=LOOP).run
+    wait_over(plain)
+    run = submit(
+        tmp_path, "hit", ON_CPU, "--nodes", "2", "--", "--steps", "80", "--pause", "0.1", job=LOOP
+    ).run
+    wait_step(run, 25)
+    os.kill(script_pids(run)[1], signal.SIGKILL)
+    wait_step(run, 47)
+    run.stop.touch()
+    assert [(a.cause, a.detail[:6]) for a in wait_over(run)] == [
+        (Cause.crash, "rank 1"),
+        (Cause.stopped, "STOP w"),
+    ]
+    submit(tmp_path, "hit", "--resume")
+    attempts = wait_over(run)
+    assert [a.cause for a in attempts] == [Cause.crash, Cause.stopped, Cause.finished]
+    assert attempts[2].resumed_from in range(47, 80)
+    assert compare(plain, run) == []
+    assert len(set(re.findall("weights (.*)", all_logs(plain) + all_logs(run)))) == 1
+    assert "steps that lasted" in command_output(["-m", "r1hpc.report", str(run.path)])
+
+
+def all_logs(run: RunDir) -> str:
+    return "".join(path.read_text() for path in run.logs.glob("attempt_*/rank_*.out"))
