@@ -30,6 +30,7 @@ _ERROR = re.compile(
 )
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
+_ASKED = ("Terminated", "User defined signal 2")
 _OOM_STATUS = 128 + 125
 """Exit status of srun if the kernel killed a task for its cgroup's memory. Slurm reports it for the task, as
 0:125, not for a job that still runs (slurm.h, SIG_OOM; srun's status is inferred from it)."""
@@ -95,7 +96,8 @@ def first_by_srun(run: RunDir, job_id: str | None, known: Collection[int]) -> Ra
     lines = reversed(_last_lines(run.logs / f"slurm-{job_id}.out"))
     said = [*takewhile(lambda line: line.startswith(("srun:", "slurmstepd")), lines)]
     found = next(filter(None, map(_TASK_ENDED.match, reversed(said))), None)
-    if found is None or int(found[2]) in known or found[3] in ("Terminated", "User defined signal 2"):
+    is_echo = any("Job step aborted" in line for line in said)  # somebody cancelled the step
+    if found is None or is_echo or int(found[2]) in known or found[3] in _ASKED:
         return None
     return RankOutcome(int(found[2]), FAILED, found[1], detail=f"{printable(found[3])}, says srun")
 
