@@ -29,6 +29,8 @@ from tests.submission.chains import COMMON, submitted
 from tests.train.test_rl_disturbed import assert_same_learning
 
 _SEEDS, _NUM_ACTS, _LEAST_ACTS = range(10), 16, 15
+_SLACK_S = 15
+"""An attempt may be longer than its job was by sacct: suspended, or saving after its requeue."""
 _CLOCKS = ("", "+40s", "-300s", "-40s", "+300s")
 """By seed, what is wrong with the clock that a run's job reads."""
 Runs = list[RunDir]
@@ -128,15 +130,20 @@ def explain(
     lines = []
     for attempt in attempts:
         start = attempt.job_start or 0.0
-        state = next((record.state for record in reversed(records) if record.start == start), None)
+        record = next((record for record in reversed(records) if record.start == start), None)
+        state = record.state if record else None
         over = min((r.start for r in records if r.start is not None and r.start > start), default=math.inf)
         lag_s = {d: 30 if d.name == "preempt" else 1 for d in done}  # a preemptor waits for its turn
         acts = [d.name for d in done if d.began < over and d.ended + lag_s[d] >= start]
         is_true = attempt.cause in allowed(state, acts)
         if attempt.cause is Cause.finished:
             is_true = attempt is attempts[-1] and state in ("COMPLETED", "PREEMPTED", "REQUEUED")
+        lasted = math.inf if attempt.end is None else attempt.end - attempt.start
+        is_true &= record is not None and 0 <= lasted < record.elapsed_s + _SLACK_S
         line = f"attempt {attempt.attempt}: {attempt.cause} ({attempt.detail}), steps {attempt.resumed_from} "
-        line += f"to {attempt.last_step}; job from {_clock(start)}, {state}; {', '.join(acts)}"
+        line += (
+            f"to {attempt.last_step}, {lasted:.0f} s; job from {_clock(start)}, {state}; {', '.join(acts)}"
+        )
         lines.append((line if is_true else f"{line}  <-- NOT EXPLAINED", is_true))
     return lines
 
@@ -359,10 +366,11 @@ def test_an_act_counts_in_the_time_of_its_job_only() -> None:
     records = [JobRecord("7", s, t, t + 9, 9, 0, 1, "n", "0:0", 0, *"uapqn") for t, s in states.items()]
     done = [Done("kill rank", 130, 131), Done("node down", 230, 240)]
 
-    def are_true(*causes: Cause) -> list[bool]:
-        starts = zip(causes, states, strict=True)
-        attempts = [Attempt(1, c, t, t + 9, 1, 0, 1, 9, 9, job_id="7", job_start=t) for c, t in starts]
+    def are_true(*causes: Cause, longer_s: int = 0) -> list[bool]:
+        starts = [(cause, t, t + 9 + longer_s) for cause, t in zip(causes, states, strict=True)]
+        attempts = [Attempt(1, c, t, end, 1, 0, 1, 9, 9, job_id="7", job_start=t) for c, t, end in starts]
         return [is_true for _, is_true in explain(attempts, records, done)]
 
     assert are_true(*causes) == [True, True, True]
+    assert are_true(*causes, longer_s=20) == [False, False, False]
     assert are_true(*reversed(causes)) == [False, True, False]

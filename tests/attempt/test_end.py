@@ -345,9 +345,16 @@ def test_a_begin_that_is_killed_after_its_record_is_no_node_failure(
     monkeypatch.setenv("SLURM_JOB_START_TIME", "100")
     assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
     (job.bin / "asked").unlink()
+    for ahead, path in enumerate(
+        (job.run.attempt_dir(2) / "attempt.json", job.run.rank_log(2, 0)), start=300
+    ):
+        path.touch()
+        os.utime(path, (time.time() + ahead, time.time() + ahead))
     assert begin(job.run, "slurm", "7", ("n1",), 1) == 3
     (_, killed, _) = read_history(job.run).attempts
     assert (killed.cause, killed.detail) == (Cause.unknown, "ended without a record")
+    assert killed.end is not None
+    assert 0 < killed.end - killed.start < 30, "the clock of the file system is 300 s ahead"
     assert not (job.bin / "asked").exists(), "the job goes on: accounting has no end of it"
 
 

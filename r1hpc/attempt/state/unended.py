@@ -58,7 +58,7 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
         kept=max((outcome.kept for outcome in read_outcomes(run, last.attempt)), default=0),
         requeued=not cause.is_final,
         inferred=True,
-        ended=_ended(seen, last) if seen else _last_sign_of_life(run, last.attempt),
+        ended=_ended(seen, last) if seen else _last_sign_of_life(run, last),
     )
 
 
@@ -190,7 +190,11 @@ def _ended(record: JobRecord, last: Attempt) -> float | None:
     return record.end if is_same_clock else last.start + record.elapsed_s
 
 
-def _last_sign_of_life(run: RunDir, attempt: int) -> float | None:
-    files = [run.train_metrics, *run.attempt_logs(attempt).glob("*"), *run.attempt_dir(attempt).glob("*")]
-    times = [path.stat().st_mtime for path in files if path.exists()]
-    return max(times, default=None)
+def _last_sign_of_life(run: RunDir, last: Attempt) -> float | None:
+    """Return when the attempt last wrote, by the clock of its host; the file system may have another one."""
+    folders = run.attempt_logs(last.attempt), run.attempt_dir(last.attempt)
+    files = [run.train_metrics, *(path for folder in folders for path in folder.glob("*"))]
+    times = {path: path.stat().st_mtime for path in files if path.exists()}
+    newest = max(times.values(), default=None)
+    began = times.get(run.attempt_dir(last.attempt) / "attempt.json")
+    return newest if newest is None or began is None else last.start + newest - began
