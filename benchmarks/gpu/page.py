@@ -12,13 +12,15 @@ from r1hpc.base.files import write_atomic
 _HEAD = """\
 # On a GPU
 
-Made by `make gpu`, on one machine with one or more GPUs; `make gpu PIECE=NAME` runs one piece again, in ten
-minutes at most, and replaces its part. Each piece names what it ran on.
+    make gpu                 # on a machine with one or more GPUs; it writes this page
+    make gpu PIECE=NAME      # run one piece again, at most ten minutes, and replace its part
+
+Each piece names the card, the driver and the versions.
 """
 _NEVER = """
-**No figure here is from a GPU yet: nothing of this has run on one.** The pieces were run in small on CPUs
-(`python -m benchmarks.gpu --device cpu`, the quick ones also by `tests/test_gpu_pieces.py`), so that on the
-day a card is there only the card is new. What NCCL, CUDA kernels, NVML and vLLM do in them never ran.
+**No figure here is from a GPU yet: nothing of this has run on one.** The pieces ran with small sizes on CPUs
+(`python -m benchmarks.gpu --device cpu`; `tests/test_gpu_pieces.py` runs the quick ones). Their parts with
+NCCL, CUDA kernels, NVML and vLLM never ran.
 """
 
 

@@ -51,84 +51,81 @@ def page(rows: Sequence[Published], found: Fitted) -> str:
 _HEAD = """
 # How good the estimate is
 
-`python -m research.estimator.fit` fits the estimator on the rows in `research/estimator/published/` and
-writes this page; its text is in `research/estimator/page.py`. `--check` says whether anything changed.
+    python -m research.estimator.fit             # fit on research/estimator/published/, write this page
+    python -m research.estimator.fit --check     # has anything changed?
 
-GPU-hours = FLOPs / (peak x MFU x goodput). FLOPs follow from the shape. ln(MFU) is a linear function of
-what is known of a run (`r1hpc/plan/hours/mfu.py`), with a prior from physics on every coefficient and a
-random intercept (and attention slope) for each software stack, so that a family has one vote however many
-rows it has. Goodput is Daly's, with one failure per 50,000 GPU-hours where nothing better is known. MFU
-counts no recomputation and the full square of attention scores, against dense bf16 peaks (A100 312, H100
-989 TFLOP/s).
+GPU-hours = FLOPs / (peak x MFU x goodput). FLOPs follow from the model's shape. ln(MFU) is a linear function
+of what is known about a run (`r1hpc/plan/hours/mfu.py`). Every coefficient has a prior from physics. Each
+software stack has a random intercept and attention slope, so a family has one vote, however many rows it has.
+Goodput is Daly's, with one failure per 50,000 GPU-hours by default. MFU excludes recomputation and counts the
+full square of attention scores, against dense bf16 peaks (A100 312, H100 989 TFLOP/s).
 """
 
 _LEFT_OUT = """
-Each row is predicted by a fit that saw no row of its family, nor of a family that the same authors measured
-with the same software (both llm-foundry tables and the MPT runs; both vTrain tables). Some other families
-share a code base; what leaving those out as well does to the scores is shown below. MdAPE: median of
-|predicted / actual - 1| in hours. Coverage: part of the rows inside P10 to P90, counted by row and with one
-vote a family. The width of the interval was scaled once so that left-out families are covered to 80 %, one
-vote each (the single-node table aside); its *form* was also chosen by a person who had seen these rows, so
-expect a little less on others.
+Each row is predicted by a fit without its family. Families that the same authors measured with the same
+software are left out together (both llm-foundry tables and the MPT runs; both vTrain tables). Some other
+families share a code base; a table below leaves those out together too.
+
+MdAPE is the median of |predicted / actual - 1| in hours. Coverage is the share of the rows inside P10 to P90,
+counted by row and with one vote per family. The width of the interval was scaled once, so that it covers 80 %
+of the left-out families (without the single-node table). The *form* of the interval was chosen by a person
+who knew these rows. So expect a little less coverage on other runs.
 """
 
 _ASKED = """
-For those rows it was given what their hours contain: ideal (throughput x tokens) or elapsed. Nobody who
-plans a run can know that, so the command answers with a run that loses to failures what its size implies,
-and three tenths of what elapsed runs lost beyond (that share is where both kinds together have no bias).
-Whole runs,
-still left out, as `python -m r1hpc.estimate` answers them:
+In this table the estimator knew whether the hours are ideal (throughput x tokens) or elapsed. Nobody knows
+that before a run. So the command assumes the failures that a run of this size implies, and three tenths of
+what elapsed runs lost beyond that. With this share both kinds together have no bias. The same runs as
+`python -m r1hpc.estimate` predicts them, still without their family:
 """
 
 _CODE_BASES = """
-Pythia and GPT-NeoX-20B were trained with GPT-NeoX; the Megatron tables of 2021, MT-NLG and those of Megatron
-Core on H100 are one code base over four years. Left out as two groups, at the same width (forks, such as
-BLOOM's Megatron-DeepSpeed, count as code of their own):
+Pythia and GPT-NeoX-20B were trained with GPT-NeoX. The Megatron tables of 2021, MT-NLG and Megatron Core on
+H100 share one code base over four years. Forks (BLOOM's Megatron-DeepSpeed) count as separate. With these two
+groups left out together, at the same width:
 """
 
 _ONE_BY_ONE = """
-As the command answers, every row predicted without its family.
+Predicted as by the command, each without its family.
 """
 
 _BASELINES = """
-MdAPE of each. "Median MFU" is 6ND at the median MFU of the same GPU type over the other families, one vote
-each. Against the seed formula see `--method seed`.
+MdAPE of each. "Median MFU" is 6ND at the median MFU of the other families with the same GPU type, one vote
+each. `--method seed` shows the seed formula.
 """
 
 _RL = """
-DeepSpeed-Chat step 3 is the only published family that gives its token counts. Two rates are fitted on one
-half of its rows (every second one) and scored on the other, both ways round. Which losses exist (gathered
-weights beyond a node, offloaded states, a full cache) was decided with these rows in view: eleven rows are
-too few to hold any back.
+DeepSpeed-Chat step 3 is the only published family with token counts. Two rates are fitted on every second row
+and scored on the others, both ways round. The form of the losses (gathered weights beyond a node, offloaded
+states, a full cache) was chosen with these rows in view. Eleven rows are too few to hold any back.
 """
 
 _RL_WIDTH = """
-That is the error within one stack. Stacks differ by more: OpenRLHF's README has it twice as fast as
-DeepSpeed-Chat, HybridFlow (arXiv 2409.19256) has itself 1.53 to 20.57 times as fast as three others. An
-estimate therefore takes a standard deviation of {stack:.2f} between stacks on top (two of them differ by a
-factor 2), and {length:g} for the mean length of completions, times how much hours grow with it. Both are
-chosen, not fitted. P90/P10 becomes 5 to 6; by the errors within the stack alone it would be 1.8.
+That is the error within one stack. Stacks differ by more. OpenRLHF's README claims twice the speed of
+DeepSpeed-Chat; HybridFlow (arXiv 2409.19256) claims 1.53 to 20.57 times the speed of three others. An
+estimate therefore adds a standard deviation of {stack:.2f} between stacks, a factor 2 between two of them. It
+adds {length:g} for the mean length of completions, times how much hours grow with it. Both are chosen, not
+fitted. P90/P10 becomes 5 to 6; from the errors within the stack alone it would be 1.8.
 
-Without vLLM (`rollout.engine=sampler`) each layer's kernels are launched one by one, and a step of decoding
-takes at least 0.8 ms a layer, however small the model: 0.83 ms in Qwen's benchmark of Qwen2-0.5B with
-transformers on an A100-80GB (24 layers, 49.94 tokens/s at batch size 1), 0.77, 0.76 and 0.78 ms in that of
-Qwen-1.8B, 7B and 14B (54.09, 40.93 and 32.22 tokens/s). With adapters that are not merged it takes longer;
+Without vLLM (`rollout.engine=sampler`) each layer's kernels are launched one by one. A decoding step then
+takes at least 0.8 ms per layer, however small the model. Qwen's benchmark with transformers on an A100-80GB
+at batch size 1 has 49.94 tokens/s for Qwen2-0.5B, which is 0.83 ms for each of 24 layers. Qwen-1.8B, 7B and
+14B have 54.09, 40.93 and 32.22 tokens/s: 0.77, 0.76 and 0.78 ms. Adapters that are not merged take longer;
 that was not measured.
 """
 
 _TAIL = """
 ## What this does not know
 
-- Data loading, compilation, evaluation inside the loop and slow nodes are in the coefficient `run` only on
-  average; queue time is in nothing.
-- Layouts (tensor, pipeline) matter up to a factor 3.8 at the same number of GPUs; where they are not given,
-  the usual ones are in the constant.
-- H100 and H800 whole runs come from three teams; two of their rows (8 B on 15 T tokens) cost
-  twice what anything here explains.
-- FP32 and TF32 have no published run; the ratio of the peaks is used.
-- CPU runs are another matter: `r1hpc/plan/hours/goodput.py`.
+- Data loading, compilation, evaluation inside the loop and slow nodes are in the coefficient `run`, on
+  average. Queue time is not included.
+- Layouts (tensor, pipeline) matter up to a factor 3.8 at the same number of GPUs. If they are not given, the
+  constant stands for the usual ones.
+- H100 and H800 runs come from three teams. Two rows (8 B on 15 T tokens) cost twice what the model explains.
+- FP32 and TF32 have no published run. The ratio of the peaks is used.
+- CPU runs use other rules: `r1hpc/plan/hours/goodput.py`.
 
-Finished runs of your own correct it: `r1hpc/accounting/correction.py`.
+Your own finished runs correct the estimate: `r1hpc/accounting/correction.py`.
 """
 
 

@@ -109,7 +109,7 @@ def test_the_plan_says_whether_it_pays() -> None:
     (said,) = describe_gradients(
         compressed("cluster.network_gbit_s=10", "train.gradient_compression=none"), sent
     )
-    assert said.endswith("what each does to the loss: docs/compression.md")
+    assert said.endswith("what each does to the loss: docs/training.md")
     (said,) = describe_gradients(compressed("cluster.network_gbit_s=10"), {**sent, "int8": 2e9})
     assert said.endswith("int8 does not pay here: it sends more than no compression")
     (said,) = describe_gradients(compressed(), sent)

@@ -45,7 +45,7 @@ def check_compression(config: RunConfig) -> None:
         raise UsageError(
             f"{setting} is for deepspeed.zero_stage=0, and this run has {config.deepspeed.zero_stage}, where "
             "DeepSpeed averages gradients in parts of its own: take zero_stage=0 if the memory plan allows, "
-            "or train.gradient_compression=none; for ZeRO 3 see ZeRO++ in docs/compression.md"
+            "or train.gradient_compression=none; for ZeRO 3 see ZeRO++ in docs/training.md"
         )
     if config.model.lora_rank:
         raise UsageError(
@@ -130,7 +130,7 @@ def describe_gradients(config: RunConfig, sent: Mapping[str, float] | None) -> l
     words = [f"{name} {_duration(seconds[name])} ({format_bytes(round(sent[name]))})" for name in sent]
     saved = seconds["none"] - seconds[asked]
     if asked == "none":
-        advice = "what each does to the loss: docs/compression.md"
+        advice = "what each does to the loss: docs/training.md"
     elif saved > 0:
         advice = f"{asked} saves {_duration(saved)} of a step, less what its own arithmetic takes"
     else:
