@@ -102,7 +102,7 @@ class Run:
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress until it is over; 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C."""
-        from r1hpc.attempt.state.follow import follow
+        from r1hpc.reporting.follow import follow
 
         job = self.situation().job
         return follow(self.folder, job.job_id if job is not None else "", out)
@@ -160,6 +160,14 @@ class Chain:
 
         return read_chain_situation(self.folder)
 
+    def results(self) -> str:
+        """Return the table of results, for a terminal."""
+        from r1hpc.accounting.open_ledger import open_ledger
+        from r1hpc.reporting.results import read_results, results_text
+
+        runs = [stage.run for stage in self.situation().stages if stage.situation is not None]
+        return results_text(read_results(open_ledger(run, time.time()) for run in runs))
+
     def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
         """Cancel every stage that waits or runs, the last one first."""
         from r1hpc.submission.chain.state import cancel_chain
@@ -211,7 +219,7 @@ class Submission:
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Like Run.follow."""
-        from r1hpc.attempt.state.follow import follow
+        from r1hpc.reporting.follow import follow
 
         return follow(self.planned.run, self.job_id or "", out)
 
@@ -244,9 +252,30 @@ class ChainSubmission:
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress, stage after stage; return 0 when all stages have finished."""
-        from r1hpc.submission.chain.state import follow_chain
+        from r1hpc.reporting.follow import INTERRUPTED, follow
 
-        return follow_chain(self.submitted.chain, self.submitted.jobs, out)
+        chain, jobs = self.submitted.chain, self.submitted.jobs
+        missing: set[str] = set()
+        now = self.chain.situation()
+        for stage in now.stages:
+            if missing.intersection(stage.stage.needs):
+                missing.add(stage.name)
+            elif stage.name in jobs:
+                print(f"== {stage.name} ==", file=out, flush=True)
+                status = follow(stage.run, jobs[stage.name], out)
+                if status == INTERRUPTED:
+                    return status
+                if status:
+                    missing.add(stage.name)
+        now = self.chain.situation()
+        print(
+            f"{chain.name}: {now.state} ({now.detail})\n",
+            self.chain.results(),
+            sep="\n",
+            file=out,
+            flush=True,
+        )
+        return 0 if now.state is State.finished else 1
 
 
 def submit(

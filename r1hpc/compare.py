@@ -21,9 +21,12 @@ from r1hpc.base.cli import ArgumentParser, offer, print_json, refuse_folder, run
 from r1hpc.base.errors import UsageError
 from r1hpc.base.find_run import RUN_NAMES, add_run_root, choose_run, full_name
 from r1hpc.base.names import printable
+from r1hpc.base.tables import format_table, wrap
 
 if TYPE_CHECKING:
     from r1hpc.tasks.stats.comparison import Comparison, Difference
+
+_HEADINGS = ("", "A", "B", "B - A", "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,15 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_folder(arguments.out)
     (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
     found = compare_answers(a, b)
-    lines = _lines(found, name_a, name_b)
+    head, rows, tests = _head(found, name_a, name_b), _rows(found), _tests(found)
     if arguments.out is not None:
         from r1hpc.reporting.comparison_page import write_page
 
-        write_page(found.disagreements, (name_a, name_b), "\n".join(lines), arguments.out)
+        figures = (head, _HEADINGS, rows, tests)
+        write_page(found.disagreements, (name_a, name_b), figures, arguments.out)
     if arguments.json:
         print_json({"a": name_a, "b": name_b, "verdict": found.verdict or None, **_as_json(found)})
         return 0
-    print("\n".join(lines))
+    table = format_table(_HEADINGS, rows, right=range(1, len(_HEADINGS)), indent="  ")
+    print("\n".join([*head, "", table, "", *(wrap(each, hanging="  ") for each in tests)]))
     if arguments.out is not None:
         print(f"{arguments.out}: {len(found.disagreements)} questions on which they differ")
     return 0
@@ -82,34 +87,40 @@ def _as_json(found: Comparison) -> dict[str, Any]:
     return content
 
 
-def _lines(found: Comparison, name_a: str, name_b: str) -> list[str]:
-    what = "accuracy of the samples" if found.is_sampled else "accuracy of the greedy answers"
+def _head(found: Comparison, name_a: str, name_b: str) -> list[str]:
     lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions in both"]
     for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
         lines += [f"  {count:,} more of {who} alone are left out"] if count else []
-    lines += ["", _line(what, found.accuracy, points=True) + f", p {found.p_value:.2g}"]
-    if found.is_sampled:
-        lines.append(_line("greedy", found.greedy, points=True))
-    won = found.discordance
-    lines.append(
-        f"  {'greedy, question by question':32} right in A alone {won.only_a}, in B alone {won.only_b}; "
-        f"McNemar p {won.p_value:.2g}"
-    )
-    lines += [_line(f"pass@{k}", each, points=True) for k, each in found.pass_at.items()]
-    lines.append(_line("tokens an answer", found.tokens, points=False))
-    costs = [
+    return lines
+
+
+def _rows(found: Comparison) -> list[list[str]]:
+    """Return the figures, a row of _HEADINGS each."""
+    what = "accuracy of the samples" if found.is_sampled else "accuracy of the greedy answers"
+    rows = [_row(what, found.accuracy)]
+    rows += [_row("greedy", found.greedy)] if found.is_sampled else []
+    rows += [_row(f"pass@{k}", each) for k, each in found.pass_at.items()]
+    rows.append(_row("tokens an answer", found.tokens, digits=1))
+    costs = (
         f"{cost:.1f}" if cost is not None else "none is correct" for cost in found.tokens_a_correct_answer
-    ]
-    lines.append(f"  {'tokens a correct answer':32} A {costs[0]:>7}  B {costs[1]:>7}")
-    return [*lines, "", _verdict(found), _stopping(found)]
-
-
-def _line(what: str, figure: Difference, *, points: bool) -> str:
-    digits = 3 if points else 1
-    return (
-        f"  {what:32} A {figure.a:7.{digits}f}  B {figure.b:7.{digits}f}  "
-        f"B - A {figure.b - figure.a:+.{digits}f} [{figure.low:+.{digits}f}, {figure.high:+.{digits}f}]"
     )
+    return [*rows, ["tokens a correct answer", *costs, "", ""]]
+
+
+def _row(what: str, figure: Difference, digits: int = 3) -> list[str]:
+    interval = f"[{figure.low:+.{digits}f}, {figure.high:+.{digits}f}]"
+    values = (f"{figure.a:.{digits}f}", f"{figure.b:.{digits}f}", f"{figure.b - figure.a:+.{digits}f}")
+    return [what, *values, interval]
+
+
+def _tests(found: Comparison) -> list[str]:
+    won = found.discordance
+    return [
+        f"p {found.p_value:.2g} for the accuracy. Greedy answers right in A alone: {won.only_a}, in B "
+        f"alone: {won.only_b}; McNemar p {won.p_value:.2g}",
+        _verdict(found),
+        _stopping(found),
+    ]
 
 
 def _verdict(found: Comparison) -> str:

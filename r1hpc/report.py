@@ -267,6 +267,7 @@ def _print_reports(
     reports: Sequence[RunReport], plots: dict[Path, list[Path]], selection: Selection, form: str
 ) -> None:
     from r1hpc.accounting.hours import fold_hours
+    from r1hpc.reporting.results import read_results, results_text
     from r1hpc.reporting.text import as_text, hours_text
     from r1hpc.telemetry.diagnosis.timeline import Split
 
@@ -289,6 +290,8 @@ def _print_reports(
         texts = [as_text(each, plots.get(each.run.path, [])) for each in reports]
         if len(reports) > 1 or selection.start is not None or selection.end is not None:
             texts.append(hours_text(hours))
+        if len(reports) > 1:
+            texts.append(results_text(read_results(each.ledger for each in reports)))
         print("\n\n".join(texts))
 
 

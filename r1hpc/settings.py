@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.names import printable
+from r1hpc.base.tables import terminal_width
 
 # omegaconf loads only when it is needed: --help must be quick.
 if TYPE_CHECKING:
@@ -62,18 +63,22 @@ def _resolved(arguments: argparse.Namespace) -> "list[Setting]":
 
 
 def _table(settings: "Sequence[Setting]") -> str:
-    """Return one line per key, not wrapped, so that a script can cut the columns."""
-    rows = [(each.key, _short(each.value), each.source) for each in settings]
-    key_width = max((len(key) for key, _, _ in rows), default=0)
+    """Return a line for each key; values are shortened to fit."""
+    key_width, source_width = (
+        max((len(text) for text in column), default=0)
+        for column in ([each.key for each in settings], [each.source for each in settings])
+    )
+    most = min(_LONGEST_VALUE, max(8, terminal_width() - key_width - source_width - 4))
+    rows = [(each.key, _short(each.value, most), each.source) for each in settings]
     value_width = max((len(value) for _, value, _ in rows), default=0)
     return "\n".join(f"{key:{key_width}}  {value:{value_width}}  {source}" for key, value, source in rows)
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, most: int) -> str:
     """Return a value as YAML, shortened if long."""
     names = {None: "null", True: "true", False: "false"}
     text = names[value] if value is None or isinstance(value, bool) else printable(str(value))
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 if __name__ == "__main__":

@@ -79,17 +79,26 @@ def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str, bool]:
     from r1hpc.submission.chain.state import read_chain_situation
 
     now = read_chain_situation(chain)
-    shown = chain_as_json(now, time.time())
-    return shown, chain_as_text(shown), now.state.is_over
+    ledgers = _ledgers_of(now, time.time())
+    shown = _chain_as_json(now, ledgers)
+    return shown, chain_as_text(shown, ledgers), now.state.is_over
 
 
 def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
     """Return {"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}."""
+    return _chain_as_json(now, _ledgers_of(now, moment))
+
+
+def _ledgers_of(now: ChainSituation, moment: float) -> dict[str, RunLedger]:
     from r1hpc.accounting.open_ledger import open_ledger
 
+    return {each.name: open_ledger(each.run, moment) for each in now.stages if each.situation is not None}
+
+
+def _chain_as_json(now: ChainSituation, ledgers: dict[str, RunLedger]) -> dict[str, Any]:
     stages = []
     for each in now.stages:
-        run = {} if each.situation is None else as_json(open_ledger(each.run, moment))
+        run = as_json(ledgers[each.name]) if each.name in ledgers else {}
         about = {"stage": each.name, "needs": list(each.stage.needs), "run_dir": str(each.run.path)}
         stages.append({**run, **about, "state": each.state, "detail": each.detail})
     return {
@@ -102,9 +111,10 @@ def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
     }
 
 
-def chain_as_text(shown: dict[str, Any]) -> str:
-    """Return one line for the chain and one per stage, with the numbers that its workload reports."""
-    results = list(dict.fromkeys(name for stage in shown["stages"] for name in stage.get("card", ())))
+def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
+    """Return a line for the chain, one per stage, and the results."""
+    from r1hpc.reporting.results import read_results, results_text
+
     rows = [
         (
             stage["stage"],
@@ -113,21 +123,21 @@ def chain_as_text(shown: dict[str, Any]) -> str:
             _number(stage.get("attempt")),
             _number(stage.get("global_step")),
             format_duration(stage["wall_s"]) if stage.get("wall_s") else "-",
-            f"{stage.get('gpu_hours', 0.0):.2f}",
-            *(stage.get("card", {}).get(name, "-") for name in results),
             stage["detail"],
         )
         for stage in shown["stages"]
     ]
-    headings = ("stage", "state", "job", "attempt", "step", "wall", "GPU-hours", *results, "")
+    headings = ("stage", "state", "job", "attempt", "step", "wall", "")
     return "\n".join(
         [
             wrap(f"{shown['chain']}: {shown['state']}  ({shown['detail']})"),
             f"  {shown['chain_dir']}",
             "",
-            format_table(headings, rows, right={3, 4, 5, 6}, indent="  "),
+            format_table(headings, rows, right={3, 4, 5}, indent="  "),
+            "",
+            results_text(read_results(ledgers.values())),
         ]
-    )
+    ).rstrip()
 
 
 def _number(value: object) -> str:

@@ -9,7 +9,9 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +24,45 @@ _MOST = 1000
 """Most characters in a line of an error message."""
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description that fit; refills others, and puts comments below their commands."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(_fitted(block, width) for block in text.strip().split("\n\n"))
+
+
+def _fitted(block: str, width: int) -> str:
+    lines = block.splitlines()
+    if all(len(line) <= width for line in lines):
+        return block
+    if not block.startswith(" ") and not any(line.startswith(" ") for line in lines):
+        return textwrap.fill(block, width, break_on_hyphens=False)
+    fitted = []
+    for line in lines:
+        command, mark, comment = line.partition("  # ")
+        if mark:
+            fitted += [command.rstrip(), f"        {comment.strip()}"]
+        elif len(line) <= width:
+            fitted.append(line)
+        else:
+            fitted.append(textwrap.fill(line, width, subsequent_indent="        ", break_on_hyphens=False))
+    return "\n".join(fitted)
+
+
+def _as_typed(text: str) -> str:
+    """Return `r1hpc status` for `python -m r1hpc.status` if the command was typed that way."""
+    if Path(sys.argv[0]).name != "r1hpc":
+        return text
+    return re.sub(r"python -m r1hpc\.([a-z_]+)", lambda found: f"r1hpc {found[1].replace('_', '-')}", text)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that names the nearest known flag in errors and accepts no abbreviations."""
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        for key in ("prog", "description"):
+            kwargs[key] = _as_typed(kwargs[key]) if kwargs.get(key) else kwargs.get(key)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
 

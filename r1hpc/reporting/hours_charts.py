@@ -259,14 +259,15 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
     return Chart("waste", "Where the hours went", label, draw, num_rows=len(rows), keys=_hours_of(whole))
 
 
-def lost_by_cause(hours: Mapping[str, float], unit: str) -> Chart | None:
-    """Draw lost and idle hours by what ended the attempt they were lost in."""
+def lost_by_cause(hours: Mapping[str, float], unit: str, used: float) -> Chart | None:
+    """Draw lost and idle hours by what ended the attempt they were lost in. A tenth of the `used` hours or
+    more fills the width: a few seconds in a day look like a few seconds."""
     shown = sorted(((h, cause.replace("_", " ")) for cause, h in hours.items() if h > 0), reverse=True)
     if not shown:
         return None
 
     def draw(axes: Axes, width: int) -> None:
-        number_axis(axes.xaxis, 0, shown[0][0], 4)
+        number_axis(axes.xaxis, 0, max(shown[0][0], used / 10), 4)
         ys, height = named_rows(axes, [(cause, format_hours(h), False) for h, cause in shown], width)
         axes.barh(ys, [h for h, _ in shown], height, color=colour("lost"))
         axes.set_xlabel(unit, loc="right")

@@ -34,6 +34,7 @@ from r1hpc.reporting import budget_charts, hours_charts
 from r1hpc.reporting.drawing import BAND, FULL, HALF, Chart, inline, save_png
 from r1hpc.reporting.hours_charts import error_words
 from r1hpc.reporting.progress import read_progress
+from r1hpc.reporting.results import read_results, results_card
 from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
 from r1hpc.reporting.style import NONE, card, document, lines, side_by_side, table, text
 from r1hpc.reporting.view import RUN_HEADINGS, View, make_view
@@ -151,7 +152,7 @@ def charts_of_hours(view: View) -> Charts:
         "errors": hours_charts.estimate_errors(view.planned_runs),
         "waste": hours_charts.waste(view.parts_by_run, unit),
         "days": hours_charts.by_day(view.days, unit),
-        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit),
+        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit, sum(view.parts.values())),
         "queue": hours_charts.queue_waits(view.waits),
     }
 
@@ -204,7 +205,8 @@ def hours(view: View, charts: Charts) -> Iterator[str]:
         yield _section_card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
         yield _section_card(charts["days"], FULL)
     words = "Of each attempt, by the time at which it began."
-    yield side_by_side([_section_card(charts["causes"], HALF), _section_card(charts["queue"], HALF, words)])
+    width = HALF if charts["causes"] and charts["queue"] else FULL
+    yield side_by_side([_section_card(charts["causes"], width), _section_card(charts["queue"], width, words)])
 
 
 def tables(view: View) -> Iterator[str]:
@@ -328,7 +330,8 @@ def page(view: View) -> str:
     parts = [draw(view, charts) for draw in (budget, estimates, hours)]
     parts = [*parts, _cards(view)] if len(view.runs) > 1 else [_cards(view), *parts]
     bodies = [block for part in parts for block in part]
-    top = [head(view), tiles(view), *warnings(view)]
+    results = "" if view.is_whole else results_card(read_results(view.runs))
+    top = [head(view), tiles(view), results, *warnings(view)]
     blocks = [*top, *bodies, *tables(view), notes(view)]
     return document(view.title, blocks)
 

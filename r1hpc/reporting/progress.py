@@ -80,7 +80,7 @@ def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progres
         global_step=step,
         num_steps=num_steps,
         tokens_per_second=_tokens_per_second(speed),
-        eta_s=_eta_s(speed, step, num_steps) if running else None,
+        eta_s=eta_s(speed, step, num_steps) if running else None,
     )
 
 
@@ -136,7 +136,7 @@ def _tokens_per_second(recent: Sequence[Step]) -> float | None:
     return sum(rate * s for rate, s in timed if rate and s) / seconds if seconds else None
 
 
-def _eta_s(recent: Sequence[Step], step: int | None, num_steps: int | None) -> float | None:
+def eta_s(recent: Sequence[Step], step: int | None, num_steps: int | None) -> float | None:
     """Estimate by wall time over the recent steps, with saves and waits; None before the second step."""
     times = [s.time for s in recent if s.attempt == recent[-1].attempt and s.time is not None]
     if num_steps is None or step is None or len(times) < 2:

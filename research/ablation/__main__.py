@@ -148,9 +148,9 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
 
 
 def _follow(done: "SubmittedChain") -> int:
-    from r1hpc.submission.chain.state import follow_chain
+    from r1hpc.api import ChainSubmission
 
-    return follow_chain(done.chain, done.jobs, sys.stderr) if done.jobs else 0
+    return ChainSubmission(done).follow(sys.stderr) if done.jobs else 0
 
 
 def _print_plan(study: "Study", done: "Sequence[SubmittedChain]", arguments: argparse.Namespace) -> None:

@@ -156,10 +156,21 @@ def test_numbers_stand_in_the_chart_as_text() -> None:
     assert {"all runs", "86.7 % of 150.0", "90.0 % of 100.0", "80.0 % of 50.00"} <= set(texts(drawn))
     assert "useful 130.0 (86.7 %)" in drawn
     drawn = inline(
-        hours_charts.lost_by_cause({"node_fail": 12.5, "crash": 2.0, "finished": 0.0}, "GPU-hours"), HALF
+        hours_charts.lost_by_cause({"node_fail": 12.5, "crash": 2.0, "finished": 0.0}, "GPU-hours", 100.0),
+        HALF,
     )
     assert {"node fail", "12.50", "crash"} <= set(texts(drawn))
     assert "finished" not in texts(drawn)
+
+
+def test_few_lost_hours_make_a_short_bar() -> None:
+    from matplotlib.figure import Figure
+
+    chart = hours_charts.lost_by_cause({"finished": 0.0005}, "node-hours", 0.2)
+    assert chart is not None
+    axes = Figure().subplots()
+    chart.draw(axes, HALF)
+    assert axes.dataLim.xmax < 0.05 * axes.get_xlim()[1]
 
 
 def test_of_many_runs_the_largest_are_drawn_and_the_others_summed() -> None:
@@ -197,7 +208,7 @@ def test_where_there_is_nothing_there_is_no_chart() -> None:
     nothing += [
         budget_charts.campaign([]),
         budget_charts.spending([], "h"),
-        hours_charts.lost_by_cause({}, "h"),
+        hours_charts.lost_by_cause({}, "h", 0.0),
     ]
     assert nothing == [None] * 8
     assert inline(None) == ""

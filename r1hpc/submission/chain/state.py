@@ -7,10 +7,8 @@ done = cancel_chain(chain)      # {"grpo": Cancellation(…), "sft": …}: the l
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TextIO
 
 from r1hpc.attempt.state.cancel import Cancellation, cancel_job, touch_stop
-from r1hpc.attempt.state.follow import INTERRUPTED, follow
 from r1hpc.attempt.state.state import Situation, State, read_situation
 from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.chain.file import Stage, open_definition
@@ -100,25 +98,6 @@ def read_chain_situation(chain: ChainDir) -> ChainSituation:
     stages = open_definition(chain).stages
     finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
     return ChainSituation(chain, tuple(_stage_situation(chain, stage, finished) for stage in stages))
-
-
-def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
-    """Follow the stages that have a job, in order, except those that need an unfinished one; return 0 when
-    the complete chain is finished, as attempt.state.follow."""
-    missing: set[str] = set()
-    for stage in open_definition(chain).stages:
-        if missing.intersection(stage.needs):
-            missing.add(stage.name)
-        elif stage.name in jobs:
-            print(f"== {stage.name} ==", file=out, flush=True)
-            status = follow(chain.stage(stage.name), jobs[stage.name], out)
-            if status == INTERRUPTED:
-                return status
-            if status:
-                missing.add(stage.name)
-    now = read_chain_situation(chain)
-    print(f"{chain.name}: {now.state} ({now.detail})", file=out, flush=True)
-    return 0 if now.state is State.finished else 1
 
 
 def _stage_situation(chain: ChainDir, stage: Stage, finished: Collection[str]) -> StageSituation:

@@ -12,6 +12,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import iter_records, read_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import format_table, wrap
 from r1hpc.telemetry.records.lines import AnswerLine, EvaluatedStep, EvaluationLine, EvaluationSummary
 
 _MOST_SHOWN = 3
@@ -106,10 +107,7 @@ def table(summary: dict[str, Any]) -> list[str]:
                 f"{each['truncated_share']:.0%}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
+    lines = format_table(rows[0], rows[1:], right=range(1, len(rows[0]))).splitlines()
     if again := _drawn_again(summary):
         lines.append(f"{summary['num_items']} questions were asked{again}")
     return [*lines, *contamination_lines(summary)]
@@ -134,26 +132,33 @@ def _with_interval(value: dict[str, float]) -> tuple[str, str]:
 def held_out_lines(run: RunDir) -> list[str]:
     """Return the results of the run's evaluations; empty if there are none."""
     if run.evaluation.exists():
-        said, *more = table(_read_summary(run.evaluation))
-        indented = [f"          {line}" for line in [*more, str(run.transcripts)]]
-        return [f"Held out  {said}", *indented]
+        shown = [wrap(line) for line in table(_read_summary(run.evaluation))]
+        return ["Held out", *shown, f"  {run.transcripts}"]
     found = read_evaluations(run)
     if not found:
         return []
     lines = ["Held out"]
-    lines += [f"  step {step:<5} {sentence(summary)}" for step, summary in found.items()]
+    lines += [wrap(f"step {step:<5} {sentence(summary)}", "  ", " " * 13) for step, summary in found.items()]
     first, last = min(found), max(found)
     return lines + (_before_and_after(run, first, last) if first != last else [])
 
 
-def results(run: RunDir) -> list[tuple[str, str]]:
-    """Return the newest evaluation of a run as (name, value with its interval); empty if there is none."""
+def first_and_newest(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the evaluation before the first step, if another followed, and the newest; None if missing."""
     if run.evaluation.exists():
-        summary = _read_summary(run.evaluation)
-    else:
-        summary = next(reversed(read_evaluations(run).values()), {})
-    if not summary:
-        return []
+        return None, _read_summary(run.evaluation)
+    found = read_evaluations(run)
+    return found.get(0) if len(found) > 1 else None, next(reversed(found.values()), None)
+
+
+def results(run: RunDir) -> list[tuple[str, str]]:
+    """Return the newest evaluation of a run as `figures` does; empty if there is none."""
+    summary = first_and_newest(run)[1]
+    return figures(summary) if summary else []
+
+
+def figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return greedy accuracy and pass@1 as (name, value with its interval)."""
     shown = (("greedy", summary["greedy"]), ("pass@1", summary["pass_at"]["1"]))
     return [(name, " ".join(_with_interval(value))) for name, value in shown]
 
@@ -190,11 +195,10 @@ def _before_and_after(run: RunDir, first: int, last: int) -> list[str]:
         was = before.get(after["index"])
         if was is None or was["greedy_correct"] or not after["greedy_correct"]:
             continue
-        lines.append(f"  {_short(after['prompt'])}")
-        lines.append(
-            f"    step {first:<5} {_short(was['greedy'])}  wrong, expected {_short(was['expected'])}"
-        )
-        lines.append(f"    step {last:<5} {_short(after['greedy'])}  right")
+        wrong = f"step {first:<5} {_short(was['greedy'])}  wrong, expected {_short(was['expected'])}"
+        right = f"step {last:<5} {_short(after['greedy'])}  right"
+        lines.append(wrap(_short(after["prompt"]), "  "))
+        lines += [wrap(line, "    ", " " * 15) for line in (wrong, right)]
         if len(lines) >= 3 * _MOST_SHOWN:
             break
     return [*(["Learned"] if lines else []), *lines]
