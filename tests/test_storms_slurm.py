@@ -69,7 +69,7 @@ _CHAIN = (
     COMMON
     + """\
   - name: one
-    train: {num_steps: 8}
+    train: {num_steps: 4}
   - name: two
     train: {num_steps: 32}
     model: {path: "${stage:one}/model"}
