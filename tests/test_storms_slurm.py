@@ -1,6 +1,7 @@
 """Runs on a real Slurm meet sixteen random acts of violence, and end as their undisturbed twins, to the bit.
 
     pytest tests/test_storms_slurm.py -m soak -s -k grpo-3     # one storm takes five to ten minutes
+    python -m tests.cluster box pytest …                       # another one at the same time
 
 A storm is drawn from its kind of run and its seed. It prints its acts with their times, and what became of
 each attempt: its cause must be one that sacct or an act explains.

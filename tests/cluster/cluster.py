@@ -5,6 +5,7 @@
 
 Everything lives in one temporary folder, and what runs is written to STATE_FILE, so that a later start ends
 what a killed one left. One cluster per host: munge's default socket and the bridge exist once.
+`python -m tests.cluster box` has room for another one.
 """
 
 import os
