@@ -100,6 +100,7 @@ def as_svg(text: str, title: str, path: Path) -> None:
                     styled.stylize(style, *found.span())
                     break
             console.print(styled)
+        console.print()  # rich cuts off the lower edge of the last line
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(console.export_svg(title=title, code_format=_SVG, unique_id=path.stem))
 
