@@ -14,12 +14,13 @@ others were not. Exit status 0: passed. It costs the GPU-hours of these runs.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command, split_script_words
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.find_run import add_run_root
 
@@ -37,7 +38,9 @@ _ASK_EVERY_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_intermixed_args(argv)
+    words, of_script = split_script_words(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_intermixed_args(words)
+    arguments.overrides += of_script
     if arguments.steps < 20:
         raise UsageError(
             f"--steps {arguments.steps}: at least 20, so that each disturbance has steps around it"
@@ -102,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.drill", description=__doc__)
-    job = parser.add_argument("job", metavar="JOB.yaml", help="a job file, or its name in jobs/")
+    job = parser.add_argument("job", metavar="JOB.yaml | SCRIPT.py", help="job file or script")
     overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
     for words in (job, overrides):
         offer(words, "r1hpc.config.assets:job_words")
@@ -135,6 +138,7 @@ def _submit(arguments: Any, name: str, *more: str) -> Run:
 
     steps = arguments.steps
     shortened = [f"train.num_steps={steps}", f"checkpoint.save_every={_save_every(steps)}"]
+    shortened += [f"script.steps={steps}"]
     done = submit(
         arguments.job,
         nodes=arguments.nodes,
@@ -160,7 +164,14 @@ def _refuse_job(arguments: Any) -> None:
 
     if is_chain_file(find_job(arguments.job)):
         raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
-    stage = load(arguments.job, arguments.overrides, arguments.cluster).stage
+    config = load(arguments.job, arguments.overrides, arguments.cluster)
+    stage = config.stage
+    if stage == "script":
+        if not any("{steps}" in word for word in config.script.args):
+            raise UsageError(
+                "a drill shortens the script: hand its steps in by {steps}, as in -- --max_steps {steps}"
+            )
+        return
     if stage not in TRAINED_STAGES:
         raise UsageError(
             f"{arguments.job} is of stage {stage}, which takes no steps to compare: give a job that trains"

@@ -20,20 +20,19 @@ Everything is checked, then frozen into the run folder, then submitted. Exit sta
 
 import argparse
 import gc
-import json
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command, split_script_words
 from r1hpc.base.find_run import RUN_NAMES, add_run_root, run_root_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
-    words, of_script = _split(argv)
+    words, of_script = split_script_words(argv)
     arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     job, given = file_and_overrides(arguments.words)
@@ -95,15 +94,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
     add_flags(parser)
     return parser
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return our own words, and the words after `--` as the script's arguments."""
-    words = list(argv)
-    if "--" not in words:
-        return words, []
-    at = words.index("--")
-    return words[:at], [f"script.args={json.dumps(words[at + 1 :])}"]
 
 
 def _overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:

@@ -41,7 +41,7 @@ _MAY_IMPORT = {
     "data": _SHARED,
     "corpus": (*_SHARED, "slurm", "telemetry", "checkpoint", "tasks", "data"),
     "client": (*_SHARED, "telemetry", "checkpoint", "attempt", "data"),
-    "script": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "client"),
+    "script": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "accounting", "client"),
     "train": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "tasks", "data", "corpus", "client"),
     "serving": (*_SHARED, "slurm", "telemetry", "attempt", "tasks"),
 }

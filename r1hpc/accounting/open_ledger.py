@@ -328,7 +328,7 @@ def measured_run(run: RunDir, now: float) -> Estimate:
         StateError: its plan is of another version.
     """
     plan, config = _plan(run), read(run.config)
-    if config.stage not in TRAINED_STAGES:
+    if config.stage not in TRAINED_STAGES and not (config.stage == "script" and plan.num_steps):
         raise UsageError(
             f"{run.run_id} is of stage {config.stage}, which takes no steps to measure: "
             f"python -m r1hpc.report {run.path} has its hours so far"

@@ -163,11 +163,13 @@ class Workload:
         plan: "RunPlan",
         rates: "FailureRates | None" = None,
         expected_model: Mapping[str, Any] | None = None,
+        run_root: Path | None = None,
     ) -> "Estimate | None":
         """Return the estimated GPU-hours; None if they are not known.
 
         Args:
             rates: the site's own failures and preemptions; None takes published ones.
+            run_root: the folder of earlier runs, for a workload that learns from them.
         """
         return None
 

@@ -182,6 +182,15 @@ def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]
     return files[0] if files else None, [each for each in arguments if "=" in each]
 
 
+def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words for us, and an override with the words after `--`, which are a script's."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], [f"script.args={json.dumps(words[at + 1 :])}"]
+
+
 def _words(args: Sequence[str] | None) -> list[str]:
     return [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
 

@@ -35,6 +35,7 @@ _PARTS = (
     ("save", "saves"),
     ("idle", "idle, no step"),
 )
+_PARTS_OF_COMMAND = (("useful", "the script, which reports no steps: not split"),)
 _PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
 _HARMLESS = ("gpu_idle", "applications_clocks_setting")
@@ -69,7 +70,7 @@ def ledger_text(ledger: RunLedger) -> str:
     if not split.allocated:
         return "\n".join(_against_plan(ledger.planned, 0.0, "hours"))
     rows = []
-    for part, words in _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS:
+    for part, words in _parts_of(ledger):
         spent = getattr(split, part)
         columns = (share(spent, split.allocated), bar(spent, split.allocated))
         rows.append((words, f"{spent / 3_600_000:,.3f}", *columns))
@@ -79,6 +80,12 @@ def ledger_text(ledger: RunLedger) -> str:
     return "\n".join(
         [wrap(heading), *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table]
     )
+
+
+def _parts_of(ledger: RunLedger) -> tuple[tuple[str, str], ...]:
+    if ledger.stage == "script" and not any(each.num_steps for each in ledger.summary.attempts):
+        return _PARTS_OF_COMMAND
+    return _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS
 
 
 def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:

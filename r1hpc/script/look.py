@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.run_dir import RunDir
 
 _LIBRARIES = {
     "r1hpc": "r1hpc",
@@ -31,6 +32,11 @@ class Look:
     notes: list[str] = field(default_factory=list)
     digest: str = ""
     """Of the script and the modules beside it that it imports."""
+
+
+def digest_file(run: RunDir) -> Path:
+    """Return the file with the digest of the run's script."""
+    return run.path / "script.json"
 
 
 def look_at(script: Path) -> Look:

@@ -1,7 +1,9 @@
 """Run anybody's own training script: the script workload."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
 from r1hpc.base.errors import UsageError
@@ -10,7 +12,12 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.packages import refuse_without
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
-from r1hpc.script.look import Look, look_at
+from r1hpc.script.look import Look, digest_file, look_at
+
+if TYPE_CHECKING:
+    from r1hpc.plan.hours.estimate import Estimate
+    from r1hpc.plan.hours.goodput import FailureRates
+    from r1hpc.plan.run import RunPlan
 
 _LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "mpirun", "srun")
 _PROMISES = {
@@ -37,9 +44,23 @@ class Script(Workload):
             refuse_without("script.python", script.python, ["xxhash"])
         return Checked(config, [f"{Path(script.path).name}: {_PROMISES[found.library]}", *found.notes])
 
+    def estimate(
+        self,
+        config: RunConfig,
+        plan: "RunPlan",
+        rates: "FailureRates | None" = None,
+        expected_model: Mapping[str, Any] | None = None,
+        run_root: Path | None = None,
+    ) -> "Estimate | None":
+        """Return the hours of earlier runs of the same script; None if there are none."""
+        from r1hpc.script.hours import estimate_like  # opens ledgers
+
+        digest = _look(config.script).digest
+        return estimate_like(run_root, config, plan, digest) if run_root and digest else None
+
     def prepare(self, run: RunDir, config: RunConfig) -> str:
         """Record the script's digest; tell if it changed since the attempt before."""
-        file, digest = run.path / "script.json", _look(config.script).digest
+        file, digest = digest_file(run), _look(config.script).digest
         before = read_object(file).get("digest", digest)
         if before != digest:
             print(f"{config.script.path} has changed since the last attempt", flush=True)

@@ -77,7 +77,9 @@ def estimate_for(
         Estimate.to_json(), with `uncorrected` and `correction` added if it was corrected; and notes.
     """
     try:
-        found = workload_of(config.stage).estimate(config, plan, expected_model=expected_model)
+        found = workload_of(config.stage).estimate(
+            config, plan, expected_model=expected_model, run_root=run_root
+        )
     except UnknownGpuError as error:
         said = str(error).replace(FLAGS_INSTEAD, "set cluster.gpu_type to")
         return None, (f"no estimate: {said}",)

@@ -103,6 +103,8 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     if expected is not None:
         p10, p50, p90 = (amount(expected[name]) for name in ("p10", "p50", "p90"))
         lines.append(("estimate", f"{p50} {what}-hours (P10 {p10}, P90 {p90})"))
+    elif planned.config.stage == "script":
+        lines.append(("estimate", "not known before a first run of this script has finished on such nodes"))
     hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
     if hours is not None and plan.time_limit_s is not None:
         limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"

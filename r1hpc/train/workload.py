@@ -158,6 +158,7 @@ class Training(Workload):
         plan: "RunPlan",
         rates: "FailureRates | None" = None,
         expected_model: Mapping[str, Any] | None = None,
+        run_root: Path | None = None,
     ) -> "Estimate | None":
         from r1hpc.plan.hours.estimate_run import estimate_of_run
 
