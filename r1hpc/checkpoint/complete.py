@@ -1,6 +1,7 @@
 """Record the checkpoints that a script wrote by itself and that are complete: script-checkpoints.jsonl."""
 
 import os
+import re
 from pathlib import Path
 
 from r1hpc.base.files import append_record, iter_objects
@@ -22,9 +23,12 @@ def recorded(run: RunDir) -> dict[str, Print]:
     return {str(line["path"]): tuple(line["print"]) for line in lines}
 
 
-def num_complete(run: RunDir) -> int:
-    """Return how many times one was complete so far."""
-    return sum(1 for _ in iter_objects(_file(run)))
+def progress(run: RunDir) -> int | None:
+    """Return the number in the newest one's name if names differ by it (checkpoint-180), else their count."""
+    paths = [str(line.get("path")) for _, line in iter_objects(_file(run)) if line]
+    numbers = [int(found[-1]) for path in paths if (found := re.findall(r"\d+", Path(path).name))]
+    is_numbered = len(numbers) == len(paths) and len(set(numbers)) > 1
+    return max(len(paths), numbers[-1] if is_numbered else 0) or None
 
 
 def print_of(path: Path) -> Print | None:

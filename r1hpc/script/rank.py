@@ -35,6 +35,8 @@ _LOOK_EVERY_S = 5.0
 _FIRST_S = 1.5
 """Time for the rank that failed first to leave its outcome."""
 _PR_SET_PDEATHSIG = 1
+_NOT_FOR_IT = ("PYTHONSAFEPATH", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+"""By these, Lightning and others would take themselves for tasks of srun, and requeue the job."""
 
 
 class ScriptError(R1hpcError):
@@ -94,7 +96,7 @@ def _interpreter(config: RunConfig) -> list[str]:
 
 def _environment(job: RankJob, host: str, port: int) -> dict[str, str]:
     run, config, context = job.run, job.config, job.context
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_IT}
     paths = [str(hooks.FOLDER), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
     if str(run.code) not in paths:
         paths.append(str(run.code))

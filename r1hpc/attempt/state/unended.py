@@ -15,7 +15,7 @@ from typing import Any
 from r1hpc.attempt.state.cause import Evidence, SchedulerView, decide, failures_in_logs, read_outcomes
 from r1hpc.attempt.state.slurm_records import learn
 from r1hpc.base.run_dir import RunDir
-from r1hpc.checkpoint.complete import num_complete
+from r1hpc.checkpoint.complete import progress
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.client import SlurmError
@@ -142,7 +142,7 @@ def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int |
     if found:
         return found[0].step
     if config.stage == "script":
-        return num_complete(run) or None
+        return progress(run)
     return len(run.all_parts) or None
 
 
