@@ -1,7 +1,7 @@
 """Check a cluster before using it: versions, network, clocks, disk, preemption.
 
     python -m r1hpc.doctor                              # on a login node
-    python -m r1hpc.doctor jobs/train.yaml              # with the needs of a job
+    python -m r1hpc.doctor jobs/train.yaml              # with the needs of a job, or of your train.py
     salloc -N 2 -t 10 python -m r1hpc.doctor --nodes 2  # on the nodes of an allocation, and between them
     python -m r1hpc.doctor --write-profile configs/cluster/mine.yaml
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.doctor", description=__doc__)
     parser.add_argument(
-        "job", nargs="?", metavar="JOB.yaml", help="a job whose needs are held against the site"
+        "job", nargs="?", metavar="JOB.yaml | SCRIPT.py", help="a job whose needs are held against the site"
     )
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="look at N nodes of this allocation")
     cluster = parser.add_argument(

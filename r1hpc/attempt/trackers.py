@@ -37,7 +37,7 @@ _ASK_EVERY_S = 120.0
 
 def start_trackers(run: RunDir, config: RunConfig, attempt: int) -> None:
     """Start the process that feeds the trackers. Training goes on if it cannot be started."""
-    if not config.monitor.trackers or config.stage not in TRAINED_STAGES:
+    if not config.monitor.trackers or config.stage not in (*TRAINED_STAGES, "script"):
         return
     try:
         run.trackers.mkdir(mode=0o700, exist_ok=True)

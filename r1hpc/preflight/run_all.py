@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.workload import Facts, workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import load
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.preflight.findings import SiteFinding, fail, ok
+from r1hpc.config.snapshot import with_absolute_paths
+from r1hpc.preflight.findings import SiteFinding, fail, ok, warn
 from r1hpc.preflight.node import collect_node, judge_node
 from r1hpc.preflight.nodes import Answers, ask_nodes, judge_nodes
 from r1hpc.preflight.profile import profile_of
@@ -52,6 +55,7 @@ def examine(
     here = slurm_is_here()
     facts, refused = _ask_slurm(config) if here else (ClusterFacts(), [])
     found = [*refused, *([] if refused else judge_cluster(facts, here))]
+    found += _judge_script(config, root)
     needed, about_job = _needs(config, facts, here) if job is not None else (None, [])
     storage = collect_storage(root)
     found += [*judge_storage(storage, needed), *about_job]
@@ -85,6 +89,18 @@ def _ask_slurm(config: RunConfig) -> tuple[ClusterFacts, list[SiteFinding]]:
         return probe_cluster(*place_in_cluster(config)), []
     except UsageError as error:
         return ClusterFacts(), [fail("Slurm", str(error), "name another one: --partition, or in the profile")]
+
+
+def _judge_script(config: RunConfig, root: Path) -> list[SiteFinding]:
+    """Say how much of a script can be promised, and what spoils it."""
+    if config.stage != "script":
+        return []
+    try:
+        checked = workload_of("script").check_settings(with_absolute_paths(config), Facts(RunDir(root)))
+    except UsageError as error:
+        return [fail("script", str(error), "")]
+    promise, *traps = checked.notes
+    return [ok("script", promise), *(warn("script", trap, "") for trap in traps)]
 
 
 def _needs(config: RunConfig, facts: ClusterFacts, here: bool) -> tuple[int | None, list[SiteFinding]]:

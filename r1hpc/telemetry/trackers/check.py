@@ -25,7 +25,7 @@ def check_trackers(config: RunConfig, executor: str) -> None:
     Raises:
         UsageError: something is missing, or W&B's URL holds a password; the message says what to do.
     """
-    if config.stage not in TRAINED_STAGES:
+    if config.stage not in (*TRAINED_STAGES, "script"):
         return
     asked = dict.fromkeys(config.monitor.trackers)
     needed = [_PACKAGES[name] for name in asked if name in _PACKAGES]
