@@ -16,6 +16,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import record_complete
 from r1hpc.config.load import load
 from r1hpc.config.snapshot import with_absolute_paths
+from r1hpc.preflight.findings import CheckState
+from r1hpc.preflight.run_all import examine
 from r1hpc.script.checkpoints import newest_checkpoint
 from r1hpc.script.rank import command_of
 from r1hpc.script.workload import SCRIPT
@@ -122,3 +124,15 @@ def test_two_ranks_killed_and_stopped_equal_the_undisturbed_run(tmp_path: Path) 
 
 def all_logs(run: RunDir) -> str:
     return "".join(path.read_text() for path in run.logs.glob("attempt_*/rank_*.out"))
+
+
+def test_doctor_says_what_a_script_can_be_promised(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import random, torch\nfrom transformers import Trainer, TrainingArguments\n"
+        "TrainingArguments(dataloader_num_workers=2)\n"
+    )
+    found = [each for each in examine(str(script), tmp_path, None, None).findings if each.check == "script"]
+    assert [each.state for each in found] == [CheckState.ok, CheckState.warn]
+    assert "stops at a step's end and resumes to the bit" in found[0].detail
+    assert "train.py, line 3: random numbers drawn in workers" in found[1].detail
