@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from r1hpc.attempt.state.state import Situation, State, read_situation
-from r1hpc.base.find_run import choose_run, run_root_of
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.find_run import choose_run
+from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.submission.chain.folder import ChainDir, choose_chain
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.metrics import Step, read_steps
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from r1hpc.attempt.state.cancel import Cancellation
     from r1hpc.plan.run import RunPlan
     from r1hpc.submission.chain.state import ChainSituation
-    from r1hpc.submission.order import Order
     from r1hpc.submission.plan_run import PlannedRun
+    from r1hpc.submission.submit import SubmittedRun
     from r1hpc.submission.submit_chain import SubmittedChain
-    from r1hpc.submission.submit_run import SubmittedRun
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """{"train.lr": 3e-5, "grpo:train.lr": 1e-6} or ["train.lr=3e-5"], as on the command line."""
@@ -215,7 +214,7 @@ class Submission:
         """Print the command's output."""
         from r1hpc.submission.text import print_run
 
-        print_run(self.planned, self.job_id, as_json)
+        print_run(self.submitted.planned, self.submitted.job_id, as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Like Run.follow."""
@@ -315,6 +314,8 @@ def submit(
         R1hpcError: the budget is too small, or Slurm refuses or does not answer.
     """
     from r1hpc.submission.order import Order, Purpose
+    from r1hpc.submission.submit import SubmittedRun
+    from r1hpc.submission.submit import submit as submit_order
 
     changes = [*_dotted(overrides), *([f"resources.nodes={nodes}"] if nodes is not None else [])]
     order = Order(
@@ -329,19 +330,6 @@ def submit(
         run_name=run_name,
         resume=resume,
     )
-    return _submit(order)
-
-
-def open_run_or_chain(given: str | None, run_root: str | None) -> Run | Chain:
-    """Return the run or chain of this folder or name; without one, the newest under the run root."""
-    chain = choose_chain(given, run_root)
-    return Run(choose_run(given, run_root).path) if chain is None else Chain(chain)
-
-
-def _submit(order: "Order") -> Submission | ChainSubmission:
-    from r1hpc.submission.submit import submit as submit_order
-    from r1hpc.submission.submit_run import SubmittedRun
-
     # Only the user may read a run's files, whatever the umask of the calling program.
     before = os.umask(0o077)
     try:
@@ -349,6 +337,12 @@ def _submit(order: "Order") -> Submission | ChainSubmission:
     finally:
         os.umask(before)
     return Submission(done) if isinstance(done, SubmittedRun) else ChainSubmission(done)
+
+
+def open_run_or_chain(given: str | None, run_root: str | None) -> Run | Chain:
+    """Return the run or chain of this folder or name; without one, the newest under the run root."""
+    chain = choose_chain(given, run_root)
+    return Run(choose_run(given, run_root).path) if chain is None else Chain(chain)
 
 
 def _dotted(overrides: Overrides) -> list[str]:

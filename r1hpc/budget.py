@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
-from r1hpc.base.find_run import add_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
+from r1hpc.base.run_dir import run_root_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import add_run_root
 from r1hpc.base.run_dir import default_run_root
 from r1hpc.base.tables import wrap
 

@@ -20,9 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command, split_script_words
+from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command, split_script_words
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
-from r1hpc.base.find_run import add_run_root
 
 if TYPE_CHECKING:
     from r1hpc.api import Run
@@ -158,9 +157,9 @@ def _refuse_job(arguments: Any) -> None:
     Raises:
         UsageError: it is a chain, or of a stage whose runs are not compared step by step.
     """
-    from r1hpc.config.load import find_job, load
+    from r1hpc.config.assets import find_job
+    from r1hpc.config.load import is_chain_file, load
     from r1hpc.config.stages import TRAINED_STAGES
-    from r1hpc.submission.chain.file import is_chain_file
 
     if is_chain_file(find_job(arguments.job)):
         raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")

@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import add_run_root, run_root_of
 from r1hpc.base.names import printable
+from r1hpc.base.run_dir import run_root_of
 
 if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.plan.hours.estimate import Estimate
@@ -81,8 +81,8 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
     """Return the job file if it is a chain's, else None."""
     if arguments.target is None:
         return None
-    from r1hpc.config.load import find_job
-    from r1hpc.submission.chain.file import is_chain_file
+    from r1hpc.config.assets import find_job
+    from r1hpc.config.load import is_chain_file
 
     job = find_job(arguments.target)
     return job if is_chain_file(job) else None

@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command, split_script_words
-from r1hpc.base.find_run import RUN_NAMES, add_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, add_run_root, file_and_overrides, offer, run_command, split_script_words
+from r1hpc.base.find_run import RUN_NAMES
+from r1hpc.base.run_dir import run_root_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -118,7 +119,7 @@ def _prepare_inside_job(
     from r1hpc.attempt.rivals import MustNotGoOnError, is_final, refuse_a_full_disk
     from r1hpc.base.errors import R1hpcError
     from r1hpc.submission.order import Order, Purpose
-    from r1hpc.submission.submit_run import prepare_inside_job
+    from r1hpc.submission.submit import prepare_inside_job
 
     order = Order(
         Purpose.inside_job,

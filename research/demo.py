@@ -19,8 +19,7 @@ from r1hpc.accounting.open_ledger import settled_ledger
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_atomic
-from r1hpc.base.find_run import run_root_of
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.base.units import format_duration
 from r1hpc.reporting.style import card
 from r1hpc.reporting.style import lines as as_html

@@ -39,7 +39,7 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.config import load
 from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.plan.hours.estimate import Estimate
-from r1hpc.plan.hours.goodput import CPU_PRIOR
+from r1hpc.plan.hours.estimate_run import CPU_PRIOR
 from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.telemetry.records.lines import Devices, read_tail

@@ -257,7 +257,7 @@ def _check_stages(stages: Sequence[str], place: str) -> None:
 
 
 def _find(name: str) -> Path:
-    from r1hpc.config.load import assets, find_named  # loads omegaconf, which takes 0.2 s
+    from r1hpc.config.assets import assets, find_named
 
     folder = assets("configs") / "campaign"
     return find_named("campaign", name, (folder / f"{name}.yaml", Path(name)), folder)

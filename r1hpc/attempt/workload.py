@@ -43,7 +43,7 @@ class Facts:
     tokenizer_folder: str | None = None
     """The folder whose tokenizer and chat template the earlier stage will hand on, if known."""
     executor: str = ""
-    """slurm or local; empty until it is chosen."""
+    """slurm or local."""
     gpus_per_node: int = 0
 
     @property

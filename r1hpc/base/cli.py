@@ -216,3 +216,10 @@ def refuse_folder(out: Path | None) -> None:
 def print_json(value: Any) -> None:
     """Print the one JSON object of a --json call."""
     print(json.dumps(value))
+
+
+def add_run_root(parser: argparse.ArgumentParser) -> None:
+    """Add the --run-root flag of all commands."""
+    parser.add_argument(
+        "--run-root", metavar="DIR", help="folder of the runs; default $R1HPC_RUN_ROOT or ./runs"
+    )

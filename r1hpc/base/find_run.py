@@ -5,21 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import offer
+from r1hpc.base.cli import add_run_root, offer
 from r1hpc.base.errors import UsageError
-from r1hpc.base.run_dir import RunDir, default_run_root, open_run
+from r1hpc.base.run_dir import RunDir, open_run, run_root_of
 
 RUN_NAMES = f"{__name__}:run_names"
 """For base.cli.offer."""
 _CHAIN = "chain.yaml"
 """File in the folder of a chain, whose stages are runs."""
-
-
-def add_run_root(parser: argparse.ArgumentParser) -> None:
-    """Add the --run-root flag of all commands."""
-    parser.add_argument(
-        "--run-root", metavar="DIR", help="folder of the runs; default $R1HPC_RUN_ROOT or ./runs"
-    )
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
@@ -38,11 +31,6 @@ def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[st
     marks = ("config.yaml", "attempts.jsonl", _CHAIN)
     found = [path.name for path in _folders(folder) if any((path / mark).is_file() for mark in marks)]
     return [f"{chain}{slash}{name}" for name in found]
-
-
-def run_root_of(given: str | Path | None) -> Path:
-    """Return the run root of --run-root, else the default one."""
-    return Path(given) if given else default_run_root()
 
 
 def existing_run_root(given: str | None) -> Path:

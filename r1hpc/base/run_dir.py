@@ -125,6 +125,11 @@ def default_run_root() -> Path:
     return Path(at_home(os.environ.get("R1HPC_RUN_ROOT") or "runs"))
 
 
+def run_root_of(given: str | Path | None) -> Path:
+    """Return the run root of --run-root, else the default one."""
+    return Path(given) if given else default_run_root()
+
+
 def open_run(path: Path | str) -> RunDir:
     """Return the run folder at `path`, or of that name under the run root.
 

@@ -93,3 +93,13 @@ def format_bytes(count: float) -> str:
 def gpu_hours(num_gpus: int, seconds: float) -> float:
     """Return GPUs x allocated wall hours, busy or idle."""
     return num_gpus * seconds / 3600
+
+
+def amount(value: float) -> str:
+    """Format a number with three digits, thousands with commas.
+
+    >>> amount(184320), amount(2.345), amount(0.01234)
+    ('184,000', '2.35', '0.0123')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"

@@ -22,7 +22,7 @@ import yaml
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import printable
-from r1hpc.config.schema.rl import RewardConfig
+from r1hpc.config.schema.rl import DEFAULT_TERMS
 
 REPLACE = "!replace"
 """The key that marks a mapping as replacing the earlier ones; no setting can have this name."""
@@ -31,9 +31,13 @@ _MOST_BYTES = 1 << 20
 
 
 def merged(layers: Sequence[Layer], overrides: Sequence[Layer] = ()) -> Layer:
-    """Merge all layers into one; the later wins. Any file's reward.terms replace the schema's."""
-    is_given = any("terms" in layer["reward"] for layer in layers if isinstance(layer.get("reward"), dict))
-    defaults: Layer = {} if is_given else {"reward": {"terms": RewardConfig().terms}}
+    """Merge all layers into one; the later wins. Any file's reward.terms replace the schema's, and an
+    override changes them."""
+    has_terms = [
+        any("terms" in layer["reward"] for layer in some if isinstance(layer.get("reward"), dict))
+        for some in (layers, overrides)
+    ]
+    defaults: Layer = {"reward": {"terms": dict(DEFAULT_TERMS)}} if has_terms == [False, True] else {}
     return reduce(_over, effective([defaults, *layers], overrides), {})
 
 

@@ -23,7 +23,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
-from r1hpc.config.assets import own_profiles
+from r1hpc.config.assets import find_include, find_job, find_profile, shown
 from r1hpc.config.layers import REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets
 from r1hpc.config.layers import read_yaml as read_yaml
 from r1hpc.config.schema.ranges import check_ranges
@@ -40,50 +40,6 @@ _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
 _REMOVED = {"data.mix": ("online", "every", "smoothing")}
 """Settings that earlier runs have and today's code ignores."""
-
-
-def find_job(name: str) -> Path:
-    """Return the job file at path `name`, or of that name in jobs/ (with or without .yaml).
-
-    Raises:
-        ConfigError: neither exists (names the known jobs), or it is a folder.
-    """
-    jobs = assets("jobs")
-    # jobs/smoke.yaml works from any folder; another folder's name must not lead to a job of ours.
-    candidates = (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name)
-    folder = Path(name)
-    if folder.is_dir() and not any(each.is_file() for each in candidates):
-        shown = printable(name)
-        if (folder / "config.yaml").is_file():
-            raise ConfigError(
-                f"{shown} is a run, and no job file: to go on with it, "
-                f"`submit --resume --run-root {folder.absolute().parent} --run-name {folder.absolute().name}`"
-            )
-        raise ConfigError(f"{shown} is a folder, and no job file: name a file in it")
-    return find_named("job", name, candidates, jobs)
-
-
-def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path, *own: Path) -> Path:
-    """Return the first candidate that is a file.
-
-    Args:
-        own: the user's folders that were searched too.
-
-    Raises:
-        ConfigError: there is none; lists the YAML files of `folder` and `own`.
-    """
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    found = {each: sorted(path.stem for path in each.glob("*.yaml")) for each in (folder, *own)}
-    known = [name for names in found.values() for name in names]
-    hint = nearest(Path(name).stem, known)
-    where = "" if Path(name).is_absolute() else f", and no such file in {printable(str(Path.cwd()))}"
-    there = [
-        f"in {printable(str(each)) if each in own else each.name}/ there are: {', '.join(names) or 'none'}"
-        for each, names in found.items()
-    ]
-    raise ConfigError(f"no {what} {printable(name)!r}{hint}{where}; {'; '.join(there)}")
 
 
 def load(
@@ -120,7 +76,12 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
             "name a job file of one stage"
         )
     files = [*_included(content, path), path]
-    return list(zip(map(_shown, files), layers_of(content, path), strict=True))
+    return list(zip(map(shown, files), layers_of(content, path), strict=True))
+
+
+def is_chain_file(path: Path) -> bool:
+    """True if a job file describes a chain, not one run."""
+    return "stages" in read_job(path)
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -141,16 +102,8 @@ def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | No
     profile = cluster or os.environ.get("R1HPC_CLUSTER")
     if not profile:
         return None
-    path = _find_profile(profile)
-    return _shown(path), {"cluster": {"name": path.stem, **read_yaml(path)}}
-
-
-def _shown(path: Path) -> str:
-    """Return our own file's path in configs/ or jobs/, any other path as given."""
-    for folder in (assets("configs"), assets("jobs")):
-        if path.is_relative_to(folder):
-            return str(path.relative_to(folder.parent))
-    return str(path)
+    path = find_profile(profile)
+    return shown(path), {"cluster": {"name": path.stem, **read_yaml(path)}}
 
 
 def merge_layers(
@@ -237,9 +190,9 @@ def _interpolated(content: dict[str, Any]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     schema = OmegaConf.structured(RunConfig)
-    # `merged` has the default as its first layer; OmegaConf would merge it into any other.
-    with read_write(schema.reward):
-        schema.reward.terms = {}
+    if "terms" in content.get("reward", {}):  # OmegaConf would merge the default into them
+        with read_write(schema.reward):
+            schema.reward.terms = {}
     try:
         merged_values = OmegaConf.unsafe_merge(schema, _shell_is_literal(content))
         return cast(dict[str, Any], OmegaConf.to_container(merged_values, resolve=True, enum_to_str=True))
@@ -509,19 +462,4 @@ def _included(content: Mapping[str, Any], job: Path) -> list[Path]:
         return []
     if not isinstance(names, list):
         raise ConfigError(f"{job}: include must be a list, as in `include: [model/tiny]`")
-    return [_find_include(str(name), job) for name in names]
-
-
-def _find_include(name: str, job: Path) -> Path:
-    for candidate in (assets("configs") / f"{name}.yaml", job.parent / name, job.parent / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    configs = assets("configs")
-    known = sorted(str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml"))
-    raise ConfigError(f"{job} includes {printable(name)!r}, which is not in configs/{nearest(name, known)}")
-
-
-def _find_profile(name: str) -> Path:
-    folder, own = assets("configs") / "cluster", own_profiles()
-    places = (folder / f"{name}.yaml", own / f"{name}.yaml", Path(name))
-    return find_named("cluster profile", name, places, folder, own)
+    return [find_include(str(name), job) for name in names]

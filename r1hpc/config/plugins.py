@@ -1,9 +1,8 @@
-"""Find, freeze and verify a user's own code, chat template and question files, by their content.
+"""Freeze and verify a user's own code, chat template and question files, by their content.
 
     plugin = find("my_task.py:MyTask")                  # its files; nothing is imported
     freeze_plugins(names_in(config), run.code, copy)    # into a run that is being frozen
     plugin = locate("/home/me/my_task.py:MyTask")       # the frozen copy if there is one, else the file
-    files_in(config)                                    # {"/data/gsm8k": [its files]}: must not change
 
 Own code is `FILE.py:NAME` or `package.module:NAME`. A file is frozen with the modules beside it that it
 imports, a package complete, a template alone. Own code is imported only in a process that can be killed
@@ -12,7 +11,6 @@ imports, a package complete, a template alone. Own code is imported only in a pr
 
 import ast
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,71 +18,18 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.files import matching, read_json, write_json
+from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import printable
-from r1hpc.config.schema.run import ModelConfig, RunConfig
+from r1hpc.config.paths import is_own, of_one_kind
+from r1hpc.config.schema.run import ModelConfig
 
-FILES = ("file", "jsonl")
-"""Names of the task whose questions come from a file."""
-TABLES = (".parquet", ".arrow")
-KINDS = (".jsonl", *TABLES)
 FOLDER = "plugins"
 """In a run's frozen code, beside the package."""
 _INDEX = "plugins.json"
 _FILES = "files.json"
 _MAX_BYTES = 16 << 20
 _GENERATED = (".pyc", ".pyo", "~")
-_NOT_OURS = ("reasoning_gym:",)
 _CODE = Path(__file__).resolve().parents[2]
-
-
-def named_by(path: Path) -> list[Path]:
-    """Return a file, a folder's files, or those matching a pattern in the path's last part; sorted.
-
-    Raises:
-        UsageError: it is no pattern.
-        OSError: the folder cannot be listed.
-    """
-    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
-    return [file for file in found if not _is_cache(file)]
-
-
-def of_one_kind(path: Path) -> list[Path]:
-    """Return the files of `named_by`; of a folder only Arrow, else only Parquet, else only JSON lines."""
-    named = named_by(path)
-    if not path.is_dir():
-        return [file for file in named if file.is_file()]
-    kinds = ([file for file in named if file.suffix == kind] for kind in reversed(KINDS))
-    return next(filter(None, kinds), [])
-
-
-def files_in(config: RunConfig) -> dict[str, list[Path]]:
-    """Return every path by which task options or the stage's tests name files, with these files.
-
-    A custom task's options are its own: of these only plain files count.
-    """
-    task = config.task
-    parts = [(task.name, task.options)]
-    parts += [(part.get("name", task.name), part.get("options", {})) for part in task.mix.values()]
-    questions = [options.get("path") for name, options in parts if name in FILES]
-    if config.stage in ("rl", "evaluate"):
-        evaluate = config.evaluate
-        questions += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
-    found = {path: of_one_kind(path) for each in questions if (path := _absolute(each)) is not None}
-    named = [value for _, options in parts for value in options.values()]
-    # os.path: a text, such as a template, may be longer than a path, and Path raises on that.
-    plain = [path for each in named if (path := _absolute(each)) is not None and os.path.isfile(path)]  # noqa: PTH113
-    found |= {path: [path] for path in plain}
-    return {str(path): files for path, files in found.items() if files}
-
-
-def _absolute(value: Any) -> Path | None:
-    return Path(value).absolute() if isinstance(value, str) and value else None
-
-
-def _is_cache(file: Path) -> bool:
-    """True for a cache that `datasets` left from map() or filter() beside the data."""
-    return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
 @dataclass(frozen=True)
@@ -115,42 +60,10 @@ class Plugin:
         return total.hexdigest()[:16]
 
 
-def is_own(name: str) -> bool:
-    """True if a task or a reward term names custom code."""
-    return ":" in name and not name.startswith(_NOT_OURS)
-
-
-def names_in(config: RunConfig) -> list[str]:
-    """Return every custom code name in a configuration, and its own chat template, once."""
-    tasks = [config.task.name, *(str(part.get("name", "")) for part in config.task.mix.values())]
-    found = list(filter(is_own, [*tasks, *config.reward.terms]))
-    if has_own_template(config.model):
-        found.append(config.model.chat_template)
-    return list(dict.fromkeys(found))
-
-
-def has_own_template(model: ModelConfig) -> bool:
-    """True if the chat template is the user's file."""
-    return model.chat_template not in ("auto", "none")
-
-
-def absolute_template(model: ModelConfig) -> str:
-    """Return model.chat_template, with an absolute path if it is a file."""
-    return str(Path(model.chat_template).absolute()) if has_own_template(model) else model.chat_template
-
-
 def template_file(model: ModelConfig, code: Path | None = None) -> Path:
     """Return the user's chat template: the run's copy if there is one, like `locate`."""
     plugin = locate(model.chat_template, code)
     return plugin.root / plugin.files[0]
-
-
-def absolute(name: Any) -> Any:
-    """Return `FILE.py:NAME` with an absolute path if the file is here; any other name unchanged."""
-    if not isinstance(name, str) or not is_own(name):
-        return name
-    target, _, attribute = name.rpartition(":")
-    return f"{Path(target).absolute()}:{attribute}" if target.endswith(".py") else name
 
 
 def find(spec: str) -> Plugin:

@@ -2,14 +2,21 @@
 
     redact("password=hunter2")      # -> "password=[redacted]"
     find_secret("hf_…")             # -> "a Hugging Face token", or None
+    refuse_secrets(config, overrides)       # before anything is written
 
 This is best effort: a secret without a known form or name gets through. So the environment is recorded by
 allow-list first, and this is the second barrier.
 """
 
+import dataclasses
+import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import printable
+from r1hpc.config.schema.run import RunConfig
 
 REDACTED = "[redacted]"
 _NAME = r"(?:token|key|secret|passw(?:or)?d|pass_?phrase|pwd|cookie|credential|auth|bearer|private)"
@@ -147,3 +154,45 @@ def _hide_value(found: re.Match[str]) -> str:
     if _PLAIN.fullmatch(found["value"]):
         return found[0]
     return f"{found['name']}{REDACTED}"
+
+
+def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Refuse a configuration with a secret in clear text, before anything is written.
+
+    Raises:
+        ConfigError: names the key, never the value.
+    """
+    known = secret_values(os.environ)
+    for name, value in config.cluster.environment.items():
+        if is_secret_name(name) or "@" in value.partition("://")[2]:
+            raise ConfigError(
+                f"cluster.environment.{printable(name)} would write a secret into the run folder: leave it "
+                "in the file its library reads (~/.netrc, $HF_HOME/token), or read it in a cluster.setup line"
+            )
+    for item in overrides:
+        key, _, value = item.partition("=")
+        kind = find_secret(value, known)
+        if kind:
+            raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+    for line in config.cluster.setup:
+        if begun := find_written_out(line):
+            raise ConfigError(
+                f"a line of cluster.setup writes out a secret, {printable(begun)}…: read it from a file, "
+                'as in export NAME="$(cat ~/.secrets/name)"'
+            )
+    _refuse_in(dataclasses.asdict(config), "", known)
+
+
+def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_in(item, f"{key}.{name}" if key else str(name), known)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_in(item, key, known)
+    elif isinstance(value, str | int) and value and (kind := _kind(key, str(value), known)):
+        raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+
+
+def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
+    return "a secret, by its name" if is_secret_key(key) else find_secret(value, known)

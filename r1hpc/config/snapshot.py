@@ -6,7 +6,6 @@ A requeued job runs `code/`, never the working tree, which may have changed. No 
 is redacted if only displayed, and refused if the run would have to use it.
 """
 
-import dataclasses
 import datetime
 import os
 import platform
@@ -14,28 +13,25 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import ConfigError, UsageError
-from r1hpc.base.files import matching, write_atomic, write_json
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.files import write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, plugins
-from r1hpc.config.hub import is_hub_name, local_folder
-from r1hpc.config.plugins import files_in
+from r1hpc.config.paths import files_in, names_in
 from r1hpc.config.redact import (
     find_secret,
     find_written_out,
-    is_secret_key,
     is_secret_name,
     redact,
     secret_values,
 )
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.schema.sections import ScriptConfig
 
 _ASSETS = ("jobs", "configs", "shards", "sbatch")
 _GIT_TIMEOUT_S = 20.0
@@ -62,7 +58,7 @@ def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Seque
     known = secret_values(os.environ)
     with ThreadPoolExecutor(1) as pool:  # git answers while the code is copied
         answer = pool.submit(_describe_git, load.assets("jobs").parent, known)
-        _copy_code(run.code, plugins.names_in(config), known)
+        _copy_code(run.code, names_in(config), known)
     git, diff = answer.result()
     if diff:
         write_atomic(run.code / "diff.patch", diff)
@@ -79,139 +75,6 @@ def size_of_copy() -> int:
     files = ((Path(top), names) for walk in walks for top, _, names in walk)
     kept = (top / name for top, names in files for name in set(names) - _SKIPPED(str(top), names))
     return sum(-(-path.stat().st_size // _BLOCK) * _BLOCK for path in kept)
-
-
-def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuse a configuration with a secret in clear text, before anything is written.
-
-    Raises:
-        ConfigError: names the key, never the value.
-    """
-    known = secret_values(os.environ)
-    for name, value in config.cluster.environment.items():
-        if is_secret_name(name) or "@" in value.partition("://")[2]:
-            raise ConfigError(
-                f"cluster.environment.{printable(name)} would write a secret into the run folder: leave it "
-                "in the file its library reads (~/.netrc, $HF_HOME/token), or read it in a cluster.setup line"
-            )
-    for item in overrides:
-        key, _, value = item.partition("=")
-        kind = find_secret(value, known)
-        if kind:
-            raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
-    for line in config.cluster.setup:
-        if begun := find_written_out(line):
-            raise ConfigError(
-                f"a line of cluster.setup writes out a secret, {printable(begun)}…: read it from a file, "
-                'as in export NAME="$(cat ~/.secrets/name)"'
-            )
-    _refuse_in(dataclasses.asdict(config), "", known)
-
-
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Return the configuration with paths that also work in the job's start folder.
-
-    A recipe, a tokenizer and a task's file may also be names: they are paths if such a file exists.
-    """
-    data, model, evaluate, monitor = config.data, config.model, config.evaluate, config.monitor
-    recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            data,
-            path=data.path and str(Path(data.path).absolute()),
-            recipe=recipe,
-            traces=[str(Path(path).absolute()) for path in data.traces],
-        ),
-        model=dataclasses.replace(
-            model,
-            path=_folder_of(model.path),
-            tokenizer=_absolute(model.tokenizer and local_folder(model.tokenizer)),
-            chat_template=plugins.absolute_template(model),
-        ),
-        task=dataclasses.replace(
-            config.task,
-            name=plugins.absolute(config.task.name),
-            options=_task_paths(config.task.options),
-            mix={label: _task_paths(part) for label, part in config.task.mix.items()},
-        ),
-        reward=dataclasses.replace(
-            config.reward,
-            terms={plugins.absolute(name): weight for name, weight in config.reward.terms.items()},
-        ),
-        rl=dataclasses.replace(config.rl, teacher=_folder_of(config.rl.teacher)),
-        serve=dataclasses.replace(config.serve, python=_absolute_words(config.serve.python)),
-        script=_script_paths(config.script),
-        cluster=dataclasses.replace(config.cluster, python=_absolute_words(config.cluster.python)),
-        evaluate=dataclasses.replace(
-            evaluate,
-            path=evaluate.path and str(Path(evaluate.path).absolute()),
-            sets={label: {**part, "path": _absolute(part["path"])} for label, part in evaluate.sets.items()},
-            trained_on=[str(Path(path).absolute()) for path in evaluate.trained_on],
-        ),
-        monitor=dataclasses.replace(
-            monitor, prometheus_dir=monitor.prometheus_dir and str(Path(monitor.prometheus_dir).absolute())
-        ),
-    )
-
-
-def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's options, or an entry of task.mix, with absolute paths of its file and custom code."""
-    paths: dict[str, Any] = {}
-    if "path" in part:
-        paths["path"] = _absolute(part["path"])
-    if "name" in part:
-        paths["name"] = plugins.absolute(part["name"])
-    if isinstance(part.get("options"), Mapping):
-        paths["options"] = _task_paths(part["options"])
-    return {**part, **paths}
-
-
-def _folder_of(name: str | None) -> str | None:
-    """Return the absolute path of a model; a Hub name that is not cached stays, to be refused later."""
-    found = name and local_folder(name)
-    return found if not found or is_hub_name(found) else str(Path(found).absolute())
-
-
-def _absolute_words(words: str | None) -> str | None:
-    """Return an interpreter command with an absolute first word; a word without a folder stays."""
-    first, *rest = (words or "").split() or [""]
-    return " ".join([str(Path(first).absolute()), *rest]) if "/" in first else words
-
-
-def _script_paths(script: ScriptConfig) -> ScriptConfig:
-    if script.path is None:
-        return script
-    cwd = Path(script.cwd or ".").absolute()
-    program = None if Path(script.path).is_file() else shutil.which(script.path)
-    path = str(program or Path(script.path).absolute())
-    return dataclasses.replace(script, path=path, cwd=str(cwd), python=_absolute_words(script.python))
-
-
-def _absolute(name: Any) -> Any:
-    """Return the absolute path of an existing file or a pattern of it. Anything else stays."""
-    if not isinstance(name, str) or not name:
-        return name
-    try:
-        exists = matching(Path(name))
-    except UsageError:  # a custom task may understand it
-        return name
-    return str(Path(name).absolute()) if exists else name
-
-
-def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _refuse_in(item, f"{key}.{name}" if key else str(name), known)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_in(item, key, known)
-    elif isinstance(value, str | int) and value and (kind := _kind(key, str(value), known)):
-        raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
-
-
-def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
-    return "a secret, by its name" if is_secret_key(key) else find_secret(value, known)
 
 
 def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:

@@ -25,8 +25,16 @@ from r1hpc.plan.memory.run import (
 )
 from r1hpc.plan.memory.step import MemoryPlan
 from r1hpc.plan.model.families import UnknownModelError
-from r1hpc.plan.model.hf_config import check_model_type, load_model_config, load_teacher_config
-from r1hpc.plan.model.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
+from r1hpc.plan.model.shape import (
+    ModelShape,
+    canonical,
+    check_heads,
+    check_model_type,
+    flops_per_token,
+    load_model_config,
+    load_teacher_config,
+    model_shape,
+)
 from r1hpc.plan.save_time import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
 from r1hpc.plan.topology.batch import BatchPlan, Topology, batch_of, ranks_per_node
 from r1hpc.plan.topology.checks import check_model_divides, check_sequence_parallel
@@ -141,14 +149,16 @@ def make_plan(
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
     steps = num_steps(config, topology.world_size)
     seq_len, _ = _longest_sequence(config)
-    check_sequence_parallel(config, ranks)
+    if config.train.sequence_parallel > 1:
+        check_sequence_parallel(config, ranks)
     batch = batch_of(config, topology, max_nodes)
     shape = _shape(config, vocab_size, expected_model)
     flops = flops_per_token(shape, seq_len) if shape else None
-    teacher = _teacher_shape(config, expected_teacher)
+    is_taught = config.stage == "rl" and config.rl.teacher is not None
+    teacher = _teacher_shape(config, expected_teacher) if is_taught else None
     teacher_parameters = teacher.num_parameters if teacher else None
     memory = None
-    if shape and (teacher or config.stage != "rl" or config.rl.teacher is None):
+    if shape and (teacher or not is_taught):
         memory = _memory(config, shape, topology, seq_len, teacher_parameters, max_nodes)
     size = saved_bytes(config, shape, topology.world_size) if shape and config.stage != "serve" else None
     if config.checkpoint.assumed_bandwidth_gib_s is not None:
@@ -182,7 +192,9 @@ def make_plan(
         copy_node_bytes=copies[1],
         teacher_parameters=teacher_parameters,
         teacher_active_parameters=teacher.num_active_parameters if teacher else None,
-        gradient_bytes=bytes_between_nodes(config, shape, topology) if shape else None,
+        gradient_bytes=(
+            bytes_between_nodes(config, shape, topology) if shape and topology.num_nodes > 1 else None
+        ),
         account=config.resources.account or config.cluster.account,
         first_item=(config.task.first_item or 0) if config.stage == "rl" else 0,
     )
@@ -211,7 +223,7 @@ def _memory(
     max_nodes: int | None,
 ) -> MemoryPlan:
     """Plan the memory, with a way to make it fit if it does not fit the cards."""
-    card = _card_gib(config)
+    card = _card_gib(config) if topology.num_gpus else COMMON_CARD_GIB
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
     if not topology.num_gpus or config.stage == "serve":
         return memory
@@ -280,7 +292,8 @@ def _shape(
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)
     check_heads(values)
-    check_model_divides(config, values)
+    if config.train.sequence_parallel > 1:
+        check_model_divides(config, values)
     try:
         shape = model_shape(model)
     except UnknownModelError:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema.run import OWN_ATTENTIONS, RunConfig
-from r1hpc.plan.model.hf_config import load_model_config
-from r1hpc.plan.model.shape import canonical
+from r1hpc.plan.model.shape import canonical, load_model_config
 from r1hpc.plan.model.weights import read_tensors
 from r1hpc.slurm.script import interpreter
 

@@ -26,7 +26,7 @@ from r1hpc.plan.save_time import (
     judge_window,
     signal_lead_s,
 )
-from r1hpc.plan.topology.parts import idle_ranks, with_part_size
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS, idle_ranks, with_part_size
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
@@ -131,20 +131,23 @@ def decide(
         expected_teacher=expected_teacher,
         save_speed=save_speed,
     )
-    config = with_part_size(config, plan.topology.world_size)
+    deals_items = config.stage == "rl" or config.stage in STAGES_IN_PARTS
+    if deals_items:
+        config = with_part_size(config, plan.topology.world_size)
     leaving_s = SERVER_LEAVES_S if config.stage == "serve" else plan.save_time_s
     lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     rules = _rules(facts)
     plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
     warning = _warning(config, plan, rules, lead_s) if executor == "slurm" else []
-    # Note one command that fails; a cluster that does not answer would give five equal notes.
-    failures = facts.unknown if facts.reachable else facts.unknown[:1]
+    failures = facts.unknown
+    if failures and not facts.reachable:
+        failures = failures[:1]  # a cluster that does not answer would give five equal notes
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
     notes += [
-        *_whole_nodes(config, facts, gpus),
+        *(_whole_nodes(facts, gpus) if settled.exclusive else ()),
         *time_notes,
-        *idle_ranks(config, plan.topology.world_size),
+        *(idle_ranks(config, plan.topology.world_size) if deals_items else ()),
         *unknown,
         *warning,
     ]
@@ -244,9 +247,9 @@ def _names_one(entry: str, num_there: int) -> bool:
     return entry.startswith(("GPU-", "MIG-"))
 
 
-def _whole_nodes(config: RunConfig, facts: ClusterFacts, gpus: int) -> list[str]:
+def _whole_nodes(facts: ClusterFacts, gpus: int) -> list[str]:
     there = facts.gpus_per_node or 0
-    if not config.resources.exclusive or not 0 < gpus < there:
+    if not 0 < gpus < there:
         return []
     return [
         f"whole nodes (exclusive) have {there} GPUs each and are charged for them: the hours told here are "
@@ -303,4 +306,5 @@ def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, le
         said = judge_server(rules, lead_s)
     else:
         said = judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)
-    return [*said, *describe_save(plan), *describe_gradients(config, plan.gradient_bytes)]
+    gradients = describe_gradients(config, plan.gradient_bytes) if plan.gradient_bytes else ()
+    return [*said, *describe_save(plan), *gradients]

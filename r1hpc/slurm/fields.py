@@ -288,7 +288,8 @@ def check_cluster(cluster: "ClusterConfig") -> None:
             )
     if cluster.cpu_bind is not None:
         _match(r"[a-z_]+(:[A-Za-z0-9_,*]+)?", "a word such as cores", cluster.cpu_bind, "cluster.cpu_bind")
-    _check_container(cluster.container)
+    if cluster.container.image is not None:
+        _check_container(cluster.container)
     if cluster.network_interface is not None:
         _match(_WORD, "an interface name such as ib0", cluster.network_interface, "cluster.network_interface")
     for name, value in cluster.environment.items():

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config.plugins import files_in
+from r1hpc.config.paths import files_in
 from r1hpc.config.schema.cluster import ClusterConfig, ContainerConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import ranks_per_node
@@ -138,14 +138,20 @@ def make_script(
     fields.check_resources(resources)
     fields.check_cluster(cluster)
     excluded = expand_nodelist(resources.exclude) if resources.exclude else ()
-    both = sorted(set(excluded).intersection(expand_nodelist(resources.nodelist or "")))
+    required = expand_nodelist(resources.nodelist) if resources.nodelist else ()
+    both = sorted(set(excluded).intersection(required))
     if both:
         raise UsageError(
             f"--nodelist asks for {', '.join(both)}, which --exclude forbids: this job never starts. "
             "Remove these nodes from one of the two"
         )
     ranks = ranks_per_node(config, gpus_per_node)
-    binds = binds_of(config, run.path.parent)
+    rank: list[str] = []
+    step = [f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []
+    if cluster.container.image is not None:
+        binds = binds_of(config, run.path.parent)
+        rank = rank_words(cluster.container, binds, gpus_per_node > 0)
+        step += step_words(cluster.container, binds)
     chosen: dict[str, str | int | None] = {
         "job-name": resources.job_name or run.run_id[:64],
         "nodes": resources.nodes,
@@ -166,13 +172,10 @@ def make_script(
         setup=tuple(cluster.setup),
         environment=dict(cluster.environment),
         num_excluded=len(excluded),
-        rank=rank_words(cluster.container, binds, gpus_per_node > 0),
-        step=[
-            *([f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []),
-            *step_words(cluster.container, binds),
-        ],
+        rank=rank,
+        step=step,
         by_submitit=cluster.container.image is None,
-        contract=contract.of_frozen(run.code),
+        contract=contract.of_frozen(run.code) if run.code.is_dir() else contract.CURRENT,
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.base.units import format_duration
-from r1hpc.plan.hours.text import amount
+from r1hpc.base.units import amount, format_duration
+from r1hpc.plan.hours.estimate_run import as_if_on_gpus
 from r1hpc.submission.chain.file import read_definition
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.chain_steps import StageStep, plan_steps
@@ -138,6 +138,9 @@ def _cost(step: StageStep) -> StageCost:
     where = plan.topology
     unit = "GPU-hours" if where.num_gpus else "node-hours"
     estimate = step.planned.estimate or {}
+    if estimate and not where.num_gpus:
+        rules, memory = as_if_on_gpus(step.planned.config, plan)
+        estimate = {**estimate, "baselines": rules, "memory": memory and memory.to_json()}
     hours = estimate.get("gpu_hours" if where.num_gpus else "node_hours")
     return StageCost(
         name=step.stage.name,

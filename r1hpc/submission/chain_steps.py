@@ -22,10 +22,10 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config import plugins
+from r1hpc.config import load, paths
 from r1hpc.config.hub import local_folder
 from r1hpc.config.stages import TRAINED_STAGES
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm import defaults, queue
 from r1hpc.slurm.client import call
@@ -34,7 +34,8 @@ from r1hpc.submission import start_run
 from r1hpc.submission.chain.file import Definition, Stage, overrides_of
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured
+from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
+from r1hpc.submission.resume import reconfigured
 from r1hpc.telemetry.records.attempts import record
 
 AskCluster = Callable[..., ClusterFacts]
@@ -202,21 +203,19 @@ def _plan(
         order, overrides=tuple(overrides_of(stage.name, order.overrides, definition.names, chain))
     )
     config = stage.config if is_new else reconfigured(run, order)
-    facts = ask(order.executor, *defaults.place_in_cluster(config))
     others = {
         chain.stage(each.name).path: each.config for each in definition.stages if each.name != stage.name
     }
-    planned = plan_run(
+    facts = OrderFacts(
         run,
-        config,
-        order,
-        facts=facts,
-        expected_model=expected_model,
-        expected_teacher=expected_teacher,
-        tokenizer_folder=tokenizer_folder,
-        to_come=tuple(others),
-        is_new=is_new,
+        None if is_new else load.read(run.config),
+        tuple(others),
+        expected_model,
+        expected_teacher,
+        tokenizer_folder,
+        order=order,
     )
+    planned = plan_run(config, facts, ask(order.executor, *defaults.place_in_cluster(config)))
     named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
     return replace(
         planned,
@@ -263,7 +262,7 @@ def _tokenizer_folder(stage: Stage, chain: ChainDir, of_others: Mapping[str, str
     """Return the folder whose tokenizer and chat template a stage uses and hands on; None if unknown here,
     as after pretraining, which hands on its dataset's."""
     model = stage.config.model
-    if model.path is None or model.tokenizer is not None or plugins.has_own_template(model):
+    if model.path is None or model.tokenizer is not None or paths.has_own_template(model):
         return None
     if stage.config.stage == "pretrain":
         return None

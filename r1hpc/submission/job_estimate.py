@@ -10,10 +10,11 @@ from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import parse_time
-from r1hpc.config import load, snapshot
+from r1hpc.config import load, paths
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.baselines import text_gigabytes
 from r1hpc.plan.hours.estimate import Estimate, seed_estimate
+from r1hpc.plan.hours.estimate_run import as_if_on_gpus
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.topology.gpus import find_gpu
@@ -41,7 +42,7 @@ def estimate_job(
     Raises:
         ConfigError, UsageError: it cannot run as described, or its size is unknown.
     """
-    config = snapshot.with_absolute_paths(load.load(job, overrides, cluster))
+    config = paths.with_absolute_paths(load.load(job, overrides, cluster))
     if gpu is not None:
         cluster_of = replace(config.cluster, gpu_type=find_gpu(gpu).name)
         config = replace(config, cluster=cluster_of, resources=replace(config.resources, gpu_type=None))
@@ -63,6 +64,9 @@ def estimate_job(
         )
     if by_article:
         return seed_estimate(float(plan.num_parameters or 0), text_gigabytes(plan.total_tokens))
+    if found.gpu_hours is None:
+        rules, memory = as_if_on_gpus(config, plan)
+        found = replace(found, baselines=rules, memory=memory)
     return replace(found, notes=(*found.notes, uncounted)) if uncounted else found
 
 

@@ -15,7 +15,7 @@ from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir, default_run_root
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides
 from r1hpc.submission.chain.file import without_stage
-from r1hpc.submission.chain.folder import ChainDir
+from r1hpc.submission.chain.folder import DEFINITION
 
 DEFAULT_JOB = "train"
 
@@ -66,9 +66,9 @@ class Order:
     @property
     def counted_root(self) -> Path:
         """Return the run root whose budget and other runs count: for a chain's stage, that of the chain."""
-        root = ChainDir(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
-        is_chain = root.definition.is_file() and not (root.path / "budget.yaml").is_file()
-        return root.path.parent if is_chain else self.run_root
+        root = Path(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
+        is_chain = (root / DEFINITION).is_file() and not (root / "budget.yaml").is_file()
+        return root.parent if is_chain else self.run_root
 
     def folder(self, name: str) -> RunDir:
         """Return the folder of a run or chain under the run root.
@@ -81,7 +81,9 @@ class Order:
 
     def new_run(self) -> RunDir:
         """Return the folder of a run that does not exist yet."""
-        return self.folder(self.run_name or _new_name(self.job or DEFAULT_JOB))
+        job = Path(self.job or DEFAULT_JOB).stem[:38]
+        new = f"{job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+        return self.folder(self.run_name or new)
 
     def resumed_run(self) -> RunDir:
         """Return the folder of the run to continue.
@@ -96,7 +98,3 @@ class Order:
                 f"--resume takes the job file frozen in the run: leave {printable(self.job)} out"
             )
         return self.folder(self.run_name)
-
-
-def _new_name(job: str) -> str:
-    return f"{Path(job).stem[:38]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"

@@ -1,32 +1,33 @@
 """Plan one run or one stage of a chain: decide and check everything, write nothing.
 
 planned = plan_new_run(order)                     # the job file on a new run
-planned = plan_resumed_run(order)                 # an existing run, with other nodes or more steps
-planned = plan_run(run, config, order)            # called by both, and for a stage of a chain
+planned = plan_run(config, facts)                 # the same for a resumed run, and for a stage of a chain
 planned.plan, planned.script, planned.estimate
 estimate, notes = estimate_for(run_root, config, plan)     # as in estimate.json; None: unknown
+
+The checks are two tables at the end of this file: those of the settings, and those of the job once the
+cluster was asked. A workload adds its own (attempt/workload.py).
 """
 
-import dataclasses
 import functools
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.calibrate import Site, corrected, finished_runs
-from r1hpc.attempt.state.state import read_situation
+from r1hpc.accounting.budget import RunRequest
+from r1hpc.accounting.calibrate import corrected, finished_runs
+from r1hpc.accounting.forecast import Spread
 from r1hpc.attempt.workload import Facts, workload_of
-from r1hpc.base.errors import UsageError
-from r1hpc.base.files import read_object
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
-from r1hpc.base.run_dir import RunDir, open_run
-from r1hpc.config import load, plugins, snapshot
-from r1hpc.config.packages import check_packages
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import format_bytes
+from r1hpc.config import load, paths, plugins, redact
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import check_packages
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan
@@ -40,8 +41,7 @@ from r1hpc.plan.topology.gpus import (
 )
 from r1hpc.slurm import defaults, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.slurm.sbatch import withheld
-from r1hpc.submission.advice import kept_from_before, little_room
+from r1hpc.slurm.sbatch import Trial, try_out, withheld
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.ranks import measured_save_speed
@@ -49,20 +49,6 @@ from r1hpc.telemetry.trackers.check import check_trackers
 
 ASSUMED_GPUS_PER_NODE = 8
 """Used if nothing says how many a node has, and no cluster is asked."""
-_MAY_CHANGE_SECTIONS = (
-    *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
-    "rollout.vllm_options.",  # memory and speed
-)
-_MAY_CHANGE_KEYS = (
-    *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
-    # The same samples in the same batches; only the order of sums changes.
-    *("train.sequence_parallel", "train.micro_batch_size", "train.gradient_accumulation_steps"),
-    *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
-    # Limits and checks that change no number.
-    *("rollout.max_logprob_difference", "rollout.prove_every"),
-    *("train.max_skipped_steps", "train.stop_grad_norm"),
-    "data.mix.schedule",  # its past part is compared with the checkpoint
-)
 
 
 def estimate_for(
@@ -85,14 +71,15 @@ def estimate_for(
         return None, (f"no estimate: {said}",)
     if found is None:
         return None, ()
-    found, correction = corrected(found, config.stage, _site(run_root.absolute()))
+    correction: dict[str, Any] = {}
+    if (site := _site(run_root.absolute())).runs:
+        found, correction = corrected(found, config.stage, site)
     return {**found.to_json(), **correction}, ()
 
 
-@functools.cache
-def _site(run_root: Path) -> Site:
-    """Read every finished run, once for all stages of a submission."""
-    return finished_runs(run_root)
+_site = functools.cache(finished_runs)
+_save_speed = functools.cache(measured_save_speed)
+"""Both read every run under a run root: once for all stages of a submission."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +105,23 @@ class PlannedRun:
     """A prompt in the form the model will see; None: it sees none, or the form is not known yet."""
 
 
+@dataclass(frozen=True)
+class OrderFacts(Facts):
+    """Facts about a run, the order behind it and, once the cluster was asked, its nodes and plan."""
+
+    order: Order = field(default_factory=Order)
+    decided: defaults.Decision | None = None
+
+    @property
+    def decision(self) -> defaults.Decision:
+        assert self.decided is not None, "the checks of the job come after the decision"
+        return self.decided
+
+    @property
+    def plan(self) -> RunPlan:
+        return self.decision.plan
+
+
 def plan_new_run(order: Order) -> PlannedRun:
     """Plan a run that does not exist yet.
 
@@ -126,17 +130,15 @@ def plan_new_run(order: Order) -> PlannedRun:
     """
     config = load.load(order.job or DEFAULT_JOB, order.overrides, order.cluster)
     run = order.new_run()
-    if is_leftover(run):
+    if os.path.lexists(run.path):
         raise UsageError(
             f"a submission that was cut off has left {run.path}, without submitting anything: remove it, "
             "or choose another --run-name"
-        )
-    if os.path.lexists(run.path):
-        raise UsageError(
-            f"there is a run called {run.run_id} in {run.path.parent}: continue it with --resume, "
+            if is_leftover(run)
+            else f"there is a run called {run.run_id} in {run.path.parent}: continue it with --resume, "
             "or choose another --run-name"
         )
-    return plan_run(run, config, order)
+    return plan_run(config, OrderFacts(run, order=order))
 
 
 def is_leftover(run: RunDir) -> bool:
@@ -148,158 +150,107 @@ def is_leftover(run: RunDir) -> bool:
         return False
 
 
-def plan_resumed_run(order: Order) -> PlannedRun:
-    """Plan an existing run: its frozen code and configuration, with other resources or more steps.
-
-    Raises:
-        UsageError: it is running or finished, or the overrides would make it another run.
-    """
-    run = open_run(order.resumed_run().path)
-    now = read_situation(run)
-    if now.state.is_at_work:
-        job = now.job.job_id if now.job else "?"
-        raise UsageError(f"{run.run_id} is {now.state} as job {job}: cancel it first, or touch {run.stop}")
-    config = reconfigured(run, order)
-    frozen = load.read(run.config)
-    if run.finished.exists() and config.stage == "serve":
-        raise UsageError(
-            f"{run.run_id} is a server that ended, at its time limit or idle: start another one with "
-            f"`python -m r1hpc.serve {config.model.path}`"
-        )
-    if run.finished.exists() and config.stage not in TRAINED_STAGES:
-        raise UsageError(f"{run.run_id} is finished and cannot be extended: start another run")
-    if run.finished.exists() and _was_stopped_early(run, frozen):
-        raise UsageError(
-            f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "
-            f"begin another run from it, model.path={run.model}"
-        )
-    if run.finished.exists() and config.train.num_steps <= frozen.train.num_steps:
-        raise UsageError(
-            f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
-        )
-    planned = plan_run(run, config, order, is_new=False)
-    given = [item for item in (*_set_for_the_cluster(run), *order.overrides) if item.startswith("cluster.")]
-    kept = kept_from_before(config, load.profile_layer(order.cluster), given)
-    return replace(planned, notes=(*planned.notes, *kept))
-
-
-def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:
-    last_step = read_object(run.finished).get("global_step")
-    return (
-        bool(config.train.early_stopping)
-        and isinstance(last_step, int)
-        and last_step < config.train.num_steps
-    )
-
-
-def plan_run(
-    run: RunDir,
-    config: RunConfig,
-    order: Order,
-    *,
-    facts: ClusterFacts | None = None,
-    expected_model: Mapping[str, Any] | None = None,
-    expected_teacher: Mapping[str, Any] | None = None,
-    tokenizer_folder: str | None = None,
-    to_come: Sequence[Path] = (),
-    is_new: bool = True,
-) -> PlannedRun:
-    """Check the configuration, ask the cluster, plan, write the script's text, and estimate.
+def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None = None) -> PlannedRun:
+    """Check the settings, ask the cluster, check the job, write the script's text, and estimate.
 
     Args:
-        facts: about the cluster, if already known.
-        expected_model: the config.json that an earlier stage will leave in model.path.
-        expected_teacher: the same for rl.teacher.
-        tokenizer_folder: the tokenizer and chat template that stage will hand on, if known.
-        to_come: folders of other stages, whose outputs do not exist yet.
+        facts: what is known about the run and its order, without executor and decision.
+        cluster: what Slurm says about the job's place, if it was asked already.
     """
-    fields.check_cluster(config.cluster)
-    fields.check_resources(config.resources)
-    fields.check_parents(run.path, config.cluster.trust_shared_run_root)
-    if is_new:
-        for section in (config.deepspeed, config.rollout, config.rl):
-            section.check_new()
-    config = snapshot.with_absolute_paths(config)
-    snapshot.refuse_secrets(config, order.overrides)
-    known = Facts(
-        run=run,
-        frozen=None if is_new else load.read(run.config),
-        to_come=to_come,
-        expected_model=expected_model,
-        expected_teacher=expected_teacher,
-        tokenizer_folder=tokenizer_folder,
-    )
-    if not is_new:
-        plugins.refuse_changes(plugins.names_in(config), run.code)
-        plugins.refuse_changed_files(run.code)
-    workload = workload_of(config.stage)
-    checked = workload.check_settings(config, known)
-    config = checked.config
+    order, run = facts.order, facts.run
+    config = paths.with_absolute_paths(config)
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
-    notes += checked.notes
-    check_trackers(config, executor)
+    facts = replace(facts, executor=executor)
+    notes += passed(_CHECKS_OF_SETTINGS, config, facts)
+    workload = workload_of(config.stage)
+    checked = workload.check_settings(config, facts)
     decision = defaults.decide(
-        config,
+        checked.config,
         executor,
-        vocab_size=workload.vocab_size(config),
+        vocab_size=workload.vocab_size(checked.config),
         assumed_gpus_per_node=ASSUMED_GPUS_PER_NODE if order.is_dry_run else None,
-        facts=facts,
-        expected_model=expected_model,
-        expected_teacher=expected_teacher,
-        save_speed=measured_save_speed(order.counted_root, config.resources.nodes),
+        facts=cluster,
+        expected_model=facts.expected_model,
+        expected_teacher=facts.expected_teacher,
+        save_speed=_save_speed(order.counted_root, config.resources.nodes),
         has_nodes=order.purpose is Purpose.inside_job,
     )
-    if executor == "slurm" and order.purpose is not Purpose.estimate:
-        decision.refuse_missing_nodes()
-    if order.purpose is not Purpose.estimate:
-        try:
-            check_packages(decision.config, executor, workload.packages)
-        except UsageError as error:
-            if not order.is_dry_run or defaults.slurm_is_here():
-                raise
-            notes.append(f"submit refuses this run here: {error}")  # a laptop need not have them
-    known = replace(known, executor=executor, gpus_per_node=decision.gpus_per_node)
-    advice = workload.check(decision.config, known)
+    config, plan = decision.config, decision.plan
+    facts = replace(facts, gpus_per_node=decision.gpus_per_node, decided=decision)
+    notes += [*checked.notes, *passed(_CHECKS_OF_JOB, config, facts)]
     text = script.make_script(
-        run, decision.config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
+        run, config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
-    estimate, no_estimate = estimate_for(order.counted_root, decision.config, decision.plan, expected_model)
-    ignored = ", ".join(flags.ignored_variables(os.environ))
-    notes += [f"not used from the environment: {ignored}"] if ignored else []
-    if executor == "slurm" and (hidden := ", ".join(withheld(os.environ))):
-        notes.append(
-            f"not passed to the job, since the value holds a password or a token: {hidden}. Keep the login "
-            "in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
-        )
-    notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new), *advice]
-    if is_new:
-        notes += little_room(run, decision.config, decision.plan)
+    estimate, no_estimate = estimate_for(order.counted_root, config, plan, facts.expected_model)
+    notes += no_estimate
     return PlannedRun(
-        run,
-        executor,
-        decision.config,
-        decision.plan,
-        text,
-        tuple(notes),
-        is_new,
-        estimate,
-        prompt=checked.prompt,
+        run, executor, config, plan, text, tuple(notes), facts.is_new, estimate, prompt=checked.prompt
     )
 
 
-def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
+@dataclass(frozen=True)
+class Check:
+    """One check: it refuses the run by a UsageError, or returns notes for the person who submits."""
+
+    check: Callable[[RunConfig, OrderFacts], Sequence[str] | None]
+    when: Callable[[RunConfig, OrderFacts], object] = lambda config, facts: True
+
+
+def passed(checks: Sequence[Check], config: RunConfig, facts: OrderFacts) -> list[str]:
+    """Return the notes of all checks that apply."""
+    return [note for each in checks if each.when(config, facts) for note in each.check(config, facts) or ()]
+
+
+def _check_fields(config: RunConfig, facts: OrderFacts) -> None:
+    fields.check_cluster(config.cluster)
+    fields.check_resources(config.resources)
+    fields.check_parents(facts.run.path, config.cluster.trust_shared_run_root)
+
+
+def _refuse_changed_code(config: RunConfig, facts: OrderFacts) -> None:
+    plugins.refuse_changes(paths.names_in(config), facts.run.code)
+    plugins.refuse_changed_files(facts.run.code)
+
+
+def _check_packages(config: RunConfig, facts: OrderFacts) -> list[str]:
+    try:
+        check_packages(config, facts.executor, workload_of(config.stage).packages)
+    except UsageError as error:
+        if not facts.order.is_dry_run or defaults.slurm_is_here():
+            raise
+        return [f"submit refuses this run here: {error}"]  # a laptop need not have them
+    return []
+
+
+def _ignored_variables(config: RunConfig, facts: OrderFacts) -> list[str]:
+    ignored = ", ".join(flags.ignored_variables(os.environ))
+    return [f"not used from the environment: {ignored}"] if ignored else []
+
+
+def _withheld_variables(config: RunConfig, facts: OrderFacts) -> list[str]:
+    hidden = ", ".join(withheld(os.environ))
+    if not hidden:
+        return []
+    return [
+        f"not passed to the job, since the value holds a password or a token: {hidden}. Keep the login "
+        "in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
+    ]
+
+
+def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
     """Return what exceeds the GPUs' memory or the memory requested of a node; for a new run also what would
     fit, and what would stay unused on a GPU."""
-    if plan.memory is None or not plan.topology.num_gpus:
+    if facts.plan.memory is None:
         return []
     try:
         card = find_gpu(gpu_type_of(config) or ASSUMED_GPU).memory_gib
     except UnknownGpuError:  # the estimate has reported it
         card = None
     # A resumed run can seldom change what would make it fit.
-    memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
+    memory = facts.plan.memory
+    memory = memory if facts.is_new else replace(memory, way_out="", larger_cache="")
     unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
-    assumed = _assumed_card(config) if is_new and config.stage != "serve" else []
+    assumed = _assumed_card(config) if facts.is_new and config.stage != "serve" else []
     return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused, *assumed]
 
 
@@ -319,67 +270,123 @@ def _assumed_card(config: RunConfig) -> list[str]:
     ]
 
 
-def reconfigured(run: RunDir, order: Order) -> RunConfig:
-    """Return the frozen configuration of a run with the overrides of this order.
-
-    Raises:
-        UsageError: that would be another run.
-    """
-    earlier = [] if order.cluster else _set_for_the_cluster(run)
-    # The warning time is chosen again for the time limit and the cluster of this submission.
-    overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
-    frozen = load.read(run.config)
-    config = load.merge_layers([load.as_layer(frozen)], overrides, order.cluster)
-    config = snapshot.with_absolute_paths(config)
-    wrong = forbidden_changes(frozen, config)
-    if "task.first_item" in wrong and not read_history(run).attempts:
-        wrong.remove("task.first_item")  # a chain's stage that still waits: no item was shown
-    if wrong:
-        may = ", ".join(key.rstrip(".") for key in (*_MAY_CHANGE_SECTIONS, *_MAY_CHANGE_KEYS))
-        raise UsageError(
-            f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change {may}; for "
-            "the rest take a new --run-name"
-        )
-    return config
-
-
-def _set_for_the_cluster(run: RunDir) -> list[str]:
-    """Return what earlier command lines set under `cluster.`: a resume reads the profile of $R1HPC_CLUSTER
-    again, and those settings override it as they did then."""
-    said = [item for event in read_history(run).submissions for item in event.get("overrides", ())]
-    keys = {item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said}  # also a stage's
-    frozen = load.as_layer(load.read(run.config))
-    # Use their values as they took effect: a record is redacted, and a requested profile came after it.
-    return [f"{key}={json.dumps(_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")]
-
-
-def _at(layer: Mapping[str, Any], key: str) -> Any:
-    value: Any = layer
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
-    """Return the keys that differ and may not: a resumed run must see the same data in the same batches."""
+def little_room(config: RunConfig, facts: OrderFacts) -> list[str]:
+    """Warn if the checkpoints of a run may not fit under its root. Quotas cannot be seen from here."""
+    plan = facts.plan
+    if plan.checkpoint_bytes is None:
+        return []
+    there = next(folder for folder in facts.run.path.absolute().parents if folder.exists())
+    most, free = config.checkpoint.keep + 1, shutil.disk_usage(there).free
+    if most * plan.checkpoint_bytes <= free:
+        return []
     return [
-        key
-        for key in changed_keys(before, after)
-        if not key.startswith(_MAY_CHANGE_SECTIONS) and key not in _MAY_CHANGE_KEYS
+        f"{most} checkpoints of {format_bytes(plan.checkpoint_bytes)} may exist there at once "
+        f"(checkpoint.keep={config.checkpoint.keep}), and {there} has {format_bytes(free)} free: give a "
+        "--run-root with more room"
     ]
 
 
-def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
-    """Return the keys in which they differ."""
-    a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
-    return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+def show_to_slurm(planned: PlannedRun) -> Trial | None:
+    """Ask Slurm about a planned job; None if the job is not for Slurm, or there is no Slurm here.
+
+    Raises:
+        SlurmError: sbatch would refuse the job.
+    """
+    if planned.executor != "slurm" or not defaults.slurm_is_here():
+        return None
+    return try_out(script.render(planned.script))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+class OverBudgetError(R1hpcError):
+    """The budget is too small for it; the message says what would help."""
+
+
+def check_budget(
+    planned: Sequence[PlannedRun], run_root: Path, over_budget: str | None = None
+) -> tuple[str, ...]:
+    """Check these runs together against the budget; return notes on it.
+
+    Args:
+        over_budget: the reason given for exceeding it.
+
+    Raises:
+        OverBudgetError: they do not fit, and no reason was given.
+    """
+    if over_budget is not None and not over_budget.strip():
+        raise UsageError("--over-budget is empty: give the reason for exceeding the budget")
+    on_gpus = [each for each in planned if each.plan.topology.num_gpus]
+    if not on_gpus:
+        return ()
+    from r1hpc.accounting.budget_status import check_submission  # deferred: a run on CPUs has no budget
+
+    config = on_gpus[0].config
+    verdict = check_submission(
+        run_root,
+        [_request(each) for each in on_gpus],
+        account=config.resources.account or config.cluster.account,
+        qos=config.resources.qos or config.cluster.qos,
+        over_budget=over_budget is not None,
+        ask_slurm=on_gpus[0].executor == "slurm",
+    )
+    if not verdict.allowed:
+        raise OverBudgetError(verdict.sentence)
+    said = [verdict.sentence] if verdict.sentence else []
+    return tuple(f"budget: {sentence}" for sentence in (*said, *verdict.warnings))
+
+
+def _request(planned: PlannedRun) -> RunRequest:
+    hours = (planned.estimate or {}).get("gpu_hours")
+    share = 1.0 - _share_done(planned)
+    return RunRequest(
+        rest=None if hours is None else Spread.of_json(hours) * share,
+        whole=None if hours is None else hours["p50"],
+        ceiling=planned.plan.gpu_hours_ceiling,
+        gpu=gpu_type_of(planned.config),
+    )
+
+
+def _share_done(planned: PlannedRun) -> float:
+    """Return the share of its steps that a run to be resumed has in a checkpoint."""
+    if planned.is_new:
+        return 0.0
+    last = read_history(planned.run).last
+    done = (last.last_committed_step or 0) if last is not None else 0
+    return min(1.0, done / max(1, planned.plan.num_steps))
+
+
+_CHECKS_OF_SETTINGS = (
+    Check(_check_fields),
+    Check(
+        lambda config, facts: config.deepspeed.check_new(),
+        when=lambda config, facts: facts.is_new and config.deepspeed.extra,
+    ),
+    Check(
+        lambda config, facts: config.rollout.check_new(),
+        when=lambda config, facts: facts.is_new and config.rollout.vllm_options,
+    ),
+    Check(
+        lambda config, facts: config.rl.check_new(),
+        when=lambda config, facts: facts.is_new and config.stage == "rl",
+    ),
+    Check(lambda config, facts: redact.refuse_secrets(config, facts.order.overrides)),
+    Check(_refuse_changed_code, when=lambda config, facts: not facts.is_new),
+    Check(
+        lambda config, facts: check_trackers(config, facts.executor),
+        when=lambda config, facts: config.monitor.trackers,
+    ),
+)
+"""In order, before the workload checks the settings and the cluster is asked."""
+_CHECKS_OF_JOB = (
+    Check(
+        lambda config, facts: facts.decision.refuse_missing_nodes(),
+        when=lambda config, facts: facts.executor == "slurm" and facts.order.purpose is not Purpose.estimate,
+    ),
+    Check(_check_packages, when=lambda config, facts: facts.order.purpose is not Purpose.estimate),
+    Check(_ignored_variables),
+    Check(_withheld_variables, when=lambda config, facts: facts.executor == "slurm"),
+    Check(lambda config, facts: facts.decision.notes),
+    Check(_memory_notes, when=lambda config, facts: facts.plan.topology.num_gpus),
+    Check(lambda config, facts: workload_of(config.stage).check(config, facts)),
+    Check(little_room, when=lambda config, facts: facts.is_new),
+)
+"""In order, once nodes, GPUs and time are known."""

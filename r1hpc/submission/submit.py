@@ -1,21 +1,60 @@
-"""Submit an order: a run or a chain of runs.
+"""Submit an order: a run, or a chain of runs.
 
-done = submit(Order(job="jobs/r1.yaml"))       # a SubmittedRun or a SubmittedChain
+    done = submit(Order(job="jobs/smoke.yaml", executor="local"))     # a SubmittedRun
+    done.planned.run.path, done.job_id
+    done = submit(Order(job="jobs/r1.yaml"))                          # a SubmittedChain
+
+A run is planned, checked against the budget, frozen and started. A dry run asks Slurm too: it is refused as
+the submission would be.
 """
 
-from contextlib import nullcontext
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1hpc.accounting.budget import find_budget, load_budget
+from r1hpc.attempt.begin import check_records
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import write_atomic
 from r1hpc.base.names import check_name
-from r1hpc.config.load import find_job
-from r1hpc.submission.chain.file import is_chain_file
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.config import load
+from r1hpc.config.assets import find_job
+from r1hpc.plan.topology.batch import ranks_per_node
+from r1hpc.slurm import defaults, rank_env, script
+from r1hpc.submission import start_run
 from r1hpc.submission.chain.folder import ChainDir, find_chain
-from r1hpc.submission.order import Order
-from r1hpc.submission.submit_run import budget_held
+from r1hpc.submission.order import DEFAULT_JOB, Order
+from r1hpc.submission.plan_run import (
+    OverBudgetError,
+    PlannedRun,
+    check_budget,
+    plan_new_run,
+    show_to_slurm,
+)
+from r1hpc.submission.resume import plan_resumed_run
+from r1hpc.telemetry.records.attempts import read_history, read_run_events
 
 if TYPE_CHECKING:
     from r1hpc.submission.submit_chain import SubmittedChain
-    from r1hpc.submission.submit_run import SubmittedRun
+
+_PATIENCE_S = 300.0
+"""Longer than sbatch may take."""
+
+
+@dataclass(frozen=True)
+class SubmittedRun:
+    """One run after its submission."""
+
+    planned: PlannedRun
+    job_id: str | None = None
+    """None: a dry run."""
 
 
 def submit(order: Order) -> "SubmittedRun | SubmittedChain":
@@ -26,27 +65,107 @@ def submit(order: Order) -> "SubmittedRun | SubmittedChain":
         R1hpcError: the budget is too small, or Slurm refuses or does not answer.
     """
     with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
-        return _submit(order)
+        chain = _chain(order)
+        if chain is not None:
+            from r1hpc.submission.submit_chain import submit_chain  # a run needs none of it
 
-
-def _submit(order: Order) -> "SubmittedRun | SubmittedChain":
-    chain = _chain(order)
-    if chain is None:
-        from r1hpc.submission.submit_run import submit_run
-
-        return submit_run(order)
-    from r1hpc.submission.submit_chain import submit_chain
-
-    return submit_chain(chain, find_job(order.job) if order.job is not None else None, order)
+            return submit_chain(chain, find_job(order.job) if order.job is not None else None, order)
+        if order.is_dry_run:
+            planned = plan_within_budget(order)
+            said = show_to_slurm(planned)
+            return SubmittedRun(replace(planned, notes=(*planned.notes, said.sentence)) if said else planned)
+        with start_run.alone(open_run(order.resumed_run().path)) if order.resume else nullcontext():
+            planned = plan_within_budget(order)
+            return SubmittedRun(planned, start_run.start(planned, order))
 
 
 def _chain(order: Order) -> ChainDir | None:
     """Return the ordered chain, by its file or its name; None if it is a run."""
-    if order.job is not None and is_chain_file(find_job(order.job)):
-        name = check_name(order.run_name or find_job(order.job).stem, "--run-name")
-    elif order.job is None and order.run_name:
-        name = order.run_name
-    else:
-        return None
-    chain = ChainDir(order.folder(name).path)
-    return find_chain(chain.path) or (chain if order.job is not None else None)
+    if order.job is not None:
+        path = find_job(order.job)
+        if not load.is_chain_file(path):
+            return None
+        chain = ChainDir(order.folder(check_name(order.run_name or path.stem, "--run-name")).path)
+        return find_chain(chain.path) or chain
+    return find_chain(order.folder(order.run_name).path) if order.run_name else None
+
+
+@contextmanager
+def budget_held(run_root: Path) -> Iterator[None]:
+    """Keep other submissions within this budget out, from the check until the job is recorded.
+
+    Without a budget, or locks in the file system, nobody waits.
+
+    Raises:
+        OverBudgetError: another submission has held it for minutes.
+    """
+    path = find_budget(run_root)
+    if load_budget(path) is None:
+        yield
+        return
+    # NFS gives an exclusive lock only to users who may write (flock(2)).
+    mode = "r+" if os.access(path, os.W_OK) else "r"
+    with path.open(mode, encoding="utf-8") as file:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OverBudgetError(
+                        f"another submission holds the budget {path} for {_PATIENCE_S:.0f} s now: try again"
+                    ) from None
+                time.sleep(0.2)
+                continue
+            except OSError:
+                pass
+            break
+        yield
+
+
+def plan_within_budget(order: Order) -> PlannedRun:
+    """Return the plan with notes on the budget; raise if it does not fit."""
+    planned = plan_resumed_run(order) if order.resume else plan_new_run(order)
+    said = check_budget([planned], order.counted_root, order.over_budget)
+    return replace(planned, notes=(*planned.notes, *said))
+
+
+def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
+    """Make this job's run folder for sbatch/train.sh, or find it again; return ranks per node, run, notes.
+
+    Raises:
+        UsageError: this is no Slurm job, or the folder is another job's.
+        NotTheNodeError: the run's records are damaged.
+    """
+    job_id = rank_env.job_id(os.environ)
+    if job_id is None or order.run_name is None:
+        raise UsageError("--prepare-only belongs to sbatch/train.sh and runs inside a job")
+    run = order.folder(order.run_name)
+    check_records(run)
+    if run.config.is_file() and any(s.get("job_id") == job_id for s in read_history(run).submissions):
+        config = load.read(run.config)  # a requeued job: everything is already decided
+        return ranks_per_node(config, config.resources.gpus_per_node or 0), run, ()
+    order = _as_allocated(order, run)
+    if _is_half_made(run):
+        shutil.rmtree(run.path)  # this job was preempted while it made the folder
+    with budget_held(order.counted_root):
+        planned = plan_within_budget(order)
+        planned = replace(planned, script=replace(planned.script, by_submitit=False))
+        with start_run.written(planned, order):
+            write_atomic(run.path / "site.sh", script.site_file(planned.script))
+        start_run.record_submission(planned, order, job_id, time.time())
+    return planned.script.ranks_per_node, run, planned.notes
+
+
+def _as_allocated(order: Order, run: RunDir) -> Order:
+    """Return the order with what sbatch was really given over what the job file says."""
+    source = run.config if order.resume else order.job or DEFAULT_JOB
+    is_cpu_run = load.load(source, order.overrides, order.cluster).resources.gpus_per_node == 0
+    actual = defaults.overrides_of_allocation(os.environ, is_cpu_run)
+    return replace(order, executor="slurm", overrides=(*order.overrides, *actual))
+
+
+def _is_half_made(run: RunDir) -> bool:
+    """True if the folder is ours and was never submitted: no event, no checkpoint."""
+    ours = run.logs.is_dir() and run.checkpoints.is_dir() and run.ledger.is_dir()
+    return ours and not read_run_events(run)[0] and not any(run.checkpoints.iterdir())

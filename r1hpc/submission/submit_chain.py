@@ -42,8 +42,8 @@ from r1hpc.submission.chain_steps import (
     write_stages,
 )
 from r1hpc.submission.order import Order, Purpose
-from r1hpc.submission.plan_run import changed_keys, forbidden_changes
-from r1hpc.submission.submit_run import check_budget, show_to_slurm
+from r1hpc.submission.plan_run import check_budget, show_to_slurm
+from r1hpc.submission.resume import changed_keys, forbidden_changes
 from r1hpc.telemetry.records.attempts import read_history, record
 
 

@@ -12,9 +12,8 @@ from r1hpc.base.cli import print_json
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.base.units import format_duration, format_parameters
+from r1hpc.base.units import amount, format_duration, format_parameters
 from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
-from r1hpc.plan.hours.text import amount
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
 from r1hpc.submission.chain_steps import Action, StageStep

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-from r1hpc.config.plugins import FILES, is_own, names_in
+from r1hpc.config.paths import FILES, is_own, names_in
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.parts import num_items
 from r1hpc.tasks.problems.benchmark import Benchmarks, asked_otherwise, named_sets

@@ -42,9 +42,15 @@ class Training(Workload):
         if config.stage == "traces":
             return None
         if config.stage == "pretrain":
-            from r1hpc.corpus.inspect.progress import preview_vocab_size
+            from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+            from r1hpc.data.format.manifest import read_manifest
 
-            return preview_vocab_size(config.data.path, config.data.recipe)
+            if config.data.path is not None:
+                found: int = read_manifest(Path(config.data.path)).content["vocab_size"]
+                return found
+            recipe = config.data.recipe
+            # A byte-level BPE can end up smaller, if the text has too few pairs.
+            return None if recipe is None else load_recipe(find_recipe(recipe)).tokenizer.vocab_size
         from r1hpc.tasks.text.tokenizer import load_tokenizer, vocabulary_size  # tokenizers
 
         try:
@@ -62,15 +68,19 @@ class Training(Workload):
         if facts.frozen is None:
             notes = check_models(config, expected, facts.expected_teacher)
             to_come = tokenizer_is_to_come(config, expected)
-            notes += check_training_data(config, facts.to_come, tokenizer_to_come=to_come)
-            check_trained_on(config, facts.to_come)
+            is_given = bool(config.data.path or config.data.traces)
+            if config.stage == "sft" or (config.stage == "pretrain" and is_given):
+                notes += check_training_data(config, facts.to_come, tokenizer_to_come=to_come)
+            if config.evaluate.trained_on or config.evaluate.not_searched:
+                check_trained_on(config, facts.to_come)
             config = self.complete(config)
         else:  # it continues from its checkpoints
             check_mix_goes_on(facts.frozen, config)
-            check_sources(config)
             if config.rollout.vllm_options != facts.frozen.rollout.vllm_options:
                 config.rollout.check_new()
             check_zero_goes_on(facts.run, config)
+        if config.data.mix.schedule:
+            check_sources(config, facts.to_come)
         asked = config
         if expected is not None and facts.tokenizer_folder is not None:  # a copy is here already
             asked = replace(config, model=replace(config.model, path=facts.tokenizer_folder))
@@ -113,21 +123,17 @@ class Training(Workload):
         return notes, form.prompt(items[0].prompt) if items else None
 
     def check(self, config: RunConfig, facts: Facts) -> list[str]:
-        from r1hpc.plan.memory.compression import check_compression
-        from r1hpc.plan.memory.frozen import check_base
-        from r1hpc.plan.topology.checks import check_new_precision, check_precision
-        from r1hpc.train.checks.advice import seldom_meant
+        from r1hpc.plan.topology.checks import check_layout, check_new_precision
         from r1hpc.train.checks.data import refuse_long_build
-        from r1hpc.train.checks.model import other_tokenizer
+        from r1hpc.train.checks.model import other_tokenizer, seldom_meant
 
-        check_precision(config)
+        check_layout(config)
         if facts.is_new:
             check_new_precision(config)
-        check_base(config)
-        check_compression(config)
         if facts.is_new and facts.executor == "slurm" and facts.gpus_per_node:
             refuse_long_build(facts.run, config)
-        return [*other_tokenizer(config), *(seldom_meant(config) if facts.is_new else ())]
+        notes = other_tokenizer(config) if config.model.tokenizer is not None else []
+        return [*notes, *(seldom_meant(config) if facts.is_new else ())]
 
     def connect(self, name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
         from r1hpc.train.checks.chain_items import connected
@@ -135,8 +141,8 @@ class Training(Workload):
         return connected(name, config, earlier)
 
     def check_beside(self, config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-        from r1hpc.train.checks.advice import other_form_in_chain
         from r1hpc.train.checks.data import may_be_too_long
+        from r1hpc.train.checks.model import other_form_in_chain
 
         return [*may_be_too_long(config, others), *other_form_in_chain(config, others)]
 

@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.base.find_run import add_run_root, run_root_of
 from r1hpc.base.names import printable
+from r1hpc.base.run_dir import run_root_of
 from r1hpc.slurm import flags
 
 # What is needed only once something is asked for is imported where it is used: --help must be quick.
@@ -107,7 +107,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, Order, list[str]]":
     """The study asked for, how to submit it, and the overrides about resources."""
-    from r1hpc.config.load import find_job
+    from r1hpc.config.assets import find_job
     from r1hpc.slurm.fields import refuse_shell_overrides
     from r1hpc.submission.chain.file import without_stage
     from r1hpc.submission.order import Order, Purpose

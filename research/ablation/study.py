@@ -29,6 +29,7 @@ from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
+from r1hpc.config.assets import find_job
 from r1hpc.config.schema.rl import RewardConfig
 from r1hpc.submission.chain.file import open_definition, without_stage
 from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
@@ -117,7 +118,7 @@ def open_study(
     known = read_json(_record(path)) if _record(path).is_file() else None
     if arms is None and known is not None and known.get("ablation") == name:  # there may be more by now
         choice = replace(choice, arms=tuple(arm for arm in choice.arms if arm.name in known["arms"]))
-    own = "" if job == load.find_job(USUAL_JOB) else job.stem
+    own = "" if job == find_job(USUAL_JOB) else job.stem
     study = Study(path, ablation, choice.arms, choice.refused, base, tuple(overrides), job=own)
     if study.given_start is not None and any(arm.sft for arm in choice.arms):
         raise UsageError(f"the arms of {name} differ in their cold starts: leave rl:model.path out")

@@ -14,7 +14,7 @@ from r1hpc.base.files import write_json
 from r1hpc.config import load
 from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.hours.goodput import CPU_PRIOR
+from r1hpc.plan.hours.estimate_run import CPU_PRIOR
 from r1hpc.plan.hours.rl import EAGER_LAYER_S
 from r1hpc.slurm.sacct import FIELDS
 from tests.recorded import EPOCH, RecordedRun

@@ -12,7 +12,7 @@ from r1hpc.accounting.correction import (
 )
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.plan.hours.goodput import CPU_PRIOR
+from r1hpc.plan.hours.estimate_run import CPU_PRIOR
 from tests.recorded import RecordedRun
 
 

@@ -12,7 +12,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.load import read
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import reconfigured
+from r1hpc.submission.resume import reconfigured
 from r1hpc.telemetry.records.attempts import record
 from tests.commands.submitting import answer, fake_sbatch, submit
 from tests.recorded import RecordedRun

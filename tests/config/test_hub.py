@@ -7,9 +7,9 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.hub import local_folder
+from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.config.snapshot import with_absolute_paths
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import ConfigError, UsageError
-from r1hpc.config.load import assets, find_job, load, read, read_yaml, save
+from r1hpc.config.assets import assets, find_job
+from r1hpc.config.load import load, read, read_yaml, save
 from r1hpc.config.schema.run import RunConfig
 
 

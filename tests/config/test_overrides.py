@@ -101,7 +101,7 @@ def test_good_overrides(override: str, expected: Any) -> None:
         ("resources.nodes=0", "resources.nodes is 0"),
         ("resources.nodes=[1]", "resources.nodes"),
         ("resources.gpus_per_node=-1", "resources.gpus_per_node is -1"),
-        ("resources.time='0'", "resources.time is 0"),
+        ("resources.time='0'", "resources.time is '0': it must be above 0"),
         ("resources.time=tomorrow", "time 'tomorrow' is not one of"),
         ("resources.exclusive=perhaps", "resources.exclusive is 'perhaps': it must be true or false"),
         ("task.options={a: {null: 1}}", "task.options.a has the key None, which is not text"),

@@ -8,11 +8,11 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config import load, plugins
-from r1hpc.config.plugins import files_in
+from r1hpc.config import load, paths, plugins
+from r1hpc.config.paths import files_in, with_absolute_paths
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.snapshot import freeze, with_absolute_paths
+from r1hpc.config.snapshot import freeze
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:
@@ -104,7 +104,7 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, Run
 
 def test_it_is_frozen_with_the_run_and_found_there(frozen: tuple[RunDir, RunConfig], tmp_path: Path) -> None:
     run, config = frozen
-    task, reward = plugins.names_in(config)
+    task, reward = paths.names_in(config)
     assert (task, reward) == (f"{tmp_path}/mine/my_task.py:T", f"{tmp_path}/mine/rewards.py:brevity")
     copy = plugins.locate(task, run.code)
     assert copy.root.is_relative_to(run.code / "plugins")
@@ -118,7 +118,7 @@ def test_it_is_frozen_with_the_run_and_found_there(frozen: tuple[RunDir, RunConf
 
 def test_code_that_changed_is_refused_in_words(frozen: tuple[RunDir, RunConfig], tmp_path: Path) -> None:
     run, config = frozen
-    task, reward = plugins.names_in(config)
+    task, reward = paths.names_in(config)
     (tmp_path / "mine" / "helper.py").write_text("# other\n")
     plugins.refuse_changes([reward], run.code)
     with pytest.raises(ConfigError, match=r"my_task.py:T has changed since this run began with it") as caught:
@@ -164,13 +164,13 @@ def test_a_chat_template_is_frozen_by_content(with_template: tuple[RunDir, RunCo
     copy = plugins.template_file(config.model, run.code)
     assert copy.is_relative_to(run.code / "plugins")
     was = file.read_text()
-    plugins.refuse_changes(plugins.names_in(config), run.code)
+    plugins.refuse_changes(paths.names_in(config), run.code)
     file.write_text("{{ messages[-1].content }}")
     assert copy.read_text() == was
     with pytest.raises(ConfigError, match=r"short:er\.jinja has changed since this run began with it"):
-        plugins.refuse_changes(plugins.names_in(config), run.code)
+        plugins.refuse_changes(paths.names_in(config), run.code)
     file.unlink()
-    plugins.refuse_changes(plugins.names_in(config), run.code)
+    plugins.refuse_changes(paths.names_in(config), run.code)
     assert plugins.template_file(config.model, run.code) == copy
     copy.write_text("other")
     with pytest.raises(ConfigError, match=r"the run's own copy in .* is not what it was frozen as"):
@@ -182,7 +182,7 @@ def test_the_tokenizers_own_template_and_none_are_no_files(tmp_path: Path) -> No
     for word in ("auto", "none"):
         config = with_absolute_paths(replace(smoke, model=replace(smoke.model, chat_template=word)))
         assert config.model.chat_template == word
-        assert plugins.names_in(config) == []
+        assert paths.names_in(config) == []
     missing = replace(smoke, model=replace(smoke.model, chat_template=f"{tmp_path}/no.jinja"))
     with pytest.raises(ConfigError, match=r"there is no file .*no\.jinja; give a Jinja file, auto or none"):
         plugins.template_file(missing.model)

@@ -6,10 +6,10 @@ import pytest
 
 from r1hpc.config.schema.cluster import ResourcesConfig
 from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig, TrainConfig
-from r1hpc.plan.hours.goodput import (
+from r1hpc.plan.hours.estimate_run import (
+    CPU_STARTUP_S,
     FLOPS_PER_RANK,
     MOST_FLOPS_PER_RANK,
-    STARTUP_S,
     cpu_node_hours,
     flops_per_rank,
 )
@@ -45,7 +45,7 @@ def p50(num_steps: int, nodes: int) -> float:
 
 def test_start_up_is_paid_on_every_node_and_work_once() -> None:
     one, two = p50(1000, 1), p50(1000, 2)
-    assert two - one == pytest.approx(STARTUP_S / 3600)
+    assert two - one == pytest.approx(CPU_STARTUP_S / 3600)
     per_token = plan_of(1000, 1).flops_per_token
     assert per_token is not None
     assert (p50(2000, 1) - one) * 3600 == pytest.approx(1000 * 8 * 128 * per_token / FLOPS_PER_RANK)

@@ -12,10 +12,9 @@ from r1hpc.config.load import load
 from r1hpc.config.schema.rl import RlConfig
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.plan.hours.estimate import Estimate
-from r1hpc.plan.hours.estimate_run import estimate_of_run, shape_of_run
+from r1hpc.plan.hours.estimate_run import as_if_on_gpus, estimate_of_run, shape_of_run
 from r1hpc.plan.hours.text import estimate_text
-from r1hpc.plan.model.hf_config import load_model_config
-from r1hpc.plan.model.shape import model_shape
+from r1hpc.plan.model.shape import load_model_config, model_shape
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.topology.batch import works_out_old_policy
 from r1hpc.plan.topology.gpus import UnknownGpuError
@@ -161,9 +160,10 @@ def test_a_cpu_run_has_node_hours() -> None:
     assert found.node_hours is not None
     assert found.node_hours.p50 > 0
     assert found.assumptions["gpu"] is None
-    value = found.to_json()
-    assert value["baselines"].keys() >= {"seed_formula", "6nd_at_40"}
-    assert value["memory"]["num_gpus"] == plan.topology.world_size
+    rules, memory = as_if_on_gpus(config, plan)
+    assert rules.keys() >= {"seed_formula", "6nd_at_40"}
+    assert memory is not None
+    assert memory.num_gpus == plan.topology.world_size
     assert "baselines" not in estimate_text(found), "nobody asked what it would cost on GPUs"
 
 

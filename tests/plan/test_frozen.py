@@ -6,8 +6,9 @@ import pytest
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config import load
-from r1hpc.plan.memory.frozen import check_base, check_base_shape, frozen_bytes
+from r1hpc.plan.memory.run import frozen_bytes
 from r1hpc.plan.model.shape import model_shape
+from r1hpc.plan.topology.checks import check_base_shape, check_layout
 
 _NF4 = ("stage=sft", "model.path=x", "model.lora_rank=8", "model.base_quantization=nf4")
 _LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
@@ -33,9 +34,9 @@ def test_settings_that_do_not_go_together(words: tuple[str, ...], said: str) -> 
 def test_zero_3_needs_activation_checkpointing() -> None:
     zero3 = (*_NF4, "deepspeed.zero_stage=3")
     with pytest.raises(UsageError, match=r"add model.activation_checkpointing=true, or take zero_stage=2"):
-        check_base(load.load(None, zero3))
-    check_base(load.load(None, [*zero3, "model.activation_checkpointing=true"]))
-    check_base(load.load(None, ["deepspeed.zero_stage=3"]))
+        check_layout(load.load(None, zero3))
+    check_layout(load.load(None, [*zero3, "model.activation_checkpointing=true"]))
+    check_layout(load.load(None, ["deepspeed.zero_stage=3"]))
 
 
 def test_a_mixture_of_experts_stays_in_16_bits() -> None:
@@ -43,7 +44,6 @@ def test_a_mixture_of_experts_stays_in_16_bits() -> None:
     experts = {**_LLAMA, "model_type": "mixtral", "num_key_value_heads": 2}
     with pytest.raises(ConfigError, match=r"the experts of a mixtral are none"):
         check_base_shape(config, experts)
-    check_base_shape(load.load(None, _NF4[:3]), experts)
     check_base_shape(config, _LLAMA)
     check_base_shape(config, {"model_type": "not known here"})
 
@@ -53,7 +53,6 @@ def test_rows_of_whole_blocks_only() -> None:
         check_base_shape(load.load(None, _NF4), {**_LLAMA, "intermediate_size": 96})
 
 
-def test_only_adapters_stand_on_frozen_weights() -> None:
+def test_ranks_share_frozen_weights() -> None:
     shape = model_shape(_LLAMA)
-    assert frozen_bytes(load.load(None, _NF4[:2]), shape) == 0
     assert frozen_bytes(load.load(None, _NF4[:3]), shape, 2) == shape.num_parameters

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.plan.model.families import FAMILIES, UnknownModelError
-from r1hpc.plan.model.hf_config import load_model_config
-from r1hpc.plan.model.shape import flops_per_token, hardware_flops_per_token, model_shape
+from r1hpc.plan.model.shape import flops_per_token, hardware_flops_per_token, load_model_config, model_shape
 
 _SMALL = {
     "hidden_size": 96,

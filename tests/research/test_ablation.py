@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.base.errors import ConfigError, R1hpcError, UsageError
 from r1hpc.config import load
+from r1hpc.config.assets import find_job
 from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
 from r1hpc.tasks.text.tokenizer import character_tokenizer
 from r1hpc.telemetry.records.attempts import read_history
@@ -19,7 +20,7 @@ from research.ablation.study import _write_study, chain_stages, open_study, over
 from tests.runs import wait_until
 from tests.submission.fake_slurm import FakeSlurm
 
-_JOB = load.find_job("r1")
+_JOB = find_job("r1")
 _HERE = ("--executor", "local", "resources.ranks_per_node=1")
 _TINY = (
     *("limits.max_crashes=0", "rl:train.micro_batch_size=8", "rl:train.hang_timeout_s=120"),
@@ -209,7 +210,7 @@ def test_on_gpus_fp16_runs_and_fp8_is_refused_by_the_card(kind: str, reason: str
 
 def test_the_command_on_record_is_of_this_experiment(tmp_path: Path) -> None:
     words = ["rl:train.num_steps=160"]
-    job = load.find_job("countdown")
+    job = find_job("countdown")
     study = open_study(tmp_path / "s", "algorithm", job, words, None, every=20)
     command = read_results(study, (0, 1)).provenance["command"]
     assert command == (

@@ -15,7 +15,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import record_complete
 from r1hpc.config.load import load
-from r1hpc.config.snapshot import with_absolute_paths
+from r1hpc.config.paths import with_absolute_paths
 from r1hpc.preflight.findings import CheckState
 from r1hpc.preflight.run_all import examine
 from r1hpc.script.checkpoints import newest_checkpoint

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,8 +24,9 @@ from r1hpc.config.schema.run import (
     TrainConfig,
     WandbConfig,
 )
-from r1hpc.submission.advice import kept_from_before, little_room
-from r1hpc.train.checks.advice import other_form_in_chain, seldom_meant
+from r1hpc.submission.plan_run import OrderFacts, little_room
+from r1hpc.submission.resume import kept_from_before
+from r1hpc.train.checks.model import other_form_in_chain, seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:
@@ -173,10 +174,11 @@ def test_checkpoints_that_do_not_fit_under_the_run_root(
 ) -> None:
     run, config = RunDir(tmp_path / "runs" / "one"), RunConfig(checkpoint=CheckpointConfig(keep=2))
     plan: Any = SimpleNamespace(checkpoint_bytes=90 << 30)
+    facts = OrderFacts(run, decided=cast(Any, SimpleNamespace(plan=plan)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200 << 30))
-    (said,) = little_room(run, config, plan)
+    (said,) = little_room(config, facts)
     assert said.startswith("3 checkpoints of 90.0 GiB may exist there at once (checkpoint.keep=2), and")
     assert said.endswith(f"{tmp_path} has 200.0 GiB free: give a --run-root with more room")
     for checkpoint_bytes in (60 << 30, None):
         plan.checkpoint_bytes = checkpoint_bytes
-        assert little_room(run, config, plan) == []
+        assert little_room(config, facts) == []

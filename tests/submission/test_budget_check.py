@@ -8,11 +8,11 @@ import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
+from r1hpc.config.assets import find_job
 from r1hpc.plan.run import make_plan
 from r1hpc.slurm.script import make_script
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import PlannedRun
-from r1hpc.submission.submit_run import OverBudgetError, check_budget
+from r1hpc.submission.plan_run import OverBudgetError, PlannedRun, check_budget
 from tests.recorded import RecordedRun
 from tests.submission.chains import submit, submitted, write_chain
 from tests.submission.fake_slurm import FakeSlurm
@@ -109,7 +109,7 @@ def test_of_a_chains_stage_the_root_of_the_chain_counts(
 
 def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> PlannedRun:
     """32 GPUs for an hour; `done` is the share of its steps that it has taken before."""
-    config = load.load(load.find_job("train"), [])
+    config = load.load(find_job("train"), [])
     plan = make_plan(config, gpus_per_node=8, time_limit_s=3600, num_nodes=4)
     made = RecordedRun(folder, num_steps=plan.num_steps)
     made.submit("1", "slurm")

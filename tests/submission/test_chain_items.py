@@ -22,7 +22,7 @@ from r1hpc.submission.chain.file import (
 )
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import reconfigured
+from r1hpc.submission.resume import reconfigured
 from r1hpc.submission.submit_chain import check_changes
 from r1hpc.tasks.problems.item_counts import asked_items, repeated
 from r1hpc.tasks.problems.registry import make_task

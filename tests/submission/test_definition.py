@@ -6,6 +6,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
+from r1hpc.config.assets import find_job
 from r1hpc.config.schema.run import Precision
 from r1hpc.submission.chain.file import (
     Definition,
@@ -207,7 +208,7 @@ def test_what_the_file_says_for_all_wins_over_the_preset_of_a_stage(tmp_path: Pa
     config = read_definition(tmp_path / "x.yaml", ChainDir(tmp_path / "x")).stage("a").config
     assert (config.train.precision, config.train.lr) == (Precision.fp16, 2e-4)
     assert config.rollout.num_generations == 4
-    assert config.rl.kl_coef == load.load(load.find_job("rl_smoke")).rl.kl_coef  # the preset's, left alone
+    assert config.rl.kl_coef == load.load(find_job("rl_smoke")).rl.kl_coef  # the preset's, left alone
     assert not config.model.config, "of another model than the one in model.path"
 
 

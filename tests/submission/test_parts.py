@@ -8,7 +8,8 @@ import pytest
 from r1hpc.config import load
 from r1hpc.submission import start_run
 from r1hpc.submission.order import Order, Purpose
-from r1hpc.submission.plan_run import PlannedRun, plan_new_run, plan_resumed_run
+from r1hpc.submission.plan_run import PlannedRun, plan_new_run
+from r1hpc.submission.resume import plan_resumed_run
 
 _JOB = """
 stage: evaluate

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.rl import EvaluateConfig, RlConfig, TaskConfig
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.config.snapshot import with_absolute_paths
 from r1hpc.slurm.script import binds_of
 from r1hpc.submit import main as submit
 from tests.teachers import DISTILL, NUM_PARAMETERS, write_teacher

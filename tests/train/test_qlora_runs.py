@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import load_tokenizer, vocabulary_size
 from r1hpc.telemetry.records.attempts import Cause
 from r1hpc.telemetry.records.metrics import read_steps

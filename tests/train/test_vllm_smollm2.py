@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.distributed import Group

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import parse_time
 from r1hpc.config.schema.ranges import ranged
 
@@ -20,7 +19,7 @@ class ResourcesConfig:
     name, memory and hours are planned for that card. None: any."""
     ranks_per_node: int = ranged(1, least=1)
     """Ranks per node of a CPU run."""
-    time: str | None = None
+    time: str | None = ranged(None, above=0, measure=parse_time)
     """Slurm's notation, D-HH:MM:SS. None: the partition's limit."""
     job_name: str | None = None
     """sbatch --job-name. None: the name of the run."""
@@ -56,10 +55,6 @@ class ResourcesConfig:
     """Seconds before the time limit at which the run is warned. None: from the expected save time."""
     sbatch: dict[str, str] = field(default_factory=dict)
     """Any other sbatch option, by its long name without dashes; an empty value is a bare flag."""
-
-    def __post_init__(self) -> None:
-        if self.time is not None and parse_time(self.time) == 0:
-            raise ConfigError("resources.time is 0: give a time limit such as 12:00:00")
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ class ClusterConfig:
     come only from a profile file you wrote, never from a flag."""
     python: str | None = None
     """The interpreter on the nodes, or words that start one (uv run python). None: the submitting one."""
-    container: ContainerConfig = field(default_factory=ContainerConfig)
+    container: ContainerConfig = ContainerConfig()
     cpu_bind: str | None = None
     """srun --cpu-bind: cores, sockets, none … None: Slurm's own."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -28,10 +28,13 @@ class Range:
     most: float | None = None
     below: float | None = None
     choices: tuple[Any, ...] = ()
+    measure: Callable[[Any], float] | None = None
+    """Turns a value into the number that is bounded, or refuses it."""
 
     def holds(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
+        value = self.measure(value) if self.measure else value
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)

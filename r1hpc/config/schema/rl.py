@@ -34,6 +34,7 @@ _OF_REWARDS: dict[str, tuple[Any, ...]] = {
 """Settings of losses that use rewards, with the values that have no effect in other losses."""
 _OF_RATIOS: dict[str, tuple[Any, ...]] = {"baseline": ("group",), "objective": ("clip",), "ratio": ("token",)}
 """The same for losses that use ratios; older runs may have other values."""
+DEFAULT_TERMS = {"accuracy": 1.0, "format": 0.1}
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -78,7 +79,7 @@ class TaskConfig:
 class RewardConfig:
     """reward = sum of weight x term. Every term is logged separately."""
 
-    terms: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.1})
+    terms: dict[str, float] = field(default_factory=DEFAULT_TERMS.copy)
     """accuracy, format, language, efficiency_tokens, efficiency_flops, diversity, overlong, or custom code:
     FILE.py:NAME, package.module:NAME, a score(prompt, completion, answer, metadata) (docs/tasks.md)."""
     gate_format: bool = True

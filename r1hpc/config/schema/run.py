@@ -124,7 +124,7 @@ class DataConfig:
     """Seed of the sample order; independent of train.seed."""
     verify: str = ranged("once", choices=("once", "every"))
     """`once`: check each chunk's checksum on first read; `every`: on every read."""
-    mix: MixConfig = field(default_factory=MixConfig)
+    mix: MixConfig = MixConfig()
 
     def __post_init__(self) -> None:
         if self.path is None and self.recipe is None and not self.traces:
@@ -246,10 +246,10 @@ class MonitorConfig:
     """False: GPUs are not read."""
     period_s: float = ranged(5.0, least=0.5)
     """At least 0.5: NVML renews its power reading about twice a second. Eight GPUs write 4 kB per sample."""
-    trackers: list[str] = ranged(factory=list, choices=TRACKERS)  # noqa: RUF009  (a field())
+    trackers: list[str] = ranged(factory=list, choices=TRACKERS)
     """tensorboard, wandb, prometheus: a separate process on the first node sends them the run's records live,
     without delaying training. Stages pretrain, sft and rl."""
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    wandb: WandbConfig = WandbConfig()
     prometheus_dir: str | None = None
     """The folder of node_exporter's textfile collector on the node. None: the run folder."""
 
@@ -287,25 +287,25 @@ class RunConfig:
     stage: str = "pretrain"
     """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
     own completions, filtered (rejection sampling); evaluate; serve: answers over HTTP, by `r1hpc serve`."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    rl: RlConfig = field(default_factory=RlConfig)
-    generate: GenerateConfig = field(default_factory=GenerateConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
-    script: ScriptConfig = field(default_factory=ScriptConfig)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    task: TaskConfig = TaskConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rl: RlConfig = RlConfig()
+    generate: GenerateConfig = GenerateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+    script: ScriptConfig = ScriptConfig()
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of a stage from another package (entry point r1hpc.workloads), which checks them."""
-    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    deepspeed: DeepspeedConfig = DeepspeedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    limits: LimitsConfig = LimitsConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def __post_init__(self) -> None:
         if self.stage == "pretrain" and self.model.lora_rank:
@@ -325,7 +325,7 @@ class RunConfig:
                 raise ConfigError(
                     f"data.{key} is of stage sft and has no use in stage {self.stage}: remove it"
                 )
-        if self.data.mix.is_used and self.stage not in ("pretrain", "sft"):
+        if self.stage not in ("pretrain", "sft") and self.data.mix.is_used:
             raise ConfigError(
                 f"data.mix is of stages pretrain and sft and has no use in stage {self.stage}: remove it"
             )
@@ -388,5 +388,4 @@ class RunConfig:
 
 def section_of(setting: "Field[Any]") -> type | None:
     """Return the dataclass of a field that is a section; None if it is a setting."""
-    factory = setting.default_factory
-    return factory if isinstance(factory, type) and is_dataclass(factory) else None
+    return type(setting.default) if is_dataclass(setting.default) else None

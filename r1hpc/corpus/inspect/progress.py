@@ -1,10 +1,6 @@
-"""Read a build's progress from its work folder or its dataset, and preview its vocabulary.
+"""Read a build's progress from its work folder or its dataset.
 
-    read_progress(Path("data/web"))  # {"state": "building", "stages": [{"stage": "clean", "done": 3, ...}]}
-    preview_vocab_size("data/stdlib", None)  # from the manifest; a missing dataset is an error here
-    preview_vocab_size(None, "smoke")        # from the recipe that will be built on first use
-
-Submissions use it before any data is read: no zarr, no numpy.
+read_progress(Path("data/web"))  # {"state": "building", "stages": [{"stage": "clean", "done": 3, ...}]}
 """
 
 import time
@@ -13,7 +9,6 @@ from typing import Any
 
 from r1hpc.base.files import read_json
 from r1hpc.corpus.engine.work_dir import DONE, STAGES, destination_of, is_held, work_folder
-from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
 from r1hpc.data.format.errors import DatasetMissingError
 from r1hpc.data.format.manifest import read_manifest
 
@@ -60,18 +55,3 @@ def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
         "left_s": left / rate if rate and len(times) < len(units) else None,
         "last_done_s_ago": max(0.0, time.time() - max(times)) if times else None,
     }
-
-
-def preview_vocab_size(path: str | None, recipe: str | None) -> int | None:
-    """Return the vocabulary size a run will see; None if only a tokenizer's own folder tells.
-
-    A byte-level BPE can end up smaller than in its recipe, if the text has too few pairs.
-
-    Raises:
-        DatasetMissingError: there is no dataset at `path`.
-        UsageError: the recipe does not exist or cannot be used.
-    """
-    if path is not None:
-        vocab_size: int = read_manifest(Path(path)).content["vocab_size"]
-        return vocab_size
-    return None if recipe is None else load_recipe(find_recipe(recipe)).tokenizer.vocab_size

@@ -281,7 +281,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         ConfigError: neither exists; names the nearest recipe there is.
     """
-    from r1hpc.config.load import assets, find_named  # omegaconf is not needed once the path is known
+    from r1hpc.config.assets import assets, find_named
 
     shards = assets("shards")
     return find_named("recipe", str(name), (Path(name), shards / name, shards / f"{name}.yaml"), shards)

@@ -2,6 +2,11 @@
 
 found = estimate_of_run(config, plan)       # None if nothing is known
 write_json(run.path / "estimate.json", found.to_json())
+
+Nobody publishes CPU runs. Our numbers for them come from eleven runs of jobs/smoke.yaml and the stages of
+jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core per rank, on two shared x86 cores with a local
+disk, November 2026. Other cores, more of them per rank, larger models and network file systems may be several
+times off in either direction: the interval shows that, and the site's first runs replace it.
 """
 
 import math
@@ -13,8 +18,8 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.baselines import baselines
 from r1hpc.plan.hours.estimate import Estimate, estimate
-from r1hpc.plan.hours.goodput import CPU_PRIOR, FailureRates, cpu_node_hours
-from r1hpc.plan.hours.memory_options import Beside, memory_options
+from r1hpc.plan.hours.goodput import FailureRates
+from r1hpc.plan.hours.memory_options import Beside, MemoryOptions, memory_options
 from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING, Batches, RlWork, estimate_rl
 from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
@@ -22,8 +27,7 @@ from r1hpc.plan.memory.run import is_offloaded, memory_of_run
 from r1hpc.plan.memory.step import MemoryPlan
 from r1hpc.plan.memory.vllm import vllm_memory
 from r1hpc.plan.model.families import UnknownModelError
-from r1hpc.plan.model.hf_config import load_model_config
-from r1hpc.plan.model.shape import ModelShape, model_shape
+from r1hpc.plan.model.shape import ModelShape, load_model_config, model_shape
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.topology.batch import Topology, updates_per_rollout, works_out_old_policy
 from r1hpc.plan.topology.gpus import Gpu, find_gpu, gpu_type_of
@@ -56,6 +60,21 @@ _PADDED = (
     "each sample is counted as data.seq_len tokens here, and a step computes as many as its longest has: "
     "where that is a quarter of data.seq_len, the estimate is four times too high"
 )
+
+CPU_PRIOR = 3
+"""Version of the numbers below for CPU runs: ratios to estimates of another version correct nothing."""
+CPU_STARTUP_S = 10.0
+"""CPU runs: from the allocation to the first step, and from the last step to the end. Measured: 4 to 14 s,
+of which 3 to 9 until the first step, mostly importing torch."""
+FLOPS_PER_RANK = 4e10
+MOST_FLOPS_PER_RANK = 1.3e11
+"""Model FLOPs per second of one rank with one core, for a model of 0.4 M parameters and one of 135 M, whose
+matrices are large enough to multiply fast; between them by the logarithm of the parameters. Measured: 2.8e10
+to 5.5e10 for the small models, 1.3e11 for one of 26 M, and 6e10 for it beside other work. All stages of
+jobs/smollm2.yaml (135 M) took 0.63 node-hours; this gives 0.95, since answers are shorter than allowed."""
+_SMALL, _LARGE = 4e5, 1.35e8
+_CPU_SPREAD = 3.0
+"""P90/P50 and P50/P10 of CPU runs. Ours took 0.56 to 1.44 times the P50; the rest is for other machines."""
 
 
 def estimate_of_run(
@@ -143,13 +162,10 @@ def shape_of_run(
 
 
 def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
-    """Estimate a CPU run; rules of thumb and memory are those of one A100 per rank."""
     hours = cpu_node_hours(plan)
     if hours is None:
         return None
-    gpu, shape = find_gpu(ASSUMED_GPU), shape_of_run(config, plan)
-    work = _workload(config, plan, gpu, shape)
-    is_other = config.stage in ONLY_SAMPLING or config.train.sequence_parallel > 1
+    shape = shape_of_run(config, plan)
     return Estimate(
         method="flops",
         gpu_hours=None,
@@ -159,17 +175,39 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
             "cpu_prior": CPU_PRIOR,
             "nodes": plan.topology.num_nodes,
             "ranks": plan.topology.world_size,
-            "params": work.params,
-            "active_params": work.active_params,
-            "tokens": work.tokens,
+            "params": plan.num_parameters,
+            "active_params": shape.num_active_parameters if shape else plan.num_parameters,
+            "tokens": float(plan.total_tokens),
         },
         notes=(
             "on CPUs the estimate rests on a few small runs on two x86 cores: its interval is wide until "
             "runs of this site are known",
         ),
-        baselines=baselines(work),
-        memory=None if is_other else memory_options(work, shape),
     )
+
+
+def cpu_node_hours(plan: RunPlan) -> Spread | None:
+    """Return the node-hours for all steps of the plan in one attempt."""
+    if plan.flops_per_token is None:
+        return None
+    rate = plan.topology.world_size * flops_per_rank(plan.num_parameters or 0)
+    work_s = plan.total_tokens * plan.flops_per_token / rate
+    hours = plan.topology.num_nodes * (CPU_STARTUP_S + work_s) / 3600
+    return Spread(hours / _CPU_SPREAD, hours, hours * _CPU_SPREAD)
+
+
+def flops_per_rank(num_parameters: float) -> float:
+    """Return the model FLOPs per second of one rank, which grow with the model."""
+    at = math.log(max(num_parameters, _SMALL) / _SMALL) / math.log(_LARGE / _SMALL)
+    return FLOPS_PER_RANK * math.pow(MOST_FLOPS_PER_RANK / FLOPS_PER_RANK, min(1.0, at))
+
+
+def as_if_on_gpus(config: RunConfig, plan: RunPlan) -> tuple[dict[str, float], MemoryOptions | None]:
+    """Return the rules of thumb and the memory of a CPU run on one A100 per rank, for comparison."""
+    gpu, shape = find_gpu(ASSUMED_GPU), shape_of_run(config, plan)
+    work = _workload(config, plan, gpu, shape)
+    is_other = config.stage in ONLY_SAMPLING or config.train.sequence_parallel > 1
+    return baselines(work), None if is_other else memory_options(work, shape)
 
 
 def _beside(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape) -> Beside:

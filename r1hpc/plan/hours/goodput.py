@@ -1,31 +1,20 @@
-"""Estimate goodput, the part of the allocated time in which a run progresses, and the node-hours of CPU runs.
+"""Estimate goodput, the part of the allocated time in which a run progresses.
 
     rates = FailureRates(gpu_hours_per_failure=50_000)
     overhead(rates, num_gpus=384, save_time_s=40).goodput      # 0.97
-    cpu_node_hours(plan)     # Spread(0.002, 0.006, 0.019), or None if FLOPs are unknown
 
 Goodput is separate from MFU. Failures and preemptions strike at random with a mean time M between them; a
 save costs C and a restart R. Young (CACM 17(9), 1974) saves every sqrt(2 C M); Daly (FGCS 22(3), 2006,
 equation 37) adds two terms. With intervals W of work the expected time is Daly's equation 13, exact for
 exponential times between failures: M e^(R/M) (e^((W + C)/M) - 1) for each interval. The defaults document
 their assumptions; a site with its own rates should give them.
-
-Nobody publishes CPU runs. Our numbers for them come from eleven runs of jobs/smoke.yaml and the stages of
-jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core per rank, on two shared x86 cores with a local
-disk, November 2026. Other cores, more of them per rank, larger models and network file systems may be several
-times off in either direction: the interval shows that, and the site's first runs replace it.
 """
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from r1hpc.base.errors import UsageError
-from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.plan.save_time import optimal_save_interval_s
-
-if TYPE_CHECKING:  # estimate --help loads this module
-    from r1hpc.plan.run import RunPlan
 
 GPU_HOURS_PER_FAILURE = 50_000.0
 """BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384). OPT was
@@ -35,20 +24,6 @@ RESTART_S = 900.0
 SAVE_S = 60.0
 """Assumed if the checkpoint's size is unknown; BLOOM wrote 2.3 TB in 40 s."""
 _LONGEST_EXPONENT = 50.0
-CPU_PRIOR = 3
-"""Version of the numbers below for CPU runs: ratios to estimates of another version correct nothing."""
-STARTUP_S = 10.0
-"""CPU runs: from the allocation to the first step, and from the last step to the end. Measured: 4 to 14 s,
-of which 3 to 9 until the first step, mostly importing torch."""
-FLOPS_PER_RANK = 4e10
-MOST_FLOPS_PER_RANK = 1.3e11
-"""Model FLOPs per second of one rank with one core, for a model of 0.4 M parameters and one of 135 M, whose
-matrices are large enough to multiply fast; between them by the logarithm of the parameters. Measured: 2.8e10
-to 5.5e10 for the small models, 1.3e11 for one of 26 M, and 6e10 for it beside other work. All stages of
-jobs/smollm2.yaml (135 M) took 0.63 node-hours; this gives 0.95, since answers are shorter than allowed."""
-_SMALL, _LARGE = 4e5, 1.35e8
-SPREAD = 3.0
-"""P90/P50 and P50/P10 of CPU runs. Ours took 0.56 to 1.44 times the P50; the rest is for other machines."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +103,3 @@ def overhead(
         mtbf_s=mean,
         interruptions_per_day=86400 / mean + rates.preemptions_per_day,
     )
-
-
-def cpu_node_hours(plan: "RunPlan") -> Spread | None:
-    """Return the node-hours for all steps of the plan in one attempt."""
-    if plan.flops_per_token is None:
-        return None
-    rate = plan.topology.world_size * flops_per_rank(plan.num_parameters or 0)
-    work_s = plan.total_tokens * plan.flops_per_token / rate
-    hours = plan.topology.num_nodes * (STARTUP_S + work_s) / 3600
-    return Spread(hours / SPREAD, hours, hours * SPREAD)
-
-
-def flops_per_rank(num_parameters: float) -> float:
-    """Return the model FLOPs per second of one rank, which grow with the model."""
-    at = math.log(max(num_parameters, _SMALL) / _SMALL) / math.log(_LARGE / _SMALL)
-    return FLOPS_PER_RANK * math.pow(MOST_FLOPS_PER_RANK / FLOPS_PER_RANK, min(1.0, at))

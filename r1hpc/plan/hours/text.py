@@ -6,7 +6,7 @@ print(estimate_text(found))
 from collections.abc import Iterator
 
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.base.units import format_duration
+from r1hpc.base.units import amount, format_duration
 from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.quantiles import Spread
 
@@ -38,16 +38,6 @@ def estimate_text(found: Estimate) -> str:
 def hours_text(hours: Spread) -> str:
     """Format hours as `230 (150 to 340)`: P50, P10 and P90."""
     return f"{amount(hours.p50)} ({amount(hours.p10)} to {amount(hours.p90)})"
-
-
-def amount(value: float) -> str:
-    """Format a number with three digits, thousands with commas.
-
-    >>> amount(184320), amount(2.345), amount(0.01234)
-    ('184,000', '2.35', '0.0123')
-    """
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
 
 
 def summary_line(found: Estimate) -> str:

@@ -16,14 +16,12 @@ from typing import Any, NamedTuple
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
-from r1hpc.plan.memory.compression import check_compression
-from r1hpc.plan.memory.frozen import check_base, check_nf4, is_quantized
 from r1hpc.plan.memory.run import memory_of_run, misfits, usable_gib
 from r1hpc.plan.memory.step import MemoryPlan, reference_place
 from r1hpc.plan.memory.vllm import VllmMemory, larger_cache, share_setting, vllm_memory
 from r1hpc.plan.model.shape import ModelShape
 from r1hpc.plan.topology.batch import Topology, batch_of
-from r1hpc.plan.topology.checks import check_precision
+from r1hpc.plan.topology.checks import check_layout, check_nf4, is_quantized
 from r1hpc.plan.topology.parts import prompts_together
 
 _MOST_TOGETHER = 3
@@ -147,11 +145,9 @@ def _changed(
     follows = _accumulation(changed, where)
     for change in follows:
         changed = _with(changed, change)
-    check_precision(changed)
-    check_base(changed)
+    check_layout(changed)
     if is_quantized(changed):
         check_nf4(shape)
-    check_compression(changed)
     return changed, where, follows
 
 

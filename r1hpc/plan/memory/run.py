@@ -16,7 +16,6 @@ from typing import Any
 
 from r1hpc.base.units import GIB, parse_memory_gib
 from r1hpc.config.schema.run import SDPA, RunConfig
-from r1hpc.plan.memory.frozen import frozen_bytes, is_quantized
 from r1hpc.plan.memory.step import (
     WEIGHT_BYTES,
     MemoryPlan,
@@ -38,6 +37,7 @@ from r1hpc.plan.memory.step import (
 from r1hpc.plan.memory.vllm import vllm_memory
 from r1hpc.plan.model.shape import ModelShape
 from r1hpc.plan.topology.batch import Topology
+from r1hpc.plan.topology.checks import NF4_BLOCK, is_quantized
 from r1hpc.plan.topology.parts import rows_together
 
 USABLE = 0.95
@@ -47,6 +47,9 @@ CONTEXT_GIB = 1.0
 _PROCESS_GIB = 3.0
 """A rank's own in host memory: Python, torch, CUDA. Assumed for a GPU; 0.6 was measured on a CPU."""
 
+_NF4_BYTES = 0.5
+_SCALE_BYTES = 4 / NF4_BLOCK
+"""Per weight in NF4: an fp32 number for each block. Under ZeRO 3 every rank has all of them."""
 COMMON_CARD_GIB = 80.0
 """An A100's or H100's, used if the GPU type is unknown."""
 
@@ -85,8 +88,10 @@ def memory_of_run(
         activation_checkpointing=config.model.activation_checkpointing,
         logits_chunk_tokens=train.logits_chunk_tokens,
     )
-    trained, whole = num_trained(config, shape), frozen_bytes(config, shape)
-    frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
+    trained, whole, frozen = num_trained(config, shape), 0.0, 0.0
+    if config.model.lora_rank:
+        whole = frozen_bytes(config, shape)
+        frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
     parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
     zero, largest = _zero_options(config), min(largest_tensor(shape), trained)
     offloaded, weights_away = _optimizer_is_away(config), stage == 3 and _is_on_host(zero, "offload_param")
@@ -118,15 +123,15 @@ def memory_of_run(
         + (_packed_bytes(config, shape, seq_len) / GIB if topology.num_gpus else 0.0),
     )
     if config.stage == "rl":
-        reference, _ = _reference(config, shape, world, teacher_parameters)
+        on_device, on_host = _reference(config, shape, world, teacher_parameters)
+        away += on_host
         plan = replace(
             plan,
             logits_gib=_rl_logits_bytes(config, shape) / GIB,
-            reference_gib=reference / GIB,
+            reference_gib=on_device / GIB,
         )
         plan = _with_sampler(plan, config, shape, topology, card_gib)
-    _, reference = _reference(config, shape, world, teacher_parameters)
-    host = _host_gib(config, shape, topology, reference + away)
+    host = _host_gib(config, shape, topology, away)
     if not topology.num_gpus:
         host += topology.ranks_per_node * plan.total_gib
     return replace(plan, host_gib=host)
@@ -144,6 +149,16 @@ def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
     repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
     layer = rows * seq_len * (seq_len + repeated) * WEIGHT_BYTES[config.train.precision]
     return float(layer * (1 if model.activation_checkpointing else shape.num_layers))
+
+
+def frozen_bytes(config: RunConfig, shape: ModelShape, world_size: int = 1) -> float:
+    """Return the bytes of the weights under adapters on each of `world_size` ranks that share them."""
+    width = WEIGHT_BYTES[config.train.precision]
+    if not is_quantized(config):
+        return shape.num_parameters * width / world_size
+    layers = shape.num_matmul_parameters - shape.vocab_size * shape.hidden_size
+    rest = shape.num_parameters - layers
+    return (layers * _NF4_BYTES + rest * width) / world_size + layers * _SCALE_BYTES
 
 
 def is_offloaded(config: RunConfig) -> bool:
@@ -272,7 +287,7 @@ def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:
         num_trained(config, shape),
         config.train.precision,
         config.deepspeed.zero_stage,
-        0 if is_quantized(config) or not config.model.lora_rank else shape.num_parameters,
+        0 if not config.model.lora_rank or is_quantized(config) else shape.num_parameters,
     )
 
 
@@ -342,8 +357,9 @@ def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> fl
     cache = _cache_gib(config, shape, rows_together(config, topology.world_size))
     if config.stage != "rl" or config.deepspeed.zero_stage != 3:
         return cache
-    weights = frozen_bytes(config, shape) or shape.num_parameters * WEIGHT_BYTES[config.train.precision]
-    return weights / GIB + cache
+    if config.model.lora_rank:
+        return frozen_bytes(config, shape) / GIB + cache
+    return shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB + cache
 
 
 def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:

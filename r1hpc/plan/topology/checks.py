@@ -1,4 +1,9 @@
-"""Check train.precision and train.sequence_parallel against stage, settings and card, before queueing."""
+"""Check settings that exclude each other: precision, adapters in 4 bits, gradient compression, and ranks that
+share a sequence.
+
+check_layout(config)                    # once nodes and GPUs are decided
+check_base_shape(config, hf_config)     # 4 bits, of this model
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +11,8 @@ from typing import Any
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema.run import OWN_ATTENTIONS, Precision, RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
+from r1hpc.plan.model.families import UnknownModelError
+from r1hpc.plan.model.shape import ModelShape, model_shape
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
 
 _FP8_STAGES = ("pretrain", "sft")
@@ -15,6 +22,32 @@ _ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
 _LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
 """Rotary frequencies that depend on the longest current position, which differs between ranks; `su` is an
 older name for longrope."""
+
+QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+"""ZeRO++'s keys for sending weights in 8 bits."""
+NF4_BLOCK = 64
+"""Weights per scale."""
+_OF_ALL_REDUCE = (
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients"),
+    *("gradient_allreduce_op", "data_types", "torch_autocast"),
+)
+"""Keys of DeepSpeed's config for averaging gradients, which DeepSpeed then does not do."""
+_QUANTIZED = (*QUANTIZED_WEIGHTS, "zero_quantized_gradients")
+
+
+def check_layout(config: RunConfig) -> None:
+    """Refuse settings that exclude each other; resources.gpus_per_node must be decided.
+
+    Raises:
+        UsageError: names the conflict and an alternative.
+    """
+    check_precision(config)
+    if is_quantized(config):
+        check_base(config)
+    if config.deepspeed.extra:
+        _check_zero_plus_plus(config)
+    if config.train.gradient_compression != "none":
+        check_compression(config)
 
 
 def check_precision(config: RunConfig) -> None:
@@ -52,12 +85,12 @@ def check_new_precision(config: RunConfig) -> None:
         )
     if precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
         return
-    gpu_type = gpu_type_of(config)
+    gpu_type = gpu_type_of(config) if config.resources.gpus_per_node else None
     try:
         card = find_gpu(gpu_type) if gpu_type else None
     except UnknownGpuError:
         return
-    if card is not None and not card.has_bf16 and config.resources.gpus_per_node:
+    if card is not None and not card.has_bf16:
         raise UsageError(
             f"{card.name} has no bf16 arithmetic (that begins with Ampere), and would emulate it slowly: "
             "take train.precision=fp16 with deepspeed.zero_stage=1 or higher, or fp32"
@@ -104,15 +137,140 @@ def _check_card(config: RunConfig) -> None:
         raise UsageError(f"{card.name} has no FP8 arithmetic (that begins with Ada and Hopper): {instead}")
 
 
+def is_quantized(config: RunConfig) -> bool:
+    """True if the frozen weights are in 4 bits, and in no checkpoint."""
+    return config.model.base_quantization == "nf4"
+
+
+def check_base(config: RunConfig) -> None:
+    """Refuse settings that conflict with a base in 4 bits.
+
+    Raises:
+        UsageError: names an alternative.
+    """
+    zero = config.deepspeed.extra.get("zero_optimization")
+    for key in QUANTIZED_WEIGHTS:
+        if isinstance(zero, Mapping) and zero.get(key):
+            raise UsageError(
+                f"deepspeed.extra.zero_optimization.{key} would round what model.base_quantization=nf4 has "
+                "packed into 4 bits: leave one out"
+            )
+    if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
+        # Seen in bitsandbytes 0.50.2: MatMul4Bit keeps the gathered weight for its backward pass.
+        raise UsageError(
+            "model.base_quantization=nf4 under deepspeed.zero_stage=3 would keep every layer's whole weights "
+            "on each GPU until the backward pass: add model.activation_checkpointing=true, or take "
+            "zero_stage=2, which divides the adapters' states and leaves the weights whole"
+        )
+
+
+def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """Refuse a base in 4 bits if `check_nf4` refuses its model; unknown families pass.
+
+    Args:
+        hf_config: its config.json as a dictionary.
+
+    Raises:
+        ConfigError: as `check_nf4`.
+    """
+    try:
+        shape = model_shape(hf_config)
+    except UnknownModelError:
+        return
+    check_nf4(shape)
+
+
+def check_nf4(shape: ModelShape) -> None:
+    """Refuse a model that would mostly stay unquantised, or would be read wrongly.
+
+    Raises:
+        ConfigError: a mixture of experts, or widths that are no multiples of 64.
+    """
+    if shape.num_active_parameters < shape.num_parameters:
+        raise ConfigError(
+            f"model.base_quantization=nf4 rounds linear layers, and the experts of a {shape.model_type} are "
+            "none: transformers holds those of a layer in one tensor; take model.base_quantization=none"
+        )
+    for width in (shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size):
+        if width % NF4_BLOCK:
+            raise ConfigError(refused_width(width))
+
+
+def refused_width(width: int) -> str:
+    """Explain why a linear layer with so many inputs cannot be in 4 bits."""
+    # On a CPU bitsandbytes 0.50.2 silently makes other weights of it: the wrong block's scale.
+    return (
+        f"model.base_quantization=nf4 rounds rows in blocks of {NF4_BLOCK}, and the model has linear layers "
+        f"of {width} inputs: bitsandbytes reads such rows wrongly on a CPU, where exports are made; take "
+        "model.base_quantization=none"
+    )
+
+
+def check_compression(config: RunConfig) -> None:
+    """Refuse impossible combinations of train.gradient_compression.
+
+    Raises:
+        UsageError: names the conflict and an alternative.
+    """
+    setting = f"train.gradient_compression={config.train.gradient_compression}"
+    if config.stage not in TRAINED_STAGES:
+        raise UsageError(f"{setting} has no use in stage {config.stage}, which has no gradients: remove it")
+    if config.deepspeed.zero_stage:
+        raise UsageError(
+            f"{setting} is for deepspeed.zero_stage=0, and this run has {config.deepspeed.zero_stage}, where "
+            "DeepSpeed averages gradients in parts of its own: take zero_stage=0 if the memory plan allows, "
+            "or train.gradient_compression=none; for ZeRO 3 see ZeRO++ in docs/training.md"
+        )
+    if config.model.lora_rank:
+        raise UsageError(
+            f"{setting}: the gradients of adapters (model.lora_rank={config.model.lora_rank}) are small as "
+            "they are: take train.gradient_compression=none"
+        )
+    if config.train.precision is Precision.fp16:
+        raise UsageError(
+            f"{setting} does not go with train.precision=fp16: what a step leaves to the next is of the loss "
+            "scale of the moment, and an overflow would stay in it; take bf16 or fp32"
+        )
+    for key in _OF_ALL_REDUCE:
+        if key in config.deepspeed.extra:
+            raise UsageError(
+                f"{setting}: deepspeed.extra.{key} is of the all-reduce that it replaces: leave one out"
+            )
+
+
+def _check_zero_plus_plus(config: RunConfig) -> None:
+    zero = config.deepspeed.extra.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        return
+    near = zero.get("zero_hpz_partition_size")
+    asked = ["zero_hpz_partition_size"] if isinstance(near, int) and near > 1 else []
+    asked += [key for key in _QUANTIZED if zero.get(key)]
+    if not asked:
+        return
+    names = ", ".join(f"deepspeed.extra.zero_optimization.{key}" for key in asked)
+    if config.deepspeed.zero_stage != 3:
+        raise UsageError(f"{names}: ZeRO++ is of deepspeed.zero_stage=3, and this run has another: remove it")
+    if not config.resources.gpus_per_node and (quantized := [key for key in asked if key in _QUANTIZED]):
+        raise UsageError(
+            f"deepspeed.extra.zero_optimization.{quantized[0]}: DeepSpeed has CUDA kernels for it only, and "
+            "resources.gpus_per_node is 0: remove it; zero_hpz_partition_size works on CPUs too"
+        )
+    resources = config.resources
+    ranks = resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
+    if isinstance(near, int) and near > 1 and ranks % near:
+        raise UsageError(
+            f"deepspeed.extra.zero_optimization.zero_hpz_partition_size: the run has {ranks} ranks, which "
+            f"{near} does not divide: take the number of ranks on a node"
+        )
+
+
 def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
-    """Refuse what the settings and the ranks of a node do not allow.
+    """Refuse what settings and ranks do not allow if ranks share a sequence.
 
     Raises:
         ConfigError: names the conflict and an alternative.
     """
     size = config.train.sequence_parallel
-    if size == 1:
-        return
     asked = f"train.sequence_parallel={size}"
     if config.stage not in _STAGES:
         raise ConfigError(
@@ -153,8 +311,6 @@ def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
         ConfigError: names the numbers of ranks that work.
     """
     size = config.train.sequence_parallel
-    if size == 1:
-        return
     heads = model.get("num_attention_heads")
     groups = model.get("num_key_value_heads") or heads
     if isinstance(heads, int) and isinstance(groups, int) and (heads % size or groups % size):

@@ -29,8 +29,8 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
 from r1hpc.config.layers import over_presets
+from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.snapshot import with_absolute_paths
 from r1hpc.submission.chain.folder import TAKEN_NAMES, ChainDir
 
 _REFERENCE = re.compile(r"\$\{stage:([^}]*)\}")
@@ -80,11 +80,6 @@ class _Entry:
     name: str
     needs: tuple[str, ...] | None
     layers: tuple[dict[str, Any], ...]
-
-
-def is_chain_file(path: Path) -> bool:
-    """True if a job file describes a chain, not one run."""
-    return "stages" in load.read_job(path)
 
 
 def read_definition(

@@ -18,12 +18,13 @@ from typing import Any, NotRequired, TypedDict
 from r1hpc.base import lock
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
-from r1hpc.base.find_run import folders_with, is_yours, list_runs, run_root_of
+from r1hpc.base.find_run import folders_with, is_yours, list_runs
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Time
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import RunDir, run_root_of
 
-TAKEN_NAMES = ("chain.yaml", "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
+DEFINITION = "chain.yaml"
+TAKEN_NAMES = (DEFINITION, "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""
 SUPERVISOR = "the local supervisor"
 SUBMISSION = "a submission"
@@ -50,7 +51,7 @@ class ChainDir:
 
     @property
     def definition(self) -> Path:
-        return self.path / "chain.yaml"
+        return self.path / DEFINITION
 
     @property
     def events(self) -> Path:
@@ -109,7 +110,7 @@ def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
 
 def list_chains(root: Path) -> list[ChainDir]:
     """Return the readable chains under a run root, the one submitted last first."""
-    chains = [ChainDir(path) for path in folders_with(root, "chain.yaml")]
+    chains = [ChainDir(path) for path in folders_with(root, DEFINITION)]
     return sorted(chains, key=lambda chain: (_last_touched(chain), chain.name), reverse=True)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import files_of_lines, matching
-from r1hpc.config.plugins import FILES
+from r1hpc.config.paths import FILES
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.file import (
     Columns,

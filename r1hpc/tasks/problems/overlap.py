@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.plugins import FILES, is_own, locate
+from r1hpc.config.paths import FILES, is_own
+from r1hpc.config.plugins import locate
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.tasks.problems.gym import PREFIX
 from r1hpc.tasks.problems.registry import counts_of, make_task, parts_of, weights_of

@@ -17,7 +17,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.config.plugins import FILES, is_own
+from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.tasks.problems.builtin import ChainSum, Countdown
 from r1hpc.tasks.problems.file import QuestionFile

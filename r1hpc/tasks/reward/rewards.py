@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.plugins import is_own
+from r1hpc.config.paths import is_own
 from r1hpc.config.schema.rl import RewardConfig
 from r1hpc.tasks.grading.completion import Parts, compose, take_apart
 from r1hpc.tasks.grading.judges import OWN_SCORE

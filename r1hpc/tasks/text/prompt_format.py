@@ -21,7 +21,8 @@ import tokenizers
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import parse_json
-from r1hpc.config.plugins import has_own_template, template_file
+from r1hpc.config.paths import has_own_template
+from r1hpc.config.plugins import template_file
 from r1hpc.config.schema.run import ModelConfig
 from r1hpc.plan.model.chat_template import ChatTemplate, has_template, load_template
 from r1hpc.tasks.grading.completion import TAGS

@@ -19,9 +19,10 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import parse_json
-from r1hpc.config.plugins import has_own_template, template_file
+from r1hpc.config.paths import has_own_template
+from r1hpc.config.plugins import template_file
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.plan.model.hf_config import load_teacher_config
+from r1hpc.plan.model.shape import load_teacher_config
 from r1hpc.tasks.grading.completion import TAGS
 from r1hpc.tasks.text.prompt_format import PromptForm, named_tokens, prompt_form
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.packages import require
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import TRAINED_STAGES, require
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """The Python package of a tracker; Prometheus' file needs none."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.plugins import FILES, is_own
+from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.item_counts import asked_items

@@ -52,7 +52,7 @@ class _Trace:
 def check_training_data(
     config: RunConfig, to_come: Sequence[Path] = (), *, tokenizer_to_come: bool = False
 ) -> list[str]:
-    """Refuse data that is missing, in another form, or too long, before nodes are held for it.
+    """Refuse data of stages pretrain and sft that is missing, in another form, or too long.
 
     Args:
         to_come: folders that other runs have yet to fill; paths below them are not checked.
@@ -67,8 +67,6 @@ def check_training_data(
     """
     data = config.data
     notes: list[str] = []
-    if config.stage not in ("pretrain", "sft"):
-        return notes
     if config.stage == "pretrain" and data.traces:
         raise UsageError("data.traces is of stage sft, and has no use in stage pretrain: add stage=sft")
     if data.path is not None and data.traces:
@@ -83,7 +81,6 @@ def check_training_data(
         notes = _check_traces(traces, None if tokenizer_to_come else config)
     elif config.stage == "sft":
         _check_recipe(data)
-    check_sources(config, to_come)
     return notes
 
 
@@ -116,7 +113,7 @@ def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
         UsageError: names the entry, and the nearest source.
     """
     data = config.data
-    if not data.mix.schedule or (data.path is not None and _is_below(data.path, to_come)):
+    if data.path is not None and _is_below(data.path, to_come):
         return
     if data.path is not None:
         names = [source["name"] for source in read_manifest(Path(data.path)).content["sources"]]

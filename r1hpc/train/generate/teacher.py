@@ -26,7 +26,7 @@ from r1hpc.config.schema.run import OWN_ATTENTIONS, ModelConfig, RunConfig
 from r1hpc.corpus.engine.units import worker_number
 from r1hpc.corpus.recipe.stages import GenerateRecipe
 from r1hpc.corpus.sources.prompts import Row, teacher_state
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.problems.file import Columns, judge_of, to_question
 from r1hpc.tasks.problems.task import Item, fill
 from r1hpc.tasks.reward.rewards import Score, Scorer

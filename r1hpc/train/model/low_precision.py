@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import TrainConfig
-from r1hpc.plan.memory.frozen import NF4_BLOCK, refused_width
+from r1hpc.plan.topology.checks import NF4_BLOCK, refused_width
 from r1hpc.train.model.placement import Placement
 from r1hpc.train.parallel.errors import ResumeError
 

@@ -14,7 +14,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 
 from r1hpc.checkpoint.store import Checkpoint
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import TokenizerFiles
 from r1hpc.train.checkpoint.deepspeed_io import load_file
 from r1hpc.train.model.export import export_model

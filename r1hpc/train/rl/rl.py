@@ -24,7 +24,8 @@ from r1hpc.attempt.workload import Outcome
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.fence import has_begun, incarnation_dir
-from r1hpc.config.plugins import is_own, locate
+from r1hpc.config.paths import is_own
+from r1hpc.config.plugins import locate
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import BatchPlan, updates_per_rollout
 from r1hpc.tasks.reward.rewards import label

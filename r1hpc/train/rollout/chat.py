@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import decode, encode, form_of, load_tokenizer, special_ids, vocabulary_size
 from r1hpc.train.model.model import build_model, cast_parameters
 from r1hpc.train.parallel.distributed import attend_at_any_length

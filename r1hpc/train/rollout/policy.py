@@ -10,7 +10,7 @@ from torch import nn
 
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.plan.memory.step import reference_place
-from r1hpc.plan.model.hf_config import load_teacher_config, teacher_of
+from r1hpc.plan.model.shape import load_teacher_config, teacher_of
 from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.checkpoint.identity import weights_id
 from r1hpc.train.loop.session import Job

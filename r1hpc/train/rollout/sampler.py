@@ -20,7 +20,7 @@ import tokenizers
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.topology.parts import num_items, prompts_per_batch
 from r1hpc.tasks.grading.verifier import StopAsked
 from r1hpc.tasks.problems.benchmark import Benchmarks

@@ -18,7 +18,7 @@ from r1hpc.config.schema.run import ModelConfig
 from r1hpc.data.read.loader import BatchLoader, StepBatch
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.data.read.sampler import open_plan
-from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import TokenizerFiles, check_data_tokens, exported_tokenizer
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Plan

@@ -1,0 +1,175 @@
+"""Plan an existing run again: its frozen code and configuration, on other nodes or with more steps.
+
+planned = plan_resumed_run(order)
+config = reconfigured(run, order)            # frozen configuration and this order's overrides
+keys = forbidden_changes(before, after)      # those that would make it another run
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.attempt.state.state import read_situation
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_object
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.config import load, paths
+from r1hpc.config.schema.cluster import ClusterConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.submission.order import Order
+from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
+from r1hpc.telemetry.records.attempts import read_history
+
+_MAY_CHANGE_SECTIONS = (
+    *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
+    "rollout.vllm_options.",  # memory and speed
+)
+_MAY_CHANGE_KEYS = (
+    *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
+    # The same samples in the same batches; only the order of sums changes.
+    *("train.sequence_parallel", "train.micro_batch_size", "train.gradient_accumulation_steps"),
+    *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
+    # Limits and checks that change no number.
+    *("rollout.max_logprob_difference", "rollout.prove_every"),
+    *("train.max_skipped_steps", "train.stop_grad_norm"),
+    "data.mix.schedule",  # its past part is compared with the checkpoint
+)
+
+
+def plan_resumed_run(order: Order) -> PlannedRun:
+    """Plan an existing run: its frozen code and configuration, with other resources or more steps.
+
+    Raises:
+        UsageError: it is running or finished, or the overrides would make it another run.
+    """
+    run = open_run(order.resumed_run().path)
+    now = read_situation(run)
+    if now.state.is_at_work:
+        job = now.job.job_id if now.job else "?"
+        raise UsageError(f"{run.run_id} is {now.state} as job {job}: cancel it first, or touch {run.stop}")
+    config = reconfigured(run, order)
+    frozen = load.read(run.config)
+    if run.finished.exists() and config.stage == "serve":
+        raise UsageError(
+            f"{run.run_id} is a server that ended, at its time limit or idle: start another one with "
+            f"`python -m r1hpc.serve {config.model.path}`"
+        )
+    if run.finished.exists() and config.stage not in TRAINED_STAGES:
+        raise UsageError(f"{run.run_id} is finished and cannot be extended: start another run")
+    if run.finished.exists() and _was_stopped_early(run, frozen):
+        raise UsageError(
+            f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "
+            f"begin another run from it, model.path={run.model}"
+        )
+    if run.finished.exists() and config.train.num_steps <= frozen.train.num_steps:
+        raise UsageError(
+            f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
+        )
+    planned = plan_run(config, OrderFacts(run, frozen, order=order))
+    given = [item for item in (*_set_for_the_cluster(run), *order.overrides) if item.startswith("cluster.")]
+    kept = kept_from_before(config, load.profile_layer(order.cluster), given)
+    return replace(planned, notes=(*planned.notes, *kept))
+
+
+def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:
+    last_step = read_object(run.finished).get("global_step")
+    return (
+        bool(config.train.early_stopping)
+        and isinstance(last_step, int)
+        and last_step < config.train.num_steps
+    )
+
+
+def reconfigured(run: RunDir, order: Order) -> RunConfig:
+    """Return the frozen configuration of a run with the overrides of this order.
+
+    Raises:
+        UsageError: that would be another run.
+    """
+    earlier = [] if order.cluster else _set_for_the_cluster(run)
+    # The warning time is chosen again for the time limit and the cluster of this submission.
+    overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
+    frozen = load.read(run.config)
+    config = load.merge_layers([load.as_layer(frozen)], overrides, order.cluster)
+    config = paths.with_absolute_paths(config)
+    wrong = forbidden_changes(frozen, config)
+    if "task.first_item" in wrong and not read_history(run).attempts:
+        wrong.remove("task.first_item")  # a chain's stage that still waits: no item was shown
+    if wrong:
+        may = ", ".join(key.rstrip(".") for key in (*_MAY_CHANGE_SECTIONS, *_MAY_CHANGE_KEYS))
+        raise UsageError(
+            f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change {may}; for "
+            "the rest take a new --run-name"
+        )
+    return config
+
+
+def _set_for_the_cluster(run: RunDir) -> list[str]:
+    """Return what earlier command lines set under `cluster.`: a resume reads the profile of $R1HPC_CLUSTER
+    again, and those settings override it as they did then."""
+    said = [item for event in read_history(run).submissions for item in event.get("overrides", ())]
+    keys = {item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said}  # also a stage's
+    frozen = load.as_layer(load.read(run.config))
+    # Use their values as they took effect: a record is redacted, and a requested profile came after it.
+    return [f"{key}={json.dumps(_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")]
+
+
+def _at(layer: Mapping[str, Any], key: str) -> Any:
+    value: Any = layer
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """Return the keys that differ and may not: a resumed run must see the same data in the same batches."""
+    return [
+        key
+        for key in changed_keys(before, after)
+        if not key.startswith(_MAY_CHANGE_SECTIONS) and key not in _MAY_CHANGE_KEYS
+    ]
+
+
+def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
+    """Return the keys in which they differ."""
+    a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
+    return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def kept_from_before(
+    config: RunConfig, profile: tuple[str, Mapping[str, Any]] | None, given: Sequence[str]
+) -> list[str]:
+    """Return a sentence on cluster settings that a resumed run keeps but today's profile lacks.
+
+    Args:
+        profile: the file, and its keys under `cluster`; None: there is none.
+        given: `cluster.KEY=VALUE` of command lines.
+    """
+    if profile is None:
+        return []
+    file, said = profile[0], profile[1]["cluster"]
+    named = {*said, "name", *(item.partition("=")[0].split(".")[1] for item in given)}
+    now, unset = dataclasses.asdict(config.cluster), dataclasses.asdict(ClusterConfig())
+    kept = [f"cluster.{key}" for key in now if now[key] != unset[key] and key not in named]
+    if "environment" in said:
+        variables = [name for name in now["environment"] if name not in said["environment"]]
+        kept += [f"cluster.environment.{name}" for name in variables]
+    if not kept:
+        return []
+    return [
+        f"{', '.join(kept)}: as before, though {file} does not say so. What was taken out of it is taken out "
+        "of the run by saying so there: network_interface: null, setup: [], environment: !replace {…}"
+    ]
