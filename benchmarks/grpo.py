@@ -96,10 +96,10 @@ class Recipe:
     """How often the cold start's demonstrations write down their thinking."""
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        from r1hpc.config import load
+        from r1hpc.config.assets import find_job
         from research.ablation.study import base_stages
 
-        found = base_stages(load.find_job(self.job), self.overrides)
+        found = base_stages(find_job(self.job), self.overrides)
         if self.model is not None:
             found["sft"]["model"]["config"] = self.model
         return found
