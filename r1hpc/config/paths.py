@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import matching
@@ -18,10 +18,6 @@ from r1hpc.config.hub import is_hub_name, local_folder
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Section = TypeVar("Section", bound="DataclassInstance")
 FILES = ("file", "jsonl")
 """Names of the task whose questions come from a file."""
 TABLES = (".parquet", ".arrow")
@@ -76,7 +72,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def _with(section: Section, **values: Any) -> Section:
+def _with(section: Any, **values: Any) -> Any:
     """Return a section with these values; itself if it has them."""
     if all(getattr(section, name) == value for name, value in values.items()):
         return section
