@@ -12,8 +12,8 @@ from r1hpc.attempt.workload import Facts, workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import load
+from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.snapshot import with_absolute_paths
 from r1hpc.preflight.findings import SiteFinding, fail, ok, warn
 from r1hpc.preflight.node import collect_node, judge_node
 from r1hpc.preflight.nodes import Answers, ask_nodes, judge_nodes
