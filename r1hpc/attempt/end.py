@@ -114,7 +114,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
         is_finished=run.finished.exists(),
         in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, known),
-        by_srun=first_by_srun(run, this.job_id, known),
+        by_srun=first_by_srun(run, attempt, this.job_id, known),
     )
     cause, detail = decide(evidence)
     steps = steps_for_the_end(run, config, attempt, cause)

@@ -418,6 +418,30 @@ def test_a_requeue_of_our_own_is_no_preemption(
 @pytest.mark.parametrize(
     ("said", "told"),
     [
+        ("srun: error: n2: task 1: Killed", (Cause.crash, "rank 1 on n2: Killed, says srun")),
+        ("demo: more of attempt 0", (Cause.preempted, "stopped by SIGTERM before the ranks could listen")),
+    ],
+)
+def test_what_srun_said_counts_though_the_end_was_killed(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, said: str, told: tuple[Cause, str]
+) -> None:
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    job.run.attempt_dir(1).mkdir(parents=True)
+    (job.run.attempt_dir(1) / "requeued-143").touch()
+    after = ["job: line 274: 21 Killed launch end", "attempt 1 could not be judged: the next one will do it"]
+    lines = ["srun: error: n1: task 0: Killed", "demo: attempt 0 ended: crash", said, *after, "begin failed"]
+    (job.run.logs / "slurm-7.out").write_text("\n".join(lines))
+    job.slurm_says(*[_RUNNING] * 9)
+    sacct_says(job, "REQUEUED")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    (ended, _) = read_history(job.run).attempts
+    assert (ended.cause, ended.detail) == told
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
         ("task 1: Killed", "rank 1 on n2: Killed, says srun"),
         ("tasks 1-3: Exited with exit code 1", "rank 1 on n2: Exited with exit code 1, says srun"),
         ("task 1: Terminated", None),

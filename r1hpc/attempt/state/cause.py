@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from r1hpc.attempt.control.stop import OUT_OF_HOURS
@@ -30,6 +30,7 @@ _ERROR = re.compile(
 )
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
+_SRUN = ("srun: ", "slurmstepd")
 _ASKED = ("Terminated", "User defined signal 2")
 _OOM_STATUS = 128 + 125
 """Exit status of srun if the kernel killed a task for its cgroup's memory. Slurm reports it for the task, as
@@ -87,14 +88,20 @@ def failures_in_logs(
     return found
 
 
-def first_by_srun(run: RunDir, job_id: str | None, known: Collection[int]) -> RankOutcome | None:
+def first_by_srun(
+    run: RunDir, attempt: int, job_id: str | None, known: Collection[int]
+) -> RankOutcome | None:
     """Return the failure of the first rank that srun saw end by itself; None if it is one of `known`.
 
     srun then sends SIGTERM to the others, which looks like a preemption to them. Its words are the last ones
-    in the batch log.
+    in the batch log, but for those of an `end` that died.
     """
-    lines = reversed(_last_lines(run.logs / f"slurm-{job_id}.out"))
-    said = [*takewhile(lambda line: line.startswith(("srun:", "slurmstepd")), lines)]
+    lines = _last_lines(run.logs / f"slurm-{job_id}.out")[::-1]
+    is_unjudged = [line.startswith(f"attempt {attempt} could not be judged") for line in lines]
+    if any(is_unjudged):
+        own = (*_SRUN, f"{run.run_id}: ")
+        lines = [*dropwhile(lambda line: not line.startswith(own), lines[is_unjudged.index(True) :])]
+    said = [*takewhile(lambda line: line.startswith(_SRUN), lines)]
     found = next(filter(None, map(_TASK_ENDED.match, reversed(said))), None)
     is_echo = any("Job step aborted" in line for line in said)  # somebody cancelled the step
     if found is None or is_echo or int(found[2]) in known or found[3] in _ASKED:

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from r1hpc.attempt.state.cause import Evidence, SchedulerView, decide, failures_in_logs, read_outcomes
+from r1hpc.attempt.state.cause import (
+    Evidence,
+    SchedulerView,
+    decide,
+    failures_in_logs,
+    first_by_srun,
+    read_outcomes,
+)
 from r1hpc.attempt.state.slurm_records import learn
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import progress
@@ -76,6 +83,7 @@ def judge_unended(
         scheduler=SchedulerView(view.states, view.preempted, restarted=view.restarted and not marks),
         cancel_requested=is_cancelled,
         in_logs=failures_in_logs(run, last.attempt, last.ranks, last.node_names, known),
+        by_srun=first_by_srun(run, last.attempt, last.job_id, known) if marks else None,
         requeued_by_us=bool(marks),
     )
     cause, detail = decide(evidence)
