@@ -160,7 +160,7 @@ class Run:
 
     def end_step(self, step: int, step_time_s: float) -> Agreed:
         """Agree over all ranks on what was asked, and record the step. Collective; `steps` calls it."""
-        loss = float(_number(self._seen.pop("loss", 0.0)))
+        has_loss, loss = "loss" in self._seen, float(_number(self._seen.pop("loss", 0.0)))
         if self._job is None:
             return Agreed(False, False, loss)
         stop, save = self._requests.poll()
@@ -170,7 +170,8 @@ class Run:
         agreed = Agreed(values[0] > 0, values[1] > 0, values[2] / self._ranks.world_size)
         if self._writer:
             seen = {name: _number(value) for name, value in self._seen.items()}
-            self._writer.step(global_step=step, loss=agreed.loss, step_time_s=step_time_s, **seen)
+            told = {"loss": agreed.loss} if has_loss else {}
+            self._writer.step(global_step=step, **told, step_time_s=step_time_s, **seen)
         if self._samples is not None:
             count, ids, check = (
                 sum(column) for column in zip(*self._ranks.gather(self._samples), strict=True)

@@ -108,7 +108,9 @@ class _Follower:
         except (R1hpcError, OSError):  # of another version
             return
         self._is_in_parts = config.stage in STAGES_IN_PARTS
-        if not self._is_in_parts:
+        if config.stage == "script":
+            self._num = config.script.steps
+        elif not self._is_in_parts:
             self._num = config.train.num_steps
         elif config.generate.items_per_part is not None:
             self._num = num_parts(config)
