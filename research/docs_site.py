@@ -54,8 +54,8 @@ def commands_page() -> str:
 
 
 def help_of(command: str) -> str:
-    """Return what `r1hpc COMMAND --help` prints, 100 columns wide."""
-    os.environ["COLUMNS"] = "100"
+    """Return what `r1hpc COMMAND --help` prints, 92 columns wide."""
+    os.environ["COLUMNS"] = "92"
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main([command, "--help"])

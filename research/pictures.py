@@ -1,7 +1,7 @@
 """Make the pictures of README and docs from a real run of the demo.
 
     python -m research.pictures                     # run the demo first: five minutes or more
-    python -m research.pictures runs/demo           # from a demo that has run; without the picture of watch
+    python -m research.pictures runs/demo           # from a demo that has run, with its screen.txt
 
 Needs chromium on the PATH for the pictures of pages.
 """
@@ -39,14 +39,18 @@ _STYLES = {
 def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m research.pictures", description=__doc__)
     parser.add_argument("chain", nargs="?", type=Path, metavar="CHAIN", help="a demo that has run")
-    chain = parser.parse_args(argv).chain or play()
+    chain = parser.parse_args(argv).chain
+    if chain is None:
+        chain = play()
+    else:
+        picture_of_watch(chain)
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise R1hpcError("pictures of pages need a browser. Install chromium.")
     screen = (chain / "screen.txt").read_text()
     as_svg(shortened(screen), "make demo", IMAGES / "demo.svg")
     take_page(browser, chain, "page-chain", height=1080)
-    take_page(browser, chain / "killed", "page-run", height=845)
+    take_page(browser, chain / "killed", "page-run", height=1045)
     r1hpc("report", str(chain / "killed"), "--plots")
     save_small(chain / "killed" / "report" / "loss.png", IMAGES / "plots.png")
     return 0
@@ -63,12 +67,16 @@ def play() -> Path:
             if found := re.search(r"--run-name (\S+)", line):
                 name = found[1]
             if re.search(r"twin +step 30", line):
-                as_svg(r1hpc("watch", f"{name}/twin", "--once"), "r1hpc watch", IMAGES / "watch.svg")
+                picture_of_watch(ROOT / "runs" / name)
     if demo.returncode:
         raise R1hpcError(f"the demo failed with exit status {demo.returncode}")
     chain = ROOT / "runs" / name
     (chain / "screen.txt").write_text("".join(lines))
     return chain
+
+
+def picture_of_watch(chain: Path) -> None:
+    as_svg(r1hpc("watch", str(chain / "twin"), "--once"), "r1hpc watch", IMAGES / "watch.svg")
 
 
 def shortened(screen: str) -> str:
