@@ -17,6 +17,7 @@ from r1hpc.base.version import __version__
 
 COMMANDS = {
     "submit": "start a run on Slurm or on this machine",
+    "sweep": "one job with many settings, and their results compared",
     "status": "state of a run and of its attempts",
     "watch": "a run on one screen, refreshed",
     "logs": "output of the ranks",

@@ -2,7 +2,7 @@
 
     python -m r1hpc.cancel RUN_DIR               # its job gets SIGTERM; it is not requeued
     python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves after its next step, then ends
-    python -m r1hpc.cancel CHAIN                 # every stage that waits or runs, the last first
+    python -m r1hpc.cancel CHAIN                 # every stage or point (of a sweep) that waits or runs
 
 Without a name it cancels nothing and lists the runs that wait or run. A job is cancelled by the ID in the run
 folder, and only if it is yours and this run's.
@@ -31,6 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.run_dir is None:
         raise UsageError(_which(run_root_of(arguments.run_root)))
+    from r1hpc.sweeps.folder import find_sweep
+
+    if sweep := find_sweep(arguments.run_dir, arguments.run_root):
+        from r1hpc.sweeps.plan import cancel_sweep
+
+        points = cancel_sweep(sweep, arguments.save_first)
+        if arguments.json:
+            print_json({"sweep": sweep.name, "sweep_dir": str(sweep.path), "points": points})
+        else:
+            print("\n".join(points.values()) or f"{sweep.name}: no point waits or runs")
+        return 0
     chosen = open_run_or_chain(arguments.run_dir, arguments.run_root)
     if isinstance(chosen, Chain):
         return _cancel_chain(chosen, arguments.save_first, arguments.json)

@@ -5,7 +5,7 @@
     python -m r1hpc.launch end RUN_DIR --attempt K --status S # records the cause, requeues when needed
     python -m r1hpc.launch local RUN_DIR                      # all parts here, until the run is over
     python -m r1hpc.launch track RUN_DIR --attempt K          # feeds W&B and other trackers; begin starts it
-    python -m r1hpc.launch chain CHAIN_DIR --stages RUN_DIR … # one run after the other, here
+    python -m r1hpc.launch chain CHAIN_DIR --stages RUN_DIR … # one after the other, here
 
 The job script (job.sh in the run folder) calls it; call it by hand only to debug.
 """
@@ -31,11 +31,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--hurry", action="store_true", help="end: no diagnosis; KILL is near")
     parser.add_argument("--payload", action="store_true", help="begin: submitit will start the ranks")
     parser.add_argument("--stages", nargs="+", default=[], metavar="RUN_DIR", help="chain: what to run")
+    parser.add_argument("--at-most", type=int, default=1, help="chain: how many run at a time")
     parser.add_argument("--lock-fd", type=int, help="chain: the lock, inherited from the submission")
     arguments = parser.parse_args(argv)
     os.umask(0o077)
     if arguments.step == "chain":
-        return _chain(arguments.run_dir, arguments.stages, arguments.lock_fd)
+        return _chain(arguments.run_dir, arguments.stages, arguments.lock_fd, arguments.at_most)
     if arguments.step == "begin":
         return _begin(find_run(arguments.run_dir), arguments.payload)
     if arguments.step in ("end", "track") and arguments.attempt is None:
@@ -64,15 +65,15 @@ def run_rank(run_dir: str) -> NoReturn:
     run_one(run_dir)
 
 
-def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None) -> int:
+def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None, at_most: int) -> int:
     from r1hpc.submission.chain.folder import SUPERVISOR, ChainDir, held
     from r1hpc.submission.chain.supervisor import ChainSupervisor
 
     chain, runs = ChainDir(chain_dir), [open_run(stage) for stage in stages]
     if lock_fd is not None:
-        return ChainSupervisor(chain, runs, lock_fd).supervise()
+        return ChainSupervisor(chain, runs, lock_fd, at_most).supervise()
     with held(chain, SUPERVISOR) as lock:
-        return ChainSupervisor(chain, runs, lock).supervise()
+        return ChainSupervisor(chain, runs, lock, at_most).supervise()
 
 
 def _track(run: RunDir, attempt: int, tracker: str | None) -> int:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "r1hpc"
 
 TOOLKIT = (
     *("base", "config", "plan", "slurm", "telemetry", "checkpoint", "attempt"),
-    *("accounting", "submission", "preflight", "reporting"),
+    *("accounting", "submission", "preflight", "reporting", "sweeps"),
 )
 """Launches, survives, records, accounts for and reports any job. Imports no workload."""
 WORKLOADS = ("tasks", "data", "corpus", "client", "script", "train", "serving")
@@ -37,6 +37,7 @@ _MAY_IMPORT = {
     "preflight": (*_SHARED, "slurm", "telemetry", "attempt"),
     "submission": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "accounting"),
     "reporting": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "accounting"),
+    "sweeps": (*_SHARED, "slurm", "telemetry", "attempt", "accounting", "submission", "reporting"),
     "tasks": _SHARED,
     "data": _SHARED,
     "corpus": (*_SHARED, "slurm", "telemetry", "checkpoint", "tasks", "data"),

@@ -19,6 +19,8 @@ class Counting(Workload):
     def run(self, job: RankJob) -> Outcome:
         state = job.run.path / f"counted-{job.context.rank}.json"
         number = json.loads(state.read_text())["number"] if state.exists() else 0
+        if [job.config.options["count"], job.config.train.seed] == job.config.options.get("bad"):
+            raise RuntimeError("a bad setting")
         while number < job.config.options["count"]:
             if job.requests.poll()[0]:
                 return Outcome(False, reason=job.requests.reason, kept=number)

@@ -13,6 +13,8 @@ RUN_NAMES = f"{__name__}:run_names"
 """For base.cli.offer."""
 _CHAIN = "chain.yaml"
 """File in the folder of a chain, whose stages are runs."""
+SWEEP = "sweep.json"
+"""File in the folder of a sweep, whose points are runs."""
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
@@ -28,7 +30,7 @@ def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[st
     """Complete run names under the run root, and a chain's stages once the chain is named."""
     chain, slash, _name = prefix.rpartition("/")
     folder = run_root_of(getattr(parsed_args, "run_root", None)) / chain
-    marks = ("config.yaml", "attempts.jsonl", _CHAIN)
+    marks = ("config.yaml", "attempts.jsonl", _CHAIN, SWEEP)
     found = [path.name for path in _folders(folder) if any((path / mark).is_file() for mark in marks)]
     return [f"{chain}{slash}{name}" for name in found]
 
@@ -65,6 +67,8 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
     for path in (Path(given), root / given):
         if (path / _CHAIN).is_file():
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
+        if (path / SWEEP).is_file():
+            raise UsageError(f"{path} is a sweep: see it by `r1hpc sweep {path}`, or name {path / 'POINT'}")
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)
@@ -137,6 +141,7 @@ def flat_name(run: RunDir) -> str:
 
 
 def full_name(run: RunDir) -> str:
-    """Return the run's name, or CHAIN/STAGE for a stage, since every chain may have an `sft`."""
-    chain = run.path.parent
-    return f"{chain.name}/{run.run_id}" if (chain / _CHAIN).is_file() else run.run_id
+    """Return the run's name, or CHAIN/STAGE (or SWEEP/POINT), since every chain may have an `sft`."""
+    above = run.path.parent
+    is_inside = any((above / mark).is_file() for mark in (_CHAIN, SWEEP))
+    return f"{above.name}/{run.run_id}" if is_inside else run.run_id

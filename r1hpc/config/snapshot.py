@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.files import write_atomic, write_json
+from r1hpc.base.files import read_object, write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, plugins
@@ -44,18 +44,31 @@ _BLOCK = 4096
 _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".*", "*~")
 
 
-def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Sequence[str]) -> None:
+def freeze(
+    run: RunDir,
+    config: RunConfig,
+    argv: Sequence[str],
+    overrides: Sequence[str],
+    shared: RunDir | None = None,
+) -> None:
     """Write config.yaml, code/ (custom code in code/plugins/) and environment.json into an existing run
     folder.
 
     Args:
         argv: the command line as given, recorded redacted.
         overrides: the dotted overrides as given, recorded redacted.
+        shared: where the code was frozen before, to link to it; None: copy the code.
 
     Raises:
         ConfigError: an override, a value of the configuration or a file of the code holds a secret.
     """
     known = secret_values(os.environ)
+    if shared is not None:
+        run.code.symlink_to(os.path.relpath(shared.code, run.path))
+        git = read_object(shared.environment).get("git")
+        write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
+        load.save(config, run.config)
+        return
     with ThreadPoolExecutor(1) as pool:  # git answers while the code is copied
         answer = pool.submit(_describe_git, load.assets("jobs").parent, known)
         _copy_code(run.code, names_in(config), known)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.find_run import SWEEP
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir, default_run_root
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides
@@ -65,10 +66,11 @@ class Order:
 
     @property
     def counted_root(self) -> Path:
-        """Return the run root whose budget and other runs count: for a chain's stage, that of the chain."""
+        """Return the run root whose budget and other runs count: for a stage or a point, that of its chain or
+        sweep."""
         root = Path(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
-        is_chain = (root / DEFINITION).is_file() and not (root / "budget.yaml").is_file()
-        return root.parent if is_chain else self.run_root
+        is_inside = any((root / mark).is_file() for mark in (DEFINITION, SWEEP))
+        return root.parent if is_inside and not (root / "budget.yaml").is_file() else self.run_root
 
     def folder(self, name: str) -> RunDir:
         """Return the folder of a run or chain under the run root.

@@ -103,6 +103,8 @@ class PlannedRun:
     """The stages of a chain that must be finished before this one begins."""
     prompt: str | None = None
     """A prompt in the form the model will see; None: it sees none, or the form is not known yet."""
+    shared: RunDir | None = None
+    """The folder whose frozen code it uses; None: its own."""
 
 
 @dataclass(frozen=True)

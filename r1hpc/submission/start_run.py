@@ -128,7 +128,7 @@ def write(planned: PlannedRun, order: Order) -> None:
 def _write(planned: PlannedRun, order: Order) -> None:
     run = planned.run
     if planned.is_new:
-        snapshot.freeze(run, planned.config, order.argv, order.overrides)
+        snapshot.freeze(run, planned.config, order.argv, order.overrides, planned.shared)
     else:
         load.renew(planned.config, run.config)
     if planned.needs is not None:

@@ -40,6 +40,7 @@ _SLOW = {
 }
 _MAY_LOAD = {
     "submit": ("r1hpc.slurm",),  # its flags are those of slurm.flags
+    "sweep": ("r1hpc.slurm",),
     "serve": ("r1hpc.slurm",),
     "shard": ("r1hpc.slurm",),
     "estimate": ("r1hpc.plan", "r1hpc.config"),  # precisions, defaults

@@ -28,6 +28,7 @@ from r1hpc.base.files import GrowingFile, append_record, iter_objects, iter_reco
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.telemetry.records.lines import MetricEvent, read_tail
+from r1hpc.telemetry.records.rungs import open_rungs
 
 _FOLLOW_BYTES = 2**22
 _MOST_RANGES = 4
@@ -155,11 +156,14 @@ class MetricWriter:
         self._steps = run.train_metrics
         self._events = events_path(run)
         self._attempt = attempt
+        self._rungs = open_rungs(run)
 
     def step(self, *, global_step: int, **fields: Any) -> None:
         """Write one optimizer step; `global_step` counts finished steps, from 1. See Step for the fields."""
         head = {"global_step": global_step, "attempt": self._attempt}
         append_record(self._steps, _finite({**head, "time": time.time(), **fields}), durable=False)
+        if self._rungs is not None:
+            self._rungs.reached(global_step, fields)
 
     def event(self, name: str, **fields: Any) -> None:
         """Write any other event, for example save(global_step, seconds, bytes), start, resume."""

@@ -1,0 +1,147 @@
+"""Run one job with many settings, and compare the results.
+
+    python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4 train.seed=0..2 --dry-run   # points, hours, budget
+    python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4 train.seed=0..2 --at-most 4
+    python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4,1e-3 train.seed=0..2        # again: adds and resumes
+    python -m r1hpc.sweep train.py lr=1e-4,3e-4 -- --lr {lr}                      # your own script
+    python -m r1hpc.sweep runs/job-sweep --by pass@1 --out sweep.png              # table and chart
+
+Every combination of the values is a point: an ordinary run with its own folder, requeues and checkpoints.
+KEY=VALUE with one value is the same for all points. The sweep is called JOB-sweep unless --run-name gives
+another name. See docs/sweeps.md.
+"""
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_run_root,
+    file_and_overrides,
+    offer,
+    print_json,
+    refuse_folder,
+    run_command,
+    split_script_words,
+)
+from r1hpc.base.errors import UsageError
+from r1hpc.base.run_dir import run_root_of
+from r1hpc.base.tables import wrap
+
+
+def main(argv: Sequence[str]) -> int:
+    words, of_script = split_script_words(argv)
+    arguments = _parser().parse_intermixed_args(words)
+    os.umask(0o077)
+    word, given = file_and_overrides(arguments.words)
+    from r1hpc.sweeps.folder import find_sweep
+
+    sweep = find_sweep(word, arguments.run_root) if word is not None and not given else None
+    if sweep is not None:
+        from r1hpc.sweeps.table import read_table
+
+        refuse_folder(arguments.out)
+        table = read_table(sweep, arguments.by)
+        if arguments.out:
+            table.draw(arguments.out)
+        shown, text = table.to_json(), table.text()
+    else:
+        shown = _submit(word, given, of_script, arguments, argv)
+        text = as_text(shown)
+    if arguments.json:
+        print_json(shown)
+    else:
+        print(text)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    from r1hpc.slurm.flags import add_flags
+
+    parser = ArgumentParser(prog="python -m r1hpc.sweep", description=__doc__)
+    words = parser.add_argument(
+        "words", nargs="*", metavar="JOB.yaml | KEY=A,B | KEY=0..9 | SWEEP", help="job and values, or a sweep"
+    )
+    offer(words, "r1hpc.config.assets:job_words")
+    parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
+    parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
+    parser.add_argument(
+        "--keep", type=Fraction, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
+    )
+    parser.add_argument("--by", metavar="NUMBER", help="compare by loss, reward, pass@1, ...")
+    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print points, hours and budget; write nothing"
+    )
+    add_run_root(parser)
+    parser.add_argument("--run-name", metavar="NAME", help="of the sweep; default JOB-sweep")
+    parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")
+    parser.add_argument("--over-budget", metavar="REASON", help="submit despite the budget")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="with SWEEP: also draw a chart, as PNG")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_flags(parser)
+    return parser
+
+
+def _submit(
+    job: str | None, given: Sequence[str], of_script: Sequence[str], arguments: Any, argv: Sequence[str]
+) -> dict[str, Any]:
+    from r1hpc.slurm import flags
+    from r1hpc.submission.order import Order, Purpose
+    from r1hpc.sweeps.grid import read_words
+    from r1hpc.sweeps.submit import submit_sweep
+
+    grid, fixed = read_words(given)
+    if not grid or arguments.out:
+        raise UsageError(
+            "nothing varies: give a setting several values, train.lr=1e-4,3e-4 train.seed=0..2, or the "
+            "folder of a sweep"
+        )
+    if arguments.at_most is not None and arguments.at_most < 1:
+        raise UsageError(f"--at-most {arguments.at_most}: give 1 or more")
+    order = Order(
+        Purpose.dry_run if arguments.dry_run else Purpose.start,
+        executor=arguments.executor,
+        argv=tuple(argv),
+        overrides=(
+            *flags.overrides_from_environment(os.environ),
+            *fixed,
+            *flags.overrides_from_flags(arguments),
+            *of_script,
+        ),
+        cluster=arguments.cluster,
+        run_root=run_root_of(arguments.run_root),
+        over_budget=arguments.over_budget,
+        job=job,
+        run_name=arguments.run_name,
+    )
+    halving = (arguments.rungs, float(arguments.keep), arguments.by or "loss") if arguments.rungs else None
+    return submit_sweep(order, grid, arguments.at_most, halving)
+
+
+def as_text(done: dict[str, Any]) -> str:
+    """Return the folder, the points by action, what they cost, and the commands for the sweep."""
+    from r1hpc.base.units import amount
+
+    path, is_dry_run, waiting = done["sweep_dir"], done["dry_run"], done["not_in_queue"]
+    actions = ", ".join(f"{number:,} {action}" for action, number in done["counts"].items())
+    lines = [f"sweep    {path}{' (a dry run: nothing was submitted)' if is_dry_run else ''}"]
+    lines.append(f"points   {len(done['points']):,}: {actions}")
+    for unit, cost in done["estimate"].items():
+        if cost is not None:
+            p10, p50, p90 = (amount(cost[name]) for name in ("p10", "p50", "p90"))
+            what = unit.replace("_", "-").replace("gpu", "GPU")
+            lines.append(f"estimate {p50} {what} for all that is left (P10 {p10}, P90 {p90})")
+    if waiting and not is_dry_run:
+        lines.append(f"later    {waiting:,} points are not in the queue yet: give the same command again")
+    lines += [wrap(f"note     {note}", hanging=" " * 9) for note in done["notes"]]
+    if not is_dry_run:
+        lines += [f"table    python -m r1hpc.sweep {path}", f"cancel   python -m r1hpc.cancel {path}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,82 @@
+"""Read the settings that a sweep varies, and name its points.
+
+    grid, fixed = read_words(["train.lr=1e-4,3e-4", "train.seed=0..2", "train.num_steps=50"])
+    points_of(grid)[0].name          # lr_1e-4-seed_0
+
+A name that is no setting is a placeholder: `lr=1e-4,3e-4` fills `{lr}` in script.args.
+"""
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import printable
+from r1hpc.config.schema.run import RunConfig
+
+_MOST_POINTS = 100_000
+_RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
+_PART = re.compile(r"""(?:\[[^]]*]|\{[^}]*}|"[^"]*"|'[^']*'|[^,])+""")
+_LONGEST_NAME = 64
+Grid = dict[str, list[str]]
+"""The values of each varied setting, as given."""
+
+
+class Point(NamedTuple):
+    """One combination of values, and the name of its run folder."""
+
+    name: str
+    settings: Mapping[str, str]
+
+
+def is_setting(key: str) -> bool:
+    """True for a key of the configuration, false for a placeholder."""
+    return "." in key or key in RunConfig.__dataclass_fields__
+
+
+def read_words(words: Sequence[str]) -> tuple[Grid, list[str]]:
+    """Split KEY=VALUE words into the grid, and the overrides that are the same for all points.
+
+    Raises:
+        UsageError: a key is given twice, a value is missing, or there are too many points.
+    """
+    grid: Grid = {}
+    fixed = []
+    for word in words:
+        key, _, text = word.partition("=")
+        parts = _PART.findall(text)
+        if is_setting(key) and len(parts) < 2 and not _RANGE.fullmatch(text):
+            fixed.append(word)
+        elif key in grid or ",".join(parts) != text:
+            raise UsageError(f"{printable(word)}: give each setting once, with its values in one list, A,B,C")
+        else:
+            grid[key] = list(dict.fromkeys(value for part in parts for value in _values(part)))
+    if not 0 < math.prod(map(len, grid.values())) <= _MOST_POINTS:
+        raise UsageError(f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values")
+    return grid, fixed
+
+
+def _values(part: str) -> list[str]:
+    ends = _RANGE.fullmatch(part)
+    return [str(number) for number in range(int(ends[1]), int(ends[2]) + 1)] if ends else [part]
+
+
+def points_of(grid: Grid) -> list[Point]:
+    """Return every combination of the values; the last setting varies fastest."""
+    short = [key.rpartition(".")[2] for key in grid]
+    labels = [each if short.count(each) == 1 else key for each, key in zip(short, grid, strict=True)]
+    combinations = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+    return [Point(_name(labels, settings), settings) for settings in combinations]
+
+
+def _name(labels: Sequence[str], settings: Mapping[str, str]) -> str:
+    """Return a folder name that these settings always have, however many points there are."""
+    text = "-".join(f"{label}_{value}" for label, value in zip(labels, settings.values(), strict=True))
+    plain = re.sub(r"[^A-Za-z0-9._-]", ".", text)
+    if plain == text and len(text) <= _LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:8]
+    return f"{plain[: _LONGEST_NAME - 9]}-{digest}"

@@ -1,0 +1,241 @@
+"""Submit a sweep, or continue one: add points, resume unfinished ones, skip finished ones.
+
+done = submit_sweep(order, {"train.lr": ["1e-4", "3e-4"]}, at_most=4)
+done["points"], done["estimate"]
+
+On Slurm every point is a job. With `at_most` K the jobs form K lanes, in each of which a job waits by
+`afterany` for the one before it: no process controls them. At most 500 points wait or run at once.
+"""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.accounting.forecast import Spread, total
+from r1hpc.attempt.detached import start_detached
+from r1hpc.attempt.state.state import all_slurm_jobs
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config import load, snapshot
+from r1hpc.config.assets import find_job
+from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.slurm import defaults, fields
+from r1hpc.submission import start_run
+from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid
+from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
+from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
+from r1hpc.submission.submit import budget_held
+from r1hpc.sweeps.folder import Definition, SweepDir, find_sweep
+from r1hpc.sweeps.grid import Grid
+from r1hpc.sweeps.plan import MAY_CHANGE, Action, Planner, PointStep, choose, config_of
+from r1hpc.telemetry.records.attempts import record
+from r1hpc.telemetry.records.rungs import Halving
+
+MOST_QUEUED = 500
+"""Points of one sweep that wait or run at once: more would burden slurmctld for everybody."""
+_MOST_NOTES = 20
+Ready = Sequence[tuple[PointStep, PlannedRun]]
+Jobs = dict[str, str]
+"""Job IDs by point."""
+
+
+def submit_sweep(
+    order: Order, grid: Grid, at_most: int | None = None, halving: tuple[int, float, str] | None = None
+) -> dict[str, Any]:
+    """Begin a sweep, or continue the one of this name; return the object of --json.
+
+    Args:
+        order: its overrides are the same for all points.
+        at_most: points that run at once; None: all on Slurm, else 1.
+        halving: number of rungs, share of the points that goes on after each, and the number to compare.
+
+    Raises:
+        UsageError: a point cannot run as described, or the sweep is another one.
+        R1hpcError: the budget is too small, or Slurm refuses or does not answer.
+    """
+    executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
+    order = replace(order, executor=executor)
+    sweep, definition = _defined(order, grid, halving)
+    with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
+        steps, planner = choose(sweep, definition.points(), executor), Planner(sweep, definition, order)
+        to_do = [step for step in steps if step.makes_a_job]
+        groups = planner.groups(to_do)
+        notes += check_budget(groups, order.counted_root, order.over_budget)
+        notes += list(dict.fromkeys(note for planned in groups for note in planned.notes))[:_MOST_NOTES]
+        jobs = {step.point.name: step.job_id for step in steps if step.job_id is not None}
+        if order.is_dry_run and groups and (trial := show_to_slurm(groups[0])):
+            notes.append(trial.sentence)
+        if to_do and not order.is_dry_run:
+            ready = [(step, planner.plan(step)) for step in to_do[: max(0, MOST_QUEUED - len(jobs))]]
+            _carry_out(sweep, definition, planner, steps, ready, order, at_most, jobs)
+    return {
+        "sweep": sweep.name,
+        "sweep_dir": str(sweep.path),
+        "executor": executor,
+        "dry_run": order.is_dry_run,
+        "counts": Counter(step.action for step in steps),
+        "not_in_queue": sum(step.point.name not in jobs for step in to_do),
+        "estimate": {unit: _cost(groups, unit) for unit in ("gpu_hours", "node_hours")},
+        "notes": notes,
+        "points": [
+            {"point": name, "settings": settings, "action": action, "job_id": jobs.get(name)}
+            for (name, settings), _, action, _ in steps
+        ],
+    }
+
+
+def _cost(groups: Sequence[PlannedRun], unit: str) -> dict[str, float] | None:
+    """Return the hours of all unfinished points; None if they are not known."""
+    runs = [each for each in groups if bool(each.plan.topology.num_gpus) == (unit == "gpu_hours")]
+    known = [hours for each in runs if (hours := (each.estimate or {}).get(unit))]
+    is_known = known and len(known) == len(runs)
+    return total(list(map(Spread.of_json, known))).to_json() if is_known else None
+
+
+def _defined(order: Order, grid: Grid, halving: tuple[int, float, str] | None) -> tuple[SweepDir, Definition]:
+    """Return the folder, and the definition with the new points."""
+    job = find_job(order.job or DEFAULT_JOB)
+    sweep = SweepDir(order.folder(order.run_name or f"{job.stem[:56]}-sweep").path)
+    layers = [layer for _, layer in load.named_layers(job)]
+    fresh = Definition(str(job.absolute()), layers, list(order.overrides), order.cluster, [grid])
+    if halving is not None:
+        fresh = replace(fresh, rungs=_rungs(config_of(fresh, fresh.points()[0]), *halving))
+    if find_sweep(sweep.path) is None:
+        if sweep.path.is_dir() and {path.name for path in sweep.path.iterdir()} - {"shared", sweep.lock.name}:
+            raise UsageError(f"{sweep.path} is there and is no sweep: choose another --run-name")
+        return sweep, fresh
+    frozen = sweep.read()
+    rungs = frozen.rungs if halving is None else fresh.rungs
+    differs = {
+        "the job file": (fresh.source, fresh.layers) != (frozen.source, frozen.layers),
+        "the settings of all points": _lasting(fresh) != _lasting(frozen),
+        "the varied settings": set(grid) != set(frozen.grids[0]),
+        "the rungs": rungs != frozen.rungs,
+    }
+    if any(differs.values()):
+        what = " and ".join(name for name, is_other in differs.items() if is_other)
+        raise UsageError(
+            f"{what} differ from those that {sweep.name} was begun with: take another --run-name"
+        )
+    grid = {key: grid[key] for key in frozen.grids[0]}
+    grids = frozen.grids if grid in frozen.grids else [*frozen.grids, grid]
+    return sweep, replace(fresh, grids=grids, rungs=rungs)
+
+
+def _lasting(definition: Definition) -> list[str]:
+    return sorted(item for item in definition.overrides if not item.startswith(MAY_CHANGE))
+
+
+def _rungs(config: Any, rungs: int, keep: float, by: str) -> Halving:
+    most = config.train.num_steps if config.stage in TRAINED_STAGES else config.script.steps or 0
+    steps = [round(most * keep**power) for power in range(rungs - 1, 0, -1)]
+    if not steps or len({0, *steps}) <= len(steps) or not 0 < keep < 1:
+        raise UsageError(
+            f"{rungs} rungs that keep {keep:.3g} do not fit {most} steps: give --rungs 2 or more, a --keep "
+            "below 1, and enough train.num_steps or script.steps"
+        )
+    return Halving(steps=steps, keep=keep, by=by)
+
+
+def _carry_out(
+    sweep: SweepDir,
+    definition: Definition,
+    planner: Planner,
+    steps: Sequence[PointStep],
+    ready: Ready,
+    order: Order,
+    at_most: int | None,
+    jobs: Jobs,
+) -> None:
+    """Freeze what is shared, then start every point of `ready`; add their jobs to `jobs`."""
+    if (pid := supervisor_pid(sweep)) is not None:
+        raise UsageError(
+            f"{sweep.name} runs here (process {pid}): wait for its end, or cancel it by `r1hpc cancel "
+            f"{sweep.path}`. Then the same command adds and resumes points"
+        )
+    start_run.create_parent(RunDir(sweep.path))
+    sweep.path.mkdir(mode=0o700, exist_ok=True)
+    with held(sweep, SUBMISSION) as lock:
+        if planner.shared is not None and not sweep.definition.is_file():
+            shutil.rmtree(sweep.shared.path, ignore_errors=True)  # left by a call that was cut off
+            sweep.shared.path.mkdir(mode=0o700)
+            snapshot.freeze(sweep.shared, ready[0][1].config, order.argv, order.overrides)
+            sweep.shared.config.unlink()  # it is no run
+        sweep.save(definition)
+        for step, _ in ready:  # a folder that a kill left without config.yaml cannot have a job
+            if step.action is Action.submit and step.run.path.is_dir():
+                shutil.rmtree(step.run.path)
+        if order.executor == "slurm":
+            _queue(steps, ready, order, at_most, jobs)
+        else:
+            _supervise(sweep, steps, ready, order, at_most or 1, lock, jobs)
+
+
+def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int | None, jobs: Jobs) -> None:
+    """Submit each point's job.
+
+    Raises:
+        R1hpcError: Slurm refused one; those before it are submitted.
+    """
+    for step in steps:
+        if step.job_id is not None and step.job_id not in all_slurm_jobs(step.run):
+            _adopt(step.run, step.job_id)
+    lanes = _lanes(list(jobs.values()), at_most)
+    for step, planned in ready:
+        lane = next(lanes)
+        ties = [planned.config.resources.dependency, f"afterany:{':'.join(lane)}" if lane else None]
+        options = {"dependency": fields.check("dependency", ",".join(filter(None, ties)))} if lane else {}
+        try:
+            job_id = start_run.start(replace(planned, script=planned.script.with_options(options)), order)
+        except R1hpcError as error:
+            if "MaxSubmit" in str(error) and jobs:  # the user's limit: the rest comes with another call
+                return
+            again = f"{len(jobs)} points have a job: the same command goes on from there"
+            raise R1hpcError(f"point {step.point.name}: {error}\n{again}") from None
+        jobs[step.point.name] = job_id
+        lane[:] = [job_id]
+
+
+def _lanes(jobs: Sequence[str], at_most: int | None) -> Iterator[list[str]]:
+    """Yield for each new job those that it waits for; the caller puts the new one in their place."""
+    lanes = [list(jobs[number::at_most]) for number in range(at_most or 0)]
+    number = len(jobs)
+    while True:
+        yield lanes[number % len(lanes)] if lanes else []
+        number += 1
+
+
+def _adopt(run: RunDir, job_id: str) -> None:
+    """Complete a submission that was cut off after sbatch took the job."""
+    from r1hpc.slurm.submitit_job import adopt  # loads submitit, which a dry run does not need
+
+    adopt(run, job_id)
+    record(run, "submitted", executor="slurm", job_id=job_id, script=str(run.script))
+
+
+def _supervise(
+    sweep: SweepDir,
+    steps: Sequence[PointStep],
+    ready: Ready,
+    order: Order,
+    at_most: int,
+    lock: int,
+    jobs: Jobs,
+) -> None:
+    """Write every folder, then start the one process that runs the points here."""
+    asked_at = time.time()
+    for step, planned in ready:
+        if planned.is_new:
+            start_run.create(step.run)
+        start_run.write(planned, order)
+    runs = [step.run for step in steps if step.job_id is not None] + [step.run for step, _ in ready]
+    words = ["chain", str(sweep.path), "--lock-fd", str(lock), "--at-most", str(at_most)]
+    words += ["--stages", *(str(run.path) for run in runs)]
+    process = start_detached(words, runs[-1], sweep.log, keep=(lock,))
+    for step, planned in ready:
+        jobs[step.point.name] = f"local-{process.pid}"
+        start_run.record_submission(planned, order, jobs[step.point.name], asked_at)

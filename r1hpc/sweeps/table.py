@@ -1,0 +1,213 @@
+"""Read the results of a sweep: one row per setting, with mean and interval over seeds.
+
+    table = read_table(sweep, "loss")
+    print(table.text())
+    table.draw(Path("sweep.png"))
+
+A setting called `seed` repeats the others. The interval is Student's, 95 %, for independent seeds.
+"""
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.attempt.workload import card_of
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.names import printable
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import format_table, wrap
+from r1hpc.reporting.drawing import Axes, Chart, dot, listed, named_rows, number_axis, save_png
+from r1hpc.reporting.style import colour
+from r1hpc.slurm import defaults
+from r1hpc.sweeps.folder import SweepDir
+from r1hpc.sweeps.plan import Action, PointStep, choose, config_of
+from r1hpc.telemetry.records.attempts import gpu_hours_used, read_history
+from r1hpc.telemetry.records.metrics import last_steps
+from r1hpc.telemetry.records.rungs import lower_is_better
+
+_MOST_DRAWN = 40
+_MOST_FAILED = 10
+_FIRST_CHOICES = ("pass@1", "reward", "loss")
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's 97.5 % quantiles for 1 to 10 degrees of freedom."""
+
+
+class Result(NamedTuple):
+    """One point: its state, and its numbers if it is finished."""
+
+    step: PointStep
+    state: str
+    detail: str = ""
+    numbers: Mapping[str, float] = {}
+    gpu_hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """All points that differ only in their seeds."""
+
+    settings: Mapping[str, str]
+    results: Sequence[Result]
+    values: Sequence[float]
+    """One for each finished point."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Return half of the interval of the mean; 0 for one seed, which has none."""
+        count = len(self.values)
+        if count < 2:
+            return 0.0
+        student = _T[count - 2] if count - 2 < len(_T) else 1.96 + 2.65 / (count - 1)
+        return student * statistics.stdev(self.values) / math.sqrt(count)
+
+    @property
+    def shown(self) -> str:
+        width = f" ± {self.half_width:.2g}" if len(self.values) > 1 else ""
+        return f"{self.mean:.4g}{width}" if self.values else "-"
+
+    @property
+    def name(self) -> str:
+        named = (f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
+        return " ".join(named) or "all"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "points": {each.step.point.name: each.state for each in self.results},
+            "values": self.values,
+            "mean": self.mean if self.values else None,
+            "half_width": self.half_width if len(self.values) > 1 else None,
+            "gpu_hours": sum(each.gpu_hours for each in self.results),
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results of a sweep so far, the best row first."""
+
+    sweep: SweepDir
+    by: str
+    """The number that is compared; empty while no point has one."""
+    rows: Sequence[Row]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [row.to_json() for row in self.rows]
+        return {"sweep": self.sweep.name, "sweep_dir": str(self.sweep.path), "by": self.by, "rows": rows}
+
+    def text(self) -> str:
+        """Return the table, and why points failed."""
+        results = [result for row in self.rows for result in row.results]
+        states = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in results).items())
+        keys = list(self.rows[0].settings)
+        headings = (*keys, "finished", f"{self.by or 'result'} (± 95 %)", "range", "GPU-hours")
+        rows = [
+            (
+                *row.settings.values(),
+                f"{sum(each.state == Action.skip for each in row.results)} of {len(row.results)}",
+                row.shown,
+                f"{min(row.values):.4g} to {max(row.values):.4g}" if len(row.values) > 1 else "",
+                f"{sum(each.gpu_hours for each in row.results):.2f}",
+            )
+            for row in self.rows
+        ]
+        failed = [f"{r.step.point.name} failed: {r.detail}" for r in results if r.state == State.failed]
+        table = format_table(headings, rows, right={len(keys) + 3}, indent="  ")
+        head = f"{self.sweep.name}: {states}\n  {self.sweep.path}\n"
+        return "\n".join([head, table, *map(wrap, failed[:_MOST_FAILED])])
+
+    def draw(self, path: Path) -> None:
+        """Write a chart of the best settings as PNG.
+
+        Raises:
+            UsageError: no point is finished.
+        """
+        rows = [row for row in self.rows if row.values][:_MOST_DRAWN]
+        if not rows:
+            raise UsageError(f"{self.sweep.name} has nothing to draw: no point is finished")
+        label = listed(self.by, [f"{row.name}: {row.shown}" for row in rows])
+        chart = Chart(self.by, self.by, label, lambda axes, width: _draw(axes, rows, width), 0, len(rows))
+        save_png([chart], f"{self.sweep.name}: {self.by}, mean with 95 % interval", path)
+
+
+def read_table(sweep: SweepDir, by: str | None = None) -> Table:
+    """Return the results of all points so far.
+
+    Args:
+        by: the number to compare, such as loss, reward or pass@1; None: the first of these that there is.
+
+    Raises:
+        UsageError: no point has this number.
+    """
+    definition = sweep.read()
+    points = definition.points()
+    stage = config_of(definition, points[0]).stage
+    executor = "slurm" if defaults.slurm_is_here() else "local"
+    results = [_result(step, stage) for step in choose(sweep, points, executor)]
+    known = dict.fromkeys(name for result in results for name in result.numbers)
+    by = by or next((name for name in (*_FIRST_CHOICES, *known) if name in known), "")
+    if known and by not in known:
+        raise UsageError(f"no point has {printable(by)}: --by one of {', '.join(known)}")
+    keys = [key for key in points[0].settings if key.rpartition(".")[2] != "seed"]
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(result.step.point.settings[key] for key in keys), []).append(result)
+    rows = [
+        Row(dict(zip(keys, values, strict=True)), group, [r.numbers[by] for r in group if by in r.numbers])
+        for values, group in groups.items()
+    ]
+    sign = 1 if lower_is_better(by) else -1
+    return Table(sweep, by, sorted(rows, key=lambda r: math.inf if math.isnan(r.mean) else sign * r.mean))
+
+
+def _result(step: PointStep, stage: str) -> Result:
+    if step.action is Action.submit:
+        return Result(step, "not submitted")
+    try:
+        history = read_history(step.run)
+        hours = gpu_hours_used(history, time.time())
+        if step.action is Action.skip:
+            return Result(step, step.action, "", _numbers(step.run, stage), hours)
+        if step.action is Action.resume:
+            now = read_situation(step.run)
+            return Result(step, now.state, now.detail, {}, hours)
+        running = State.queued if history.last is None else State.running
+        return Result(step, running if step.action is Action.leave else step.action, gpu_hours=hours)
+    except (R1hpcError, OSError) as error:  # a damaged point must not hide the others
+        return Result(step, "unreadable", str(error))
+
+
+def _numbers(run: RunDir, stage: str) -> dict[str, float]:
+    """Return the numbers of the last step and of the run's card."""
+    found: dict[str, float] = {}
+    for step in last_steps(run, 1):
+        numbers = {name: step.number(name) for name in ("loss", *(step.extra or {}))}
+        found |= {name: float(number) for name, number in numbers.items() if number is not None}
+    for name, text in card_of(run, stage):
+        try:
+            found[name] = float(text.split()[0])
+        except (ValueError, IndexError):
+            continue
+    return found
+
+
+def _draw(axes: Axes, rows: Sequence[Row], width: int) -> None:
+    """Draw a dot for each seed, on the interval of their mean."""
+    ys, _ = named_rows(axes, [(row.name, row.shown, row is rows[0]) for row in rows], width)
+    reach = [(row.mean - row.half_width, row.mean + row.half_width) for row in rows]
+    ends = [end for row, both in zip(rows, reach, strict=True) for end in (*both, *row.values)]
+    margin = (max(ends) - min(ends)) * 0.05 or abs(ends[0]) * 0.05 or 1.0
+    number_axis(axes.xaxis, min(ends) - margin, max(ends) + margin)
+    for y, row, both in zip(ys, rows, reach, strict=True):
+        axes.plot(both, [y, y], color=colour("median"), lw=2)
+        for value in row.values:
+            dot(axes, value, y, "useful", f"{row.name}: {value:.4g}", size=6)

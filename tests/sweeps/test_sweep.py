@@ -1,0 +1,138 @@
+"""Sweeps without a job: plans, refusals, tables, rungs."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.submission.order import Order, Purpose
+from r1hpc.sweeps.folder import Definition, SweepDir
+from r1hpc.sweeps.grid import read_words
+from r1hpc.sweeps.submit import _lanes, submit_sweep
+from r1hpc.sweeps.table import read_table
+from r1hpc.telemetry.records.metrics import MetricWriter
+from r1hpc.telemetry.records.rungs import Halving, stopped_at
+
+
+def dry_run(root: Path, *words: str, job: str = "smoke", halving: Any = None) -> dict[str, Any]:
+    grid, fixed = read_words(words)
+    order = Order(
+        Purpose.dry_run, executor="local", job=job, overrides=tuple(fixed), run_root=root, run_name="s"
+    )
+    return submit_sweep(order, grid, halving=halving)
+
+
+def write_sweep(root: Path, *words: str, rungs: Halving | None = None) -> SweepDir:
+    """The folder of a sweep of jobs/smoke.yaml, without its points."""
+    sweep = SweepDir(root / "s")
+    sweep.path.mkdir()
+    grid, _ = read_words(words)
+    sweep.save(
+        Definition("smoke", [{"stage": "pretrain", "data": {"recipe": "smoke"}}], [], None, [grid], rungs)
+    )
+    return sweep
+
+
+def write_point(sweep: SweepDir, name: str, losses: Sequence[float], finished: bool = True) -> RunDir:
+    run = sweep.stage(name)
+    run.create()
+    run.config.write_text("stage: pretrain\n")
+    metrics = MetricWriter(run, 1)
+    for step, loss in enumerate(losses, start=1):
+        metrics.step(global_step=step, loss=loss)
+    if finished:
+        run.finished.write_text("{}")
+    return run
+
+
+def test_ten_thousand_points_are_planned_in_seconds(tmp_path: Path) -> None:
+    began = time.process_time()
+    shown = dry_run(tmp_path, "train.lr=1e-3,2e-3", "train.num_steps=60,120", "train.seed=0..2499")
+    assert time.process_time() - began < 10
+    assert len(shown["points"]) == 10_000
+    few = dry_run(tmp_path, "train.lr=1e-3", "train.num_steps=60,120", "train.seed=0..1")
+    hours = [each["estimate"]["node_hours"]["p50"] for each in (shown, few)]
+    assert hours[0] == pytest.approx(2500 * hours[1], rel=0.01)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_impossible_value_names_its_point(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"point lr_x: train\.lr is 'x'"):
+        dry_run(tmp_path, "train.lr=1e-3,x")
+    with pytest.raises(UsageError, match="batch"):
+        dry_run(tmp_path, "train.micro_batch_size=2,7")
+    with pytest.raises(UsageError, match=r"write \{lr\} where its value goes"):
+        dry_run(tmp_path, "lr=1,2")
+
+
+def test_what_differs_from_the_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
+    write_sweep(tmp_path, "train.seed=0..1")
+    with pytest.raises(UsageError, match="the job file and the settings of all points differ"):
+        dry_run(tmp_path, "train.seed=0..1", "train.num_steps=7")
+    with pytest.raises(UsageError, match="the varied settings"):
+        dry_run(tmp_path, "train.lr=1,2")
+
+
+@pytest.mark.parametrize("rungs", [1, 9])
+def test_rungs_must_fit_the_steps(tmp_path: Path, rungs: int) -> None:
+    with pytest.raises(UsageError, match="do not fit 60 steps"):
+        dry_run(tmp_path, "train.seed=0..1", halving=(rungs, 1 / 3, "loss"))
+
+
+def test_a_job_waits_for_the_one_that_is_k_before_it() -> None:
+    waits = []
+    lanes = _lanes(["1", "2", "3"], 2)
+    for job in ("4", "5", "6", "7"):
+        lane = next(lanes)
+        waits.append(list(lane))
+        lane[:] = [job]
+    assert waits == [["2"], ["1", "3"], ["4"], ["5"]]
+    assert next(_lanes(["1"], None)) == []
+
+
+def test_the_table_has_means_and_intervals_over_seeds(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "train.lr=1e-3,1e-2", "train.seed=0..2")
+    for seed, loss in enumerate((1.0, 2.0, 3.0)):
+        write_point(sweep, f"lr_1e-3-seed_{seed}", [9.0, loss])
+    write_point(sweep, "lr_1e-2-seed_0", [9.0, 0.5])
+    write_point(sweep, "lr_1e-2-seed_1", [0.1], finished=False)
+    best, other = read_table(sweep).rows
+    assert (best.settings, list(best.values)) == ({"train.lr": "1e-2"}, [0.5])
+    assert other.mean == 2.0
+    assert other.half_width == pytest.approx(4.303 / math.sqrt(3))  # Student, two degrees of freedom
+    text = read_table(sweep).text()
+    assert "1e-3      3 of 3    2 ± 2.5" in text
+    assert "1e-2      1 of 3    0.5" in text
+    assert "1 not submitted" in text
+    read_table(sweep).draw(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="--by one of loss"):
+        read_table(sweep, "pass@1")
+
+
+def test_a_point_is_stopped_at_a_rung_if_too_many_are_better(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "train.seed=0..5", rungs=Halving(steps=[2], keep=1 / 3, by="loss"))
+    losses = (5.0, 4.0, 6.0, 4.5, 3.0, math.nan)
+    runs = [write_point(sweep, f"seed_{n}", [1.0, loss, loss], False) for n, loss in enumerate(losses)]
+    assert [run.stop.exists() for run in runs] == [False, False, True, True, False, True]
+    assert stopped_at(sweep.path) == {"seed_2": 2, "seed_3": 2, "seed_5": 2}
+    runs[0].train_metrics.unlink()
+    MetricWriter(runs[0], 2).step(global_step=2, loss=99.0)  # a repeated step decides nothing anew
+    assert not runs[0].stop.exists()
+    assert [each.state for row in read_table(sweep).rows for each in row.results][2] == "stopped at a rung"
+
+
+def test_accuracy_at_a_rung_is_better_if_higher(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "train.seed=0..1", rungs=Halving(steps=[1], keep=0.5, by="reward"))
+    runs = [sweep.stage(f"seed_{n}") for n in range(2)]
+    for run, reward in zip(runs, (0.2, 0.1), strict=True):
+        run.create()
+        MetricWriter(run, 1).step(global_step=1, loss=1.0, reward=reward)
+    assert [run.stop.exists() for run in runs] == [False, True]
+    assert json.loads(sweep.definition.read_text())["rungs"]["by"] == "reward"
