@@ -67,6 +67,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    folders = "r1hpc|tests|research|benchmarks|experiments|configs|jobs|shards|sbatch"
+    named = re.findall(rf"`((?:{folders})/[\w/.-]+\.(?:py|yaml|sh|md))(?:::\w+)?`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists() and "mine" not in name] == []
+
+
 def _exists(page: Path, link: str) -> bool:
     path, _, anchor = link.partition("#")
     if path in _SITE_ONLY:

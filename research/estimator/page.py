@@ -123,7 +123,7 @@ _TAIL = """
   constant stands for the usual ones.
 - H100 and H800 runs come from three teams. Two rows (8 B on 15 T tokens) cost twice what the model explains.
 - FP32 and TF32 have no published run. The ratio of the peaks is used.
-- CPU runs use other rules: `r1hpc/plan/hours/goodput.py`.
+- CPU runs use other rules: `r1hpc/plan/hours/estimate_run.py`.
 
 Your own finished runs correct the estimate: `r1hpc/accounting/correction.py`.
 """
