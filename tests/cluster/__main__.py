@@ -69,8 +69,10 @@ mount -t tmpfs tmpfs /etc/netns
 grep -v 'r1hpc test cluster' /etc/hosts > /run/hosts || true
 mount --bind /run/hosts /etc/hosts
 ip link set lo up
-"$@" # no exec: a shell reaps the orphans
-exit
+status=0
+"$@" || status=$? # no exec: a shell reaps the orphans
+rm -rf "$TMPDIR"
+exit $status
 """
 
 
