@@ -1,7 +1,6 @@
 """Show the state of a run and of its attempts.
 
     python -m r1hpc.status                     # the newest run under the run root
-    python -m r1hpc.status RUN_DIR --watch     # refresh until it is over
     python -m r1hpc.status --all               # every run under the run root, one line each
     python -m r1hpc.status RUN_DIR --json      # state, attempt, global_step, ..., attempts: [...]
     python -m r1hpc.status CHAIN               # each stage of a chain; CHAIN/STAGE is a run
@@ -12,10 +11,9 @@ waits for Slurm, if there is one, at most 5 seconds; otherwise the answer is "as
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
@@ -43,20 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.submission.chain.folder import choose_chain
 
-    if arguments.watch and (arguments.json or arguments.all):
-        raise UsageError("--watch redraws one run for a person: leave --json and --all out")
-    if not 0.2 <= arguments.every <= 86400:
-        raise UsageError(f"--every {arguments.every:g} is not between 0.2 and 86400 seconds")
+    if arguments.watch:
+        raise UsageError("--watch has a command of its own: python -m r1hpc.watch RUN")
     if arguments.all:
         return _show_all(arguments)
     chain = choose_chain(arguments.run_dir, arguments.run_root)
     if chain is None:
-        show = partial(_run_now, choose_run(arguments.run_dir, arguments.run_root))
+        shown, text = _run_now(choose_run(arguments.run_dir, arguments.run_root))
     else:
-        show = partial(_chain_now, chain)
-    if arguments.watch:
-        return _watch(show, arguments.every)
-    shown, text, _ = show()
+        shown, text = _chain_now(chain)
     if arguments.json:
         print_json(shown)
     else:
@@ -64,24 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_now(run: RunDir) -> tuple[dict[str, Any], str, bool]:
-    """Return the object of --json, the text, and whether the run is over."""
+def _run_now(run: RunDir) -> tuple[dict[str, Any], str]:
+    """Return the object of --json, and the text."""
     from r1hpc.accounting.open_ledger import settled_ledger
 
     now = time.time()
     ledger = settled_ledger(run, now)
     shown = as_json(ledger)
-    return shown, as_text(ledger, shown, now), ledger.situation.state.is_over
+    return shown, as_text(ledger, shown, now)
 
 
-def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str, bool]:
+def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str]:
     """Return the same for a chain."""
     from r1hpc.submission.chain.state import read_chain_situation
 
     now = read_chain_situation(chain)
     ledgers = _ledgers_of(now, time.time())
     shown = _chain_as_json(now, ledgers)
-    return shown, chain_as_text(shown, ledgers), now.state.is_over
+    return shown, chain_as_text(shown, ledgers)
 
 
 def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
@@ -147,8 +140,7 @@ def _number(value: object) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
-    parser.add_argument("--watch", action="store_true", help="refresh every SECONDS until the run is over")
-    parser.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two (10)")
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
@@ -333,17 +325,6 @@ def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
         "-" if shown[key] is None else str(shown[key]) for key in ("attempt", "global_step", "num_steps")
     )
     return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
-
-
-def _watch(show: Callable[[], tuple[dict[str, Any], str, bool]], every_s: float) -> int:
-    clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
-    while True:
-        _, text, is_over = show()
-        print(clear + text, flush=True)
-        if is_over:
-            return 0
-        time.sleep(every_s)
-        print()
 
 
 def _last_committed_step(run: RunDir) -> int | None:

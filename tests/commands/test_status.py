@@ -188,17 +188,9 @@ def test_a_torn_last_line_and_a_foreign_config_do_not_stop_status(
     assert (shown["global_step"], shown["num_steps"], shown["state"]) == (40, None, "finished")
 
 
-def test_watch_ends_with_the_run(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status.main(["--watch"]) == 0
-    assert capsys.readouterr().out.count("demo: finished") == 1
-    with pytest.raises(UsageError, match="leave --json"):
-        status.main(["--watch", "--json"])
-
-
-@pytest.mark.parametrize("every", ["0", "-1", "inf", "nan"])
-def test_watch_refuses_a_period_that_is_none(finished: RecordedRun, every: str) -> None:
-    with pytest.raises(UsageError, match="--every"):
-        status.main(["demo", "--watch", "--every", every])
+def test_watching_has_a_command_of_its_own(finished: RecordedRun) -> None:
+    with pytest.raises(UsageError, match=r"python -m r1hpc\.watch RUN"):
+        status.main(["demo", "--watch"])
 
 
 def test_a_living_supervisor_is_running_and_a_dead_one_has_failed(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from r1hpc.base.tables import format_table
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.serving.client import Client
 from r1hpc.serving.loadtest.load import (
@@ -38,6 +39,7 @@ _FORMAT = 1
 _LATE_S = 0.01
 _LATE_SHARE = 0.2
 _MOST_NAMED = 3
+_TABLE_WIDTH = 200
 _NONE = "-"
 _TIMES = [f"p{p}" for p in PERCENTILES]
 HEADINGS = (
@@ -106,7 +108,9 @@ class LoadReport:
             "TTFT: time to the first token, gap: between two tokens, both in ms",
             "",
         ]
-        return [*head, *_columns([HEADINGS, *(row(level) for level in self.levels)]), "", *self.findings()]
+        rows = [row(level) for level in self.levels]
+        table = format_table(HEADINGS, rows, right=range(1, len(HEADINGS)), width=_TABLE_WIDTH)
+        return [*head, table, "", *self.findings()]
 
     def findings(self) -> list[str]:
         """Return sentences on saturation, failures, memory, and doubtful figures."""
@@ -237,18 +241,6 @@ def _said(detail: str | None) -> str:
 def _is_late(level: Level) -> bool:
     late, gap = level.late_s.percentile(99) or 0.0, level.gap_s.percentile(50) or 0.0
     return late > max(_LATE_S, _LATE_SHARE * gap)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Pad the columns: the first to the left, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(each, widths, strict=True))
-        ).rstrip()
-        for each in rows
-    ]
 
 
 @dataclass(frozen=True)
