@@ -70,11 +70,7 @@ def _source(arguments: Any) -> RunDir | Path:
 
 
 def _as_json(source: RunDir | Path, out: Path, done: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "run_id": full_name(source) if isinstance(source, RunDir) else None,
-        "folder": str(out),
-        **done,
-    }
+    return {"run_id": full_name(source) if isinstance(source, RunDir) else None, "folder": str(out), **done}
 
 
 def _made(source: RunDir | Path, out: Path, done: dict[str, Any]) -> str:

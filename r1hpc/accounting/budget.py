@@ -26,16 +26,7 @@ from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.slurm.queue import TresLimit
 
 OVERRIDE_FLAG = "--over-budget"
-_KEYS = (
-    "account",
-    "gpu_hours",
-    "start",
-    "end",
-    "warn_at",
-    "max_gpu_hours_per_run",
-    "override",
-    "campaign",
-)
+_KEYS = ("account", "gpu_hours", "start", "end", "warn_at", "max_gpu_hours_per_run", "override", "campaign")
 
 
 def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -353,10 +353,7 @@ def measured_run(run: RunDir, now: float) -> Estimate:
         return found
     card = {"gpu": planned.assumptions["gpu"]}
     return replace(
-        found,
-        baselines=planned.baselines,
-        memory=planned.memory,
-        assumptions={**card, **found.assumptions},
+        found, baselines=planned.baselines, memory=planned.memory, assumptions={**card, **found.assumptions}
     )
 
 

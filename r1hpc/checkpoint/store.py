@@ -262,10 +262,7 @@ class CheckpointStore:
         return problems
 
     def newest_verified(
-        self,
-        ranks: Ranks = ALONE,
-        report: Callable[[str], object] = _log.warning,
-        below: int | None = None,
+        self, ranks: Ranks = ALONE, report: Callable[[str], object] = _log.warning, below: int | None = None
     ) -> Checkpoint | None:
         """Return the newest checkpoint whose every byte verifies; None if there are no folders.
 

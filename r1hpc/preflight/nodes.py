@@ -128,11 +128,7 @@ def texts_of(text: str) -> Iterator[str]:
 
 
 def judge_nodes(
-    answers: Answers,
-    num_nodes: int,
-    expected_gpus: int | None,
-    uses_munge: bool,
-    image: str | None = None,
+    answers: Answers, num_nodes: int, expected_gpus: int | None, uses_munge: bool, image: str | None = None
 ) -> list[SiteFinding]:
     """Judge every node by itself, merged where they agree, and the nodes against one another.
 

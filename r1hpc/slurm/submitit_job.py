@@ -23,11 +23,7 @@ from r1hpc.slurm import payload
 from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 
 
-def submit(
-    run: RunDir,
-    num_tasks: int = 1,
-    known: Collection[str] | None = None,
-) -> str:
+def submit(run: RunDir, num_tasks: int = 1, known: Collection[str] | None = None) -> str:
     """Submit the job.sh of a run and leave the payload for its ranks; return the job id.
 
     Args:
@@ -70,11 +66,7 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
     """submitit's Slurm executor with the run's own script."""
 
     def __init__(
-        self,
-        run: RunDir,
-        num_tasks: int,
-        job_id: str | None = None,
-        known: Collection[str] | None = None,
+        self, run: RunDir, num_tasks: int, job_id: str | None = None, known: Collection[str] | None = None
     ) -> None:
         super().__init__(folder=payload.folder_of(run.path))
         self._run = run

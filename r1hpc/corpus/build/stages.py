@@ -163,13 +163,7 @@ def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How
     return _Stages(recipe, spans, work, how).run()
 
 
-def run_share(
-    recipe: Recipe,
-    spans: Sequence[SourceSpan],
-    work: Work,
-    share: Share,
-    how: How,
-) -> None:
+def run_share(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, share: Share, how: How) -> None:
     """Make the units of a share, and the missing ones of earlier stages.
 
     Raises:
@@ -185,12 +179,7 @@ def run_share(
 
 class _Stages:
     def __init__(
-        self,
-        recipe: Recipe,
-        spans: Sequence[SourceSpan],
-        work: Work,
-        how: How,
-        share: Share | None = None,
+        self, recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How, share: Share | None = None
     ) -> None:
         self._recipe, self._work, self._how = recipe, work, how
         self._share = share

@@ -46,14 +46,7 @@ MIN_SENTENCES = 5
 MIN_WORDS_PER_LINE = 3
 C4_MAX_WORD_LENGTH = 1000
 _C4_ENDS = (".", "?", "!", '"', "'", "\u201d", "\u3002", "\uff1f", "\uff01")
-_POLICY = (
-    "terms of use",
-    "privacy policy",
-    "cookie policy",
-    "uses cookies",
-    "use of cookies",
-    "use cookies",
-)
+_POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d)\]]*(?=\s|$)|[\u3002\uff1f\uff01]+")
 # FineWeb.

@@ -180,11 +180,7 @@ def recipe_mix(manifest: DatasetManifest) -> MixRecipe | None:
 
 
 def shares(
-    mix: MixRecipe,
-    sources: Sequence[dict[str, Any]],
-    *,
-    of: str,
-    weights: Mapping[str, float] | None = None,
+    mix: MixRecipe, sources: Sequence[dict[str, Any]], *, of: str, weights: Mapping[str, float] | None = None
 ) -> tuple[float, ...]:
     """Return the share of each source, summing to 1, in samples that are windows (`of` tokens) or documents.
 

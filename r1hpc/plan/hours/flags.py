@@ -16,11 +16,7 @@ from r1hpc.base.cli import ArgumentParser
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.plan.hours.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S
-from r1hpc.plan.hours.workload import (
-    ASSUMED_GPU,
-    PRECISIONS,
-    RECOMPUTATION,
-)
+from r1hpc.plan.hours.workload import ASSUMED_GPU, PRECISIONS, RECOMPUTATION
 
 METHODS = ("flops", "seed", "measured")
 

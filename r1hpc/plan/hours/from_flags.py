@@ -132,16 +132,10 @@ def _gpu(arguments: argparse.Namespace) -> Gpu:
     if peak is None:
         known = find_gpu(arguments.gpu or ASSUMED_GPU)
         return dataclasses.replace(
-            known,
-            memory_gib=memory or known.memory_gib,
-            bandwidth_tb_s=bandwidth or known.bandwidth_tb_s,
+            known, memory_gib=memory or known.memory_gib, bandwidth_tb_s=bandwidth or known.bandwidth_tb_s
         )
     return Gpu(
-        arguments.gpu or "unnamed",
-        peak,
-        memory or 80.0,
-        bandwidth or _ASSUMED_BANDWIDTH_TB_S,
-        has_fp8=True,
+        arguments.gpu or "unnamed", peak, memory or 80.0, bandwidth or _ASSUMED_BANDWIDTH_TB_S, has_fp8=True
     )
 
 

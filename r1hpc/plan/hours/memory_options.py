@@ -145,10 +145,7 @@ def guessed_shape(work: Workload) -> ModelShape:
 
 
 def option_of(
-    shape: ModelShape,
-    work: Workload,
-    beside: Beside | None = None,
-    logits_chunk_tokens: int | None = None,
+    shape: ModelShape, work: Workload, beside: Beside | None = None, logits_chunk_tokens: int | None = None
 ) -> Option:
     """Return the memory per GPU of `work` in its own ZeRO configuration, and its expected speed.
 
@@ -215,10 +212,7 @@ def _offloaded(
 def _with_sampler(plan: MemoryPlan, run: MemoryPlan) -> MemoryPlan:
     """Add the reference and the sampler of a run."""
     return replace(
-        plan,
-        reference_gib=run.reference_gib,
-        sampler_gib=run.sampler_gib,
-        sampler_stays=run.sampler_stays,
+        plan, reference_gib=run.reference_gib, sampler_gib=run.sampler_gib, sampler_stays=run.sampler_stays
     )
 
 

@@ -26,10 +26,7 @@ _ENCLOSED = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
 _INDEX = {"\u221a": "", "\u221b": "[3]"}
 _THIN = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
 _TYPESET = (
-    (
-        re.compile("[\uff01-\uff5e\U0001d7ce-\U0001d7ff]"),
-        lambda found: _plain(found[0]),
-    ),
+    (re.compile("[\uff01-\uff5e\U0001d7ce-\U0001d7ff]"), lambda found: _plain(found[0])),
     (re.compile(f"(?<=\\d)[{_THIN}](?=\\d{{3}}(?!\\d))"), lambda _: ","),
     (re.compile(f"[{_THIN}]"), lambda _: " "),
     (re.compile("[\u200b-\u200d\u2060\ufeff]"), lambda _: ""),

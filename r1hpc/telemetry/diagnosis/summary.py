@@ -312,12 +312,7 @@ def _summarise(
 
 
 def _spans(
-    run: RunDir,
-    stage: str,
-    each: AttemptSummary,
-    useful: list[Step],
-    lost: list[Step],
-    all_events: _Events,
+    run: RunDir, stage: str, each: AttemptSummary, useful: list[Step], lost: list[Step], all_events: _Events
 ) -> Iterable[Span]:
     """Yield spans like timeline.spans_of."""
     if not each.has_steps:

@@ -135,10 +135,7 @@ def _keep_frozen_once(engine: Any) -> None:
 
 
 def write_file(
-    path: Path,
-    state: Any,
-    stop: threading.Event | None = None,
-    wrote: Callable[[], object] = lambda: None,
+    path: Path, state: Any, stop: threading.Event | None = None, wrote: Callable[[], object] = lambda: None
 ) -> None:
     """Write with torch.save. Raise AbandonedError soon after `stop` is set, and OSError if a write fails.
 

@@ -350,12 +350,7 @@ class Snapshots:
         return self._usual_s <= seconds_left < rest_s + self._usual_s
 
     def _write_own(
-        self,
-        step: int,
-        staging: Path,
-        files: list[File],
-        write_more: Callable[[Path], None],
-        write: Write,
+        self, step: int, staging: Path, files: list[File], write_more: Callable[[Path], None], write: Write
     ) -> Records:
         """Move the files into place and seal all that this rank wrote; in the thread of the write."""
         try:

@@ -151,10 +151,7 @@ def _stopped(session: Session, stage: Stage, step: int) -> Outcome:
 
 
 def optimizer_step(
-    session: Session,
-    step: int,
-    losses: Iterable[torch.Tensor],
-    sums: Callable[[], Sequence[float]],
+    session: Session, step: int, losses: Iterable[torch.Tensor], sums: Callable[[], Sequence[float]]
 ) -> StepResult:
     """Run forward and backward for each micro batch, DeepSpeed's step, and the agreement of all ranks on it.
 

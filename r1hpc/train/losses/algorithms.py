@@ -211,11 +211,7 @@ def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def value_loss(
-    values: torch.Tensor,
-    old_values: torch.Tensor,
-    returns: torch.Tensor,
-    weights: torch.Tensor,
-    clip: float,
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, weights: torch.Tensor, clip: float
 ) -> torch.Tensor:
     """Return the critic's clipped squared error, weighted and summed (PPO's reference implementation)."""
     bounded = old_values + (values - old_values).clamp(-clip, clip)

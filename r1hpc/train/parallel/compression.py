@@ -209,12 +209,7 @@ class PowerSgd(Compressor):
     """Matrices M as P Q^T, by one step of the power iteration, which continues from the last step's Q."""
 
     def __init__(
-        self,
-        engine: Any,
-        group: Group,
-        parameters: Mapping[str, torch.nn.Parameter],
-        rank: int,
-        seed: int,
+        self, engine: Any, group: Group, parameters: Mapping[str, torch.nn.Parameter], rank: int, seed: int
     ) -> None:
         super().__init__(engine, group, parameters)
         for name, parameter in parameters.items():

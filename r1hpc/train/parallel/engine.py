@@ -126,10 +126,7 @@ def build_engine(
     """Return the DeepSpeedEngine around the model."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     engine, _, _, _ = deepspeed.initialize(
-        model=network,
-        model_parameters=parameters or trainable,
-        config=ds_config,
-        dist_init_required=False,
+        model=network, model_parameters=parameters or trainable, config=ds_config, dist_init_required=False
     )
     return engine
 

@@ -232,11 +232,7 @@ class Report:
 
 
 def export_measured(
-    config: RunConfig,
-    source: Path,
-    folder: Path,
-    asked: Asked,
-    code: Path | None = None,
+    config: RunConfig, source: Path, folder: Path, asked: Asked, code: Path | None = None
 ) -> Report:
     """Quantise the model of `source` into `folder`, read it back, and run both on a run's questions.
 

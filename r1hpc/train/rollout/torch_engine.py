@@ -275,11 +275,7 @@ class TorchSampler:
 
 
 def choose(
-    logits: torch.Tensor,
-    temperature: float,
-    keys: npt.NDArray[np.uint64],
-    position: int,
-    cut: Cut = WHOLE,
+    logits: torch.Tensor, temperature: float, keys: npt.NDArray[np.uint64], position: int, cut: Cut = WHOLE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution.
 
