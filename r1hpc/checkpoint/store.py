@@ -184,7 +184,8 @@ class CheckpointStore:
             self.abandon(step, attempt, token)
             raise
         point_latest(self.root, checkpoint.path, staging.parent)
-        self._remember(checkpoint)
+        if now := fingerprint(checkpoint.path):
+            self._verified[checkpoint.path] = now
         return checkpoint
 
     def abandon(self, step: int, attempt: int, token: str, *, hurry: bool = False) -> None:
@@ -338,10 +339,6 @@ class CheckpointStore:
             named = ""
         if named != newest.name:
             report(f"{hint} names {named!r}; using {newest.name}, the newest that verifies")
-
-    def _remember(self, checkpoint: Checkpoint) -> None:
-        if now := fingerprint(checkpoint.path):
-            self._verified[checkpoint.path] = now
 
     # Retention
 

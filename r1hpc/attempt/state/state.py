@@ -33,7 +33,6 @@ from r1hpc.telemetry.records.attempts import (
     Attempt,
     Cause,
     History,
-    NotBegun,
     read_history,
     read_run_events,
 )
@@ -215,7 +214,9 @@ def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) 
         report = replace(report, cancelled=True)
     refusal = history.not_begun
     if refusal is not None and history.is_newer("not_begun", *NAMING):
-        return _of_refusal(refusal)
+        if refusal.cause in (Cause.stopped, Cause.cancelled):
+            return State(refusal.cause.value), refusal.detail
+        return State.failed, f"{refusal.cause.value}: {refusal.detail}"
     if job is None and last is None:
         lost = last_attempt_with_logs(run)
         why = f"{run.attempts.name} is empty or gone: restore it, or go on by submit --resume"
@@ -349,13 +350,6 @@ def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> 
         detail=f"job {job.job_id} was {newest.state} (sacct)",
         states=frozenset({(began_in or newest).state}),
     )
-
-
-def _of_refusal(refusal: NotBegun) -> tuple[State, str]:
-    """Judge a run whose `begin` recorded that no attempt follows."""
-    if refusal.cause in (Cause.stopped, Cause.cancelled):
-        return State(refusal.cause.value), refusal.detail
-    return State.failed, f"{refusal.cause.value}: {refusal.detail}"
 
 
 def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State, str]:

@@ -104,7 +104,9 @@ def encode_span(
     """
     if recipe.is_traces:
         assert encoder is not None, "the recipe refuses traces with tokenizer.kind ids"
-        yield from _encode_traces(recipe, span, encoder, count)
+        # Prompt and completion separately, so that the prompt's ids are those a sampler will see.
+        for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
+            yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), count)
     else:
         yield from _encode_documents(recipe, span, vocabulary, encoder, count)
 
@@ -245,14 +247,6 @@ def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes |
             f"{path}, document at {document.position}: not UTF-8 ({error.reason} at byte {error.start}); "
             f"set on_invalid_utf8: skip or replace for source {source.name}"
         ) from None
-
-
-def _encode_traces(
-    recipe: Recipe, span: SourceSpan, encoder: Encoder, count: SourceCount
-) -> Iterator[Encoded]:
-    """Encode prompt and completion separately, so that the prompt's ids are those a sampler will see."""
-    for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
-        yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), count)
 
 
 def _sound(

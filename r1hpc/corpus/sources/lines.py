@@ -69,7 +69,10 @@ def open_file(path: Path) -> IO[bytes]:
     if path.name.endswith(".bz2"):
         return bz2.open(path, "rb")
     if path.name.endswith(".zst"):
-        return _open_zstd(path)
+        import pyarrow
+
+        raw: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return io.BufferedReader(raw, _BLOCK)
     return path.open("rb")
 
 
@@ -202,13 +205,6 @@ def _first_line(file: IO[bytes], start: int, stop: int | None) -> int:
         if not block or block.endswith(b"\n"):
             break
     return position
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    import pyarrow
-
-    raw: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-    return io.BufferedReader(raw, _BLOCK)
 
 
 def parse_trace(

@@ -75,9 +75,6 @@ class Workload:
         if self.zero_stage not in (None, 0, 1, 2, 3):
             raise UsageError(f"--zero-stage is {self.zero_stage}: it must be 0, 1, 2 or 3")
         check_precision(self.precision, self.gpu)
-        self._check_layout()
-
-    def _check_layout(self) -> None:
         ways = self.model_parallel
         if ways is not None and self.num_gpus is not None and self.num_gpus % ways:
             raise UsageError(f"--num-gpus {self.num_gpus} is not a multiple of tensor x pipeline = {ways}")

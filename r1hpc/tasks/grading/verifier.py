@@ -208,12 +208,6 @@ class Verifier:
             raise R1hpcError(f"the verifier took over {_START_LIMIT_S:g} s to prepare {metadata}") from None
         self._prepared = metadata
 
-    def _wait_ready(self, worker: WorkerProcess) -> None:
-        if self._own:
-            wait_for_own(worker, self._own)
-        else:
-            worker.wait_ready(_START_LIMIT_S)
-
     def _started(self) -> WorkerProcess:
         return WorkerProcess("r1hpc.tasks.grading.worker", self._arguments)
 
@@ -222,7 +216,10 @@ class Verifier:
             self._worker = self._started()
             self.stats.restarts += 1
         if not self._ready:
-            self._wait_ready(self._worker)
+            if self._own:
+                wait_for_own(self._worker, self._own)
+            else:
+                self._worker.wait_ready(_START_LIMIT_S)
             self._ready = True
         return self._worker
 

@@ -131,7 +131,11 @@ class Device:
             record.update(dict.fromkeys(LINKS))
             if "error" not in record:
                 self._fill(record, self._link_ways)
-        self._note_reset(record)
+        energy = record["energy_j"]
+        if energy is not None:
+            if energy < self._last_energy_j:
+                record["energy_reset"] = True
+            self._last_energy_j = energy
         return record
 
     def read(self, links: bool = True) -> GpuReading:
@@ -152,13 +156,6 @@ class Device:
                         record["error"] = _DEVICE_ERRORS[error.value]
                         return
                 break
-
-    def _note_reset(self, record: _Record) -> None:
-        energy = record["energy_j"]
-        if energy is not None:
-            if energy < self._last_energy_j:
-                record["energy_reset"] = True
-            self._last_energy_j = energy
 
 
 class Nvml:
