@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import RUN_NAMES, all_runs, choose_run, existing_run_root
+from r1hpc.base.find_run import RUN_NAMES, SWEEP, all_runs, choose_run, existing_run_root, list_runs
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.base.tables import wrap
 
@@ -110,7 +110,10 @@ def _named(given: Sequence[str | None], run_root: str | None) -> list[RunDir]:
 
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
-    """Return the named run, or the submitted stages of a chain."""
+    """Return the named run, the submitted stages of a chain, or the points of a sweep."""
+    for folder in (Path(given), run_root_of(run_root) / given) if given else ():
+        if (folder / SWEEP).is_file():
+            return list_runs(folder)[::-1]
     from r1hpc.submission.chain.folder import choose_chain
 
     chain = choose_chain(given, run_root)

@@ -33,6 +33,8 @@ def test_one_failing_point_harms_none_and_the_rest_is_skipped_or_resumed(tmp_pat
         ({"options.count": "5"}, 5.0, 2),
         ({"options.count": "3"}, 3.0, 3),
     ]
+    report = call(tmp_path, str(there.path), env=env, command="report").stdout
+    assert all(name in report for name in states)
     assert (there.stage("count_3-seed_0").code / "r1hpc").samefile(there.shared.code / "r1hpc")
 
     wait_until("the supervisor's end", lambda: is_free(there.lock), 60)
