@@ -20,11 +20,13 @@ from r1hpc.__main__ import COMMANDS
 from r1hpc.base.cli import ArgumentParser
 from r1hpc.config import load
 from r1hpc.config.load import known_keys
+from r1hpc.corpus.recipe.recipe import parse_recipe
 from tests.test_writing import PAGES, ROOT
 
 _SITE_ONLY = {"commands.md", "recipes.md", "contributing.md"}  # made by research/docs_site.py
 _PROGRAM = re.compile(r"([\w./-]*/)?(python3?(\.11)?|r1hpc|make|pip|sbatch)$")
 _PLANNED = re.compile(r"submit (jobs/\w+\.yaml|--nodes \d)")
+_CHEAP = re.compile(r"-m r1hpc\.(estimate (--params|jobs/)|settings jobs/|shard plan stdlib)")
 _YOURS = re.compile(r"jobs/(mine|r1_a100)\.yaml|\$|/scratch|\bDIR\b")  # needs files of the reader
 
 
@@ -150,6 +152,30 @@ def test_a_job_on_the_pages_is_planned(line: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("R1HPC_RUN_ROOT", str(tmp_path))
     monkeypatch.chdir(ROOT)
     assert importlib.import_module("r1hpc.submit").main([*argv, "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("line", sorted({line for _, line in ALL if _CHEAP.search(line)}))
+def test_a_cheap_command_on_the_pages_runs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("R1HPC_RUN_ROOT", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    module, *argv = shlex.split(line.partition("-m ")[2])
+    assert importlib.import_module(module).main(argv) == 0
+    assert capsys.readouterr().out
+
+
+def test_recipes_on_the_pages_are_recipes(tmp_path: Path) -> None:
+    found = [
+        block
+        for page in PAGES
+        for block in blocks(page)
+        if re.match(r"(name: \S+\n.*)?sources:\n", block, re.S)
+    ]
+    assert len(found) > 1
+    for block in found:
+        content = {"name": "example", "tokenizer": {"kind": "bytes"}} | yaml.safe_load(block)
+        parse_recipe(content, tmp_path)
 
 
 def test_settings_on_the_pages_are_settings(tmp_path: Path) -> None:
