@@ -24,6 +24,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, paths
 from r1hpc.config.hub import local_folder
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.stored import PlanFacts
@@ -89,7 +90,7 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
             teacher = _expected(stage.config.rl.teacher, chain, models)
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
             _refuse_what_none_leaves(stage, definition, chain)
-            if stage.config.stage in TRAINED_STAGES:
+            if _leaves_model(stage.config):
                 models[stage.name] = load_model_config(
                     stage.config, workload_of(stage.config.stage).vocab_size(stage.config), expected
                 )
@@ -236,17 +237,27 @@ def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainD
             folder = chain.stage(other.name).path
             if not Path(path).is_relative_to(folder):
                 continue
-            left = _leaves(other.config.stage)
+            left = _leaves(other.config)
             if str(Path(path).relative_to(folder)) not in left:
                 what = f"{' and '.join(left)} alone" if left else "neither a model nor traces"
-                raise UsageError(f"{key}={path}: stage {other.name} ({other.config.stage}) leaves {what}")
+                is_script = other.config.stage == "script"
+                hint = "; set its model.path to the model it begins from" * is_script
+                raise UsageError(
+                    f"{key}={path}: stage {other.name} ({other.config.stage}) leaves {what}{hint}"
+                )
 
 
-def _leaves(kind: str) -> tuple[str, ...]:
-    """Return what a stage of this kind leaves in its folder for others."""
-    if kind in TRAINED_STAGES:
+def _leaves(config: RunConfig) -> tuple[str, ...]:
+    """Return what a stage leaves in its folder for others."""
+    if _leaves_model(config):
         return ("model",)
-    return ("traces.jsonl",) if kind in ("traces", "generate") else ()
+    return ("traces.jsonl",) if config.stage in ("traces", "generate") else ()
+
+
+def _leaves_model(config: RunConfig) -> bool:
+    """True for a stage that trains; a script counts if it names the model it begins from."""
+    is_told = config.stage == "script" and bool(config.model.path or config.model.config)
+    return config.stage in TRAINED_STAGES or is_told
 
 
 def _expected(

@@ -26,6 +26,7 @@ from r1hpc.telemetry.records.attempts import read_history
 _MAY_CHANGE_SECTIONS = (
     *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
     "rollout.vllm_options.",  # memory and speed
+    "script.env.",
 )
 _MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
@@ -35,6 +36,8 @@ _MAY_CHANGE_KEYS = (
     # Limits and checks that change no number.
     *("rollout.max_logprob_difference", "rollout.prove_every"),
     *("train.max_skipped_steps", "train.stop_grad_norm"),
+    *("script.resume_args", "script.checkpoints", "script.steps", "script.stop_signal"),
+    "script.python",
     "data.mix.schedule",  # its past part is compared with the checkpoint
 )
 
