@@ -50,7 +50,10 @@ class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loaders[module.__name__].exec_module(module)
-        importlib.import_module(_ATTACHED_TO[module.__name__]).attach(module)
+        try:
+            importlib.import_module(_ATTACHED_TO[module.__name__]).attach(module)
+        except (AttributeError, ImportError) as error:  # another version than the ones we know
+            print(f"r1hpc: no support for this {module.__name__} ({error})", file=sys.stderr, flush=True)
 
 
 def install() -> None:

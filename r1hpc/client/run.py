@@ -23,8 +23,10 @@ from typing import Any, NoReturn, Protocol
 
 from r1hpc.attempt.control.stop import SIGNALS, Clock, StopRequests
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import append_record, fsync_dir, fsync_file, write_json
 from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.manifest import step_folder
 from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
 from r1hpc.client.job import Job
 from r1hpc.telemetry.records.metrics import MetricWriter
@@ -64,6 +66,8 @@ class Run:
         self._samples: tuple[int, int, int] | None = None
         self.last_saved: int | None = None
         """The step of the newest checkpoint that this rank knows of."""
+        self.leader = ""
+        """The library that ends the steps, if it is not the script itself."""
         self.rank = job.rank if job else int(os.environ.get("RANK", "0"))
         if job is None:
             return
@@ -158,25 +162,31 @@ class Run:
         """Record what this rank read for this step; `Batches` calls it."""
         self._samples = (num_samples, sample_sum, checksum)
 
-    def end_step(self, step: int, step_time_s: float) -> Agreed:
-        """Agree over all ranks on what was asked, and record the step. Collective; `steps` calls it."""
-        has_loss, loss = "loss" in self._seen, float(_number(self._seen.pop("loss", 0.0)))
+    def agree(self, loss: float = 0.0) -> Agreed:
+        """Agree over all ranks on what was asked. Collective."""
         if self._job is None:
             return Agreed(False, False, loss)
         stop, save = self._requests.poll()
         values = [float(stop), float(save), loss]
         if self._sum is not None:
             values = self._sum(values)
-        agreed = Agreed(values[0] > 0, values[1] > 0, values[2] / self._ranks.world_size)
-        if self._writer:
-            seen = {name: _number(value) for name, value in self._seen.items()}
-            told = {"loss": agreed.loss} if has_loss else {}
-            self._writer.step(global_step=step, **told, step_time_s=step_time_s, **seen)
+        return Agreed(values[0] > 0, values[1] > 0, values[2] / self._ranks.world_size)
+
+    def end_step(self, step: int, step_time_s: float) -> Agreed:
+        """Agree over all ranks on what was asked, and record the step. Collective; `steps` calls it."""
+        has_loss = "loss" in self._seen
+        agreed = self.agree(float(_number(self._seen.pop("loss", 0.0))))
+        seen = {name: _number(value) for name, value in self._seen.items()}
+        self._seen = {}
+        if self._job is not None and self._writer:
+            loss = {"loss": agreed.loss} if has_loss else {}
+            self._writer.step(global_step=step, **loss, step_time_s=step_time_s, **seen)
         if self._samples is not None:
             count, ids, check = (
                 sum(column) for column in zip(*self._ranks.gather(self._samples), strict=True)
             )
             self.record_samples(step, (step - 1) * count, count, sample_sum=ids, checksum=check)
+        failpoint("step.end")
         return agreed
 
     def record_samples(self, step: int, first_sample: int, num_samples: int, **more: Any) -> None:
@@ -258,6 +268,17 @@ class Run:
             raise problem
         if said:
             raise R1hpcError(f"rank 0: {said}")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of all checkpoints."""
+        return self._folder.checkpoints.resolve()
+
+    @property
+    def newest_folder(self) -> Path:
+        """Return the folder of the newest checkpoint."""
+        assert self.last_saved is not None
+        return self._store.root / step_folder(self.last_saved)
 
     # Leaving
 

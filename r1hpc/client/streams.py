@@ -34,7 +34,11 @@ def streams() -> dict[str, Any]:
 
 def restore_streams(path: Path) -> None:
     """Restore the streams saved from `streams`."""
-    saved = torch.load(path, weights_only=True)
+    set_streams(torch.load(path, weights_only=True))
+
+
+def set_streams(saved: dict[str, Any]) -> None:
+    """Set the streams to what `streams` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] is not None and _uses_gpu():
         torch.cuda.set_rng_state(saved["cuda"])

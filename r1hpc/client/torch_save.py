@@ -17,6 +17,7 @@ def attach(serialization: ModuleType) -> None:
     original, job = serialization.save, Job.current()
     if job is None:
         return
+    run = Path(job.run).resolve()  # what is saved below it is committed as a whole
 
     @functools.wraps(original)
     def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
@@ -24,6 +25,8 @@ def attach(serialization: ModuleType) -> None:
         if path is None or (path.exists() and not path.is_file()):
             return original(obj, f, *args, **kwargs)
         path = path.resolve()  # a link stays a link
+        if run in path.parents:
+            return original(obj, f, *args, **kwargs)
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             original(obj, fresh, *args, **kwargs)

@@ -111,8 +111,26 @@ def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) ->
                     f"{where}: random numbers drawn in workers are not resumed to the bit; draw them by "
                     "the item's index"
                 )
+        if name == "hyperparameter_search":
+            notes.append(
+                f"{where}: it trains many times, and a run is one training: submit a run for each trial"
+            )
+        if "environment_factory" in words:
+            notes.append(f"{where}: environments are not saved: a resume inside a generation may differ")
         if name == "signal" and call.args and ast.unparse(call.args[0]).endswith(("SIGTERM", "SIGUSR2")):
             notes.append(f"{where}: it handles {ast.unparse(call.args[0])} itself, in place of r1hpc")
+    if {"lightning", "pytorch_lightning"} & _tops(names):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "__getitem__" and _draws(ast.unparse(node)):
+            notes.append(
+                f"{path.name}, line {node.lineno}: random numbers that a data set draws are not resumed to "
+                "the bit; draw them by the item's index"
+            )
+
+
+def _draws(source: str) -> bool:
+    return "rand" in source and not any(by in source for by in ("generator=", "seed", "default_rng"))
 
 
 def _tops(names: set[str]) -> set[str]:

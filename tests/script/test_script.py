@@ -19,6 +19,7 @@ from r1hpc.config.paths import with_absolute_paths
 from r1hpc.preflight.findings import CheckState
 from r1hpc.preflight.run_all import examine
 from r1hpc.script.checkpoints import newest_checkpoint
+from r1hpc.script.look import look_at
 from r1hpc.script.rank import command_of
 from r1hpc.script.workload import SCRIPT
 from r1hpc.telemetry.records.attempts import Cause
@@ -27,6 +28,7 @@ from tests.runs import CHECKOUT, command_output, submit, wait_over, wait_step
 
 SCRIPTS = Path(__file__).parent / "scripts"
 LOOP = str(SCRIPTS / "own_loop.py")
+HOOK = CHECKOUT / "r1hpc/client/hook"
 ON_CPU = "resources.gpus_per_node=0"
 
 
@@ -77,6 +79,15 @@ def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) 
     assert newest_checkpoint(run, config) is None
 
 
+def in_a_job(root: Path) -> tuple[Path, dict[str, str]]:
+    """A run folder, and the environment of its script."""
+    run = root / "run"
+    (run / "attempts/1").mkdir(parents=True)
+    facts = {"run": str(run), "attempt": 1, "token": "t", "rank": 0, "world_size": 1, "local_rank": 0}
+    facts |= {"num_nodes": 1, "keep": 2, "save_every": 0, "clock": {}}
+    return run, {**os.environ, "R1HPC_CLIENT": json.dumps(facts), "PYTHONPATH": f"{HOOK}:{CHECKOUT}:{root}"}
+
+
 def test_torch_save_leaves_a_whole_file(tmp_path: Path) -> None:
     code = (
         "import torch, sys, os\n"
@@ -85,12 +96,7 @@ def test_torch_save_leaves_a_whole_file(tmp_path: Path) -> None:
         "    def __reduce__(self): os._exit(7)\n"
         "torch.save({'a': Bad()}, sys.argv[1])\n"
     )
-    run = tmp_path / "run"
-    (run / "attempts/1").mkdir(parents=True)
-    facts = {"run": str(run), "attempt": 1, "token": "t", "rank": 0, "world_size": 1, "local_rank": 0}
-    facts |= {"num_nodes": 1, "keep": 2, "save_every": 0, "clock": {}}
-    hook = CHECKOUT / "r1hpc/client/hook"
-    environment = {**os.environ, "R1HPC_CLIENT": json.dumps(facts), "PYTHONPATH": f"{hook}:{CHECKOUT}"}
+    run, environment = in_a_job(tmp_path)
     file = tmp_path / "ckpt.pt"
     done = subprocess.run([sys.executable, "-c", code, str(file)], env=environment)
     assert done.returncode == 7
@@ -136,3 +142,27 @@ def test_doctor_says_what_a_script_can_be_promised(tmp_path: Path) -> None:
     assert [each.state for each in found] == [CheckState.ok, CheckState.warn]
     assert "stops at a step's end and resumes to the bit" in found[0].detail
     assert "train.py, line 3: random numbers drawn in workers" in found[1].detail
+
+
+def test_what_a_resume_cannot_repeat_is_noted(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\nfrom transformers import Trainer\n"
+        "class Noisy:\n    def __getitem__(self, index):\n        return torch.rand(3)\n"
+        "class Fixed:\n    def __getitem__(self, index):\n"
+        "        return torch.rand(3, generator=torch.Generator().manual_seed(index))\n"
+        "Trainer().hyperparameter_search()\n"
+    )
+    notes = look_at(script).notes
+    assert [note.partition(":")[0] for note in notes] == ["train.py, line 9", "train.py, line 4"]
+
+
+def test_an_unknown_version_of_a_library_is_told(tmp_path: Path) -> None:
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers/__init__.py").write_text("")
+    (tmp_path / "transformers/trainer.py").write_text("value = 1")  # no Trainer
+    code = "from transformers.trainer import value; print('goes on', value)"
+    _, environment = in_a_job(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "goes on 1\n"
+    assert "no support for this transformers.trainer" in done.stderr

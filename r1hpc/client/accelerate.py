@@ -1,0 +1,198 @@
+"""Make a loop on Accelerate part of a run; the script stays as it is.
+
+`save_state(FOLDER)` writes into the store's staging folder, which is committed by one rename and keeps its
+name. The script passes its checkpoint to `load_state` by itself (`script.resume_args`). A stop is answered
+between two batches if the number in the folder's name counts optimizer steps, else after the script's next
+`save_state`.
+"""
+
+import functools
+import importlib
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from r1hpc.base.errors import UsageError
+from r1hpc.client.job import Job
+from r1hpc.client.plain import generators
+from r1hpc.client.run import Run, attempt
+from r1hpc.client.streams import set_streams, streams
+
+_Start = tuple[dict[str, Any] | None, list[Any]]
+"""Random streams, and the states of a loader's own generators."""
+
+
+def attach(module: ModuleType) -> None:
+    """Wrap methods of accelerate.accelerator, of its optimizer and of its data loader."""
+    if Job.current() is None:
+        return
+    shard = importlib.import_module("accelerate.data_loader").DataLoaderShard
+    optimizer = importlib.import_module("accelerate.optimizer").AcceleratedOptimizer
+
+    keeper = _Keeper()
+    for owner, name, around in (
+        (module.Accelerator, "save_state", keeper.save_state),
+        (module.Accelerator, "load_state", keeper.load_state),
+        (module.Accelerator, "backward", keeper.backward),
+        (module.Accelerator, "clip_grad_norm_", keeper.clip),
+        (optimizer, "step", keeper.step),
+        (shard, "__iter__", keeper.batches),
+    ):
+        setattr(owner, name, _around(getattr(owner, name), around))
+
+
+def _around(original: Any, method: Any) -> Any:
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if attempt().leader not in ("", "accelerate"):  # transformers' Trainer uses Accelerate too
+            return original(self, *args, **kwargs)
+        return method(original, self, *args, **kwargs)
+
+    return call
+
+
+class _Keeper:
+    """The loop of one script."""
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+        self._accelerator: Any = None
+        self._optimizer: Any = None
+        self._step = 0
+        self._loss: Any = 0.0
+        self._grad_norm: Any = None
+        self._began = time.monotonic()
+        self._stem = ""
+        """Of the script's folders `STEM<step>`; empty: they count something else."""
+        self._stops = False
+        self._loaded_streams: dict[str, Any] | None = None
+        self._loaders: list[Any] = []
+        """Those that were iterated, in the order of their first iteration."""
+        self._starts: dict[int, _Start] = {}
+        """Number of a loader that is being iterated -> the state when that began."""
+        self._loaded_starts: dict[int, _Start] = {}
+        self._iterations: dict[int, int] = {}
+        """Number of the loader -> complete iterations; Accelerate shuffles by it."""
+
+    def _begin(self, is_loading: bool = False) -> Run:
+        if self._run is None:
+            self._run = run = attempt()
+            run.leader = "accelerate"
+            checkpoint = run.resume()
+            if checkpoint is not None and is_loading:
+                self._step = checkpoint.step
+            elif checkpoint is not None:
+                print(f"the script does not load {checkpoint.path}: set script.resume_args", file=sys.stderr)
+        return self._run
+
+    # Checkpoints
+
+    def load_state(self, original: Any, owner: Any, input_dir: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load what the script names; without a name the newest."""
+        run = self._begin(is_loading=True)
+        if run.last_saved is None:
+            return original(owner, input_dir, *args, **kwargs)
+        newest = next(path for path in run.newest_folder.iterdir() if path.is_dir())
+        given = newest if input_dir is None else Path(input_dir).resolve()
+        if given != newest.resolve() and run.checkpoints in given.parents:
+            raise UsageError(f"{given} is not the newest good checkpoint, which is {newest}: move it away")
+        naming = owner.project_configuration
+        automatic, naming.automatic_checkpoint_naming = naming.automatic_checkpoint_naming, False
+        found = original(owner, str(given), *args, **kwargs)
+        naming.automatic_checkpoint_naming = automatic
+        file = run.newest_folder / f"accelerate_rank_{run.rank}.pt"
+        if file.is_file():
+            kept = torch.load(file, map_location="cpu", weights_only=False)
+            self._loaded_starts, self._stem = kept["starts"], kept["stem"]
+            self._iterations = kept["iterations"]
+        self._loaded_streams = streams()
+        return found
+
+    def save_state(
+        self, original: Any, owner: Any, output_dir: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save and commit; leave if the run is asked to stop."""
+        run = self._begin()
+        naming = owner.project_configuration
+        automatic = naming.automatic_checkpoint_naming
+        name = f"checkpoint_{owner.save_iteration}" if automatic else Path(str(output_dir)).name
+        number = re.fullmatch(r"(.*?)(\d+)", name)
+        self._stem = number[1] if number and int(number[2]) == self._step and not automatic else ""
+        with run.saving(self._step) as folder:
+            naming.automatic_checkpoint_naming = False
+            original(owner, str(folder / name), *args, **kwargs)
+            naming.automatic_checkpoint_naming = automatic
+            now = {number: (None, _states(loader)) for number, loader in enumerate(self._loaders)}
+            kept = {"starts": now | self._starts, "stem": self._stem, "iterations": self._iterations}
+            torch.save(kept, folder / f"accelerate_rank_{run.rank}.pt")
+        self._began = time.monotonic()
+        if self._stops or run.agree().stop:
+            run.leave(self._step)
+
+    # Steps
+
+    def backward(self, original: Any, owner: Any, loss: Any, **kwargs: Any) -> None:
+        """Add up the loss of the step."""
+        self._accelerator = owner
+        self._loss = self._loss + loss.detach() / owner.gradient_accumulation_steps
+        original(owner, loss, **kwargs)
+
+    def clip(self, original: Any, owner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Remember the norm."""
+        self._grad_norm = original(owner, *args, **kwargs)
+        return self._grad_norm
+
+    def step(self, original: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        """Record the step; its end is when the script asks for the next batch."""
+        run = self._begin()
+        self._optimizer = self._optimizer or optimizer
+        lr = float(optimizer.param_groups[0]["lr"])
+        done = original(optimizer, *args, **kwargs)
+        if optimizer is self._optimizer and optimizer.gradient_state.sync_gradients:
+            self._step += 1
+            run.log(loss=float(self._loss), lr=lr)
+            if self._grad_norm is not None:
+                run.log(grad_norm=float(self._grad_norm))
+            now = time.monotonic()
+            agreed = run.end_step(self._step, now - self._began)
+            self._stops = agreed.stop
+            self._loss, self._grad_norm, self._began = 0.0, None, now
+        return done
+
+    def batches(self, original: Any, loader: Any) -> Iterator[Any]:
+        """Iterate; draw the order that was drawn before a resume; stop between two batches."""
+        number = self._number(loader)
+        before, states = self._loaded_starts.pop(number, (None, []))
+        for generator, state in zip(generators(loader), states, strict=False):
+            generator.set_state(state)
+        if before is not None:
+            set_streams(before)
+        loader.iteration = max(loader.iteration, self._iterations.get(number, 0))
+        self._starts[number] = (streams(), _states(loader))
+        for batch in original(loader):
+            if self._loaded_streams is not None:  # an iteration draws numbers when it begins
+                set_streams(self._loaded_streams)
+                self._loaded_streams = None
+            yield batch
+            if self._stops and self._stem and not loader.end_of_dataloader:
+                self._accelerator.save_state(f"{self._stem}{self._step}")
+        del self._starts[number]
+        self._iterations[number] = loader.iteration
+
+    def _number(self, loader: Any) -> int:
+        """Return the loader's number, that of its data set: one that skips batches is another object."""
+        for number, known in enumerate(self._loaders):
+            if known.dataset is loader.dataset:
+                return number
+        self._loaders.append(loader)
+        return len(self._loaders) - 1
+
+
+def _states(loader: Any) -> list[Any]:
+    return [each.get_state() for each in generators(loader)]

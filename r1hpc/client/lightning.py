@@ -1,0 +1,201 @@
+"""Make Lightning's Trainer part of a run; the script stays as it is.
+
+`Trainer.fit` resumes from the newest verified checkpoint. After each optimizer step all ranks agree; the
+checkpoint is `Trainer.save_checkpoint`'s, committed by one rename, with the random streams and the running
+means beside it. A resume reads the batches of the epoch once more up to its position, so that whatever draws
+random numbers in the data set draws the same ones. A validation is finished before the run stops.
+"""
+
+import functools
+import pickle
+import time
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from r1hpc.base.errors import UsageError
+from r1hpc.client.job import Job
+from r1hpc.client.plain import generators
+from r1hpc.client.run import Run, attempt
+from r1hpc.client.streams import set_streams, streams
+
+_FILE = "lightning.ckpt"
+
+
+def attach(module: ModuleType) -> None:
+    """Wrap `Trainer.fit` of lightning.pytorch.trainer.trainer; Lightning answers no signals."""
+    if Job.current() is None:
+        return
+    original = module.Trainer.fit
+    keepers: list[_Keeper] = []
+    module._SignalConnector.register_signal_handlers = lambda self: None
+
+    @functools.wraps(original)
+    def fit(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if keepers:
+            raise UsageError(
+                "this script trains twice, and a run is one training: submit one script for each, "
+                "`stages:` of a chain run them one after the other"
+            )
+        run = attempt()
+        run.leader = "lightning"
+        keepers.append(keeper := _Keeper(trainer, run))
+        trainer.callbacks.append(keeper.callback(module))
+        done = original(trainer, *args, **kwargs)
+        run.finish(trainer.global_step)
+        return done
+
+    module.Trainer.fit = fit
+
+
+class _Keeper:
+    """One training: methods of the Trainer's loops run through those of the same name here."""
+
+    def __init__(self, trainer: Any, run: Run) -> None:
+        self._trainer, self._run = trainer, run
+        self._kept: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._losses: list[Any] = []
+        self._lr: float | None = None
+        self._saves = self._leaves = False
+        self._recorded = 0
+        self._epoch_start: dict[str, Any] = {}
+        """Random streams before and after the data is iterated, and the loaders' generators before."""
+        fit_loop = trainer.fit_loop
+        for owner, name, around in (
+            (trainer._checkpoint_connector, "_restore_modules_and_callbacks", self._restore),
+            (fit_loop, "setup_data", self._setup_data),
+            (fit_loop, "on_advance_end", self._end_epoch),
+            (fit_loop.epoch_loop, "on_run_start", self._begin_epoch),
+            (fit_loop.epoch_loop, "on_advance_end", self._end_batch),
+        ):
+            setattr(owner, name, functools.partial(around, getattr(owner, name)))
+
+    def callback(self, module: ModuleType) -> Any:
+        """Return a Callback that listens to losses and learning rates."""
+        keeper = self
+
+        class R1hpc(module.Callback):  # type: ignore[misc, name-defined]
+            def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+                keeper._lr = float(optimizer.param_groups[0]["lr"])
+
+            def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+                loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+                if isinstance(loss, torch.Tensor):
+                    keeper._losses.append(loss.detach())
+
+        return R1hpc()
+
+    # Resuming
+
+    def _restore(self, original: Any, ckpt_path: Any = None, *args: Any, **kwargs: Any) -> None:
+        checkpoint = self._run.resume()
+        if checkpoint is None:
+            original(ckpt_path, *args, **kwargs)
+            return
+        file = checkpoint.path / f"lightning_rank_{self._run.rank}.pt"
+        if file.is_file():
+            self._kept = torch.load(file, map_location="cpu", weights_only=False)
+        original(str(checkpoint.path / _FILE), False)
+
+    def _setup_data(self, original: Any) -> None:
+        if self._trainer.fit_loop._combined_loader is None:
+            self._epoch_start["iterated"] = streams()
+        original()
+        self._epoch_start["generators"] = self._generators()
+
+    def _begin_epoch(self, original: Any, fetcher: Any) -> None:
+        """Put the data where the checkpoint left it."""
+        trainer, kept, self._kept = self._trainer, self._kept, {}
+        if kept:
+            self._go_on(kept, original, fetcher)
+            return
+        if trainer.current_epoch > 0:
+            self._epoch_start = {"iterated": streams(), "generators": self._generators()}
+        original(fetcher)
+        self._epoch_start["begun"] = streams()
+        self._began = time.monotonic()
+
+    def _go_on(self, kept: dict[str, Any], original: Any, fetcher: Any) -> None:
+        loop, self._recorded = self._trainer.fit_loop.epoch_loop, self._trainer.global_step
+        seen = loop.batch_progress.current.ready
+        start = (
+            kept["epoch_start"] if seen else {"iterated": kept["streams"], "generators": kept["generators"]}
+        )
+        set_streams(start["iterated"])
+        for generator, state in zip(self._loader_generators(), start["generators"], strict=False):
+            generator.set_state(state)
+        iter(fetcher)
+        self._epoch_start = {"begun": streams(), **start}
+        set_streams(self._epoch_start["begun"])
+        for _ in range(seen):
+            next(fetcher)
+        fetched = fetcher.fetched
+        original(fetcher)  # does not iterate again while it is resuming
+        fetcher.fetched = fetched
+        loop.restarting = self._trainer.fit_loop._restarting = False  # go on as if nothing had happened
+        if seen:
+            set_streams(kept["streams"])
+            means = pickle.loads(kept["results"])
+            loop._results.update(means)
+            loop._results.__dict__.update(vars(means))
+        self._began = time.monotonic()
+
+    def _loader_generators(self) -> list[torch.Generator]:
+        loaders = self._trainer.fit_loop._combined_loader.flattened
+        return [each for loader in loaders for each in generators(loader)]
+
+    def _generators(self) -> list[Any]:
+        return [each.get_state() for each in self._loader_generators()]
+
+    # Steps
+
+    def _end_batch(self, original: Any, fetcher: Any) -> None:
+        original(fetcher)
+        trainer, step = self._trainer, self._trainer.global_step
+        if step == self._recorded:  # gradients are accumulated
+            return
+        self._recorded = step
+        if self._losses:
+            self._run.log(loss=float(torch.stack(self._losses).mean()))
+        self._run.log(lr=self._lr)
+        self._losses, now = [], time.monotonic()
+        agreed = self._run.end_step(step, now - self._began)
+        every = self._run.save_every
+        self._leaves |= agreed.stop
+        self._saves |= agreed.stop or agreed.save or bool(every and step % every == 0)
+        if not (trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop):
+            self._save_if_due()
+        self._began = time.monotonic()
+
+    def _end_epoch(self, original: Any) -> None:
+        original()
+        if not self._saves:
+            return
+        loop = self._trainer.fit_loop.epoch_loop  # as the next epoch would begin
+        for progress in (
+            loop.batch_progress,
+            loop.scheduler_progress,
+            loop.automatic_optimization.optim_progress,
+        ):
+            progress.reset_on_run()
+        loop.val_loop.batch_progress.total.reset()
+        self._leaves = self._leaves and not self._trainer.fit_loop.done
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        if not self._saves:
+            return
+        with self._run.saving(self._recorded) as folder:
+            self._trainer.save_checkpoint(folder / _FILE)
+            kept = {
+                "streams": streams(),
+                "generators": self._generators(),
+                "epoch_start": self._epoch_start,
+                "results": pickle.dumps(self._trainer.fit_loop.epoch_loop._results),
+            }
+            torch.save(kept, folder / f"lightning_rank_{self._run.rank}.pt")
+        self._saves = False
+        if self._leaves:
+            self._run.leave(self._recorded)

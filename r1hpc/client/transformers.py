@@ -1,0 +1,320 @@
+"""Make transformers' Trainer, and TRL's, part of a run; the script stays as it is.
+
+`Trainer.train` resumes from the newest verified checkpoint. After each step all ranks agree; a checkpoint is
+written by the Trainer into the store's staging folder and committed by one rename. It also holds what the
+Trainer's own lack: sums since the last log, TRL's buffers, the random streams at the start of the epoch.
+An evaluation that a stop interrupts, or that is due after a step that is asked to stop, is done after the
+resume.
+"""
+
+import functools
+import inspect
+import os
+import shutil
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers.trainer_callback import TrainerCallback
+
+from r1hpc.base.errors import UsageError
+from r1hpc.client.plain import changed, fingerprints, generators, restore
+from r1hpc.client.run import Run, attempt
+from r1hpc.client.streams import set_streams, streams
+
+_NOT_KEPT = (
+    "_last_loaded_step",
+    "_initial_global_step",
+)  # the first: which weights vLLM holds, none after a resume
+_WRAPPED = (
+    "training_step",
+    "prediction_step",
+    "_evaluate",
+    "_maybe_log_save_evaluate",
+    "_save_checkpoint",
+    "_get_output_dir",
+    "_push_from_checkpoint",
+    "_load_rng_state",
+    "_run_epoch",
+)
+_KEPT_BEST = 2
+
+
+class _StopAskedError(BaseException):
+    """Ends an evaluation; not an Exception, which scripts catch."""
+
+
+def attach(module: ModuleType) -> None:
+    """Replace `Trainer.train` of transformers.trainer."""
+    original = module.Trainer.train
+    keepers: list[_Keeper] = []
+
+    @functools.wraps(original)
+    def train(trainer: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if keepers:
+            raise UsageError(
+                "this script trains twice, and a run is one training: submit one script for each, "
+                "`stages:` of a chain run them one after the other"
+            )
+        if not hasattr(trainer, "_run_epoch"):
+            raise UsageError(
+                "this transformers is too old for its Trainer to be resumed to the bit: take 5.24"
+            )
+        run = attempt()
+        run.leader = "transformers"
+        keepers.append(keeper := _Keeper(trainer, run))
+        done = original(trainer, keeper.resume() or resume_from_checkpoint, *args, **kwargs)
+        run.finish(trainer.state.global_step)
+        return done
+
+    module.Trainer.train = train
+
+
+class _Keeper(TrainerCallback):  # type: ignore[misc]
+    """One training: methods of the Trainer object run through those of the same name here."""
+
+    def __init__(self, trainer: Any, run: Run) -> None:
+        self._trainer, self._run = trainer, run
+        self._kept: dict[str, Any] = {}
+        """From the checkpoint, until training begins."""
+        self._epoch_start: tuple[Any, list[Any]] | None = None
+        self._loss: Any = 0.0
+        self._recorded = 0
+        self._leaving = self._may_poll = False
+        self._later = (False, False)
+        """(evaluation, save) due at the last step of the epoch."""
+        self._due: tuple[bool, bool] | None = None
+        """(evaluation, save) left for the next attempt."""
+        self._before_evaluation: tuple[Any, dict[str, Any]] | None = None
+        self._after_evaluation: dict[str, Any] | None = None
+        self._staging = self._to_push = ""
+        self._best: list[int] = []
+        self._signature = inspect.signature(trainer._maybe_log_save_evaluate)
+        for name in _WRAPPED:
+            own = getattr(self, name if name.startswith("_") else f"_{name}")
+            setattr(trainer, name, functools.partial(own, getattr(trainer, name)))
+        trainer.add_callback(self)
+
+    # Resuming
+
+    def resume(self) -> str | None:
+        """Return the Trainer's folder in the newest verified checkpoint."""
+        checkpoint = self._run.resume()
+        if checkpoint is None:
+            return None
+        arguments = self._trainer.args
+        arguments.restore_callback_states_from_checkpoint = True  # early stopping counts on
+        arguments.eval_on_start = False
+        arguments.ignore_data_skip = False
+        folder = next(checkpoint.path.glob("checkpoint-*"))
+        file = checkpoint.path / f"trainer_rank_{self._run.rank}.pt"
+        if file.is_file():
+            kept = torch.load(file, map_location=self._on_device, weights_only=False)
+            self._kept = kept if kept["world_size"] == self._run.world_size else {}
+        self._best = self._kept.get("best", [])
+        if checkpoint.step in self._best[-1:]:
+            self._show_best(folder)
+        self._resumed_from = str(folder)
+        return self._resumed_from
+
+    def _on_device(self, storage: Any, place: str) -> Any:
+        return storage if place == "cpu" else storage.to(self._trainer.args.device)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore what the Trainer's checkpoint lacks; do the evaluation that the last attempt left."""
+        trainer, kept, self._kept = self._trainer, self._kept, {}
+        self._baseline = fingerprints(trainer, _NOT_KEPT)
+        self._recorded = state.global_step
+        self._began = time.monotonic()
+        if not kept:
+            return
+        restore(trainer, kept["attributes"])
+        trainer._initial_global_step = kept[
+            "initial_global_step"
+        ]  # the final train_loss is a mean over all steps
+        if kept["ref_model"] is not None:
+            trainer.ref_model.load_state_dict(kept["ref_model"])
+        if float(state.epoch).is_integer():
+            self._set_generators(kept["generators"])
+        else:
+            self._epoch_start = kept["epoch_start"]
+        control.should_training_stop = kept["stops"]
+        if kept["due"] is not None:
+            trainer._load_rng_state(self._resumed_from)
+            control.should_evaluate, control.should_save = kept["due"]
+            trainer._maybe_log_save_evaluate(
+                trainer._tr_loss, None, trainer.model_wrapped, None, state.epoch, None, time.time()
+            )
+            self._after_evaluation = streams()
+
+    def _load_rng_state(self, original: Any, checkpoint: Any) -> None:
+        original(checkpoint)
+        if self._after_evaluation is not None:
+            set_streams(self._after_evaluation)
+
+    def _run_epoch(self, original: Any, *args: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        if trainer.control.should_training_stop or trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True  # resumed after the last step
+            return
+        if self._epoch_start is not None:  # the samplers draw as they did when this epoch began
+            set_streams(self._epoch_start[0])
+            self._set_generators(self._epoch_start[1])
+        self._epoch_start = (streams(), self._generators())
+        original(*args, **kwargs)
+        self._epoch_start = None
+
+    def _generators(self) -> list[Any]:
+        return [each.get_state() for each in generators(self._trainer.callback_handler.train_dataloader)]
+
+    def _set_generators(self, states: list[Any]) -> None:
+        ours = generators(self._trainer.callback_handler.train_dataloader)
+        for generator, state in zip(ours, states, strict=False):
+            generator.set_state(state.cpu())
+
+    # Steps
+
+    def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        self._loss = self._loss + loss.detach()
+        return loss
+
+    def _maybe_log_save_evaluate(self, original: Any, *args: Any, **kwargs: Any) -> None:
+        """Called after each step, and once more after each epoch."""
+        trainer = self._trainer
+        state, control = trainer.state, trainer.control
+        values = self._signature.bind(*args, **kwargs).arguments
+        if state.global_step != self._recorded:
+            self._recorded = state.global_step
+            self._end_step(state.global_step, values.get("grad_norm"), values.get("learning_rate"))
+            if float(state.epoch).is_integer() or control.should_training_stop or control.should_epoch_stop:
+                # The call for the epoch is still to come, and a resume would skip it.
+                self._later = (control.should_evaluate, control.should_save)
+                control.should_evaluate = control.should_save = False
+                original(*args, **kwargs)
+                return
+        control.should_evaluate |= self._later[0]
+        control.should_save |= self._later[1]
+        self._later = (False, False)
+        if self._leaving:
+            self._put_off()
+        self._may_poll = True
+        try:
+            original(*args, **kwargs)
+        except _StopAskedError:
+            self._put_off()
+            original(*args, **kwargs)
+        self._may_poll = False
+        if self._leaving:
+            self._run.leave(state.global_step)
+        self._began = time.monotonic()
+
+    def _end_step(self, step: int, grad_norm: Any, lr: Any) -> None:
+        trainer = self._trainer
+        loss, self._loss = float(self._loss), 0.0
+        more = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
+        if trainer.state.num_input_tokens_seen:
+            more["tokens"] = int(trainer.state.num_input_tokens_seen)
+        self._run.log(loss=loss, lr=lr, **more)
+        agreed = self._run.end_step(step, time.monotonic() - self._began)
+        control = trainer.control
+        self._leaving = agreed.stop and not control.should_training_stop
+        every = self._run.save_every if trainer.args.save_strategy == "no" else 0
+        if agreed.save or (every and step % every == 0):
+            control.should_save = True
+
+    def _put_off(self) -> None:
+        """Save and leave now; evaluate after the resume."""
+        control = self._trainer.control
+        if control.should_evaluate:
+            self._due = (True, control.should_save)
+        control.should_evaluate, control.should_save, self._leaving = False, True, True
+
+    def _evaluate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self._before_evaluation = (streams(), self._changed())
+        found = original(*args, **kwargs)
+        self._before_evaluation = None
+        return found
+
+    def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        polls = self._may_poll and self._before_evaluation is not None and not self._leaving
+        if polls and self._run.agree().stop:
+            raise _StopAskedError
+        return original(*args, **kwargs)
+
+    # Saving
+
+    def _get_output_dir(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._staging or original(*args, **kwargs)
+
+    def _push_from_checkpoint(self, original: Any, folder: str) -> None:
+        self._to_push = Path(folder).name  # once it is committed: it is read in the background
+
+    def _save_checkpoint(self, original: Any, *args: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        arguments, state = trainer.args, trainer.state
+        push, only_model = type(trainer)._push_from_checkpoint, arguments.save_only_model
+        before, self._before_evaluation = self._before_evaluation, None
+        if before is not None:
+            set_streams(before[0])
+        with self._run.saving(state.global_step) as folder:
+            self._staging, arguments.save_only_model = str(folder), False
+            try:
+                original(*args, **kwargs)
+            finally:
+                self._staging, arguments.save_only_model = "", only_model
+            inner = folder / f"checkpoint-{state.global_step}"
+            if state.best_model_checkpoint == str(inner):
+                self._best.append(state.global_step)
+                state.best_model_checkpoint = str(self._best_folder(state.global_step))
+                if arguments.should_save:
+                    state.save_to_json(str(inner / "trainer_state.json"))
+            torch.save(self._to_keep(before), folder / f"trainer_rank_{self._run.rank}.pt")
+        committed = self._run.newest_folder / inner.name
+        if state.global_step in self._best[-1:]:
+            self._show_best(committed)
+        if self._to_push and arguments.should_save:
+            push(trainer, str(committed))
+
+    def _to_keep(self, before: tuple[Any, dict[str, Any]] | None) -> dict[str, Any]:
+        trainer = self._trainer
+        synced = getattr(trainer.args, "sync_ref_model", False)
+        return {
+            "world_size": self._run.world_size,
+            "attributes": before[1] if before is not None else self._changed(),
+            "initial_global_step": trainer._initial_global_step,
+            "ref_model": trainer.ref_model.state_dict() if synced else None,
+            "epoch_start": self._epoch_start,
+            "generators": self._generators(),
+            "due": self._due,
+            "stops": trainer.control.should_training_stop,
+            "best": self._best,
+        }
+
+    def _changed(self) -> dict[str, Any]:
+        return changed(self._trainer, self._baseline, _NOT_KEPT)
+
+    def _best_folder(self, step: int) -> Path:
+        return Path(self._trainer.args.output_dir) / f"checkpoint-{step}"
+
+    def _show_best(self, committed: Path) -> None:
+        """Put the best checkpoint where the Trainer looks for it at the end: the store prunes its own."""
+        step = self._best[-1]
+        if self._trainer.args.should_save:
+            target = self._best_folder(step)
+            fresh = target.with_name(f".{target.name}.tmp")
+            for old in (fresh, target, *map(self._best_folder, self._best[:-_KEPT_BEST])):
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.copytree(committed, fresh, copy_function=_link)
+            fresh.rename(target)
+        del self._best[:-_KEPT_BEST]
+        self._run.agree()  # all ranks wait for it
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
