@@ -7,7 +7,6 @@ random numbers in the data set draws the same ones. A validation is finished bef
 """
 
 import functools
-import pickle
 import time
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,8 @@ from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import set_streams, streams
 
 _FILE = "lightning.ckpt"
+_SUMS = ("value", "cumulated_batch_size")
+"""Of a number that `self.log` reduces over an epoch."""
 
 
 def attach(module: ModuleType) -> None:
@@ -60,6 +61,8 @@ class _Keeper:
         self._lr: float | None = None
         self._saves = self._leaves = False
         self._recorded = 0
+        self._means: dict[str, dict[str, Any]] = {}
+        """From the checkpoint, until they are logged again."""
         self._epoch_start: dict[str, Any] = {}
         """Random streams before and after the data is iterated, and the loaders' generators before."""
         fit_loop = trainer.fit_loop
@@ -137,9 +140,7 @@ class _Keeper:
         loop.restarting = self._trainer.fit_loop._restarting = False  # go on as if nothing had happened
         if seen:
             set_streams(kept["streams"])
-            means = pickle.loads(kept["results"])
-            loop._results.update(means)
-            loop._results.__dict__.update(vars(means))
+            self._means = kept["means"]
         self._began = time.monotonic()
 
     def _loader_generators(self) -> list[torch.Generator]:
@@ -151,7 +152,31 @@ class _Keeper:
 
     # Steps
 
+    def _running_means(self) -> dict[str, dict[str, Any]]:
+        """Return what `self.log` has added up in this epoch."""
+        results = self._trainer.fit_loop.epoch_loop._results
+        return self._means | {
+            key: {name: getattr(metric, name) for name in _SUMS if hasattr(metric, name)}
+            for key, metric in results.items()
+            if metric.is_tensor and metric.meta.on_epoch
+        }
+
+    def _add_means(self) -> None:
+        """Add what was added up before the resume, once a number is logged again."""
+        results = self._trainer.fit_loop.epoch_loop._results
+        for key in self._means.keys() & results.keys():
+            metric, saved = results[key], self._means.pop(key)
+            combine = (
+                metric.meta.reduce_fx
+                if metric.meta.is_max_reduction or metric.meta.is_min_reduction
+                else torch.add
+            )
+            for name, value in saved.items():
+                now = getattr(metric, name)
+                setattr(metric, name, combine(now, value.to(now.device)))
+
     def _end_batch(self, original: Any, fetcher: Any) -> None:
+        self._add_means()
         original(fetcher)
         trainer, step = self._trainer, self._trainer.global_step
         if step == self._recorded:  # gradients are accumulated
@@ -193,7 +218,7 @@ class _Keeper:
                 "streams": streams(),
                 "generators": self._generators(),
                 "epoch_start": self._epoch_start,
-                "results": pickle.dumps(self._trainer.fit_loop.epoch_loop._results),
+                "means": self._running_means(),
             }
             torch.save(kept, folder / f"lightning_rank_{self._run.rank}.pt")
         self._saves = False
