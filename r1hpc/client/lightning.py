@@ -114,6 +114,7 @@ class _Keeper:
         if kept:
             self._go_on(kept, original, fetcher)
             return
+        self._means = {}
         if trainer.current_epoch > 0:
             self._epoch_start = {"iterated": streams(), "generators": self._generators()}
         original(fetcher)
