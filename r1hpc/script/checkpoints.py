@@ -56,5 +56,7 @@ def _matching(config: RunConfig) -> list[Path]:
     pattern, cwd = config.script.checkpoints, Path(config.script.cwd or ".")
     if not pattern:
         return []
+    if Path(pattern).is_absolute():
+        cwd, pattern = Path("/"), pattern.lstrip("/")
     found = [(path.stat().st_mtime_ns, path.resolve()) for path in cwd.glob(pattern) if path.exists()]
     return [path for _, path in sorted(found)]

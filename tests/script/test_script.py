@@ -75,6 +75,8 @@ def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) 
         os.utime(folder, (number, number))
     record_complete(run, tmp_path / "out/checkpoint-1")
     assert command_of(run, config)[-2:] == ["--resume", str(tmp_path / "out/checkpoint-1")]
+    absolute = load(str(script), [f"script.checkpoints='{tmp_path}/out/checkpoint-*'"])
+    assert newest_checkpoint(run, absolute) == tmp_path / "out/checkpoint-1"
     (tmp_path / "out/checkpoint-1/model").write_text("changed since")
     assert newest_checkpoint(run, config) is None
 
