@@ -31,3 +31,7 @@ def __getattr__(name: str) -> object:
     from r1hpc import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -15,32 +15,54 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.base.version import __version__
 
-COMMANDS = {
-    "submit": "start a run on Slurm or on this machine",
-    "sweep": "one job with many settings, and their results compared",
-    "status": "state of a run and of its attempts",
-    "watch": "a run on one screen, refreshed",
-    "logs": "output of the ranks",
-    "cancel": "end a run",
-    "estimate": "GPU-hours before they are spent",
-    "budget": "GPU-hours left, and whether they are enough",
-    "report": "GPU-hours: planned, used, useful, wasted",
-    "doctor": "check a cluster before using it",
-    "drill": "prove that a disturbed job loses nothing",
-    "settings": "every setting of a run, and the source of its value",
-    "shard": "build, verify and inspect datasets",
-    "monitor": "GPU readings of this node",
-    "diagnose": "why a run is slow, stuck or not learning",
-    "chat": "chat with a trained model",
-    "serve": "serve a model with OpenAI's interface, as its own job",
-    "loadtest": "measure a server's throughput and latency",
-    "compare": "compare two models on the same questions",
-    "export": "the trained model as a Hugging Face folder",
-    "export-metrics": "metrics for TensorBoard, Prometheus or W&B",
-    "calibrate": "compare estimates with this site's own runs",
-    "completion": "TAB completion for your shell",
-    "launch": "the parts of a job; called by its script",
+GROUPS = {
+    "Run": {
+        "init": "write a job file and a cluster profile from your answers",
+        "submit": "start a run on Slurm or on this machine",
+        "sweep": "one job with many settings, and their results compared",
+        "status": "state of a run and of its attempts",
+        "watch": "a run on one screen, refreshed",
+        "logs": "output of the ranks",
+        "cancel": "end a run",
+    },
+    "GPU-hours": {
+        "estimate": "GPU-hours before they are spent",
+        "budget": "GPU-hours left, and whether they are enough",
+        "report": "GPU-hours: planned, used, useful, wasted",
+        "calibrate": "compare estimates with this site's own runs",
+    },
+    "Check": {
+        "doctor": "check a cluster before using it",
+        "drill": "prove that a disturbed job loses nothing",
+        "diagnose": "why a run is slow, stuck or not learning",
+        "settings": "every setting of a run, and the source of its value",
+        "monitor": "GPU readings of this node",
+    },
+    "Data and models": {
+        "shard": "build, verify and inspect datasets",
+        "chat": "chat with a trained model",
+        "compare": "compare two models on the same questions",
+        "export": "the trained model as a Hugging Face folder",
+        "serve": "serve a model with OpenAI's interface, as its own job",
+        "loadtest": "measure a server's throughput and latency",
+    },
+    "Tools": {
+        "export-metrics": "metrics for TensorBoard, Prometheus or W&B",
+        "completion": "TAB completion for your shell",
+    },
 }
+COMMANDS = {name: purpose for group in GROUPS.values() for name, purpose in group.items()}
+COMMANDS["launch"] = "the parts of a job; called by its script"  # no command for people: --help leaves it out
+ALIASES = {
+    **dict.fromkeys(("ls", "list", "ps"), ("status", "--all")),
+    "stop": ("cancel", "--save-first"),
+    "resume": ("submit", "--resume", "--run-name"),
+    "eval": ("submit", "stage=evaluate"),
+    "dashboard": ("report", "--format", "html"),
+    "config": ("settings",),
+    "plan": ("submit", "--dry-run"),
+}
+"""Words that other tools taught, and the command that does it."""
 _LONGEST_LINE = 10_000
 
 
@@ -58,8 +80,14 @@ def _dispatch(argv: Sequence[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"r1hpc {__version__}")
         return 0
+    if argv[0] in ALIASES:
+        command, *words = ALIASES[argv[0]]
+        print(f"r1hpc {printable(argv[0])} is: r1hpc {' '.join((command, *words))}", file=sys.stderr)
+        return _run(command, [*words, *argv[1:]])
     if argv[0] not in COMMANDS:
-        raise UsageError(f"no command {printable(argv[0])!r}{nearest(argv[0], COMMANDS)}; see r1hpc --help")
+        raise UsageError(
+            f"no command {printable(argv[0])!r}{nearest(argv[0], (*COMMANDS, *ALIASES))}; see r1hpc --help"
+        )
     return _run(argv[0], argv[1:])
 
 
@@ -95,9 +123,10 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:14} {purpose}" for name, purpose in COMMANDS.items()]
-    usage = "usage: r1hpc COMMAND ... (r1hpc COMMAND --help for each; r1hpc --version)"
-    return "\n".join([usage, "", *lines])
+    lines = ["usage: r1hpc COMMAND ... (r1hpc COMMAND --help for each; r1hpc --version)"]
+    for heading, commands in GROUPS.items():
+        lines += ["", f"{heading}:", *(f"  {name:14} {purpose}" for name, purpose in commands.items())]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.find_run import add_run, choose_run
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import coloured
 
 if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.telemetry.records.attempts import Attempt, History
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print_json(diagnosis.to_json())
     else:
-        print("\n".join(as_lines(diagnosis)))
+        print(coloured("\n".join(as_lines(diagnosis))))
     return 0
 
 

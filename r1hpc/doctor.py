@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import default_run_root
-from r1hpc.base.tables import wrap
+from r1hpc.base.tables import coloured, wrap
 
 if TYPE_CHECKING:
     from r1hpc.preflight.findings import SiteFinding
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         findings = [finding.to_json() for finding in found.findings]
         print_json({"passed": passed, "findings": findings, "profile": profile})
     else:
-        print(as_text(found.findings))
+        print(coloured(as_text(found.findings)))
         if file is not None:
             print(f"wrote {file}; to use it: export R1HPC_CLUSTER={profile_name(file)}")
     return 0 if passed else 1

@@ -29,7 +29,7 @@ from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refu
 from r1hpc.base.errors import UsageError
 from r1hpc.base.find_run import RUN_NAMES, SWEEP, all_runs, choose_run, existing_run_root, list_runs
 from r1hpc.base.run_dir import RunDir, run_root_of
-from r1hpc.base.tables import wrap
+from r1hpc.base.tables import coloured, wrap
 
 if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.hours import Selection
@@ -295,7 +295,7 @@ def _print_reports(
             texts.append(hours_text(hours))
         if len(reports) > 1:
             texts.append(results_text(read_results(each.ledger for each in reports)))
-        print("\n\n".join(texts))
+        print(coloured("\n\n".join(texts)))
 
 
 def _print_csv(hours: dict[str, Any]) -> None:

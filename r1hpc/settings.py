@@ -30,6 +30,11 @@ def main(argv: Sequence[str]) -> int:
 
         print(reference(), end="")
         return 0
+    if arguments.schema:
+        from r1hpc.config.json_schema import as_text
+
+        print(as_text(), end="")
+        return 0
     from r1hpc.config.origins import DEFAULT
 
     settings = [each for each in _resolved(arguments) if not arguments.set or each.source != DEFAULT]
@@ -48,6 +53,7 @@ def _parser() -> ArgumentParser:
     offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
     parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
+    parser.add_argument("--schema", action="store_true", help="jobs/schema.json: JSON Schema of job files")
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )

@@ -21,7 +21,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.find_run import add_run, choose_run, list_runs, unreadable
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir, run_root_of
-from r1hpc.base.tables import format_table, wrap
+from r1hpc.base.tables import coloured, format_table, wrap
 from r1hpc.base.units import format_duration
 
 if TYPE_CHECKING:  # only for types: --help must be quick
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print_json(shown)
     else:
-        print(text)
+        print(coloured(text))
     return 0
 
 
@@ -301,7 +301,7 @@ def _show_all(arguments: Any) -> int:
     else:
         headings = ("run", "state", "attempt", "step", "of", "loss or reward", "GPU-hours")
         rows = [*map(_run_row, shown), *map(_chain_row, chains)]
-        print(format_table(headings, rows, right={2, 3, 4, 5, 6}))
+        print(coloured(format_table(headings, rows, right={2, 3, 4, 5, 6})))
     for note in notes:
         print(wrap(f"note: {note}", hanging="  "))
     return 0

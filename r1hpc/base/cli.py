@@ -12,13 +12,15 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.extras import extra_of, how_to_install
 from r1hpc.base.names import at_home, nearest, printable
+from r1hpc.base.tables import has_colours
 
 _MOST = 1000
 """Most characters in a line of an error message."""
@@ -65,6 +67,25 @@ class ArgumentParser(argparse.ArgumentParser):
             kwargs[key] = _as_typed(kwargs[key]) if kwargs.get(key) else kwargs.get(key)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
+        self.left_out: list[argparse.Action] = []
+        """Flags that --help and the usage line do not show."""
+
+    def format_help(self) -> str:
+        with self._without_left_out():
+            return super().format_help()
+
+    def format_usage(self) -> str:
+        with self._without_left_out():
+            return super().format_usage()
+
+    @contextmanager
+    def _without_left_out(self) -> Iterator[None]:
+        shown = [action.help for action in self.left_out]
+        for action in self.left_out:
+            action.help = argparse.SUPPRESS
+        yield
+        for action, text in zip(self.left_out, shown, strict=True):
+            action.help = text
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; an unknown flag's error names the nearest known one."""
@@ -117,7 +138,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except R1hpcError as error:
-        print(f"error: {_short(printable(str(error)))}", file=sys.stderr)
+        mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
+        print(f"{mark} {_short(printable(str(error)))}", file=sys.stderr)
         status = error.exit_status
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "r1hpc":

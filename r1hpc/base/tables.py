@@ -7,10 +7,12 @@
 """
 
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from typing import TextIO
 
 from r1hpc.base.names import printable
 
@@ -21,6 +23,14 @@ _NARROWEST, _WIDEST_TEXT = 40, 120
 _LONGEST_BAR, _BESIDE_BAR = 30, 50
 """Characters of a bar, and of the text beside it."""
 _PAIR = "\N{NO-BREAK SPACE}"
+_COLOURS = {
+    **dict.fromkeys(("finished", "ok"), "32"),
+    **dict.fromkeys(("running",), "36"),
+    **dict.fromkeys(("queued", "requeued", "preempted", "stopped", "warn", "warning"), "33"),
+    **dict.fromkeys(("failed", "fail", "cancelled", "crash", "oom", "hang", "node_fail", "error"), "31"),
+    **dict.fromkeys(("waiting", "unknown"), "2"),
+}
+_STATE = re.compile(rf"(?m)(?:^|(?<=  )|(?<=: ))(?:{'|'.join(_COLOURS)})(?=  |:|$)")
 
 
 def terminal_width() -> int:
@@ -71,6 +81,22 @@ def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def has_colours(out: TextIO | None) -> bool:
+    """True if `out` is a terminal with colours, and nobody has turned them off."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return out is not None and out.isatty() and not is_plain
+
+
+def coloured(text: str) -> str:
+    """Colour states and verdicts that stand alone in their place, if stdout is a terminal that has colours.
+
+    NO_COLOR turns it off (no-color.org).
+    """
+    if not has_colours(sys.stdout):
+        return text
+    return _STATE.sub(lambda found: f"\x1b[{_COLOURS[found[0]]}m{found[0]}\x1b[0m", text)
 
 
 def share(part: float, whole: float) -> str:

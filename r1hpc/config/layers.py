@@ -2,10 +2,11 @@
 
     merged([preset, job], [{"reward": {"terms": {REPLACE: True, "accuracy": 1.0}}}])
 
-The later file wins. A mapping (reward.terms, model.config, task.options ...) is merged with an earlier
-file's, unless it is marked: `terms: !replace {accuracy: 1.0}` in a file, `reward.terms={accuracy: 1.0}` on
-the command line. A model.path replaces the model of the presets, whose model.config and model.tokenizer
-belong to another model. A key may appear only once; plain scalars are YAML 1.2's.
+The later file wins. A mapping (reward.terms, model.config, task.options ...) replaces an earlier file's, as
+`reward.terms={accuracy: 1.0}` does on the command line; `terms: !merge {brevity: 0.1}` adds to it. In section
+`cluster`, where a profile adds to a job, mappings are merged unless one says `!replace`. A model.path
+replaces the model of the presets, whose model.config and model.tokenizer belong to another model. A key may
+appear only once; plain scalars are YAML 1.2's.
 
     read_yaml(path)                     # a configuration
     read_yaml(path, UniqueKeyLoader)    # a recipe or a budget, whose days are YAML 1.1's
@@ -14,6 +15,7 @@ belong to another model. A key may appear only once; plain scalars are YAML 1.2'
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +25,10 @@ import yaml
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import printable
 from r1hpc.config.schema.rl import DEFAULT_TERMS
+from r1hpc.config.schema.run import RunConfig, section_of
 
-REPLACE = "!replace"
-"""The key that marks a mapping as replacing the earlier ones; no setting can have this name."""
+REPLACE, MERGE = "!replace", "!merge"
+"""Keys that mark a mapping as replacing the earlier ones, or adding to them; no setting has these names."""
 Layer = dict[str, Any]
 _MOST_BYTES = 1 << 20
 
@@ -44,7 +47,7 @@ def merged(layers: Sequence[Layer], overrides: Sequence[Layer] = ()) -> Layer:
 def effective(layers: Sequence[Layer], overrides: Sequence[Layer]) -> list[Layer]:
     """Return the layers, then the overrides, each without values that a later one replaces."""
     found: list[Layer] = []
-    for layer in [*over_presets(layers, overrides), *overrides]:
+    for layer in [*map(_replacing, over_presets(layers, overrides)), *overrides]:
         found = [_without(earlier, layer) for earlier in found]
         found.append(_unmarked(layer))
     return found
@@ -57,6 +60,17 @@ def over_presets(presets: Sequence[Layer], later: Sequence[Layer]) -> list[Layer
         return list(presets)
     another: Layer = {"model": {"config": {REPLACE: True}, "tokenizer": {REPLACE: True}}}
     return [_without(preset, another) for preset in presets]
+
+
+def _replacing(layer: Layer, schema: type = RunConfig) -> Layer:
+    """Return a file's layer with its mappings marked, except those that ask to be merged."""
+    marked = dict(layer)
+    for each in fields(schema):
+        value, section = layer.get(each.name), section_of(each)
+        if not isinstance(value, dict) or MERGE in value or each.name == "cluster":
+            continue
+        marked[each.name] = _replacing(value, section) if section else {REPLACE: True, **value}
+    return marked
 
 
 def _without(below: Layer, above: Layer) -> Layer:
@@ -74,7 +88,7 @@ def _without(below: Layer, above: Layer) -> Layer:
 
 def _unmarked(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _unmarked(item) for key, item in value.items() if key != REPLACE}
+        return {key: _unmarked(item) for key, item in value.items() if key not in (REPLACE, MERGE)}
     return [_unmarked(item) for item in value] if isinstance(value, list) else value
 
 
@@ -115,11 +129,12 @@ class Loader(UniqueKeyLoader):
         return super().compose_node(parent, index)
 
 
-def _construct_replacing(loader: Loader, node: Any) -> dict[Any, Any]:
-    return {REPLACE: True, **loader.construct_mapping(node, deep=True)}
+def _construct_marked(loader: Loader, node: Any) -> dict[Any, Any]:
+    return {node.tag: True, **loader.construct_mapping(node, deep=True)}
 
 
-Loader.add_constructor(REPLACE, _construct_replacing)
+for _tag in (REPLACE, MERGE):
+    Loader.add_constructor(_tag, _construct_marked)
 
 
 class Dumper(yaml.SafeDumper):

@@ -24,7 +24,7 @@ from r1hpc.base.files import write_atomic
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
 from r1hpc.config.assets import find_include, find_job, find_profile, shown
-from r1hpc.config.layers import REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets
+from r1hpc.config.layers import MERGE, REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets
 from r1hpc.config.layers import read_yaml as read_yaml
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of
@@ -391,7 +391,7 @@ def _marked(value: Any, section: type | None) -> Any:
     if not isinstance(value, dict):
         return value
     if section is None:
-        return {REPLACE: True, **value}
+        return value if MERGE in value else {REPLACE: True, **value}
     fields = {f.name: f for f in dataclasses.fields(section)}
     return {
         key: _marked(item, section_of(fields[key])) if key in fields else item for key, item in value.items()
@@ -402,9 +402,9 @@ def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
     """Refuse unknown keys, naming the nearest; free-form dictionaries are not checked."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in values.items():
-        if key == REPLACE:
+        if key in (REPLACE, MERGE):
             raise ConfigError(
-                f"{REPLACE} is for a mapping such as reward.terms, not for "
+                f"{key} is for a mapping such as reward.terms, not for "
                 f"{prefix.removesuffix('.') or 'the whole'}, whose keys are set one by one"
             )
         if key not in fields:
@@ -436,7 +436,7 @@ def _check_shape(key: str, value: Any, annotation: Any) -> None:
         raise ConfigError(f"{key} is a mapping: write {key}={{NAME: VALUE}}, or {key}.NAME=VALUE")
     if wanted is dict and annotation != dict[str, Any]:
         for name, item in value.items():
-            if name != REPLACE:
+            if name not in (REPLACE, MERGE):
                 _check_shape(f"{key}.{name}", item, get_args(annotation)[1])
     if wanted is list and not isinstance(value, list):
         raise ConfigError(f"{key} is a list: write {key}=[VALUE, VALUE]")

@@ -51,11 +51,11 @@ def _sections(schema: type, prefix: str = "") -> list[tuple[str, type]]:
 
 
 def _section(schema: type, prefix: str) -> str:
-    meanings = _meanings(schema)
+    said = meanings(schema)
     title = f"`{prefix.removesuffix('.')}`" if prefix else "The run"
     purpose = " ".join(inspect.cleandoc(schema.__doc__ or "").split())
     rows = [
-        f"| `{prefix}{each.name}` | {_kind(each)} | {_default(each)} | {meanings.get(each.name, '')} |"
+        f"| `{prefix}{each.name}` | {_kind(each)} | {_default(each)} | {said.get(each.name, '')} |"
         for each in dataclasses.fields(schema)
         if section_of(each) is None
     ]
@@ -63,7 +63,7 @@ def _section(schema: type, prefix: str) -> str:
     return "\n".join([f"## {title}", "", purpose, "", *table, ""])
 
 
-def _meanings(schema: type) -> dict[str, str]:
+def meanings(schema: type) -> dict[str, str]:
     """Return the string below each field, on one line."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)

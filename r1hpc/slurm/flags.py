@@ -7,10 +7,14 @@ import argparse
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
+from r1hpc.base.cli import ArgumentParser
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.slurm import fields
+
+_HEADING = "resources (sbatch's own flags)"
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,14 @@ FLAGS = (
 
 
 def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Add sbatch's flags to the parser, except those (by long name) without meaning for the command."""
-    group = parser.add_argument_group("resources (sbatch's own flags)")
+    """Add sbatch's flags to the parser, except those (by long name) without meaning for the command.
+
+    --help leaves them out; --help-slurm prints them.
+    """
+    words = "show sbatch's flags, which all work here: -N, -t, -p, -A, -q, --gpus-per-node, ..."
+    parser.add_argument("--help-slurm", action=_SlurmHelp, nargs=0, help=words)
+    before = len(parser._actions)
+    group = parser.add_argument_group(_HEADING)
     parser.set_defaults(**{flag.key: None for flag in FLAGS})
     for flag in FLAGS:
         if flag.names[-1] in leave_out:
@@ -71,6 +81,20 @@ def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) 
     group.add_argument("--exclusive", action="store_true", help="whole nodes")
     words = "any other sbatch option, by its long name; may be repeated"
     group.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help=words)
+    if isinstance(parser, ArgumentParser):
+        parser.left_out = parser._actions[before:]
+
+
+class _SlurmHelp(argparse.Action):
+    """Print the flags that --help leaves out, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        formatter = parser._get_formatter()
+        formatter.start_section(_HEADING)
+        formatter.add_arguments(parser.left_out if isinstance(parser, ArgumentParser) else ())
+        formatter.end_section()
+        print(formatter.format_help(), end="")
+        parser.exit()
 
 
 def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:

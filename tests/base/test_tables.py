@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1hpc.base.tables import bar, format_table, terminal_width, wrap
+from r1hpc.base.tables import bar, coloured, format_table, terminal_width, wrap
 
 _HEADINGS = ("#", "cause", "start", "duration", "steps")
 _ROWS = [
@@ -45,3 +45,15 @@ def test_paragraphs_and_bars_follow_the_terminal(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "400")
     assert 110 < columns(wrap("word " * 100)) <= 120
     assert len(bar(1, 1)) == 30
+
+
+def test_states_have_colours_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "demo: failed  (why)\n  1  finished  it finished"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert coloured(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    red, green = "\x1b[31mfailed\x1b[0m", "\x1b[32mfinished\x1b[0m"
+    assert coloured(text) == f"demo: {red}  (why)\n  1  {green}  it finished"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert coloured(text) == text

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import __version__
-from r1hpc.__main__ import COMMANDS
+from r1hpc.__main__ import ALIASES, COMMANDS
 
 ROOT = Path(__file__).parents[2]
 _MODULES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
@@ -100,9 +100,47 @@ def test_every_command_is_listed_with_its_purpose(argv: tuple[str, ...]) -> None
     done = run("-m", "r1hpc", *argv)
     assert done.returncode == 0
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
-    assert lines == COMMANDS
+    assert {**lines, "launch": COMMANDS["launch"]} == COMMANDS
+    headings = [line for line in done.stdout.splitlines()[1:] if line and not line.startswith(" ")]
+    assert headings == ["Run:", "GPU-hours:", "Check:", "Data and models:", "Tools:"]
     files = {path.stem.replace("_", "-") for path in (ROOT / "r1hpc").glob("*.py")}
-    assert set(lines) == files - {"--init--", "--main--", "api"}
+    assert set(lines) == files - {"--init--", "--main--", "api", "launch"}
+
+
+def test_words_of_other_tools_lead_to_the_command(tmp_path: Path) -> None:
+    done = run("-m", "r1hpc", "ls", "--run-root", str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, f"no runs under {tmp_path}\n")
+    assert done.stderr == "r1hpc ls is: r1hpc status --all\n"
+    for alias, (command, *_) in ALIASES.items():
+        assert alias not in COMMANDS
+        assert command in COMMANDS
+    done = run("-m", "r1hpc", "resume", "nothing", "--run-root", str(tmp_path))
+    assert "nothing" in done.stderr
+    assert done.returncode == 2
+
+
+def test_flags_of_sbatch_have_a_help_of_their_own() -> None:
+    shown = run("-m", "r1hpc.submit", "--help").stdout
+    assert "--partition" not in shown
+    assert "--help-slurm" in shown
+    done = run("-m", "r1hpc.submit", "--help-slurm")
+    assert done.returncode == 0
+    assert {"-N", "--partition", "--sbatch"} <= set(done.stdout.replace(",", " ").split())
+    assert "--executor" not in done.stdout
+
+
+def test_usage_is_in_the_words_that_were_typed(tmp_path: Path) -> None:
+    typed = tmp_path / "r1hpc"
+    typed.write_text("from r1hpc.__main__ import main\nmain()\n")
+    done = run(str(typed), "export-metrics", "--help")
+    assert done.stdout.startswith("usage: r1hpc export-metrics [-h]")
+    assert "python -m" not in done.stdout
+    assert run(str(typed), "status", "--nope").stderr.endswith("(see r1hpc status --help)\n")
+    assert run("-m", "r1hpc.status", "--help").stdout.startswith("usage: python -m r1hpc.status [-h]")
+
+
+def test_the_public_names_complete() -> None:
+    assert {"Run", "submit", "Chain"} <= set(dir(__import__("r1hpc")))
 
 
 def test_an_unknown_command_is_answered_with_the_nearest() -> None:

@@ -122,14 +122,22 @@ class TestWhatIsReplaced:
         assert load("rl_smoke", ["reward={terms: {accuracy: 2.0}}"]).reward.terms == {"accuracy": 2.0}
         assert load("rl_smoke", ["reward={gate_format: false}"]).reward.terms["diversity"] == 0.1
 
-    def test_files_are_merged_unless_the_later_says_replace(self, tmp_path: Path) -> None:
+    def test_a_mapping_of_a_later_file_replaces_unless_it_says_merge(self, tmp_path: Path) -> None:
         (tmp_path / "preset.yaml").write_text("task: {options: {a: 1, b: {c: 2, d: 3}}}")
-        merged = load(_job(tmp_path, "include: [preset]\ntask: {options: {b: {c: 9}}}"))
+        replaced = load(_job(tmp_path, "include: [preset]\ntask: {options: {b: {c: 9}}}"))
+        assert replaced.task.options == {"b": {"c": 9}}
+        merged = load(_job(tmp_path, "include: [preset]\ntask: {options: !merge {b: {c: 9}}}"))
         assert merged.task.options == {"a": 1, "b": {"c": 9, "d": 3}}
-        inner = load(_job(tmp_path, "include: [preset]\ntask: {options: {b: !replace {c: 9}}}"))
+        inner = load(_job(tmp_path, "include: [preset]\ntask: {options: !merge {b: !replace {c: 9}}}"))
         assert inner.task.options == {"a": 1, "b": {"c": 9}}
-        whole = load(_job(tmp_path, "include: [preset]\ntask: {options: !replace {z: 9}}"))
-        assert whole.task.options == {"z": 9}
+        alone = load(_job(tmp_path, "include: [rl/r1]\nreward: {terms: {accuracy: 1}}"))
+        assert alone.reward.terms == {"accuracy": 1.0}
+
+    def test_a_profile_adds_to_what_a_job_says_of_the_cluster(self, tmp_path: Path) -> None:
+        profile = tmp_path / "site.yaml"
+        profile.write_text("environment: {A: '1'}")
+        job = _job(tmp_path, "cluster: {environment: {B: '2'}}")
+        assert load(job, [], str(profile)).cluster.environment == {"A": "1", "B": "2"}
 
     def test_terms_in_a_file_are_all_the_terms(self, tmp_path: Path) -> None:
         assert load(_job(tmp_path, "reward: {terms: {accuracy: 2.0}}")).reward.terms == {"accuracy": 2.0}
@@ -142,7 +150,7 @@ class TestWhatIsReplaced:
 
 def test_an_include_is_found_from_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job = _job(tmp_path, "include: [model/tiny]\nmodel: {config: {num_hidden_layers: 7}}")
+    job = _job(tmp_path, "include: [model/tiny]\nmodel: {config: !merge {num_hidden_layers: 7}}")
     config = load(job).model.config
     assert config["num_hidden_layers"] == 7
     assert config["hidden_size"] == 96

@@ -83,7 +83,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.path is None and self.config and "model_type" not in self.config:
-            raise ConfigError("model.config needs model_type (for example qwen2), or give model.path")
+            raise ConfigError(
+                "model.config needs model_type (for example qwen2), or give model.path; "
+                "to change a preset's, write config: !merge {...}"
+            )
         if self.base_quantization != "none":
             self._check_base()
 
@@ -255,6 +258,21 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class NotifyConfig:
+    """A message when the run is over: finished, stopped, cancelled or failed for good."""
+
+    url: str | None = None
+    """Gets a POST of {"text", "run", "state", "detail", "run_dir"} as JSON, as Slack and Mattermost take it.
+    The first node must reach it."""
+    command: str | None = None
+    """A shell command on the first node; the message is its input: `mail -s r1hpc me@example.org`."""
+
+    def __post_init__(self) -> None:
+        if self.url is not None and not self.url.startswith(("https://", "http://")):
+            raise ConfigError("notify.url must begin with https:// or http://")
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """Attempts that may end by each cause before the run stops for good. -1: no limit.
 
@@ -303,6 +321,7 @@ class RunConfig:
     deepspeed: DeepspeedConfig = DeepspeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    notify: NotifyConfig = NotifyConfig()
     limits: LimitsConfig = LimitsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -2,7 +2,6 @@
 
 import ipaddress
 import math
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -180,6 +179,8 @@ def _is_every_address(host: str) -> bool:
     """True for 0.0.0.0 and ::, in any spelling that a socket accepts."""
     if host in ("", "*"):
         return True
+    import socket  # deferred: --help must be quick
+
     with suppress(OSError):
         return not any(socket.inet_aton(host))  # 0, 0x0, 0.0
     with suppress(ValueError):

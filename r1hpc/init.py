@@ -1,0 +1,174 @@
+"""Write a job file for your model, questions and reward, and a profile of your cluster.
+
+    python -m r1hpc.init                                  # asks
+    python -m r1hpc.init --model MODEL --data questions.jsonl --reward rewards.py:brevity --cluster mine
+
+The job trains the model with GRPO. Both files are plain YAML, to be changed by hand. The profile goes to
+~/.config/r1hpc/cluster/, where --cluster and R1HPC_CLUSTER find it by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.cli import ArgumentParser, run_command
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import at_home, check_name
+
+_NO_CLUSTER = "none"
+_COLUMNS = (("question", "problem", "prompt", "query"), ("answer", "solution", "expected", "label"))
+_JOB = """\
+# yaml-language-server: $schema={schema}
+# GRPO on your questions. Every setting: r1hpc settings {name}
+include: [rl/r1, deepspeed/zero1]
+stage: rl
+model: {{path: {model}}}
+task: {{name: file, question: {question}, answer: {answer}, options: {{path: {data}}}}}
+reward: {{terms: {{{terms}}}}}    # weights
+rollout: {{num_prompts: {prompts}, num_generations: 8, max_prompt_length: 256, max_completion_length: 512}}
+train: {{num_steps: 100, global_batch_size: {batch}, micro_batch_size: 4, lr: 1e-6, precision: {precision}}}
+evaluate: {{every: 20, num_items: 16, num_samples: 4}}    # on held-out questions
+checkpoint: {{save_every: 20}}
+resources: {{nodes: 1, gpus_per_node: {gpus}, time: "04:00:00"}}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    from r1hpc.config.assets import assets, own_profiles
+
+    job = Path(arguments.out)
+    if job.exists():
+        raise UsageError(f"{job} exists: name another file with --out")
+    model = _existing(_answer(arguments, "model", "Model, a Hugging Face folder"), "config.json")
+    data = _existing(_answer(arguments, "data", "Questions, a JSONL or Parquet file"))
+    question, answer = _columns(data, arguments)
+    reward = _reward(_answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", "accuracy"))
+    cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _NO_CLUSTER)
+    gpus = int(_answer(arguments, "gpus_per_node", "GPUs per node, 0 for CPUs", _gpus(cluster)))
+    profile = None if cluster == _NO_CLUSTER else own_profiles() / f"{check_name(cluster, '--cluster')}.yaml"
+    written = [job]
+    if profile is not None and not profile.exists():
+        _write_profile(profile, arguments, gpus)
+        written.append(profile)
+    terms = {reward: 1.0} if reward == "accuracy" else {"accuracy": 1.0, reward: 0.1}
+    words = {
+        "schema": str(assets("jobs") / "schema.json"),
+        "name": job,
+        "terms": ", ".join(f"{_quoted(name)}: {weight}" for name, weight in terms.items()),
+        **{"prompts": 32 if gpus else 8, "batch": 256 if gpus else 64},
+        **{"precision": "bf16" if gpus else "fp32", "gpus": gpus},
+        **{"question": _quoted(question), "answer": _quoted(answer)},
+        **{"model": _quoted(str(model)), "data": _quoted(str(data))},
+    }
+    job.write_text(_JOB.format(**words), encoding="utf-8")
+    submit = f"  r1hpc submit {job}" + ("" if profile is None else f" --cluster {cluster}")
+    print(*(f"wrote {path}" for path in written), "next:", sep="\n")
+    print(f"{submit} --dry-run    # plan, memory, GPU-hours", submit, sep="\n")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.init", description=__doc__)
+    parser.add_argument("--model", metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument("--data", metavar="FILE", help="questions with answers: JSONL or Parquet")
+    parser.add_argument("--question", metavar="COLUMN", help="default: question, problem, prompt or query")
+    parser.add_argument("--answer", metavar="COLUMN", help="default: answer, solution, expected or label")
+    parser.add_argument("--reward", metavar="NAME", help="accuracy, or your own FILE.py:NAME beside it")
+    parser.add_argument("--cluster", metavar="NAME", help="its profile is written if there is none; or none")
+    parser.add_argument("--gpus-per-node", metavar="N", help="0: a CPU run")
+    parser.add_argument("--partition", metavar="NAME", help="for a new profile; default: Slurm's")
+    parser.add_argument("--account", metavar="NAME", help="for a new profile; default: Slurm's")
+    parser.add_argument("--out", default="job.yaml", metavar="FILE", help="the job file (job.yaml)")
+    return parser
+
+
+def _answer(arguments: Namespace, name: str, question: str, usual: str = "") -> str:
+    """Return the flag's value, else the answer of a person, else the usual one.
+
+    Raises:
+        UsageError: there is none, and nobody to ask.
+    """
+    flag = f"--{name.replace('_', '-')}"
+    given = getattr(arguments, name)
+    if given is None and sys.stdin is not None and sys.stdin.isatty():
+        try:
+            given = input(f"{question}{f' [{usual}]' if usual else ''}: ").strip()
+        except EOFError:
+            given = ""
+    given = given or usual
+    if not given:
+        raise UsageError(f"{flag} is missing: {question[:1].lower()}{question[1:]}")
+    if name == "gpus_per_node" and not (given.isascii() and given.isdecimal() and len(given) < 4):
+        raise UsageError(f"{flag} {given} is not a number of GPUs")
+    return str(given)
+
+
+def _existing(given: str, inside: str = "") -> Path:
+    path = Path(at_home(given)).resolve()
+    if not (path / inside).exists():
+        raise UsageError(f"there is no {path / inside}" + (": name a Hugging Face folder" if inside else ""))
+    return path
+
+
+def _columns(data: Path, arguments: Namespace) -> tuple[str, str]:
+    """Return the columns of questions and answers; of JSONL, by the keys of its first line."""
+    keys: list[str] = []
+    if data.suffix == ".jsonl":
+        try:
+            with data.open(encoding="utf-8") as file:
+                keys = list(json.loads(file.readline()))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{data}: its first line is no JSON object: {error}") from None
+    found = []
+    for name, usual in zip(("question", "answer"), _COLUMNS, strict=True):
+        given = getattr(arguments, name) or next((each for each in usual if each in keys), usual[0])
+        if keys and given not in keys:
+            raise UsageError(f"{data} has no column {given}, but {', '.join(keys)}: give --{name} COLUMN")
+        found.append(given)
+    return found[0], found[1]
+
+
+def _reward(given: str) -> str:
+    file, colon, name = given.rpartition(":")
+    return f"{_existing(file)}:{name}" if colon and file.endswith(".py") else given
+
+
+def _gpus(cluster: str) -> str:
+    from r1hpc.config.assets import cluster_profiles
+    from r1hpc.config.load import profile_layer
+
+    known = profile_layer(cluster) if cluster in cluster_profiles() else None
+    return str(
+        (known[1]["cluster"] if known else {}).get("gpus_per_node") or (0 if cluster == _NO_CLUSTER else 4)
+    )
+
+
+def _write_profile(path: Path, arguments: Namespace, gpus: int) -> None:
+    from r1hpc.preflight.profile import write_profile
+
+    usual = {
+        "partition": "Partition, empty for Slurm's default",
+        "account": "Account, empty for Slurm's default",
+    }
+    answers: dict[str, Any] = {"name": path.stem}
+    for name, question in usual.items():
+        answers[name] = getattr(arguments, name)
+        if answers[name] is None and sys.stdin is not None and sys.stdin.isatty():
+            answers[name] = input(f"{question}: ").strip()
+    answers |= {"gpus_per_node": gpus or None, "python": sys.executable}
+    write_profile(path, {key: value for key, value in answers.items() if value})
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a YAML scalar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,68 @@
+"""init: from a model, a file of questions and a reward to a job that can be planned."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from r1hpc import init
+from r1hpc.base.errors import UsageError
+from r1hpc.config import load
+
+_MODEL = Path(__file__).parents[1] / "old_runs" / "edc0a14" / "model"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with questions and a reward, and a home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    lines = [json.dumps({"problem": f"{n}+1=", "solution": str(n + 1)}) for n in range(50)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    (tmp_path / "rewards.py").write_text(
+        "def brevity(prompt, completion, answer, metadata):\n    return 0.0\n"
+    )
+    return tmp_path
+
+
+def test_a_job_and_a_profile_are_written_and_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(_MODEL), "--data", "questions.jsonl", "--reward", "rewards.py:brevity"]
+    assert init.main([*words, "--cluster", "mine", "--partition", "gpu", "--out", "own.yaml"]) == 0
+    assert "r1hpc submit own.yaml --cluster mine --dry-run" in capsys.readouterr().out
+    config = load.load("own.yaml", [], "mine")
+    assert (config.stage, config.model.path) == ("rl", str(_MODEL))
+    assert (config.task.question, config.task.answer) == ("problem", "solution")
+    assert config.reward.terms == {"accuracy": 1.0, f"{place}/rewards.py:brevity": 0.1}
+    assert (config.cluster.name, config.cluster.partition, config.cluster.gpus_per_node) == ("mine", "gpu", 4)
+    with pytest.raises(UsageError, match=r"own.yaml exists: name another file with --out"):
+        init.main(["--out", "own.yaml"])
+
+
+def test_it_asks_a_person(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([str(_MODEL), "questions.jsonl", "", "", "0"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    assert init.main([]) == 0
+    config = load.load("job.yaml")
+    assert config.reward.terms["accuracy"] == 1.0
+    assert (config.resources.gpus_per_node, config.train.precision.value) == (0, "fp32")
+    assert not (place / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ([], "--model is missing: model, a Hugging Face folder"),
+        (["--model", "nowhere"], "there is no .*nowhere/config.json"),
+        (
+            ["--model", str(_MODEL), "--data", "questions.jsonl", "--question", "q"],
+            "has no column q, but problem",
+        ),
+        (["--model", str(_MODEL), "--data", "questions.jsonl", "--reward", "no.py:f"], "there is no .*no.py"),
+        (["--model", str(_MODEL), "--data", "rewards.py", "--cluster", "a/b"], "--cluster"),
+    ],
+)
+def test_what_is_missing_is_refused(words: list[str], refused: str, place: Path) -> None:
+    with pytest.raises(UsageError, match=refused):
+        init.main(words)
+    assert not (place / "job.yaml").exists()
