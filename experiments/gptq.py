@@ -7,7 +7,6 @@ is spread over the inputs still to come, weighted by how the inputs of calibrati
 Each decoder layer sees the outputs of the rounded layers before it.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from r1hpc.base.cli import run_command
+from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.run_dir import open_run
 from r1hpc.config.load import read
 from r1hpc.train.quantize.measure import open_bench
@@ -29,7 +28,7 @@ _BLOCK = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.gptq", description=__doc__)
+    parser = ArgumentParser(prog="python -m experiments.gptq", description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a Hugging Face folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument(

@@ -8,7 +8,6 @@ numbers of sequences and of documents, then lengths (int32), byte offsets (int64
 sequence (int64).
 """
 
-import argparse
 import functools
 import struct
 import sys
@@ -22,7 +21,7 @@ import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 
-from r1hpc.base.cli import run_command
+from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
 
 _ROWS = 4096
@@ -107,7 +106,7 @@ def convert(path: Path, out: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.megatron", description=__doc__)
+    parser = ArgumentParser(prog="python -m experiments.megatron", description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", metavar="PREFIX.idx")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)

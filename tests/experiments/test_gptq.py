@@ -1,15 +1,19 @@
 """GPTQ: the paper's formula, and what it gains over rounding to the nearest."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.gptq import compensate
+from experiments.gptq import compensate, main
+from r1hpc.base.run_dir import RunDir
 from r1hpc.train.quantize.quantize import load_folder, quantize
+from tests.commands.test_export_quantized import run as finished_run
 from tests.train.test_quantize import TEXTS, logits, made, written
 
 pytestmark = pytest.mark.slow
+run = finished_run
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +65,16 @@ def test_gptq_of_one_layer_is_the_paper_s_formula(original: Path) -> None:
         weight[:, i + 1 :] -= torch.outer(error, inverse[0, 1:])
     same = (layer.weight.double() - weight).abs() < 1e-4 * scale[:, None]
     assert same.double().mean() > 0.99  # fp32 rounds some the other way, and what follows them
+
+
+def test_the_command_writes_the_folder_and_measures_both_models(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(run.model), str(out), "--run", str(run.path), "--texts", "8"]) == 0
+    before, after = capsys.readouterr().out.splitlines()[-2:]
+    assert before.startswith(f"{run.model}: perplexity ")
+    assert before.endswith(", 60 of 60 right")
+    assert after.startswith(f"{out}: perplexity ")
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] == 4
