@@ -224,6 +224,8 @@ class Storm:
             time.sleep(1 + 5 * act.fraction)
             return f"{said}, {self.ask(f'scontrol resume {job}')}"
         if act.name == "kill slurmctld":
+            with suppress(ClusterError):  # it holds a job that runs and that it does not know of any more
+                cluster.wait_saved([job])
             cluster.kill_controller()
             time.sleep(8 * act.fraction)
             cluster.start_controller()
