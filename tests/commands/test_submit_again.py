@@ -11,6 +11,7 @@ from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.load import read
+from r1hpc.slurm.script import FUNCTIONS
 from r1hpc.submission.order import Order
 from r1hpc.submission.resume import reconfigured
 from r1hpc.telemetry.records.attempts import record
@@ -92,6 +93,30 @@ def test_a_name_is_taken_once_and_resumed_when_asked(place: Path) -> None:
     config = load.read(place / "runs" / "a" / "config.yaml")
     assert (config.resources.nodes, config.train.num_steps, config.train.micro_batch_size) == (2, 90, 1)
     assert (place / "runs" / "a" / "code" / "r1hpc" / "submit.py").stat().st_ino == code
+
+
+def test_a_run_of_an_earlier_version_gets_the_functions_of_its_new_job_script(place: Path) -> None:
+    """As version 0.1.0 froze it; and taken back with a refused resume."""
+    fake_sbatch(place)
+    assert submit(place, "jobs/smoke.yaml", "--run-name", "a").returncode == 0
+    run = RunDir(place / "runs" / "a")
+    run.attempts.write_text(
+        '{"event": "submitted", "time": 1, "executor": "slurm", "job_id": "41"}\n'
+        '{"event": "begin", "time": 2, "attempt": 1, "job_id": "41", "node_names": ["n"], "ranks": 1}\n'
+        '{"event": "end", "time": 3, "attempt": 1, "cause": "crash", "requeued": false}\n'
+    )
+    frozen = run.shell_functions
+    assert frozen.read_bytes() == FUNCTIONS.read_bytes()
+    frozen.unlink()
+    frozen.with_name("contract.py").unlink()
+    fake_sbatch(place, "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    assert submit(place, "--run-name", "a", "--resume").returncode == 1
+    assert not frozen.exists()
+    fake_sbatch(place, "echo 42")
+    assert submit(place, "--run-name", "a", "--resume").returncode == 0
+    assert frozen.read_bytes() == FUNCTIONS.read_bytes()
+    assert frozen.stat().st_mode & 0o777 == 0o600
+    assert "\nCONTRACT=1 #" in run.script.read_text()
 
 
 @pytest.mark.parametrize("item", ["data.seq_len=64", "train.global_batch_size=48", "train.seed=3"])

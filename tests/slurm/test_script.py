@@ -1,6 +1,7 @@
 """The job script: its text, and what bash makes of it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.contract import CURRENT, NOT_THE_NODE
-from r1hpc.slurm.script import Script, make_script, render, train_script
+from r1hpc.slurm.script import FUNCTIONS, Script, make_script, render, train_script
 
 GOLDEN = Path(__file__).parent / "golden" / "job.sh"
 TRAIN = Path(__file__).parents[2] / "sbatch" / "train.sh"
@@ -54,16 +55,22 @@ def test_train_sh_is_generated_from_the_same_template() -> None:
 
 def test_both_go_begin_run_and_end_alike() -> None:
     def lines_of_the_attempt(text: str) -> list[str]:
-        lines = text[text.index("# -- begin,") :].splitlines()
-        return [
-            line
-            for line in lines
-            if not any(w in line.lower() for w in ("submitit", "payload", "launch rank"))
-        ]
+        lines = text[text.index("# -- an attempt: ") :].replace(' "${STEP[@]}"', "").splitlines()
+        others = ("payload", "launch rank", "SLURM_GPUS_ON_NODE")
+        return [line for line in lines if not any(words in line for words in others)]
 
     ours, theirs = lines_of_the_attempt(golden_script()), lines_of_the_attempt(train_script())
-    gpus = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'
-    assert ours == [line.replace(gpus, "").replace(' "${STEP[@]}"', "") for line in theirs]
+    assert len(ours) > 6
+    assert [line for line in ours if "patiently" not in line] == [
+        line for line in theirs if "patiently" not in line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "most"), [(golden_script(), 61), (train_script(), 93)], ids=["job", "train"]
+)
+def test_it_is_short_enough_to_be_read(text: str, most: int) -> None:
+    assert len([line for line in text.splitlines() if not line.startswith("#SBATCH")]) <= most
 
 
 @pytest.mark.parametrize("text", [golden_script(), train_script()], ids=["submit", "train.sh"])
@@ -88,7 +95,7 @@ def test_without_slurm_train_sh_says_what_to_do() -> None:
 def stage(tmp_path: Path) -> Path:
     """A PATH where `srun` takes half a second and ends with 7, and an interpreter that notes its words."""
     (tmp_path / "run" / "logs").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").touch()
+    _place_functions(tmp_path / "run" / "code")
     _program(tmp_path / "srun", f'echo "srun $OMP_NUM_THREADS $*" >> {tmp_path}/calls\nsleep 0.5\nexit 7\n')
     _program(
         tmp_path / "python",
@@ -97,6 +104,13 @@ def stage(tmp_path: Path) -> Path:
         "exit 3\n",
     )
     return tmp_path
+
+
+def _place_functions(code: Path, last_line: str = "") -> None:
+    path = code / "r1hpc" / "slurm" / "job.bash"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{FUNCTIONS.read_text()}\n{last_line}")
+    path.chmod(0o600)
 
 
 def _program(path: Path, body: str) -> None:
@@ -357,9 +371,10 @@ def test_train_sh_takes_nothing_of_the_step_it_was_submitted_from(stage: Path) -
     assert "--cpus-per-task=32" in next(call for call in _calls(stage) if call.startswith("srun"))
 
 
-def _start_train(stage: Path, **variables: str) -> str:
-    """What sbatch/train.sh says, submitted in a checkout."""
-    (stage / "r1hpc").mkdir()
+def _start_train(stage: Path, *words: str, **variables: str) -> str:
+    """What sbatch/train.sh says, submitted in a clone."""
+    if not (stage / "r1hpc").exists():
+        _place_functions(stage)
     (stage / "r1hpc" / "submit.py").touch()
     environ = {
         "PATH": f"{stage}:/usr/bin:/bin",
@@ -371,23 +386,49 @@ def _start_train(stage: Path, **variables: str) -> str:
         "R1HPC_PYTHON": str(stage / "python"),
         **variables,
     }
-    done = subprocess.run(["bash", str(TRAIN)], env=environ, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1
+    command = ["bash", str(TRAIN), *words]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize(("recorded", "code"), [("", "."), ('{"event":', "."), ("{}\n", "runs/train-9/code")])
-def test_a_half_made_run_is_made_anew_by_the_code_of_the_checkout(
-    stage: Path, recorded: str, code: str
-) -> None:
-    frozen = stage / "runs" / "train-9" / "code" / "r1hpc"
-    frozen.mkdir(parents=True)
-    (frozen / "submit.py").touch()
-    (frozen.parents[1] / "config.yaml").touch()
-    (frozen.parents[1] / "attempts.jsonl").write_text(recorded)
+def test_a_half_made_run_is_made_anew_by_the_code_of_the_clone(stage: Path, recorded: str, code: str) -> None:
+    for place in (".", "runs/train-9/code"):
+        _place_functions(stage / place, f"echo {place} >> {stage}/calls")
+        (stage / place / "r1hpc" / "submit.py").touch()
+    (stage / "runs" / "train-9" / "attempts.jsonl").write_text(recorded)
     _program(stage / "python", f"echo $PYTHONPATH >> {stage}/calls; exit 2")
     _start_train(stage)
-    assert _calls(stage) == [str(stage / code)]
+    assert _calls(stage) == [code, str(stage / code)]
+
+
+def test_train_sh_outside_a_clone_takes_the_functions_of_the_installed_package(stage: Path) -> None:
+    _place_functions(stage / "site", f"echo installed >> {stage}/calls")
+    (stage / "r1hpc").mkdir()
+    _program(
+        stage / "python", f"[ $1 = -c ] && exec echo {stage}/site/r1hpc\necho $* >> {stage}/calls; exit 2"
+    )
+    (stage / "my").mkdir()
+    _start_train(stage, SLURM_SUBMIT_DIR=str(stage / "my"))
+    assert _calls(stage) == [
+        "installed",
+        f"-m r1hpc.submit --prepare-only --run-root {stage}/my/runs --run-name train-9",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--run-name", "a", "--run-root", "my runs"),
+        ("x.yaml", "--run-name=b", "train.lr=1", "--run-root=my runs", "--run-name=a"),
+    ],
+)
+def test_train_sh_finds_the_run_that_its_words_name(stage: Path, words: tuple[str, ...]) -> None:
+    _place_functions(stage / "my runs" / "a" / "code", f"echo a >> {stage}/calls; exit 1")
+    (stage / "my runs" / "a" / "attempts.jsonl").write_text("{}\n")
+    _start_train(stage, *words)
+    assert _calls(stage) == ["a"]
 
 
 def test_train_sh_has_no_successor_before_its_run_is_there(stage: Path) -> None:
@@ -490,6 +531,47 @@ def test_a_node_that_the_job_asks_for_by_name_is_not_excluded(stage: Path) -> No
     assert asked[-2] == "hold 9"
     assert asked[-1].endswith("see slurm-9.out, and the job asks for n1 by name")
     assert not [call for call in asked if "ExcNodeList" in call]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "refused", "asked"),
+    [
+        ("ReqNodeList=(null) ExcNodeList=(null)", 1, "-", ["without n1"]),
+        ("ReqNodeList=(null) ExcNodeList=n[5-7]", 4, "-", ["without n[5-7],n1"]),
+        ("ReqNodeList=(null) ExcNodeList=n[4-7]", 5, "-", None),
+        ("ReqNodeList=(null) ExcNodeList=(null)", 1, "requeue", []),  # a job that has ended, say
+        ("ReqNodeList=(null) ExcNodeList=(null)", 1, "ExcNodeList", ["without n1", "reason", "hold"]),
+        ("ReqNodeList=n1 ExcNodeList=(null)", 1, "-", ["reason", "hold"]),
+    ],
+)
+@pytest.mark.parametrize("is_task", [False, True])
+def test_a_node_that_does_not_see_the_run_hands_the_job_on(
+    stage: Path, nodes: str, count: int, refused: str, asked: list[str] | None, is_task: bool
+) -> None:
+    """At first Slurm does not answer."""
+    shutil.rmtree(stage / "run")
+    _program(stage / "sleep", "")
+    task = "ArrayJobId=7 ArrayTaskId=4 " if is_task else ""
+    shown = f"JobId=9 {task}JobName=x UserId=me(1) {nodes} Features=(null)"
+    _program(
+        stage / "scontrol",
+        f"[ $2 = hostnames ] && exec seq {count}\n"
+        f"if [ $1 = show ]; then echo '{shown}'; mv {stage}/silent {stage}/answers && exit 1; exit 0; fi\n"
+        f'echo $* >> {stage}/calls; [[ "$*" != *{refused}=* && $1 != {refused} ]]',
+    )
+    (stage / "calls").touch()
+    (stage / "silent").touch()
+    assert _start(stage, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="4").wait(timeout=30) == 1
+    job = "7_4" if is_task else "9"  # else these variables belong to the job that submitted this one
+    words = {
+        f"update JobId={job} ExcNodeList=": "without ",
+        f"update JobId={job} Comment=r1hpc: n1 does not see {stage}/run": "reason",
+        f"hold {job}": "hold",
+    }
+    calls = _calls(stage)
+    for said, short in words.items():
+        calls = [call.replace(said, short) for call in calls]
+    assert calls == ([] if asked is None else [f"requeue Incomplete {job}", *asked])
 
 
 @pytest.mark.parametrize(("restarts", "marks"), [(0, ["requeued-7"]), (1, [])])
