@@ -14,8 +14,7 @@ from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.train.losses.algorithms import divergence
 from r1hpc.train.losses.logits import OutputHead, Teacher
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rl.micro_batches import Experience, Sums, Tally
-from r1hpc.train.rl.rollout import Rollout
+from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.policy import Reference
 from tests.train.test_logits import FAMILIES, assert_same, built, gradients

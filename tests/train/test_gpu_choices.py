@@ -15,7 +15,7 @@ from r1hpc.config import load
 from r1hpc.train.parallel.distributed import device_index
 from r1hpc.train.parallel.engine import accumulate, deepspeed_config
 from r1hpc.train.parallel.errors import TrainError
-from r1hpc.train.rl.micro_batches import Sums, Tally
+from r1hpc.train.rl.rollout import Sums, Tally
 from tests.runs import CHECKOUT
 
 _GROUPS = """

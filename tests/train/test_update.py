@@ -12,8 +12,7 @@ from r1hpc.config.schema.rl import RlConfig, RolloutConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rl.micro_batches import Experience, Sums, Tally, deal
-from r1hpc.train.rl.rollout import Groups, Rollout
+from r1hpc.train.rl.rollout import Experience, Groups, Rollout, Sums, Tally, deal
 from r1hpc.train.rl.update import Updater
 
 NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6

@@ -29,7 +29,7 @@ from r1hpc.train.checkpoint.snapshot import Snapshots
 from r1hpc.train.loop.session import Agreement, Job, Plan, Session, Stage, StepResult
 from r1hpc.train.loop.step_records import ledger_path
 from r1hpc.train.parallel.compression import Compressor, exchange_of
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, RankTimes
 from r1hpc.train.parallel.engine import (
     accumulate,
     build_engine,
@@ -39,7 +39,6 @@ from r1hpc.train.parallel.engine import (
     set_learning_rate,
 )
 from r1hpc.train.parallel.errors import NonFiniteError
-from r1hpc.train.parallel.rank_times import RankTimes
 
 
 def set_up(job: Job, stage: Stage, plan: Plan) -> Session:

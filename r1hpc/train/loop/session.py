@@ -18,9 +18,8 @@ from r1hpc.plan.topology.batch import BatchPlan
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.train.checkpoint.snapshot import Snapshots
 from r1hpc.train.parallel.compression import GradientExchange
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, RankTimes
 from r1hpc.train.parallel.engine import Parameters
-from r1hpc.train.parallel.rank_times import RankTimes
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Form the group of ranks: rank, device, and the few collectives the loop needs.
+"""Form the group of ranks: rank, device, the few collectives the loop needs, and the record of ranks' times.
+
+RankTimes(run, attempt, node, group).step(step, step_time_s, own_s)     # on all ranks: metrics/ranks.jsonl
 
 `launch` makes a new rendezvous store for each attempt; an inherited MASTER_ADDR or RANK is ignored.
 """
@@ -18,7 +20,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed hides them from type checkers
 
 from r1hpc.base.errors import R1hpcError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.ranks import RankTimeWriter
 
+_TIMES_EVERY = 10
+"""Steps between two records."""
 _STORE_TIMEOUT = datetime.timedelta(minutes=10)
 # The watchdog ends a hopeless wait and names the cause; waiting for a slow rank may take hours.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
@@ -248,3 +254,41 @@ def _join_deepspeed(backend: str, device: torch.device) -> None:
         accelerator = deepspeed.accelerator.get_accelerator()
         accelerator.available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+class RankTimes:
+    """Records working and waiting times of each rank every few steps, to find a straggler."""
+
+    def __init__(self, run: RunDir, attempt: int, node: str, group: Group) -> None:
+        """Collective."""
+        self._group = group
+        self._times: list[tuple[float, float]] = []
+        self._writer: RankTimeWriter | None = None
+        places: list[tuple[str, str | None]] = group.gather((node, _gpu_uuid(group)))
+        if group.rank == 0:
+            nodes, uuids = zip(*places, strict=True)
+            self._writer = RankTimeWriter(run, attempt, nodes, uuids)
+
+    def step(self, global_step: int, step_time_s: float, own_s: float) -> None:
+        """Note a finished step. Collective, every _TIMES_EVERY steps.
+
+        Args:
+            own_s: part of it in this rank's own work: reading, sampling, its forward passes.
+        """
+        self._times.append((step_time_s, max(0.0, step_time_s - own_s)))
+        if len(self._times) < _TIMES_EVERY:
+            return
+        means = [sum(column) / len(self._times) for column in zip(*self._times, strict=True)]
+        gathered = self._group.gather(means)
+        if self._writer is not None:
+            times, waits = zip(*gathered, strict=True)
+            self._writer.write(
+                global_step=global_step, num_steps=len(self._times), step_time_s=times, wait_s=waits
+            )
+        self._times = []
+
+
+def _gpu_uuid(group: Group) -> str | None:
+    if group.device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(group.device).uuid}"

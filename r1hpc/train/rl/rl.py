@@ -27,7 +27,7 @@ from r1hpc.checkpoint.fence import has_begun, incarnation_dir
 from r1hpc.config.paths import is_own
 from r1hpc.config.plugins import locate
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.topology.batch import BatchPlan, updates_per_rollout
+from r1hpc.plan.topology.batch import BatchPlan
 from r1hpc.tasks.reward.rewards import label
 from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
 from r1hpc.telemetry.diagnosis.rl_health import health_warnings
@@ -39,8 +39,7 @@ from r1hpc.train.loop.session import Job, Plan, Session, StepResult
 from r1hpc.train.model.export import export_model
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
-from r1hpc.train.rl.micro_batches import Experience, Sums, Tally
-from r1hpc.train.rl.rollout import Rollout, load_rollout, save_rollout
+from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_rollout, save_rollout
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.policy import (
     ActorCritic,
@@ -103,6 +102,7 @@ class RlStage:
         self._collector = collector
         self._updater = updater
         self._held_out = held_out
+        self._incarnation = incarnation_dir(job.run.checkpoints, job.attempt, job.token)
         self._rollout_index = 0
         self._next_item = job.config.task.first_item or 0
         self._update = 0
@@ -185,15 +185,14 @@ class RlStage:
 
     def _advance(self, rollout: Rollout) -> None:
         self._update += 1
-        if self._update < updates_per_rollout(self._job.config):
+        if self._update < self._updater.num_updates:
             return
         self._collector.learn(rollout.groups)
         self._next_item += rollout.num_items
         self._rollout_index, self._update = self._rollout_index + 1, 0
         self._rollout = self._experience = None
-        job = self._job
         # A superseded attempt that still runs may be ahead of the one that owns these batches.
-        if job.group.rank == 0 and has_begun(incarnation_dir(job.run.checkpoints, job.attempt, job.token)):
+        if self._job.group.rank == 0 and has_begun(self._incarnation):
             # Keep the last rollout's batches: if the run is killed before the next save, it returns to them.
             self._collector.forget_before(self._rollout_index - 1)
 

@@ -31,8 +31,7 @@ from r1hpc.train.losses.algorithms import (
 )
 from r1hpc.train.losses.logits import OutputHead, Teacher
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rl.micro_batches import Experience, MicroBatch, Rows, Tally, deal, lay_out
-from r1hpc.train.rl.rollout import Rollout
+from r1hpc.train.rl.rollout import Experience, MicroBatch, Rollout, Rows, Tally, deal, lay_out
 from r1hpc.train.rollout.policy import Reference, policy_of
 
 
@@ -67,6 +66,8 @@ class Updater:
         self._is_ppo = config.rl.algorithm == "ppo"
         self._distills = config.rl.algorithm == "distill"
         self.corrects_importance = corrects_importance(config)
+        self.num_updates = updates_per_rollout(config)
+        self._works_out_old_policy = works_out_old_policy(config)
         self._heads: dict[int, OutputHead] = {}
 
     def prepare(self, engine: Any, rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> Experience:
@@ -80,7 +81,7 @@ class Updater:
         inside = np.arange(longest)[None, :] < groups.lengths[:, None]
         bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
         old_logprobs = rollout.old_logprobs
-        if old_logprobs is None and works_out_old_policy(self._config):
+        if old_logprobs is None and self._works_out_old_policy:
             old_logprobs = self._worked_out(engine, bare, self._logprobs)
         if self._distills:
             return bare
@@ -103,7 +104,7 @@ class Updater:
 
     def rows_of(self, experience: Experience, update: int) -> Rows:
         """Return the completions of update number `update` (from 0): complete groups, in order."""
-        per_pass = self._num_updates // self._config.rl.num_iterations
+        per_pass = self.num_updates // self._config.rl.num_iterations
         parts = np.array_split(np.arange(len(experience.groups.items)), per_pass)
         members = experience.groups.num_members
         chosen = parts[update % per_pass]
@@ -159,10 +160,6 @@ class Updater:
             teaches &= np.abs(experience.advantages[rows]).max(1) > 0
         return teaches
 
-    @property
-    def _num_updates(self) -> int:
-        return updates_per_rollout(self._config)
-
     def _loss(
         self,
         experience: Experience,
@@ -203,7 +200,7 @@ class Updater:
         rl, logprobs = self._config.rl, forward.logprobs
         # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
         # trainer's own values avoid the rounding of the sampler and of other micro batches.
-        if is_first and (self._num_updates == 1 or experience.old_logprobs is not None):
+        if is_first and (self.num_updates == 1 or experience.old_logprobs is not None):
             old = logprobs.detach()
         elif experience.old_logprobs is not None:
             old = batch.spread(experience.old_logprobs)
