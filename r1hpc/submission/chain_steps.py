@@ -86,19 +86,28 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
     steps: dict[str, StageStep] = {}
     for stage in definition.stages:
         try:
-            expected = _expected(stage.config.model.path, chain, models)
-            teacher = _expected(stage.config.rl.teacher, chain, models)
+            others = {
+                chain.stage(each.name).path: each.config
+                for each in definition.stages
+                if each.name != stage.name
+            }
+            own = overrides_of(stage.name, order.overrides, definition.names, chain)
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
+            facts = OrderFacts(
+                chain.stage(stage.name),
+                to_come=tuple(others),
+                expected_model=_expected(stage.config.model.path, chain, models),
+                expected_teacher=_expected(stage.config.rl.teacher, chain, models),
+                tokenizer_folder=tokenizers[stage.name],
+                order=replace(order, overrides=tuple(own)),
+            )
             _refuse_what_none_leaves(stage, definition, chain)
             if _leaves_model(stage.config):
-                models[stage.name] = load_model_config(
-                    stage.config, workload_of(stage.config.stage).vocab_size(stage.config), expected
-                )
-            step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
+                vocab_size = workload_of(stage.config.stage).vocab_size(stage.config)
+                models[stage.name] = load_model_config(stage.config, vocab_size, facts.expected_model)
+            step = _choose(facts.run, stage, unrecorded, steps, order)
             if step.action.makes_a_job:
-                tokenizer = tokenizers[stage.name]
-                planned = _plan(step, chain, definition, order, ask, expected, teacher, tokenizer)
-                step = replace(step, planned=planned)
+                step = replace(step, planned=_plan(step, chain, facts, others, ask))
         except UsageError as error:
             raise UsageError(f"stage {stage.name}: {error}") from None
         steps[stage.name] = step
@@ -192,36 +201,21 @@ def _refuse_two_places(situation: Situation, order: Order) -> None:
 def _plan(
     step: StageStep,
     chain: ChainDir,
-    definition: Definition,
-    order: Order,
+    facts: OrderFacts,
+    others: Mapping[Path, RunConfig],
     ask: AskCluster,
-    expected_model: Mapping[str, Any] | None,
-    expected_teacher: Mapping[str, Any] | None,
-    tokenizer_folder: str | None,
 ) -> PlannedRun:
-    stage, run, is_new = step.stage, step.run, step.action is Action.submit
-    order = replace(
-        order, overrides=tuple(overrides_of(stage.name, order.overrides, definition.names, chain))
-    )
-    config = stage.config if is_new else reconfigured(run, order)
-    others = {
-        chain.stage(each.name).path: each.config for each in definition.stages if each.name != stage.name
-    }
-    facts = OrderFacts(
-        run,
-        None if is_new else load.read(run.config),
-        tuple(others),
-        expected_model,
-        expected_teacher,
-        tokenizer_folder,
-        order=order,
-    )
-    planned = plan_run(config, facts, ask(order.executor, *defaults.place_in_cluster(config)))
+    stage, config = step.stage, step.stage.config
+    if step.action is not Action.submit:
+        config = reconfigured(step.run, facts.order)
+        facts = replace(facts, frozen=load.read(step.run.config))
+    planned = plan_run(config, facts, ask(facts.order.executor, *defaults.place_in_cluster(config)))
+    beside = workload_of(config.stage).check_beside(config, others) if facts.is_new else ()
     named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
     return replace(
         planned,
         needs=stage.needs,
-        notes=(*planned.notes, *(workload_of(config.stage).check_beside(config, others) if is_new else ())),
+        notes=(*planned.notes, *beside),
         script=planned.script.with_options({"job-name": named[:64]}),
     )
 
