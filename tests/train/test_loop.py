@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.train.checkpoint import async_save
@@ -60,7 +61,8 @@ def test_an_evaluation_is_the_first_thing_of_the_step_after(monkeypatch: pytest.
 
     monkeypatch.setattr(rl, "policy_of", lambda engine: engine)
     config = RunConfig(stage="rl", evaluate=EvaluateConfig(every=2))
-    stage = RlStage(SimpleNamespace(config=config, group=ALONE), None, None, HeldOut())  # type: ignore[arg-type]
+    job: Any = SimpleNamespace(config=config, group=ALONE, run=RunDir("run"), attempt=1, token="token")
+    stage = RlStage(job, None, None, HeldOut())  # type: ignore[arg-type]
     this: Any = SimpleNamespace(first_step=3, engine=None)
     with pytest.raises(AttributeError):  # goes on to what is not there
         stage.take_step(this, 3)
