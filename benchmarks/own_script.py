@@ -58,7 +58,7 @@ def main() -> None:
             "--nodes",
             "2",
             "resources.gpus_per_node=0",
-            "checkpoint.save_every=0",
+            "checkpoint.save_every=1000000",
             "--",
             str(steps),
             root,

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc.telemetry.records.attempts import Cause
-from tests.script.hits import alone, hit
+from tests.runs import submit, wait_over, wait_until
+from tests.script.hits import SCRIPTS, alone, hit, words_of
 
+pytestmark = pytest.mark.timeout(1800)
 ALL_HITS = [Cause.crash, Cause.crash, Cause.preempted, Cause.stopped, Cause.finished]
 
 
@@ -19,6 +21,20 @@ def assert_equal(tmp_path: Path, script: str, *words: str, ranks: int = 1) -> No
 
 def test_transformers_trainer_with_two_ranks(tmp_path: Path) -> None:
     assert_equal(tmp_path, "hf_trainer.py", ranks=2)
+
+
+def test_a_stop_interrupts_an_evaluation_and_the_resume_repeats_it(tmp_path: Path) -> None:
+    given = ["resources.gpus_per_node=0", "--", "--out", str(tmp_path / "out"), "--pause", "0.5"]
+    run = submit(tmp_path, "hit", *given, job=str(SCRIPTS / "hf_trainer.py")).run
+    log = run.rank_log(1, 0)
+    wait_until("evaluation", lambda: log.exists() and "evaluates 18" in log.read_text(), 600, run)
+    run.stop.touch()
+    assert wait_over(run)[-1].last_committed_step == 18
+    assert log.read_text().count("evaluates 18") < 16
+    submit(tmp_path, "hit", "--resume")
+    assert wait_over(run)[-1].cause is Cause.finished
+    lines = words_of(run.rank_log(2, 0).read_text())
+    assert lines == alone("hf_trainer.py", tmp_path / "alone")
 
 
 @pytest.mark.parametrize("script", ["trl_sft.py", "trl_grpo.py"])

@@ -5,12 +5,14 @@ import argparse
 import hashlib
 import json
 import os
+import time
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", required=True)
+parser.add_argument("--pause", type=float, default=0.0, help="seconds of a batch of an evaluation")
 arguments = parser.parse_args()
 
 torch.set_num_threads(1)
@@ -28,6 +30,12 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
+class Slow(TrainerCallback):
+    def on_prediction_step(self, args, state, control, **kwargs):
+        print("evaluates", state.global_step, flush=True)
+        time.sleep(arguments.pause)
+
+
 model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2))
 trainer = Trainer(
     model=model,
@@ -35,6 +43,7 @@ trainer = Trainer(
         output_dir=arguments.out,
         num_train_epochs=2,
         per_device_train_batch_size=2,
+        per_device_eval_batch_size=1,
         gradient_accumulation_steps=2,
         logging_steps=3,
         eval_strategy="steps",
@@ -48,6 +57,7 @@ trainer = Trainer(
     ),
     train_dataset=Rows(120, 1),
     eval_dataset=Rows(16, 2),
+    callbacks=[Slow()],
 )
 trainer.train()
 trainer.save_model(arguments.out + "/final")
