@@ -170,7 +170,8 @@ class Storm:
 
     def until(self, what: str, reached: Callable[[], bool]) -> None:
         """Wait until then, or until the runs are over."""
-        wait_until(what, lambda: self.is_over or reached(), 180, self.run)
+        # A step that begins may lose Slurm's signal: then its rank waits for the dead one until its watchdog.
+        wait_until(what, lambda: self.is_over or reached(), 700, self.run)
 
     def until_running(self) -> None:
         self.until("a running job", lambda: self.cluster.state(job_of(self.run)) == "RUNNING")

@@ -115,6 +115,11 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
         ),
         pytest.param(Evidence(2, [said(HANG, detail="60 s in step 3")], 75), Cause.hang, id="hang"),
         pytest.param(
+            Evidence(2, [said(HANG, 1)], 75, by_srun=said(FAILED, detail="Killed, says srun")),
+            Cause.crash,
+            id="a rank was killed, and Slurm did not end the other, which waited for it",
+        ),
+        pytest.param(
             Evidence(2, [said(HANG), said(FAILED, 1, detail="Connection reset by peer")], 75),
             Cause.hang,
             id="hang and a peer that lost the connection",

@@ -169,7 +169,7 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     for outcome in (*failed, *evidence.in_logs):
         if outcome.cause in (Cause.oom.value, Cause.refused.value):
             return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
-    if HANG in kinds:
+    if HANG in kinds and evidence.by_srun is None:
         return Cause.hang, _describe_hang(evidence)
     # A rank whose peer died reports a broken connection: an echo, not the cause.
     culprits = [o for o in (*failed, *evidence.in_logs) if "onnection" not in o.detail]
