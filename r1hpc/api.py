@@ -290,6 +290,8 @@ def submit(
     over_budget: str | None = None,
     dry_run: bool = False,
     argv: Sequence[str] = (),
+    from_stage: str | None = None,
+    reuse: Sequence[str] = (),
 ) -> Submission | ChainSubmission:
     """Check, plan, compare with the budget, freeze and start a run or a chain.
 
@@ -305,6 +307,8 @@ def submit(
         over_budget: the reason to exceed the budget.
         dry_run: plan only and write nothing. Slurm, if there is one, tests whether it would take the job.
         argv: a command line, recorded in environment.json.
+        from_stage: for a new chain: STAGE or CHAIN:STAGE; the stages before it are those of an earlier chain.
+        reuse: for a new chain: CHAIN:STAGE, finished stages that it takes from others.
 
     Returns:
         A Submission, or for a chain a ChainSubmission.
@@ -329,6 +333,8 @@ def submit(
         job=None if job is None else str(job),
         run_name=run_name,
         resume=resume,
+        from_stage=from_stage,
+        reuse=tuple(reuse),
     )
     # Only the user may read a run's files, whatever the umask of the calling program.
     before = os.umask(0o077)

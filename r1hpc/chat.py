@@ -22,6 +22,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.find_run import add_run, choose_run
 
 if TYPE_CHECKING:
+    from r1hpc.base.run_dir import RunDir
     from r1hpc.config.schema.run import ModelConfig, RunConfig
     from r1hpc.train.rollout.chat import Limits, Speaker
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.chat", description=__doc__)
-    add_run(parser, "a run, or a Hugging Face folder")
+    add_run(parser, "a run, a chain (its newest model), or a Hugging Face folder")
     parser.add_argument("--ask", metavar="TEXT", help="ask this, and end")
     parser.add_argument("--system", metavar="TEXT", help="the system message; default the run's")
     parser.add_argument("--as-typed", action="store_true", help="questions without the task's template")
@@ -84,8 +85,8 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
     if given and (given / "config.json").is_file():
         model, template = ModelConfig(path=str(given), attn_implementation=_attention(given)), None
     else:
-        run = choose_run(arguments.run_dir, arguments.run_root)
-        if not (run.model / "config.json").is_file():
+        run = choose_run(arguments.run_dir, arguments.run_root, _has_model)
+        if not _has_model(run):
             raise StateError(
                 f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes "
                 "one of its newest checkpoint; then chat with DIR"
@@ -97,6 +98,10 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
     if arguments.system is not None:
         model = replace(model, system_prompt=arguments.system)
     return model, template, boxed
+
+
+def _has_model(run: "RunDir") -> bool:
+    return (run.model / "config.json").is_file()
 
 
 def _attention(folder: Path) -> str:

@@ -56,7 +56,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.compare", description=__doc__)
     for name in ("a", "b"):
         run = parser.add_argument(
-            name, metavar=name.upper(), help="a run: its folder or name; RUN@STEP for a step"
+            name, metavar=name.upper(), help="a run or a chain (its newest evaluation); RUN@STEP for a step"
         )
         offer(run, RUN_NAMES)
     add_run_root(parser)
@@ -69,14 +69,14 @@ def _parser() -> ArgumentParser:
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
     """Return the name and the answers of RUN or RUN@STEP."""
-    from r1hpc.telemetry.records.evaluations import read_answers
+    from r1hpc.telemetry.records.evaluations import read_answers, results
 
     name, at, step = given.rpartition("@")
     if not at or "/" in step:  # a folder's name may contain @ too, such as user@site
         name, step = given, ""
     if step and not (step.isascii() and step.isdecimal()):
         raise UsageError(f"{printable(given)!r}: a step is a number, as in {printable(name)}@60")
-    run = choose_run(name, run_root)
+    run = choose_run(name, run_root, lambda run: bool(results(run)))
     number, answers = read_answers(run, int(step) if step else None)
     return full_name(run) + ("" if number is None else f"@{number}"), answers
 

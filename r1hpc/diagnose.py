@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.telemetry.diagnosis.summary import names_of
     from r1hpc.telemetry.records.attempts import read_history
 
-    run = choose_run(arguments.run_dir, arguments.run_root)
+    run = choose_run(arguments.run_dir, arguments.run_root, lambda _: True)
     if names_of(run)[0] == "serve":
         raise UsageError(
             f"{run.run_id} is a server, and steps are what is judged here: what it answers is in "

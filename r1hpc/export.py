@@ -66,7 +66,11 @@ def _source(arguments: Any) -> RunDir | Path:
         return given
     if arguments.quantize is not None and arguments.run_dir and (given / "config.json").is_file():
         return given
-    return choose_run(arguments.run_dir, arguments.run_root)
+    return choose_run(arguments.run_dir, arguments.run_root, _has_checkpoint)
+
+
+def _has_checkpoint(run: RunDir) -> bool:
+    return (run.model / "config.json").is_file() or any(run.checkpoints.glob("step-*"))
 
 
 def _as_json(source: RunDir | Path, out: Path, done: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +85,9 @@ def _made(source: RunDir | Path, out: Path, done: dict[str, Any]) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.export", description=__doc__)
-    add_run(parser, "a run, a model in GGUF, or with --quantize a Hugging Face folder")
+    add_run(
+        parser, "a run, a chain (its newest model), a model in GGUF, or with --quantize a Hugging Face folder"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to make")
     parser.add_argument("--step", type=int, metavar="N", help="of this checkpoint; default the newest")
     parser.add_argument("--to", metavar="TOOL", help="metrics: see python -m r1hpc.export_metrics")

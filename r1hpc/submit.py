@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
             cluster=arguments.cluster,
             over_budget=arguments.over_budget,
             dry_run=arguments.dry_run,
+            from_stage=arguments.from_stage,
+            reuse=arguments.reuse,
             argv=argv,
         )
     finally:
@@ -91,6 +93,19 @@ def _parser() -> ArgumentParser:
     name = parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")
     offer(name, RUN_NAMES)
     parser.add_argument("--resume", action="store_true", help="go on with the run called --run-name")
+    parser.add_argument(
+        "--from",
+        dest="from_stage",
+        metavar="STAGE",
+        help="a new chain from this stage on; those before it are the chain's of this file, or CHAIN:STAGE",
+    )
+    parser.add_argument(
+        "--reuse",
+        action="append",
+        default=[],
+        metavar="CHAIN:STAGE",
+        help="a new chain takes this finished stage from another one; may be repeated",
+    )
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,16 @@ def existing_run_root(given: str | None) -> Path:
     return root
 
 
-def choose_run(given: str | None, run_root: str | None) -> RunDir:
+def choose_run(
+    given: str | None, run_root: str | None, pick: Callable[[RunDir], bool] | None = None
+) -> RunDir:
     """Return the run folder `given`, or of that name under the run root; by default your newest run there.
 
+    Args:
+        pick: a chain stands for the newest of its stages that this holds for; None: a chain is refused.
+
     Raises:
-        UsageError: no such run, or none at all; or it is a chain.
+        UsageError: no such run, or none at all; or it is a chain, or none of its stages will do.
     """
     root = run_root_of(run_root)
     if given is None:
@@ -66,12 +73,23 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
         return open_run(next((run for run in runs if is_yours(run.path)), runs[0]).path)
     for path in (Path(given), root / given):
         if (path / _CHAIN).is_file():
+            stage = _newest_stage(path, pick) if pick is not None else None
+            if stage is not None:
+                print(f"{path.name}: stage {stage.run_id}", file=sys.stderr)
+                return open_run(stage.path)
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
         if (path / SWEEP).is_file():
             raise UsageError(f"{path} is a sweep: see it by `r1hpc sweep {path}`, or name {path / 'POINT'}")
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)
+
+
+def _newest_stage(chain: Path, pick: Callable[[RunDir], bool]) -> RunDir | None:
+    """Return the stage that did something last, of those that will do."""
+    begun = [RunDir(path) for path in folders_with(chain, "attempts.jsonl")]
+    begun.sort(key=lambda run: _time_of(run.attempts) or 0.0, reverse=True)
+    return next(filter(pick, begun), None)
 
 
 def list_runs(root: Path) -> list[RunDir]:
@@ -90,9 +108,13 @@ def is_yours(path: Path) -> bool:
 
 
 def all_runs(root: Path) -> list[RunDir]:
-    """Return the runs under a run root and the stages of its chains; the newest first."""
+    """Return the runs under a run root and the stages of its chains; the newest first.
+
+    A stage that a chain reuses from another one is that one's.
+    """
     found = list_runs(root)
-    found += [run for path in _folders(root) if _config_time(path) is None for run in list_runs(path)]
+    stages = [run for path in _folders(root) if _config_time(path) is None for run in list_runs(path)]
+    found += [run for run in stages if not run.path.is_symlink()]
     return sorted(found, key=lambda run: _config_time(run.path) or 0.0, reverse=True)
 
 

@@ -10,7 +10,7 @@ record of its answer leaves a job that `jobs_by_folder` finds; it is adopted.
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -72,8 +72,13 @@ class StageStep:
     """Set if the stage has one."""
 
 
-def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[StageStep, ...]:
+def plan_steps(
+    chain: ChainDir, definition: Definition, order: Order, reused: Collection[str] = ()
+) -> tuple[StageStep, ...]:
     """Return the action for each stage, in order, after every check that needs no job.
+
+    Args:
+        reused: stages that are finished elsewhere.
 
     Raises:
         UsageError: a stage cannot be submitted as described, or is running elsewhere.
@@ -105,6 +110,9 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
             if _leaves_model(stage.config):
                 vocab_size = workload_of(stage.config.stage).vocab_size(stage.config)
                 models[stage.name] = load_model_config(stage.config, vocab_size, facts.expected_model)
+            if stage.name in reused:
+                steps[stage.name] = StageStep(stage, facts.run, Action.skip)
+                continue
             step = _choose(facts.run, stage, unrecorded, steps, order)
             if step.action.makes_a_job:
                 step = replace(step, planned=_plan(step, chain, facts, others, ask))

@@ -56,6 +56,10 @@ class Order:
     """None: a new name."""
     resume: bool = False
     """Continue the run called run_name."""
+    from_stage: str | None = None
+    """STAGE or CHAIN:STAGE: a new chain takes the stages before it from an earlier one."""
+    reuse: tuple[str, ...] = ()
+    """CHAIN:STAGE: stages that a new chain takes from others."""
 
     def __post_init__(self) -> None:
         refuse_shell_overrides([without_stage(item) for item in self.overrides])

@@ -70,6 +70,8 @@ def submit(order: Order) -> "SubmittedRun | SubmittedChain":
             from r1hpc.submission.submit_chain import submit_chain  # a run needs none of it
 
             return submit_chain(chain, find_job(order.job) if order.job is not None else None, order)
+        if order.reuse or order.from_stage:
+            raise UsageError("--from and --reuse take the file of a chain: one with stages")
         if order.is_dry_run:
             planned = plan_within_budget(order)
             said = show_to_slurm(planned)

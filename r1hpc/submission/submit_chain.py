@@ -18,6 +18,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
+from r1hpc.config import paths, plugins
 from r1hpc.slurm import defaults
 from r1hpc.slurm.client import SlurmError
 from r1hpc.submission import start_run
@@ -44,6 +45,7 @@ from r1hpc.submission.chain_steps import (
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import check_budget, show_to_slurm
 from r1hpc.submission.resume import changed_keys, forbidden_changes
+from r1hpc.submission.reuse import find_reused, link, notes_on
 from r1hpc.telemetry.records.attempts import read_history, record
 
 
@@ -74,6 +76,8 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
     executor, notes = defaults.choose_executor(asked, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
     if chain.definition.is_file():
+        if order.reuse or order.from_stage:
+            raise UsageError(f"{chain.name} exists: give the new chain another name, --run-name NAME")
         return _go_on(by_its_first_path(chain), source, order, notes)
     if source is None or order.resume:
         raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
@@ -93,7 +97,9 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
             "choose another --run-name"
         )
     definition = read_definition(source, chain, order.overrides, order.cluster)
-    steps, said = _plan(chain, definition, order)
+    reused = find_reused(definition, order)
+    notes = [*notes, *notes_on(reused, definition, chain)]
+    steps, said = _plan(chain, definition, order, reused=reused)
     if order.is_dry_run:
         return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
     start_run.create_parent(RunDir(chain.path))
@@ -101,12 +107,13 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
     with held(chain, SUBMISSION) as lock:
         if chain.definition.is_file():
             raise UsageError(f"another submission has just begun {chain.name}: submit it again to go on")
+        link(chain, reused)
         save_definition(definition, chain)
         failpoint("chain.frozen")
         try:
             jobs = _carry_out(chain, steps, order, lock)
         except (R1hpcError, OSError):
-            if not any(chain.stage(name).path.exists() for name in definition.names):
+            if not any(chain.stage(name).path.exists() for name in definition.names if name not in reused):
                 shutil.rmtree(chain.path)  # nothing came of it
             raise
     return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
@@ -114,7 +121,7 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
 
 def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> SubmittedChain:
     frozen = open_definition(chain)
-    notes = [*notes, *_changed_since(frozen, source, chain)]
+    notes = [*notes, *_changed_since(frozen, source, chain), *_changed_code(frozen, chain)]
     definition = override(frozen, order.overrides, chain, order.cluster)
     if order.is_dry_run:
         steps, said = _plan(chain, definition, order, frozen)
@@ -132,14 +139,19 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
 
 
 def _plan(
-    chain: ChainDir, definition: Definition, order: Order, frozen: Definition | None = None
+    chain: ChainDir,
+    definition: Definition,
+    order: Order,
+    frozen: Definition | None = None,
+    reused: Collection[str] = (),
 ) -> tuple[tuple[StageStep, ...], tuple[str, ...]]:
     """Return the action for each stage, within the budget for all together, and the notes.
 
     Args:
         frozen: the chain as it was, if it exists.
+        reused: stages that are finished elsewhere.
     """
-    steps, kept = plan_steps(chain, definition, order), []
+    steps, kept = plan_steps(chain, definition, order, reused), []
     if frozen is not None:
         _refuse_changes(frozen, steps)
         begun = [step.stage.name for step in steps if read_history(step.run).attempts]
@@ -242,6 +254,23 @@ def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> 
         f"{source} has changed since {chain.name} was begun: it goes on as frozen in {chain.definition}; "
         "for the new file take another --run-name"
     ]
+
+
+def _changed_code(frozen: Definition, chain: ChainDir) -> list[str]:
+    """Return a note on each finished stage whose reward, task or questions are not as in their files now."""
+    notes = []
+    for stage in frozen.stages:
+        run = chain.stage(stage.name)
+        if not run.finished.exists():
+            continue  # refused when it is planned
+        try:
+            plugins.refuse_changes(paths.names_in(stage.config), run.code)
+            plugins.refuse_changed_files(run.code)
+        except (R1hpcError, OSError) as error:
+            what = str(error).partition(": ")[0]
+            again = f"--run-name NAME --from {chain.name}:{stage.name} runs it again with them"
+            notes.append(f"stage {stage.name} is finished: {what}. For a new chain: {again}")
+    return notes
 
 
 def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:

@@ -13,6 +13,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import amount, format_duration, format_parameters
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
@@ -92,6 +93,7 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         lines.append(_batch_line(planned))
     if planned.prompt is not None:
         lines.append(("asks", _shortened(repr(planned.prompt))))
+    lines += _learning_lines(planned.config)
     if plan.memory is not None and where.num_gpus:
         lines.append(
             ("memory", f"on each GPU {held(plan.memory)}; {plan.memory.host_gib:.0f} GiB of a node's own")
@@ -109,6 +111,20 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"
         lines.append(("ceiling", f"{hours:,.1f} {what}-hours per attempt ({limit})"))
     return lines
+
+
+def _learning_lines(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the reward of stage rl, and the questions of its evaluations and of stage evaluate."""
+    if config.stage not in ("rl", "evaluate"):
+        return []
+    asked = config.evaluate
+    terms = " + ".join(f"{weight:g} {name}" for name, weight in config.reward.terms.items())
+    source = ", ".join(asked.sets) or asked.path or f"task {config.task.name}, held out"
+    num = asked.num_items or ("all" if asked.sets or asked.path else 256)
+    every = f", every {asked.every} steps" if asked.every else ""
+    when = f"; before the first step{every} and at the end" if config.stage == "rl" else ""
+    reward = [("reward", terms)] if config.stage == "rl" else []
+    return [*reward, ("tests", f"{num} questions x {asked.num_samples} samples of {source}{when}")]
 
 
 def _shortened(text: str) -> str:

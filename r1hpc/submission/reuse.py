@@ -1,0 +1,97 @@
+"""Let a new chain begin with finished stages of an earlier one.
+
+    reused = find_reused(definition, order)      # {"sft": RunDir(…)}
+    link(chain, reused)                          # CHAIN/sft leads to the other chain's
+
+A reused stage is a link in the chain's folder: it is finished, so nothing runs, and the stages after it read
+what it left.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest, printable
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.config import load
+from r1hpc.submission.chain.file import Definition, stages_before
+from r1hpc.submission.chain.folder import ChainDir, find_chain
+from r1hpc.submission.order import Order
+from r1hpc.submission.resume import changed_keys
+
+_OF_THE_PLACE = ("resources", "cluster", "monitor", "notify", "limits")
+"""Sections that decide where and how long a stage runs, not what it leaves."""
+
+
+def find_reused(definition: Definition, order: Order) -> dict[str, RunDir]:
+    """Return the finished runs that take the place of stages, by stage.
+
+    Raises:
+        UsageError: no such chain or stage, or it is not finished.
+    """
+    found: dict[str, RunDir] = {}
+    if order.from_stage is not None:
+        name, chain = _named(order.from_stage, Path(definition.source).stem, definition, order)
+        again = [each for each in definition.names if name in (each, *stages_before(each, definition.needs))]
+        kept = [each for each in definition.names if each not in again]
+        found |= {each: chain.stage(each) for each in kept if chain.stage(each).finished.exists()}
+        missing = [each for each in stages_before(name, definition.needs) if each not in found]
+        if missing:
+            raise UsageError(
+                f"--from {name}: {chain.name} has not finished {missing[0]}, which comes before it"
+            )
+    for item in order.reuse:
+        if ":" not in item:
+            raise UsageError(f"--reuse {printable(item)}: write CHAIN:STAGE")
+        name, chain = _named(item, "", definition, order)
+        found[name] = chain.stage(name)
+        if not found[name].finished.exists():
+            raise UsageError(f"--reuse {printable(item)}: it has not finished, so there is nothing to reuse")
+    return {name: open_run(run.path.resolve()) for name, run in found.items()}
+
+
+def _named(given: str, usual: str, definition: Definition, order: Order) -> tuple[str, ChainDir]:
+    chain_name, _, stage = given.rpartition(":")
+    if stage not in definition.names:
+        known = ", ".join(definition.names)
+        raise UsageError(
+            f"there is no stage {printable(stage)!r}{nearest(stage, definition.names)}; there are: {known}"
+        )
+    chain = find_chain(chain_name or usual, str(order.run_root))
+    if chain is None:
+        raise UsageError(
+            f"there is no chain {printable(chain_name or usual)} under {order.run_root.absolute()}: name one "
+            f"as CHAIN:{stage}"
+        )
+    return stage, chain
+
+
+def notes_on(reused: Mapping[str, RunDir], definition: Definition, chain: ChainDir) -> list[str]:
+    """Return a sentence on each reused stage, with the settings that the file has otherwise."""
+    notes = []
+    for name, run in reused.items():
+        config, other = load.read(run.config), run.path.parent
+        planned = definition.stage(name).config
+        changed = [
+            key
+            for key in changed_keys(config, planned)
+            if key.partition(".")[0] not in _OF_THE_PLACE
+            and _at(planned, key) != "None"  # derived at submission
+            and _at(config, key).replace(f"{other}/", f"{chain.path}/") != _at(planned, key)
+        ]
+        differs = f", which ran with another {', '.join(changed)}" if changed else ""
+        notes.append(f"stage {name} is that of {other.name}{differs}")
+    return notes
+
+
+def _at(config: object, key: str) -> str:
+    value = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+    return str(value)
+
+
+def link(chain: ChainDir, reused: Mapping[str, RunDir]) -> None:
+    """Put the reused stages into the folder of the chain."""
+    for name, run in reused.items():
+        chain.stage(name).path.symlink_to(run.path)
