@@ -145,6 +145,6 @@ def test_a_run_that_is_resumed_is_still_as_large_as_it_was(tmp_path: Path) -> No
 _COMMON = """\
 include: [model/qwen2-0.5b, stage/pretrain, deepspeed/zero2]
 data: {recipe: stdlib, seq_len: 2048}
-model: {config: {vocab_size: 32000}}
+model: {config: !merge {vocab_size: 32000}}
 stages:
 """
