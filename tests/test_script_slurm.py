@@ -17,11 +17,10 @@ from tests.script.test_script import SCRIPTS, script_pids
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 _WORDS = ("--executor", "slurm", "--nodes", "2", "-t", "30", "resources.gpus_per_node=0")
-_STEPS = 400
 _SCRIPTS = {
-    "own_loop": ("--steps", str(_STEPS), "--pause", "{pause}"),
-    "zero2": (str(_STEPS), "{pause}"),
-    "fsdp2": (str(_STEPS), "{pause}"),
+    "own_loop": ("--steps", "{steps}", "--pause", "{pause}"),
+    "zero2": ("{steps}", "{pause}"),
+    "fsdp2": ("{steps}", "{pause}"),
 }
 
 
@@ -35,14 +34,17 @@ def wait_new_steps(run: RunDir, attempt: int, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize("name", _SCRIPTS)
-def test_a_script_disturbed_ten_times_equals_the_quiet_run(
-    name: str, idle_cluster: Cluster, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [("own_loop", 3), *(pytest.param(name, 10, marks=pytest.mark.soak) for name in _SCRIPTS)],
+)
+def test_a_script_disturbed_again_and_again_equals_the_quiet_run(
+    name: str, times: int, idle_cluster: Cluster, tmp_path: Path
 ) -> None:
     script, dice = str(SCRIPTS / f"{name}.py"), random.Random(name)
 
     def start(folder: str, pause: str) -> tuple[RunDir, str]:
-        arguments = [word.format(pause=pause) for word in _SCRIPTS[name]]
+        arguments = [word.format(pause=pause, steps=40 * times) for word in _SCRIPTS[name]]
         limits = ("limits.max_crashes=9", "--qos", "scavenger")
         done = submit(
             tmp_path, folder, *_WORDS, *limits, "--", *arguments, job=script, env=idle_cluster.env()
@@ -53,7 +55,7 @@ def test_a_script_disturbed_ten_times_equals_the_quiet_run(
     wait_over(quiet)
     run, job = start("disturbed", "0.05")
     causes = []
-    for number in range(1, 11):
+    for number in range(1, times + 1):
         wait_new_steps(run, number, dice.randint(2, 25))
         if number % 2:
             idle_cluster.preempt(int(job))
