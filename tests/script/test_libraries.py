@@ -39,12 +39,10 @@ def test_a_stop_interrupts_an_evaluation_and_the_resume_repeats_it(tmp_path: Pat
 
 @pytest.mark.parametrize("script", ["trl_sft.py", "trl_grpo.py"])
 def test_trl(tmp_path: Path, script: str) -> None:
-    pytest.importorskip("trl")
     assert_equal(tmp_path, script)
 
 
 def test_lightning(tmp_path: Path) -> None:
-    pytest.importorskip("lightning")
     assert_equal(tmp_path, "lightning_fit.py", "checkpoint.save_every=5")
 
 
