@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -75,7 +76,7 @@ def command_of(run: RunDir, config: RunConfig) -> list[str]:
     script = config.script
     assert script.path is not None
     newest = newest_checkpoint(run, config)
-    words = [*script.args, *(script.resume_args if newest else [])]
+    words = [*script.args, *script.resume_args] if newest else _for_a_fresh_start(script.args)
     values = {
         "{run}": str(run.path),
         "{checkpoint}": str(newest or ""),
@@ -85,6 +86,17 @@ def command_of(run: RunDir, config: RunConfig) -> list[str]:
     for name, value in values.items():
         words = [word.replace(name, value) for word in words]
     return [*_interpreter(config), script.path, *words]
+
+
+def _for_a_fresh_start(words: Sequence[str]) -> list[str]:
+    """Leave out words with {checkpoint}, and a flag whose value is one: `--resume {checkpoint}`."""
+    kept: list[str] = []
+    for word in words:
+        if word == "{checkpoint}" and kept and kept[-1].startswith("-"):
+            kept.pop()
+        elif "{checkpoint}" not in word:
+            kept.append(word)
+    return kept
 
 
 def _interpreter(config: RunConfig) -> list[str]:

@@ -97,19 +97,18 @@ def _check_command(script: ScriptConfig) -> None:
             )
     if script.steps is None and any("{steps}" in word for word in script.args):
         raise UsageError("script.args uses {steps}: set script.steps")
-    if any("{checkpoint}" in word for word in script.args):
-        raise UsageError("{checkpoint} belongs into script.resume_args: before the first one there is none")
     if script.cwd and not Path(script.cwd).is_dir():
         raise UsageError(f"script.cwd={script.cwd} is no folder")
 
 
 def _check_resume(script: ScriptConfig, found: Look) -> None:
     """Refuse a script whose checkpoints nobody knows."""
-    if found.library in ("", "accelerate") and script.checkpoints is None and not script.resume_args:
+    is_told = bool(script.resume_args) or any("{checkpoint}" in word for word in script.args)
+    if found.library in ("", "accelerate") and script.checkpoints is None and not is_told:
         raise UsageError(
             f"{Path(str(script.path)).name} would begin anew after each preemption: name its checkpoints, "
-            "script.checkpoints='out/checkpoint-*', and how it resumes, script.resume_args='[--resume, "
-            "\"{checkpoint}\"]'; or use r1hpc.client in it; or set script.checkpoints='' if it may begin anew"
+            "script.checkpoints='out/checkpoint-*', and hand the newest in, -- --resume {checkpoint}; or use "
+            "r1hpc.client in it; or set script.checkpoints='' if it may begin anew"
         )
 
 

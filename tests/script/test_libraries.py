@@ -47,4 +47,4 @@ def test_lightning(tmp_path: Path) -> None:
 
 
 def test_a_loop_on_accelerate(tmp_path: Path) -> None:
-    assert_equal(tmp_path, "accelerate_loop.py", "script.resume_args=[--resume,'{checkpoint}']")
+    assert_equal(tmp_path, "accelerate_loop.py", "script.args=[--resume,'{checkpoint}']")

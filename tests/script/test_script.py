@@ -52,7 +52,6 @@ def test_a_script_that_would_fail_in_the_queue_is_refused(tmp_path: Path) -> Non
     assert "bad.py, line 1: " in refusal(bad)
     assert "would begin anew after each preemption" in refusal(own)
     assert "script.args uses {steps}" in refusal(LOOP, "script.args=[--steps, '{steps}']")
-    assert "belongs into script.resume_args" in refusal(LOOP, "script.args=['{checkpoint}']")
     assert "torchrun starts processes of its own" in refusal(LOOP, "script.python=torchrun")
     assert "is no folder" in refusal(LOOP, "script.cwd=/nowhere")
 
@@ -64,8 +63,8 @@ def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) 
     run.path.mkdir()
     config = load(
         str(script),
-        [f"script.cwd={tmp_path}", "script.checkpoints='out/checkpoint-*'", "script.args=[--lr,'1']"]
-        + ["script.resume_args=[--resume,'{checkpoint}']"],
+        [f"script.cwd={tmp_path}", "script.checkpoints='out/checkpoint-*'", "script.resume_args=[--again]"]
+        + ["script.args=[--lr,'1','--from={checkpoint}',--resume,'{checkpoint}']"],
     )
     assert command_of(run, config)[2:] == [str(script), "--lr", "1"]
     for number in (1, 2):
@@ -74,7 +73,9 @@ def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) 
         (folder / "model").write_text("weights")
         os.utime(folder, (number, number))
     record_complete(run, tmp_path / "out/checkpoint-1")
-    assert command_of(run, config)[-2:] == ["--resume", str(tmp_path / "out/checkpoint-1")]
+    first = str(tmp_path / "out/checkpoint-1")
+    again = ["--lr", "1", f"--from={first}", "--resume", first, "--again"]
+    assert command_of(run, config)[3:] == again
     absolute = load(str(script), [f"script.checkpoints='{tmp_path}/out/checkpoint-*'"])
     assert newest_checkpoint(run, absolute) == tmp_path / "out/checkpoint-1"
     (tmp_path / "out/checkpoint-1/model").write_text("changed since")

@@ -210,9 +210,11 @@ class ScriptConfig:
     path: str | None = None
     """The script, or a program. It is run where it lies; a change counts from the next attempt on."""
     args: list[str] = field(default_factory=list)
-    """Its arguments. {run} is the run folder, {steps} script.steps, {save_every} checkpoint.save_every."""
+    """Its arguments. {run} is the run folder, {checkpoint} the newest complete checkpoint, {steps}
+    script.steps, {save_every} checkpoint.save_every. Before the first checkpoint a word with {checkpoint} is
+    left out, together with the flag before a bare one (--resume {checkpoint})."""
     resume_args: list[str] = field(default_factory=list)
-    """More arguments once there is a checkpoint, such as [--resume, "{checkpoint}"]. A script that uses
+    """More arguments once there is a checkpoint, such as [--init_from=resume]. A script that uses
     r1hpc.client, transformers' Trainer or Lightning finds its checkpoint without."""
     python: str | None = None
     """The interpreter, or words before the script, such as `uv run`. None: the one of the ranks for a .py."""
