@@ -185,7 +185,7 @@ def _flags(steps: int, nodes: int) -> Sequence[str]:
 def wait_for_accounting(run_root: Path) -> None:
     """Until slurmdbd knows the end of every run, which it hears some seconds late."""
     from r1hpc.attempt.state.state import all_slurm_jobs
-    from r1hpc.base.find_run import list_runs
+    from r1hpc.base.choose_run import list_runs
     from r1hpc.slurm.sacct import sacct_records
     from tests.runs import wait_until
 

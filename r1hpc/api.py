@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from r1hpc.attempt.state.state import Situation, State, read_situation
-from r1hpc.base.find_run import choose_run
+from r1hpc.base.choose_run import choose_run
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.submission.chain.folder import ChainDir, choose_chain
 from r1hpc.telemetry.records.attempts import Attempt
@@ -95,7 +95,7 @@ class Run:
         Raises:
             R1hpcError: it is not over after `timeout_s`.
         """
-        from r1hpc.attempt.state.follow import wait
+        from r1hpc.attempt.state.wait import wait
 
         return wait(self.folder, timeout_s).state
 

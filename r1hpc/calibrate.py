@@ -10,8 +10,8 @@ the last one. Hours are GPU-hours, for CPU runs node-hours.
 
 from collections.abc import Sequence
 
+from r1hpc.base.choose_run import existing_run_root
 from r1hpc.base.cli import ArgumentParser, add_run_root, print_json, run_command
-from r1hpc.base.find_run import existing_run_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:

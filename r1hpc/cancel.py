@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1hpc.base.choose_run import RUN_NAMES, all_runs, full_name, is_yours
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.find_run import RUN_NAMES, all_runs, full_name, is_yours
 from r1hpc.base.run_dir import run_root_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.find_run import add_run, choose_run
 
 if TYPE_CHECKING:
     from r1hpc.base.run_dir import RunDir

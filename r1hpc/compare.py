@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1hpc.base.choose_run import RUN_NAMES, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import RUN_NAMES, choose_run, full_name
 from r1hpc.base.names import printable
 from r1hpc.base.tables import format_table, wrap
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import add_run, choose_run
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import coloured
 

@@ -164,7 +164,7 @@ def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     import time
 
     from r1hpc.accounting.open_ledger import measured_run
-    from r1hpc.base.find_run import choose_run
+    from r1hpc.base.choose_run import choose_run
 
     if arguments.target is None:
         raise UsageError("--method measured needs a run: python -m r1hpc.estimate RUN_DIR --method measured")

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.find_run import RUN_NAMES, add_run, choose_run, full_name
 from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:

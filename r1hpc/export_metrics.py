@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1hpc.base.choose_run import add_run, choose_run, flat_name, full_name
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import add_run, choose_run, flat_name, full_name
 from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:  # --help must be quick

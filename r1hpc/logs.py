@@ -11,9 +11,9 @@ Control characters are removed: a log can contain anything a model or a library 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from r1hpc.base.choose_run import add_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import add_run
 from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:

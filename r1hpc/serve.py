@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1hpc.base.choose_run import RUN_NAMES, choose_run
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.find_run import RUN_NAMES, choose_run
 from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:

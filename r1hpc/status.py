@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from r1hpc.base.choose_run import add_run, choose_run, list_runs, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.find_run import add_run, choose_run, list_runs, unreadable
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.base.tables import coloured, format_table, wrap

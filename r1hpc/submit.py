@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from r1hpc.base.choose_run import RUN_NAMES
 from r1hpc.base.cli import (
     ArgumentParser,
     add_run_root,
@@ -34,7 +35,6 @@ from r1hpc.base.cli import (
     run_command,
     split_script_words,
 )
-from r1hpc.base.find_run import RUN_NAMES
 from r1hpc.base.run_dir import run_root_of
 
 

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import add_run, choose_run
 
 if TYPE_CHECKING:  # --help must be quick
     from r1hpc.reporting.progress import Shown, Watched

@@ -21,8 +21,8 @@ from typing import IO, Any
 from r1hpc.accounting.hours import UNKNOWN, Selection, fold_hours, to_allocation
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.attempt.state.state import all_slurm_jobs
+from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
-from r1hpc.base.find_run import all_runs, full_name
 from r1hpc.slurm.sacct import ask_sacct_file, pick_records
 from r1hpc.telemetry.diagnosis.summary import names_of
 

@@ -30,9 +30,9 @@ from r1hpc.accounting.correction import (
     score,
 )
 from r1hpc.accounting.forecast import Spread
+from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import open_plain, read_object, write_json
-from r1hpc.base.find_run import all_runs, full_name, unreadable
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap

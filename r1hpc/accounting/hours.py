@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from r1hpc.base.find_run import full_name
+from r1hpc.base.choose_run import full_name
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.summary import RunSummary
 

@@ -32,9 +32,9 @@ from r1hpc.attempt.state.slurm_records import (
 )
 from r1hpc.attempt.state.state import State, all_slurm_jobs, read_situation
 from r1hpc.attempt.workload import workload_of
+from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_json
-from r1hpc.base.find_run import all_runs, full_name, unreadable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.stages import TRAINED_STAGES

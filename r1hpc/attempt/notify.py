@@ -11,7 +11,7 @@ import sys
 import urllib.request
 from threading import Thread
 
-from r1hpc.base.find_run import full_name
+from r1hpc.base.choose_run import full_name
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import NotifyConfig
 

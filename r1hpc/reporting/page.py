@@ -25,9 +25,9 @@ from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.attempt.workload import card_of
+from r1hpc.base.choose_run import full_name
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
-from r1hpc.base.find_run import full_name
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.reporting import budget_charts, hours_charts

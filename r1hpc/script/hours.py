@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from r1hpc.accounting.open_ledger import open_ledger
+from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_object
-from r1hpc.base.find_run import all_runs
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from r1hpc.base.choose_run import SWEEP
 from r1hpc.base.errors import UsageError
-from r1hpc.base.find_run import SWEEP
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir, default_run_root
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides

@@ -15,9 +15,9 @@ from r1hpc.accounting.account import hours_of_runs, known_jobs
 from r1hpc.accounting.hours import Selection
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledger, open_ledgers, report_run
+from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_json
-from r1hpc.base.find_run import all_runs
 from r1hpc.base.run_dir import RunDir
 from r1hpc.reporting.text import ledger_text
 from r1hpc.slurm.sacct import JobRecord

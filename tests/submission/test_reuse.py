@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.find_run import all_runs
+from r1hpc.base.choose_run import all_runs
 from r1hpc.submission.chain.folder import ChainDir
 from tests.submission.chains import actions_of, jobs_of, write_attempt, write_chain
 from tests.submission.test_submission import Place

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from r1hpc.base import lock
+from r1hpc.base.choose_run import folders_with, is_yours, list_runs
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
-from r1hpc.base.find_run import folders_with, is_yours, list_runs
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Time
 from r1hpc.base.run_dir import RunDir, run_root_of

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record
-from r1hpc.base.find_run import all_runs
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import GIB

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from r1hpc.base.find_run import full_name
+from r1hpc.base.choose_run import full_name
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.telemetry.records.metrics import Step, fold_steps, follow_steps

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1hpc.base.choose_run import flat_name
 from r1hpc.base.files import write_atomic
-from r1hpc.base.find_run import flat_name
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.lines import Tick, read_tail

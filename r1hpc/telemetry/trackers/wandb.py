@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
+from r1hpc.base.choose_run import flat_name, full_name
 from r1hpc.base.errors import R1hpcError
-from r1hpc.base.find_run import flat_name, full_name
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.metrics import Step
 from r1hpc.telemetry.trackers.tensorboard import scalars
