@@ -1,4 +1,4 @@
-"""Give one rank batches of traces with several complete documents per row, to save padding.
+"""Give one rank of stage sft batches with several complete documents per row, to save padding.
 
     loader = PackedLoader(open_traces(path), global_batch_size=32, ...)      # as TraceLoader
     for rows in loader.batch(global_step).micro_batches: ...
