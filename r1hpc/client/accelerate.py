@@ -100,6 +100,8 @@ class _Keeper:
             return original(owner, input_dir, *args, **kwargs)
         newest = next(path for path in run.newest_folder.iterdir() if path.is_dir())
         given = newest if input_dir is None else Path(input_dir).resolve()
+        if not given.exists() and given.name == newest.name:  # scripts look for it in their output folder
+            given = newest.resolve()
         if given != newest.resolve() and run.checkpoints in given.parents:
             raise UsageError(f"{given} is not the newest good checkpoint, which is {newest}: move it away")
         naming = owner.project_configuration

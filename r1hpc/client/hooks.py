@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from r1hpc.client.job import Job
+
 _ATTACHED_TO = {
     "transformers.trainer": "r1hpc.client.transformers",
     "accelerate.accelerator": "r1hpc.client.accelerate",
@@ -32,7 +34,6 @@ class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self) -> None:
         self._loaders: dict[str, Any] = {}
-        self._is_looking = False
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in _ATTACHED_TO or name in self._loaders:
@@ -53,7 +54,14 @@ class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         try:
             importlib.import_module(_ATTACHED_TO[module.__name__]).attach(module)
         except (AttributeError, ImportError) as error:  # another version than the ones we know
-            print(f"r1hpc: no support for this {module.__name__} ({error})", file=sys.stderr, flush=True)
+            message = f"r1hpc: no support for this {module.__name__} ({error})"
+            job = Job.current()
+            if job is not None and job.checkpoints is None and module.__name__ != "torch.serialization":
+                # It would begin anew after each preemption, unseen.
+                raise SystemExit(
+                    f"{message}: take the version that docs/own-script.md names, or set script.checkpoints"
+                ) from None
+            print(message, file=sys.stderr, flush=True)
 
 
 def install() -> None:

@@ -25,6 +25,9 @@ class Job:
     clock: dict[str, float | None]
     """Fields of attempt.control.stop.Clock. time.monotonic() is the same for all processes of a node."""
 
+    checkpoints: str | None = None
+    """Absolute pattern of the checkpoints that the script writes by itself. None: it has none."""
+
     def to_environ(self) -> dict[str, str]:
         """Return the variables for the script."""
         return {JOB: json.dumps(asdict(self))}

@@ -107,6 +107,8 @@ class Run:
         """
         if self._job is None:
             return None
+        if state is not None:
+            self.leader = self.leader or "script"
         self._meet()
         checkpoint = self._store.newest_verified(self._ranks, lambda line: print(line, file=sys.stderr))
         self.last_saved = checkpoint.step if checkpoint else None
@@ -135,6 +137,7 @@ class Run:
         Args:
             save_every: steps between two checkpoints; 0 takes `checkpoint.save_every` of the job file.
         """
+        self.leader = self.leader or "script"
         every = save_every or self.save_every
         step = self.last_saved or 0
         while step < last:
@@ -224,10 +227,8 @@ class Run:
         copied_at, copied_s = time.time(), time.monotonic() - began
 
         def commit() -> None:
-            for path in (
-                self._folder.train_metrics,
-                self._ledger,
-            ):  # a checkpoint must not outlive its records
+            # A checkpoint must not know of steps that the records lack.
+            for path in (self._folder.train_metrics, self._ledger):
                 if path.exists():
                     fsync_file(path)
                     fsync_dir(path.parent)
@@ -247,13 +248,10 @@ class Run:
         self._tell("running", step)
 
     def _listed(self, staging: Path) -> list[str]:
-        """Return rank 0's listing of the files, once all ranks have written theirs."""
-        self._ranks.gather(None)
-        found = None
-        if self.rank == 0:
-            found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
-        listed: list[str] = self._ranks.broadcast(found)
-        return listed
+        """Return the files that all ranks see together: on NFS one may not see another's yet."""
+        self._ranks.gather(None)  # all have written
+        found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
+        return list({name for part in self._ranks.gather(found) for name in part})
 
     def _together(self, action: Any) -> None:
         """Do it on rank 0; its error is raised on all ranks."""

@@ -17,7 +17,7 @@ def attach(serialization: ModuleType) -> None:
     original, job = serialization.save, Job.current()
     if job is None:
         return
-    run = Path(job.run).resolve()  # what is saved below it is committed as a whole
+    store = RunDir(job.run).checkpoints.resolve()  # what is saved below it is committed as a whole
 
     @functools.wraps(original)
     def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
@@ -25,7 +25,7 @@ def attach(serialization: ModuleType) -> None:
         if path is None or (path.exists() and not path.is_file()):
             return original(obj, f, *args, **kwargs)
         path = path.resolve()  # a link stays a link
-        if run in path.parents:
+        if store in path.parents:
             return original(obj, f, *args, **kwargs)
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -34,7 +34,8 @@ def attach(serialization: ModuleType) -> None:
                 os.fsync(file.fileno())
             fresh.replace(path)
             fsync_dir(path.parent)
-            record_complete(RunDir(job.run), path)
+            if job.checkpoints and path.match(job.checkpoints):
+                record_complete(RunDir(job.run), path)
         finally:
             fresh.unlink(missing_ok=True)
 

@@ -7,12 +7,13 @@ names_in(config)                           # ["/home/me/my_task.py:MyTask"]: fro
 
 import dataclasses
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import matching
 from r1hpc.config.hub import is_hub_name, local_folder
 from r1hpc.config.schema.run import ModelConfig, RunConfig
@@ -99,8 +100,11 @@ def _folder_of(name: str | None) -> str | None:
 
 def _absolute_words(words: str | None) -> str | None:
     """Return an interpreter command with an absolute first word; a word without a folder stays."""
-    first, *rest = (words or "").split() or [""]
-    return " ".join([str(Path(first).absolute()), *rest]) if "/" in first else words
+    try:
+        first, *rest = shlex.split(words or "") or [""]
+    except ValueError as error:
+        raise ConfigError(f"{words!r} is no command: {error}") from None
+    return shlex.join([str(Path(first).absolute()), *rest]) if "/" in first else words
 
 
 def _script_paths(script: ScriptConfig) -> ScriptConfig:

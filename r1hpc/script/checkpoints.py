@@ -10,6 +10,7 @@ script ran, or when the script ended by itself. A file counts once torch.save re
 import time
 from pathlib import Path
 
+from r1hpc.base.files import read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import Print, print_of, record_complete, recorded
 from r1hpc.checkpoint.store import CheckpointStore
@@ -29,9 +30,8 @@ class Watcher:
     def look(self, is_over: bool = False) -> None:
         """Look at all of them. `is_over`: the script ended by itself, so all are complete."""
         now = time.monotonic()
-        for path in _matching(self._config):
-            found = print_of(path)
-            if found is None or self._recorded.get(str(path)) == found:
+        for path, found in written(self._run, self._config):
+            if self._recorded.get(str(path)) == found:
                 continue
             before, since = self._seen.get(path, (None, now))
             if before != found:
@@ -47,16 +47,34 @@ def newest_checkpoint(run: RunDir, config: RunConfig) -> Path | None:
         inner = [path for path in checkpoint.path.iterdir() if path.is_dir()]
         return inner[0] if len(inner) == 1 else checkpoint.path
     known = recorded(run)
-    whole = [path for path in _matching(config) if known.get(str(path)) == print_of(path)]
+    whole = [path for path, found in written(run, config) if known.get(str(path)) == found]
     return whole[-1] if whole else None
 
 
-def _matching(config: RunConfig) -> list[Path]:
-    """Return the files and folders that `script.checkpoints` matches, oldest first."""
-    pattern, cwd = config.script.checkpoints, Path(config.script.cwd or ".")
-    if not pattern:
+def note_earlier(run: RunDir, config: RunConfig) -> None:
+    """Remember the checkpoints that lie there before the first attempt: another run wrote them."""
+    if not _earlier(run).exists():
+        write_json(_earlier(run), {str(path): found for path, found in written(run, config)})
+
+
+def pattern_of(run: RunDir, config: RunConfig) -> str | None:
+    """Return `script.checkpoints` as an absolute pattern; None if nothing is set."""
+    pattern = config.script.checkpoints
+    return pattern and str(Path(config.script.cwd or ".", pattern.replace("{run}", str(run.path))))
+
+
+def written(run: RunDir, config: RunConfig) -> list[tuple[Path, Print]]:
+    """Return the files and folders of this run that the pattern matches, oldest first."""
+    earlier, found = read_object(_earlier(run)), []
+    try:
+        for path in Path("/").glob((pattern_of(run, config) or "").lstrip("/") or "nothing"):
+            content = print_of(path.resolve())
+            if content and content[0] and earlier.get(str(path.resolve())) != list(content):
+                found.append((path.resolve(), content))
+    except OSError:  # the script removes old ones at this moment
         return []
-    if Path(pattern).is_absolute():
-        cwd, pattern = Path("/"), pattern.lstrip("/")
-    found = [(path.stat().st_mtime_ns, path.resolve()) for path in cwd.glob(pattern) if path.exists()]
-    return [path for _, path in sorted(found)]
+    return sorted(found, key=lambda each: each[1][2])
+
+
+def _earlier(run: RunDir) -> Path:
+    return run.path / "script-before.json"

@@ -30,6 +30,8 @@ class Look:
     library: str = ""
     """The library whose training is resumed to the bit; empty: none."""
     notes: list[str] = field(default_factory=list)
+    saves_alone: str = ""
+    """Place of a save_state that only the main process calls."""
     digest: str = ""
     """Of the script and the modules beside it that it imports."""
 
@@ -65,6 +67,9 @@ def look_at(script: Path) -> Look:
         digest.update(text)
         names = _imports(tree)
         libraries |= _libraries(names)
+        if b"Fabric(" in text:  # no fit() to attach to
+            libraries.discard("lightning")
+        found.saves_alone = found.saves_alone or _saves_alone(tree, path)
         _note_traps(tree, path, names, found.notes)
         for module in sorted(names):
             beside = script.parent / f"{module.partition('.')[0]}.py"
@@ -131,6 +136,17 @@ def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) ->
 
 def _draws(source: str) -> bool:
     return "rand" in source and not any(by in source for by in ("generator=", "seed", "default_rng"))
+
+
+def _saves_alone(tree: ast.AST, path: Path) -> str:
+    for node in ast.walk(tree):
+        test = ast.unparse(node.test) if isinstance(node, ast.If) else ""
+        if "main_process" in test and "DEEPSPEED" not in test:
+            calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
+            alone = [each for each in calls if ast.unparse(each.func).endswith(".save_state")]
+            if alone:
+                return f"{path.name}, line {alone[0].lineno}"
+    return ""
 
 
 def _tops(names: set[str]) -> set[str]:

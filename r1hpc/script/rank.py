@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from r1hpc.attempt.control.watchdog import Watchdog
-from r1hpc.attempt.state.cause import FAILED, read_outcomes
+from r1hpc.attempt.state.cause import FAILED, failures_in_logs, read_outcomes
 from r1hpc.attempt.workload import LeftAloneError, Outcome, RankJob
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import is_listed, read_json, read_object, write_json
@@ -28,20 +28,30 @@ from r1hpc.client import hooks
 from r1hpc.client.job import Job
 from r1hpc.client.run import AGAIN, said_path
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.script.checkpoints import Watcher, newest_checkpoint
+from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
 from r1hpc.slurm.rank_env import RankContext, choose_port, network_interface_to
+from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
 
 _POLL_S = 0.2
 _LOOK_EVERY_S = 5.0
 _FIRST_S = 1.5
 """Time for the rank that failed first to leave its outcome."""
+_TO_SAVE_S = 60.0
+"""Time for what a stopped script left running, where nobody knows when the job is killed."""
 _PR_SET_PDEATHSIG = 1
-_NOT_FOR_IT = ("PYTHONSAFEPATH", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-"""By these, Lightning and others would take themselves for tasks of srun, and requeue the job."""
+_NOT_FOR_IT = (
+    *("PYTHONSAFEPATH", "R1HPC_CLIENT_PID"),
+    # By these, Lightning and others would take themselves for tasks of srun, and requeue the job.
+    *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
+)
 
 
 class ScriptError(R1hpcError):
     """The script failed; its own words stand above, in the log of the rank."""
+
+
+class OutOfMemoryError(ScriptError):
+    """It ran out of memory, as it says itself."""
 
 
 def run_script(job: RankJob) -> Outcome:
@@ -51,11 +61,14 @@ def run_script(job: RankJob) -> Outcome:
         ScriptError: it failed, or was killed.
     """
     run, config, context = job.run, job.config, job.context
-    command = command_of(run, config)
-    environment = _environment(job, *_meet(job))
+    meeting = _meet(job)
+    newest = Path(meeting["checkpoint"]) if meeting["checkpoint"] else None
+    command, environment = command_of(run, config, newest), _environment(job, meeting)
     job.watchdog.beat("starting the script")
     if context.rank == 0:
         print(f"$ {shlex.join(command)}", flush=True)
+        if newest is None and (unknown := written(run, config)):
+            print(f"not resumed: {unknown[-1][0]} is not known to be complete", flush=True)
     try:
         process = subprocess.Popen(
             command,
@@ -67,15 +80,18 @@ def run_script(job: RankJob) -> Outcome:
         )
     except OSError as error:
         raise ScriptError(f"cannot start {command[0]}: {error.strerror}") from None
-    asked = _wait(job, process)
-    return _judge(run, context, process.returncode, asked)
+    watcher = Watcher(run, config) if context.rank == 0 else None
+    asked = _wait(job, process, watcher)
+    _end_group(job, process.pid, asked)
+    if watcher:
+        watcher.look(is_over=process.returncode in (0, AGAIN))
+    return _judge(job, process.returncode, asked)
 
 
-def command_of(run: RunDir, config: RunConfig) -> list[str]:
-    """Return the command of the script, with `script.resume_args` once there is a checkpoint."""
+def command_of(run: RunDir, config: RunConfig, newest: Path | None) -> list[str]:
+    """Return the command of the script, with `script.resume_args` if there is a checkpoint."""
     script = config.script
     assert script.path is not None
-    newest = newest_checkpoint(run, config)
     words = [*script.args, *script.resume_args] if newest else _for_a_fresh_start(script.args)
     values = {
         "{run}": str(run.path),
@@ -106,7 +122,7 @@ def _interpreter(config: RunConfig) -> list[str]:
     return [sys.executable, "-u"] if str(config.script.path).endswith(".py") else []
 
 
-def _environment(job: RankJob, host: str, port: int) -> dict[str, str]:
+def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
     run, config, context = job.run, job.config, job.context
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_IT}
     paths = [str(hooks.FOLDER), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
@@ -123,6 +139,7 @@ def _environment(job: RankJob, host: str, port: int) -> dict[str, str]:
         keep=config.checkpoint.keep,
         save_every=config.checkpoint.save_every,
         clock=job.requests.clock_for_others(),
+        checkpoints=pattern_of(run, config),
     )
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)
     return {
@@ -135,9 +152,10 @@ def _environment(job: RankJob, host: str, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(context.world_size),
         "LOCAL_WORLD_SIZE": str(context.local_world_size),
         "GROUP_RANK": str(context.node_rank),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": meeting["host"],
+        "MASTER_PORT": str(meeting["port"]),
         "R1HPC_RUN_DIR": str(run.path),
+        "R1HPC_SCRIPT": str(config.script.path),
         **client.to_environ(),
         **config.script.env,
     }
@@ -149,55 +167,74 @@ def _begin_child() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _wait(job: RankJob, process: "subprocess.Popen[bytes]") -> str:
+def _wait(job: RankJob, process: "subprocess.Popen[bytes]", watcher: Watcher | None) -> str:
     """Wait for the script; return why it was asked to stop, if it was."""
     run, context = job.run, job.context
-    watcher = Watcher(run, job.config) if context.rank == 0 else None
-    signalled, size, look_at = "", -1, 0.0
+    stop_file = run.attempt_dir(context.attempt) / "stop.json"
+    asked, told, size, look_at = "", "", -1, 0.0
     while process.poll() is None:
-        now = time.monotonic()
-        if now >= look_at:
-            look_at = now + _LOOK_EVERY_S
+        if time.monotonic() >= look_at:
+            look_at = time.monotonic() + _LOOK_EVERY_S
             if watcher:
                 watcher.look()
-            written = _written(run, context)
-            if written != size:  # what it prints or records is a sign of life
-                size = written
+            now = _written(run, context)
+            if now != size:  # what it prints or records is a sign of life
+                size = now
                 job.watchdog.beat("running the script")
-        if job.requests.poll()[0] and not signalled:
-            signalled = job.requests.reason
+            told = str(read_object(stop_file).get("reason", "")) if is_listed(stop_file) else ""
+        reason = job.requests.reason if job.requests.poll()[0] else told
+        if reason and not asked:
+            asked = reason
+            if context.rank == 0 and not told:  # STOP and limits reach rank 0 alone
+                write_json(stop_file, {"reason": reason})
             _hand_on(job, process)
         time.sleep(_POLL_S)
-    if watcher:
-        watcher.look(is_over=process.returncode in (0, AGAIN))
-    return signalled or (job.requests.reason if job.requests.poll()[0] else "")
+    return asked or (job.requests.reason if job.requests.poll()[0] else "")
+
+
+def _end_group(job: RankJob, group: int, asked: str) -> None:
+    """End what the script left running. If it was asked to stop, a child of a shell may still be saving."""
+    has_client = said_path(job.run, job.context.attempt, job.context.rank).exists()
+    left_s = job.requests.seconds_left() or _TO_SAVE_S
+    until = time.monotonic() + (left_s if asked and not has_client else 0)
+    with suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(group, 0)
+            job.watchdog.beat("what the script started still runs")
+            time.sleep(_POLL_S)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _hand_on(job: RankJob, process: "subprocess.Popen[bytes]") -> None:
     said = read_object(said_path(job.run, job.context.attempt, job.context.rank))
     number = signal.Signals[f"SIG{job.config.script.stop_signal}"]
-    try:
-        if isinstance(pid := said.get("pid"), int) and os.getpgid(pid) == process.pid:
+    pid = said.get("pid")
+    with suppress(ProcessLookupError):
+        if isinstance(pid, int) and os.getpgid(pid) == process.pid:
             os.kill(pid, signal.SIGTERM)  # its client agrees with the other ranks
-        else:
-            os.killpg(process.pid, number)
-    except ProcessLookupError:  # it has just ended
-        pass
+            return
+    with suppress(ProcessLookupError):  # it has just ended
+        os.killpg(process.pid, number)
 
 
-def _judge(run: RunDir, context: RankContext, status: int, asked: str) -> Outcome:
+def _judge(job: RankJob, status: int, asked: str) -> Outcome:
+    run, context = job.run, job.context
     said = read_object(said_path(run, context.attempt, context.rank))
     step = said.get("global_step") if isinstance(said.get("global_step"), int) else None
     if status == 0 and (not asked or said.get("kind") == "finished"):
         return Outcome(True, step)
     if asked or status in (0, AGAIN):
-        return Outcome(False, step, step, asked or said.get("reason") or f"the script (exit status {AGAIN})")
-    if status > 0:
-        _leave_alone(run, context)
+        return Outcome(False, step, step, asked or said.get("reason") or AGAIN_BY_ITSELF)
     if status == -signal.SIGKILL:
         raise ScriptError("the script was killed (SIGKILL): mostly by the kernel, for memory")
+    others = set(range(context.world_size)) - {context.rank}
+    found = failures_in_logs(run, context.attempt, context.world_size, context.node_names, others)
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-    raise ScriptError(f"the script ended {how}: its own message stands above in this log")
+    why = f": {found[0].detail}" if found else "; see above in its log"
+    if "onnection" in why:
+        _leave_alone(run, context)
+    kind = OutOfMemoryError if found and found[0].cause == "oom" else ScriptError
+    raise kind(f"the script ended {how}{why}")
 
 
 def _leave_alone(run: RunDir, context: RankContext) -> None:
@@ -206,39 +243,40 @@ def _leave_alone(run: RunDir, context: RankContext) -> None:
     Raises:
         LeftAloneError: another rank has failed.
     """
-    if context.world_size > 1:
-        time.sleep(_FIRST_S)
-        failed = [each for each in read_outcomes(run, context.attempt) if each.kind == FAILED]
-        if failed:
-            raise LeftAloneError(f"rank {failed[0].rank} on {failed[0].node} failed: {failed[0].detail}")
+    time.sleep(_FIRST_S)
+    failed = [each for each in read_outcomes(run, context.attempt) if each.kind == FAILED]
+    if failed:
+        raise LeftAloneError(f"rank {failed[0].rank} on {failed[0].node} failed: {failed[0].detail}")
 
 
 def _written(run: RunDir, context: RankContext) -> int:
-    paths = (run.rank_log(context.attempt, context.rank), run.train_metrics)
-    return sum(path.stat().st_size for path in paths if path.exists())
+    logs = {run.rank_log(context.attempt, rank) for rank in (0, context.rank)}  # often only rank 0 prints
+    return sum(path.stat().st_size for path in (*logs, run.train_metrics) if path.exists())
 
 
 class _Meeting(TypedDict):
+    """Rank 0's choice for all ranks of the attempt."""
+
     host: str
     port: int
+    checkpoint: str
     token: str
 
 
-def _meet(job: RankJob) -> tuple[str, int]:
-    """Return MASTER_ADDR and MASTER_PORT, which rank 0 chooses and leaves in a file."""
+def _meet(job: RankJob) -> _Meeting:
+    """Return rank 0's choice, which it leaves in a file."""
     place = job.run.attempt_dir(job.context.attempt) / "rendezvous.json"
     if job.context.rank == 0:
         with choose_port() as listener:
             port = int(listener.getsockname()[1])
-        write_json(place, {"host": job.context.master_host, "port": port, "token": job.token})
-    return _read_meeting(place, job.token, job.watchdog)
-
-
-def _read_meeting(place: Path, token: str, watchdog: Watchdog) -> tuple[str, int]:
+        newest = str(newest_checkpoint(job.run, job.config) or "")
+        write_json(
+            place, _Meeting(host=job.context.master_host, port=port, checkpoint=newest, token=job.token)
+        )
     while True:
-        watchdog.beat("waiting for rank 0")
+        job.watchdog.beat("waiting for rank 0")
         if is_listed(place):
-            meeting: Any = read_json(place, _Meeting)
-            if meeting["token"] == token:
-                return meeting["host"], meeting["port"]
+            meeting: _Meeting = read_json(place, _Meeting)
+            if meeting["token"] == job.token:
+                return meeting
         time.sleep(0.1)

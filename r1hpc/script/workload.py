@@ -1,6 +1,8 @@
 """Run anybody's own training script: the script workload."""
 
+import os
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 from r1hpc.config.stages import refuse_without
+from r1hpc.script.checkpoints import newest_checkpoint, note_earlier
 from r1hpc.script.look import Look, digest_file, look_at
 
 if TYPE_CHECKING:
@@ -44,6 +47,17 @@ class Script(Workload):
             refuse_without("script.python", script.python, ["xxhash"])
         return Checked(config, [f"{Path(script.path).name}: {_PROMISES[found.library]}", *found.notes])
 
+    def check(self, config: RunConfig, facts: Facts) -> list[str]:
+        """Refuse several ranks for a script that saves on one of them alone."""
+        ranks = config.resources.nodes * (facts.gpus_per_node or config.resources.ranks_per_node)
+        found = _look(config.script)
+        if ranks > 1 and found.library == "accelerate" and found.saves_alone:
+            raise UsageError(
+                f"{found.saves_alone}: save_state is called on the main process alone, and all {ranks} ranks "
+                "must save together: call it on every rank"
+            )
+        return []
+
     def estimate(
         self,
         config: RunConfig,
@@ -63,8 +77,9 @@ class Script(Workload):
         file, digest = digest_file(run), _look(config.script).digest
         before = read_object(file).get("digest", digest)
         if before != digest:
-            print(f"{config.script.path} has changed since the last attempt", flush=True)
+            print(f"{config.script.path} has changed since the last attempt", file=sys.stderr, flush=True)
         write_json(file, {"digest": digest})
+        note_earlier(run, config)
         return digest
 
     def run(self, job: RankJob) -> Outcome:
@@ -78,7 +93,8 @@ class Script(Workload):
         from r1hpc.config.load import read
         from r1hpc.script.rank import command_of
 
-        return [("command", shlex.join(command_of(run, read(run.config))))]
+        config = read(run.config)
+        return [("command", shlex.join(command_of(run, config, newest_checkpoint(run, config))))]
 
 
 def _look(script: ScriptConfig) -> Look:
@@ -89,6 +105,9 @@ def _look(script: ScriptConfig) -> Look:
 
 
 def _check_command(script: ScriptConfig) -> None:
+    path = Path(str(script.path))
+    if not script.python and path.is_file() and path.suffix != ".py" and not os.access(path, os.X_OK):
+        raise UsageError(f"{path} is not executable: chmod +x it, or give script.python")
     for word in (script.path, *shlex.split(script.python or "")):
         if word and Path(word).name in _LAUNCHERS:
             raise UsageError(
@@ -108,7 +127,7 @@ def _check_resume(script: ScriptConfig, found: Look) -> None:
         raise UsageError(
             f"{Path(str(script.path)).name} would begin anew after each preemption: name its checkpoints, "
             "script.checkpoints='out/checkpoint-*', and hand the newest in, -- --resume {checkpoint}; or use "
-            "r1hpc.client in it; or set script.checkpoints='' if it may begin anew"
+            "r1hpc.client in it; or give \"script.checkpoints=''\" if it may begin anew"
         )
 
 

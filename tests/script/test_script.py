@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,14 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import record_complete
 from r1hpc.config.load import load
 from r1hpc.config.paths import with_absolute_paths
+from r1hpc.config.schema.run import LimitsConfig
 from r1hpc.preflight.findings import CheckState
 from r1hpc.preflight.run_all import examine
-from r1hpc.script.checkpoints import newest_checkpoint
+from r1hpc.script.checkpoints import Watcher, newest_checkpoint, note_earlier
 from r1hpc.script.look import look_at
 from r1hpc.script.rank import command_of
 from r1hpc.script.workload import SCRIPT
-from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF, Attempt, Cause, reason_to_stop
 from r1hpc.telemetry.records.metrics import compare
 from tests.runs import CHECKOUT, command_output, submit, wait_over, wait_step
 
@@ -66,7 +68,7 @@ def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) 
         [f"script.cwd={tmp_path}", "script.checkpoints='out/checkpoint-*'", "script.resume_args=[--again]"]
         + ["script.args=[--lr,'1','--from={checkpoint}',--resume,'{checkpoint}']"],
     )
-    assert command_of(run, config)[2:] == [str(script), "--lr", "1"]
+    assert command_of(run, config, newest_checkpoint(run, config))[2:] == [str(script), "--lr", "1"]
     for number in (1, 2):
         folder = tmp_path / f"out/checkpoint-{number}"
         folder.mkdir(parents=True)
@@ -75,7 +77,7 @@ def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) 
     record_complete(run, tmp_path / "out/checkpoint-1")
     first = str(tmp_path / "out/checkpoint-1")
     again = ["--lr", "1", f"--from={first}", "--resume", first, "--again"]
-    assert command_of(run, config)[3:] == again
+    assert command_of(run, config, newest_checkpoint(run, config))[3:] == again
     absolute = load(str(script), [f"script.checkpoints='{tmp_path}/out/checkpoint-*'"])
     assert newest_checkpoint(run, absolute) == tmp_path / "out/checkpoint-1"
     (tmp_path / "out/checkpoint-1/model").write_text("changed since")
@@ -169,3 +171,47 @@ def test_an_unknown_version_of_a_library_is_told(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == "goes on 1\n"
     assert "no support for this transformers.trainer" in done.stderr
+
+
+def test_checkpoints_of_an_earlier_run_are_not_its_own(tmp_path: Path) -> None:
+    script, run = tmp_path / "train.py", RunDir(tmp_path / "run")
+    script.write_text("")
+    run.path.mkdir()
+    for number in (1, 9000):
+        (tmp_path / f"ckpt-{number}").mkdir()
+        (tmp_path / f"ckpt-{number}/model").write_text("weights")
+    config = load(str(script), [f"script.cwd={tmp_path}", "script.checkpoints='ckpt-*'"])
+    note_earlier(run, config)
+    (tmp_path / "ckpt-1/model").write_text("written again by this run")
+    (tmp_path / "ckpt-2").mkdir()  # still empty
+    Watcher(run, config).look(is_over=True)
+    assert newest_checkpoint(run, config) == tmp_path / "ckpt-1"
+
+
+def test_a_script_that_asks_to_be_run_again_makes_progress_or_ends() -> None:
+    again = f"stopped by {AGAIN_BY_ITSELF}"
+    end: dict[str, Any] = {
+        "nodes": 1,
+        "gpus": 0,
+        "first_step": None,
+        "last_step": None,
+        "last_committed_step": None,
+    }
+    attempts = [Attempt(n, Cause.preempted, n, n + 1, **end, detail=again) for n in range(1, 10)]
+    assert "no new checkpoint" in str(reason_to_stop(attempts, LimitsConfig()))
+
+
+def test_the_hook_keeps_the_sites_own_and_leaves_a_wrapper_alone(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.path.append('/of/the/site')\n")
+    script = tmp_path / "train.py"
+    is_ours = "os.environ.get('R1HPC_CLIENT_PID') == str(os.getpid())"
+    script.write_text(f"import os, sys; print('/of/the/site' in sys.path, {is_ours})\n")
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text("import subprocess, sys; subprocess.call(sys.argv[1:])\n")
+    hook = CHECKOUT / "r1hpc/client/hook"
+    environment = {**os.environ, "R1HPC_CLIENT": "{}", "R1HPC_SCRIPT": str(script)}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (hook, tmp_path, CHECKOUT)))
+    python = [sys.executable, "-X", "dev"]
+    for command in ([*python, str(script)], [sys.executable, str(wrapper), *python, str(script)]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.stdout == "True True\n", done.stderr

@@ -11,19 +11,27 @@ from pathlib import Path
 
 def _load_the_other() -> None:
     here = Path(__file__).parent
-    ours, kept = sys.modules.pop("sitecustomize", None), list(sys.path)
+    ours = sys.modules.pop("sitecustomize", None)
     sys.path[:] = [path for path in sys.path if Path(path) != here]
     try:
         importlib.import_module("sitecustomize")
     except ImportError:
         if ours is not None:
             sys.modules["sitecustomize"] = ours
-    sys.path[:] = kept
+
+
+def _is_the_script() -> bool:
+    """True unless this is a wrapper that will start the script (conda run), or the script's child."""
+    own, before = os.environ.get("R1HPC_CLIENT_PID", ""), sys.orig_argv[1:]
+    script = os.environ.get("R1HPC_SCRIPT", "")
+    before = before[: before.index(script)] if script in before else []
+    values = [word for flag, word in zip(["", *before], before, strict=False) if flag in ("-X", "-W")]
+    is_plain = all(word.startswith("-") for word in before if word not in values)
+    return own in ("", str(os.getpid())) and is_plain
 
 
 _load_the_other()
-# A script's children inherit the environment; in them nothing is attached.
-if "R1HPC_CLIENT" in os.environ and "R1HPC_CLIENT_PID" not in os.environ:
+if "R1HPC_CLIENT" in os.environ and _is_the_script():
     os.environ["R1HPC_CLIENT_PID"] = str(os.getpid())
     try:
         from r1hpc.client.hooks import install

@@ -37,6 +37,8 @@ NAMING = ("submitted", "resubmitted", "begin")
 """The events that name the newest job of a run."""
 _MOST_LINES = 5
 _LONGEST_STARTUP_S = 3600.0
+AGAIN_BY_ITSELF = "the script asked to be run again"
+"""Reason of a script's end by its own exit status, which no cluster caused."""
 
 
 class Cause(StrEnum):
@@ -399,6 +401,7 @@ def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
 
 def _ended_in_startup(attempt: Attempt) -> bool:
     is_clusters = attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
+    is_clusters = is_clusters and AGAIN_BY_ITSELF not in attempt.detail
     return is_clusters and (attempt.end or attempt.start) - attempt.start < _LONGEST_STARTUP_S
 
 
