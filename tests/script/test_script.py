@@ -89,7 +89,13 @@ def in_a_job(root: Path) -> tuple[Path, dict[str, str]]:
     run = root / "run"
     (run / "attempts/1").mkdir(parents=True)
     facts = {"run": str(run), "attempt": 1, "token": "t", "rank": 0, "world_size": 1, "local_rank": 0}
-    facts |= {"num_nodes": 1, "keep": 2, "save_every": 0, "clock": {}}
+    facts |= {
+        "num_nodes": 1,
+        "keep": 2,
+        "save_every": 0,
+        "clock": {},
+        "checkpoints": str(run.parent / "*.pt"),
+    }
     return run, {**os.environ, "R1HPC_CLIENT": json.dumps(facts), "PYTHONPATH": f"{HOOK}:{CHECKOUT}:{root}"}
 
 

@@ -28,6 +28,8 @@ LEFT_ALONE = "left alone"
 _ERROR = re.compile(
     r"No space left on device|Disk quota exceeded|^error: |^(\w+\.)*\w*(Error|Exception)(:|$)"
 )
+_BY_TORCH = re.compile(r"^\[rank\d+\]: ")
+"""torch.distributed's prefix of a traceback."""
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
 _SRUN = ("srun: ", "slurmstepd")
@@ -78,7 +80,7 @@ def failures_in_logs(
     """
     found = []
     for rank in [rank for rank in range(ranks) if rank not in known][:_MOST_LOGS]:
-        lines = reversed(_last_lines(run.rank_log(attempt, rank)))
+        lines = [_BY_TORCH.sub("", line) for line in reversed(_last_lines(run.rank_log(attempt, rank)))]
         error = next((line for line in lines if _ERROR.search(line)), None)
         if error is not None:
             node = nodes[rank * len(nodes) // ranks] if nodes else "?"
