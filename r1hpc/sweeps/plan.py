@@ -62,7 +62,9 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
     """Return what each point needs now. Slurm is asked once, for the jobs of all."""
     there = {path.name for path in sweep.path.iterdir()} if sweep.path.is_dir() else set()
     asks = executor == "slurm" and defaults.slurm_is_here() and any(p.name in there for p in points)
-    live, dropped = queue.jobs_by_folder() if asks else {}, stopped_at(sweep.path)
+    jobs, dropped = queue.jobs_by_folder() if asks else {}, stopped_at(sweep.path)
+    live = {folder.resolve(): each for folder, each in jobs.items()}  # perhaps submitted through a link
+    folder = sweep.path.resolve()
     steps = []
     for point in points:
         run, job = sweep.stage(point.name), None
@@ -75,7 +77,7 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
             now = read_situation(run)
             job = now.job.job_id if now.job is not None and now.state.is_at_work else None
         else:
-            job = live.get(run.path, [None])[-1]
+            job = live.get(folder / point.name, [None])[-1]
         steps.append(PointStep(point, run, Action.leave if job else action, job))
     return steps
 
