@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.choose_run import RUN_NAMES, SWEEP, all_runs, choose_run, existing_run_root, list_runs
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.run_dir import RunDir, run_root_of
+from r1hpc.base.run_dir import RunDir, places_of, run_root_of
 from r1hpc.base.tables import coloured, wrap
 
 if TYPE_CHECKING:  # only for types: --help must be quick
@@ -111,7 +111,7 @@ def _named(given: Sequence[str | None], run_root: str | None) -> list[RunDir]:
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """Return the named run, the submitted stages of a chain, or the points of a sweep."""
-    for folder in (Path(given), run_root_of(run_root) / given) if given else ():
+    for folder in places_of(given, run_root) if given else ():
         if (folder / SWEEP).is_file():
             return list_runs(folder)[::-1]
     from r1hpc.submission.chain.folder import choose_chain

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1hpc.base.cli import add_run_root, offer
 from r1hpc.base.errors import UsageError
-from r1hpc.base.run_dir import RunDir, open_run, run_root_of
+from r1hpc.base.run_dir import RunDir, open_run, places_of, run_root_of
 
 RUN_NAMES = f"{__name__}:run_names"
 """For base.cli.offer."""
@@ -71,7 +71,7 @@ def choose_run(
                 "with --run-root DIR or R1HPC_RUN_ROOT"
             )
         return open_run(next((run for run in runs if is_yours(run.path)), runs[0]).path)
-    for path in (Path(given), root / given):
+    for path in places_of(given, run_root):
         if (path / _CHAIN).is_file():
             stage = _newest_stage(path, pick) if pick is not None else None
             if stage is not None:

@@ -131,6 +131,12 @@ def run_root_of(given: str | Path | None) -> Path:
     return Path(given) if given else default_run_root()
 
 
+def places_of(given: str | Path, run_root: str | Path | None) -> tuple[Path, Path]:
+    """Return where a run, chain or sweep may lie, the likelier first: under --run-root if that is given."""
+    here, there = Path(given), run_root_of(run_root) / given
+    return (there, here) if run_root else (here, there)
+
+
 def open_run(path: Path | str) -> RunDir:
     """Return the run folder at `path`, or of that name under the run root.
 

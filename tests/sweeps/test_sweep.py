@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from r1hpc import cancel
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.sweeps.folder import Definition, SweepDir
-from r1hpc.sweeps.grid import read_words
+from r1hpc.sweeps.grid import Point, points_of, read_words
+from r1hpc.sweeps.plan import choose
 from r1hpc.sweeps.submit import _lanes, submit_sweep
 from r1hpc.sweeps.table import read_table
 from r1hpc.telemetry.records.metrics import MetricWriter
@@ -26,6 +28,10 @@ def dry_run(root: Path, *words: str, job: str = "smoke", halving: Any = None) ->
         Purpose.dry_run, executor="local", job=job, overrides=tuple(fixed), run_root=root, run_name="s"
     )
     return submit_sweep(order, grid, halving=halving)
+
+
+def read_points(*words: str) -> list[Point]:
+    return points_of(read_words(words)[0])
 
 
 def write_sweep(root: Path, *words: str, rungs: Halving | None = None) -> SweepDir:
@@ -114,6 +120,34 @@ def test_the_table_has_means_and_intervals_over_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="--by one of loss"):
         read_table(sweep, "pass@1")
+
+
+def write_program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o700)
+
+
+def test_a_point_that_waits_is_known_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    point = write_point(write_sweep(tmp_path / "real", "train.seed=0..1"), "seed_0", [1.0], finished=False)
+    write_program(tmp_path / "bin", "sbatch", "echo slurm 24")
+    write_program(tmp_path / "bin", "squeue", f"echo 12 {point.path}")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    steps = choose(SweepDir(tmp_path / "link" / "s"), read_points("train.seed=0..1"), "slurm")
+    assert [(step.action, step.job_id) for step in steps] == [("at work", "12"), ("submitted", None)]
+
+
+def test_with_run_root_its_sweep_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        write_sweep(tmp_path / name, "train.seed=0..1")
+    monkeypatch.chdir(tmp_path / "here")
+    cancel.main(["s", "--run-root", str(tmp_path / "there"), "--json"])
+    assert json.loads(capsys.readouterr().out)["sweep_dir"] == str(tmp_path / "there" / "s")
 
 
 def test_a_point_is_stopped_at_a_rung_if_too_many_are_better(tmp_path: Path) -> None:

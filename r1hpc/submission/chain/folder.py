@@ -21,7 +21,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Time
-from r1hpc.base.run_dir import RunDir, run_root_of
+from r1hpc.base.run_dir import RunDir, places_of, run_root_of
 
 DEFINITION = "chain.yaml"
 TAKEN_NAMES = (DEFINITION, "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
@@ -83,9 +83,7 @@ def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | Non
     Raises:
         StateError: its folder or definition belongs to another user, or others may write it.
     """
-    root = run_root_of(run_root)
-    candidates = (root / given, Path(given)) if run_root else (Path(given), root / given)
-    for path in candidates:
+    for path in places_of(given, run_root):
         chain = ChainDir(path)
         if chain.definition.is_file():
             check_owned(chain.path)
