@@ -119,7 +119,7 @@ def _defined(order: Order, grid: Grid, halving: tuple[int, float, str] | None) -
     if any(differs.values()):
         what = " and ".join(name for name, is_other in differs.items() if is_other)
         raise UsageError(
-            f"{what} differ from those that {sweep.name} was begun with: take another --run-name"
+            f"{what} must be the same as when {sweep.name} was begun: or take another --run-name"
         )
     grid = {key: grid[key] for key in frozen.grids[0]}
     grids = frozen.grids if grid in frozen.grids else [*frozen.grids, grid]
@@ -160,7 +160,8 @@ def _carry_out(
     start_run.create_parent(RunDir(sweep.path))
     sweep.path.mkdir(mode=0o700, exist_ok=True)
     with held(sweep, SUBMISSION) as lock:
-        if planner.shared is not None and not sweep.definition.is_file():
+        is_new = not sweep.definition.is_file()
+        if planner.shared is not None and is_new:
             shutil.rmtree(sweep.shared.path, ignore_errors=True)  # left by a call that was cut off
             sweep.shared.path.mkdir(mode=0o700)
             snapshot.freeze(sweep.shared, ready[0][1].config, order.argv, order.overrides)
@@ -169,10 +170,15 @@ def _carry_out(
         for step, _ in ready:  # a folder that a kill left without config.yaml cannot have a job
             if step.action is Action.submit and step.run.path.is_dir():
                 shutil.rmtree(step.run.path)
-        if order.executor == "slurm":
-            _queue(steps, ready, order, at_most, jobs)
-        else:
-            _supervise(sweep, steps, ready, order, at_most or 1, lock, jobs)
+        try:
+            if order.executor == "slurm":
+                _queue(steps, ready, order, at_most, jobs)
+            else:
+                _supervise(sweep, steps, ready, order, at_most or 1, lock, jobs)
+        except (R1hpcError, OSError):
+            if is_new and not any(step.run.path.exists() for step in steps):  # the job file may be mended
+                shutil.rmtree(sweep.path)
+            raise
 
 
 def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int | None, jobs: Jobs) -> None:
@@ -194,8 +200,8 @@ def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int 
         except R1hpcError as error:
             if "MaxSubmit" in str(error) and jobs:  # the user's limit: the rest comes with another call
                 return
-            again = f"{len(jobs)} points have a job: the same command goes on from there"
-            raise R1hpcError(f"point {step.point.name}: {error}\n{again}") from None
+            again = f"\n{len(jobs)} points have a job: the same command goes on from there" if jobs else ""
+            raise R1hpcError(f"point {step.point.name}: {error}{again}") from None
         jobs[step.point.name] = job_id
         lane[:] = [job_id]
 
