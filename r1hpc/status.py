@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run, choose_run, list_runs, unreadable
+from r1hpc.base.choose_run import SWEEP, add_run, choose_run, folders_with, list_runs, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.attempt.state.state import Situation, State
     from r1hpc.submission.chain.folder import ChainDir
     from r1hpc.submission.chain.state import ChainSituation
+    from r1hpc.sweeps.folder import SweepDir
     from r1hpc.telemetry.records.attempts import Attempt
 
 _MOST_RUNS = 50
@@ -272,6 +273,7 @@ def _show_all(arguments: Any) -> int:
     from r1hpc.accounting.open_ledger import open_ledgers
     from r1hpc.submission.chain.folder import list_chains
     from r1hpc.submission.chain.state import read_chain_situation
+    from r1hpc.sweeps.folder import SweepDir
 
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
@@ -280,13 +282,16 @@ def _show_all(arguments: Any) -> int:
     runs, folders = list_runs(root), list_chains(root)
     ledgers, notes = open_ledgers(runs[:_MOST_RUNS], now, ask=False)
     shown = [as_json(ledger) for ledger in ledgers]
-    chains = []
-    for chain in folders[:_MOST_RUNS]:
+    chains, sweeps = [], []
+    for folder in (*folders[:_MOST_RUNS], *map(SweepDir, sorted(folders_with(root, SWEEP)))):
         try:
-            chains.append(chain_as_json(read_chain_situation(chain), now))
+            if isinstance(folder, SweepDir):
+                sweeps.append(_sweep_as_json(folder))
+            else:
+                chains.append(chain_as_json(read_chain_situation(folder), now))
         except (R1hpcError, OSError) as error:  # a colleague's, or from another version: show the others
             why = error.strerror if isinstance(error, OSError) else error
-            notes.append(f"{chain.path} is left out: {why}")
+            notes.append(f"{folder.path} is left out: {why}")
     notes += unreadable(root)
     notes += [
         f"these are the newest {_MOST_RUNS} {what} of {len(found)}: name one of the others to see it"
@@ -294,13 +299,14 @@ def _show_all(arguments: Any) -> int:
         if len(found) > _MOST_RUNS
     ]
     if arguments.json:
-        print_json({"run_root": str(root.absolute()), "runs": shown, "chains": chains, "notes": notes})
+        found = {"runs": shown, "chains": chains, "sweeps": sweeps}
+        print_json({"run_root": str(root.absolute()), **found, "notes": notes})
         return 0
-    if not shown and not chains:
+    if not (shown or chains or sweeps):
         print(f"no runs under {root.absolute()}")
     else:
         headings = ("run", "state", "attempt", "step", "of", "loss or reward", "GPU-hours")
-        rows = [*map(_run_row, shown), *map(_chain_row, chains)]
+        rows = [*map(_run_row, shown), *map(_chain_row, chains), *map(_sweep_row, sweeps)]
         print(coloured(format_table(headings, rows, right={2, 3, 4, 5, 6})))
     for note in notes:
         print(wrap(f"note: {note}", hanging="  "))
@@ -315,6 +321,19 @@ def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
     done = str(states.count(State.finished.value))
     name = f"{shown['chain']} (chain)"
     return (name, shown["state"], "-", done, str(len(states)), "-", f"{shown['gpu_hours']:.2f}")
+
+
+def _sweep_as_json(sweep: SweepDir) -> dict[str, Any]:
+    runs = [sweep.stage(point.name) for point in sweep.read().points()]
+    finished = sum(run.finished.exists() for run in runs)
+    return {"sweep": sweep.name, "sweep_dir": str(sweep.path), "finished": finished, "points": len(runs)}
+
+
+def _sweep_row(shown: dict[str, Any]) -> tuple[str, ...]:
+    """Return a sweep's row; its steps are its points."""
+    done, of = shown["finished"], shown["points"]
+    state = "finished" if done == of else "unfinished"
+    return (f"{shown['sweep']} (sweep)", state, "-", str(done), str(of), "-", "-")
 
 
 def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:

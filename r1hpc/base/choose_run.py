@@ -66,6 +66,8 @@ def choose_run(
     if given is None:
         runs = list_runs(root)
         if not runs:
+            for path in folders_with(root, SWEEP):
+                raise _is_sweep(path)
             raise UsageError(
                 f"there is no run under {root.absolute()}: name a run folder, or say where runs lie "
                 "with --run-root DIR or R1HPC_RUN_ROOT"
@@ -79,10 +81,14 @@ def choose_run(
                 return open_run(stage.path)
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
         if (path / SWEEP).is_file():
-            raise UsageError(f"{path} is a sweep: see it by `r1hpc sweep {path}`, or name {path / 'POINT'}")
+            raise _is_sweep(path)
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)
+
+
+def _is_sweep(path: Path) -> UsageError:
+    return UsageError(f"{path} is a sweep: see it by `r1hpc sweep {path}`, or name {path / 'POINT'}")
 
 
 def _newest_stage(chain: Path, pick: Callable[[RunDir], bool]) -> RunDir | None:
