@@ -18,6 +18,7 @@ from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
+from r1hpc.base.files import parse_object
 from r1hpc.base.names import at_home, check_name
 
 _NO_CLUSTER = "none"
@@ -120,11 +121,11 @@ def _columns(data: Path, arguments: Namespace) -> tuple[str, str]:
     """Return the columns of questions and answers; of JSONL, by the keys of its first line."""
     keys: list[str] = []
     if data.suffix == ".jsonl":
-        try:
-            with data.open(encoding="utf-8") as file:
-                keys = list(json.loads(file.readline()))
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{data}: its first line is no JSON object: {error}") from None
+        with data.open("rb") as file:
+            row = parse_object(file.readline())
+        if row is None:
+            raise UsageError(f"{data}: its first line is no JSON object")
+        keys = list(row)
     found = []
     for name, usual in zip(("question", "answer"), _COLUMNS, strict=True):
         given = getattr(arguments, name) or next((each for each in usual if each in keys), usual[0])

@@ -11,9 +11,9 @@ KEY=VALUE with one value is the same for all points. The sweep is called JOB-swe
 another name. See docs/sweeps.md.
 """
 
+import argparse
 import os
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
     parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
     parser.add_argument(
-        "--keep", type=Fraction, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
+        "--keep", type=_share, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
     )
     parser.add_argument("--by", metavar="NUMBER", help="compare by loss, reward, pass@1, ...")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
@@ -84,6 +84,17 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_flags(parser)
     return parser
+
+
+def _share(given: str) -> float:
+    above, _, below = given.partition("/")
+    try:
+        share = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{given!r}: give a share between 0 and 1, as 1/3 or 0.5")
+    return share
 
 
 def _submit(
@@ -118,7 +129,7 @@ def _submit(
         job=job,
         run_name=arguments.run_name,
     )
-    halving = (arguments.rungs, float(arguments.keep), arguments.by or "loss") if arguments.rungs else None
+    halving = (arguments.rungs, arguments.keep, arguments.by or "loss") if arguments.rungs else None
     return submit_sweep(order, grid, arguments.at_most, halving)
 
 

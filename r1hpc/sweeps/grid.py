@@ -18,6 +18,7 @@ from r1hpc.base.names import printable
 from r1hpc.config.schema.run import RunConfig
 
 _MOST_POINTS = 100_000
+_NOT_SO_MANY = f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values"
 _RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 _PART = re.compile(r"""(?:\[[^]]*]|\{[^}]*}|"[^"]*"|'[^']*'|[^,])+""")
 _LONGEST_NAME = 64
@@ -55,13 +56,16 @@ def read_words(words: Sequence[str]) -> tuple[Grid, list[str]]:
         else:
             grid[key] = list(dict.fromkeys(value for part in parts for value in _values(part)))
     if not 0 < math.prod(map(len, grid.values())) <= _MOST_POINTS:
-        raise UsageError(f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values")
+        raise UsageError(_NOT_SO_MANY)
     return grid, fixed
 
 
 def _values(part: str) -> list[str]:
     ends = _RANGE.fullmatch(part)
-    return [str(number) for number in range(int(ends[1]), int(ends[2]) + 1)] if ends else [part]
+    numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+    if len(numbers) > _MOST_POINTS:
+        raise UsageError(_NOT_SO_MANY)
+    return list(map(str, numbers)) if ends else [part]
 
 
 def points_of(grid: Grid) -> list[Point]:

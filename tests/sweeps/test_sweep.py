@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from r1hpc import cancel
+from r1hpc import cancel, status
+from r1hpc import sweep as sweep_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.order import Order, Purpose
@@ -20,6 +21,7 @@ from r1hpc.sweeps.submit import _lanes, submit_sweep
 from r1hpc.sweeps.table import read_table
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.telemetry.records.rungs import Halving, stopped_at
+from tests.sweeps.sweeping import call
 
 
 def dry_run(root: Path, *words: str, job: str = "smoke", halving: Any = None) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def test_an_impossible_value_names_its_point(tmp_path: Path) -> None:
 
 def test_what_differs_from_the_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
     write_sweep(tmp_path, "train.seed=0..1")
-    with pytest.raises(UsageError, match="the job file and the settings of all points differ"):
+    with pytest.raises(UsageError, match="the job file and the settings of all points must be the same"):
         dry_run(tmp_path, "train.seed=0..1", "train.num_steps=7")
     with pytest.raises(UsageError, match="the varied settings"):
         dry_run(tmp_path, "train.lr=1,2")
@@ -89,6 +91,13 @@ def test_what_differs_from_the_sweep_in_the_folder_is_refused(tmp_path: Path) ->
 def test_rungs_must_fit_the_steps(tmp_path: Path, rungs: int) -> None:
     with pytest.raises(UsageError, match="do not fit 60 steps"):
         dry_run(tmp_path, "train.seed=0..1", halving=(rungs, 1 / 3, "loss"))
+
+
+@pytest.mark.parametrize("share", ["1/0", "1e400", "2", "nan", "x", "1e-999"])
+def test_a_share_is_between_0_and_1(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweep_command.main(["smoke", "train.seed=0..1", "--rungs", "5000", "--keep", share])
+    assert "give a share between 0 and 1" in capsys.readouterr().err
 
 
 def test_a_job_waits_for_the_one_that_is_k_before_it() -> None:
@@ -137,6 +146,24 @@ def test_a_point_that_waits_is_known_through_a_link(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     steps = choose(SweepDir(tmp_path / "link" / "s"), read_points("train.seed=0..1"), "slurm")
     assert [(step.action, step.job_id) for step in steps] == [("at work", "12"), ("submitted", None)]
+
+
+def test_a_sweep_that_slurm_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(tmp_path / "bin", "sbatch", '[ "$1" = --version ] || { echo Invalid account >&2; exit 1; }')
+    write_program(tmp_path / "bin", "squeue", ":")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    words = ["train.seed=0..1", "resources.gpus_per_node=0"]
+    done = call(tmp_path, "smoke", *words, "--executor", "slurm", "--run-name", "s")
+    assert "point seed_0: " in done.stderr and "Invalid account" in done.stderr
+    assert not (tmp_path / "runs" / "s").exists()
+
+
+def test_status_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_point(write_sweep(tmp_path, "train.seed=0..1"), "seed_0", [1.0])
+    assert status.main(["--all", "--run-root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == "s (sweep) unfinished - 1 2 - -".split()
+    with pytest.raises(UsageError, match="s is a sweep: see it by"):
+        status.main(["--run-root", str(tmp_path)])
 
 
 def test_with_run_root_its_sweep_is_cancelled(
