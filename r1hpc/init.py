@@ -41,22 +41,23 @@ resources: {{nodes: 1, gpus_per_node: {gpus}, time: "04:00:00"}}
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.config.assets import assets, own_profiles
+    from r1hpc.config.assets import assets, cluster_profiles, own_profiles
 
     job = Path(arguments.out)
     if job.exists():
         raise UsageError(f"{job} exists: name another file with --out")
+    if not job.parent.is_dir():
+        raise UsageError(f"there is no folder {job.parent}: make it, or name another file with --out")
     model = _existing(_answer(arguments, "model", "Model, a Hugging Face folder"), "config.json")
     data = _existing(_answer(arguments, "data", "Questions, a JSONL or Parquet file"))
     question, answer = _columns(data, arguments)
     reward = _reward(_answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", "accuracy"))
     cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _NO_CLUSTER)
     gpus = int(_answer(arguments, "gpus_per_node", "GPUs per node, 0 for CPUs", _gpus(cluster)))
-    profile = None if cluster == _NO_CLUSTER else own_profiles() / f"{check_name(cluster, '--cluster')}.yaml"
     written = [job]
-    if profile is not None and not profile.exists():
-        _write_profile(profile, arguments, gpus)
-        written.append(profile)
+    if cluster not in (_NO_CLUSTER, *cluster_profiles()):
+        written.append(own_profiles() / f"{check_name(cluster, '--cluster')}.yaml")
+        _write_profile(written[-1], arguments, gpus)
     terms = {reward: 1.0} if reward == "accuracy" else {"accuracy": 1.0, reward: 0.1}
     words = {
         "schema": str(assets("jobs") / "schema.json"),
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{"model": _quoted(str(model)), "data": _quoted(str(data))},
     }
     job.write_text(_JOB.format(**words), encoding="utf-8")
-    submit = f"  r1hpc submit {job}" + ("" if profile is None else f" --cluster {cluster}")
+    submit = f"  r1hpc submit {job}" + ("" if cluster == _NO_CLUSTER else f" --cluster {cluster}")
     print(*(f"wrote {path}" for path in written), "next:", sep="\n")
     print(f"{submit} --dry-run    # plan, memory, GPU-hours", submit, sep="\n")
     return 0

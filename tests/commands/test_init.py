@@ -49,6 +49,21 @@ def test_it_asks_a_person(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (place / "home").exists()
 
 
+def test_a_profile_that_is_there_is_not_written_again(place: Path) -> None:
+    words = ["--model", str(_MODEL), "--data", "questions.jsonl"]
+    assert init.main([*words, "--cluster", "example_a100"]) == 0
+    with pytest.raises(UsageError, match="there is no folder nodir"):
+        init.main([*words, "--cluster", "mine", "--out", "nodir/job.yaml"])
+    assert not (place / "home").exists()
+
+
+@pytest.mark.parametrize("line", ["[1,2]", '"abc"'])
+def test_a_first_line_that_is_no_object_is_refused(line: str, place: Path) -> None:
+    (place / "questions.jsonl").write_text(line)
+    with pytest.raises(UsageError, match="its first line is no JSON object"):
+        init.main(["--model", str(_MODEL), "--data", "questions.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("words", "refused"),
     [
