@@ -100,11 +100,16 @@ def _share(given: str) -> float:
 def _submit(
     job: str | None, given: Sequence[str], of_script: Sequence[str], arguments: Any, argv: Sequence[str]
 ) -> dict[str, Any]:
+    from r1hpc.config.assets import find_job
     from r1hpc.slurm import flags
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.sweeps.grid import read_words
     from r1hpc.sweeps.submit import submit_sweep
 
+    if job is not None and not given:
+        find_job(job, "sweep or job")
+    if arguments.by and not arguments.rungs:
+        raise UsageError("--by goes with --rungs, or with the folder of a sweep")
     grid, fixed = read_words(given)
     if not grid or arguments.out:
         raise UsageError(
@@ -138,7 +143,8 @@ def as_text(done: dict[str, Any]) -> str:
     from r1hpc.base.units import amount
 
     path, is_dry_run, waiting = done["sweep_dir"], done["dry_run"], done["not_in_queue"]
-    actions = ", ".join(f"{number:,} {action}" for action, number in done["counts"].items())
+    planned = {"submitted": "to submit", "resumed": "to resume"} if is_dry_run else {}
+    actions = ", ".join(f"{n:,} {planned.get(action, action)}" for action, n in done["counts"].items())
     lines = [f"sweep    {path}{' (a dry run: nothing was submitted)' if is_dry_run else ''}"]
     lines.append(f"points   {len(done['points']):,}: {actions}")
     for unit, cost in done["estimate"].items():

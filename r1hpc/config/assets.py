@@ -30,7 +30,7 @@ def own_profiles() -> Path:
     return Path(os.path.expanduser("~/.config/r1hpc/cluster"))  # noqa: PTH111 - Path's own raises without a home
 
 
-def find_job(name: str) -> Path:
+def find_job(name: str, what: str = "job") -> Path:
     """Return the job file at path `name`, or of that name in jobs/ (with or without .yaml).
 
     Raises:
@@ -48,7 +48,7 @@ def find_job(name: str) -> Path:
                 f"`submit --resume --run-root {folder.absolute().parent} --run-name {folder.absolute().name}`"
             )
         raise ConfigError(f"{shown} is a folder, and no job file: name a file in it")
-    return find_named("job", name, candidates, jobs)
+    return find_named(what, name, candidates, jobs)
 
 
 def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path, *own: Path) -> Path:

@@ -21,6 +21,7 @@ from r1hpc.accounting.budget import RunRequest
 from r1hpc.accounting.calibrate import corrected, finished_runs
 from r1hpc.accounting.forecast import Spread
 from r1hpc.attempt.workload import Facts, workload_of
+from r1hpc.base.choose_run import SWEEP
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
 from r1hpc.base.run_dir import RunDir
@@ -132,6 +133,8 @@ def plan_new_run(order: Order) -> PlannedRun:
     """
     config = load.load(order.job or DEFAULT_JOB, order.overrides, order.cluster)
     run = order.new_run()
+    if (run.path / SWEEP).is_file():
+        raise UsageError(f"{run.path} is a sweep: choose another --run-name")
     if os.path.lexists(run.path):
         raise UsageError(
             f"a submission that was cut off has left {run.path}, without submitting anything: remove it, "

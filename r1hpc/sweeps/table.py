@@ -129,11 +129,11 @@ class Table:
         """Write a chart of the best settings as PNG.
 
         Raises:
-            UsageError: no point is finished.
+            UsageError: no finished point has a number.
         """
         rows = [row for row in self.rows if row.values][:_MOST_DRAWN]
         if not rows:
-            raise UsageError(f"{self.sweep.name} has nothing to draw: no point is finished")
+            raise UsageError(f"{self.sweep.name} has nothing to draw: no finished point has a number")
         label = listed(self.by, [f"{row.name}: {row.shown}" for row in rows])
         chart = Chart(self.by, self.by, label, lambda axes, width: _draw(axes, rows, width), 0, len(rows))
         save_png([chart], f"{self.sweep.name}: {self.by}, mean with 95 % interval", path)
@@ -155,8 +155,9 @@ def read_table(sweep: SweepDir, by: str | None = None) -> Table:
     results = [_result(step, stage) for step in choose(sweep, points, executor)]
     known = dict.fromkeys(name for result in results for name in result.numbers)
     by = by or next((name for name in (*_FIRST_CHOICES, *known) if name in known), "")
-    if known and by not in known:
-        raise UsageError(f"no point has {printable(by)}: --by one of {', '.join(known)}")
+    if by and by not in (known or _FIRST_CHOICES):
+        what = ", ".join(known or _FIRST_CHOICES)
+        raise UsageError(f"no finished point has {printable(by)}: --by one of {what}")
     keys = [key for key in points[0].settings if key.rpartition(".")[2] != "seed"]
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:

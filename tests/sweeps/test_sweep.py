@@ -11,9 +11,10 @@ import pytest
 
 from r1hpc import cancel, status
 from r1hpc import sweep as sweep_command
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.order import Order, Purpose
+from r1hpc.submission.plan_run import plan_new_run
 from r1hpc.sweeps.folder import Definition, SweepDir
 from r1hpc.sweeps.grid import Point, points_of, read_words
 from r1hpc.sweeps.plan import choose
@@ -154,14 +155,31 @@ def test_a_sweep_that_slurm_refuses_leaves_nothing(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     words = ["train.seed=0..1", "resources.gpus_per_node=0"]
     done = call(tmp_path, "smoke", *words, "--executor", "slurm", "--run-name", "s")
-    assert "point seed_0: " in done.stderr and "Invalid account" in done.stderr
+    assert "Invalid account" in done.stderr
     assert not (tmp_path / "runs" / "s").exists()
+
+
+def test_what_is_no_sweep_or_number_is_said(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "train.seed=0..1")
+    with pytest.raises(UsageError, match="no finished point has nope: --by one of pass@1, reward, loss"):
+        read_table(sweep, "nope")
+    write_point(sweep, "seed_0", [])
+    with pytest.raises(UsageError, match="no finished point has a number"):
+        read_table(sweep).draw(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="no sweep or job 'nothere'"):
+        sweep_command.main(["nothere"])
+    with pytest.raises(UsageError, match="--by goes with --rungs"):
+        sweep_command.main(["smoke", "train.seed=0..1", "--by", "nope"])
+    with pytest.raises(UsageError, match="s is a sweep: choose another --run-name"):
+        plan_new_run(Order(job="smoke", run_root=tmp_path, run_name="s"))
+    shown = sweep_command.as_text(dry_run(tmp_path / "new", "train.seed=0..1"))
+    assert "points   2: 2 to submit" in shown
 
 
 def test_status_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_point(write_sweep(tmp_path, "train.seed=0..1"), "seed_0", [1.0])
     assert status.main(["--all", "--run-root", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].split() == "s (sweep) unfinished - 1 2 - -".split()
+    assert capsys.readouterr().out.split()[-8:] == ["s", "(sweep)", "unfinished", "-", "1", "2", "-", "-"]
     with pytest.raises(UsageError, match="s is a sweep: see it by"):
         status.main(["--run-root", str(tmp_path)])
 
