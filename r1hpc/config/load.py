@@ -137,11 +137,32 @@ def save(config: RunConfig, path: Path) -> None:
 
 
 def renew(config: RunConfig, path: Path) -> None:
-    """Write a continued run's configuration with only the keys that its frozen code knows.
+    """Write a continued run's configuration with the keys that its frozen code knows."""
+    write_yaml(path, renewed(config, read_yaml(path)))
 
-    That code may be older. A key that it lacks is left out if its value matches the old behaviour.
+
+def renewed(config: RunConfig, old: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the keys of an `old` one, whose frozen code may be older.
+
+    A key that it lacks is left out if its value matches the old behaviour. One removed since is kept.
     """
-    write_yaml(path, _known_keys_only(as_layer(config), read_yaml(path), as_layer(restore({}))))
+    layer: dict[str, Any] = _known_keys_only(as_layer(config), old, as_layer(restore({})))
+    for section, keys in _REMOVED.items():
+        before, now = _section_at(old, section), _section_at(layer, section)
+        now |= {key: before[key] for key in keys if key in before}
+    return layer
+
+
+def is_known(key: str, layer: Mapping[str, Any]) -> bool:
+    """True if a frozen configuration has this key, so that its code knows it."""
+    schema: Any = RunConfig
+    for part in key.split("."):
+        if part not in layer:
+            return False
+        layer, schema = layer[part], section_of(schema.__dataclass_fields__[part])
+        if schema is None:
+            break
+    return True
 
 
 def _known_keys_only(new: Any, old: Any, default: Any) -> Any:
@@ -175,13 +196,17 @@ def restore(layer: dict[str, Any]) -> RunConfig:
     """Return the configuration from `as_layer`'s plain form; a missing key behaves as before it existed."""
     layer = merged([_BEFORE, layer])
     for section, keys in _REMOVED.items():
-        values: Any = layer
-        for name in section.split("."):
-            values = values.get(name) if isinstance(values, dict) else None
-        for key in keys if isinstance(values, dict) else ():
+        values = _section_at(layer, section)
+        for key in keys:
             values.pop(key, None)
     _check_keys(layer, RunConfig, "")
     return cast(RunConfig, _section(RunConfig, layer, ""))
+
+
+def _section_at(layer: Any, section: str) -> dict[str, Any]:
+    for name in section.split("."):
+        layer = layer.get(name) if isinstance(layer, dict) else None
+    return layer if isinstance(layer, dict) else {}
 
 
 def _interpolated(content: dict[str, Any]) -> dict[str, Any]:

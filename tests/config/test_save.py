@@ -108,6 +108,16 @@ def test_a_run_begun_before_rl_kl_gradient_keeps_the_gradient_it_had(tmp_path: P
     assert read(path).train.num_steps == 99
 
 
+def test_a_run_that_goes_on_keeps_settings_removed_since(tmp_path: Path) -> None:
+    """Its frozen code still mixes by them."""
+    path, removed = tmp_path / "config.yaml", {"online": "odm", "every": 4, "smoothing": 0.5}
+    older = as_layer(load("smoke"))
+    older["data"]["mix"] |= removed
+    write_yaml(path, older)
+    renew(dataclasses.replace(read(path), stage="pretrain"), path)
+    assert read_yaml(path)["data"]["mix"] == {"schedule": [], **removed}
+
+
 def test_a_run_begun_before_rewards_is_still_readable(tmp_path: Path) -> None:
     older = as_layer(load("smoke"))
     del older["reward"]

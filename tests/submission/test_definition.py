@@ -249,6 +249,21 @@ def test_a_chain_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest
     assert frozen.stage("a").config.task.options["path"] == str(tmp_path / "q*.jsonl")
 
 
+def test_a_chain_that_goes_on_keeps_to_the_keys_its_frozen_code_knows(tmp_path: Path) -> None:
+    """A stage's job reads chain.yaml with the code it was frozen with."""
+    chain = ChainDir(tmp_path / "runs" / "c")
+    chain.path.mkdir(parents=True)
+    save_definition(read(tmp_path, "\n  - name: a\n"), chain)
+    older = load.read_yaml(chain.definition)
+    config = older["stages"][0]["config"]
+    del config["notify"]
+    config["data"]["mix"]["online"] = "odm"
+    load.write_yaml(chain.definition, older)
+    save_definition(override(open_definition(chain), ["train.num_steps=9"], chain), chain)
+    config["train"]["num_steps"] = 9
+    assert load.read_yaml(chain.definition) == older
+
+
 def test_a_chain_of_before_is_of_the_folder_it_is_submitted_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

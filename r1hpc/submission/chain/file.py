@@ -105,9 +105,16 @@ def read_definition(
 
 
 def save_definition(definition: Definition, chain: ChainDir) -> None:
-    """Write chain.yaml; `open_definition` returns the same object."""
+    """Write chain.yaml; `open_definition` returns the same object, also in older frozen code of a stage."""
+    before = load.read_yaml(chain.definition)["stages"] if chain.definition.is_file() else []
+    old = {item["name"]: item["config"] for item in before}
+
+    def layer(stage: Stage) -> dict[str, Any]:
+        is_new = stage.name not in old
+        return load.as_layer(stage.config) if is_new else load.renewed(stage.config, old[stage.name])
+
     stages = [
-        {"name": stage.name, "needs": list(stage.needs), "config": load.as_layer(stage.config)}
+        {"name": stage.name, "needs": list(stage.needs), "config": layer(stage)}
         for stage in definition.stages
     ]
     content = {
