@@ -24,7 +24,7 @@ from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
 from r1hpc.telemetry.records.attempts import read_history
 
 _MAY_CHANGE_SECTIONS = (
-    *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
+    *("resources.", "cluster.", "limits.", "monitor.", "notify.", "checkpoint."),
     "rollout.vllm_options.",  # memory and speed
     "script.env.",
 )
@@ -95,7 +95,8 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     earlier = [] if order.cluster else _set_for_the_cluster(run)
     # The warning time is chosen again for the time limit and the cluster of this submission.
     overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
-    frozen = load.read(run.config)
+    layer = load.read_yaml(run.config)
+    frozen = load.restore(layer)
     config = load.merge_layers([load.as_layer(frozen)], overrides, order.cluster)
     config = paths.with_absolute_paths(config)
     wrong = forbidden_changes(frozen, config)
@@ -106,6 +107,12 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
         raise UsageError(
             f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change {may}; for "
             "the rest take a new --run-name"
+        )
+    unknown = [key for key in changed_keys(frozen, config) if not load.is_known(key, layer)]
+    if unknown:
+        raise UsageError(
+            f"{run.run_id} goes on with its own code, which is older and has no {', '.join(unknown)}: leave "
+            "that out, or take a new --run-name"
         )
     return config
 

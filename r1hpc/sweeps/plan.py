@@ -29,7 +29,7 @@ from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.rungs import stopped_at
 
 _MOST_TRIED = 8
-MAY_CHANGE = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
+MAY_CHANGE = ("resources.", "cluster.", "limits.", "monitor.", "notify.", "checkpoint.")
 """Sections that may differ between two calls of a sweep."""
 _WITH_CODE = ("task.", "reward.", "evaluate.", "model.chat_template")
 """Settings that may name files to freeze: each point of such a sweep has its own copy of the code."""

@@ -203,3 +203,17 @@ def test_a_run_begun_before_rl_kl_gradient_is_resumed_with_the_gradient_it_had(t
     assert (config.rl.kl_gradient, config.train.num_steps) == ("value", 99)
     with pytest.raises(UsageError, match=r"cannot change rl\.kl_gradient"):
         reconfigured(made.run, replace(order, overrides=("rl.kl_gradient=corrected",)))
+
+
+def test_a_resume_sets_notify_unless_its_code_is_older(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "a")
+    frozen = load.as_layer(load.load("smoke"))
+    load.write_yaml(made.run.config, frozen)
+    words = ("notify.url=https://x.org", "cluster.environment.A=1")
+    order = Order(run_root=tmp_path, run_name="a", resume=True, overrides=words)
+    assert reconfigured(made.run, order).notify.url == "https://x.org"
+    del frozen["notify"]
+    load.write_yaml(made.run.config, frozen)
+    with pytest.raises(UsageError, match=r"its own code, which is older and has no notify\.url: leave"):
+        reconfigured(made.run, order)
+    assert reconfigured(made.run, replace(order, overrides=words[1:])).cluster.environment == {"A": "1"}
