@@ -39,7 +39,6 @@ from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, reason_to_stop, record
 
-_STATES = {Cause.finished: "finished", Cause.stopped: "stopped", Cause.cancelled: "cancelled"}
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be only 30 s, and the requeue comes after it."""
 
@@ -157,7 +156,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         if diagnose:  # there is time
             CheckpointStore(run.checkpoints).sweep(attempt)
         await_trackers(run)
-        notify(run, config.notify, _STATES.get(cause, "failed"), f"attempt {attempt}: {detail or cause}")
+        notify(run, config.notify, cause, f"attempt {attempt}: {detail or cause}")
     warned = None if state is None or "COMPLETING" in state.states else state.preempt_time
     return Ended(judged, follows, reason, warned)
 
@@ -195,7 +194,7 @@ def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -
     detail = f"{this.detail}; {why}" if this.detail else why
     try:
         amend_end(run, attempt, cause=(cause or this.cause).value, detail=detail, requeued=False)
-        notify(run, read(run.config).notify, _STATES.get(cause or this.cause, "failed"), detail)
+        notify(run, read(run.config).notify, cause or this.cause, detail)
     except OSError as error:
         print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
 

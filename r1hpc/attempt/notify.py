@@ -1,10 +1,11 @@
 """Tell the user that a run is over: a webhook, or a command such as mail.
 
-    notify(run, config.notify, "failed", "attempt 2 ended: crash")
+    notify(run, config.notify, Cause.crash, "attempt 2: a rank exited with status 1")
 
 It never fails a run, and waits ten seconds at most.
 """
 
+import http.client
 import json
 import subprocess
 import sys
@@ -12,14 +13,24 @@ import urllib.request
 from threading import Thread
 
 from r1hpc.base.choose_run import full_name
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import check_owned
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import NotifyConfig
+from r1hpc.telemetry.records.attempts import Cause
 
+_STATES = {Cause.finished: "finished", Cause.stopped: "stopped", Cause.cancelled: "cancelled"}
 _LONGEST_S = 10.0
 
 
-def notify(run: RunDir, config: NotifyConfig, state: str, detail: str) -> None:
+def notify(run: RunDir, config: NotifyConfig, cause: Cause, detail: str) -> None:
     """Send the message by every configured way. A way that fails prints a line."""
+    try:
+        check_owned(run.path.resolve())  # its settings name a command
+    except (StateError, OSError) as error:
+        print(f"no message is sent: {error}", file=sys.stderr, flush=True)
+        return
+    state = _STATES.get(cause, "failed")
     text = f"{full_name(run)}: {state}" + (f" ({detail})" if detail else "")
     message = {
         "text": text,
@@ -44,13 +55,22 @@ def _post(url: str, message: dict[str, str]) -> None:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
         urllib.request.urlopen(request, timeout=_LONGEST_S).close()
-    except (OSError, ValueError) as error:  # not the URL: it may hold a secret
-        print(f"notify.url did not take the message: {error}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        _complain("url", type(error).__name__)
 
 
 def _run(command: str, text: str) -> None:
     try:
         shell = ["/bin/sh", "-c", command]
-        subprocess.run(shell, input=f"{text}\n", text=True, timeout=_LONGEST_S, check=True)
+        # The stdout of begin is the attempt's number.
+        done = subprocess.run(shell, input=f"{text}\n", text=True, timeout=_LONGEST_S, stdout=2)
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"notify.command failed: {error}", file=sys.stderr, flush=True)
+        _complain("command", type(error).__name__)
+    else:
+        if done.returncode:
+            _complain("command", f"status {done.returncode}")
+
+
+def _complain(way: str, why: str) -> None:
+    """Print neither the URL nor the command, which may hold a secret."""
+    print(f"notify.{way} failed: {why}", file=sys.stderr, flush=True)

@@ -17,14 +17,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from r1hpc.attempt.notify import notify
 from r1hpc.attempt.state.state import ask, job_named
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.lock import hold, read_holder
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.config.load import read
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.contract import NOT_THE_NODE, OVER
 from r1hpc.slurm.requeue import job_state
@@ -104,11 +106,13 @@ def refuse_a_full_disk(error: R1hpcError | OSError, folder: Path) -> None:
 
 
 def record_not_begun(run: RunDir, job_id: str, cause: Cause, detail: str) -> None:
-    """Record that the run is over before its next attempt began, and why."""
+    """Record that the run is over before its next attempt began, and why, and tell the user."""
     try:
         record(run, "not_begun", job_id=job_id, cause=cause.value, detail=" ".join(detail.split()))
     except OSError as error:
         print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr)
+    with suppress(R1hpcError, OSError):  # the settings themselves may be the reason
+        notify(run, read(run.config).notify, cause, detail)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

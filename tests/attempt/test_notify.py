@@ -13,7 +13,10 @@ from typing import ClassVar
 import pytest
 
 from r1hpc.attempt import notify
+from r1hpc.attempt.begin import begin
 from r1hpc.attempt.end import Next, end
+from r1hpc.attempt.rivals import MustNotGoOnError
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.schema.run import LimitsConfig, NotifyConfig
 from tests.recorded import RecordedRun
@@ -75,8 +78,40 @@ def test_a_hook_that_never_answers_does_not_hold_the_run_up(
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         secret = f"http://127.0.0.1:{deaf.getsockname()[1]}/s3cret"
         began = time.monotonic()
-        made, follows = ended(tmp_path, LimitsConfig(max_crashes=0), url=secret, command="exit 7")
+        command = ": t0ken; exit 7"
+        made, follows = ended(tmp_path, LimitsConfig(max_crashes=0), url=secret, command=command)
         assert time.monotonic() - began < 5
     assert follows is Next.over
-    assert "notify.command failed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "notify.command failed: status 7" in said
+    assert "t0ken" not in said
     assert "s3cret" not in made.run.attempts.read_text()
+
+
+def test_a_url_that_is_none_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended(tmp_path, LimitsConfig(max_crashes=0), url="http://127.0.0.1/s3cret blank")
+    said = capsys.readouterr().err
+    assert "notify.url failed: InvalidURL\n" in said
+    assert "s3cret" not in said
+
+
+def refused(folder: Path, mode: int, told: Path) -> None:
+    """A run that must not begin: it has others' rights, or a recipe that is not there."""
+    run = RunDir(folder / "demo")
+    run.create()
+    words = ["stage=pretrain", "resources.gpus_per_node=0", f"data.recipe={folder}/none.yaml"]
+    load.save(load.load(None, [*words, f"notify.command='echo 7; cat > {told}'"]), run.config)
+    run.path.chmod(mode)
+    with pytest.raises(MustNotGoOnError):
+        begin(run, "local", "local-1", ("n1",), 1)
+
+
+def test_a_run_that_does_not_begin_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    refused(tmp_path, 0o700, tmp_path / "told")
+    assert (tmp_path / "told").read_text().startswith("demo: failed (")
+    assert capfd.readouterr().out == "", "the job script reads the attempt's number there"
+
+
+def test_no_command_of_a_folder_that_others_may_write_is_run(tmp_path: Path) -> None:
+    refused(tmp_path, 0o770, tmp_path / "told")
+    assert not (tmp_path / "told").exists()
