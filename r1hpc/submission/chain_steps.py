@@ -180,6 +180,8 @@ def _choose(
     order: Order,
 ) -> StageStep:
     if not run.config.is_file():
+        if run.path.is_symlink() and not run.path.exists():
+            raise UsageError(f"its reused stage is gone: {run.path.readlink()}; take another --run-name")
         return StageStep(stage, run, Action.submit)
     situation = read_situation(run)
     if situation.state is State.finished:

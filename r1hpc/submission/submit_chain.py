@@ -91,11 +91,8 @@ def _last_executor(chain: ChainDir) -> str | None:
 
 
 def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> SubmittedChain:
-    if os.path.lexists(chain.path) and not _is_empty(chain):
-        raise UsageError(
-            f"there is a run called {chain.name} in {chain.path.parent} that is no chain: "
-            "choose another --run-name"
-        )
+    if os.path.lexists(chain.path):
+        _clear_leftovers(chain)
     definition = read_definition(source, chain, order.overrides, order.cluster)
     reused = find_reused(definition, order)
     notes = [*notes, *notes_on(reused, definition, chain)]
@@ -108,6 +105,7 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
         if chain.definition.is_file():
             raise UsageError(f"another submission has just begun {chain.name}: submit it again to go on")
         link(chain, reused)
+        failpoint("chain.linked")
         save_definition(definition, chain)
         failpoint("chain.frozen")
         try:
@@ -308,9 +306,18 @@ def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[st
     return notes
 
 
-def _is_empty(chain: ChainDir) -> bool:
-    """True for a folder whose submission was killed before its chain.yaml was written."""
-    return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
+def _clear_leftovers(chain: ChainDir) -> None:
+    """Remove the links of a submission that was killed before it wrote chain.yaml; refuse another folder."""
+    left = [path for path in chain.path.iterdir() if path != chain.lock] if chain.path.is_dir() else None
+    if left is None or not all(path.is_symlink() for path in left):
+        raise UsageError(
+            f"there is a run called {chain.name} in {chain.path.parent} that is no chain: "
+            "choose another --run-name"
+        )
+    if left:
+        with held(chain, SUBMISSION):
+            for path in left if not chain.definition.is_file() else ():
+                path.unlink(missing_ok=True)
 
 
 def _merged_notes(steps: Sequence[StageStep]) -> list[str]:

@@ -1,12 +1,13 @@
 """A new chain that begins with finished stages of an earlier one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from r1hpc.base.choose_run import all_runs
 from r1hpc.submission.chain.folder import ChainDir
-from tests.submission.chains import actions_of, jobs_of, write_attempt, write_chain
+from tests.submission.chains import actions_of, jobs_of, submit, write_attempt, write_chain
 from tests.submission.test_submission import Place
 
 _STAGES = """\
@@ -64,6 +65,24 @@ def test_a_stage_of_another_chain_is_reused_although_the_file_has_other_settings
     assert not (place.root / "runs" / "other").exists()
     answer = place.submit(*words)
     assert "stage a is that of small, which ran with another train.lr" in str(answer["notes"])
+
+
+def test_a_name_is_free_after_a_kill_between_the_links_and_the_definition(place: Place) -> None:
+    words = (str(place.file), "--run-name", "again")
+    environment = place.environment(R1HPC_FAILPOINT="chain.linked:kill9")
+    assert submit(place.root, *words, "--from", "b", env=environment).returncode == -9
+    assert (place.root / "runs" / "again" / "a").is_symlink()
+    assert actions_of(place.submit(*words[1:], "--dry-run")) == ["submitted"] * 3, "a link alone is no stage"
+    assert submit(place.root, *words, "--from", "b", env=environment).returncode == -9
+    assert actions_of(place.submit(*words[1:], "--from", "b")) == ["finished", "submitted", "submitted"]
+
+
+def test_a_reused_stage_that_is_gone_is_named(place: Place) -> None:
+    place.submit("--run-name", "again", "--from", "b")
+    stage = place.chain.stage("a").path
+    shutil.rmtree(stage)
+    said = place.refused(str(place.file), "--run-name", "again")
+    assert f"stage a: its reused stage is gone: {stage}" in said
 
 
 def test_what_cannot_be_reused_is_refused(place: Place) -> None:
