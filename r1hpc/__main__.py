@@ -83,7 +83,11 @@ def _dispatch(argv: Sequence[str]) -> int:
     if argv[0] in ALIASES:
         command, *words = ALIASES[argv[0]]
         print(f"r1hpc {printable(argv[0])} is: r1hpc {' '.join((command, *words))}", file=sys.stderr)
-        return _run(command, [*words, *argv[1:]])
+        given = list(argv[1:])
+        if words[-1:] == ["--run-name"] and given and "/" in given[0]:  # a folder, as status takes it
+            folder = Path(given[0])
+            given[:1] = [folder.name, "--run-root", str(folder.parent)]
+        return _run(command, [*words, *given])
     if argv[0] not in COMMANDS:
         raise UsageError(
             f"no command {printable(argv[0])!r}{nearest(argv[0], (*COMMANDS, *ALIASES))}; see r1hpc --help"

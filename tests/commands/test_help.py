@@ -117,6 +117,9 @@ def test_words_of_other_tools_lead_to_the_command(tmp_path: Path) -> None:
     done = run("-m", "r1hpc", "resume", "nothing", "--run-root", str(tmp_path))
     assert "nothing" in done.stderr
     assert done.returncode == 2
+    done = run("-m", "r1hpc", "resume", f"{tmp_path}/c4/")
+    assert done.returncode == 2
+    assert f"no run at {tmp_path}/c4" in done.stderr
 
 
 def test_flags_of_sbatch_have_a_help_of_their_own() -> None:
