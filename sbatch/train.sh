@@ -68,18 +68,29 @@ only_ours() { # you own the folder $1 and the file $2, and only you may write th
     return 3
 }
 leave_node() { # have the job start again on other nodes, unless somebody cancelled it
-    local job=$SLURM_JOB_ID said nodes
-    until said=$(scontrol show job -o "$job"); do sleep 15; done
-    [[ ${said%% JobName=*} != *ArrayTaskId=* ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    [[ ${said#* UserId=} =~ \ ExcNodeList=([^ ]*) ]] && nodes=${BASH_REMATCH[1]/#(null)/}
-    nodes=${nodes:+$nodes,}$SLURMD_NODENAME
+    local job=$SLURM_JOB_ID said nodes pause
     trap '' TERM USR2
-    [ "$(scontrol show hostnames "$nodes" | wc -l)" -le "$MOST_EXCLUDED" ] || exit 1
-    scontrol requeue Incomplete "$job" || exit 1
-    # Without a node that it asks for by name the job could never start: then it is held.
-    [[ $said == *" ReqNodeList=(null) "* ]] && scontrol update JobId="$job" ExcNodeList="$nodes" && exit 1
+    for pause in 0 1 2 4 8 $(printf '15 %.0s' {1..39}); do # ten minutes
+        sleep "$pause"
+        said=$(scontrol show job -o "$SLURM_JOB_ID") || continue
+        [[ ${said%% JobName=*} != *ArrayTaskId=* ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+        [[ ${said#* UserId=} =~ \ ExcNodeList=([^ ]*) ]]
+        nodes=${BASH_REMATCH[1]/#(null)/} nodes=${nodes:+$nodes,}$SLURMD_NODENAME
+        [ "$(scontrol show hostnames "$nodes" | wc -l)" -le "$MOST_EXCLUDED" ] || break
+        # Without a node that it asks for by name the job could never start: then it is held.
+        [[ $said == *" ReqNodeList=(null) "* ]] || nodes=''
+        if said+=$(scontrol requeue Incomplete "$job" 2>&1); then
+            [ -n "$nodes" ] && scontrol update JobId="$job" ExcNodeList="$nodes" && exit 1
+            scontrol hold "$job"
+            break
+        elif [[ $said == *"presently disabled"* ]]; then
+            [[ $nodes && $RUN_DIR ]] || break # train.sh has arguments
+            [[ ${said#* UserId=} == *" JobState=RUNNING "* ]] || continue # else cancelled
+            (unset SLURM_RESTART_COUNT SLURM_JOB_{START,END}_TIME SLURM_ARRAY_{JOB,TASK}_ID
+                sbatch --dependency=afterany:"$job" --exclude="$nodes" "$0") && exit 1
+        fi
+    done
     scontrol update JobId="$job" Comment="r1hpc: $SLURMD_NODENAME does not see ${RUN_DIR:-$SLURM_SUBMIT_DIR}"
-    scontrol hold "$job"
     exit 1
 }
 for pause in $PATIENCE; do

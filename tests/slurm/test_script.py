@@ -67,7 +67,7 @@ def test_both_go_begin_run_and_end_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "most"), [(golden_script(), 61), (train_script(), 93)], ids=["job", "train"]
+    ("text", "most"), [(golden_script(), 72), (train_script(), 104)], ids=["job", "train"]
 )
 def test_it_is_short_enough_to_be_read(text: str, most: int) -> None:
     assert len([line for line in text.splitlines() if not line.startswith("#SBATCH")]) <= most
@@ -539,9 +539,8 @@ def test_a_node_that_the_job_asks_for_by_name_is_not_excluded(stage: Path) -> No
         ("ReqNodeList=(null) ExcNodeList=(null)", 1, "-", ["without n1"]),
         ("ReqNodeList=(null) ExcNodeList=n[5-7]", 4, "-", ["without n[5-7],n1"]),
         ("ReqNodeList=(null) ExcNodeList=n[4-7]", 5, "-", None),
-        ("ReqNodeList=(null) ExcNodeList=(null)", 1, "requeue", []),  # a job that has ended, say
-        ("ReqNodeList=(null) ExcNodeList=(null)", 1, "ExcNodeList", ["without n1", "reason", "hold"]),
-        ("ReqNodeList=n1 ExcNodeList=(null)", 1, "-", ["reason", "hold"]),
+        ("ReqNodeList=(null) ExcNodeList=(null)", 1, "ExcNodeList", ["without n1", "hold", "reason"]),
+        ("ReqNodeList=n1 ExcNodeList=(null)", 1, "-", ["hold", "reason"]),
     ],
 )
 @pytest.mark.parametrize("is_task", [False, True])
@@ -571,7 +570,44 @@ def test_a_node_that_does_not_see_the_run_hands_the_job_on(
     calls = _calls(stage)
     for said, short in words.items():
         calls = [call.replace(said, short) for call in calls]
-    assert calls == ([] if asked is None else [f"requeue Incomplete {job}", *asked])
+    assert calls == (["reason"] if asked is None else [f"requeue Incomplete {job}", *asked])
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "answers", "asked"),
+    [
+        ("job.sh", "RUNNING", ["busy", "busy", ""], ["requeue", "requeue", "requeue", "update ExcNodeList"]),
+        ("job.sh", "RUNNING", ["presently disabled"], ["requeue", "sbatch"]),
+        ("job.sh", "COMPLETING", ["presently disabled"], ["requeue"] * 44 + ["update Comment"]),  # cancelled
+        ("train.sh", "RUNNING", ["presently disabled"], ["requeue", "update Comment"]),
+        ("job.sh", "RUNNING", ["busy"], ["requeue"] * 44 + ["update Comment"]),
+    ],
+)
+def test_a_node_that_does_not_see_the_run_asks_until_slurm_agrees(
+    stage: Path, script: str, state: str, answers: list[str], asked: list[str]
+) -> None:
+    """Where requeue is off, a job.sh submits itself again."""
+    shutil.rmtree(stage / "run")
+    _program(stage / "sleep", "")
+    for number, answer in enumerate(answers):
+        (stage / f"answer{number}").write_text(answer)
+    shown = f"JobId=9 JobName=x UserId=me(1) JobState={state} ReqNodeList=(null) ExcNodeList=n5 Features="
+    _program(
+        stage / "scontrol",
+        f"[ $2 = hostnames ] && exec seq 2\n[ $1 = show ] && exec echo '{shown}'\n"
+        f"echo $1 ${{3%%=*}} $* >> {stage}/calls; [ $1 = requeue ] || exit 0\n"
+        f"n=$(grep -c requeue {stage}/calls); [ $n -le {len(answers)} ] || n={len(answers)}\n"
+        f"cat {stage}/answer$((n - 1)); [ ! -s {stage}/answer$((n - 1)) ]",
+    )
+    _program(stage / "sbatch", f"echo sbatch ${{SLURM_RESTART_COUNT:-}} $* >> {stage}/calls")
+    if script == "job.sh":
+        assert _start(stage, SLURM_RESTART_COUNT="2").wait(timeout=60) == 1
+    else:
+        _start_train(stage, SLURM_SUBMIT_DIR=str(stage / "unseen"))
+    calls = [call.replace("requeue 9 requeue Incomplete 9", "requeue") for call in _calls(stage)]
+    assert [" ".join(call.split()[:2]) if "update" in call else call.split()[0] for call in calls] == asked
+    if "sbatch" in asked:
+        assert calls[-1] == f"sbatch --dependency=afterany:9 --exclude=n5,n1 {stage}/job.sh"
 
 
 @pytest.mark.parametrize(("restarts", "marks"), [(0, ["requeued-7"]), (1, [])])
