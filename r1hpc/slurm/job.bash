@@ -170,7 +170,7 @@ prepare() {
         code=$RUN_ROOT/$RUN_NAME/code
     fi
     [ -f "$code/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$code${SITE_PATH:+:$SITE_PATH}"
-    said=$("$PYTHON" -m r1hpc.submit --prepare-only "$@" --run-root "$RUN_ROOT" --run-name "$RUN_NAME") || return
+    said=$("$PYTHON" -m r1hpc.submit --prepare-only --run-root "$RUN_ROOT" --run-name "$RUN_NAME" "$@") || return
     read -r RANKS_PER_NODE RUN_DIR <<< "$said"
     RANK=("$PYTHON") STEP=() CONTRACT=1
     cd "$RUN_DIR" && only_ours . || exit 1

@@ -54,6 +54,7 @@ RUN_NAME=${RUN_NAME:0:40}-$SLURM_JOB_ID
 RUN_DIR='' before=''
 for word in "$@"; do
     case "$before $word" in
+        *" --") break ;; # the words of a script of yours follow
         "--run-root "* | *" --run-root="*) RUN_ROOT=${word#--run-root=} ;;
         "--run-name "* | *" --run-name="*) RUN_NAME=${word#--run-name=} ;;
     esac

@@ -67,7 +67,7 @@ def test_both_go_begin_run_and_end_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "most"), [(golden_script(), 72), (train_script(), 104)], ids=["job", "train"]
+    ("text", "most"), [(golden_script(), 72), (train_script(), 105)], ids=["job", "train"]
 )
 def test_it_is_short_enough_to_be_read(text: str, most: int) -> None:
     assert len([line for line in text.splitlines() if not line.startswith("#SBATCH")]) <= most
@@ -422,6 +422,7 @@ def test_train_sh_outside_a_clone_takes_the_functions_of_the_installed_package(s
     [
         ("--run-name", "a", "--run-root", "my runs"),
         ("x.yaml", "--run-name=b", "train.lr=1", "--run-root=my runs", "--run-name=a"),
+        ("t.py", "--run-root=my runs", "--run-name=a", "--", "--run-name", "of-the-script"),
     ],
 )
 def test_train_sh_finds_the_run_that_its_words_name(stage: Path, words: tuple[str, ...]) -> None:
@@ -429,6 +430,13 @@ def test_train_sh_finds_the_run_that_its_words_name(stage: Path, words: tuple[st
     (stage / "my runs" / "a" / "attempts.jsonl").write_text("{}\n")
     _start_train(stage, *words)
     assert _calls(stage) == ["a"]
+
+
+def test_train_sh_leaves_a_script_its_own_words(stage: Path) -> None:
+    _program(stage / "python", f"echo $* > {stage}/calls; exit 2")
+    _start_train(stage, "t.py", "--", "--lr", "1e-4")
+    where = f"--run-root {stage}/runs --run-name train-9"
+    assert _calls(stage) == [f"-m r1hpc.submit --prepare-only {where} t.py -- --lr 1e-4"]
 
 
 def test_train_sh_has_no_successor_before_its_run_is_there(stage: Path) -> None:
