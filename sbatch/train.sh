@@ -61,7 +61,7 @@ PATIENCE="2 5 10 20 30 30 30" # seconds between tries
 MOST_EXCLUDED=4               # nodes; if one more fails it is not the nodes
 trap : TERM USR2              # this shell outlives both; the ranks would inherit an ignored signal
 umask 077
-only_ours() { # you own the folder $1 and the file $2, and only you may write them: they run as you
+only_ours() { # you own these folders and files, and only you may write them: they run as you
     [ "$(find -L "$@" -maxdepth 0 -uid "$EUID" ! -perm /022 | wc -l)" = $# ] && return
     set -- "the run folder ${RUN_DIR:-$RUN_ROOT/$RUN_NAME} is another user's, or others may write it: not run"
     echo "$1"

@@ -6,7 +6,8 @@ rename a run root in a folder open to all,    refused, even with the setting    
 the same in a group's or another user's       refused, or accepted by the setting   test_places
 rename it in a folder with the sticky bit     the kernel refuses: accepted          test_the_sticky_bit
 put another run folder in place of a job's,   the job runs nothing of it            test_a_job_runs_nothing
-    or write its shell functions
+    or write its shell functions, or replace
+    the code to which a sweep's points link
 the same with a job of sbatch/train.sh        its frozen code is not run            test_train_sh_runs_nothing
 another user's payload, or open to writers    refused unread                        slurm/test_payload.py
 a payload with other content                  refused unread, by each rank too      test_a_changed_payload_…
@@ -241,12 +242,16 @@ def test_a_resume_looks_again(place: Path) -> None:
     assert (done.returncode, "chmod +t" in done.stderr) == (1, True), done.stderr
 
 
-@pytest.mark.parametrize("spoilt", [".", "code/r1hpc/slurm/job.bash"])
+@pytest.mark.parametrize("spoilt", [".", "code/r1hpc/slurm/job.bash", "code", "code/.."])
 @pytest.mark.parametrize("how", ["owner", "group"])
 def test_a_job_runs_nothing(tmp_path: Path, spoilt: str, how: str) -> None:
     """Its folder, or the file that its script sources, became another user's, or others may write it."""
     calls = _programs(tmp_path)
     run = _frozen_run(tmp_path / "run", calls)
+    if spoilt in {"code", "code/.."}:  # a sweep's point
+        (tmp_path / "shared").mkdir()
+        run.code.rename(tmp_path / "shared" / "code")
+        run.code.symlink_to("../shared/code")
     python = (str(tmp_path / "bin" / "python"),)
     (tmp_path / "job.sh").write_text(render(Script(run.path, python, 1, {"nodes": "1"})))
     _spoil(run.path / spoilt, how)

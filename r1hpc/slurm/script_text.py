@@ -17,7 +17,7 @@ PYTHON=@PYTHON@
 CONTRACT=@CONTRACT@ # what the frozen code knows, see r1hpc/slurm/contract.py
 load_functions() {
     cd "$RUN_DIR" && [ -r "code/$FUNCTIONS" ] || return
-    only_ours . "code/$FUNCTIONS" || exit 1
+    only_ours . code code/.. "code/$FUNCTIONS" || exit 1 # of a sweep's point code is a link
     exec >> "logs/slurm-$SLURM_JOB_ID.out" 2>&1 && . "code/$FUNCTIONS"
 }
 @SOURCE@
@@ -85,7 +85,7 @@ PATIENCE="2 5 10 20 30 30 30" # seconds between tries
 MOST_EXCLUDED=@MOST_EXCLUDED@               # nodes; if one more fails it is not the nodes
 trap : TERM USR2              # this shell outlives both; the ranks would inherit an ignored signal
 umask 077
-only_ours() { # you own the folder $1 and the file $2, and only you may write them: they run as you
+only_ours() { # you own these folders and files, and only you may write them: they run as you
     [ "$(find -L "$@" -maxdepth 0 -uid "$EUID" ! -perm /022 | wc -l)" = $# ] && return
     set -- "the run folder ${RUN_DIR:-$RUN_ROOT/$RUN_NAME} is another user's, or others may write it: not run"
     echo "$1"
