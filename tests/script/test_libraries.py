@@ -9,6 +9,8 @@ from tests.runs import submit, wait_over, wait_until
 from tests.script.hits import SCRIPTS, alone, hit, words_of
 
 pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(1200)
+
 ALL_HITS = [Cause.crash, Cause.crash, Cause.preempted, Cause.stopped, Cause.finished]
 
 
@@ -19,10 +21,12 @@ def assert_equal(tmp_path: Path, script: str, *words: str, ranks: int = 1) -> No
     assert len(lines) > 8
 
 
+@pytest.mark.soak
 def test_transformers_trainer_with_two_ranks(tmp_path: Path) -> None:
     assert_equal(tmp_path, "hf_trainer.py", ranks=2)
 
 
+@pytest.mark.soak
 def test_a_stop_interrupts_an_evaluation_and_the_resume_repeats_it(tmp_path: Path) -> None:
     given = ["resources.gpus_per_node=0", "--", "--out", str(tmp_path / "out"), "--pause", "0.5"]
     run = submit(tmp_path, "hit", *given, job=str(SCRIPTS / "hf_trainer.py")).run
@@ -37,14 +41,16 @@ def test_a_stop_interrupts_an_evaluation_and_the_resume_repeats_it(tmp_path: Pat
     assert lines == alone("hf_trainer.py", tmp_path / "alone")
 
 
-@pytest.mark.parametrize("script", ["trl_sft.py", "trl_grpo.py"])
+@pytest.mark.parametrize("script", [pytest.param("trl_sft.py", marks=pytest.mark.soak), "trl_grpo.py"])
 def test_trl(tmp_path: Path, script: str) -> None:
     assert_equal(tmp_path, script)
 
 
+@pytest.mark.soak
 def test_lightning(tmp_path: Path) -> None:
     assert_equal(tmp_path, "lightning_fit.py", "checkpoint.save_every=5")
 
 
+@pytest.mark.soak
 def test_a_loop_on_accelerate(tmp_path: Path) -> None:
     assert_equal(tmp_path, "accelerate_loop.py", "script.args=[--resume,'{checkpoint}']")
