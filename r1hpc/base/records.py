@@ -232,6 +232,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return "an object" if isinstance(value, dict) else "a list"
     text = printable(value if isinstance(value, str) else repr(value))
-    text = text.encode(errors="replace").decode()
+    text = text.encode(errors="replace").decode().replace("\n", "\\n")
     short = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
     return f"'{short}'" if isinstance(value, str) else short

@@ -58,6 +58,7 @@ def test_a_record_of_the_shape_is_none() -> None:
     ("changed", "words"),
     [
         ({"time": "noon"}, "time is 'noon', not a number"),
+        ({"time": "\n"}, "time is '\\n', not a number"),
         ({"time": True}, "time is True, not a number"),
         ({"time": float("nan")}, "time is nan, which cannot be"),
         ({"time": 1e11}, "time is 100000000000.0, which cannot be"),
