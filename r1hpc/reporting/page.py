@@ -73,7 +73,8 @@ def tiles(view: View) -> str:
     whole, spent, taken = sum(view.parts.values()), view.spent, view.committed
     granted = view.budget.gpu_hours if view.budget else None
     useful = f"{100 * view.parts['useful'] / whole:.1f} %" if whole else NONE
-    wasted = f"{format_hours(view.parts['lost'])} lost, {format_hours(view.parts['idle'])} idle"
+    others = ("start-up", "save", "lost", "idle")
+    wasted = ", ".join(f"{format_hours(view.parts[part])} {part}" for part in others)
     share = view.unit
     if granted is not None:
         share = f"{100 * spent / granted:.0f} % of {format_hours(granted)} {view.unit}"
