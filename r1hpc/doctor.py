@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_cluster, add_run_root, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import default_run_root
 from r1hpc.base.tables import coloured, wrap
@@ -62,10 +62,7 @@ def _parser() -> ArgumentParser:
         "job", nargs="?", metavar="JOB.yaml | SCRIPT.py", help="a job whose needs are held against the site"
     )
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="look at N nodes of this allocation")
-    cluster = parser.add_argument(
-        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
-    )
-    offer(cluster, "r1hpc.config.assets:cluster_profiles")
+    add_cluster(parser)
     parser.add_argument(
         "-p",
         "--partition",

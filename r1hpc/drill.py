@@ -20,7 +20,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command, split_script_words
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_cluster,
+    add_run_root,
+    offer,
+    print_json,
+    run_command,
+    split_script_words,
+)
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -117,10 +125,7 @@ def _parser() -> ArgumentParser:
         help="preempt it in this way and no other (repeatable); default: in each that works here",
     )
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    cluster = parser.add_argument(
-        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
-    )
-    offer(cluster, "r1hpc.config.assets:cluster_profiles")
+    add_cluster(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drill.md and drill.json there")
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

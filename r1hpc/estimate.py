@@ -20,7 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, add_run_root, file_and_overrides, offer, print_json, run_command
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_cluster,
+    add_run_root,
+    file_and_overrides,
+    offer,
+    print_json,
+    run_command,
+)
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import run_root_of
@@ -69,10 +77,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
-    cluster = parser.add_argument(
-        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
-    )
-    offer(cluster, "r1hpc.config.assets:cluster_profiles")
+    add_cluster(parser)
     add_flags(parser)
     return parser
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, choose_run
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from r1hpc.slurm.flags import add_flags
+    from r1hpc.slurm.flags import add_submission_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.serve", description=__doc__)
     model = parser.add_argument("model", metavar="RUN|DIR", help="a run, a Hugging Face folder, or a server")
@@ -66,19 +66,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--idle", metavar="MIN", type=float, help="end after so long without a request (30)")
     parser.add_argument("--python", metavar="PYTHON", help="the interpreter that has vLLM")
     parser.add_argument("--no-wait", action="store_true", help="submit, and do not wait until it answers")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print plan, script and Slurm's answer; write nothing"
-    )
-    add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="of the server; default serve-DATE-TIME-XXXX")
-    cluster = parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")
-    offer(cluster, "r1hpc.config.assets:cluster_profiles")
-    parser.add_argument(
-        "--over-budget", metavar="REASON", help="serve despite the budget; REASON is recorded"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_flags(parser, leave_out=("--nodes", "--gpus-per-node"))
+    add_submission_flags(parser, leave_out=("--nodes", "--gpus-per-node"))
     return parser
 
 
@@ -152,7 +141,7 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
     """Return overrides, the last wins: SBATCH_* variables, our own flags, KEY=VALUE, sbatch's flags."""
     import json
 
-    from r1hpc.slurm import flags
+    from r1hpc.slurm.flags import all_overrides
 
     bare = [word for word in arguments.words if "=" not in word]
     if bare:
@@ -165,12 +154,8 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
         "serve.idle_minutes": arguments.idle,
         "serve.python": arguments.python,
     }
-    return [
-        *flags.overrides_from_environment(os.environ),
-        *(f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None),
-        *arguments.words,
-        *flags.overrides_from_flags(arguments),
-    ]
+    given = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    return all_overrides([*given, *arguments.words], arguments)
 
 
 def _as_object(run: RunDir, address: "Address") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_cluster, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.names import printable
 from r1hpc.base.tables import terminal_width
 
@@ -54,10 +54,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
     parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
     parser.add_argument("--schema", action="store_true", help="jobs/schema.json: JSON Schema of job files")
-    cluster = parser.add_argument(
-        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
-    )
-    offer(cluster, "r1hpc.config.assets:cluster_profiles")
+    add_cluster(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 

@@ -13,7 +13,6 @@ from it and removes it at the end.
 """
 
 import argparse
-import os
 import sys
 import time
 from argparse import Namespace
@@ -150,13 +149,13 @@ def _build_on_slurm(arguments: Namespace) -> int:
     from r1hpc.corpus.build.build import find_dataset
     from r1hpc.corpus.build.slurm_jobs import DatasetOrder, submit_dataset
     from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
-    from r1hpc.slurm import flags
+    from r1hpc.slurm.flags import all_overrides
 
     recipe = find_recipe(arguments.recipe)
     if arguments.gpus_per_node is not None and not load_recipe(recipe).generated:
         raise UsageError("--gpus-per-node: GPUs are for teachers, and no source of this recipe has generate")
     existing = find_dataset(recipe, arguments.out, check_inputs=arguments.check_inputs)
-    overrides = (*flags.overrides_from_environment(os.environ), *flags.overrides_from_flags(arguments))
+    overrides = tuple(all_overrides((), arguments))
     num_jobs = 4 if arguments.jobs is None else arguments.jobs
     if num_jobs < 1:
         raise UsageError(f"--jobs {num_jobs}: each stage is dealt to one job at least")

@@ -27,24 +27,19 @@ from types import ModuleType
 from typing import Any
 
 from r1hpc.base.choose_run import RUN_NAMES
-from r1hpc.base.cli import (
-    ArgumentParser,
-    add_run_root,
-    file_and_overrides,
-    offer,
-    run_command,
-    split_script_words,
-)
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command, split_script_words
 from r1hpc.base.run_dir import run_root_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
+    from r1hpc.slurm.flags import all_overrides
+
     words, of_script = split_script_words(argv)
     arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     job, given = file_and_overrides(arguments.words)
-    overrides = [*_overrides(given, arguments), *of_script]
+    overrides = [*all_overrides(given, arguments), *of_script]
     if arguments.prepare_only:
         return _prepare_inside_job(job, overrides, arguments, argv)
     gc.disable()  # modules load until the job is submitted: there is little to collect
@@ -74,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from r1hpc.slurm.flags import add_flags
+    from r1hpc.slurm.flags import add_submission_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.submit", description=__doc__)
     words = parser.add_argument(
@@ -84,12 +79,7 @@ def _parser() -> ArgumentParser:
         help="job file or script, dotted overrides",
     )
     offer(words, "r1hpc.config.assets:job_words")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print plan, Slurm's answer and script; write nothing"
-    )
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
-    add_run_root(parser)
     name = parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")
     offer(name, RUN_NAMES)
     parser.add_argument("--resume", action="store_true", help="go on with the run called --run-name")
@@ -106,28 +96,9 @@ def _parser() -> ArgumentParser:
         metavar="CHAIN:STAGE",
         help="a new chain takes this finished stage from another one; may be repeated",
     )
-    cluster = parser.add_argument(
-        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
-    )
-    offer(cluster, "r1hpc.config.assets:cluster_profiles")
-    parser.add_argument(
-        "--over-budget", metavar="REASON", help="submit despite the budget; REASON is recorded"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
-    add_flags(parser)
+    add_submission_flags(parser)
     return parser
-
-
-def _overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:
-    """Return all overrides, the last wins: SBATCH_* variables, KEY=VALUE, flags."""
-    from r1hpc.slurm import flags
-
-    return [
-        *flags.overrides_from_environment(os.environ),
-        *given,
-        *flags.overrides_from_flags(arguments),
-    ]
 
 
 def _prepare_inside_job(

@@ -19,7 +19,6 @@ from typing import Any
 
 from r1hpc.base.cli import (
     ArgumentParser,
-    add_run_root,
     file_and_overrides,
     offer,
     print_json,
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from r1hpc.slurm.flags import add_flags
+    from r1hpc.slurm.flags import add_submission_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.sweep", description=__doc__)
     words = parser.add_argument(
@@ -72,17 +71,9 @@ def _parser() -> ArgumentParser:
         "--keep", type=_share, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
     )
     parser.add_argument("--by", metavar="NUMBER", help="compare by loss, reward, pass@1, ...")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print points, hours and budget; write nothing"
-    )
-    add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="of the sweep; default JOB-sweep")
-    parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")
-    parser.add_argument("--over-budget", metavar="REASON", help="submit despite the budget")
     parser.add_argument("--out", type=Path, metavar="FILE", help="with SWEEP: also draw a chart, as PNG")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_flags(parser)
+    add_submission_flags(parser)
     return parser
 
 
@@ -101,7 +92,7 @@ def _submit(
     job: str | None, given: Sequence[str], of_script: Sequence[str], arguments: Any, argv: Sequence[str]
 ) -> dict[str, Any]:
     from r1hpc.config.assets import find_job
-    from r1hpc.slurm import flags
+    from r1hpc.slurm.flags import all_overrides
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.sweeps.grid import read_words
     from r1hpc.sweeps.submit import submit_sweep
@@ -122,12 +113,7 @@ def _submit(
         Purpose.dry_run if arguments.dry_run else Purpose.start,
         executor=arguments.executor,
         argv=tuple(argv),
-        overrides=(
-            *flags.overrides_from_environment(os.environ),
-            *fixed,
-            *flags.overrides_from_flags(arguments),
-            *of_script,
-        ),
+        overrides=(*all_overrides(fixed, arguments), *of_script),
         cluster=arguments.cluster,
         run_root=run_root_of(arguments.run_root),
         over_budget=arguments.over_budget,

@@ -245,3 +245,11 @@ def add_run_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-root", metavar="DIR", help="folder of the runs; default $R1HPC_RUN_ROOT or ./runs"
     )
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the --cluster flag, which completes the names of profiles."""
+    cluster = parser.add_argument(
+        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
+    )
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")

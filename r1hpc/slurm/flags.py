@@ -5,11 +5,12 @@ Precedence, as with sbatch: flags, then SBATCH_* variables, then the job file.
 
 import argparse
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from r1hpc.base.cli import ArgumentParser
+from r1hpc.base.cli import ArgumentParser, add_cluster, add_run_root
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.slurm import fields
@@ -64,6 +65,21 @@ FLAGS = (
 )
 
 
+def add_submission_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Add the flags of a command that submits runs, sbatch's among them; `leave_out` as for `add_flags`."""
+    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print plan, hours and Slurm's answer; write nothing"
+    )
+    add_run_root(parser)
+    add_cluster(parser)
+    parser.add_argument(
+        "--over-budget", metavar="REASON", help="submit despite the budget; REASON is recorded"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_flags(parser, leave_out)
+
+
 def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
     """Add sbatch's flags to the parser, except those (by long name) without meaning for the command.
 
@@ -95,6 +111,11 @@ class _SlurmHelp(argparse.Action):
         formatter.end_section()
         print(formatter.format_help(), end="")
         parser.exit()
+
+
+def all_overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:
+    """Return all overrides, the last wins: SBATCH_* variables, KEY=VALUE, flags."""
+    return [*overrides_from_environment(os.environ), *given, *overrides_from_flags(arguments)]
 
 
 def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
