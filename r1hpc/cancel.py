@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.run_dir is None:
         raise UsageError(_which(run_root_of(arguments.run_root)))
-    from r1hpc.sweeps.folder import find_sweep
+    from r1hpc.sweeps.folder import SweepDir
 
-    if sweep := find_sweep(arguments.run_dir, arguments.run_root):
+    if sweep := SweepDir.find(arguments.run_dir, arguments.run_root):
         from r1hpc.sweeps.plan import cancel_sweep
 
         points = cancel_sweep(sweep, arguments.save_first)

@@ -36,9 +36,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     word, given = file_and_overrides(arguments.words)
-    from r1hpc.sweeps.folder import find_sweep
+    from r1hpc.sweeps.folder import SweepDir
 
-    sweep = find_sweep(word, arguments.run_root) if word is not None and not given else None
+    sweep = SweepDir.find(word, arguments.run_root) if word is not None and not given else None
     if sweep is not None:
         from r1hpc.sweeps.table import read_table
 

@@ -13,7 +13,7 @@ from r1hpc.base.run_dir import RunDir, open_run, places_of, run_root_of
 
 RUN_NAMES = f"{__name__}:run_names"
 """For base.cli.offer."""
-_CHAIN = "chain.yaml"
+CHAIN = "chain.yaml"
 """File in the folder of a chain, whose stages are runs."""
 SWEEP = "sweep.json"
 """File in the folder of a sweep, whose points are runs."""
@@ -32,7 +32,7 @@ def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[st
     """Complete run names under the run root, and a chain's stages once the chain is named."""
     chain, slash, _name = prefix.rpartition("/")
     folder = run_root_of(getattr(parsed_args, "run_root", None)) / chain
-    marks = ("config.yaml", "attempts.jsonl", _CHAIN, SWEEP)
+    marks = ("config.yaml", "attempts.jsonl", CHAIN, SWEEP)
     found = [path.name for path in _folders(folder) if any((path / mark).is_file() for mark in marks)]
     return [f"{chain}{slash}{name}" for name in found]
 
@@ -74,7 +74,7 @@ def choose_run(
             )
         return open_run(next((run for run in runs if is_yours(run.path)), runs[0]).path)
     for path in places_of(given, run_root):
-        if (path / _CHAIN).is_file():
+        if (path / CHAIN).is_file():
             stage = _newest_stage(path, pick) if pick is not None else None
             if stage is not None:
                 print(f"{path.name}: stage {stage.run_id}", file=sys.stderr)
@@ -171,5 +171,8 @@ def flat_name(run: RunDir) -> str:
 def full_name(run: RunDir) -> str:
     """Return the run's name, or CHAIN/STAGE (or SWEEP/POINT), since every chain may have an `sft`."""
     above = run.path.parent
-    is_inside = any((above / mark).is_file() for mark in (_CHAIN, SWEEP))
-    return f"{above.name}/{run.run_id}" if is_inside else run.run_id
+    return f"{above.name}/{run.run_id}" if is_chain_or_sweep(above) else run.run_id
+
+
+def is_chain_or_sweep(folder: Path) -> bool:
+    return (folder / CHAIN).is_file() or (folder / SWEEP).is_file()

@@ -14,7 +14,7 @@ appear only once; plain scalars are YAML 1.2's.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -97,6 +97,23 @@ def _over(below: Any, above: Any) -> Any:
         return above
     common = {key: _over(below[key], value) if key in below else value for key, value in above.items()}
     return {**below, **common}
+
+
+def leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a layer, and their values."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def value_at(layer: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key; None if the layer does not have it."""
+    value: Any = layer
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 class KeyTwiceError(yaml.constructor.ConstructorError):

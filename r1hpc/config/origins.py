@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1hpc.config.layers import effective
+from r1hpc.config.layers import effective, value_at
 from r1hpc.config.load import as_layer, known_keys, load, named_layers, parse_override, profile_layer
 
 DEFAULT = "default"
@@ -42,13 +42,7 @@ def resolved(
     names = [*(name for name, _ in layers), *overrides]
     effects = effective([layer for _, layer in layers], [parse_override(item) for item in overrides])
     named = list(zip(names, effects, strict=True))
-    return [Setting(key, _value_at(values, key), _source_of(key, named)) for key in known_keys()]
-
-
-def _value_at(values: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values
+    return [Setting(key, value_at(values, key), _source_of(key, named)) for key in known_keys()]
 
 
 def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:

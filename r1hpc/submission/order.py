@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from r1hpc.base.choose_run import SWEEP
+from r1hpc.base.choose_run import is_chain_or_sweep
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir, default_run_root
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides
 from r1hpc.submission.chain.file import without_stage
-from r1hpc.submission.chain.folder import DEFINITION
 
 DEFAULT_JOB = "train"
 
@@ -73,8 +72,8 @@ class Order:
         """Return the run root whose budget and other runs count: for a stage or a point, that of its chain or
         sweep."""
         root = Path(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
-        is_inside = any((root / mark).is_file() for mark in (DEFINITION, SWEEP))
-        return root.parent if is_inside and not (root / "budget.yaml").is_file() else self.run_root
+        has_budget = (root / "budget.yaml").is_file()
+        return root.parent if is_chain_or_sweep(root) and not has_budget else self.run_root
 
     def folder(self, name: str) -> RunDir:
         """Return the folder of a run or chain under the run root.

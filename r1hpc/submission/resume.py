@@ -16,6 +16,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load, paths
+from r1hpc.config.layers import leaves, value_at
 from r1hpc.config.schema.cluster import ClusterConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
@@ -23,8 +24,11 @@ from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
 from r1hpc.telemetry.records.attempts import read_history
 
+OF_THE_PLACE = ("resources.", "cluster.", "limits.", "monitor.", "notify.")
+"""Sections that decide where and how long a run goes on, not what it leaves."""
 _MAY_CHANGE_SECTIONS = (
-    *("resources.", "cluster.", "limits.", "monitor.", "notify.", "checkpoint."),
+    *OF_THE_PLACE,
+    "checkpoint.",
     "rollout.vllm_options.",  # memory and speed
     "script.env.",
 )
@@ -124,14 +128,9 @@ def _set_for_the_cluster(run: RunDir) -> list[str]:
     keys = {item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said}  # also a stage's
     frozen = load.as_layer(load.read(run.config))
     # Use their values as they took effect: a record is redacted, and a requested profile came after it.
-    return [f"{key}={json.dumps(_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")]
-
-
-def _at(layer: Mapping[str, Any], key: str) -> Any:
-    value: Any = layer
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return [
+        f"{key}={json.dumps(value_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")
+    ]
 
 
 def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
@@ -145,18 +144,13 @@ def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
 
 def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
     """Return the keys in which they differ."""
-    a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
+    a, b = flat(before), flat(after)
     return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Return the values of a configuration by dotted keys."""
+    return dict(leaves(dataclasses.asdict(config)))
 
 
 def kept_from_before(

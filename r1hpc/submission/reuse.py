@@ -15,12 +15,9 @@ from r1hpc.base.names import nearest, printable
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load
 from r1hpc.submission.chain.file import Definition, stages_before
-from r1hpc.submission.chain.folder import ChainDir, find_chain
+from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
-from r1hpc.submission.resume import changed_keys
-
-_OF_THE_PLACE = ("resources", "cluster", "monitor", "notify", "limits")
-"""Sections that decide where and how long a stage runs, not what it leaves."""
+from r1hpc.submission.resume import OF_THE_PLACE, flat
 
 
 def find_reused(definition: Definition, order: Order) -> dict[str, RunDir]:
@@ -57,7 +54,7 @@ def _named(given: str, usual: str, definition: Definition, order: Order) -> tupl
         raise UsageError(
             f"there is no stage {printable(stage)!r}{nearest(stage, definition.names)}; there are: {known}"
         )
-    chain = find_chain(chain_name or usual, str(order.run_root))
+    chain = ChainDir.find(chain_name or usual, order.run_root)
     if chain is None:
         raise UsageError(
             f"there is no chain {printable(chain_name or usual)} under {order.run_root.absolute()}: name one "
@@ -70,25 +67,17 @@ def notes_on(reused: Mapping[str, RunDir], definition: Definition, chain: ChainD
     """Return a sentence on each reused stage, with the settings that the file has otherwise."""
     notes = []
     for name, run in reused.items():
-        config, other = load.read(run.config), run.path.parent
-        planned = definition.stage(name).config
+        before, other = flat(load.read(run.config)), run.path.parent
         changed = [
             key
-            for key in changed_keys(config, planned)
-            if key.partition(".")[0] not in _OF_THE_PLACE
-            and _at(planned, key) != "None"  # derived at submission
-            and _at(config, key).replace(f"{other}/", f"{chain.path}/") != _at(planned, key)
+            for key, value in sorted(flat(definition.stage(name).config).items())
+            if not key.startswith(OF_THE_PLACE)
+            and value not in (None, before.get(key))  # None: derived at submission
+            and str(before.get(key)).replace(f"{other}/", f"{chain.path}/") != str(value)
         ]
         differs = f", which ran with another {', '.join(changed)}" if changed else ""
         notes.append(f"stage {name} is that of {other.name}{differs}")
     return notes
-
-
-def _at(config: object, key: str) -> str:
-    value = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
-    return str(value)
 
 
 def link(chain: ChainDir, reused: Mapping[str, RunDir]) -> None:

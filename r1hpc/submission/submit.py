@@ -29,7 +29,7 @@ from r1hpc.config.assets import find_job
 from r1hpc.plan.topology.batch import ranks_per_node
 from r1hpc.slurm import defaults, rank_env, script
 from r1hpc.submission import start_run
-from r1hpc.submission.chain.folder import ChainDir, find_chain
+from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import DEFAULT_JOB, Order
 from r1hpc.submission.plan_run import (
     OverBudgetError,
@@ -88,8 +88,8 @@ def _chain(order: Order) -> ChainDir | None:
         if not load.is_chain_file(path):
             return None
         chain = ChainDir(order.folder(check_name(order.run_name or path.stem, "--run-name")).path)
-        return find_chain(chain.path) or chain
-    return find_chain(order.folder(order.run_name).path) if order.run_name else None
+        return ChainDir.find(chain.path) or chain
+    return ChainDir.find(order.folder(order.run_name).path) if order.run_name else None
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.choose_run import SWEEP
-from r1hpc.base.files import check_owned, read_json, write_json
-from r1hpc.base.run_dir import RunDir, places_of
+from r1hpc.base.files import read_json, write_json
+from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.sweeps.grid import Grid, Point, points_of
 from r1hpc.telemetry.records.rungs import Halving
@@ -58,14 +58,3 @@ class SweepDir(ChainDir):
     def read(self) -> Definition:
         """Return what `save` wrote."""
         return Definition(**read_json(self.definition, Definition))
-
-
-def find_sweep(given: str | Path, run_root: str | Path | None = None) -> SweepDir | None:
-    """Return the sweep at the path `given`, or of that name under the run root; None if there is none."""
-    for path in places_of(given, run_root):
-        sweep = SweepDir(path)
-        if sweep.definition.is_file():
-            check_owned(sweep.path)
-            check_owned(sweep.definition)
-            return sweep
-    return None

@@ -22,14 +22,14 @@ from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.slurm import contract, defaults, queue
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
-from r1hpc.submission.resume import reconfigured
+from r1hpc.submission.resume import OF_THE_PLACE, reconfigured
 from r1hpc.sweeps.folder import Definition, SweepDir
 from r1hpc.sweeps.grid import Point, is_setting
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.rungs import stopped_at
 
 _MOST_TRIED = 8
-MAY_CHANGE = ("resources.", "cluster.", "limits.", "monitor.", "notify.", "checkpoint.")
+MAY_CHANGE = (*OF_THE_PLACE, "checkpoint.")
 """Sections that may differ between two calls of a sweep."""
 _WITH_CODE = ("task.", "reward.", "evaluate.", "model.chat_template")
 """Settings that may name files to freeze: each point of such a sweep has its own copy of the code."""

@@ -29,7 +29,7 @@ from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
 from r1hpc.submission.submit import budget_held
-from r1hpc.sweeps.folder import Definition, SweepDir, find_sweep
+from r1hpc.sweeps.folder import Definition, SweepDir
 from r1hpc.sweeps.grid import Grid
 from r1hpc.sweeps.plan import MAY_CHANGE, Action, Planner, PointStep, choose, config_of
 from r1hpc.telemetry.records.attempts import record
@@ -104,7 +104,7 @@ def _defined(order: Order, grid: Grid, halving: tuple[int, float, str] | None) -
     fresh = Definition(str(job.absolute()), layers, list(order.overrides), order.cluster, [grid])
     if halving is not None:
         fresh = replace(fresh, rungs=_rungs(config_of(fresh, fresh.points()[0]), *halving))
-    if find_sweep(sweep.path) is None:
+    if SweepDir.find(sweep.path) is None:
         if sweep.path.is_dir() and {path.name for path in sweep.path.iterdir()} - {"shared", sweep.lock.name}:
             raise UsageError(f"{sweep.path} is there and is no sweep: choose another --run-name")
         return sweep, fresh

@@ -19,7 +19,7 @@ needs are finished.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
-from r1hpc.config.layers import over_presets
+from r1hpc.config.layers import leaves, over_presets, value_at
 from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.submission.chain.folder import TAKEN_NAMES, ChainDir
@@ -319,8 +319,8 @@ def _refuse_cut(
     for item in overrides:
         if _for_one_stage(item, list(stages)):
             continue
-        for key, value in _leaves(load.parse_override(item)):
-            given = {name: had for name, layers in stages.items() if (had := _value_at(layers, key))}
+        for key, value in leaves(load.parse_override(item)):
+            given = {name: had for name, layers in stages.items() if (had := _last_at(layers, key))}
             cut = [name for name, had in given.items() if link.search(str(had)) and had != value]
             if cut:
                 meant = " ".join(f"{name}:{item}" for name in given if name not in cut) or f"{cut[0]}:{item}"
@@ -330,24 +330,10 @@ def _refuse_cut(
                 )
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and their values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _value_at(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
+def _last_at(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
     """Return the value of a dotted key in the last layer that has it; None if no layer has it."""
-    found: Any = None
-    for layer in layers:
-        value: Any = layer
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        found = found if value is None else value
-    return found
+    found = (value_at(layer, key) for layer in reversed(layers))
+    return next((value for value in found if value is not None), None)
 
 
 def _config(

@@ -13,18 +13,17 @@ import socket
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 from r1hpc.base import lock
-from r1hpc.base.choose_run import folders_with, is_yours, list_runs
+from r1hpc.base.choose_run import CHAIN, folders_with, is_yours, list_runs
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Time
 from r1hpc.base.run_dir import RunDir, places_of, run_root_of
 
-DEFINITION = "chain.yaml"
-TAKEN_NAMES = (DEFINITION, "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
+TAKEN_NAMES = (CHAIN, "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""
 SUPERVISOR = "the local supervisor"
 SUBMISSION = "a submission"
@@ -45,13 +44,28 @@ class ChainDir:
     def __repr__(self) -> str:
         return f"ChainDir({str(self.path)!r})"
 
+    @classmethod
+    def find(cls, given: str | Path, run_root: str | Path | None = None) -> Self | None:
+        """Return the chain at the path `given`, or of that name under the run root; None if there is none.
+
+        Raises:
+            StateError: its folder or definition belongs to another user, or others may write it.
+        """
+        for path in places_of(given, run_root):
+            found = cls(path)
+            if found.definition.is_file():
+                check_owned(found.path)
+                check_owned(found.definition)
+                return found
+        return None
+
     @property
     def name(self) -> str:
         return self.path.name
 
     @property
     def definition(self) -> Path:
-        return self.path / DEFINITION
+        return self.path / CHAIN
 
     @property
     def events(self) -> Path:
@@ -77,25 +91,10 @@ class ChainDir:
         return [each for each in read_records(self.events, _ChainEvent) if each["event"] == event]
 
 
-def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | None:
-    """Return the chain at the path `given`, or of that name under the run root; None if there is none.
-
-    Raises:
-        StateError: its folder or definition belongs to another user, or others may write it.
-    """
-    for path in places_of(given, run_root):
-        chain = ChainDir(path)
-        if chain.definition.is_file():
-            check_owned(chain.path)
-            check_owned(chain.definition)
-            return chain
-    return None
-
-
 def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
     """Return the chain given, or your newest if newer than your runs; None if it is a run."""
     if given is not None:
-        return find_chain(given, run_root)
+        return ChainDir.find(given, run_root)
     root = run_root_of(run_root)
     chains, runs = list_chains(root), list_runs(root)
     if any(map(is_yours, (*(chain.path for chain in chains), *(run.path for run in runs)))):
@@ -103,12 +102,12 @@ def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
         runs = [run for run in runs if is_yours(run.path)]
     if not chains or (runs and runs[0].config.stat().st_mtime > _last_touched(chains[0])):
         return None
-    return find_chain(chains[0].path)
+    return ChainDir.find(chains[0].path)
 
 
 def list_chains(root: Path) -> list[ChainDir]:
     """Return the readable chains under a run root, the one submitted last first."""
-    chains = [ChainDir(path) for path in folders_with(root, DEFINITION)]
+    chains = [ChainDir(path) for path in folders_with(root, CHAIN)]
     return sorted(chains, key=lambda chain: (_last_touched(chain), chain.name), reverse=True)
 
 
