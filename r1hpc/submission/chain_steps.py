@@ -9,8 +9,7 @@ record of its answer leaves a job that `jobs_by_folder` finds; it is adopted.
 """
 
 import functools
-import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,26 +19,20 @@ from r1hpc.attempt.state.state import Situation, State, all_slurm_jobs, read_sit
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config import load, paths
+from r1hpc.config import paths
 from r1hpc.config.hub import local_folder
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.model.shape import load_model_config
-from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm import defaults, queue
 from r1hpc.slurm.client import call
-from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission import start_run
 from r1hpc.submission.chain.file import Definition, Stage, overrides_of
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
-from r1hpc.submission.resume import reconfigured
-from r1hpc.telemetry.records.attempts import record
-
-AskCluster = Callable[..., ClusterFacts]
+from r1hpc.submission.plan_run import OrderFacts, PlannedRun
+from r1hpc.submission.resume import AskCluster, plan_inside
 
 
 class Action(StrEnum):
@@ -131,8 +124,9 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order
     jobs: dict[str, str] = {}
     for step in steps:
         name = step.stage.name
-        if step.action is Action.adopt:
-            _adopt(chain, step)
+        if step.action is Action.adopt and step.job_id is not None:
+            start_run.adopt(step.run, step.job_id)
+            chain.record("submitted", stage=name, job_id=step.job_id, executor="slurm", adopted=True)
         if step.job_id is not None and not step.action.makes_a_job:
             jobs[name] = step.job_id
         elif step.action.makes_a_job:
@@ -141,27 +135,6 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order
             except R1hpcError as error:
                 raise _interrupted(error, name, jobs, order.overrides) from None
     return jobs
-
-
-def write_stages(steps: Sequence[StageStep], order: Order) -> None:
-    """Write every folder that the local supervisor will need, before it starts."""
-    for step in steps:
-        if step.planned is not None:
-            _clear(step)
-            if step.planned.is_new:
-                start_run.create(step.run)
-            start_run.write(step.planned, order)
-            failpoint("chain.written")
-
-
-def record_jobs(
-    chain: ChainDir, steps: Sequence[StageStep], order: Order, job_id: str, asked_at: float
-) -> None:
-    """Record the local supervisor's one job in every stage it will run."""
-    for step in steps:
-        if step.planned is not None:
-            start_run.record_submission(step.planned, order, job_id, asked_at)
-            chain.record("submitted", stage=step.stage.name, job_id=job_id, executor="local")
 
 
 def _unrecorded(chain: ChainDir, definition: Definition, order: Order) -> Mapping[Path, list[str]]:
@@ -215,19 +188,10 @@ def _plan(
     others: Mapping[Path, RunConfig],
     ask: AskCluster,
 ) -> PlannedRun:
-    stage, config = step.stage, step.stage.config
-    if step.action is not Action.submit:
-        config = reconfigured(step.run, facts.order)
-        facts = replace(facts, frozen=load.read(step.run.config))
-    planned = plan_run(config, facts, ask(facts.order.executor, *defaults.place_in_cluster(config)))
-    beside = workload_of(config.stage).check_beside(config, others) if facts.is_new else ()
-    named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
-    return replace(
-        planned,
-        needs=stage.needs,
-        notes=(*planned.notes, *beside),
-        script=planned.script.with_options({"job-name": named[:64]}),
-    )
+    config = step.stage.config if step.action is Action.submit else None
+    planned = plan_inside(chain.name, config, facts, ask)
+    beside = workload_of(planned.config.stage).check_beside(config, others) if config is not None else ()
+    return replace(planned, needs=step.stage.needs, notes=(*planned.notes, *beside))
 
 
 def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:
@@ -291,7 +255,7 @@ def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Or
     assert planned is not None, "plan_steps plans what gets a job"
     if step.action is Action.renew and step.job_id is not None:
         call(["scancel", "--state=PENDING", step.job_id], 20.0)
-    _clear(step)
+    start_run.clear_half_made(step.run)
     waited_for = [jobs[need] for need in step.stage.needs if need in jobs]
     tied = queue.after_all_ok(waited_for, planned.config.resources.dependency)
     chain.record("submitting", stage=name)
@@ -300,29 +264,6 @@ def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Or
     chain.record("submitted", stage=name, job_id=job_id, executor="slurm")
     failpoint("chain.submitted")
     return job_id
-
-
-def _clear(step: StageStep) -> None:
-    """Remove a folder that a kill left without its config.yaml: it cannot have a job."""
-    if step.action is Action.submit and step.run.path.is_dir():
-        shutil.rmtree(step.run.path)
-
-
-def _adopt(chain: ChainDir, step: StageStep) -> None:
-    from r1hpc.slurm.submitit_job import adopt  # loads submitit, which --help does not need
-
-    assert step.job_id is not None
-    limit_s = read_json(step.run.plan, PlanFacts).get("time_limit_s") if step.run.plan.is_file() else None
-    adopt(step.run, step.job_id)
-    record(
-        step.run,
-        "submitted",
-        executor="slurm",
-        job_id=step.job_id,
-        script=str(step.run.script),
-        time_limit_s=limit_s,
-    )
-    chain.record("submitted", stage=step.stage.name, job_id=step.job_id, executor="slurm", adopted=True)
 
 
 def _interrupted(

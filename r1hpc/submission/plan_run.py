@@ -341,7 +341,7 @@ def check_budget(
 
 def _request(planned: PlannedRun) -> RunRequest:
     hours = (planned.estimate or {}).get("gpu_hours")
-    share = 1.0 - _share_done(planned)
+    share = 1.0 if planned.is_new else 1.0 - share_done(planned.run, planned.plan.num_steps)
     return RunRequest(
         rest=None if hours is None else Spread.of_json(hours) * share,
         whole=None if hours is None else hours["p50"],
@@ -350,13 +350,11 @@ def _request(planned: PlannedRun) -> RunRequest:
     )
 
 
-def _share_done(planned: PlannedRun) -> float:
+def share_done(run: RunDir, num_steps: int) -> float:
     """Return the share of its steps that a run to be resumed has in a checkpoint."""
-    if planned.is_new:
-        return 0.0
-    last = read_history(planned.run).last
+    last = read_history(run).last
     done = (last.last_committed_step or 0) if last is not None else 0
-    return min(1.0, done / max(1, planned.plan.num_steps))
+    return min(1.0, done / max(1, num_steps))
 
 
 _CHECKS_OF_SETTINGS = (

@@ -7,7 +7,7 @@ keys = forbidden_changes(before, after)      # those that would make it another 
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,13 @@ from r1hpc.config.layers import leaves, value_at
 from r1hpc.config.schema.cluster import ClusterConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.slurm import defaults
+from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
 from r1hpc.telemetry.records.attempts import read_history
 
+AskCluster = Callable[..., ClusterFacts]
 OF_THE_PLACE = ("resources.", "cluster.", "limits.", "monitor.", "notify.")
 """Sections that decide where and how long a run goes on, not what it leaves."""
 _MAY_CHANGE_SECTIONS = (
@@ -79,6 +82,21 @@ def plan_resumed_run(order: Order) -> PlannedRun:
     given = [item for item in (*_set_for_the_cluster(run), *order.overrides) if item.startswith("cluster.")]
     kept = kept_from_before(config, load.profile_layer(order.cluster), given)
     return replace(planned, notes=(*planned.notes, *kept))
+
+
+def plan_inside(parent: str, config: RunConfig | None, facts: OrderFacts, ask: AskCluster) -> PlannedRun:
+    """Plan a stage of a chain or a point of a sweep; its job is called PARENT.NAME.
+
+    Args:
+        config: None: it exists, and keeps its frozen configuration under the order's overrides.
+        ask: returns what Slurm says about the job's place.
+    """
+    if config is None:
+        config = reconfigured(facts.run, facts.order)
+        facts = replace(facts, frozen=load.read(facts.run.config))
+    planned = plan_run(config, facts, ask(facts.order.executor, *defaults.place_in_cluster(config)))
+    name = planned.config.resources.job_name or f"{parent}.{facts.run.run_id}"
+    return replace(planned, script=planned.script.with_options({"job-name": name[:64]}))
 
 
 def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -20,14 +20,16 @@ from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import check_owned, write_atomic, write_json
+from r1hpc.base.files import check_owned, read_json, write_atomic, write_json
 from r1hpc.base.lock import held
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, snapshot
 from r1hpc.config.redact import redact
+from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm import contract, fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
+from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.records.attempts import record
@@ -170,6 +172,48 @@ def _put_back(before: Mapping[Path, bytes | None]) -> None:
                 write_atomic(path, content)
         except OSError as error:
             print(f"{path} could not be put back as it was: {error.strerror}", file=sys.stderr)
+
+
+def clear_half_made(run: RunDir) -> None:
+    """Remove a folder that a kill left without its config.yaml: it cannot have a job."""
+    if run.path.is_dir() and not run.config.is_file():
+        shutil.rmtree(run.path)
+
+
+def adopt(run: RunDir, job_id: str) -> None:
+    """Complete a submission that was cut off after sbatch took the job."""
+    from r1hpc.slurm import submitit_job  # loads submitit, which a dry run does not need
+
+    limit_s = read_json(run.plan, PlanFacts).get("time_limit_s") if run.plan.is_file() else None
+    submitit_job.adopt(run, job_id)
+    record(run, "submitted", executor="slurm", job_id=job_id, script=str(run.script), time_limit_s=limit_s)
+
+
+def supervise(
+    chain: ChainDir,
+    planned: Sequence[PlannedRun],
+    runs: Sequence[RunDir],
+    order: Order,
+    lock: int,
+    at_most: int = 1,
+) -> str:
+    """Write the folders of `planned`, and start the one process that runs `runs` here; return its job ID."""
+    asked_at = time.time()
+    for each in planned:
+        if each.is_new:
+            clear_half_made(each.run)
+            create(each.run)
+        write(each, order)
+        failpoint("chain.written")
+    # The frozen code of an earlier version does not know --at-most, and knows no sweeps.
+    words = ["chain", str(chain.path), "--lock-fd", str(lock)]
+    words += ["--at-most", str(at_most)] if at_most > 1 else []
+    words += ["--stages", *(str(run.path) for run in runs)]
+    process = start_detached(words, planned[-1].run, chain.log, keep=(lock,))
+    failpoint("chain.supervising")
+    for each in planned:
+        record_submission(each, order, f"local-{process.pid}", asked_at)
+    return f"local-{process.pid}"
 
 
 def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: float) -> None:

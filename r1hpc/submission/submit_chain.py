@@ -6,12 +6,10 @@ done.steps, done.jobs
 
 import os
 import shutil
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state.state import newest_job, read_situation
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -39,8 +37,6 @@ from r1hpc.submission.chain_steps import (
     StageStep,
     carry_out_on_slurm,
     plan_steps,
-    record_jobs,
-    write_stages,
 )
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import check_budget, show_to_slurm
@@ -198,14 +194,10 @@ def _carry_out(chain: ChainDir, steps: Sequence[StageStep], order: Order, lock: 
     at_work = {step.stage.name: step.job_id for step in open_steps if step.job_id is not None}
     if not any(step.action.makes_a_job for step in open_steps):
         return at_work
-    asked_at = time.time()
-    write_stages(steps, order)
-    folders = [str(step.run.path) for step in open_steps]
-    arguments = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
-    process = start_detached(arguments, open_steps[0].run, chain.log, keep=(lock,))
-    job_id = f"local-{process.pid}"
-    failpoint("chain.supervising")
-    record_jobs(chain, steps, order, job_id, asked_at)
+    planned = [step.planned for step in steps if step.planned is not None]
+    job_id = start_run.supervise(chain, planned, [step.run for step in open_steps], order, lock)
+    for each in planned:
+        chain.record("submitted", stage=each.run.run_id, job_id=job_id, executor="local")
     return {step.stage.name: step.job_id or job_id for step in open_steps}
 
 

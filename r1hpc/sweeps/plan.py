@@ -21,11 +21,10 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.slurm import contract, defaults, queue
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import OrderFacts, PlannedRun, plan_run
-from r1hpc.submission.resume import OF_THE_PLACE, reconfigured
+from r1hpc.submission.plan_run import OrderFacts, PlannedRun, share_done
+from r1hpc.submission.resume import OF_THE_PLACE, plan_inside
 from r1hpc.sweeps.folder import Definition, SweepDir
 from r1hpc.sweeps.grid import Point, is_setting
-from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.rungs import stopped_at
 
 _MOST_TRIED = 8
@@ -116,21 +115,19 @@ class Planner:
         Raises:
             UsageError: it cannot run as described; names the point.
         """
-        order, is_new = self._order, step.action is not Action.resume
+        order, config = self._order, None
         try:
-            if is_new:
-                config = config_of(self._definition, step.point)
-            else:
+            if step.action is Action.resume:
                 changes = tuple(item for item in order.overrides if item.startswith(MAY_CHANGE))
-                config = reconfigured(step.run, replace(order, overrides=changes))
-            facts = OrderFacts(step.run, None if is_new else load.read(step.run.config), order=order)
-            planned = plan_run(config, facts, self._ask(order.executor, *defaults.place_in_cluster(config)))
+                order = replace(order, overrides=changes)
+            else:
+                config = config_of(self._definition, step.point)
+            planned = plan_inside(self._sweep.name, config, OrderFacts(step.run, order=order), self._ask)
         except UsageError as error:
             raise type(error)(f"point {step.point.name}: {error}") from None
-        name = config.resources.job_name or f"{self._sweep.name}.{step.point.name}"
-        script = planned.script.with_options({"job-name": name[:64]})
-        if self.shared is not None:
-            script = replace(script, contract=contract.of_frozen(self.shared.code))
+        if self.shared is None:
+            return planned
+        script = replace(planned.script, contract=contract.of_frozen(self.shared.code))
         return replace(planned, script=script, shared=self.shared)
 
     def groups(self, steps: Sequence[PointStep]) -> list[PlannedRun]:
@@ -182,8 +179,7 @@ def _times(planned: PlannedRun, factor: float) -> PlannedRun:
 def _share_left(step: PointStep) -> float:
     if step.action is not Action.resume:
         return 1.0
-    last, steps = read_history(step.run).last, load.read(step.run.config).train.num_steps
-    return 1.0 - min(1.0, ((last.last_committed_step or 0) if last else 0) / max(1, steps))
+    return 1.0 - share_done(step.run, load.read(step.run.config).train.num_steps)
 
 
 def cancel_sweep(sweep: SweepDir, save_first: bool = False) -> dict[str, str]:

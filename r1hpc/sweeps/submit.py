@@ -8,7 +8,6 @@ On Slurm every point is a job. With `at_most` K the jobs form K lanes, in each o
 """
 
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 from r1hpc.accounting.forecast import Spread, total
-from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
@@ -31,8 +29,7 @@ from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
 from r1hpc.submission.submit import budget_held
 from r1hpc.sweeps.folder import Definition, SweepDir
 from r1hpc.sweeps.grid import Grid
-from r1hpc.sweeps.plan import MAY_CHANGE, Action, Planner, PointStep, choose, config_of
-from r1hpc.telemetry.records.attempts import record
+from r1hpc.sweeps.plan import MAY_CHANGE, Planner, PointStep, choose, config_of
 from r1hpc.telemetry.records.rungs import Halving
 
 MOST_QUEUED = 500
@@ -167,14 +164,17 @@ def _carry_out(
             snapshot.freeze(sweep.shared, ready[0][1].config, order.argv, order.overrides)
             sweep.shared.config.unlink()  # it is no run
         sweep.save(definition)
-        for step, _ in ready:  # a folder that a kill left without config.yaml cannot have a job
-            if step.action is Action.submit and step.run.path.is_dir():
-                shutil.rmtree(step.run.path)
+        for step, _ in ready:
+            start_run.clear_half_made(step.run)
         try:
             if order.executor == "slurm":
                 _queue(steps, ready, order, at_most, jobs)
             else:
-                _supervise(sweep, steps, ready, order, at_most or 1, lock, jobs)
+                planned = [each for _, each in ready]
+                runs = [step.run for step in steps if step.job_id is not None]
+                runs += [each.run for each in planned]
+                job_id = start_run.supervise(sweep, planned, runs, order, lock, at_most or 1)
+                jobs |= dict.fromkeys((each.run.run_id for each in planned), job_id)
         except (R1hpcError, OSError):
             if is_new and not any(step.run.path.exists() for step in steps):  # the job file may be mended
                 shutil.rmtree(sweep.path)
@@ -189,7 +189,7 @@ def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int 
     """
     for step in steps:
         if step.job_id is not None and step.job_id not in all_slurm_jobs(step.run):
-            _adopt(step.run, step.job_id)
+            start_run.adopt(step.run, step.job_id)
     lanes = _lanes(list(jobs.values()), at_most)
     for step, planned in ready:
         lane = next(lanes)
@@ -213,35 +213,3 @@ def _lanes(jobs: Sequence[str], at_most: int | None) -> Iterator[list[str]]:
     while True:
         yield lanes[number % len(lanes)] if lanes else []
         number += 1
-
-
-def _adopt(run: RunDir, job_id: str) -> None:
-    """Complete a submission that was cut off after sbatch took the job."""
-    from r1hpc.slurm.submitit_job import adopt  # loads submitit, which a dry run does not need
-
-    adopt(run, job_id)
-    record(run, "submitted", executor="slurm", job_id=job_id, script=str(run.script))
-
-
-def _supervise(
-    sweep: SweepDir,
-    steps: Sequence[PointStep],
-    ready: Ready,
-    order: Order,
-    at_most: int,
-    lock: int,
-    jobs: Jobs,
-) -> None:
-    """Write every folder, then start the one process that runs the points here."""
-    asked_at = time.time()
-    for step, planned in ready:
-        if planned.is_new:
-            start_run.create(step.run)
-        start_run.write(planned, order)
-    runs = [step.run for step in steps if step.job_id is not None] + [step.run for step, _ in ready]
-    words = ["chain", str(sweep.path), "--lock-fd", str(lock), "--at-most", str(at_most)]
-    words += ["--stages", *(str(run.path) for run in runs)]
-    process = start_detached(words, runs[-1], sweep.log, keep=(lock,))
-    for step, planned in ready:
-        jobs[step.point.name] = f"local-{process.pid}"
-        start_run.record_submission(planned, order, jobs[step.point.name], asked_at)
