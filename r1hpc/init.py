@@ -59,16 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         written.append(own_profiles() / f"{check_name(cluster, '--cluster')}.yaml")
         _write_profile(written[-1], arguments, gpus)
     terms = {reward: 1.0} if reward == "accuracy" else {"accuracy": 1.0, reward: 0.1}
-    words = {
-        "schema": str(assets("jobs") / "schema.json"),
-        "name": job,
-        "terms": ", ".join(f"{_quoted(name)}: {weight}" for name, weight in terms.items()),
-        **{"prompts": 32 if gpus else 8, "batch": 256 if gpus else 64},
-        **{"precision": "bf16" if gpus else "fp32", "gpus": gpus},
-        **{"question": _quoted(question), "answer": _quoted(answer)},
-        **{"model": _quoted(str(model)), "data": _quoted(str(data))},
-    }
-    job.write_text(_JOB.format(**words), encoding="utf-8")
+    prompts, batch, precision = (32, 256, "bf16") if gpus else (8, 64, "fp32")
+    text = _JOB.format(
+        schema=assets("jobs") / "schema.json",
+        name=job,
+        model=_quoted(str(model)),
+        question=_quoted(question),
+        answer=_quoted(answer),
+        data=_quoted(str(data)),
+        terms=", ".join(f"{_quoted(name)}: {weight}" for name, weight in terms.items()),
+        prompts=prompts,
+        batch=batch,
+        precision=precision,
+        gpus=gpus,
+    )
+    job.write_text(text, encoding="utf-8")
     submit = f"  r1hpc submit {job}" + ("" if cluster == _NO_CLUSTER else f" --cluster {cluster}")
     print(*(f"wrote {path}" for path in written), "next:", sep="\n")
     print(f"{submit} --dry-run    # plan, memory, GPU-hours", submit, sep="\n")
@@ -98,17 +103,24 @@ def _answer(arguments: Namespace, name: str, question: str, usual: str = "") -> 
     """
     flag = f"--{name.replace('_', '-')}"
     given = getattr(arguments, name)
-    if given is None and sys.stdin is not None and sys.stdin.isatty():
-        try:
-            given = input(f"{question}{f' [{usual}]' if usual else ''}: ").strip()
-        except EOFError:
-            given = ""
+    if given is None:
+        given = _ask(f"{question}{f' [{usual}]' if usual else ''}")
     given = given or usual
     if not given:
         raise UsageError(f"{flag} is missing: {question[:1].lower()}{question[1:]}")
     if name == "gpus_per_node" and not (given.isascii() and given.isdecimal() and len(given) < 4):
         raise UsageError(f"{flag} {given} is not a number of GPUs")
     return str(given)
+
+
+def _ask(question: str) -> str:
+    """Return a person's answer; empty if there is nobody to ask."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return ""
+    try:
+        return input(f"{question}: ").strip()
+    except EOFError:
+        return ""
 
 
 def _existing(given: str, inside: str = "") -> Path:
@@ -145,25 +157,19 @@ def _gpus(cluster: str) -> str:
     from r1hpc.config.assets import cluster_profiles
     from r1hpc.config.load import profile_layer
 
+    if cluster == _NO_CLUSTER:
+        return "0"
     known = profile_layer(cluster) if cluster in cluster_profiles() else None
-    return str(
-        (known[1]["cluster"] if known else {}).get("gpus_per_node") or (0 if cluster == _NO_CLUSTER else 4)
-    )
+    return str((known and known[1]["cluster"].get("gpus_per_node")) or 4)
 
 
 def _write_profile(path: Path, arguments: Namespace, gpus: int) -> None:
     from r1hpc.preflight.profile import write_profile
 
-    usual = {
-        "partition": "Partition, empty for Slurm's default",
-        "account": "Account, empty for Slurm's default",
-    }
-    answers: dict[str, Any] = {"name": path.stem}
-    for name, question in usual.items():
-        answers[name] = getattr(arguments, name)
-        if answers[name] is None and sys.stdin is not None and sys.stdin.isatty():
-            answers[name] = input(f"{question}: ").strip()
-    answers |= {"gpus_per_node": gpus or None, "python": sys.executable}
+    answers: dict[str, Any] = {"name": path.stem, "gpus_per_node": gpus, "python": sys.executable}
+    for name in ("partition", "account"):
+        given = getattr(arguments, name)
+        answers[name] = _ask(f"{name.capitalize()}, empty for Slurm's default") if given is None else given
     write_profile(path, {key: value for key, value in answers.items() if value})
 
 

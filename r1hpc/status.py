@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1hpc.base.choose_run import SWEEP, add_run, choose_run, folders_with, list_runs, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
     from r1hpc.attempt.state.state import Situation, State
     from r1hpc.submission.chain.folder import ChainDir
-    from r1hpc.submission.chain.state import ChainSituation
     from r1hpc.sweeps.folder import SweepDir
     from r1hpc.telemetry.records.attempts import Attempt
 
+_Folder = TypeVar("_Folder", bound="ChainDir")
 _MOST_RUNS = 50
 """--all shows the newest runs; each open one may need a query to Slurm."""
 _MOST_OF_A_LINE = 300
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chain is None:
         shown, text = _run_now(choose_run(arguments.run_dir, arguments.run_root))
     else:
-        shown, text = _chain_now(chain)
+        shown, ledgers = _chain_now(chain)
+        text = chain_as_text(shown, ledgers)
     if arguments.json:
         print_json(shown)
     else:
@@ -68,41 +69,27 @@ def _run_now(run: RunDir) -> tuple[dict[str, Any], str]:
     return shown, as_text(ledger, shown, now)
 
 
-def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str]:
-    """Return the same for a chain."""
+def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], dict[str, RunLedger]]:
+    """Return {"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}, and the ledgers."""
+    from r1hpc.accounting.open_ledger import open_ledger
     from r1hpc.submission.chain.state import read_chain_situation
 
-    now = read_chain_situation(chain)
-    ledgers = _ledgers_of(now, time.time())
-    shown = _chain_as_json(now, ledgers)
-    return shown, chain_as_text(shown, ledgers)
-
-
-def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
-    """Return {"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}."""
-    return _chain_as_json(now, _ledgers_of(now, moment))
-
-
-def _ledgers_of(now: ChainSituation, moment: float) -> dict[str, RunLedger]:
-    from r1hpc.accounting.open_ledger import open_ledger
-
-    return {each.name: open_ledger(each.run, moment) for each in now.stages if each.situation is not None}
-
-
-def _chain_as_json(now: ChainSituation, ledgers: dict[str, RunLedger]) -> dict[str, Any]:
+    now, moment = read_chain_situation(chain), time.time()
+    ledgers = {s.name: open_ledger(s.run, moment) for s in now.stages if s.situation is not None}
     stages = []
     for each in now.stages:
         run = as_json(ledgers[each.name]) if each.name in ledgers else {}
         about = {"stage": each.name, "needs": list(each.stage.needs), "run_dir": str(each.run.path)}
         stages.append({**run, **about, "state": each.state, "detail": each.detail})
-    return {
-        "chain": now.chain.name,
-        "chain_dir": str(now.chain.path),
+    shown = {
+        "chain": chain.name,
+        "chain_dir": str(chain.path),
         "state": now.state.value,
         "detail": now.detail,
         "gpu_hours": sum(stage.get("gpu_hours", 0.0) for stage in stages),
         "stages": stages,
     }
+    return shown, ledgers
 
 
 def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
@@ -238,7 +225,7 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
         str(attempt.nodes),
         str(attempt.gpus),
         f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
-        "-" if attempt.last_committed_step is None else str(attempt.last_committed_step),
+        _number(attempt.last_committed_step),
     )
 
 
@@ -272,7 +259,6 @@ def _kept(shown: dict[str, Any]) -> str:
 def _show_all(arguments: Any) -> int:
     from r1hpc.accounting.open_ledger import open_ledgers
     from r1hpc.submission.chain.folder import list_chains
-    from r1hpc.submission.chain.state import read_chain_situation
     from r1hpc.sweeps.folder import SweepDir
 
     if arguments.run_dir is not None:
@@ -282,16 +268,8 @@ def _show_all(arguments: Any) -> int:
     runs, folders = list_runs(root), list_chains(root)
     ledgers, notes = open_ledgers(runs[:_MOST_RUNS], now, ask=False)
     shown = [as_json(ledger) for ledger in ledgers]
-    chains, sweeps = [], []
-    for folder in (*folders[:_MOST_RUNS], *map(SweepDir, sorted(folders_with(root, SWEEP)))):
-        try:
-            if isinstance(folder, SweepDir):
-                sweeps.append(_sweep_as_json(folder))
-            else:
-                chains.append(chain_as_json(read_chain_situation(folder), now))
-        except (R1hpcError, OSError) as error:  # a colleague's, or from another version: show the others
-            why = error.strerror if isinstance(error, OSError) else error
-            notes.append(f"{folder.path} is left out: {why}")
+    chains = _readable(folders[:_MOST_RUNS], lambda chain: _chain_now(chain)[0], notes)
+    sweeps = _readable(map(SweepDir, sorted(folders_with(root, SWEEP))), _sweep_as_json, notes)
     notes += unreadable(root)
     notes += [
         f"these are the newest {_MOST_RUNS} {what} of {len(found)}: name one of the others to see it"
@@ -311,6 +289,20 @@ def _show_all(arguments: Any) -> int:
     for note in notes:
         print(wrap(f"note: {note}", hanging="  "))
     return 0
+
+
+def _readable(
+    folders: Iterable[_Folder], read: Callable[[_Folder], dict[str, Any]], notes: list[str]
+) -> list[dict[str, Any]]:
+    """Return what `read` does of each folder; add a note for one that cannot be read."""
+    found = []
+    for folder in folders:
+        try:
+            found.append(read(folder))
+        except (R1hpcError, OSError) as error:  # a colleague's, or from another version: show the others
+            why = error.strerror if isinstance(error, OSError) else error
+            notes.append(f"{folder.path} is left out: {why}")
+    return found
 
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
@@ -340,9 +332,7 @@ def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
     loss = "-" if shown["loss"] is None else f"{shown['loss']:.4f}"
     if shown["reward"] is not None:  # RL's loss says nothing
         loss = f"{shown['reward']:.3f} reward"
-    numbers = (
-        "-" if shown[key] is None else str(shown[key]) for key in ("attempt", "global_step", "num_steps")
-    )
+    numbers = (_number(shown[key]) for key in ("attempt", "global_step", "num_steps"))
     return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
 
 

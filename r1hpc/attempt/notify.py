@@ -31,19 +31,13 @@ def notify(run: RunDir, config: NotifyConfig, cause: Cause, detail: str) -> None
         print(f"no message is sent: {error}", file=sys.stderr, flush=True)
         return
     state = _STATES.get(cause, "failed")
-    text = f"{full_name(run)}: {state}" + (f" ({detail})" if detail else "")
-    message = {
-        "text": text,
-        "run": full_name(run),
-        "state": state,
-        "detail": detail,
-        "run_dir": str(run.path),
-    }
-    senders = []
-    if config.url is not None:
-        senders.append(Thread(target=_post, args=(config.url, message), daemon=True))
-    if config.command is not None:
-        senders.append(Thread(target=_run, args=(config.command, text), daemon=True))
+    name = full_name(run)
+    text = f"{name}: {state}" + (f" ({detail})" if detail else "")
+    message = {"text": text, "run": name, "state": state, "detail": detail, "run_dir": str(run.path)}
+    ways = ((_post, config.url, message), (_run, config.command, text))
+    senders = [
+        Thread(target=send, args=(to, content), daemon=True) for send, to, content in ways if to is not None
+    ]
     for sender in senders:
         sender.start()
     for sender in senders:

@@ -5,6 +5,7 @@ follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 int
 
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -18,8 +19,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration
 from r1hpc.config import load
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS, num_parts
-from r1hpc.reporting.progress import eta_s
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.reporting.progress import eta_s, planned_steps
 from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings
 from r1hpc.telemetry.records.attempts import in_order, parse_event, read_history
 from r1hpc.telemetry.records.evaluations import figures, read_evaluations, results
@@ -103,17 +104,9 @@ class _Follower:
         self._warned: set[str] = set()
         self._num: int | None = None
         self._is_in_parts = False
-        try:
+        with suppress(R1hpcError, OSError):  # of another version
             config = load.read(run.config)
-        except (R1hpcError, OSError):  # of another version
-            return
-        self._is_in_parts = config.stage in STAGES_IN_PARTS
-        if config.stage == "script":
-            self._num = config.script.steps
-        elif not self._is_in_parts:
-            self._num = config.train.num_steps
-        elif config.generate.items_per_part is not None:
-            self._num = num_parts(config)
+            self._num, self._is_in_parts = planned_steps(config), config.stage in STAGES_IN_PARTS
 
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""
@@ -142,7 +135,7 @@ class _Follower:
     def _print_event(self, event: dict[str, Any]) -> None:
         kind, detail = event["event"], f": {event['detail']}" if event.get("detail") else ""
         if kind == "begin":
-            names = ", ".join(_names(event)) or event.get("host")
+            names = ", ".join(event.get("node_names") or ()) or event.get("host")
             self._screen.print(f"attempt {event['attempt']} begins on {names}")
         elif kind == "end":
             again = ", goes on by itself" if event.get("requeued") else ""
@@ -206,8 +199,3 @@ def _step_line(step: Step, left_s: float | None) -> str:
 
 def _left(seconds: float | None) -> str:
     return f"  {format_duration(seconds)} left" if seconds else ""
-
-
-def _names(event: dict[str, object]) -> list[str]:
-    names = event.get("node_names")
-    return [str(name) for name in names] if isinstance(names, list) else []

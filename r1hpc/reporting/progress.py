@@ -22,6 +22,7 @@ from r1hpc.attempt.state.state import State
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import PLANNED_STAGES
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS, num_parts
 from r1hpc.telemetry.records.attempts import Attempt
@@ -121,6 +122,13 @@ def _num_steps(ledger: RunLedger) -> int | None:
         config = load.read(ledger.run.config)
     except R1hpcError:  # a run of another version is still worth showing
         return None
+    return planned_steps(config)
+
+
+def planned_steps(config: RunConfig) -> int | None:
+    """Return the steps of a run, or its parts; None if they are not known before it begins."""
+    if config.stage == "script":
+        return config.script.steps
     if config.stage not in STAGES_IN_PARTS:
         return config.train.num_steps
     return None if config.generate.items_per_part is None else num_parts(config)
