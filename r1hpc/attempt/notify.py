@@ -19,7 +19,6 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import NotifyConfig
 from r1hpc.telemetry.records.attempts import Cause
 
-_STATES = {Cause.finished: "finished", Cause.stopped: "stopped", Cause.cancelled: "cancelled"}
 _LONGEST_S = 10.0
 
 
@@ -30,7 +29,7 @@ def notify(run: RunDir, config: NotifyConfig, cause: Cause, detail: str) -> None
     except (StateError, OSError) as error:
         print(f"no message is sent: {error}", file=sys.stderr, flush=True)
         return
-    state = _STATES.get(cause, "failed")
+    state = cause.value if cause in (Cause.finished, Cause.stopped, Cause.cancelled) else "failed"
     name = full_name(run)
     text = f"{name}: {state}" + (f" ({detail})" if detail else "")
     message = {"text": text, "run": name, "state": state, "detail": detail, "run_dir": str(run.path)}

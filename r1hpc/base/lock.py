@@ -47,19 +47,26 @@ def held(path: Path, name: str, role: str) -> Iterator[int]:
 
 def hold(path: Path, role: str, wait_s: float = 0.0) -> int | None:
     """Take the lock and keep it until the descriptor is closed; None if it is not free within `wait_s`."""
-    deadline = time.monotonic() + wait_s
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not _lock(fd):
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                return None
-            time.sleep(_POLL_S)
+        if not lock_within(fd, wait_s):
+            os.close(fd)
+            return None
         say_holder(fd, role)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def lock_within(fd: int, wait_s: float) -> bool:
+    """Lock an open file; False if it is not free within `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while not _lock(fd):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def is_free(path: Path) -> bool:

@@ -255,7 +255,7 @@ def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Or
     assert planned is not None, "plan_steps plans what gets a job"
     if step.action is Action.renew and step.job_id is not None:
         call(["scancel", "--state=PENDING", step.job_id], 20.0)
-    start_run.clear_half_made(step.run)
+    start_run.clear_incomplete(step.run)
     waited_for = [jobs[need] for need in step.stage.needs if need in jobs]
     tied = queue.after_all_ok(waited_for, planned.config.resources.dependency)
     chain.record("submitting", stage=name)

@@ -212,6 +212,13 @@ def _check_fields(config: RunConfig, facts: OrderFacts) -> None:
     fields.check_parents(facts.run.path, config.cluster.trust_shared_run_root)
 
 
+def _check_new(config: RunConfig, facts: OrderFacts) -> None:
+    config.deepspeed.check_new()
+    config.rollout.check_new()
+    if config.stage == "rl":
+        config.rl.check_new()
+
+
 def _refuse_changed_code(config: RunConfig, facts: OrderFacts) -> None:
     plugins.refuse_changes(paths.names_in(config), facts.run.code)
     plugins.refuse_changed_files(facts.run.code)
@@ -359,18 +366,7 @@ def share_done(run: RunDir, num_steps: int) -> float:
 
 _CHECKS_OF_SETTINGS = (
     Check(_check_fields),
-    Check(
-        lambda config, facts: config.deepspeed.check_new(),
-        when=lambda config, facts: facts.is_new and config.deepspeed.extra,
-    ),
-    Check(
-        lambda config, facts: config.rollout.check_new(),
-        when=lambda config, facts: facts.is_new and config.rollout.vllm_options,
-    ),
-    Check(
-        lambda config, facts: config.rl.check_new(),
-        when=lambda config, facts: facts.is_new and config.stage == "rl",
-    ),
+    Check(_check_new, when=lambda config, facts: facts.is_new),
     Check(lambda config, facts: redact.refuse_secrets(config, facts.order.overrides)),
     Check(_refuse_changed_code, when=lambda config, facts: not facts.is_new),
     Check(

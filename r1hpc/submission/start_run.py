@@ -174,7 +174,7 @@ def _put_back(before: Mapping[Path, bytes | None]) -> None:
             print(f"{path} could not be put back as it was: {error.strerror}", file=sys.stderr)
 
 
-def clear_half_made(run: RunDir) -> None:
+def clear_incomplete(run: RunDir) -> None:
     """Remove a folder that a kill left without its config.yaml: it cannot have a job."""
     if run.path.is_dir() and not run.config.is_file():
         shutil.rmtree(run.path)
@@ -201,7 +201,7 @@ def supervise(
     asked_at = time.time()
     for each in planned:
         if each.is_new:
-            clear_half_made(each.run)
+            clear_incomplete(each.run)
             create(each.run)
         write(each, order)
         failpoint("chain.written")

@@ -8,7 +8,6 @@ A run is planned, checked against the budget, frozen and started. A dry run asks
 the submission would be.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -22,6 +21,7 @@ from r1hpc.accounting.budget import find_budget, load_budget
 from r1hpc.attempt.begin import check_records
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_atomic
+from r1hpc.base.lock import lock_within
 from r1hpc.base.names import check_name
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load
@@ -108,20 +108,14 @@ def budget_held(run_root: Path) -> Iterator[None]:
     # NFS gives an exclusive lock only to users who may write (flock(2)).
     mode = "r+" if os.access(path, os.W_OK) else "r"
     with path.open(mode, encoding="utf-8") as file:
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OverBudgetError(
-                        f"another submission holds the budget {path} for {_PATIENCE_S:.0f} s now: try again"
-                    ) from None
-                time.sleep(0.2)
-                continue
-            except OSError:
-                pass
-            break
+        try:
+            is_held = lock_within(file.fileno(), _PATIENCE_S)
+        except OSError:
+            is_held = True
+        if not is_held:
+            raise OverBudgetError(
+                f"another submission holds the budget {path} for {_PATIENCE_S:.0f} s now: try again"
+            )
         yield
 
 

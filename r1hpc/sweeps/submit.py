@@ -35,7 +35,6 @@ from r1hpc.telemetry.records.rungs import Halving
 MOST_QUEUED = 500
 """Points of one sweep that wait or run at once: more would burden slurmctld for everybody."""
 _MOST_NOTES = 20
-Ready = Sequence[tuple[PointStep, PlannedRun]]
 Jobs = dict[str, str]
 """Job IDs by point."""
 
@@ -67,8 +66,8 @@ def submit_sweep(
         if order.is_dry_run and groups and (trial := show_to_slurm(groups[0])):
             notes.append(trial.sentence)
         if to_do and not order.is_dry_run:
-            ready = [(step, planner.plan(step)) for step in to_do[: max(0, MOST_QUEUED - len(jobs))]]
-            _carry_out(sweep, definition, planner, steps, ready, order, at_most, jobs)
+            ready = [planner.plan(step) for step in to_do[: max(0, MOST_QUEUED - len(jobs))]]
+            _carry_out(sweep, definition, steps, ready, order, at_most, jobs)
     return {
         "sweep": sweep.name,
         "sweep_dir": str(sweep.path),
@@ -141,9 +140,8 @@ def _rungs(config: Any, rungs: int, keep: float, by: str) -> Halving:
 def _carry_out(
     sweep: SweepDir,
     definition: Definition,
-    planner: Planner,
     steps: Sequence[PointStep],
-    ready: Ready,
+    ready: Sequence[PlannedRun],
     order: Order,
     at_most: int | None,
     jobs: Jobs,
@@ -158,30 +156,29 @@ def _carry_out(
     sweep.path.mkdir(mode=0o700, exist_ok=True)
     with held(sweep, SUBMISSION) as lock:
         is_new = not sweep.definition.is_file()
-        if planner.shared is not None and is_new:
+        if is_new and ready[0].shared is not None:
             shutil.rmtree(sweep.shared.path, ignore_errors=True)  # left by a call that was cut off
             sweep.shared.path.mkdir(mode=0o700)
-            snapshot.freeze(sweep.shared, ready[0][1].config, order.argv, order.overrides)
+            snapshot.freeze(sweep.shared, ready[0].config, order.argv, order.overrides)
             sweep.shared.config.unlink()  # it is no run
         sweep.save(definition)
-        for step, _ in ready:
-            start_run.clear_half_made(step.run)
         try:
             if order.executor == "slurm":
                 _queue(steps, ready, order, at_most, jobs)
             else:
-                planned = [each for _, each in ready]
                 runs = [step.run for step in steps if step.job_id is not None]
-                runs += [each.run for each in planned]
-                job_id = start_run.supervise(sweep, planned, runs, order, lock, at_most or 1)
-                jobs |= dict.fromkeys((each.run.run_id for each in planned), job_id)
+                runs += [planned.run for planned in ready]
+                job_id = start_run.supervise(sweep, ready, runs, order, lock, at_most or 1)
+                jobs |= dict.fromkeys((planned.run.run_id for planned in ready), job_id)
         except (R1hpcError, OSError):
             if is_new and not any(step.run.path.exists() for step in steps):  # the job file may be mended
                 shutil.rmtree(sweep.path)
             raise
 
 
-def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int | None, jobs: Jobs) -> None:
+def _queue(
+    steps: Sequence[PointStep], ready: Sequence[PlannedRun], order: Order, at_most: int | None, jobs: Jobs
+) -> None:
     """Submit each point's job.
 
     Raises:
@@ -191,7 +188,8 @@ def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int 
         if step.job_id is not None and step.job_id not in all_slurm_jobs(step.run):
             start_run.adopt(step.run, step.job_id)
     lanes = _lanes(list(jobs.values()), at_most)
-    for step, planned in ready:
+    for planned in ready:
+        start_run.clear_incomplete(planned.run)
         lane = next(lanes)
         ties = [planned.config.resources.dependency, f"afterany:{':'.join(lane)}" if lane else None]
         options = {"dependency": fields.check("dependency", ",".join(filter(None, ties)))} if lane else {}
@@ -201,8 +199,8 @@ def _queue(steps: Sequence[PointStep], ready: Ready, order: Order, at_most: int 
             if "MaxSubmit" in str(error) and jobs:  # the user's limit: the rest comes with another call
                 return
             again = f"\n{len(jobs)} points have a job: the same command goes on from there" if jobs else ""
-            raise R1hpcError(f"point {step.point.name}: {error}{again}") from None
-        jobs[step.point.name] = job_id
+            raise R1hpcError(f"point {planned.run.run_id}: {error}{again}") from None
+        jobs[planned.run.run_id] = job_id
         lane[:] = [job_id]
 
 
