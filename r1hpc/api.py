@@ -212,9 +212,11 @@ class Submission:
 
     def print(self, as_json: bool = False) -> None:
         """Print the command's output."""
-        from r1hpc.submission.text import print_run
+        from r1hpc.base.cli import print_result
+        from r1hpc.submission.text import run_as_object, run_as_text
 
-        print_run(self.submitted.planned, self.submitted.job_id, as_json)
+        done = (self.submitted.planned, self.submitted.job_id)
+        print_result(run_as_object(*done), run_as_text(*done), as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Like Run.follow."""
@@ -245,9 +247,10 @@ class ChainSubmission:
 
     def print(self, as_json: bool = False) -> None:
         """Print the command's output."""
-        from r1hpc.submission.text import print_chain
+        from r1hpc.base.cli import print_result
+        from r1hpc.submission.text import chain_as_object, chain_as_text
 
-        print_chain(self.submitted, as_json)
+        print_result(chain_as_object(self.submitted), chain_as_text(self.submitted), as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress, stage after stage; return 0 when all stages have finished."""

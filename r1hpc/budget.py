@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
 from r1hpc.base.run_dir import run_root_of
 
 
@@ -35,10 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     status = read_budget_status(budget, runs, now)
     progress = follow_campaign(budget, runs, now, arguments.campaign)
-    if arguments.json:
-        print_json(budget_json(path, budget, status, progress, notes))
-    else:
-        print("\n\n".join(budget_text(path, budget, status, progress, notes, now)))
+    text = "\n\n".join(budget_text(path, budget, status, progress, notes, now))
+    print_result(budget_json(path, budget, status, progress, notes), text, arguments.json)
     return 0
 
 

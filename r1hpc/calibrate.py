@@ -11,7 +11,7 @@ the last one. Hours are GPU-hours, for CPU runs node-hours.
 from collections.abc import Sequence
 
 from r1hpc.base.choose_run import existing_run_root
-from r1hpc.base.cli import ArgumentParser, add_run_root, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, print_result, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,10 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.accounting.calibrate import finished_runs, site_json, site_text
 
     site = finished_runs(existing_run_root(arguments.run_root))
-    if arguments.json:
-        print_json(site_json(site))
-    else:
-        print(site_text(site))
+    print_result(site_json(site), site_text(site), arguments.json)
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import RUN_NAMES, all_runs, full_name, is_yours
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import run_root_of
 
@@ -37,20 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from r1hpc.sweeps.plan import cancel_sweep
 
         points = cancel_sweep(sweep, arguments.save_first)
-        if arguments.json:
-            print_json({"sweep": sweep.name, "sweep_dir": str(sweep.path), "points": points})
-        else:
-            print("\n".join(points.values()) or f"{sweep.name}: no point waits or runs")
+        shown = {"sweep": sweep.name, "sweep_dir": str(sweep.path), "points": points}
+        text = "\n".join(points.values()) or f"{sweep.name}: no point waits or runs"
+        print_result(shown, text, arguments.json)
         return 0
     chosen = open_run_or_chain(arguments.run_dir, arguments.run_root)
     if isinstance(chosen, Chain):
         return _cancel_chain(chosen, arguments.save_first, arguments.json)
     done = chosen.cancel(save_first=arguments.save_first)
     about = {"run_id": chosen.run_id, "run_dir": str(chosen.path), "job_id": done.job_id}
-    if arguments.json:
-        print_json({**about, "action": done.action, "said": done.text})
-    else:
-        print(done.text)
+    print_result({**about, "action": done.action, "said": done.text}, done.text, arguments.json)
     return 0
 
 
@@ -93,14 +89,13 @@ def _which(root: Path) -> str:
 
 def _cancel_chain(chain: "Chain", save_first: bool, as_json: bool) -> int:
     done = chain.cancel(save_first=save_first)
-    if as_json:
-        stages = [
-            {"stage": name, "run_dir": str(chain[name].path), "action": each.action, "said": each.text}
-            for name, each in done.items()
-        ]
-        print_json({"chain": chain.name, "chain_dir": str(chain.path), "stages": stages})
-    else:
-        print("\n".join(each.text for each in done.values()) or f"{chain.name}: no stage waits or runs")
+    stages = [
+        {"stage": name, "run_dir": str(chain[name].path), "action": each.action, "said": each.text}
+        for name, each in done.items()
+    ]
+    shown = {"chain": chain.name, "chain_dir": str(chain.path), "stages": stages}
+    text = "\n".join(each.text for each in done.values())
+    print_result(shown, text or f"{chain.name}: no stage waits or runs", as_json)
     return 0
 
 

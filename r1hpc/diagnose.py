@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import add_run, choose_run
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, print_result, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import coloured
@@ -39,10 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     attempt = _choose(run, history, arguments.attempt)
     budget = QUICK_BYTES if arguments.quick else THOROUGH_BYTES
     diagnosis = diagnose(run, attempt, end=_end(run, history, attempt), max_bytes=budget)
-    if arguments.json:
-        print_json(diagnosis.to_json())
-    else:
-        print(coloured("\n".join(as_lines(diagnosis))))
+    print_result(diagnosis.to_json(), coloured("\n".join(as_lines(diagnosis))), arguments.json)
     return 0
 
 

@@ -25,7 +25,7 @@ from r1hpc.base.cli import (
     add_cluster,
     add_run_root,
     offer,
-    print_json,
+    print_result,
     run_command,
     split_script_words,
 )
@@ -101,10 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs": [str(run.path) for run in runs],
     }
     page = as_text(value)
-    if arguments.json:
-        print_json(value)
-    else:
-        print(page)
+    print_result(value, page, arguments.json)
     if arguments.out is not None:
         _write(arguments.out, value, page)
     return 0 if passed else 1

@@ -26,7 +26,7 @@ from r1hpc.base.cli import (
     add_run_root,
     file_and_overrides,
     offer,
-    print_json,
+    print_result,
     run_command,
 )
 from r1hpc.base.errors import UsageError
@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = _answer(arguments)
     refuse_without_progress(found, arguments)
     found, correction = _corrected(found, arguments)
-    if arguments.json:
-        print_json({**found.to_json(), **correction})
-    else:
-        print(estimate_text(found))
+    print_result({**found.to_json(), **correction}, estimate_text(found), arguments.json)
     return 0
 
 
@@ -111,10 +108,7 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
         run_root=run_root_of(arguments.run_root),
     )
     found = estimate_chain(job, order)
-    if arguments.json:
-        print_json(found.to_json())
-    else:
-        print(found.text())
+    print_result(found.to_json(), found.text(), arguments.json)
     return 0
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 
@@ -50,10 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.quantize is not None:
         return _quantized(source, out, arguments)
     done = _export(source, out, arguments.step) if isinstance(source, RunDir) else _from_gguf(source, out)
-    if arguments.json:
-        print_json(_as_json(source, out, done))
-    else:
-        print(_made(source, arguments.out, done))
+    print_result(_as_json(source, out, done), _made(source, arguments.out, done), arguments.json)
     return 0
 
 
@@ -166,12 +163,10 @@ def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
             _appear(out, lambda staging: _unmeasured(original, staging, arguments.quantize))
         else:
             report = _appear(out, lambda staging: _measured(task, original, staging, arguments))
-    if arguments.json:
-        found = report.to_json() if report else {"scheme": arguments.quantize}
-        print_json({**_as_json(source, out, done), "quantization": found})
-    else:
-        lines = _report_lines(report) if report else ["not measured: its loss of accuracy is unknown"]
-        print("\n".join([f"{_made(source, arguments.out, done)}, {arguments.quantize}", *lines]))
+    found = report.to_json() if report else {"scheme": arguments.quantize}
+    lines = _report_lines(report) if report else ["not measured: its loss of accuracy is unknown"]
+    text = "\n".join([f"{_made(source, arguments.out, done)}, {arguments.quantize}", *lines])
+    print_result({**_as_json(source, out, done), "quantization": found}, text, arguments.json)
     return 0 if report is None or report.verdict.no_worse or arguments.accept_worse else 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run, choose_run, flat_name, full_name
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, print_result, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 
@@ -35,10 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--to wandb takes neither --follow nor --out: export once the run has got somewhere")
     run = choose_run(arguments.run_dir, arguments.run_root)
     written = _TARGETS[arguments.to](run, arguments)
-    if arguments.json:
-        print_json({"run_id": full_name(run), "to": arguments.to, **written})
-    else:
-        print(", ".join(f"{key} {value}" for key, value in written.items()))
+    text = ", ".join(f"{key} {value}" for key, value in written.items())
+    print_result({"run_id": full_name(run), "to": arguments.to, **written}, text, arguments.json)
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, choose_run
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 
@@ -48,10 +48,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nno longer waiting; for its address: python -m r1hpc.serve {run.path}", file=sys.stderr)
         return 130
-    if arguments.json:
-        print_json(_as_object(run, address))
-    else:
-        print(_as_text(run, address))
+    print_result(_as_object(run, address), _as_text(run, address), arguments.json)
     return 0
 
 

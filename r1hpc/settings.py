@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, add_cluster, file_and_overrides, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_cluster, file_and_overrides, offer, print_result, run_command
 from r1hpc.base.names import printable
 from r1hpc.base.tables import terminal_width
 
@@ -38,10 +38,8 @@ def main(argv: Sequence[str]) -> int:
     from r1hpc.config.origins import DEFAULT
 
     settings = [each for each in _resolved(arguments) if not arguments.set or each.source != DEFAULT]
-    if arguments.json:
-        print_json({each.key: {"value": each.value, "source": each.source} for each in settings})
-    else:
-        print(_table(settings))
+    shown = {each.key: {"value": each.value, "source": each.source} for each in settings}
+    print_result(shown, _table(settings), arguments.json)
     return 0
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1hpc.base.choose_run import SWEEP, add_run, choose_run, folders_with, list_runs, unreadable
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, print_json, print_result, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir, run_root_of
@@ -52,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         shown, ledgers = _chain_now(chain)
         text = chain_as_text(shown, ledgers)
-    if arguments.json:
-        print_json(shown)
-    else:
-        print(coloured(text))
+    print_result(shown, coloured(text), arguments.json)
     return 0
 
 

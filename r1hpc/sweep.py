@@ -21,7 +21,7 @@ from r1hpc.base.cli import (
     ArgumentParser,
     file_and_overrides,
     offer,
-    print_json,
+    print_result,
     refuse_folder,
     run_command,
     split_script_words,
@@ -50,10 +50,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         shown = _submit(word, given, of_script, arguments, argv)
         text = as_text(shown)
-    if arguments.json:
-        print_json(shown)
-    else:
-        print(text)
+    print_result(shown, text, arguments.json)
     return 0
 
 
@@ -126,7 +123,8 @@ def _submit(
 
 def as_text(done: dict[str, Any]) -> str:
     """Return the folder, the points by action, what they cost, and the commands for the sweep."""
-    from r1hpc.base.units import amount
+    from r1hpc.plan.hours.quantiles import Spread
+    from r1hpc.plan.hours.text import hours_and_range
 
     path, is_dry_run, waiting = done["sweep_dir"], done["dry_run"], done["not_in_queue"]
     planned = {"submitted": "to submit", "resumed": "to resume"} if is_dry_run else {}
@@ -135,9 +133,8 @@ def as_text(done: dict[str, Any]) -> str:
     lines.append(f"points   {len(done['points']):,}: {actions}")
     for unit, cost in done["estimate"].items():
         if cost is not None:
-            p10, p50, p90 = (amount(cost[name]) for name in ("p10", "p50", "p90"))
             what = unit.replace("_", "-").replace("gpu", "GPU")
-            lines.append(f"estimate {p50} {what} for all that is left (P10 {p10}, P90 {p90})")
+            lines.append(f"estimate {hours_and_range(Spread.of_json(cost), what)} for all that is left")
     if waiting and not is_dry_run:
         lines.append(f"later    {waiting:,} points are not in the queue yet: give the same command again")
     lines += [wrap(f"note     {note}", hanging=" " * 9) for note in done["notes"]]

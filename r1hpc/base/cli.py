@@ -240,6 +240,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value))
 
 
+def print_result(shown: Any, text: str, as_json: bool) -> None:
+    """Print the result of a command: the one JSON object of --json, or the text for a person."""
+    if as_json:
+        print_json(shown)
+    else:
+        print(text)
+
+
 def add_run_root(parser: argparse.ArgumentParser) -> None:
     """Add the --run-root flag of all commands."""
     parser.add_argument(

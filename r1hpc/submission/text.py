@@ -1,20 +1,21 @@
-"""Print a submission of a run or a chain: for a person, or as the one JSON object of --json.
+"""Describe a submission of a run or a chain: as text for a person, and as the one JSON object of --json.
 
-print_run(planned, job_id, as_json=False)
-print_chain(done, as_json=False)
+run_as_text(planned, job_id), run_as_object(planned, job_id)
+chain_as_text(done), chain_as_object(done)
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import print_json
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.base.units import amount, format_duration, format_parameters
+from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
+from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.text import hours_and_range
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
 from r1hpc.submission.chain_steps import Action, StageStep
@@ -22,16 +23,12 @@ from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.submission.submit_chain import SubmittedChain
 
 
-def print_run(planned: PlannedRun, job_id: str | None, as_json: bool) -> None:
-    """Print a submission. `job_id` None: a dry run, nothing was submitted."""
-    if as_json:
-        print_json(run_as_object(planned, job_id))
-    else:
-        print(run_as_text(planned, job_id))
-
-
 def run_as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
-    """Return the object of --json. `script` is the file that runs; in a dry run its text."""
+    """Return the object of --json. `script` is the file that runs; in a dry run its text.
+
+    Args:
+        job_id: None: a dry run, nothing was submitted.
+    """
     run = planned.run
     return {
         "run_id": run.run_id,
@@ -102,8 +99,7 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
     expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
     if expected is not None:
-        p10, p50, p90 = (amount(expected[name]) for name in ("p10", "p50", "p90"))
-        lines.append(("estimate", f"{p50} {what}-hours (P10 {p10}, P90 {p90})"))
+        lines.append(("estimate", hours_and_range(Spread.of_json(expected), f"{what}-hours")))
     elif planned.config.stage == "script":
         lines.append(("estimate", "not known before a first run of this script has finished on such nodes"))
     hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
@@ -186,14 +182,6 @@ def _handles(planned: PlannedRun, job_id: str) -> list[tuple[str, str]]:
 def log_path(run: RunDir, executor: str, job_id: str | None) -> Path:
     """Return the output file of the batch script or the local supervisor."""
     return run.logs / ("local.out" if executor == "local" else f"slurm-{job_id or '%j'}.out")
-
-
-def print_chain(done: SubmittedChain, as_json: bool) -> None:
-    """Print the submission of a chain. A dry run has no jobs."""
-    if as_json:
-        print_json(chain_as_object(done))
-    else:
-        print(chain_as_text(done))
 
 
 def chain_as_object(done: SubmittedChain) -> dict[str, Any]:
