@@ -12,11 +12,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import printable
-from r1hpc.config.schema.run import RunConfig
+
+if TYPE_CHECKING:
+    from r1hpc.config.schema.run import RunConfig
 
 REDACTED = "[redacted]"
 _NAME = r"(?:token|key|secret|passw(?:or)?d|pass_?phrase|pwd|cookie|credential|auth|bearer|private)"
@@ -156,7 +158,7 @@ def _hide_value(found: re.Match[str]) -> str:
     return f"{found['name']}{REDACTED}"
 
 
-def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
+def refuse_secrets(config: "RunConfig", overrides: Sequence[str]) -> None:
     """Refuse a configuration with a secret in clear text, before anything is written.
 
     Raises:

@@ -20,7 +20,6 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError, call, retry
-from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 
 # squeue(1), "JOB STATE CODES".
 PENDING_STATES = frozenset(
@@ -197,6 +196,8 @@ def resubmit(
         StateError: the payload was planted by somebody else, or sbatch answered with no job id.
         SlurmError: sbatch refused, or slurmctld did not answer for `patience_s` seconds.
     """
+    from r1hpc.slurm.sbatch import LostSubmissionError, sbatch  # reading a job's state needs neither
+
     options = [f"--dependency=afterany:{after}"] if after else []
     options += [f"--exclude={exclude}"] if exclude else []
     answer: list[str] = []

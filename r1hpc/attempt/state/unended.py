@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.attempt.state.cause import (
     Evidence,
@@ -24,11 +24,13 @@ from r1hpc.attempt.state.slurm_records import learn
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import progress
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, read_run_events, record
 from r1hpc.telemetry.records.metrics import last_steps, loaded_step
+
+if TYPE_CHECKING:
+    from r1hpc.config.schema.run import RunConfig
 
 WITHOUT_SUPERVISOR = "its ranks finished; the supervisor died before recording it"
 _FAILURES = (Cause.crash, Cause.hang, Cause.oom, Cause.unknown)
@@ -37,7 +39,7 @@ _SACCT_TIMEOUT_S = 10.0
 _SACCT_TRIES = 5
 
 
-def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
+def close_unended(run: RunDir, config: "RunConfig", job_id: str) -> None:
     """Write the `end` that a killed attempt could not write itself. `job_id`: the job that begins now."""
     history = read_history(run)
     last = history.last
@@ -121,7 +123,7 @@ def _name_node_failure(run: RunDir, last: Attempt) -> None:
         amend_end(run, last.attempt, cause=Cause.node_fail.value, detail="a node of the job went down")
 
 
-def steps_for_the_end(run: RunDir, config: RunConfig, attempt: int, cause: Cause) -> dict[str, int | None]:
+def steps_for_the_end(run: RunDir, config: "RunConfig", attempt: int, cause: Cause) -> dict[str, int | None]:
     """Return what the `end` of an attempt records about its checkpoints.
 
     An attempt that could not load the newest one went on from an older one. Its progress is what it committed
@@ -139,7 +141,7 @@ def steps_for_the_end(run: RunDir, config: RunConfig, attempt: int, cause: Cause
     return {"resumed_from": loaded, "last_committed_step": max(own, default=loaded)}
 
 
-def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int | None:
+def newest_step(run: RunDir, config: "RunConfig", store: CheckpointStore) -> int | None:
     """Return the newest committed step, unverified, or the number of finished parts; None before the first.
 
     A server's answers count once they are recorded.

@@ -13,14 +13,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.base.names import nearest, printable
 from r1hpc.config.hub import how_to_fetch, is_hub_name, local_folder
-from r1hpc.config.schema.run import OWN_ATTENTIONS, ModelConfig, RunConfig
 from r1hpc.plan.model.families import ALIASES, FAMILIES, Family, UnknownModelError
+
+if TYPE_CHECKING:
+    from r1hpc.config.schema.run import ModelConfig, RunConfig
 
 _NEEDED = (
     "hidden_size",
@@ -276,7 +278,7 @@ def _saved_fp32_values(family: Family, values: Mapping[str, Any]) -> int:
 
 
 def load_model_config(
-    config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None = None
+    config: "RunConfig", vocab_size: int | None, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return model.path/config.json with model.config over it, and the dataset's vocabulary if none is given.
 
@@ -306,7 +308,7 @@ def load_model_config(
 
 
 def load_teacher_config(
-    config: RunConfig, expected: Mapping[str, Any] | None = None
+    config: "RunConfig", expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """Return the config.json of rl.teacher; None: the run has no teacher.
 
@@ -324,12 +326,14 @@ def load_teacher_config(
     return found
 
 
-def teacher_of(config: RunConfig, hf_config: Mapping[str, Any]) -> ModelConfig:
+def teacher_of(config: "RunConfig", hf_config: Mapping[str, Any]) -> "ModelConfig":
     """Return rl.teacher as a model to build, with its training attention, else the student's.
 
     Args:
         hf_config: the teacher's config.json.
     """
+    from r1hpc.config.schema.run import OWN_ATTENTIONS, ModelConfig  # estimates by flags need no settings
+
     student, trained = config.model.attn_implementation, hf_config.get("attn_implementation")
     if trained not in OWN_ATTENTIONS:
         trained = "sdpa" if student in OWN_ATTENTIONS else student

@@ -23,15 +23,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, open_plain, parse_object
 from r1hpc.base.records import Count, Time, mistake
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config.schema.run import LimitsConfig
 from r1hpc.telemetry.records.metrics import steps_from
 from r1hpc.telemetry.records.summary_file import read_summary
+
+if TYPE_CHECKING:
+    from r1hpc.config.schema.run import LimitsConfig
 
 NAMING = ("submitted", "resubmitted", "begin")
 """The events that name the newest job of a run."""
@@ -325,7 +327,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
 
 
 def reason_to_stop(
-    attempts: Sequence[Attempt], limits: LimitsConfig, *, in_parts: bool = False
+    attempts: Sequence[Attempt], limits: "LimitsConfig", *, in_parts: bool = False
 ) -> str | None:
     """Return why the run must not be started again after its last attempt, or None if it may.
 
