@@ -46,7 +46,7 @@ GPU_RUNS = ((20e9, 32), (8e9, 16), (40e9, 64), (20e9, 32), (10e9, 16), (30e9, 64
 SEEDS = range(10)
 NOISE = 0.16
 SLOWER = {"cpu": 3.0, "a100": 1.5}
-"""What the simulated sites take, beside the estimate."""
+"""True hours of the simulated sites over the estimate."""
 
 
 def main() -> int:

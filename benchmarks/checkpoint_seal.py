@@ -1,4 +1,4 @@
-"""What a verified checkpoint costs over an unverified one: seal against a plain write and fsync.
+"""Time a verified checkpoint beside an unverified one: seal against a plain write and fsync.
 
     python benchmarks/checkpoint_seal.py [--mib 256] [--files 4] [--rounds 7] [--folder DIR]
 

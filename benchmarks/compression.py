@@ -1,4 +1,4 @@
-"""What train.gradient_compression does to a loss and to the bytes on the wire, beside runs without it.
+"""Measure the loss and the bytes on the wire under train.gradient_compression, beside runs without it.
 
     python benchmarks/compression.py [--steps 200] [--seeds 3] [--hidden-size 256]
 

@@ -1,4 +1,4 @@
-"""What judging a long attempt costs: CPU time of `diagnose`, beside json.loads of the bytes that it reads.
+"""Time the judgement of a long attempt: CPU of `diagnose`, beside json.loads of the bytes that it reads.
 
     python benchmarks/diagnose.py [--hours 20] [--rounds 9]
 

@@ -55,7 +55,7 @@ BEST: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What is timed; `settings` are TRL's, None is ours; `skips` is our rl.skip_tied_groups."""
+    """One timed way; `settings` are TRL's, None is ours; `skips` is our rl.skip_tied_groups."""
 
     processes: int
     threads: int
@@ -82,7 +82,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both train."""
+    """Settings that both train with."""
 
     overrides: tuple[str, ...]
     """Over the stages of its job, those of one kind as KIND:KEY=VALUE."""
@@ -141,7 +141,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Told:
-    """What an arm did."""
+    """Result of an arm."""
 
     step_s: float
     """Median."""

@@ -1,4 +1,4 @@
-"""What a history costs: CPU of `submit --dry-run` and `budget` over finished runs against an empty run root.
+"""Time a long history: CPU of `submit --dry-run` and `budget` over finished runs against an empty run root.
 
     python benchmarks/history.py [--runs 15] [--steps 42000] [--rounds 5]
 
@@ -23,7 +23,7 @@ from r1hpc.config.schema.run import RunConfig, TrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 BEGAN = 1_790_000_000.0
 _ATTEMPTS = 3
-"""Of each run; each one after the first takes 200 steps of the one before it again."""
+"""Steps of each run; each one after the first takes 200 steps of the one before it again."""
 _AGAIN = 200
 _BUDGET = "gpu_hours: 1000000\n"
 _MOST = 1.5

@@ -110,7 +110,7 @@ def run_bare(root: Path, vocab: int, options: argparse.Namespace) -> tuple[float
 
 
 def bare_rank(rank: int, port: int, out: Path, vocab: int, steps: int, hidden_size: int) -> None:
-    """What a user would write without r1hpc: a model, an engine, a loop."""
+    """A script as a user would write it without r1hpc: a model, an engine, a loop."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import deepspeed

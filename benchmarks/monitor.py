@@ -1,4 +1,4 @@
-"""What the GPU sampler costs the training node: CPU time of its process, eight stub GPUs, once a second.
+"""Time the GPU sampler on a training node: CPU of its process, eight stub GPUs, once a second.
 
     python benchmarks/monitor.py [--seconds 60] [--ticks 2000]      # 60 s of each, 2 min 15 s in all
 

@@ -139,7 +139,7 @@ def same(cluster: Cluster, recipe: Path, nodes: int) -> bool:
 
 
 def identity(dataset: Path) -> str:
-    """What a dataset is named by: the digest of its content."""
+    """Return the digest of a dataset's content, its name."""
     return str(audit(dataset)["id"])
 
 

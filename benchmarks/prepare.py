@@ -1,4 +1,4 @@
-"""What preparing data costs: each stage by itself, and a build beside the tokenizer alone.
+"""Time the preparation of data: each stage by itself, and a build beside the tokenizer alone.
 
     python -m benchmarks.prepare [--megabytes 32]
     python -m benchmarks.prepare --megabytes 12 --tokenizer DIR     # with start-up, in processes of their own

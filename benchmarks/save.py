@@ -1,4 +1,4 @@
-"""What a save costs training, and how soon it is committed, beside plain copies and DeepSpeed's own save.
+"""Time a save, and its commit, beside plain copies and DeepSpeed's own save.
 
     python benchmarks/save.py [--ranks 2] [--rounds 5] [--parameters 20 80] [--folder DIR]
 

@@ -1,4 +1,4 @@
-"""What submitting costs beside a minimal submitit script, and each command's --help beside `import submitit`.
+"""Time a submission beside a minimal submitit script, and each command's --help beside `import submitit`.
 
     python benchmarks/submit.py [--rounds 15]
 

@@ -1,4 +1,4 @@
-"""What judging in another process costs over comparing strings in this one.
+"""Time judging in another process beside comparing strings in this one.
 
     python benchmarks/verify.py [--prompts 32] [--samples 8] [--rounds 200]
 

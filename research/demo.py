@@ -80,8 +80,9 @@ class Demo:
         self._command("chat", f"{self.name}/sft", "--ask", question)
         self._command("chat", killed, "--ask", question)
         self._command("report", self.name, "--format", "html", "--out", str(self.page))
-        self._print("\n".join(self._summary()))
-        add_to_page(self.page, self._lines)
+        screen, summary = list(self._lines), self._summary()
+        self._print("\n".join(summary))
+        add_to_page(self.page, summary, screen)
 
     def _wait_for(self, stage: str, what: str) -> None:
         self._note(stage, what)
@@ -156,10 +157,11 @@ def command(*words: str, is_shown: bool = True) -> str:
     return f"{typed}\n{output}"
 
 
-def add_to_page(page: Path, lines: Sequence[str]) -> None:
-    """Put what was on the screen under the page's heading."""
-    screen = card("The demo", as_html("\n".join(lines)))
-    write_atomic(page, page.read_text().replace("</header>", f"</header>{screen}", 1))
+def add_to_page(page: Path, summary: Sequence[str], screen: Sequence[str]) -> None:
+    """Put the summary under the page's heading; the rest of the screen unfolds below it."""
+    rest = f"<details><summary>The whole screen</summary>{as_html(chr(10).join(screen))}</details>"
+    shown = card("The demo", as_html("\n".join(summary)) + rest)
+    write_atomic(page, page.read_text().replace("</header>", f"</header>{shown}", 1))
 
 
 def processes(folder: Path, word: str = "r1hpc.launch") -> list[int]:

@@ -37,7 +37,7 @@ _CLOCKS = ("", "+40s", "-300s", "-40s", "+300s")
 Runs = list[RunDir]
 Twins = tuple[Path, dict[str, Runs]]
 
-# What may explain the end of an attempt: an act in its time, or the state of its job in sacct.
+# Explanations for the end of an attempt: an act in its time, or the state of its job in sacct.
 _BY_STATE = {"PREEMPTED": {Cause.preempted}, "NODE_FAIL": {Cause.node_fail}}
 _BY_ACT: dict[str, set[Cause]] = {
     "preempt": {Cause.preempted},

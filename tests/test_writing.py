@@ -28,6 +28,7 @@ _ODD_WORDS = re.compile(
     re.IGNORECASE,
 )
 _MOST_OPENINGS = 0  # lower it when there are fewer
+_FOLDERS = ("r1hpc", "benchmarks", "research", "experiments")
 _OPENINGS = {"What", "Of", "Whether", "Who", "Where"}
 
 
@@ -42,14 +43,18 @@ def sentences(page: str) -> list[str]:
 
 
 def odd_openings() -> list[str]:
-    """Return the first line of each docstring in r1hpc/ that begins with What, Of, Whether, Who or Where."""
+    """Return the docstrings that begin with What, Of, Whether, Who or Where, those of settings too."""
     found = []
-    for path in sorted((ROOT / "r1hpc").rglob("*.py")):
+    for path in (path for folder in _FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                words = (ast.get_docstring(node) or "").split(maxsplit=1)
-                if words and words[0].rstrip(",:.") in _OPENINGS:
-                    found.append(f"{path.relative_to(ROOT)}: {' '.join(words)}".splitlines()[0])
+            text = (
+                node.value.value
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                else ""
+            )
+            words = text.split(maxsplit=1) if isinstance(text, str) else []
+            if words and words[0].rstrip(",:.") in _OPENINGS:
+                found.append(f"{path.relative_to(ROOT)}: {' '.join(words)}".splitlines()[0])
     return found
 
 

@@ -1,4 +1,4 @@
-"""What r1hpc does on a machine with GPUs: everything there is to see, in pieces of ten minutes.
+"""Try r1hpc on a machine with GPUs: everything there is to see, in pieces of ten minutes.
 
     make gpu                                        # all pieces, one after the other; docs/gpu.md
     make gpu PIECE=speed                            # one

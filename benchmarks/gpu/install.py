@@ -1,4 +1,4 @@
-"""Whether the libraries find the device, and how fast it multiplies: the ceiling of every MFU."""
+"""Check that the libraries find the device, and time its products: the ceiling of every MFU."""
 
 import time
 
@@ -21,7 +21,7 @@ def run(place: Place) -> list[Table]:
 
 
 def _libraries(place: Place) -> Table:
-    """What is found by whom."""
+    """Return the versions and devices that each library finds."""
     import deepspeed
 
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -48,7 +48,7 @@ def _row(place: Place, dtype: torch.dtype, size: int) -> tuple[str, str, str]:
 
 
 def _seconds(place: Place, a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of one product, by many in a row."""
+    """Return the seconds of one product, from many in a row."""
     a @ b
     _wait(place)
     started = time.perf_counter()

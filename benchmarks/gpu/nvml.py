@@ -1,4 +1,4 @@
-"""What our sampler reads of each GPU by NVML, beside nvidia-smi a moment later."""
+"""Read each GPU by our sampler, beside nvidia-smi a moment later."""
 
 from benchmarks.gpu.place import Place, output
 from benchmarks.gpu.table import Table

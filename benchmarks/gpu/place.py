@@ -30,7 +30,7 @@ class PieceError(R1hpcError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece runs."""
+    """The place a piece runs in."""
 
     device: str
     """cuda or cpu."""
@@ -127,7 +127,7 @@ def median(run: Run, key: str) -> float | None:
 
 
 def facts(device: str) -> dict[str, str]:
-    """What the figures are of: card, driver, versions, commit."""
+    """Describe the machine of the figures: card, driver, versions, commit."""
     import torch
 
     found = {"python": platform.python_version(), "machine": platform.machine()}

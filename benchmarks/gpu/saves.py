@@ -1,4 +1,4 @@
-"""What a save costs training, how fast it is written, and how long a run takes to be back after a stop."""
+"""Time a save: its cost to training, its writing, and the return of a run after a stop."""
 
 import statistics
 

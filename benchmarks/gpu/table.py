@@ -1,4 +1,4 @@
-"""What a piece leaves: tables of figures, kept as JSON until the page is made of them.
+"""Keep the tables of a piece: figures, as JSON until the page is made of them.
 
 save(folder, Result("speed", "...", 61.0, (Table("MFU", ("model", "MFU"), (("0.5B", "41 %"),)),), facts))
 """
@@ -41,7 +41,7 @@ def save(folder: Path, result: Result) -> None:
 
 
 def load(folder: Path, piece: str) -> Result | None:
-    """What a piece left there; None: it has not run, or the file is damaged."""
+    """Return the table that a piece left there; None: it has not run, or the file is damaged."""
     try:
         value = read_json(folder / f"{piece}.json", Result)
     except (FileNotFoundError, StateError):

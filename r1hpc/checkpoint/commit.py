@@ -116,7 +116,7 @@ def _publish(staging: Path, target: Path, raw: bytes) -> None:
         with at("commit.fsync_root"):
             fsync_dir(target.parent)
     except OSError:
-        # Whether the new name survives a power loss is unknown, so it does not count.
+        # The new name may not survive a power loss, so it does not count.
         with suppress(OSError):
             move_to_trash(target, staging.parent, "commit.withdraw")
         raise

@@ -16,6 +16,7 @@ from r1hpc.accounting.campaign import CampaignProgress, follow_campaign
 from r1hpc.accounting.forecast import Spread, total
 from r1hpc.accounting.hours import split_days
 from r1hpc.accounting.ledger import RunLedger, clip
+from r1hpc.base.choose_run import full_name
 from r1hpc.reporting.budget_charts import BurnDown
 from r1hpc.reporting.hours_charts import PARTS, EstimatedRun
 from r1hpc.reporting.style import NONE
@@ -60,6 +61,9 @@ class View:
     def title(self) -> str:
         if len(self.runs) == 1 and not self.is_whole:
             return f"{self.runs[0].run_id}: {self.unit}"
+        chains = {full_name(run.run).rpartition("/")[0] for run in self.runs}
+        if len(chains) == 1 and (name := chains.pop()) and not self.is_whole:
+            return f"{name}: {self.unit}"
         account = self.budget.account if self.budget else None
         whose = f"account {account}" if account else "all runs" if self.is_whole else "the selection"
         return f"{self.unit[:1].upper()}{self.unit[1:]} of {whose}"

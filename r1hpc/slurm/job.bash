@@ -1,4 +1,4 @@
-# What a job script does where Python cannot. job.sh sources it from the run's frozen code, sbatch/train.sh at
+# The part of a job script that Python cannot do. job.sh sources it from the run's frozen code, sbatch/train.sh at
 # first from the clone or the installed package.
 #
 #   patiently FUNCTION …   run it until it succeeds, for two minutes; then have the job run on another node
@@ -157,7 +157,7 @@ patiently() {
 
 prepare() {
     local code=$CLONE said
-    # What the interactive step was given in which sbatch was called: srun would take it for options.
+    # Variables of the interactive step in which sbatch was called: srun would take them for options.
     unset SLURM_CPU_BIND SLURM_CPU_BIND_{TYPE,LIST,VERBOSE} SLURM_MEM_BIND SLURM_MEM_BIND_{TYPE,LIST,VERBOSE} \
         SLURM_MEM_PER_{CPU,GPU,NODE} SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
     # Set to 1 by such an sbatch, though nobody asked for it and the job may have whole nodes.
@@ -221,7 +221,7 @@ ask_for_attempt() {
     return "$status"
 }
 
-# What every node has: the batch host, of which SLURM_CPUS_ON_NODE tells, may have more than others.
+# The CPUs that every node has: the batch host, which SLURM_CPUS_ON_NODE counts, may have more than others.
 fewest_cpus() {
     local cpus least=''
     for cpus in ${SLURM_JOB_CPUS_PER_NODE//,/ }; do # "128(x2),96"

@@ -30,7 +30,7 @@ TRAIN = """\
 # Train as a Slurm job:
 #   sbatch [SBATCH OPTIONS] sbatch/train.sh [JOB.yaml] [KEY=VALUE ...] [--run-name NAME] [--run-root DIR]
 #   sbatch --nodes=8 --gpus-per-node=8 sbatch/train.sh jobs/train.yaml train.lr=1e-4
-# What sbatch is given for nodes, GPUs and time wins over the job file; the global batch size stays.
+# The nodes, GPUs and time given to sbatch win over the job file; the global batch size stays.
 # The run folder is made on the first start, and found again after a preemption.
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then

@@ -1,4 +1,4 @@
-"""What an ablation has found so far: read from the run folders of its arms, or from a file written before.
+"""Collect the results of an ablation: read from the run folders of its arms, or from a file written before.
 
 found = read_results(study, seeds=(0, 1, 2))
 found.arm("rule").values("pass_at_1")       # {seed: value} of the finished ones
@@ -119,7 +119,7 @@ class Results:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Results":
-        """What to_json gave.
+        """The object that to_json gave.
 
         Raises:
             StateError: it is from another version.
@@ -229,7 +229,7 @@ def _command(study: Study, seeds: Sequence[int], places: Sequence[str]) -> str:
 
 
 def _machine(config: RunConfig) -> str:
-    """Where the arms ran, as text."""
+    """Return the machines of the arms, as text."""
     resources = config.resources
     if resources.gpus_per_node != 0:
         kind = config.cluster.gpu_type or "GPUs of a kind that nobody named"

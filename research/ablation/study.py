@@ -43,7 +43,7 @@ USUAL_JOB = "r1"
 KINDS = ("traces", "sft", "rl")
 """The stages that an ablation takes from a chain file; KIND:KEY=VALUE overrides one of them."""
 _PLACES = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
-"""Where and how a stage runs, which may change from one submission to the next."""
+"""Place and way in which a stage runs, which may change from one submission to the next."""
 _SEEDED = ("train", "data", "task")
 
 Layer = dict[str, Any]

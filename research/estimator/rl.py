@@ -103,7 +103,7 @@ def halves() -> tuple[tuple[RlRow, float], ...]:
 
 
 def fit_rl() -> dict[str, float]:
-    """What coefficients.json holds of RL; log_sd from the errors of the halves."""
+    """RL's part of coefficients.json; log_sd from the errors of the halves."""
     rates = fit_rates(rl_rows())
     errors = [error for _, error in halves()]
     log_sd = math.sqrt(math.fsum(error**2 for error in errors) / len(errors))

@@ -111,7 +111,7 @@ def as_asked(rows: Sequence[Published], scale: float, group: Group = by_stack) -
 
 
 def width_scale(scored: Sequence[Scored]) -> float:
-    """What the predicted sd must be multiplied with for 80 % of left-out rows to lie inside, one vote a
+    """Return the factor of the predicted sd for 80 % of left-out rows to lie inside, one vote a
     family."""
     rows = [s for s in scored if s.row.family != SINGLE_NODE_FAMILY]
     counts = Counter(s.row.family for s in rows)

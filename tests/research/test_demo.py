@@ -66,6 +66,6 @@ def test_another_demo_gets_another_name(tmp_path: Path) -> None:
 def test_the_page_shows_the_screen(tmp_path: Path) -> None:
     page = tmp_path / "index.html"
     page.write_text("<header>4 runs</header><p>hours</p>")
-    add_to_page(page, ["$ kill -9 1 2", "answer> 5 < 7"])
+    add_to_page(page, ["answer> 5 < 7"], ["$ kill -9 1 2"])
     assert "</header><section" in page.read_text()
-    assert "$ kill -9 1 2\nanswer&gt; 5 &lt; 7" in page.read_text()
+    assert page.read_text().index("answer&gt; 5 &lt; 7") < page.read_text().index("$ kill -9 1 2")

@@ -372,7 +372,7 @@ def test_train_sh_takes_nothing_of_the_step_it_was_submitted_from(stage: Path) -
 
 
 def _start_train(stage: Path, *words: str, **variables: str) -> str:
-    """What sbatch/train.sh says, submitted in a clone."""
+    """Return the output of sbatch/train.sh, submitted in a clone."""
     if not (stage / "r1hpc").exists():
         _place_functions(stage)
     (stage / "r1hpc" / "submit.py").touch()
@@ -510,7 +510,7 @@ def test_the_shell_does_not_undo_a_scancel_between_its_look_and_the_requeue(stag
 
 
 def _fails_to_begin(stage: Path, status: int, pinned: str = "(null)") -> list[str]:
-    """What the shell asks of scontrol when each `begin` leaves with this status, and a reason on stdout."""
+    """Return the shell's calls of scontrol when each `begin` leaves with this status and a reason."""
     _program(stage / "python", f"echo 'Disk quota exceeded: /runs'; exit {status}")
     _program(stage / "sleep", "")
     shown = f"JobId=9 UserId=me(1) JobState=RUNNING Restarts=0 ReqNodeList={pinned} ExcNodeList=(null) End=1"
@@ -594,7 +594,7 @@ def test_a_node_that_does_not_see_the_run_hands_the_job_on(
 def test_a_node_that_does_not_see_the_run_asks_until_slurm_agrees(
     stage: Path, script: str, state: str, answers: list[str], asked: list[str]
 ) -> None:
-    """Where requeue is off, a job.sh submits itself again."""
+    """A job.sh submits itself again if requeue is off."""
     shutil.rmtree(stage / "run")
     _program(stage / "sleep", "")
     for number, answer in enumerate(answers):

@@ -140,7 +140,7 @@ def _kl_term_in_expectation(
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("off_policy", [False, True], ids=["on_policy", "off_policy"])
 def test_the_corrected_kl_term_has_the_gradient_of_the_kl(off_policy: bool, ratio: str) -> None:
-    """Of KL(policy, reference); that of k3 alone is, on policy, the gradient of KL(reference, policy)."""
+    """The gradient is that of KL(policy, reference); k3 alone has that of KL(reference, policy)."""
     logits = torch.tensor([[0.2, -0.5, 1.4, 0.6, -1.1, 0.0]], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([[0.3, -1.0, 0.8, 0.0, -0.4, 1.1]], dtype=torch.float64).log_softmax(-1)
     policy = logits.log_softmax(-1)

@@ -56,7 +56,7 @@ class DatasetOrder:
     shares: int = 4
     """Jobs per stage of many parts, at most one per part."""
     overrides: tuple[str, ...] = ()
-    """Of `resources`, from the flags of sbatch."""
+    """Settings of `resources`, from the flags of sbatch."""
     cluster: str | None = None
     """Name of a cluster profile."""
     check_inputs: bool = False

@@ -142,7 +142,7 @@ class GenerateRecipe:
     max_pass_rate: float = 1.0
     """Prompts that the teacher solves more often are left out: they are too easy."""
     answer_in: str = "tags"
-    """Where a completion has its answer. tags: <answer>...</answer>; boxed: the last \\boxed{...}."""
+    """Place of the answer in a completion. tags: <answer>...</answer>; boxed: the last \\boxed{...}."""
     chat_template: str = "auto"
     """auto: the tokenizer's own, if it has one; none: prompts are used as they are."""
     system_prompt: str | None = None

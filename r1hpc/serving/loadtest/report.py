@@ -72,7 +72,7 @@ class About:
     drain_s: float
     seed: int
     memory: str
-    """Where its memory was read; empty: nowhere."""
+    """Source of its memory readings; empty: none."""
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def _ecc(key: str, error_type: int) -> _Take:
     return _value(key, "nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_VOLATILE_ECC)
 
 
-# Of every tick, giving CHANGING; where a driver lacks the first way of a reading, the second.
+# Read at every tick, for CHANGING; where a driver lacks the first way, the second is taken.
 _CHANGING_WAYS: tuple[tuple[_Take, ...], ...] = (
     (_utilization,),
     (_memory, _memory_before_510),

@@ -40,7 +40,7 @@ class Forward:
     """Outputs of the networks for a micro batch, each (rows, k)."""
 
     logprobs: torch.Tensor
-    """Of the targets, by the trained policy. This and the next are 0 outside the completions."""
+    """By the trained policy, of the targets. This and the next are 0 outside the completions."""
     entropies: torch.Tensor
     """In nats, of the trained policy; with a gradient if rl.entropy_coef needs it."""
     values: torch.Tensor | None
