@@ -216,14 +216,19 @@ class Run:
         self._tell("saving", step)
         staging = store.staging(step, job.attempt, job.token)
         self._together(lambda: store.open_staging(step, job.attempt, job.token))
-        with store.writing(staging):
-            yield staging
-            if job.local_rank == 0:
-                _sync_file_system(staging)
-        self._requests.saving()
-        names = sorted(self._listed(staging))
-        mine = names[job.rank :: job.world_size]
-        records = [each for part in self._ranks.gather(store.seal(staging, mine)) for each in part]
+        try:
+            with store.writing(staging):
+                yield staging
+                if job.local_rank == 0:
+                    _sync_file_system(staging)
+            self._requests.saving()
+            names = sorted(self._listed(staging))
+            mine = names[job.rank :: job.world_size]
+            records = [each for part in self._ranks.gather(store.seal(staging, mine)) for each in part]
+        except Exception:
+            if job.rank == 0:  # makes room on a full disk, also for the outcome and the next attempt
+                store.abandon(step, job.attempt, job.token)
+            raise
         copied_at, copied_s = time.time(), time.monotonic() - began
 
         def commit() -> None:

@@ -15,6 +15,7 @@ from r1hpc.attempt.workload import Facts
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import record_complete
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import load
 from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import LimitsConfig
@@ -221,3 +222,18 @@ def test_the_hook_keeps_the_sites_own_and_leaves_a_wrapper_alone(tmp_path: Path)
     for command in ([*python, str(script)], [sys.executable, str(wrapper), *python, str(script)]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.stdout == "True True\n", done.stderr
+
+
+def test_a_save_that_fails_gives_the_disk_back(tmp_path: Path) -> None:
+    run, environment = in_a_job(tmp_path)
+    CheckpointStore(RunDir(run).checkpoints).begin(1, "t")
+    code = (
+        "import errno\n"
+        "from r1hpc.client.run import attempt\n"
+        "with attempt().saving(5) as folder:\n"
+        "    (folder / 'half').write_bytes(b'x' * 1000)\n"
+        "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "earlier checkpoints are intact" in done.stderr
+    assert list(run.rglob("half")) == []
