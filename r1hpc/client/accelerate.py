@@ -69,7 +69,7 @@ class _Keeper:
         self._grad_norm: Any = None
         self._began = time.monotonic()
         self._stem = ""
-        """Of the script's folders `STEM<step>`; empty: they count something else."""
+        """The script's folders are `STEM<step>`; empty: they count something else."""
         self._stops = False
         self._loaded_streams: dict[str, Any] | None = None
         self._loaders: list[Any] = []

@@ -21,7 +21,7 @@ from r1hpc.client.streams import set_streams, streams
 
 _FILE = "lightning.ckpt"
 _SUMS = ("value", "cumulated_batch_size")
-"""Of a number that `self.log` reduces over an epoch."""
+"""Attributes of a number that `self.log` reduces over an epoch."""
 
 
 def attach(module: ModuleType) -> None:

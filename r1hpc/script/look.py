@@ -33,7 +33,7 @@ class Look:
     saves_alone: str = ""
     """Place of a save_state that only the main process calls."""
     digest: str = ""
-    """Of the script and the modules beside it that it imports."""
+    """Facts of the script and of the modules beside it that it imports."""
 
 
 def digest_file(run: RunDir) -> Path:
