@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from r1hpc.attempt.state.state import Situation, State, read_situation
 from r1hpc.base.choose_run import choose_run
+from r1hpc.base.cli import print_json
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.submission.chain.folder import ChainDir, choose_chain
 from r1hpc.telemetry.records.attempts import Attempt
@@ -212,11 +213,13 @@ class Submission:
 
     def print(self, as_json: bool = False) -> None:
         """Print the command's output."""
-        from r1hpc.base.cli import print_result
         from r1hpc.submission.text import run_as_object, run_as_text
 
         done = (self.submitted.planned, self.submitted.job_id)
-        print_result(run_as_object(*done), run_as_text(*done), as_json)
+        if as_json:
+            print_json(run_as_object(*done))
+        else:
+            print(run_as_text(*done))
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Like Run.follow."""
@@ -247,10 +250,12 @@ class ChainSubmission:
 
     def print(self, as_json: bool = False) -> None:
         """Print the command's output."""
-        from r1hpc.base.cli import print_result
         from r1hpc.submission.text import chain_as_object, chain_as_text
 
-        print_result(chain_as_object(self.submitted), chain_as_text(self.submitted), as_json)
+        if as_json:
+            print_json(chain_as_object(self.submitted))
+        else:
+            print(chain_as_text(self.submitted))
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress, stage after stage; return 0 when all stages have finished."""
@@ -324,7 +329,10 @@ def submit(
     from r1hpc.submission.submit import SubmittedRun
     from r1hpc.submission.submit import submit as submit_order
 
-    changes = [*_dotted(overrides), *([f"resources.nodes={nodes}"] if nodes is not None else [])]
+    if isinstance(overrides, Mapping):
+        # JSON survives YAML: a bare 12:00:00 would be read as a number to base 60.
+        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    changes = [*overrides, *([f"resources.nodes={nodes}"] if nodes is not None else [])]
     order = Order(
         purpose=Purpose.dry_run if dry_run else Purpose.start,
         executor=executor,
@@ -352,10 +360,3 @@ def open_run_or_chain(given: str | None, run_root: str | None) -> Run | Chain:
     """Return the run or chain of this folder or name; without one, the newest under the run root."""
     chain = choose_chain(given, run_root)
     return Run(choose_run(given, run_root).path) if chain is None else Chain(chain)
-
-
-def _dotted(overrides: Overrides) -> list[str]:
-    if isinstance(overrides, Mapping):
-        # JSON survives YAML: a bare 12:00:00 would be read as a number to base 60.
-        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    return list(overrides)

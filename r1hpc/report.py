@@ -25,10 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import RUN_NAMES, SWEEP, all_runs, choose_run, existing_run_root, list_runs
+from r1hpc.base.choose_run import RUN_NAMES, all_runs, choose_run, existing_run_root, list_runs
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.run_dir import RunDir, places_of, run_root_of
+from r1hpc.base.run_dir import SWEEP, RunDir, places_of, run_root_of
 from r1hpc.base.tables import coloured, wrap
 
 if TYPE_CHECKING:  # only for types: --help must be quick

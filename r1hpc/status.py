@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from r1hpc.base.choose_run import SWEEP, add_run, choose_run, folders_with, list_runs, unreadable
+from r1hpc.base.choose_run import add_run, choose_run, folders_with, list_runs, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, print_result, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
-from r1hpc.base.run_dir import RunDir, run_root_of
+from r1hpc.base.run_dir import SWEEP, RunDir, run_root_of
 from r1hpc.base.tables import coloured, format_table, wrap
 from r1hpc.base.units import format_duration
 

@@ -124,7 +124,6 @@ def _submit(
 def as_text(done: dict[str, Any]) -> str:
     """Return the folder, the points by action, what they cost, and the commands for the sweep."""
     from r1hpc.plan.hours.quantiles import Spread
-    from r1hpc.plan.hours.text import hours_and_range
 
     path, is_dry_run, waiting = done["sweep_dir"], done["dry_run"], done["not_in_queue"]
     planned = {"submitted": "to submit", "resumed": "to resume"} if is_dry_run else {}
@@ -134,7 +133,7 @@ def as_text(done: dict[str, Any]) -> str:
     for unit, cost in done["estimate"].items():
         if cost is not None:
             what = unit.replace("_", "-").replace("gpu", "GPU")
-            lines.append(f"estimate {hours_and_range(Spread.of_json(cost), what)} for all that is left")
+            lines.append(f"estimate {Spread.of_json(cost).text(what)} for all that is left")
     if waiting and not is_dry_run:
         lines.append(f"later    {waiting:,} points are not in the queue yet: give the same command again")
     lines += [wrap(f"note     {note}", hanging=" " * 9) for note in done["notes"]]

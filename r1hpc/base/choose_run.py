@@ -9,14 +9,10 @@ from typing import Any
 
 from r1hpc.base.cli import add_run_root, offer
 from r1hpc.base.errors import UsageError
-from r1hpc.base.run_dir import RunDir, open_run, places_of, run_root_of
+from r1hpc.base.run_dir import CHAIN, SWEEP, RunDir, is_chain_or_sweep, open_run, places_of, run_root_of
 
 RUN_NAMES = f"{__name__}:run_names"
 """For base.cli.offer."""
-CHAIN = "chain.yaml"
-"""File in the folder of a chain, whose stages are runs."""
-SWEEP = "sweep.json"
-"""File in the folder of a sweep, whose points are runs."""
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
@@ -172,7 +168,3 @@ def full_name(run: RunDir) -> str:
     """Return the run's name, or CHAIN/STAGE (or SWEEP/POINT), since every chain may have an `sft`."""
     above = run.path.parent
     return f"{above.name}/{run.run_id}" if is_chain_or_sweep(above) else run.run_id
-
-
-def is_chain_or_sweep(folder: Path) -> bool:
-    return (folder / CHAIN).is_file() or (folder / SWEEP).is_file()

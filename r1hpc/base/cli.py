@@ -89,13 +89,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; an unknown flag's error names the nearest known one."""
-        answer_tab(self)
-        return self._known(*self.parse_known_args(_words(args), namespace))
+        return self._known(*self.parse_known_args(self._typed_words(args), namespace))
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse positional arguments and flags in any order, with the same errors."""
+        return self._known(*self.parse_known_intermixed_args(self._typed_words(args), namespace))
+
+    def _typed_words(self, args: Sequence[str] | None) -> list[str]:
         answer_tab(self)
-        return self._known(*self.parse_known_intermixed_args(_words(args), namespace))
+        return [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
 
     def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
         if unknown:
@@ -211,10 +213,6 @@ def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         return words, []
     at = words.index("--")
     return words[:at], [f"script.args={json.dumps(words[at + 1 :])}"]
-
-
-def _words(args: Sequence[str] | None) -> list[str]:
-    return [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
 
 
 def _at_home(word: str) -> str:

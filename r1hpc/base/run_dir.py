@@ -10,6 +10,11 @@ from pathlib import Path
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import at_home, check_name
 
+CHAIN = "chain.yaml"
+"""File in the folder of a chain, whose stages are runs."""
+SWEEP = "sweep.json"
+"""File in the folder of a sweep, whose points are runs."""
+
 
 class _Inside:
     """A path inside the run folder."""
@@ -119,6 +124,10 @@ class RunDir:
         self.path.mkdir(mode=0o700, parents=True)
         for folder in (self.logs, self.metrics, self.ledger, self.checkpoints, self.path / "attempts"):
             folder.mkdir(mode=0o700)
+
+
+def is_chain_or_sweep(folder: Path) -> bool:
+    return (folder / CHAIN).is_file() or (folder / SWEEP).is_file()
 
 
 def default_run_root() -> Path:

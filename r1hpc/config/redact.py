@@ -192,9 +192,8 @@ def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _refuse_in(item, key, known)
-    elif isinstance(value, str | int) and value and (kind := _kind(key, str(value), known)):
+    elif isinstance(value, str | int) and value:
+        kind = "a secret, by its name" if is_secret_key(key) else find_secret(str(value), known)
+        if kind is None:
+            return
         raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
-
-
-def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
-    return "a secret, by its name" if is_secret_key(key) else find_secret(value, known)

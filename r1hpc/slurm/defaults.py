@@ -4,6 +4,7 @@ decision = decide(config, "slurm")      # asks Slurm; each assumption becomes a 
 """
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -30,6 +31,10 @@ from r1hpc.plan.topology.parts import STAGES_IN_PARTS, idle_ranks, with_part_siz
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
+
+_RESOLVER_S = 30.0
+"""Without slurm.conf, sbatch asks DNS for a server of it: a name server that is silent costs ten seconds and
+more."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,14 @@ def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
 
 def slurm_is_here() -> bool:
     """True if this machine is a client of some Slurm cluster, even if it cannot be reached now."""
-    if shutil.which("sbatch") is None:
-        return False
+    found = shutil.which("sbatch")
+    return found is not None and _has_configuration(found, os.environ.get("SLURM_CONF"))
+
+
+@functools.cache
+def _has_configuration(sbatch: str, slurm_conf: str | None) -> bool:
     try:
-        call(["sbatch", "--version"], 5.0)  # reads slurm.conf, contacts nobody
+        call([sbatch, "--version"], _RESOLVER_S)  # reads slurm.conf, contacts nobody
     except SlurmError as error:
         return NO_CONFIGURATION not in error.stderr
     return True

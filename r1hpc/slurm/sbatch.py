@@ -29,7 +29,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import StateError
 from r1hpc.config.redact import find_secret, is_secret_name
-from r1hpc.slurm.client import SlurmError, call, call_for_stderr, retry, without_advice
+from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call, call_for_stderr, retry, without_advice
 from r1hpc.slurm.queue import jobs_by_folder
 
 _REFUSAL_TIMEOUT_S = 10.0
@@ -258,9 +258,10 @@ def try_out(text: str) -> Trial:
     try:
         answer = call_for_stderr(["sbatch", "--test-only"], text, _TRIAL_S, exported())
     except SlurmError as error:
-        if is_for_good(error):
+        is_silent = error.unreachable or NO_CONFIGURATION in error.stderr
+        if not is_silent and is_for_good(error):
             raise with_choices(error) from None
-        if error.unreachable:
+        if is_silent:
             return Trial(
                 f"Slurm was not asked whether it would take this: {without_advice(error)}", False, False
             )

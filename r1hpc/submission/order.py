@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from r1hpc.base.choose_run import is_chain_or_sweep
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import check_name, printable
-from r1hpc.base.run_dir import RunDir, default_run_root
+from r1hpc.base.run_dir import RunDir, default_run_root, is_chain_or_sweep
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides
 from r1hpc.submission.chain.file import without_stage
 

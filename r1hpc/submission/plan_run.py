@@ -12,7 +12,7 @@ cluster was asked. A workload adds its own (attempt/workload.py).
 import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from r1hpc.accounting.budget import RunRequest
 from r1hpc.accounting.calibrate import corrected, finished_runs
 from r1hpc.accounting.forecast import Spread
 from r1hpc.attempt.workload import Facts, workload_of
-from r1hpc.base.choose_run import SWEEP
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, paths, plugins, redact
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import check_packages
+from r1hpc.config.stages import SAMPLED_STAGES, check_packages
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan
@@ -197,7 +196,7 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
 class Check:
     """One check: it refuses the run by a UsageError, or returns notes for the person who submits."""
 
-    check: Callable[[RunConfig, OrderFacts], Sequence[str] | None]
+    check: Callable[[RunConfig, OrderFacts], Iterable[str] | None]
     when: Callable[[RunConfig, OrderFacts], object] = lambda config, facts: True
 
 
@@ -214,7 +213,8 @@ def _check_fields(config: RunConfig, facts: OrderFacts) -> None:
 
 def _check_new(config: RunConfig, facts: OrderFacts) -> None:
     config.deepspeed.check_new()
-    config.rollout.check_new()
+    if config.stage in SAMPLED_STAGES:
+        config.rollout.check_new()
     if config.stage == "rl":
         config.rl.check_new()
 
@@ -234,19 +234,16 @@ def _check_packages(config: RunConfig, facts: OrderFacts) -> list[str]:
     return []
 
 
-def _ignored_variables(config: RunConfig, facts: OrderFacts) -> list[str]:
-    ignored = ", ".join(flags.ignored_variables(os.environ))
-    return [f"not used from the environment: {ignored}"] if ignored else []
-
-
-def _withheld_variables(config: RunConfig, facts: OrderFacts) -> list[str]:
-    hidden = ", ".join(withheld(os.environ))
-    if not hidden:
-        return []
-    return [
-        f"not passed to the job, since the value holds a password or a token: {hidden}. Keep the login "
-        "in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
-    ]
+def _environment_notes(config: RunConfig, facts: OrderFacts) -> Iterator[str]:
+    """Yield what the job will not get from this environment."""
+    if ignored := flags.ignored_variables(os.environ):
+        yield f"not used from the environment: {', '.join(ignored)}"
+    hidden = withheld(os.environ) if facts.executor == "slurm" else ()
+    if hidden:
+        yield (
+            f"not passed to the job, since the value holds a password or a token: {', '.join(hidden)}. Keep "
+            "the login in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
+        )
 
 
 def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
@@ -381,8 +378,7 @@ _CHECKS_OF_JOB = (
         when=lambda config, facts: facts.executor == "slurm" and facts.order.purpose is not Purpose.estimate,
     ),
     Check(_check_packages, when=lambda config, facts: facts.order.purpose is not Purpose.estimate),
-    Check(_ignored_variables),
-    Check(_withheld_variables, when=lambda config, facts: facts.executor == "slurm"),
+    Check(_environment_notes),
     Check(lambda config, facts: facts.decision.notes),
     Check(_memory_notes, when=lambda config, facts: facts.plan.topology.num_gpus),
     Check(lambda config, facts: workload_of(config.stage).check(config, facts)),

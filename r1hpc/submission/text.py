@@ -15,7 +15,6 @@ from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
 from r1hpc.plan.hours.quantiles import Spread
-from r1hpc.plan.hours.text import hours_and_range
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
 from r1hpc.submission.chain_steps import Action, StageStep
@@ -90,7 +89,8 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         lines.append(_batch_line(planned))
     if planned.prompt is not None:
         lines.append(("asks", _shortened(repr(planned.prompt))))
-    lines += _learning_lines(planned.config)
+    if planned.config.stage in ("rl", "evaluate"):
+        lines += _learning_lines(planned.config)
     if plan.memory is not None and where.num_gpus:
         lines.append(
             ("memory", f"on each GPU {held(plan.memory)}; {plan.memory.host_gib:.0f} GiB of a node's own")
@@ -99,7 +99,7 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
     expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
     if expected is not None:
-        lines.append(("estimate", hours_and_range(Spread.of_json(expected), f"{what}-hours")))
+        lines.append(("estimate", Spread.of_json(expected).text(f"{what}-hours")))
     elif planned.config.stage == "script":
         lines.append(("estimate", "not known before a first run of this script has finished on such nodes"))
     hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
@@ -111,8 +111,6 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
 
 def _learning_lines(config: RunConfig) -> list[tuple[str, str]]:
     """Return the reward of stage rl, and the questions of its evaluations and of stage evaluate."""
-    if config.stage not in ("rl", "evaluate"):
-        return []
     asked = config.evaluate
     terms = " + ".join(f"{weight:g} {name}" for name, weight in config.reward.terms.items())
     source = ", ".join(asked.sets) or asked.path or f"task {config.task.name}, held out"

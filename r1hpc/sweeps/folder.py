@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.choose_run import SWEEP
 from r1hpc.base.files import read_json, write_json
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.sweeps.grid import Grid, Point, points_of
 from r1hpc.telemetry.records.rungs import Halving

@@ -167,6 +167,7 @@ def test_auto_is_local_only_where_there_is_no_slurm(monkeypatch: pytest.MonkeyPa
     [
         ("exit 0", "slurm"),
         ("echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1", "local"),
+        ("sleep 6; echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1", "local"),
         ("echo 'Unable to contact slurm controller' >&2; exit 1", "slurm"),
     ],
 )

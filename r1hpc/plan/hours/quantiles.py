@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from r1hpc.base.records import mistake
+from r1hpc.base.units import amount
 
 NORMAL = statistics.NormalDist()
 Z90 = NORMAL.inv_cdf(0.9)
@@ -60,6 +61,10 @@ class Spread:
         if side <= 1:
             return 1.0 if amount >= self.p50 else 0.0
         return NORMAL.cdf(math.log(amount / self.p50) / math.log(side) * Z90)
+
+    def text(self, unit: str) -> str:
+        """Format as `230 GPU-hours (P10 150, P90 340)`."""
+        return f"{amount(self.p50)} {unit} (P10 {amount(self.p10)}, P90 {amount(self.p90)})"
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)

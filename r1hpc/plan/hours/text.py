@@ -40,11 +40,6 @@ def hours_text(hours: Spread) -> str:
     return f"{amount(hours.p50)} ({amount(hours.p10)} to {amount(hours.p90)})"
 
 
-def hours_and_range(hours: Spread, unit: str) -> str:
-    """Format hours as `230 GPU-hours (P10 150, P90 340)`."""
-    return f"{amount(hours.p50)} {unit} (P10 {amount(hours.p10)}, P90 {amount(hours.p90)})"
-
-
 def summary_line(found: Estimate) -> str:
     """Return one line for a submission."""
     hours, what = found.gpu_hours or found.node_hours, "GPU-hours" if found.gpu_hours else "node-hours"
@@ -54,7 +49,7 @@ def summary_line(found: Estimate) -> str:
     until = (
         f"; {format_duration(wall.p50 * 3600)} of wall time" if wall and len(found.wall_hours) == 1 else ""
     )
-    return f"{hours_and_range(hours, what)}{until}"
+    return f"{hours.text(what)}{until}"
 
 
 def _hours(found: Estimate) -> Iterator[str]:

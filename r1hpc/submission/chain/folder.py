@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict
 
 from r1hpc.base import lock
-from r1hpc.base.choose_run import CHAIN, folders_with, is_yours, list_runs
+from r1hpc.base.choose_run import folders_with, is_yours, list_runs
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Time
-from r1hpc.base.run_dir import RunDir, places_of, run_root_of
+from r1hpc.base.run_dir import CHAIN, RunDir, places_of, run_root_of
 
 TAKEN_NAMES = (CHAIN, "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""

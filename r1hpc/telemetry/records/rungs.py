@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from r1hpc.base.choose_run import SWEEP
 from r1hpc.base.files import read_object
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.telemetry.records.evaluations import read_evaluations
 
 _FOLDER = "rungs"
