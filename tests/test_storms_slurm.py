@@ -32,6 +32,9 @@ from tests.train.test_rl_disturbed import assert_same_learning
 _SEEDS, _NUM_ACTS, _LEAST_ACTS = range(10), 16, 15
 _SLACK_S = 15
 """An attempt may be longer than its job was by sacct: suspended, or saving after its requeue."""
+_AGAIN_S = (55, 85)
+"""slurmctld sends a signal that a node lost as it went down again after 60 s (RPC_RETRY_INTERVAL): to the
+attempt that has the step's number by then."""
 _CLOCKS = ("", "+40s", "-300s", "-40s", "+300s")
 """By seed, what is wrong with the clock that a run's job reads."""
 Runs = list[RunDir]
@@ -121,7 +124,8 @@ def draw(kind: str, seed: int) -> list[Act]:
 
 def allowed(state: str | None, acts: Collection[str]) -> set[Cause]:
     """Return the causes that an attempt may have by its job's state in sacct and the acts in its time."""
-    return _BY_STATE.get(state or "", set()).union(*(_BY_ACT[act] for act in acts))
+    by_act = {**_BY_ACT, "signal again": {Cause.preempted}}
+    return _BY_STATE.get(state or "", set()).union(*(by_act[act] for act in acts))
 
 
 def explain(
@@ -136,6 +140,9 @@ def explain(
         over = min((r.start for r in records if r.start is not None and r.start > start), default=math.inf)
         lag_s = {d: 30 if d.name == "preempt" else 1 for d in done}  # a preemptor waits for its turn
         acts = [d.name for d in done if d.began < over and d.ended + lag_s[d] >= start]
+        again = [(d.began + _AGAIN_S[0], d.ended + _AGAIN_S[1]) for d in done if d.name == "node down"]
+        if attempt.detail.startswith("stopped by SIGTERM") and any(t < over and u > start for t, u in again):
+            acts.append("signal again")
         is_true = attempt.cause in allowed(state, acts)
         if attempt.cause is Cause.finished:
             is_true = attempt is attempts[-1] and state in ("COMPLETED", "PREEMPTED", "REQUEUED")
@@ -378,3 +385,16 @@ def test_an_act_counts_in_the_time_of_its_job_only() -> None:
     assert are_true(*causes) == [True, True, True]
     assert are_true(*causes, longer_s=20) == [False, False, False]
     assert are_true(*reversed(causes)) == [False, True, False]
+
+
+def test_a_signal_that_a_node_lost_comes_to_a_later_attempt() -> None:
+    records = [JobRecord("7", "REQUEUED", t, t + 30, 30, 0, 1, "n", "0:0", 0, *"uapqn") for t in (100, 140)]
+    attempt = Attempt(1, Cause.preempted, 100, 130, 1, 0, 1, 9, 9, job_id="7", job_start=100)
+
+    def is_true(detail: str, down: float) -> bool:
+        return explain([replace(attempt, detail=detail)], records, [Done("node down", down, down + 1)])[0][1]
+
+    assert is_true("stopped by SIGTERM", 64)
+    assert not is_true("stopped by SIGTERM", 9)
+    assert not is_true("stopped by SIGTERM", 98)
+    assert not is_true("requeued by scontrol", 64)
