@@ -2,17 +2,28 @@
 
     python -m r1hpc.settings jobs/train.yaml                     # every key, its value and its source
     python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set # only what differs from the defaults
+    python -m r1hpc.settings CHAIN --set                         # of each stage; or one: CHAIN/STAGE
     python -m r1hpc.settings --reference                         # every setting with its meaning, as Markdown
 
 Later wins: a job file's includes, its own keys, the cluster profile, KEY=VALUE.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, add_cluster, file_and_overrides, offer, print_result, run_command
+from r1hpc.base.choose_run import choose_run
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_cluster,
+    add_run_root,
+    file_and_overrides,
+    offer,
+    print_result,
+    run_command,
+)
+from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
+from r1hpc.base.run_dir import CHAIN, places_of
 from r1hpc.base.tables import terminal_width
 
 # omegaconf loads only when it is needed: --help must be quick.
@@ -35,32 +46,61 @@ def main(argv: Sequence[str]) -> int:
 
         print(as_text(), end="")
         return 0
-    from r1hpc.config.origins import DEFAULT
+    file, overrides = file_and_overrides(arguments.words)
+    stages = _frozen(file, arguments.run_root) if file else {}
+    if stages and overrides:
+        raise UsageError(f"{printable(str(file))} has been submitted: leave out {printable(overrides[0])}")
+    if not stages:
+        from r1hpc.config.origins import resolved
 
-    settings = [each for each in _resolved(arguments) if not arguments.set or each.source != DEFAULT]
-    shown = {each.key: {"value": each.value, "source": each.source} for each in settings}
-    print_result(shown, _table(settings), arguments.json)
+        stages = {"": resolved(file, overrides, arguments.cluster)}
+    if arguments.set:
+        stages = {name: [each for each in found if each.is_set] for name, found in stages.items()}
+    shown = {
+        name: {each.key: {"value": each.value, "source": each.source} for each in found}
+        for name, found in stages.items()
+    }
+    text = "\n\n".join(f"{name}\n{_table(found)}".lstrip("\n") for name, found in stages.items())
+    print_result(shown.get("", shown), text, arguments.json)
     return 0
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.settings", description=__doc__)
     words = parser.add_argument(
-        "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides"
+        "words",
+        nargs="*",
+        metavar="JOB.yaml | CHAIN | KEY=VALUE",
+        help="job file, or run or chain; overrides",
     )
     offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
     parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
     parser.add_argument("--schema", action="store_true", help="jobs/schema.json: JSON Schema of job files")
     add_cluster(parser)
+    add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
 
-def _resolved(arguments: argparse.Namespace) -> "list[Setting]":
-    from r1hpc.config.origins import resolved
+def _frozen(given: str, run_root: str | None) -> "dict[str, list[Setting]]":
+    """Return the settings of each stage of a chain, or of a run under ""; empty if `given` is neither."""
+    from r1hpc.config.load import read
+    from r1hpc.config.origins import frozen
+    from r1hpc.submission.chain.file import open_definition
+    from r1hpc.submission.chain.folder import ChainDir
 
-    return resolved(*file_and_overrides(arguments.words), arguments.cluster)
+    chain = ChainDir.find(given, run_root)
+    if chain is not None:  # a stage that was submitted may have been given other settings since
+        stages = [(each, chain.stage(each.name).config) for each in open_definition(chain).stages]
+        return {
+            each.name: frozen(read(path), path.name) if path.is_file() else frozen(each.config, CHAIN)
+            for each, path in stages
+        }
+    if any((place / "config.yaml").is_file() for place in places_of(given, run_root)):
+        config = choose_run(given, run_root).config
+        return {"": frozen(read(config), config.name)}
+    return {}
 
 
 def _table(settings: "Sequence[Setting]") -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from r1hpc.config.layers import effective, value_at
 from r1hpc.config.load import as_layer, known_keys, load, named_layers, parse_override, profile_layer
+from r1hpc.config.schema.run import RunConfig
 
 DEFAULT = "default"
 
@@ -25,6 +26,10 @@ class Setting:
     source: str
     """`default`, the file that set it last, or the override as given. If several wrote parts of a mapping,
     all of them, joined by ` + `."""
+
+    @property
+    def is_set(self) -> bool:
+        return self.source != DEFAULT
 
 
 def resolved(
@@ -43,6 +48,13 @@ def resolved(
     effects = effective([layer for _, layer in layers], [parse_override(item) for item in overrides])
     named = list(zip(names, effects, strict=True))
     return [Setting(key, value_at(values, key), _source_of(key, named)) for key in known_keys()]
+
+
+def frozen(config: RunConfig, source: str) -> list[Setting]:
+    """Return every key of a submitted run; `source` stands for all values that differ from the defaults."""
+    values, usual = as_layer(config), as_layer(RunConfig())
+    pairs = [(key, value_at(values, key), value_at(usual, key)) for key in known_keys()]
+    return [Setting(key, value, DEFAULT if value == default else source) for key, value, default in pairs]
 
 
 def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:

@@ -1,11 +1,16 @@
 """settings: what a run is given, and the reference of every key."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from r1hpc import settings
+from r1hpc.base.errors import UsageError
+from r1hpc.config import load
 from r1hpc.config.reference import reference
+from r1hpc.submission.chain.file import Definition, Stage, save_definition
+from r1hpc.submission.chain.folder import ChainDir
 
 
 @pytest.fixture
@@ -25,3 +30,25 @@ def test_the_command_prints_what_was_set(job: Path, capsys: pytest.CaptureFixtur
     ]  # fmt: skip
     assert settings.main(["--reference"]) == 0
     assert capsys.readouterr().out == reference()
+
+
+def test_a_chain_shows_the_settings_of_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain = ChainDir(tmp_path / "r1")
+    sft, grpo = load.load(None, ["stage=sft"]), load.load(None, ["stage=rl", "train.lr=1e-3"])
+    chain.stage("sft").create()
+    save_definition(Definition("r1.yaml", "", (Stage("sft", (), sft), Stage("grpo", ("sft",), grpo))), chain)
+    load.save(load.load(None, ["stage=sft", "train.seed=3"]), chain.stage("sft").config)  # given since
+    words = ["r1", "--run-root", str(tmp_path), "--set"]
+    assert settings.main([*words, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sft"]["train.seed"] == {"value": 3, "source": "config.yaml"}
+    assert shown["grpo"]["train.lr"] == {"value": 0.001, "source": "chain.yaml"}
+    assert settings.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("sft") < lines.index("grpo") < len(lines) - 1
+    assert settings.main(["r1/sft", *words[1:]]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["stage", "sft"], ["train.seed", "3"],
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"r1 has been submitted: leave out train.lr=1"):
+        settings.main([*words, "train.lr=1"])
