@@ -210,6 +210,9 @@ class Storm:
             time.sleep(act.fraction)
         elif act.name in ("usr2", "cancel step", "kill rank", "kill srun"):
             self.until("a step", lambda: bool(self.victims("kill rank") and self.victims("kill srun")))
+        elif act.name == "term shell":
+            self.until_running()
+            self.until("a shell that has set its traps", self.shell_listens)
         elif act.name != "kill slurmctld":
             self.until_running()
         if self.is_over:
@@ -263,6 +266,18 @@ class Storm:
                 status = read_text(path.parent / "stat").rpartition(")")[2].split()
                 parents[int(path.parent.name)] = int(status[1]) if status else 0
         return sorted(pid for pid, parent in parents.items() if parent not in parents)
+
+    def shell_listens(self) -> bool:
+        """Return True once the job's shell has opened its log, which it does after it has set its traps.
+
+        A SIGTERM before that kills it, and Slurm then records the job as failed.
+        """
+        log = self.run.logs / f"slurm-{job_of(self.run)}.out"
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if "/slurm_script" in read_text(path) and (path.parent / "fd" / "1").readlink() == log:
+                    return True
+        return False
 
     def judge(self) -> tuple[str, bool]:
         """Return what was done and what became of it, and True if each cause is explained."""
