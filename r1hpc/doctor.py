@@ -5,15 +5,16 @@
     salloc -N 2 -t 10 python -m r1hpc.doctor --nodes 2  # on the nodes of an allocation, and between them
     python -m r1hpc.doctor --write-profile configs/cluster/mine.yaml
 
-Also munge, shared memory, the run root (space, speed, locks, rename), ports, GPUs and time limits. Each
-finding is ok, warn, fail or unknown, and names the fix. Exit status 0: nothing failed. It writes 64 MiB under
-the run root and removes them.
+Also shared memory, the run root (space, speed, locks, rename), GPUs and time limits. Each finding is ok,
+warn, fail or unknown, and names the fix. Exit status 0: nothing failed. It writes 64 MiB under the run root
+and removes them.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.nodes is not None and arguments.nodes < 1:
         raise UsageError(f"--nodes {arguments.nodes}: at least 1")
-    from r1hpc.preflight.findings import healthy
     from r1hpc.preflight.profile import profile_name, write_profile
     from r1hpc.preflight.run_all import examine
 
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if file is not None:
         profile = {**profile, "name": file.stem}
         write_profile(file, profile)
-    passed = healthy(found.findings)
+    passed = all(finding.state.value != "fail" for finding in found.findings)
     if arguments.json:
-        findings = [finding.to_json() for finding in found.findings]
+        findings = [asdict(finding) for finding in found.findings]
         print_json({"passed": passed, "findings": findings, "profile": profile})
     else:
         print(coloured(as_text(found.findings)))

@@ -1,11 +1,10 @@
 """Prove on your own cluster that a preempted job loses nothing; the proof is in the records of its runs.
 
     python -m r1hpc.drill jobs/smoke.yaml                # on Slurm, or on this machine without one
-    python -m r1hpc.drill jobs/smoke.yaml --out drill    # the page as drill/drill.md, and drill.json
     python -m r1hpc.drill jobs/smoke.yaml --way preempt  # only one way of preemption
 
-Submits a shortened job up to four times: one run undisturbed; one that is preempted, suspended, killed and
-requeued as far as the site lets a user do it; one with too short a time limit; one cancelled while it is
+Submits a shortened job up to four times: one run undisturbed; one that is preempted, killed and requeued as
+far as the site lets a user do it; one with too short a time limit; one cancelled while it is
 being preempted. Then it compares loss and gradient norm to the last bit, every sample consumed once, the
 recorded causes, and no attempt after the cancel. It lists the ways of preemption exercised, and why the
 others were not. Exit status 0: passed. It costs the GPU-hours of these runs.
@@ -17,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import (
@@ -54,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     _refuse_job(arguments)
     ways = tuple(dict.fromkeys(arguments.way or _WAYS))
-    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
-        raise UsageError(f"--out {arguments.out} is a file: name a folder")
-    from r1hpc.preflight.drill.verdict import judge_cancel
+    from r1hpc.preflight.drill.verdict import judge_attempts, judge_cancel, judge_records
     from r1hpc.telemetry.records.attempts import read_history
 
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -74,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = _disturb(disturbed, arguments.steps, ways, only_ways=bool(arguments.way))
         _wait_over(disturbed)
         runs.append(disturbed)
-        checks = _judge(quiet, disturbed, done, _save_every(arguments.steps))
+        checks = judge_attempts(disturbed.attempts, done, _save_every(arguments.steps))
+        checks += judge_records(quiet.folder, disturbed.folder)
     if "limit" in ways:
         limited, at_limit, of_limit = _limit(arguments, f"{name}-limited", quiet)
         runs += [limited] if limited is not None else []
@@ -96,14 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "passed": passed,
         "job": arguments.job,
         "ways": exercised,
-        "checks": [check.to_json() for check in checks],
+        "checks": [asdict(check) for check in checks],
         "not_done": [{"what": each.name, "why": each.refused} for each in done if each.refused is not None],
         "runs": [str(run.path) for run in runs],
     }
-    page = as_text(value)
-    print_result(value, page, arguments.json)
-    if arguments.out is not None:
-        _write(arguments.out, value, page)
+    print_result(value, as_text(value), arguments.json)
     return 0 if passed else 1
 
 
@@ -123,7 +118,6 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     add_cluster(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write drill.md and drill.json there")
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
@@ -192,21 +186,21 @@ def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list
         preemptor, why_not = _preemptor(run, job)
     if why_not is not None:
         ways = [way for way in ways if way != "preempt"]
-        done.append(Done("preemption (another QOS)", 0, 0, refused=why_not, way="preempt"))
+        done.append(Done("preemption (another QOS)", 0, refused=why_not, way="preempt"))
     plan = disturbances(job, ways, preemptor, only_ways=only_ways)
     for number, each in enumerate(plan, start=1):
         _wait_step(run, number * steps // (len(plan) + 2))
         if not run.attempts:
             raise R1hpcError(f"no attempt of {run.run_id} began: see python -m r1hpc.status {run.path}")
-        last, step, refused = run.attempts[-1].attempt, _step(run), None
+        last, refused = run.attempts[-1].attempt, None
         try:
             each.apply(_job(run))
         except SlurmError as error:
             refused = without_advice(error)
         except ProcessLookupError:
             refused = "the run was over before: give more --steps"
-        done.append(Done(each.name, step, last, each.causes, each.may_lose_steps, refused, each.way))
-        if each.causes and refused is None:
+        done.append(Done(each.name, last, each.causes, each.may_lose_steps, refused, each.way))
+        if refused is None:
             _wait_attempt(run, last + 1)
     return done
 
@@ -241,7 +235,7 @@ def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, lis
     from r1hpc.preflight.drill.verdict import Done, judge_limited
 
     def refused(why: str) -> tuple[None, Done, list[Check]]:
-        return None, Done("time limit", 0, 0, refused=why, way="limit"), []
+        return None, Done("time limit", 0, refused=why, way="limit"), []
 
     if _job(quiet).pid is not None:
         return refused("a run on this machine has no time limit")
@@ -257,7 +251,7 @@ def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, lis
         return run, refused(f"the run finished within its limit of {minutes} min: give more --steps")[1], []
     limit = f"time limit of {minutes} min"
     checks = judge_limited(quiet.folder, run.folder, run.attempts, limit)
-    return run, Done(limit, 0, 1, way="limit"), checks
+    return run, Done(limit, 1, way="limit"), checks
 
 
 def _preempt_and_cancel(run: Run) -> None:
@@ -274,15 +268,6 @@ def _preempt_and_cancel(run: Run) -> None:
             raise
     _wait_over(run)
     time.sleep(_AFTER_CANCEL_S)
-
-
-def _judge(quiet: Run, disturbed: Run, done: Sequence[Done], save_every: int) -> list[Check]:
-    from r1hpc.preflight.drill.verdict import judge_attempts, judge_records
-
-    return [
-        *judge_attempts(disturbed.attempts, done, save_every),
-        *judge_records(quiet.folder, disturbed.folder),
-    ]
 
 
 def _job(run: Run) -> Any:
@@ -353,14 +338,6 @@ def as_text(value: dict[str, Any]) -> str:
     runs = [f"- `{path}`" for path in value["runs"]]
     head = [f"# Drill of {value['job']}: {verdict}", "", "| kept | promise | seen |", "|---|---|---|"]
     return "\n".join([*head, *rows, "", "Ways to be preempted:", *ways, "", *skipped, "The runs:", *runs])
-
-
-def _write(folder: Path, value: dict[str, Any], page: str) -> None:
-    from r1hpc.base.files import write_atomic, write_json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "drill.md", page + "\n")
-    write_json(folder / "drill.json", value)
 
 
 if __name__ == "__main__":

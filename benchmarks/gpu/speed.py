@@ -5,7 +5,7 @@ from benchmarks.gpu.shapes import QWEN_05B, QWEN_15B, TINY, model_words
 from benchmarks.gpu.table import Table, number, seconds, share
 from r1hpc.api import Run
 from r1hpc.base.units import GIB
-from r1hpc.telemetry.gpu.summary import summarise
+from r1hpc.telemetry.gpu.history import read_gpus
 
 _TOKENS_AT_ONCE = 16_384
 _TIMER = 'deepspeed.extra={"timers": {"throughput": {"enabled": true}}}'
@@ -51,6 +51,6 @@ def _run(place: Place, size: str, length: int, more: tuple[str, ...]) -> Run:
 
 def memory_of(made: Run) -> str:
     """The most that NVML saw used on any GPU of a run."""
-    gpus = [gpu for path in made.folder.all_gpu_metrics for gpu in summarise(path)["gpus"].values()]
+    gpus = [gpu for node in read_gpus(made.folder) for gpu in node.summary.result()["gpus"].values()]
     used = [gpu["max_memory_used_bytes"] for gpu in gpus if gpu["max_memory_used_bytes"] is not None]
     return f"{max(used) / GIB:.1f} GiB" if used else "-"

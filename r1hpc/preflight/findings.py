@@ -1,10 +1,6 @@
-"""Define the result of one check: its state, what was seen, and the fix.
+"""Define the result of one check: its state, what was seen, and the fix."""
 
-SiteFinding("munge", CheckState.fail, "munged does not answer", "ask the administrators to start munged")
-"""
-
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -26,9 +22,6 @@ class SiteFinding:
     detail: str
     fix: str = ""
 
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
-
 
 def ok(check: str, detail: str) -> SiteFinding:
     return SiteFinding(check, CheckState.ok, detail)
@@ -44,8 +37,3 @@ def fail(check: str, detail: str, fix: str) -> SiteFinding:
 
 def unknown(check: str, detail: str, fix: str = "") -> SiteFinding:
     return SiteFinding(check, CheckState.unknown, detail, fix)
-
-
-def healthy(findings: Iterable[SiteFinding]) -> bool:
-    """True if nothing failed; warnings and unknowns do not count."""
-    return all(finding.state is not CheckState.fail for finding in findings)

@@ -1,23 +1,15 @@
-"""Check one node: its GPUs, shared memory, munge, ports and network interfaces.
-
-facts = collect_node(asked_interface="ib0")
-judge_node(facts, expected_gpus=8)
-"""
+"""Check one node: its packages, GPUs, shared memory and network interfaces."""
 
 import os
 import socket
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import R1hpcError
 from r1hpc.base.units import GIB, format_bytes
 from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
 from r1hpc.preflight.versions import VersionFacts, collect_versions, judge_versions
-from r1hpc.slurm.rank_env import choose_port
-from r1hpc.telemetry.gpu.reading import GpuReading
 
 _MIB = 2**20
 _BUSY_BYTES = GIB
@@ -44,24 +36,19 @@ class NodeFacts:
     driver: str | None = None
     no_driver: str | None = None
     """Why NVML does not open."""
-    gpus: tuple[GpuReading, ...] = ()
+    gpus: Sequence[dict[str, Any]] = ()
+    """Their readings (telemetry.gpu.nvml)."""
     gpu_notes: tuple[str, ...] = ()
-    munge: str | None = None
-    """None: it answers, or is not installed; else its message."""
-    has_munge: bool = False
-    port: str | None = None
-    """None: a port to listen on was found; else the reason."""
 
 
 def collect_node(asked_interface: str | None = None, versions: VersionFacts | None = None) -> NodeFacts:
-    """Inspect this machine. Starts one process (munge) and opens one port briefly.
+    """Inspect this machine.
 
     Args:
         versions: those of the interpreter of jobs, if it is not this one.
     """
     environ = os.environ
     total, free = _space_of(Path("/dev/shm"))
-    munge, has_munge = _ask_munge()
     return NodeFacts(
         name=environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0],
         versions=versions or collect_versions(environ),
@@ -69,9 +56,6 @@ def collect_node(asked_interface: str | None = None, versions: VersionFacts | No
         named_interfaces=_named_interfaces(asked_interface, environ),
         shm_bytes=total,
         shm_free_bytes=free,
-        munge=munge,
-        has_munge=has_munge,
-        port=_why_no_port(),
         **_collect_gpus(),
     )
 
@@ -79,7 +63,6 @@ def collect_node(asked_interface: str | None = None, versions: VersionFacts | No
 def judge_node(
     facts: NodeFacts,
     expected_gpus: int | None,
-    uses_munge: bool = True,
     image: str | None = None,
     runs_jobs: bool = True,
 ) -> list[SiteFinding]:
@@ -87,7 +70,6 @@ def judge_node(
 
     Args:
         expected_gpus: GPUs a job must find there; None: nothing is expected, as on a login node.
-        uses_munge: Slurm's AuthType is auth/munge, or unknown.
         image: the container of the ranks, if any.
         runs_jobs: False for a login node, which need not have the interface that a profile names.
     """
@@ -97,8 +79,6 @@ def judge_node(
         *([_not_of(image, finding.check) for finding in versions] if image else versions),
         *_judge_interfaces(facts, runs_jobs),
         _judge_shm(facts, expected_gpus),
-        *_judge_munge(facts, uses_munge),
-        _judge_port(facts),
         *_judge_gpus(facts, expected_gpus),
     ]
 
@@ -148,23 +128,6 @@ def _judge_shm(facts: NodeFacts, expected_gpus: int | None) -> SiteFinding:
     return ok("/dev/shm", detail)
 
 
-def _judge_munge(facts: NodeFacts, uses_munge: bool) -> list[SiteFinding]:
-    if not uses_munge:
-        return []
-    if not facts.has_munge:
-        return [unknown("munge", "there is no munge command here to ask with")]
-    if facts.munge is not None:
-        fix = "ask the administrators to start munged, with the cluster's key and a clock that is right"
-        return [fail("munge", facts.munge, fix)]
-    return [ok("munge", "a credential is made and read")]
-
-
-def _judge_port(facts: NodeFacts) -> SiteFinding:
-    if facts.port is not None:
-        return fail("ports", facts.port, "end what listens there (ss -ltn), or take another node")
-    return ok("ports", "there is a free one outside the range of outgoing connections")
-
-
 def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[SiteFinding]:
     if facts.driver is None:
         if expected:
@@ -185,33 +148,33 @@ def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[SiteFinding]:
     if expected is not None and len(facts.gpus) < expected:
         fix = "ask for that many (--gpus-per-node), and look at CUDA_VISIBLE_DEVICES"
         found.append(fail("GPUs", f"{len(facts.gpus)} are seen, {expected} expected", fix))
-    links = {gpu.nvlink_links_active for gpu in facts.gpus if gpu.nvlink_links_active is not None}
+    links = {gpu["nvlink_links_active"] for gpu in facts.gpus} - {None}
     if len(links) > 1:
         fix = "exclude the node (--exclude NODE) and report it: its collectives run at the slowest link"
         found.append(warn("NVLink", f"GPUs of one node have {sorted(links)} active links", fix))
-    names = sorted({gpu.name or "?" for gpu in facts.gpus})
+    names = sorted({gpu["name"] or "?" for gpu in facts.gpus})
     return found or [
         ok("GPUs", f"{len(facts.gpus)} x {', '.join(names)}, driver {facts.driver}, idle and well")
     ]
 
 
-def _faults_of(gpu: GpuReading) -> str | None:
-    words = [gpu.error] if gpu.error else []
-    if gpu.ecc_uncorrected_volatile:
-        words.append(f"{gpu.ecc_uncorrected_volatile} uncorrected memory errors since the driver was loaded")
-    words += [f"slowed by {reason}" for reason in gpu.throttle_reasons or () if reason in _SICK_SLOWDOWNS]
-    if gpu.temperature_c is not None and gpu.temperature_c >= _HOT_C:
-        words.append(f"{gpu.temperature_c} C")
-    return f"GPU {gpu.index}: {', '.join(words)}" if words else None
+def _faults_of(gpu: dict[str, Any]) -> str | None:
+    words = [gpu["error"]] if gpu.get("error") else []
+    if errors := gpu["ecc_uncorrected_volatile"]:
+        words.append(f"{errors} uncorrected memory errors since the driver was loaded")
+    words += [f"slowed by {reason}" for reason in gpu["throttle_reasons"] or () if reason in _SICK_SLOWDOWNS]
+    if (gpu["temperature_c"] or 0) >= _HOT_C:
+        words.append(f"{gpu['temperature_c']} C")
+    return f"GPU {gpu['index']}: {', '.join(words)}" if words else None
 
 
-def _use_of(gpu: GpuReading) -> str | None:
-    words = [f"{len(gpu.processes)} processes"] if gpu.processes else []
-    if (gpu.memory_used_bytes or 0) > _BUSY_BYTES:
-        words.append(f"{format_bytes(gpu.memory_used_bytes or 0)} taken")
-    if (gpu.gpu_utilization_percent or 0) > _BUSY_PERCENT:
-        words.append(f"{gpu.gpu_utilization_percent} % busy")
-    return f"GPU {gpu.index}: {', '.join(words)}" if words else None
+def _use_of(gpu: dict[str, Any]) -> str | None:
+    words = [f"{len(gpu['processes'])} processes"] if gpu["processes"] else []
+    if (gpu["memory_used_bytes"] or 0) > _BUSY_BYTES:
+        words.append(f"{format_bytes(gpu['memory_used_bytes'])} taken")
+    if (gpu["gpu_utilization_percent"] or 0) > _BUSY_PERCENT:
+        words.append(f"{gpu['gpu_utilization_percent']} % busy")
+    return f"GPU {gpu['index']}: {', '.join(words)}" if words else None
 
 
 def _collect_gpus() -> dict[str, Any]:
@@ -221,7 +184,7 @@ def _collect_gpus() -> dict[str, Any]:
         nvml = open_nvml()
     except NoDriverError as error:
         return {"no_driver": str(error).split(";")[0]}
-    readings = tuple(device.read() for device in nvml.devices)
+    readings = [device.static() | device.sample(links=True) for device in nvml.devices]
     nvml.close()
     return {"driver": nvml.driver, "gpus": readings, "gpu_notes": tuple(nvml.notes)}
 
@@ -238,31 +201,3 @@ def _space_of(path: Path) -> tuple[int | None, int | None]:
     except OSError:
         return None, None
     return space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-
-
-def _ask_munge() -> tuple[str | None, bool]:
-    """Make and read a credential here; return (munge's complaint, whether it is installed)."""
-    try:
-        made = _munge("munge", "--no-input")
-        read = _munge("unmunge", "--no-output", text=made.stdout) if made.returncode == 0 else made
-    except FileNotFoundError:
-        return None, False
-    except subprocess.TimeoutExpired:
-        return "munge did not answer within 5 s", True
-    return (None if read.returncode == 0 else _one_line(read.stderr + read.stdout)), True
-
-
-def _munge(*argv: str, text: str = "") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=5, check=False)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "no answer"
-
-
-def _why_no_port() -> str | None:
-    try:
-        choose_port().close()
-    except R1hpcError as error:
-        return str(error)
-    return None

@@ -1,8 +1,4 @@
-"""Check the nodes of an allocation, each by itself, then against one another.
-
-answers = ask_nodes(4, root=Path("runs"), cluster=config.cluster)   # one task a node, by srun
-judge_nodes(answers, num_nodes=4, expected_gpus=8, uses_munge=True)
-"""
+"""Check the nodes of an allocation, each by itself, then against one another: one task a node, by srun."""
 
 import contextlib
 import fcntl
@@ -26,7 +22,6 @@ from r1hpc.preflight.versions import VersionFacts
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.rank_env import choose_port, expand_nodelist
 from r1hpc.slurm.script import interpreter, site_lines
-from r1hpc.telemetry.gpu.reading import GpuReading
 
 _MARK = "r1hpc-doctor "
 _PIECE = 400
@@ -45,11 +40,8 @@ class NodeReport:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "NodeReport":
-        node = dict(value["node"])
-        node["versions"] = VersionFacts.from_json(node["versions"])
-        node["gpus"] = tuple(map(GpuReading.of_record, node["gpus"]))
-        lists = {key: tuple(node[key]) for key in ("interfaces", "gpu_notes")}
-        return NodeReport(NodeFacts(**{**node, **lists}), PeerFacts(**value["peers"]))
+        versions = VersionFacts(**value["node"]["versions"])
+        return NodeReport(NodeFacts(**{**value["node"], "versions": versions}), PeerFacts(**value["peers"]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,7 @@ def texts_of(text: str) -> Iterator[str]:
 
 
 def judge_nodes(
-    answers: Answers, num_nodes: int, expected_gpus: int | None, uses_munge: bool, image: str | None = None
+    answers: Answers, num_nodes: int, expected_gpus: int | None, image: str | None = None
 ) -> list[SiteFinding]:
     """Judge every node by itself, merged where they agree, and the nodes against one another.
 
@@ -136,7 +128,7 @@ def judge_nodes(
         image: the container of the ranks, if any.
     """
     reports = answers.reports
-    each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge, image) for r in reports}
+    each = {r.node.name: judge_node(r.node, expected_gpus, image) for r in reports}
     found = [_judge_answers(answers, num_nodes), *_merged(each)]
     if not reports:
         return found
@@ -160,7 +152,7 @@ def _judge_sameness(reports: Sequence[NodeReport], image: str | None) -> SiteFin
     aspects: dict[str, Callable[[NodeReport], object]] = {
         **({} if image else environment),
         "driver": lambda r: r.node.driver,
-        "GPUs": lambda r: [gpu.name for gpu in r.node.gpus],
+        "GPUs": lambda r: [gpu["name"] for gpu in r.node.gpus],
     }
     differing = []
     for what, of in aspects.items():

@@ -42,7 +42,7 @@ def profile_of(
         "account": account,
         "qos": qos,
         "gpus_per_node": gpus_per_node or None,
-        "gpu_type": _gpu_type(gpus[0].name if gpus else facts.gpu_type),
+        "gpu_type": _gpu_type(gpus[0]["name"] if gpus else facts.gpu_type),
         "network_interface": routes.pop() if len(routes) == 1 else None,
         "python": python or sys.executable,
     }

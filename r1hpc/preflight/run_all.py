@@ -1,7 +1,4 @@
-"""Run every check of `doctor`, in order: Slurm, this machine or the nodes, the run root, the job.
-
-found = examine("jobs/train.yaml", Path("runs"), num_nodes=None, cluster=None)
-"""
+"""Run every check of `doctor`, in order: Slurm, the run root, the job, this machine or the nodes."""
 
 import os
 from dataclasses import dataclass, replace
@@ -59,7 +56,6 @@ def examine(
     needed, about_job = _needs(config, facts, here) if job is not None else (None, [])
     storage = collect_storage(root)
     found += [*judge_storage(storage, needed), *about_job]
-    uses_munge = here and facts.auth_type in (None, "auth/munge")
     image, answers = config.cluster.container.image, Answers(())
     if num_nodes is None or storage.error is not None:
         # Do not test SLURM_JOB_ID: `salloc` starts its command on the login node.
@@ -67,10 +63,10 @@ def examine(
         python = None if image else config.cluster.python
         versions = ask_versions(python, setup=bool(config.cluster.setup)) if python else None
         facts_here = collect_node(config.cluster.network_interface, versions)
-        found += judge_node(facts_here, None, uses_munge, image, runs_jobs=is_node)
+        found += judge_node(facts_here, None, image, runs_jobs=is_node)
     else:
         answers = ask_nodes(num_nodes, root, config.cluster)
-        found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge, image)
+        found += judge_nodes(answers, num_nodes, _expected_gpus(config), image)
     partition, qos, account = place_in_cluster(config)
     profile = profile_of(
         config.cluster.name,

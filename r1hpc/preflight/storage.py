@@ -9,7 +9,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ _LONGEST_WRITE_S = 10.0
 _LEAST_FREE_BYTES = GIB
 _LEAST_FREE_FILES = 10_000
 _SLOW_BYTES_S = 100 * _MIB
-_CLOCK_TOLERANCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,6 @@ class StorageFacts:
     """None: flock works; else how it fails."""
     rename: str | None = None
     """None: rename works as the commit of a checkpoint needs; else how it fails."""
-    clock_offset_s: float | None = None
-    """The file server's clock against this machine's."""
-    over_quota: str | None = None
-    """Output of `quota -q`: every file system on which the user exceeds the quota."""
-    file_system: tuple[str, ...] = ()
-    """The device and the mount point of the run root."""
-
-    @property
-    def is_over_quota(self) -> bool:
-        return not {*self.file_system}.isdisjoint((self.over_quota or "").split())
 
 
 def collect_storage(root: Path) -> StorageFacts:
@@ -76,16 +64,13 @@ def collect_storage(root: Path) -> StorageFacts:
             write_error=write_error,
             locks=_tried(_how_locks_fail, folder),
             rename=_tried(_how_rename_fails, folder),
-            clock_offset_s=_clock_offset(folder),
-            over_quota=_over_quota(),
-            file_system=_file_system_of(folder),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[SiteFinding]:
-    """Judge room, speed, locks, rename and clock of a run root.
+    """Judge room, speed, locks and rename of a run root.
 
     Args:
         needed_bytes: size of a run's checkpoints there; None: unknown.
@@ -95,11 +80,9 @@ def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[
         return [fail("run root", f"{facts.path}: {facts.error}", fix)]
     return [
         _judge_room(facts, needed_bytes),
-        *_judge_other_quota(facts),
-        _judge_speed(facts, needed_bytes),
+        _judge_speed(facts),
         _judge_locks(facts),
         _judge_rename(facts),
-        *_judge_clock(facts),
     ]
 
 
@@ -107,8 +90,6 @@ def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
     fix = "remove old runs, ask for quota, or take another file system: --run-root DIR"
     if facts.write_error is not None:
         return fail("run root space", f"{facts.path}: {facts.write_error}", fix)
-    if facts.is_over_quota:
-        return fail("run root space", f"over quota: {facts.over_quota}", fix)
     free = facts.free_bytes or 0
     detail = f"{format_bytes(free)} free under {facts.path}"
     if needed is not None:
@@ -120,14 +101,7 @@ def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
     return ok("run root space", detail)
 
 
-def _judge_other_quota(facts: StorageFacts) -> list[SiteFinding]:
-    if not facts.over_quota or facts.is_over_quota:
-        return []
-    fix = "remove files there: it does not hold the run root, but a home folder has caches and settings"
-    return [warn("quota", f"over quota, not under {facts.path}: {facts.over_quota}", fix)]
-
-
-def _judge_speed(facts: StorageFacts, needed: int | None) -> SiteFinding:
+def _judge_speed(facts: StorageFacts) -> SiteFinding:
     if not facts.write_s or not facts.written_bytes:
         return unknown("run root speed", "nothing could be written, so nothing was timed")
     rate = facts.written_bytes / facts.write_s
@@ -153,17 +127,6 @@ def _judge_rename(facts: StorageFacts) -> SiteFinding:
         fix = "checkpoints are committed by rename: take a POSIX file system, not an object store's mount"
         return fail("atomic rename", f"{facts.path}: {facts.rename}", fix)
     return ok("atomic rename", "rename replaces files, and refuses a folder that is not empty")
-
-
-def _judge_clock(facts: StorageFacts) -> list[SiteFinding]:
-    offset = facts.clock_offset_s
-    if offset is None:
-        return []
-    if abs(offset) > _CLOCK_TOLERANCE_S:
-        detail = f"the file server's clock is {offset:+.1f} s from this machine's"
-        fix = "ask the administrators for NTP (chronyc tracking) on both"
-        return [warn("file server clock", detail, fix)]
-    return [ok("file server clock", f"within {_CLOCK_TOLERANCE_S:g} s of this machine's")]
 
 
 def _timed_write(path: Path, count: int) -> tuple[int, float | None, str | None]:
@@ -221,39 +184,6 @@ def _tried(probe: Callable[[Path], str | None], folder: Path) -> str | None:
     except OSError as error:
         # The timed write reports a full disk; it is no fault of locks or of rename.
         return None if error.errno in (errno.ENOSPC, errno.EDQUOT) else _words(error)
-
-
-def _clock_offset(folder: Path) -> float | None:
-    """Return how far the file server's clock is ahead. A server stamps mtime by it, a local disk by ours."""
-    try:
-        before = time.time()
-        path = folder / "clock"
-        path.write_bytes(b"")
-        return path.stat().st_mtime - (before + time.time()) / 2
-    except OSError:
-        return None
-
-
-def _over_quota() -> str | None:
-    """Return the output of `quota -q`: only exceeded quotas; None if empty or without that command."""
-    try:
-        done = subprocess.run(
-            ["quota", "-q"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return " ".join(done.stdout.split()) or None
-
-
-def _file_system_of(folder: Path) -> tuple[str, ...]:
-    """Return (device, mount point) of the innermost mount; of several at one place the last is visible."""
-    try:
-        lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
-    except OSError:
-        return ()
-    where = folder.resolve()
-    around = [(device, point) for device, point, *_ in map(str.split, lines) if where.is_relative_to(point)]
-    return max(reversed(around), key=lambda pair: len(pair[1]), default=())
 
 
 def _words(error: OSError) -> str:

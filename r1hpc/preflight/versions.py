@@ -1,9 +1,4 @@
-"""Check that installed versions fit one another, from package metadata: torch is never imported.
-
-facts = collect_versions()                     # this interpreter
-facts = ask_versions("/envs/train/bin/python") # another one, which runs this module
-judge_versions(facts, driver="550.54.15", num_gpus=8)
-"""
+"""Check that installed versions fit one another, from package metadata: torch is never imported."""
 
 import importlib.metadata
 import importlib.util
@@ -14,10 +9,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from r1hpc.base.extras import how_to_install
 from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
@@ -39,7 +33,7 @@ class VersionFacts:
     executable: str
     packages: dict[str, str] = field(default_factory=dict)
     """Installed version by distribution, for those that training needs."""
-    clashes: tuple[str, ...] = ()
+    clashes: Sequence[str] = ()
     """Their requirements that are not met, a sentence each."""
     torch_cuda: str | None = None
     """The CUDA version torch was built for; None for a CPU build."""
@@ -49,10 +43,6 @@ class VersionFacts:
     """A libnccl that is loaded before torch's own."""
     no_answer: str | None = None
     """Why this interpreter could not be asked; all else is empty then."""
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> "VersionFacts":
-        return VersionFacts(**{**value, "clashes": tuple(value["clashes"])})
 
 
 def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
@@ -88,7 +78,7 @@ def ask_versions(python: str, setup: bool = False) -> VersionFacts:
             done = subprocess.run(
                 command, env=environ, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
             )
-            return VersionFacts.from_json(json.loads(done.stdout))
+            return VersionFacts(**json.loads(done.stdout))
         except (OSError, subprocess.SubprocessError) as error:
             why = str(error)
         except (ValueError, TypeError, KeyError):

@@ -52,7 +52,6 @@ class ClusterFacts:
     """0: its nodes have none."""
     gpu_type: str | None = None
     proctrack: str | None = None
-    auth_type: str | None = None
     unknown: tuple[str, ...] = ()
     """One sentence for each unknown fact."""
 
@@ -110,7 +109,6 @@ def probe_cluster(
         gpus_per_node=gpus,
         gpu_type=gpu_type,
         proctrack=config.get("ProctrackType"),
-        auth_type=config.get("AuthType"),
         unknown=tuple(failed),
     )
 

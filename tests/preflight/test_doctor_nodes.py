@@ -35,7 +35,7 @@ def played_step(count: int, ports: list[int], shared: Path, **of_last: str) -> A
 
 
 def judged(answers: Answers, count: int) -> dict[str, str]:
-    findings = judge_nodes(answers, count, None, uses_munge=False)
+    findings = judge_nodes(answers, count, None)
     order = ("ok", "unknown", "warn", "fail")
     return {
         each.check: each.state.value for each in sorted(findings, key=lambda each: order.index(each.state))
@@ -151,7 +151,7 @@ def test_nodes_whose_packages_differ_are_no_fault_of_an_image() -> None:
     answers = replace(reports(), reports=(first, replace(second, node=other)))
     states = []
     for image in (None, "r1.sif"):
-        found = judge_nodes(answers, 2, None, uses_munge=False, image=image)
+        found = judge_nodes(answers, 2, None, image=image)
         states += [each.state.value for each in found if each.check == "sameness"]
     assert states == ["fail", "ok"]
 

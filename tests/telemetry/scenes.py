@@ -7,9 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from r1hpc.base.files import iter_records
+from r1hpc.base.records import mistake
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, Diagnosis, diagnose
 from r1hpc.telemetry.diagnosis.findings import Finding
+from r1hpc.telemetry.gpu.summary import NodeSummary
 from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.lines import gpu_line
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.telemetry.records.ranks import RankTimeWriter
 from tests.recorded import RecordedRun
@@ -23,6 +27,15 @@ GOOD = {
     "ecc_uncorrected_volatile": 0,
     "throttle_reasons": ["sw_power_cap"],
 }
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """The readings of a node folded at once, without the folds kept beside them."""
+    summary = NodeSummary()
+    for record in iter_records(path):
+        if mistake(record, gpu_line(record)) is None:
+            summary.add(record)
+    return summary.result()
 
 
 class Scene:

@@ -14,8 +14,8 @@ import pytest
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.gpu import history
 from r1hpc.telemetry.gpu.history import all_series, folded_beside, read_gpu_history, read_gpus
-from r1hpc.telemetry.gpu.summary import summarise
 from tests.telemetry.counting import calls_of
+from tests.telemetry.scenes import summarise
 
 NODES = ("n1", "n2.cluster")
 MIG = "MIG-41b36b0e-2b9f-5b4e-9d4e-0d6a2d1f7c11"

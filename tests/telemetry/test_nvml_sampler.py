@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from r1hpc.base.files import read_records
-from r1hpc.telemetry.gpu.reading import CHANGING, LINKS, STATIC
+from r1hpc.telemetry.gpu.nvml import CHANGING, LINKS, STATIC
 from r1hpc.telemetry.gpu.sampler import MIN_PERIOD_S, GpuSampler
-from r1hpc.telemetry.gpu.summary import summarise
 from tests.nvml_stub import LIBRARY, environment, run_python
+from tests.telemetry.scenes import summarise
 
 PROLOGUE = """
 import sys, time

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.telemetry.gpu.summary import summarise
+from tests.telemetry.scenes import summarise
 
 UUID = "GPU-1"
 

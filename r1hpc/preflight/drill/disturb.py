@@ -1,8 +1,4 @@
-"""Disturb a job as a cluster would, with a user's rights.
-
-for disturbance in disturbances(job, ("usr2", "term")):
-    disturbance.apply(job)            # SlurmError if the site does not let a user do it
-"""
+"""Disturb a job as a cluster would, with a user's rights."""
 
 import math
 import os
@@ -22,7 +18,6 @@ from r1hpc.slurm.probe import ClusterFacts, hides_jobs
 from r1hpc.slurm.requeue import job_state
 from r1hpc.telemetry.records.attempts import Cause
 
-_SUSPENDED_S = 5.0
 _PREEMPTED_WITHIN_S = 300.0
 _EARLY_S = 30.0
 """slurmctld checks time limits twice a minute, and sends the warning at the check before it is due."""
@@ -34,8 +29,8 @@ class Disturbance:
 
     name: str
     apply: Callable[[JobRef], None]
-    causes: tuple[Cause, ...] = ()
-    """One of these ends the attempt; empty: the attempt goes on."""
+    causes: tuple[Cause, ...]
+    """One of these ends the attempt."""
     may_lose_steps: bool = False
     """May lose those since the last checkpoint; else none at all."""
     way: str | None = None
@@ -50,7 +45,7 @@ def disturbances(
     Args:
         ways: those of usr2, term and preempt to exercise.
         preemptor: sbatch's options for the job that preempts this one.
-        only_ways: leave out those without a warning: suspension, killed ranks, a requeue.
+        only_ways: leave out those without a warning: killed ranks, a requeue.
     """
     preempted = (Cause.preempted, Cause.timeout)  # USR2 is also the warning before a time limit
     apply_preemptor = partial(preempt_by_qos, options=preemptor)
@@ -60,15 +55,11 @@ def disturbances(
         Disturbance("preemption (another QOS)", apply_preemptor, preempted, way="preempt"),
     ]
     others = [
-        Disturbance("suspension (scontrol suspend)", _suspend_and_resume),
         Disturbance("ranks killed (SIGKILL)", _kill_step, (Cause.crash,), True),
         Disturbance("scontrol requeue", _requeue, (Cause.preempted,), True),
     ]
     if job.pid is not None:
-        others = [
-            Disturbance("suspension (SIGSTOP)", _stop_and_continue),
-            Disturbance("a rank killed (SIGKILL)", _kill_a_rank, (Cause.crash,), True),
-        ]
+        others = [Disturbance("a rank killed (SIGKILL)", _kill_a_rank, (Cause.crash,), True)]
     return (*(each for each in warned if each.way in ways), *([] if only_ways else others))
 
 
@@ -169,28 +160,8 @@ def _requeue(job: JobRef) -> None:
     call(["scontrol", "requeue", job.job_id])
 
 
-def _suspend_and_resume(job: JobRef) -> None:
-    call(["scontrol", "suspend", job.job_id])
-    try:
-        time.sleep(_SUSPENDED_S)
-    finally:
-        call(["scontrol", "resume", job.job_id])
-
-
 def _kill_a_rank(job: JobRef) -> None:
     os.kill(_ranks(job)[-1], signal.SIGKILL)
-
-
-def _stop_and_continue(job: JobRef) -> None:
-    pids = _ranks(job)
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(_SUSPENDED_S)
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):  # the others must continue anyway
-                os.kill(pid, signal.SIGCONT)
 
 
 def _ranks(job: JobRef) -> list[int]:

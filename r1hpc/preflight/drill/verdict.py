@@ -1,12 +1,7 @@
-"""Judge whether a disturbed run lost nothing, from the records of both runs alone.
-
-checks = [*judge_attempts(disturbed, done, save_every), *judge_records(quiet, disturbed)]
-all(check.passed for check in checks)
-"""
+"""Judge whether a disturbed run lost nothing, from the records of both runs alone."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.attempts import Attempt, Cause, History
@@ -18,15 +13,13 @@ class Done:
     """A disturbance as it happened."""
 
     name: str
-    step: int
-    """The newest recorded step at that time."""
     attempt: int
     causes: tuple[Cause, ...] = ()
     may_lose_steps: bool = False
     refused: str | None = None
     """Why the site did not allow it; then it proves nothing."""
     way: str | None = None
-    """The value of disturb.WAYS that it exercised."""
+    """The value of --way that it exercised."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +30,21 @@ class Check:
     passed: bool
     detail: str
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def judge_attempts(attempts: Sequence[Attempt], done: Sequence[Done], save_every: int) -> list[Check]:
-    """Check that each disturbance ended its attempt with its own cause, or not at all; and what it cost."""
+    """Check that each disturbance ended its attempt with its own cause, and how many steps it cost."""
     by_number = {attempt.attempt: attempt for attempt in attempts}
     checks = [_judge_one(each, by_number, save_every) for each in done if each.refused is None]
-    expected = sum(bool(each.causes) for each in done if each.refused is None) + 1
+    expected = len(checks) + 1
     detail = ", ".join(attempt.cause.value if attempt.cause else "no end" for attempt in attempts)
     finished = bool(attempts) and attempts[-1].cause is Cause.finished and len(attempts) == expected
-    if not done or all(each.refused is not None for each in done):
+    if not checks:
         checks.append(Check("disturbed at all", False, "nothing could be done to the job: nothing is proved"))
     return [*checks, Check(f"{expected} attempts, the last one finished", finished, detail)]
 
 
 def _judge_one(done: Done, attempts: dict[int, Attempt], save_every: int) -> Check:
     ended = attempts[done.attempt]
-    if not done.causes:
-        survived = ended.last_step is not None and ended.last_step > done.step
-        return Check(done.name, survived, f"attempt {done.attempt} went on to step {ended.last_step}")
     following = attempts.get(done.attempt + 1)
     lost = (ended.last_step or 0) - ((following.resumed_from or 0) if following else 0)
     allowed = save_every if done.may_lose_steps else 0
@@ -93,7 +80,7 @@ def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
 def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], limit: str) -> list[Check]:
     """Check that each attempt but the last ended at its time limit without lost steps; same numbers."""
     warned = (Cause.timeout, Cause.preempted)  # USR2 well before the limit looks like a preemption
-    done = [Done(limit, each.last_step or 0, each.attempt, warned) for each in attempts[:-1]]
+    done = [Done(limit, each.attempt, warned) for each in attempts[:-1]]
     *ends, last = judge_attempts(attempts, done, save_every=0)
     same = [last, *judge_records(quiet, limited)]
     return [*ends, *(replace(each, check=f"{each.check} ({limit})") for each in same)]

@@ -2,7 +2,7 @@
 
     nvml = open_nvml()                  # NoDriverError if there is none
     for device in nvml.devices:         # known by UUID
-        print(device.read())
+        print(device.static() | device.sample())
     nvml.close()
 
 Nothing else uses NVML. Each call releases the interpreter lock, so a hanging driver cannot hold up the
@@ -18,6 +18,7 @@ A100 and H100 sensors sample a quarter of the time (arXiv 2312.02741).
 (('GPU-aa',), "CUDA_VISIBLE_DEVICES names '9', which is no GPU here; CUDA ignores it and what follows")
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,6 @@ import pynvml
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.names import printable
-from r1hpc.telemetry.gpu.reading import CHANGING, LINKS, STATIC, GpuReading, throttle_names
 
 _ALL_LINKS = 0xFFFFFFFF
 _TRIES = 3
@@ -52,6 +52,43 @@ _NEVER = {
     pynvml.NVML_ERROR_INVALID_ARGUMENT,
     pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
     pynvml.NVML_ERROR_DEPRECATED,
+}
+STATIC = ("uuid", "index", "name", "pci_bus_id", "memory_total_bytes", "power_limit_w")
+CHANGING = (
+    "gpu_utilization_percent",
+    "memory_utilization_percent",
+    "memory_used_bytes",  # without the driver's reserve, like nvidia-smi; drivers before 510 include it
+    "power_w",  # the full card's, also for a MIG instance, if NVML reports it at all (slurm-job-exporter#55)
+    "energy_j",  # since the driver was loaded
+    "temperature_c",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "throttle_reasons",
+    "ecc_corrected_volatile",  # errors since the driver was loaded; None with ECC off
+    "ecc_uncorrected_volatile",
+    "processes",  # [{pid, used_memory_bytes}]; the host's pid, which may differ inside a container
+)
+LINKS = (
+    "pcie_tx_kib_s",  # over the 20 ms of the call itself; nvml.h says KB/s without defining the kilo
+    "pcie_rx_kib_s",
+    "nvlink_links_active",
+    "nvlink_tx_kib",  # payload over all links, a counter that grows
+    "nvlink_rx_kib",
+)
+
+# nvml.h, nvmlClocksEventReason* and nvmlClocksThrottleReason*. The first two are normal, not slow-downs.
+_THROTTLE_REASONS = {
+    0x1: "gpu_idle",
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+    0x200: "board_limit",
+    0x400: "reliability",
 }
 _Record = dict[str, Any]
 _Take = Callable[[Any], _Record]
@@ -123,7 +160,8 @@ class Device:
     def sample(self, links: bool = False) -> _Record:
         """Return the UUID and the changing readings, JSON-ready; with `links` those of PCIe and NVLink too.
 
-        `energy_reset` and `error` are present only when they apply. Never raises.
+        Only when they apply: `energy_reset`, the counter fell because the driver was reloaded; `error`, why
+        the readings stop here, such as "gpu is lost". `links` costs 40 ms on real hardware. Never raises.
         """
         record = self._blank.copy()
         self._fill(record, self._ways)
@@ -137,10 +175,6 @@ class Device:
                 record["energy_reset"] = True
             self._last_energy_j = energy
         return record
-
-    def read(self, links: bool = True) -> GpuReading:
-        """Return everything as a GpuReading. `links` costs 40 ms on real hardware (see pcie_tx_kib_s)."""
-        return GpuReading.of_record({**self.static(), **self.sample(links)})
 
     def _fill(self, record: _Record, readings: list[list[_Take]]) -> None:
         """Fill `record`, and forget the ways of asking that this device never answers."""
@@ -253,6 +287,14 @@ def _memory(handle: Any) -> _Record:
 
 def _memory_before_510(handle: Any) -> _Record:
     return {"memory_used_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used}
+
+
+@functools.cache
+def throttle_names(mask: int) -> list[str]:
+    """Return the names of the bits of `mask`, unknown ones as "0x800". A shared list: do not change it."""
+    return [
+        _THROTTLE_REASONS.get(1 << bit, hex(1 << bit)) for bit in range(mask.bit_length()) if mask >> bit & 1
+    ]
 
 
 def _throttling(handle: Any) -> _Record:

@@ -7,10 +7,10 @@
 
 Lines of the file:
     {"event": "devices", "time", "node", "attempt", "period_s", "source", "driver", "notes", "gpus": [...]}
-        once per start: the static fields (gpu.reading.STATIC)
+        once per start: the static fields (gpu.nvml.STATIC)
     {"time", "node", "attempt", "source", "gpus": [{"uuid", ...}]}
-        every period: gpu.reading.CHANGING; null if a GPU does not have that reading. The fields of
-        gpu.reading.LINKS are there every `link_every` ticks, for one GPU after another.
+        every period: gpu.nvml.CHANGING; null if a GPU does not have that reading. The fields of
+        gpu.nvml.LINKS are there every `link_every` ticks, for one GPU after another.
     {"event": "no_driver", "time", "node", "attempt", "message"}
         instead of both if there is no driver
 

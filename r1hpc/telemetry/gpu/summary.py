@@ -1,18 +1,11 @@
-"""Summarise metrics/gpu-<node>.jsonl in a few numbers per GPU, for reports. Needs no NVML.
+"""Fold metrics/gpu-<node>.jsonl into a few numbers per GPU, for reports. Needs no NVML.
 
-summarise(run.gpu_metrics("node-1"))["gpus"]["GPU-..."]["mean_power_w"]
-
-Reports use telemetry.gpu.history, which keeps these folds: raise its VERSION when a fold changes.
+telemetry.gpu.history keeps these folds: raise its VERSION when a fold changes.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from r1hpc.base.files import iter_records
-from r1hpc.base.records import mistake
-from r1hpc.telemetry.records.lines import gpu_line
 
 _SUMMED_UP = {
     "gpu_utilization_percent": ("mean",),
@@ -29,29 +22,9 @@ _LOW_POWER = 0.25
 """Share of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
 
 
-def summarise(path: Path) -> dict[str, Any]:
-    """Return means, maxima and energy of each GPU over all ticks. Memory use stays constant.
-
-    Returns:
-        {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus: {uuid: {...}}}.
-        `source` is "stub" if any start was on the test library, None without a driver; `message` is why
-        there are no readings. Each GPU: `ticks`, index, name, memory_total_bytes, power_limit_w,
-        mean_gpu_utilization_percent, mean_memory_utilization_percent, mean_power_w, max_power_w,
-        max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" if the
-        energy is mean power over time), energy_resets, busy_low_power_fraction (ticks at 100 % and under
-        a quarter of the power limit: most likely a hang), throttle_fraction {reason: of ticks},
-        ecc_corrected_volatile, ecc_uncorrected_volatile (the last), errors {text: ticks}. None: never read.
-    """
-    summary = NodeSummary()
-    for record in iter_records(path):
-        if mistake(record, gpu_line(record)) is None:
-            summary.add(record)
-    return summary.result()
-
-
 @dataclass
 class NodeSummary:
-    """Lines of one file, folded one by one: add(record), result()."""
+    """Lines of one file, folded one by one: add(record), result(). Memory use stays constant."""
 
     about: dict[str, Any] = field(
         default_factory=lambda: dict.fromkeys(("node", "source", "driver", "message"))
@@ -102,6 +75,19 @@ class NodeSummary:
         return self.gpus[uuid]
 
     def result(self) -> dict[str, Any]:
+        """Return means, maxima and energy of each GPU over all ticks.
+
+        Returns:
+            {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus}.
+            `source` is "stub" if any start was on the test library, None without a driver; `message` is why
+            there are no readings. gpus: {uuid: {ticks, index, name, memory_total_bytes, power_limit_w,
+            mean_gpu_utilization_percent, mean_memory_utilization_percent, mean_power_w, max_power_w,
+            max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" if the
+            energy is mean power over time), energy_resets, busy_low_power_fraction (ticks at 100 % and under
+            a quarter of the power limit: most likely a hang), throttle_fraction {reason: of ticks},
+            ecc_corrected_volatile, ecc_uncorrected_volatile (the last), errors {text: ticks}}}. None: never
+            read.
+        """
         return {
             **self.about,
             "attempts": sorted(self.attempts),
