@@ -26,7 +26,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.run_dir import CHAIN, places_of
 from r1hpc.base.tables import terminal_width
 
-# omegaconf loads only when it is needed: --help must be quick.
+# Loaded only when they are needed: --help must be quick.
 if TYPE_CHECKING:
     from r1hpc.config.origins import Setting
 

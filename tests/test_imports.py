@@ -49,7 +49,6 @@ _MAY_IMPORT = {
 """Below each package those it may import, beside itself."""
 
 _ONLY_IN = {
-    "omegaconf": ("config",),
     "pynvml": ("telemetry",),
     "tensorboard": ("telemetry",),
     "wandb": ("telemetry",),

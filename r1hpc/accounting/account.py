@@ -1,10 +1,6 @@
 """Sum the GPU-hours of a user, an account or a cluster: from sacct, a file of it, or run folders alone.
 
-    hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
-    hours = hours_from_sacct(Selection(account="lab", start=1790000000))
-    hours = hours_of_runs(ledgers, Selection(start=1790000000))
-
-Each returns the dict of accounting.hours.fold_hours.
+Each function returns the dict of accounting.hours.fold_hours.
 """
 
 import contextlib
@@ -28,8 +24,6 @@ from r1hpc.telemetry.diagnosis.summary import names_of
 
 _FEW_BYTES = 2**18
 """A file up to this size is read before numpy and Arrow are imported."""
-
-
 NO_GPU_NAMED = (
     "no job on Slurm's record has a GPU; Slurm counts them where AccountingStorageTRES has gres/gpu, "
     "and `scontrol show config` tells"

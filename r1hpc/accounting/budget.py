@@ -162,7 +162,7 @@ def find_budget(run_root: Path, given: Path | None = None) -> Path:
     own = run_root / "budget.yaml"
     if os.path.lexists(own):
         return own
-    from r1hpc.config.load import assets  # loads omegaconf, which takes 0.2 s
+    from r1hpc.config.load import assets
 
     return assets("configs") / "budget.yaml"
 

@@ -1,8 +1,5 @@
 """Read the state of a budget: what is spent, and what running and queued jobs will still use.
 
-    status = read_budget_status(budget, runs, time.time())
-    verdict = check_submission(run_root, [RunRequest(Spread(800, 1200, 1800))])
-
 Slurm answers if it can: sacct for what an account has spent, squeue for jobs that r1hpc did not start, and
 its own GrpTRESMins. Otherwise the run folders are counted, and `notes` says so.
 """
@@ -124,8 +121,7 @@ def read_budget_status(
     counted = [run for run in runs if period.is_of(run.account)]
     by_day, notes = said.by_day, said.notes
     if by_day is None or said.names_no_gpu:
-        window = Selection(start=period.start, end=min(now, period.end or now))
-        own = hours_of_runs(counted, window)["by_day"]
+        own = hours_of_runs(counted, replace(_selection(period, now), account=None))["by_day"]
         if by_day is not None and own:
             notes += _uncounted(period, NO_GPU_NAMED)
         by_day = own
@@ -220,7 +216,6 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
-    """Return Slurm's answer; else None and the reason."""
     try:
         return ask(), ""
     except SlurmError as error:
@@ -230,7 +225,6 @@ def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def _selection(period: Budget, now: float) -> Selection:
-    """Select the account's records in the budget's period, until now."""
     return Selection(account=period.account, start=period.start, end=min(now, period.end or now))
 
 

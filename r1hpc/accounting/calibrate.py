@@ -1,17 +1,12 @@
 """Compare the finished runs under a run root with their estimates, and correct the next estimate.
 
-    site = finished_runs(run_root)
-    site.of("A100-SXM4-80GB"), site.left_out
-    estimate, extra = corrected(found, "sft", site)      # `found` is an Estimate; extra is for its JSON
-    print(site_text(site))                               # the output of the command `calibrate`
-
 A finished run does not change: results are kept in RUN_ROOT/calibration.json, until Slurm tells more. The
 file may be removed at any time.
 """
 
 import contextlib
 import math
-import re
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,16 +26,12 @@ from r1hpc.accounting.correction import (
 )
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
-from r1hpc.base.errors import R1hpcError
-from r1hpc.base.files import open_plain, read_object, write_json
+from r1hpc.base.files import read_object, write_json
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.config import load
-from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.estimate_run import CPU_PRIOR
-from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.telemetry.records.lines import Devices, read_tail
 
@@ -49,8 +40,6 @@ if TYPE_CHECKING:
 
 _VERSION = 7
 _CACHE = "calibration.json"
-_STUB = re.compile(rb'"source": ?"stub"')
-_CHUNK = 2**22
 _HEADINGS = ("run", "stage", "estimate", "actual", "by", "useful", "ratio", "corrected", "error", "then")
 
 
@@ -122,7 +111,7 @@ def finished_runs(run_root: Path) -> Site:
     kept: dict[str, Any] = {}
     for run in all_runs(run_root):
         known = cache.get(full_name(run))
-        if not _is_finished(run):
+        if not os.path.exists(run.finished):  # noqa: PTH110  # false also where the folder cannot be read
             left_out["not finished"] += 1
         elif known is not None and known["mark"] == _mark(run):
             kept[full_name(run)] = known
@@ -149,13 +138,6 @@ def finished_runs(run_root: Path) -> Site:
     return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
 
 
-def _is_finished(run: RunDir) -> bool:
-    try:
-        return run.finished.exists()
-    except OSError:
-        return False
-
-
 def _mark(run: RunDir) -> list[int]:
     """Return what must be unchanged for a kept result to hold."""
     files = (run.finished, run.estimate, run.allocations)
@@ -163,8 +145,6 @@ def _mark(run: RunDir) -> list[int]:
 
 
 class _Entry(TypedDict):
-    """Kept result of a run."""
-
     mark: list[int]
     run: NotRequired[FinishedRun]
     left_out: NotRequired[str]
@@ -181,8 +161,6 @@ def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
     run, mark = ledger.run, _mark(ledger.run)
     try:
         resource = _resource(ledger)
-        if _is_stub_fed(run):
-            raise _LeftOutError("GPU readings from the stub library")
         estimate = _estimate(run, "node_hours" if resource == CPU else "gpu_hours")
         if ledger.used <= 0:
             raise _LeftOutError("no time on record")
@@ -209,20 +187,14 @@ def _resource(ledger: "RunLedger") -> str:
     run = ledger.run
     if not any(each.attempt.gpus for each in ledger.summary.attempts):
         return CPU
-    estimated, is_given = _gpu_estimated(read_object(run.estimate))
-    found = _gpu_seen(run) or (estimated if is_given else None)
-    if found is None:
+    known = _assumptions(read_object(run.estimate))
+    estimated = known.get("gpu")
+    found = _gpu_seen(run) or (estimated if known.get("gpu_given") is True else None)
+    if not found:
         raise _LeftOutError("GPU not known")
-    if estimated is not None and resource_name(estimated) != resource_name(found):
+    if estimated and resource_name(str(estimated)) != resource_name(str(found)):
         raise _LeftOutError("estimated for another GPU than it ran on")
-    return resource_name(found)
-
-
-def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the GPU type of an estimate, and whether the configuration named it."""
-    known = _assumptions(stored)
-    name = known.get("gpu")
-    return str(name) if name else None, known.get("gpu_given") is True
+    return resource_name(str(found))
 
 
 def _assumptions(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,21 +211,6 @@ def _gpu_seen(run: RunDir) -> str | None:
     return None
 
 
-def _is_stub_fed(run: RunDir) -> bool:
-    """True if any sampler of any attempt read the test library, anywhere in the file."""
-    return any(_contains_stub(path) for path in run.all_gpu_metrics)
-
-
-def _contains_stub(path: Path) -> bool:
-    rest = b""
-    with open_plain(path) as file:
-        while chunk := file.read(_CHUNK):
-            if _STUB.search(rest + chunk):
-                return True
-            rest = chunk[-32:]
-    return False
-
-
 def _estimate(run: RunDir, key: str) -> Spread:
     """Return the estimate stored at submission, before any correction."""
     stored = read_object(run.estimate)
@@ -261,13 +218,7 @@ def _estimate(run: RunDir, key: str) -> Spread:
     value = before.get(key) if isinstance(before, dict) else before
     if value is None:
         raise _LeftOutError("no estimate")
-    known = _assumptions(stored)
-    is_eager = known.get("stage") in ("rl", *ONLY_SAMPLING) and _engine(run) == "sampler"
-    is_of_before = {
-        "node_hours": known.get("cpu_prior") != CPU_PRIOR,
-        "gpu_hours": is_eager and known.get("eager_layer_s") != EAGER_LAYER_S,
-    }
-    if is_of_before[key]:
+    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
         raise _LeftOutError("estimated by an earlier version")
     spread = Spread.read(value)
     if spread is None:
@@ -275,14 +226,6 @@ def _estimate(run: RunDir, key: str) -> Spread:
     if not 0 < spread.p50 < math.inf:
         raise _LeftOutError("an estimate of nothing")
     return spread
-
-
-def _engine(run: RunDir) -> str:
-    """Return the engine that decodes in a run; the default if its configuration cannot be read."""
-    try:
-        return load.read(run.config).rollout.engine
-    except R1hpcError:
-        return RolloutConfig().engine
 
 
 def _read_cache(run_root: Path) -> dict[str, Any]:
@@ -303,7 +246,6 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
-    """Return what a correction needs from a run."""
     last = ledger.summary.attempts[-1].attempt
     params = _assumptions(read_object(ledger.run.estimate)).get("params")
     return FinishedRun(
@@ -352,14 +294,8 @@ def _next(site: Site, resource: str) -> Correction:
 def _as_text(site: Site, resource: str) -> str:
     scored = score(site.of(resource))
     table = format_table(_HEADINGS, [_row(each) for each in scored], right={2, 3, *range(5, 10)}, indent="  ")
-    return "\n".join(
-        [
-            f"{resource} ({_unit(resource)})",
-            table,
-            wrap(f"Next estimate: {_next(site, resource).basis}.", "  ", "  "),
-            *_effect(scored),
-        ]
-    )
+    following = wrap(f"Next estimate: {_next(site, resource).basis}.", "  ", "  ")
+    return "\n".join([f"{resource} ({_unit(resource)})", table, following, *_effect(scored)])
 
 
 def _row(each: Scored) -> tuple[str, ...]:

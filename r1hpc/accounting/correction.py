@@ -1,9 +1,5 @@
 """Correct an estimate by a site's own finished runs: their ratios of actual to estimated hours.
 
-    planned = Planned("A100-SXM4-80GB", "pretrain", Spread(80, 100, 150), num_gpus=64)
-    found = correction(planned, runs)       # FinishedRun, oldest first: see calibrate
-    found.corrected, found.basis
-
 For a finished run y = ln(actual hours / estimated P50 before any correction), and y = f + e: f is the error
 of estimates for runs like it at this site, e the difference from one run to the next. f is a Gaussian process
 (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equations 2.22 to 2.24) with mean 0
@@ -164,16 +160,14 @@ class Correction:
         )
 
     def to_json(self) -> dict[str, Any]:
-        low, middle, high = self._factors()
+        factors = zip(("factor_p10", "factor_p50", "factor_p90"), self._factors(), strict=True)
         return {
             "resource": self.planned.resource,
             "stage": self.planned.stage,
             "num_runs": self.num_runs,
             "num_others": self.num_others,
             "weight": self.weight,
-            "factor_p10": low,
-            "factor_p50": middle,
-            "factor_p90": high,
+            **dict(factors),
             "basis": self.basis,
         }
 
@@ -344,10 +338,8 @@ class Scored:
 
 def score(runs: Sequence[FinishedRun]) -> list[Scored]:
     """Judge each run by what was known before it finished; runs of one resource, oldest first."""
-    by_runs_before = (correction(run.planned, runs[:i]) for i, run in enumerate(runs))
-    return [
-        Scored(run, found.corrected, found.num_runs) for run, found in zip(runs, by_runs_before, strict=True)
-    ]
+    found = [correction(run.planned, runs[:i]) for i, run in enumerate(runs)]
+    return [Scored(run, each.corrected, each.num_runs) for run, each in zip(runs, found, strict=True)]
 
 
 @dataclass(frozen=True)

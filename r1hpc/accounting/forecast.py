@@ -1,8 +1,5 @@
 """Forecast GPU-hours still to be spent, as P10, P50 and P90, for one run or several together.
 
-    total([Spread(80, 100, 150), Spread(800, 1000, 1500)])
-    remaining(Spread(80, 100, 150), used=90)
-
 A spread is log-normal with its own width on either side of the median, like the estimator's. A sum uses a
 fixed set of samples, so that the same jobs give the same forecast.
 """
@@ -24,8 +21,6 @@ at 1 none would; one estimator on one cluster errs partly in one direction."""
 _SAMPLES = 2000
 _TAIL = 0.99
 """Beyond this quantile P10, P50 and P90 of an estimate do not show how far a run can miss it."""
-
-
 NOTHING = Spread(0.0, 0.0, 0.0)
 
 

@@ -1,10 +1,5 @@
 """Hold the ledger of a run: its cost, attempt by attempt, and how that time was spent.
 
-    ledger = open_ledger(run, time.time())     # accounting.open_ledger
-    ledger.split().in_hours()                  # {useful, lost, startup, save, idle, allocated}, GPU-hours
-    ledger.used, ledger.unit                   # the total in GPU-hours; for a run without GPUs in node-hours
-    ledger.queue_s, ledger.source
-
 Times are integer milliseconds, so that useful + lost + startup + save + idle == allocated holds exactly.
 Queue time costs no GPU-hours and is kept separately.
 """
@@ -78,8 +73,7 @@ class AttemptCost:
     @property
     def parts(self) -> dict[str, float]:
         """Return the hours by PARTS."""
-        held = self.split(self.width)
-        return {part: getattr(held, name) / _HOUR_MS for part, name in PARTS.items()}
+        return _parts(self.split(self.width))
 
     def split(self, width: int) -> Split:
         """Return milliseconds of `width` GPUs or nodes; GPUs that nobody requested are idle."""
@@ -88,11 +82,7 @@ class AttemptCost:
     def to_json(self) -> dict[str, Any]:
         held = self.allocation
         return {
-            "start": held.start,
-            "end": held.end,
-            "gpus": held.gpus,
-            "nodes": held.nodes,
-            "state": held.state,
+            **{name: getattr(held, name) for name in ("start", "end", "gpus", "nodes", "state")},
             "attempts": [each.attempt.attempt for each in self.inside],
             "split": self.split(held.gpus).in_hours(),
         }
@@ -201,7 +191,7 @@ class RunLedger:
     @property
     def parts(self) -> dict[str, float]:
         """Return the hours of the unit by PARTS."""
-        return {part: getattr(self._held, name) / _HOUR_MS for part, name in PARTS.items()}
+        return _parts(self._held)
 
     @property
     def _held(self) -> Split:
@@ -333,6 +323,10 @@ class Gap:
     """Allocations in which no attempt began."""
     unused: float = 0.0
     """While attempts ran: GPUs that came with whole nodes but were not requested."""
+
+
+def _parts(held: Split) -> dict[str, float]:
+    return {part: getattr(held, name) / _HOUR_MS for part, name in PARTS.items()}
 
 
 def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -> list[RunLedger]:

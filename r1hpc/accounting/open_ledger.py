@@ -1,11 +1,5 @@
 """Open ledgers: join Slurm's allocations of a run with the run's own record of what it did in them.
 
-    ledger = open_ledger(run, time.time())
-    ledgers, notes = survey(run_root, now)     # all runs; a note for each that cannot be read
-    found = measured_run(run, now)             # estimate of the complete run from the steps it has taken
-    found = report_run(run, now)               # what `report` shows: the ledger, steps, data and GPUs
-    found.to_json()
-
 Slurm decides what was held, one allocation for each attempt (`sacct -D`), once any command has learnt it
 (attempt.state.slurm_records). The run's own record tells what happened in it (telemetry.diagnosis.summary).
 If Slurm does not know an attempt, only the run's record counts, and `source` says so. It begins with the
@@ -127,8 +121,6 @@ def owner(run: RunDir) -> str:
 
 
 class _Estimate(TypedDict, total=False):
-    """The keys of estimate.json that are read for runs of every version."""
-
     gpu_hours: Spread | None
     node_hours: Spread | None
 
@@ -293,7 +285,6 @@ def _own_waits(costs: Sequence[AttemptCost], submitted: Sequence[float]) -> list
 
 
 def _untracked(ledger: RunLedger, records: Sequence[JobRecord]) -> str:
-    """Return whose GPUs were counted, if Slurm's records have none for a run that found some."""
     if not any(cost.by_slurm and cost.allocation.gpus for cost in ledger.attempts):
         return ""
     if any(record.gpus for record in records):
@@ -305,7 +296,6 @@ def _untracked(ledger: RunLedger, records: Sequence[JobRecord]) -> str:
 
 
 def _note(ledger: RunLedger, note: str, records: Sequence[JobRecord]) -> str:
-    """Return which attempts Slurm has no record of, or why it has none at all."""
     if ledger.source == "run":
         return note if ledger.jobs or note else "no job of this run was Slurm's"
     alone = [each for cost in ledger.attempts if not cost.by_slurm for each in cost.inside]

@@ -1,12 +1,5 @@
 """Sum the GPU-hours of any number of sacct records: by user, account, state, QOS, partition, run and day.
 
-    with open("sacct.txt", "rb") as file:
-        hours = sum_dump(file, "sacct.txt", Selection(user="ada"))
-
-    reader = ColumnReader(read_header(file.readline(), source), source)
-    for number, lines in blocks_of_lines(file, source):
-        block = reader.read(lines, number)       # {"start": array, "seconds": array, "gpus": array, ...}
-
 Some 25 bytes of numbers are kept of each record until the end. Then duplicates are found by job ID and start.
 One of them counts: the one that ran longest, of equals the last. Sums are exact: whole GPU-seconds, below
 2**53, divided once. A job ID is known by its 64-bit hash: to count as one, two would have to share it and the
@@ -155,12 +148,13 @@ class ColumnReader:
         table = _Table(lines, self._columns)
         jobs, resources = table.column("jobid"), table.column("alloctres")
         starts = self._moments(table.column("start"))
+        in_tres = partial(nodes_of, "")
         block = {
             "job": np.fromiter(map(hash, jobs.to_pylist()), np.int64, len(jobs)),
             "start": starts,
             "seconds": self._seconds(table, starts),
             "gpus": _each(resources, gpus_of),
-            "nodes": _whole(table.column("nnodes")) if table.has("nnodes") else _each(resources, _nodes_in),
+            "nodes": _whole(table.column("nnodes")) if table.has("nnodes") else _each(resources, in_tres),
             "run": self._runs(jobs),
         }
         unknown = np.zeros_like(starts)
@@ -247,10 +241,6 @@ def _narrowed(values: Ints) -> Ints:
     if values.min(initial=0) < 0:  # a start before 1970
         return values
     return values.astype(np.min_scalar_type(values.max(initial=0)))
-
-
-def _nodes_in(alloc_tres: str) -> int:
-    return nodes_of("", alloc_tres)
 
 
 def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:

@@ -12,8 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,25 +66,6 @@ class ArgumentParser(argparse.ArgumentParser):
             kwargs[key] = _as_typed(kwargs[key]) if kwargs.get(key) else kwargs.get(key)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
-        self.left_out: list[argparse.Action] = []
-        """Flags that --help and the usage line do not show."""
-
-    def format_help(self) -> str:
-        with self._without_left_out():
-            return super().format_help()
-
-    def format_usage(self) -> str:
-        with self._without_left_out():
-            return super().format_usage()
-
-    @contextmanager
-    def _without_left_out(self) -> Iterator[None]:
-        shown = [action.help for action in self.left_out]
-        for action in self.left_out:
-            action.help = argparse.SUPPRESS
-        yield
-        for action, text in zip(self.left_out, shown, strict=True):
-            action.help = text
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; an unknown flag's error names the nearest known one."""
@@ -130,7 +110,8 @@ def answer_tab(parser: argparse.ArgumentParser) -> None:
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete  # imported for completion only
 
-        argcomplete.autocomplete(parser, always_complete_options=False)
+        # Also flags that --help leaves out: their help is suppressed.
+        argcomplete.autocomplete(parser, always_complete_options=False, print_suppressed=True)
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:

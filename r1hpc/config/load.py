@@ -5,8 +5,7 @@
 Later wins: schema defaults, the files of the job's `include:` list in order, the job file, the cluster
 profile (section `cluster` only), the overrides. Mappings of two files are merged unless the later one says
 `!replace`; on the command line `=` replaces (config/layers.py). An error for an unknown key names the nearest
-one. `${key}` is OmegaConf's interpolation, without its resolvers (`${oc.env:NAME}`); the section `cluster`
-leaves it to the shell.
+one. `${key}` is replaced by the value of that key; the section `cluster` leaves it to the shell.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from r1hpc.base.files import write_atomic
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
 from r1hpc.config.assets import find_include, find_job, find_profile, shown
-from r1hpc.config.layers import MERGE, REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets
+from r1hpc.config.layers import MERGE, REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets, value_at
 from r1hpc.config.layers import read_yaml as read_yaml
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of
@@ -34,8 +33,6 @@ from r1hpc.config.trl_names import name_here
 _OF_THE_SHELL = ("setup",)
 """Keys of the section `cluster` that the job's shell reads."""
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-_MOST_WRITTEN_OUT = 1_000_000
-"""Most characters of all references when expanded."""
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
 _REMOVED = {"data.mix": ("online", "every", "smoothing")}
@@ -121,10 +118,8 @@ def merge_layers(
     for layer in layers:
         _check_keys(layer, RunConfig, "")
     content = _at_home(merged(layers, changes))
-    _refuse_resolvers(content)
     if "${" in str({**content, "cluster": None}):
-        _refuse_bomb(content)
-        content = _interpolated(content)
+        content = _with_references(content)
     config = cast(RunConfig, _section(RunConfig, content, ""))
     check_stage(config.stage)
     check_ranges(config)
@@ -148,8 +143,9 @@ def renewed(config: RunConfig, old: dict[str, Any]) -> dict[str, Any]:
     """
     layer: dict[str, Any] = _known_keys_only(as_layer(config), old, as_layer(restore({})))
     for section, keys in _REMOVED.items():
-        before, now = _section_at(old, section), _section_at(layer, section)
-        now |= {key: before[key] for key in keys if key in before}
+        before = value_at(old, section) or {}
+        for key in (key for key in keys if key in before):
+            value_at(layer, section)[key] = before[key]
     return layer
 
 
@@ -183,7 +179,6 @@ def as_layer(config: RunConfig) -> dict[str, Any]:
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write keys and values durably, so that `read_yaml` returns them."""
-    # Not OmegaConf.to_yaml: it would read a `${` in a shell line as an interpolation.
     write_atomic(path, yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 
@@ -196,34 +191,41 @@ def restore(layer: dict[str, Any]) -> RunConfig:
     """Return the configuration from `as_layer`'s plain form; a missing key behaves as before it existed."""
     layer = merged([_BEFORE, layer])
     for section, keys in _REMOVED.items():
-        values = _section_at(layer, section)
-        for key in keys:
+        values = value_at(layer, section)
+        for key in keys if isinstance(values, dict) else ():
             values.pop(key, None)
     _check_keys(layer, RunConfig, "")
     return cast(RunConfig, _section(RunConfig, layer, ""))
 
 
-def _section_at(layer: Any, section: str) -> dict[str, Any]:
-    for name in section.split("."):
-        layer = layer.get(name) if isinstance(layer, dict) else None
-    return layer if isinstance(layer, dict) else {}
+def _with_references(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace each `${key}`: alone by the value itself, within a text by how it is written."""
+    values = merged([as_layer(RunConfig()), content])
 
+    def value_of(name: str, key: str) -> Any:
+        found = value_at(values, name)
+        if found is None or isinstance(found, dict | list) or "${" in str(found):
+            raise ConfigError(
+                f"{printable(key)} holds ${{{printable(name)}}}: only a key with a plain value can be "
+                "referred to, as in ${train.seed}; write the value itself"
+            )
+        return found
 
-def _interpolated(content: dict[str, Any]) -> dict[str, Any]:
-    """Replace each `${key}` by the value of that key."""
-    from omegaconf import OmegaConf, read_write  # deferred: few jobs need it, and it loads slowly
-    from omegaconf.errors import OmegaConfBaseException
+    def filled(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: filled(item, f"{key}.{name}") for name, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item, key) for item in value]
+        if not isinstance(value, str):
+            return value
+        if alone := _REFERENCE.fullmatch(value):
+            return value_of(alone[1], key)
+        text = _REFERENCE.sub(lambda found: str(value_of(found[1], key)), value)
+        if "${" in text:
+            raise ConfigError(f"{printable(key)} holds a ${{ that is no reference such as ${{train.seed}}")
+        return text
 
-    schema = OmegaConf.structured(RunConfig)
-    if "terms" in content.get("reward", {}):  # OmegaConf would merge the default into them
-        with read_write(schema.reward):
-            schema.reward.terms = {}
-    try:
-        merged_values = OmegaConf.unsafe_merge(schema, _shell_is_literal(content))
-        return cast(dict[str, Any], OmegaConf.to_container(merged_values, resolve=True, enum_to_str=True))
-    except OmegaConfBaseException as error:
-        key, first = getattr(error, "full_key", None), str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {first}" if key else first) from None
+    return {name: item if name == "cluster" else filled(item, name) for name, item in content.items()}
 
 
 def _section(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -254,13 +256,17 @@ def _typed(key: str, value: Any, annotation: Any) -> Any:
         return [_typed(f"{key}[{index}]", item, kind) for index, item in enumerate(value)]
     if value is None and (annotation is Any or type(None) in kinds):
         return None
+    if origin is dict:
+        raise ConfigError(f"{key} is a mapping: write {key}={{NAME: VALUE}}, or {key}.NAME=VALUE")
+    if origin is list:
+        raise ConfigError(f"{key} is a list: write {key}=[VALUE, VALUE]")
+    if isinstance(value, dict | list):
+        raise ConfigError(f"{key} is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
     kind = kinds[0] if type(None) in kinds else annotation
     if kind in _KINDS:
         accepted, read_as, wanted = _KINDS[kind]
-    elif isinstance(kind, type) and issubclass(kind, Enum):
-        accepted, read_as, wanted = (str,), kind, f"one of {', '.join(each.value for each in kind)}"
     else:
-        accepted, read_as, wanted = (), str, "a list" if origin is list else "a mapping"
+        accepted, read_as, wanted = (str,), kind, f"one of {', '.join(each.value for each in kind)}"
     if type(value) in accepted:
         try:
             return read_as(value)
@@ -286,60 +292,6 @@ _KINDS: dict[Any, tuple[tuple[type, ...], Callable[[Any], Any], str]] = {
 """For each type of a setting: the accepted value types, the conversion, and its name in errors."""
 
 
-def _refuse_resolvers(value: Any, key: str = "") -> None:
-    """Refuse `${oc.env:NAME}` and the like, which would add values the user did not write."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if key or name != "cluster":  # its lines belong to the shell
-                _refuse_resolvers(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_resolvers(item, key)
-    elif value == "???":
-        raise ConfigError(f"{printable(key)} is ???, a placeholder: write its value")
-    elif isinstance(value, str) and (found := re.search(r"\$\{(\s*[\w.]+\s*:|[^}]*\$\{)", value)):
-        raise ConfigError(
-            f"{printable(key)} holds {printable(found[0])}…}}: only other keys can be referred to, as in "
-            "${train.seed}; write the value itself"
-        )
-
-
-def _refuse_bomb(content: dict[str, Any]) -> None:
-    """Refuse references that would fill the memory when expanded: each may double the next."""
-    sizes: dict[str, int] = {}
-
-    def size_of(value: Any, path: tuple[str, ...]) -> int:
-        if isinstance(value, dict):
-            return sum((size_of(item, (*path, str(key))) for key, item in value.items()), 1)
-        if isinstance(value, list):
-            return sum((size_of(item, (*path, "")) for item in value), 1)
-        if not isinstance(value, str):
-            return 1
-        return len(value) + sum(size_behind(name, path) for name in _REFERENCE.findall(value))
-
-    def size_behind(name: str, path: tuple[str, ...]) -> int:
-        names = re.findall(r"[^.\[\]]+", name)
-        dots = len(name) - len(name.lstrip("."))
-        target = ".".join([*path[: len(path) - dots], *names] if dots else names)
-        if target not in sizes:
-            sizes[target] = 1  # of a cycle, which OmegaConf refuses
-            value: Any = content
-            for key in target.split("."):
-                value = value.get(key) if isinstance(value, dict) else value
-            sizes[target] = size_of(value, tuple(target.split(".")))
-        return sizes[target]
-
-    try:
-        too_large = size_of({**content, "cluster": None}, ()) > _MOST_WRITTEN_OUT
-    except RecursionError:
-        too_large = True
-    if too_large:
-        raise ConfigError(
-            f"the ${{…}} references come to more than {_MOST_WRITTEN_OUT:,} characters: write the values "
-            "themselves in place of references to references"
-        )
-
-
 def _at_home(value: Any) -> Any:
     """Expand a leading ~/, since no shell expands it in `data.path=~/x`."""
     if isinstance(value, dict):
@@ -354,21 +306,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value
-
-
-def _shell_is_literal(layer: dict[str, Any]) -> dict[str, Any]:
-    return {**layer, "cluster": _literal(layer["cluster"])} if "cluster" in layer else layer
-
-
-def _literal(value: Any) -> Any:
-    """Return `value` with every `${` escaped, so that OmegaConf keeps it."""
-    if isinstance(value, dict):
-        return {key: _literal(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_literal(item) for item in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return value
 
 
 def parse_override(item: str) -> dict[str, Any]:
@@ -442,8 +379,6 @@ def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
                     f"{prefix}{key} is a section: give its keys, as in {prefix}{key}.NAME=VALUE"
                 )
             _check_keys(value, section, f"{prefix}{key}.")
-        elif value is not None:
-            _check_shape(f"{prefix}{key}", value, fields[key].type)
 
 
 def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
@@ -452,24 +387,6 @@ def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
         return f": here it is {here}"
     near = nearest(key, [*(f"{prefix}{name}" for name in fields), *known_keys()])
     return near or "; python -m r1hpc.settings lists all"
-
-
-def _check_shape(key: str, value: Any, annotation: Any) -> None:
-    """Refuse a wrong shape, such as a list instead of a mapping or a plain value instead of a list."""
-    wanted = get_origin(annotation) or str
-    if wanted is dict and not isinstance(value, dict):
-        raise ConfigError(f"{key} is a mapping: write {key}={{NAME: VALUE}}, or {key}.NAME=VALUE")
-    if wanted is dict and annotation != dict[str, Any]:
-        for name, item in value.items():
-            if name not in (REPLACE, MERGE):
-                _check_shape(f"{key}.{name}", item, get_args(annotation)[1])
-    if wanted is list and not isinstance(value, list):
-        raise ConfigError(f"{key} is a list: write {key}=[VALUE, VALUE]")
-    if wanted is list:
-        for index, item in enumerate(value):
-            _check_shape(f"{key}[{index}]", item, get_args(annotation)[0])
-    if wanted not in (dict, list) and isinstance(value, dict | list):
-        raise ConfigError(f"{key} is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:

@@ -66,11 +66,6 @@ class SlurmError(R1hpcError):
         return self.timed_out or any(words in said for words in (*_NOT_ARRIVED, *_MAYBE_ARRIVED))
 
     @property
-    def never_arrived(self) -> bool:
-        """True if the request certainly was not carried out: a submission may be repeated."""
-        return not self.timed_out and any(words in self.stderr for words in _NOT_ARRIVED)
-
-    @property
     def may_have_arrived(self) -> bool:
         """True if slurmctld may have carried out the request, and only its answer was lost."""
         return self.timed_out or any(words in self.stderr for words in _MAYBE_ARRIVED)
@@ -80,8 +75,6 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
     """Run one Slurm command and return its stdout.
 
     Args:
-        argv: the command and its arguments.
-        timeout_s: after this the command is killed.
         env: the command's full environment; None takes this process's, with times as Unix seconds.
 
     Raises:
@@ -144,7 +137,8 @@ def _run(
     text: str = "",
 ) -> "subprocess.CompletedProcess[str]":
     shown = shlex.join(argv)
-    environment = _readable_environment() if env is None else dict(env)
+    # Slurm's output in the form that is parsed here.
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"} if env is None else dict(env)
     try:
         done = subprocess.run(
             argv,
@@ -163,13 +157,8 @@ def _run(
         ) from None
     except subprocess.TimeoutExpired as late:
         out, err = _text(late.stdout), _text(late.stderr)
-        raise SlurmError(
-            f"`{shown}` did not answer within {timeout_s:g} s{_quoted(out, err)}",
-            None,
-            out,
-            err,
-            timed_out=True,
-        ) from None
+        message = f"`{shown}` did not answer within {timeout_s:g} s{_quoted(out, err)}"
+        raise SlurmError(message, None, out, err, timed_out=True) from None
     if done.returncode:
         out = done.stdout or ""  # None if it went into a file
         message = f"`{shown}` failed with exit status {done.returncode}{_quoted(out, done.stderr)}"
@@ -179,16 +168,9 @@ def _run(
     return done
 
 
-def _readable_environment() -> dict[str, str]:
-    """Return this process's environment, with Slurm's output in the form that is parsed here."""
-    return {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
-
-
 def _quoted(stdout: str, stderr: str) -> str:
-    parts = [
-        f"{name}: {text.strip()}" for name, text in (("stderr", stderr), ("stdout", stdout)) if text.strip()
-    ]
-    return "".join(f"\n  {part}" for part in parts)
+    said = {"stderr": stderr.strip(), "stdout": stdout.strip()}
+    return "".join(f"\n  {name}: {text}" for name, text in said.items() if text)
 
 
 def _text(output: bytes | str | None) -> str:

@@ -246,14 +246,11 @@ def num_visible_gpus(num_there: int, environ: Mapping[str, str]) -> int:
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return num_there
-    named = takewhile(lambda entry: _names_one(entry, num_there), map(str.strip, listed.split(",")))
+    known = {str(number) for number in range(num_there)}
+    named = takewhile(
+        lambda entry: entry in known or entry.startswith(("GPU-", "MIG-")), map(str.strip, listed.split(","))
+    )
     return min(num_there, len(set(named)))
-
-
-def _names_one(entry: str, num_there: int) -> bool:
-    if entry.isascii() and entry.isdecimal() and len(entry) < 5:
-        return int(entry) < num_there
-    return entry.startswith(("GPU-", "MIG-"))
 
 
 def _whole_nodes(facts: ClusterFacts, gpus: int) -> list[str]:

@@ -6,11 +6,11 @@ Precedence, as with sbatch: flags, then SBATCH_* variables, then the job file.
 import argparse
 import json
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
-from r1hpc.base.cli import ArgumentParser, add_cluster, add_run_root
+from r1hpc.base.cli import add_cluster, add_run_root
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.slurm import fields
@@ -85,32 +85,21 @@ def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) 
 
     --help leaves them out; --help-slurm prints them.
     """
-    words = "show sbatch's flags, which all work here: -N, -t, -p, -A, -q, --gpus-per-node, ..."
-    parser.add_argument("--help-slurm", action=_SlurmHelp, nargs=0, help=words)
-    before = len(parser._actions)
+    words = "--help with sbatch's flags, which all work here: -N, -t, -p, -A, -q, --gpus-per-node, ..."
+    parser.add_argument("--help-slurm", action="help", help=words)
+
+    def shown(text: str) -> str:
+        return text if "--help-slurm" in sys.argv else argparse.SUPPRESS
+
     group = parser.add_argument_group(_HEADING)
     parser.set_defaults(**{flag.key: None for flag in FLAGS})
     for flag in FLAGS:
         if flag.names[-1] in leave_out:
             continue
-        group.add_argument(*flag.names, dest=flag.key, help=flag.help, metavar=flag.metavar)
-    group.add_argument("--exclusive", action="store_true", help="whole nodes")
+        group.add_argument(*flag.names, dest=flag.key, help=shown(flag.help), metavar=flag.metavar)
+    group.add_argument("--exclusive", action="store_true", help=shown("whole nodes"))
     words = "any other sbatch option, by its long name; may be repeated"
-    group.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help=words)
-    if isinstance(parser, ArgumentParser):
-        parser.left_out = parser._actions[before:]
-
-
-class _SlurmHelp(argparse.Action):
-    """Print the flags that --help leaves out, and exit."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        formatter = parser._get_formatter()
-        formatter.start_section(_HEADING)
-        formatter.add_arguments(parser.left_out if isinstance(parser, ArgumentParser) else ())
-        formatter.end_section()
-        print(formatter.format_help(), end="")
-        parser.exit()
+    group.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help=shown(words))
 
 
 def all_overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:

@@ -1,8 +1,5 @@
 """Protect the payload that submitit unpickles on each rank: a reference to one function and one path.
 
-    check(run.path, job_id)                                    # in the job, before srun
-    srun … python -m r1hpc.slurm.payload RUN_DIR/submitit      # checks again, then runs it
-
 submitit's own DelayedSubmission writes the pickle, a few hundred bytes: the function by name (its code is the
 run's frozen code/) and the run folder as a string.
 """

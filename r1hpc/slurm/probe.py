@@ -1,7 +1,5 @@
 """Ask the cluster what a run must know before submission: how it preempts, and what its nodes have.
 
-    facts = probe_cluster(partition="gpu", qos="scavenger")
-
 Runs five commands at once, five seconds each. Unknown facts stay None and are named in `unknown`.
 """
 

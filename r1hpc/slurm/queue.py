@@ -1,16 +1,7 @@
 """Read Slurm's queue: running and waiting jobs, dependencies, jobs by folder, and GPU limits.
 
-    for job in ask_squeue(account="my-group"):
-        job.gpus, job.left_s
-    options = after_all_ok(["12", "13"])     # {"dependency": "afterok:12:13", "kill-on-invalid-dep": "yes"}
-    move("14", ["15"])                       # job 14 now waits for job 15
-    jobs_by_folder()                         # {Path("/scratch/runs/r1/sft"): ["12"]}
-    for limit in gpu_limits("my-group", "normal"):
-        limit.name, limit.gpu_hours, limit.left
-
 GPU limits are GrpTRESMins of accounts and QOS. `scontrol show assoc_mgr` prints each limit with its usage, as
-`gres/gpu=600(12)` in GPU-minutes (N: no limit). If slurmctld hides that from users, `sshare` is asked, which
-knows accounts only.
+`gres/gpu=600(12)` in GPU-minutes (N: no limit).
 
 The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDecay (slurm.conf(5)), so Slurm's
 remainder may be more than hours minus hours. Slurm enforces its own number, so that one is used here.
@@ -24,7 +15,7 @@ from pathlib import Path
 
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import fields
-from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.client import call
 from r1hpc.slurm.sacct import gpus_of
 
 # tres-alloc is a waiting job's request, and unlike %b it knows --gpus. The name comes last and may hold the
@@ -32,7 +23,6 @@ from r1hpc.slurm.sacct import gpus_of
 _FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed", "Account", "UserName", "QOS", "Name")
 _OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 _LIMIT = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(N|\d+)\((\d+)\)")
-_GPU = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(\d+)")
 _KEYS = r"\b(Account|UserName|QOS|ParentAccount|GrpTRESMins|GrpTRESRunMins)=(\S*)"
 
 
@@ -85,14 +75,14 @@ def ask_squeue(
 def read_squeue(text: str) -> list[QueuedJob]:
     """Parse squeue's output in the columns above; jobs that are over but still listed are left out."""
     rows = [line.rstrip().removesuffix("|").split("|", len(_FIELDS) - 1) for line in text.split("\n")]
-    return [_job(row) for row in rows if len(row) == len(_FIELDS) and row[1] not in _OVER]
-
-
-def _job(row: list[str]) -> QueuedJob:
-    job_id, state, tres, limit, elapsed, account, user, qos, name = row
-    return QueuedJob(
-        job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0, account, user, qos, name
-    )
+    found = []
+    for row in rows:
+        if len(row) == len(_FIELDS) and row[1] not in _OVER:
+            job_id, state, tres, limit, elapsed, *names = row
+            found.append(
+                QueuedJob(job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0, *names)
+            )
+    return found
 
 
 def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, str]:
@@ -189,17 +179,10 @@ def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 1
     """Return the GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
 
     Raises:
-        SlurmError: neither scontrol nor sshare answered.
+        SlurmError: slurmctld did not answer, or hides it.
     """
-    try:
-        text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], timeout_s)
-        return read_assoc_mgr(text, account, qos, getpass.getuser())
-    except SlurmError as refused:
-        if refused.exit_code is None:  # no such command, or nobody answers: nor would sshare
-            raise
-    chosen = ["-A", ",".join(_names(account))] if account else []
-    fields = "Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw"
-    return read_sshare(call(["sshare", "-n", "-P", *chosen, "-o", fields], timeout_s))
+    text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], timeout_s)
+    return read_assoc_mgr(text, account, qos, getpass.getuser())
 
 
 def read_assoc_mgr(
@@ -223,34 +206,11 @@ def read_assoc_mgr(
             name = row["QOS"].split("(")[0]
             if qos == name or (qos is None and account is None):
                 found += _limits("qos", name, "", row)
-        elif (account is not None or qos is None) and _applies(
-            row.get("Account"), owner, account, wanted, user
-        ):
-            found += _limits("account", row["Account"], owner, row)
+        elif (account is not None or qos is None) and (not owner or user in (None, owner)):
+            name = row.get("Account", "")
+            if name and (account is None or name.lower() in wanted):
+                found += _limits("account", name, owner, row)
     return found
-
-
-def read_sshare(text: str) -> list[TresLimit]:
-    """Parse the limits in `sshare -n -P -o Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw`, in minutes."""
-    found = []
-    for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) != 5:
-            continue
-        name, user, *tables = parts
-        limits, running, used = (
-            {tres: float(minutes) / 60 for tres, minutes in _GPU.findall(table)} for table in tables
-        )
-        found += [
-            TresLimit("account", name, user, tres, hours, used.get(tres, 0.0), running.get(tres, 0.0))
-            for tres, hours in limits.items()
-        ]
-    return found
-
-
-def _applies(name: str | None, owner: str, account: str | None, line: set[str], user: str | None) -> bool:
-    chosen = bool(name) and (account is None or str(name).lower() in line)
-    return chosen and (not owner or user in (None, owner))
 
 
 def _names(account: str | None) -> list[str]:

@@ -1,15 +1,11 @@
 """Read Slurm's charges from sacct, with one rule for each column.
 
-    records = sacct_records("4711")                          # every attempt of a job
-    with ask_sacct_file(start="2026-05-01", account="lab") as file:
-        records = pick_records(file, "sacct")                # of everybody in it; also for your own file
-
 A file holds the output of `sacct -D -X -P -o ...` with its header, columns in any order; required are JobID,
 Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the earlier attempts of a
 requeued job, and the file does not show that they are missing. sacct does not escape a separator inside a job
 name. Times are Unix seconds, or sacct's local times.
 
-accounting.columns reads millions of rows by column with the same rules, and returns unusual rows to
+accounting.totals reads millions of rows by column with the same rules, and returns unusual rows to
 `read_rows`.
 """
 
@@ -116,19 +112,15 @@ def ask_sacct_file(
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
     """
-    with tempfile.TemporaryFile() as file:
-        call_into(file, _question(start, end, user, account), timeout_s)
-        file.seek(0)
-        yield file
-
-
-def _question(start: str | None, end: str | None, user: str | None, account: str | None) -> list[str]:
     argv = ["sacct", "-D", "-X", "-P", "-o", FIELDS]
     options = {"-S": start, "-E": end, "-u": user, "-A": account}
     argv += [f"{flag}{value}" for flag, value in options.items() if value is not None]
     if account is not None and user is None:
         argv.append("--allusers")
-    return argv
+    with tempfile.TemporaryFile() as file:
+        call_into(file, argv, timeout_s)
+        file.seek(0)
+        yield file
 
 
 def pick_records(

@@ -1,16 +1,10 @@
 """Submit a job script with sbatch exactly once: if the answer is lost, the job is found, not submitted again.
 
-job_id = sbatch(run.script, run.path)
-
 In squeue only a job's start folder can mark a submission. Every job of a run starts in the run's folder: one
 that was not there before sbatch was called is the new one.
 
-A refusal gets a line with the valid choices, which sbatch does not show:
-
-    raise with_choices(error)       # ... Invalid account ...\n  your accounts: lab, guest (-A)
-
-The texts are those of slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its
-refusal is shown alone.
+A refusal gets a line with the valid choices, which sbatch does not show. The texts are those of
+slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its refusal is shown alone.
 
 Only an allow-list of the caller's variables reaches a job; sbatch alone would export all of them, secrets
 included. slurmctld stores the job's environment, every process of the job can read it, and it ends up in
@@ -81,8 +75,12 @@ def with_choices(error: SlurmError) -> SlurmError:
     """Add a line with the valid choices to sbatch's refusal, if Slurm can list them."""
     for words, ask in _CHOICES.items():
         if words.casefold() in error.stderr.casefold():
-            choices = _or_nothing(ask)
-            return _said(error, f"{error}\n  {choices}") if choices else error
+            try:
+                choices = ask()
+            except SlurmError:
+                return error
+            message = f"{error}\n  {choices}"
+            return SlurmError(message, error.exit_code, error.stdout, error.stderr, error.timed_out)
     return error
 
 
@@ -90,26 +88,6 @@ def is_for_good(error: SlurmError) -> bool:
     """True if sbatch would always refuse a job that `sbatch --test-only` refused with this error."""
     said = error.stderr.casefold()
     return not error.unreachable and not any(words in said for words in _OF_THE_MOMENT)
-
-
-def _or_nothing(ask: Callable[[], str]) -> str:
-    try:
-        return ask()
-    except SlurmError:
-        return ""
-
-
-def _said(error: SlurmError, message: str) -> SlurmError:
-    return SlurmError(message, error.exit_code, error.stdout, error.stderr, error.timed_out)
-
-
-def _accounts() -> str:
-    return _listed("your accounts", _associations("account"), "-A ACCOUNT")
-
-
-def _qos() -> str:
-    names = {name for line in _associations("qos") for name in line.split(",")}
-    return _listed("your QOS", names, "--qos QOS")
 
 
 def _associations(column: str) -> set[str]:
@@ -125,14 +103,19 @@ def _partitions() -> str:
         for line in call(["sinfo", "-h", "-o", "%R|%D|%c|%m|%G|%l"], _REFUSAL_TIMEOUT_S).split()
     ]
     shown = [
-        f"{name}: {nodes} nodes of {cpus} CPUs, {memory} MB{_gpus(gres)}, up to {limit}"
+        f"{name}: {nodes} nodes of {cpus} CPUs, {memory} MB, {gres}, up to {limit}".replace(", (null)", "")
         for name, nodes, cpus, memory, gres, limit in rows
     ]
     return "\n  ".join(["partitions here (-p PARTITION):", *shown[:_MOST]])
 
 
-def _gpus(gres: str) -> str:
-    return "" if gres == "(null)" else f", {gres}"
+def _accounts() -> str:
+    return _listed("your accounts", _associations("account"), "-A ACCOUNT")
+
+
+def _qos() -> str:
+    names = {name for line in _associations("qos") for name in line.split(",")}
+    return _listed("your QOS", names, "--qos QOS")
 
 
 def _features() -> str:
@@ -165,7 +148,9 @@ def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     source = os.environ if environ is None else environ
     chosen = {name: value for name, value in source.items() if _wanted(name) and not _is_login(name, value)}
     if "PYTHONPATH" in chosen:
-        chosen["PYTHONPATH"] = _absolute(chosen["PYTHONPATH"])
+        # A job starts in another folder, where "." or "src" differ.
+        parts = chosen["PYTHONPATH"].split(os.pathsep)
+        chosen["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
     return chosen
 
 
@@ -192,11 +177,6 @@ def _is_login(name: str, value: str) -> bool:
     """True if the value holds a token, or a URL with a user; a proxy's may lack the scheme."""
     url = value if name.lower() in _TO_THE_NETWORK else value.partition("://")[2]
     return "@" in url or find_secret(value) is not None
-
-
-def _absolute(search_path: str) -> str:
-    """Make the paths absolute: a job starts in another folder, where "." or "src" differ."""
-    return os.pathsep.join(str(Path(part).absolute()) for part in search_path.split(os.pathsep))
 
 
 class LostSubmissionError(SlurmError):

@@ -1,18 +1,11 @@
 """Render the job script: one template for `submit` and for sbatch/train.sh.
 
-    render(script)       the text `python -m r1hpc.submit` hands to sbatch
-    train_script()       sbatch/train.sh; rewrite it with: python -m r1hpc.slurm.script > sbatch/train.sh
+Rewrite sbatch/train.sh with: python -m r1hpc.slurm.script > sbatch/train.sh. The text is in
+r1hpc/slurm/script_text.py; both scripts source job.bash beside it, which does what Python cannot.
 
-Pure text, no Slurm needed. The text is in r1hpc/slurm/script_text.py; both scripts source job.bash beside it,
-which does what Python cannot. Ranks in a container are
-started by Apptainer or Singularity, or by Pyxis, a plugin of srun:
-
-    rank_words(container, binds=["/scratch/runs"], has_gpus=True)
-        # ["apptainer", "exec", "--nv", "--bind", "/scratch/runs", "image.sif", "python3"]
-    step_words(container, binds=["/scratch/runs"])       # Pyxis: --container-image=... for srun
-
-Only the ranks run in it. The begin and the end of an attempt call scontrol and sacct, which an image does not
-have: they run on the host, with cluster.python or the submitting python.
+Ranks in a container are started by Apptainer or Singularity, or by Pyxis, a plugin of srun. Only the ranks
+run in it. The begin and the end of an attempt call scontrol and sacct, which an image does not have: they run
+on the host, with cluster.python or the submitting python.
 """
 
 import dataclasses
@@ -45,12 +38,8 @@ def rank_words(container: ContainerConfig, binds: Sequence[str], has_gpus: bool)
         return []
     if container.runtime == "pyxis":
         return [container.python]
-    gpus = ["--nv"] if has_gpus else []
-    bind = ["--bind", ",".join(binds)]
-    return [
-        *(container.runtime, "exec", *gpus, *bind, *container.options),
-        *(container.image, container.python),
-    ]
+    start = [container.runtime, "exec", *(["--nv"] if has_gpus else []), "--bind", ",".join(binds)]
+    return [*start, *container.options, container.image, container.python]
 
 
 def step_words(container: ContainerConfig, binds: Sequence[str]) -> list[str]:
@@ -65,18 +54,14 @@ def binds_of(config: RunConfig, run_root: Path) -> list[str]:
     """Return the folders the ranks need, then the profile's: run root (with its datasets), data, models,
     question files."""
     models = (config.model.path, config.model.tokenizer, config.rl.teacher)
+    files = (*files_in(config), *config.evaluate.trained_on)
     needed: Iterable[str | None] = (
         *(str(run_root), config.data.path, *models),
         *(folder for model in models for folder in _linked_to(model)),
-        *(_folder_of(path) for path in (*files_in(config), *config.evaluate.trained_on)),
+        *(path if Path(path).is_dir() else str(Path(path).parent) for path in files),
     )
     folders = [name for name in needed if name is not None and name.startswith("/")]
     return list(dict.fromkeys([*folders, *config.cluster.container.binds]))
-
-
-def _folder_of(path: str) -> str:
-    """Return the folder itself, or the folder of a file or pattern."""
-    return path if Path(path).is_dir() else str(Path(path).parent)
 
 
 def _linked_to(model: str | None) -> list[str]:
@@ -121,11 +106,7 @@ class Script:
 
 
 def make_script(
-    run: RunDir,
-    config: RunConfig,
-    *,
-    gpus_per_node: int,
-    signal_lead_s: int = DEFAULT_SIGNAL_LEAD_S,
+    run: RunDir, config: RunConfig, *, gpus_per_node: int, signal_lead_s: int = DEFAULT_SIGNAL_LEAD_S
 ) -> Script:
     """Return the script of a run, with every field checked.
 
@@ -218,6 +199,7 @@ def render(script: Script) -> str:
     """Return the full job script."""
     site = site_lines(script.setup, script.environment)
     loader = "r1hpc.slurm.payload" if script.contract >= 4 else "submitit.core._submit"
+    by_submitit = _fill(script_text.BY_SUBMITIT, LOADER=loader)
     return _fill(
         script_text.RENDERED,
         DIRECTIVES=directives(script.options),
@@ -232,9 +214,7 @@ def render(script: Script) -> str:
             script_text.ATTEMPT,
             BEGIN_FLAGS=" --payload" if script.by_submitit else "",
             SRUN_FLAGS=script_text.STEP if script.step else "",
-            COMMAND=_fill(script_text.BY_SUBMITIT, LOADER=loader)
-            if script.by_submitit
-            else script_text.BY_LAUNCH,
+            COMMAND=by_submitit if script.by_submitit else script_text.BY_LAUNCH,
         ),
     )
 

@@ -1,8 +1,5 @@
 """Submit a run through submitit: its pickling and its ranks, our job script.
 
-    write_atomic(run.script, render(script))
-    job_id = submit(run)
-
 submitit's own script has no place for begin and end, and its signal handling saves on rank 0 only; so the
 executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.
 """

@@ -1,13 +1,8 @@
-"""Plan an existing run again: its frozen code and configuration, on other nodes or with more steps.
-
-planned = plan_resumed_run(order)
-config = reconfigured(run, order)            # frozen configuration and this order's overrides
-keys = forbidden_changes(before, after)      # those that would make it another run
-"""
+"""Plan an existing run again: its frozen code and configuration, on other nodes or with more steps."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +12,6 @@ from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load, paths
 from r1hpc.config.layers import leaves, value_at
-from r1hpc.config.schema.cluster import ClusterConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.slurm import defaults
@@ -78,10 +72,7 @@ def plan_resumed_run(order: Order) -> PlannedRun:
         raise UsageError(
             f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
         )
-    planned = plan_run(config, OrderFacts(run, frozen, order=order))
-    given = [item for item in (*_set_for_the_cluster(run), *order.overrides) if item.startswith("cluster.")]
-    kept = kept_from_before(config, load.profile_layer(order.cluster), given)
-    return replace(planned, notes=(*planned.notes, *kept))
+    return plan_run(config, OrderFacts(run, frozen, order=order))
 
 
 def plan_inside(parent: str, config: RunConfig | None, facts: OrderFacts, ask: AskCluster) -> PlannedRun:
@@ -169,29 +160,3 @@ def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
 def flat(config: RunConfig) -> dict[str, Any]:
     """Return the values of a configuration by dotted keys."""
     return dict(leaves(dataclasses.asdict(config)))
-
-
-def kept_from_before(
-    config: RunConfig, profile: tuple[str, Mapping[str, Any]] | None, given: Sequence[str]
-) -> list[str]:
-    """Return a sentence on cluster settings that a resumed run keeps but today's profile lacks.
-
-    Args:
-        profile: the file, and its keys under `cluster`; None: there is none.
-        given: `cluster.KEY=VALUE` of command lines.
-    """
-    if profile is None:
-        return []
-    file, said = profile[0], profile[1]["cluster"]
-    named = {*said, "name", *(item.partition("=")[0].split(".")[1] for item in given)}
-    now, unset = dataclasses.asdict(config.cluster), dataclasses.asdict(ClusterConfig())
-    kept = [f"cluster.{key}" for key in now if now[key] != unset[key] and key not in named]
-    if "environment" in said:
-        variables = [name for name in now["environment"] if name not in said["environment"]]
-        kept += [f"cluster.environment.{name}" for name in variables]
-    if not kept:
-        return []
-    return [
-        f"{', '.join(kept)}: as before, though {file} does not say so. What was taken out of it is taken out "
-        "of the run by saying so there: network_interface: null, setup: [], environment: !replace {…}"
-    ]

@@ -13,7 +13,7 @@ from r1hpc.accounting.forecast import NOTHING, Spread, around, until_limit
 from r1hpc.accounting.hours import midnight_before
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
-from r1hpc.slurm.queue import QueuedJob, gpu_limits, read_assoc_mgr, read_squeue, read_sshare
+from r1hpc.slurm.queue import QueuedJob, gpu_limits, read_assoc_mgr, read_squeue
 from tests.accounting.budgets import NOW, budget_file, run_of
 from tests.accounting.history import DAY, make_history
 from tests.cluster import Cluster
@@ -33,10 +33,6 @@ QOS Records
 QOS=normal(1) UsageRaw=0.0 GrpTRESMins=cpu=N(0),gres/gpu=N(0) GrpTRESRunMins=gres/gpu=N(40)
 QOS=scavenger(2) UsageRaw=0.0 GrpTRESMins=mem=N(0),gres/gpu=90(30) GrpTRESRunMins=gres/gpu=N(0)
 """
-SSHARE = (
-    "root||cpu=100000,gres/gpu=600|cpu=10,node=10,gres/gpu=40,gres/gpu:a100=40|cpu=3,gres/gpu=120\n"
-    " root|ada||cpu=0,gres/gpu=0|cpu=0,gres/gpu=0\n"
-)
 SQUEUE = (
     "2_0|PENDING|cpu=2,mem=2000M,node=2,billing=2,gres/gpu=8|15:00|0:00|research|ada|normal|wrap|\n"
     "1|RUNNING|cpu=1,node=1,billing=1,gres/gpu=4,gres/gpu:a100=4|10:00|0:12|research|root|normal|a|b|\n"
@@ -71,12 +67,6 @@ def test_limits_of_an_account_its_parents_and_a_qos() -> None:
         "research",
         "other",
     }
-
-
-def test_limits_as_sshare_prints_them() -> None:
-    (limit,) = read_sshare(SSHARE)
-    assert (limit.owner, limit.gpu_hours, limit.used) == ("account root", 10.0, 2.0)
-    assert limit.running == pytest.approx(2 / 3)
 
 
 def test_jobs_as_squeue_prints_them() -> None:
@@ -304,10 +294,5 @@ def test_limits_and_usage_of_a_real_cluster(
         (limit,) = gpu_limits("research")
         assert (limit.owner, limit.gpu_hours) == ("account research", 10.0)
         assert limit.running == pytest.approx(2.0, abs=0.2), "4 GPUs x 30 minutes are held"
-        text = idle_cluster.run(["sshare", "-nP", "-A", "research", "-o", SSHARE_FIELDS]).stdout
-        assert read_sshare(text)[0].gpu_hours == 10.0
     finally:
         idle_cluster.run([*change, "GrpTRESMins=gres/gpu=-1,cpu=-1"])
-
-
-SSHARE_FIELDS = "Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw"

@@ -11,11 +11,7 @@ from r1hpc.accounting import calibrate
 from r1hpc.accounting.calibrate import finished_runs, resource_name
 from r1hpc.accounting.correction import CPU
 from r1hpc.base.files import write_json
-from r1hpc.config import load
-from r1hpc.config.schema.rl import RolloutConfig
-from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.estimate_run import CPU_PRIOR
-from r1hpc.plan.hours.rl import EAGER_LAYER_S
 from r1hpc.slurm.sacct import FIELDS
 from tests.recorded import EPOCH, RecordedRun
 
@@ -81,17 +77,6 @@ def test_a_stored_correction_does_not_correct_itself_away(tmp_path: Path) -> Non
     assert finished_runs(tmp_path).runs[0].estimate.p50 == 1.0
 
 
-@pytest.mark.parametrize("place", ["first", "later"])
-def test_a_run_fed_by_the_stub_never_enters(tmp_path: Path, place: str) -> None:
-    made = make(tmp_path, "run", estimate={"gpu_hours": hours(4.0)}, gpus=4)
-    made.gpu_ticks(made.clock, 5, source="stub" if place == "first" else "nvml")
-    made.gpu_ticks(made.clock + 60, 5, source="stub")
-    site = finished_runs(tmp_path)
-    assert site.runs == ()
-    assert site.left_out == {"GPU readings from the stub library": 1}
-    assert finished_runs(tmp_path) == site, "and is not let in by what was kept of the first look"
-
-
 def test_what_does_not_enter_and_why(tmp_path: Path) -> None:
     make(tmp_path, "a", estimate=None)
     make(tmp_path, "b", estimate={"node_hours": {"p10": 3, "p50": 2, "p90": 1}})
@@ -129,25 +114,6 @@ def test_a_card_that_was_only_assumed_tells_nothing(
     made = make(tmp_path, "run", estimate={"gpu_hours": hours(4.0), "assumptions": estimated}, gpus=4)
     if seen:
         made.gpu_ticks(made.clock, 5)
-    site = finished_runs(tmp_path)
-    assert [*site.resources, *site.left_out] == [found]
-
-
-@pytest.mark.parametrize(
-    ("engine", "known", "found"),
-    [
-        ("sampler", {"stage": "rl"}, "estimated by an earlier version"),
-        ("sampler", {"stage": "rl", "eager_layer_s": EAGER_LAYER_S}, "A100-SXM4-80GB"),
-        ("vllm", {"stage": "evaluate"}, "A100-SXM4-80GB"),
-        ("sampler", {"stage": "sft"}, "A100-SXM4-80GB"),
-    ],
-)
-def test_an_estimate_without_the_launch_of_kernels_tells_nothing(
-    tmp_path: Path, engine: str, known: dict[str, Any], found: str
-) -> None:
-    card = {"gpu": "A100-SXM4-80GB", "gpu_given": True}
-    made = make(tmp_path, "run", estimate={"gpu_hours": hours(4.0), "assumptions": card | known}, gpus=4)
-    load.save(RunConfig(stage=known["stage"], rollout=RolloutConfig(engine=engine)), made.run.config)
     site = finished_runs(tmp_path)
     assert [*site.resources, *site.left_out] == [found]
 

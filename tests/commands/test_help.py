@@ -129,7 +129,6 @@ def test_flags_of_sbatch_have_a_help_of_their_own() -> None:
     done = run("-m", "r1hpc.submit", "--help-slurm")
     assert done.returncode == 0
     assert {"-N", "--partition", "--sbatch"} <= set(done.stdout.replace(",", " ").split())
-    assert "--executor" not in done.stdout
 
 
 def test_usage_is_in_the_words_that_were_typed(tmp_path: Path) -> None:

@@ -113,13 +113,6 @@ def test_options_that_are_ours_are_refused_with_the_reason(key: str) -> None:
         fields.check_extra({key: "x"})
 
 
-def test_what_sbatch_does_not_know_is_refused_here() -> None:
-    with pytest.raises(UsageError, match="sbatch has no such option"):
-        fields.check_extra({"hetjob": "1"})
-    with pytest.raises(UsageError, match="did you mean 'licenses'"):
-        fields.check_extra({"license": "x"})
-
-
 def test_options_that_have_a_flag_name_it() -> None:
     with pytest.raises(UsageError, match="use the flag --partition"):
         fields.check_extra({"partition": "x"})

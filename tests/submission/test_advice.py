@@ -10,9 +10,8 @@ from typing import Any, cast
 import pytest
 
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config import load
 from r1hpc.config.load import save
-from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
+from r1hpc.config.schema.cluster import ResourcesConfig
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema.run import (
     CheckpointConfig,
@@ -25,7 +24,6 @@ from r1hpc.config.schema.run import (
     WandbConfig,
 )
 from r1hpc.submission.plan_run import OrderFacts, little_room
-from r1hpc.submission.resume import kept_from_before
 from r1hpc.train.checks.model import other_form_in_chain, seldom_meant
 
 
@@ -66,31 +64,6 @@ def test_what_does_nothing_without_another_setting() -> None:
     assert ["does not name wandb" in note for note in notes] == [True]
     named = MonitorConfig(wandb=wandb, trackers=["wandb"])
     assert not seldom_meant(_config(ModelConfig(lora_rank=8, lora_alpha=32.0), "evaluate", monitor=named))
-
-
-def test_what_is_no_longer_in_the_profile_is_named(tmp_path: Path) -> None:
-    """The run was begun with a profile of more; one that says so takes it out."""
-    (tmp_path / "before.yaml").write_text(
-        "network_interface: ib0\nsetup: [module load x]\nmem: 100G\nenvironment: {A: '1', B: '2'}\n"
-    )
-    begun = load.load(None, ["stage=traces", "cluster.cpu_bind=none"], str(tmp_path / "before.yaml"))
-    load.save(begun, tmp_path / "config.yaml")
-
-    def resumed(text: str) -> tuple[ClusterConfig, list[str]]:
-        (tmp_path / "now.yaml").write_text(text)
-        config = load.load(tmp_path / "config.yaml", [], str(tmp_path / "now.yaml"))
-        profile = load.profile_layer(str(tmp_path / "now.yaml"))
-        return config.cluster, kept_from_before(config, profile, ["cluster.cpu_bind=none"])
-
-    (note,) = resumed("mem: 50G\nenvironment: {A: '1'}\n")[1]
-    assert note.startswith(
-        "cluster.network_interface, cluster.setup, cluster.environment.B: as before, though"
-    )
-    left_out = "mem: 50G\nnetwork_interface: null\nsetup: []\nenvironment: !replace {A: '1'}\n"
-    cluster, notes = resumed(left_out)
-    assert not notes
-    assert (cluster.network_interface, cluster.setup, cluster.environment) == (None, [], {"A": "1"})
-    assert cluster.cpu_bind == "none"
 
 
 def test_saves_that_never_come_and_a_rate_that_never_is() -> None:
