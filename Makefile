@@ -1,4 +1,5 @@
 # make demo   set up, train a tiny model on two CPU cores, kill its run twice, show that nothing is lost: minutes
+# make demo-slurm   a run on a real four-node Slurm is preempted and goes on (Debian, as root)
 # make r1     set up, run the whole R1 chain on two CPU cores: accuracy from chance to 1, in minutes
 # make test   set up, then run the quick tests and one scene on a real four-node Slurm (Debian, as root)
 # make test-all   every test but the soak             make soak   long kills and repetitions
@@ -19,7 +20,7 @@ export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu
 
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: setup demo r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check docs modules bench gpu soak clean
+.PHONY: setup demo demo-slurm r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check docs modules bench gpu soak clean
 
 setup: $(READY)
 
@@ -41,6 +42,9 @@ $(VLLM_READY): pyproject.toml
 
 demo: setup
 	$(RUN) -m research.demo
+
+demo-slurm: setup
+	$(RUN) -m research.demo_slurm
 
 r1: setup
 	$(RUN) -m r1hpc.submit jobs/r1.yaml --executor local --run-root runs --run-name r1 --follow

@@ -34,7 +34,7 @@ _KILL_RANK_AT, _KILL_ALL_AT = 17, 44  # between two checkpoints, so that some st
 def main(argv: Sequence[str]) -> int:
     ArgumentParser(prog="python -m research.demo", description=__doc__).parse_args(argv)
     root = run_root_of(None)
-    demo = Demo(root, free_name(root))
+    demo = Demo(root, free_name(root, "demo"))
     try:
         demo.play()
     finally:
@@ -190,9 +190,9 @@ def learned(run: RunDir) -> str:
     return str(next(right, answers[0]["prompt"]))
 
 
-def free_name(root: Path) -> str:
-    """Return demo, or the first of demo-2, demo-3 … that is not taken."""
-    names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
+def free_name(root: Path, first: str) -> str:
+    """Return `first`, or the first of first-2, first-3 … that is not taken."""
+    names = (first if number == 1 else f"{first}-{number}" for number in count(1))
     return next(name for name in names if not (root / name).exists())
 
 

@@ -57,10 +57,10 @@ def _write_evaluations(run: RunDir, correct: dict[int, list[bool]]) -> None:
 
 
 def test_another_demo_gets_another_name(tmp_path: Path) -> None:
-    assert free_name(tmp_path) == "demo"
+    assert free_name(tmp_path, "demo") == "demo"
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
-    assert free_name(tmp_path) == "demo-3"
+    assert free_name(tmp_path, "demo") == "demo-3"
 
 
 def test_the_page_shows_the_screen(tmp_path: Path) -> None:
