@@ -10,10 +10,12 @@ each attempt: its cause must be one that sacct or an act explains.
 import json
 import math
 import random
+import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,9 @@ from tests.train.test_rl_disturbed import assert_same_learning
 _SEEDS, _NUM_ACTS, _LEAST_ACTS = range(10), 16, 15
 _SLACK_S = 15
 """An attempt may be longer than its job was by sacct: suspended, or saving after its requeue."""
-_AGAIN_S = (55, 85)
-"""slurmctld sends a signal that a node lost as it went down again after 60 s (RPC_RETRY_INTERVAL): to the
-attempt that has the step's number by then."""
+_AGAIN, _AGAIN_S = "signal again", (55, 85)
+"""slurmctld repeats a signal that a node lost as it went down after 60 s (RPC_RETRY_INTERVAL). The attempt
+that runs by then gets it, for its step has the same number."""
 _CLOCKS = ("", "+40s", "-300s", "-40s", "+300s")
 """By seed, what is wrong with the clock that a run's job reads."""
 Runs = list[RunDir]
@@ -124,14 +126,21 @@ def draw(kind: str, seed: int) -> list[Act]:
 
 def allowed(state: str | None, acts: Collection[str]) -> set[Cause]:
     """Return the causes that an attempt may have by its job's state in sacct and the acts in its time."""
-    by_act = {**_BY_ACT, "signal again": {Cause.preempted}}
+    by_act = {**_BY_ACT, _AGAIN: {Cause.preempted, Cause.crash}}  # SIGTERM, and SIGKILL after KillWait
     return _BY_STATE.get(state or "", set()).union(*(by_act[act] for act in acts))
 
 
 def explain(
-    attempts: Sequence[Attempt], records: Sequence[JobRecord], done: Sequence[Done]
+    attempts: Sequence[Attempt],
+    records: Sequence[JobRecord],
+    done: Sequence[Done],
+    cancelled: Mapping[int, Collection[float]],
 ) -> list[tuple[str, bool]]:
-    """Return a line for each attempt, and True if its cause is explained."""
+    """Return a line for each attempt, and True if its cause is explained.
+
+    Args:
+        cancelled: when slurmstepd cancelled the step of an attempt and gave no reason.
+    """
     lines = []
     for attempt in attempts:
         start = attempt.job_start or 0.0
@@ -141,8 +150,8 @@ def explain(
         lag_s = {d: 30 if d.name == "preempt" else 1 for d in done}  # a preemptor waits for its turn
         acts = [d.name for d in done if d.began < over and d.ended + lag_s[d] >= start]
         again = [(d.began + _AGAIN_S[0], d.ended + _AGAIN_S[1]) for d in done if d.name == "node down"]
-        if attempt.detail.startswith("stopped by SIGTERM") and any(t < over and u > start for t, u in again):
-            acts.append("signal again")
+        if any(low < at < high for at in cancelled.get(attempt.attempt, ()) for low, high in again):
+            acts.append(_AGAIN)
         is_true = attempt.cause in allowed(state, acts)
         if attempt.cause is Cause.finished:
             is_true = attempt is attempts[-1] and state in ("COMPLETED", "PREEMPTED", "REQUEUED")
@@ -284,8 +293,16 @@ class Storm:
         lines = [(f"{_clock(d.began)} to {_clock(d.ended)} {d.name}: {d.detail}", True) for d in self.done]
         for run in self.runs:
             records = sacct_records(str(job_of(run)))
-            lines += explain(read_situation(run).history.attempts, records, self.done)
+            attempts = read_situation(run).history.attempts
+            lines += explain(attempts, records, self.done, {a.attempt: cancels(run, a) for a in attempts})
         return "\n".join(line for line, _ in lines), all(is_true for _, is_true in lines)
+
+
+def cancels(run: RunDir, attempt: Attempt) -> list[float]:
+    """Return when slurmstepd cancelled the attempt's step and gave no reason, in Unix seconds."""
+    texts = [read_text(path) for path in run.attempt_logs(attempt.attempt).glob("rank_*.out")]
+    times = [at for text in texts for at in re.findall(r"STEP \S+ ON \S+ CANCELLED AT (\S+) \*\*\*", text)]
+    return [datetime.fromisoformat(at).timestamp() for at in times]
 
 
 def job_of(run: RunDir) -> int:
@@ -395,21 +412,29 @@ def test_an_act_counts_in_the_time_of_its_job_only() -> None:
     def are_true(*causes: Cause, longer_s: int = 0) -> list[bool]:
         starts = [(cause, t, t + 9 + longer_s) for cause, t in zip(causes, states, strict=True)]
         attempts = [Attempt(1, c, t, end, 1, 0, 1, 9, 9, job_id="7", job_start=t) for c, t, end in starts]
-        return [is_true for _, is_true in explain(attempts, records, done)]
+        return [is_true for _, is_true in explain(attempts, records, done, {})]
 
     assert are_true(*causes) == [True, True, True]
     assert are_true(*causes, longer_s=20) == [False, False, False]
     assert are_true(*reversed(causes)) == [False, True, False]
 
 
-def test_a_signal_that_a_node_lost_comes_to_a_later_attempt() -> None:
-    records = [JobRecord("7", "REQUEUED", t, t + 30, 30, 0, 1, "n", "0:0", 0, *"uapqn") for t in (100, 140)]
-    attempt = Attempt(1, Cause.preempted, 100, 130, 1, 0, 1, 9, 9, job_id="7", job_start=100)
+def test_a_signal_that_a_node_lost_comes_to_a_later_attempt(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    line = "slurmstepd-r1n1: error: *** STEP 2.0 ON r1n1 CANCELLED AT {}{} ***\n"
+    run.attempt_logs(1).mkdir(parents=True)
+    said = line.format("2026-11-30T20:00:32", "") + line.format("2026-11-30T20:01:00", " DUE TO JOB REQUEUE")
+    (run.attempt_logs(1) / "rank_0.out").write_text(said)
+    at = datetime.fromisoformat("2026-11-30T20:00:32").timestamp()
+    records = [JobRecord("7", "REQUEUED", at - 9, at + 9, 18, 0, 1, "n", "0:0", 0, *"uapqn")]
 
-    def is_true(detail: str, down: float) -> bool:
-        return explain([replace(attempt, detail=detail)], records, [Done("node down", down, down + 1)])[0][1]
+    def is_true(cause: Cause, down: float) -> bool:
+        attempt = Attempt(1, cause, at - 9, at + 9, 1, 0, 1, 9, 9, job_id="7", job_start=at - 9)
+        acts = [Done("node down", down, down + 1)]
+        return explain([attempt], records, acts, {1: cancels(run, attempt)})[0][1]
 
-    assert is_true("stopped by SIGTERM", 64)
-    assert not is_true("stopped by SIGTERM", 9)
-    assert not is_true("stopped by SIGTERM", 98)
-    assert not is_true("requeued by scontrol", 64)
+    assert is_true(Cause.preempted, at - 62)
+    assert is_true(Cause.crash, at - 62)
+    assert not is_true(Cause.oom, at - 62)
+    assert not is_true(Cause.crash, at - 90)
+    assert not is_true(Cause.crash, at - 40)
