@@ -1,7 +1,7 @@
 """Show the settings a run would get, and where each value comes from.
 
     python -m r1hpc.settings jobs/train.yaml                     # every key, its value and its source
-    python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set # only what differs from the defaults
+    python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set  # what differs from the defaults
     python -m r1hpc.settings CHAIN --set                         # of each stage; or one: CHAIN/STAGE
     python -m r1hpc.settings --reference                         # every setting with its meaning, as Markdown
 

@@ -24,6 +24,7 @@ from typing import Any
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
+from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.slurm.flags import add_flags
 
@@ -312,7 +313,7 @@ def _trace(arguments: Namespace) -> int:
     print(f"sample {sample}: {place} of {arguments.dir.absolute()}")
     if arguments.step is not None:
         layout = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in found["layout"].items())
-        print(f"  if the ranks shared the batch as in {layout}")
+        print(wrap(f"  if the ranks shared the batch as in {layout}", "", "  "))
     for document in documents:
         print_document(document)
     return 0

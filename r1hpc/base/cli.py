@@ -79,6 +79,11 @@ class ArgumentParser(argparse.ArgumentParser):
         answer_tab(self)
         return [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # argparse would hand on an empty list
+            self.error(f"argument {'/'.join(action.option_strings)}: -- is no value")
+        return super()._get_values(action, arg_strings)
+
     def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]

@@ -101,6 +101,7 @@ class TestArgumentParser:
             (["--nod", "4"], "did you mean '--nodes'"),
             (["--nodes", "many"], "invalid int value: 'many'"),
             (["a", "b"], "unknown argument 'b'"),
+            (["--nodes=--"], "argument --nodes: -- is no value"),
             (["--\x1b[31m"], "unknown argument"),
         ],
     )

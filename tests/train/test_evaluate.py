@@ -170,8 +170,8 @@ def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     once, twice = summarise(mixed), summarise([*mixed, *mixed])
     assert (twice["num_items"], twice["num_questions"]) == (20, 10)
     assert table(once)[0].endswith("(10 held-out items)")
-    assert table(twice)[0].endswith("(20 held-out items, only 10 of them different)")
-    assert table(summarise([*answers, *answers]))[-1] == "30 questions were asked, only 15 of them different"
+    assert table(twice)[0].endswith("(20 held-out items, 10 distinct)")
+    assert table(summarise([*answers, *answers]))[-1] == "30 questions were asked, 15 distinct"
     assert twice["greedy"] == pytest.approx(once["greedy"])
     for share in ("pass_at", "maj_at"):
         assert all(twice[share][k] == pytest.approx(once[share][k]) for k in ("1", "8"))

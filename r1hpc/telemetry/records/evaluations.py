@@ -75,15 +75,18 @@ def sentence(summary: dict[str, Any]) -> str:
     text = f"greedy {greedy['value']:.3f} [{greedy['low']:.3f}, {greedy['high']:.3f}]"
     text += f"  pass@1 {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
     text += f"  pass@{last} {summary['pass_at'][last]['value']:.3f}" if last != "1" else ""
+    return f"{text}  mean length {summary['response_length']:.1f}  ({_asked(summary)})"
+
+
+def _asked(summary: dict[str, Any]) -> str:
     # The labels of test files and tasks have their own table.
     what = "questions" if "tasks" in summary else "held-out items"
-    num = f"{summary['num_items']} {what}{_drawn_again(summary)}"
-    return f"{text}  mean length {summary['response_length']:.1f}  ({num})"
+    return f"{summary['num_items']} {what}{_drawn_again(summary)}"
 
 
 def _drawn_again(summary: dict[str, Any]) -> str:
     num, different = summary["num_items"], summary.get("num_questions", summary["num_items"])
-    return f", only {different} of them different" if different < num else ""
+    return f", {different} distinct" if different < num else ""
 
 
 def table(summary: dict[str, Any]) -> list[str]:
@@ -137,8 +140,20 @@ def held_out_lines(run: RunDir) -> list[str]:
     found = read_evaluations(run)
     if not found:
         return []
-    lines = ["Held out"]
-    lines += [wrap(f"step {step:<5} {sentence(summary)}", "  ", " " * 13) for step, summary in found.items()]
+    most = max(next(reversed(found.values()))["pass_at"], key=int)
+    rows = [
+        (
+            str(step),
+            *_with_interval(each["greedy"]),
+            *_with_interval(each["pass_at"]["1"]),
+            f"{each['pass_at'][most]['value']:.3f}" if most in each["pass_at"] else "-",
+            f"{each['response_length']:.1f}",
+        )
+        for step, each in found.items()
+    ]
+    headings = ("step", "greedy", "", "pass@1", "", f"pass@{most}", "length")
+    table_ = format_table(headings, rows, right=range(len(headings)), indent="  ")
+    lines = [f"Held out: {_asked(next(reversed(found.values())))}", *table_.splitlines()]
     first, last = min(found), max(found)
     return lines + (_before_and_after(run, first, last) if first != last else [])
 
