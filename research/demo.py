@@ -161,6 +161,9 @@ def add_to_page(page: Path, summary: Sequence[str], screen: Sequence[str]) -> No
     """Put the summary under the page's heading; the rest of the screen unfolds below it."""
     rest = f"<details><summary>The whole screen</summary>{as_html(chr(10).join(screen))}</details>"
     shown = card("The demo", as_html("\n".join(summary)) + rest)
+    shown = shown.replace(
+        "<pre>", '<pre style="white-space:pre; overflow-x:auto">'
+    )  # keep its columns on a phone
     write_atomic(page, page.read_text().replace("</header>", f"</header>{shown}", 1))
 
 

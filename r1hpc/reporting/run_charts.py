@@ -42,6 +42,8 @@ _FILES = {
 _REWARDS = ("reward", "reward_mean", "mean_reward")
 _MOST_READINGS = 1500
 _MOST_LINES = 8
+_BELOW_NAMES = 0.85
+"""Share of a chart's height below the names of the attempts."""
 """With more GPUs than this a wide chart has a line for each node, with the range of its GPUs."""
 STUB = "source=stub: a test library, these readings mean nothing"
 Bands = Sequence[tuple[float, float, str]]
@@ -148,7 +150,7 @@ def _over_steps(
         if tests:
             _draw_tests(axes, tests)
         if is_named:
-            axes.legend(loc="best", handlelength=1.2)
+            axes.legend(loc="best", handlelength=1.2, bbox_to_anchor=(0, 0, 1, _BELOW_NAMES))
         else:
             _name_last(axes, curve, lines[key][0], (low, high))
 

@@ -132,7 +132,7 @@ def _curves(shown: Shown) -> RenderableType:
     ]
     if shown.held_out is not None:
         step, accuracy = shown.held_out
-        rows.append(("held out", f"{accuracy:.3f}", f"greedy, after step {step:,}"))
+        rows.append(("held out", f"{accuracy:.3f}", f"greedy, step {step:,}"))
     if not rows:
         return Text("no step yet")
     table = Table.grid(padding=(0, 2))

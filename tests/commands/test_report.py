@@ -236,6 +236,8 @@ def test_compare_is_a_command(root: Path, capsys: pytest.CaptureFixture[str]) ->
     for odd in ("\N{SUPERSCRIPT TWO}", "9" * 30):
         with pytest.raises(UsageError, match="is not a time"):
             report.main(["--start", odd])
+    with pytest.raises(UsageError, match="makes no page: leave out --out"):
+        report.main(["--compare", "a", "b", "--format", "html"])
     with pytest.raises(UsageError, match="two run folders"):
         report.main(["--compare", "a"])
 
