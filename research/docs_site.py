@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from r1hpc.__main__ import COMMANDS, main  # noqa: E402
 
-_OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "shards/README.md": "recipes.md"}
+_OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "shards/README.md": "recipes.md"}
 _FILES = {"constraints.txt": "constraints.txt"}
 
 
@@ -40,8 +40,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def relinked(markdown: str) -> str:
     """Return the page with links that work on the site."""
     for source, name in (_OUTSIDE | _FILES).items():
-        markdown = markdown.replace(f"](../{source}", f"]({name}")
-    return re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
+        markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
+    markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)?(?:benchmarks|research|tests)/[^)]*\)", r"\1", markdown)
+    return re.sub(r"""(\]\((?:\.\./)?|(?:src|srcset)=")docs/""", lambda found: found[1].removesuffix("../"), markdown)
 
 
 def commands_page() -> str:

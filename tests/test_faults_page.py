@@ -1,4 +1,4 @@
-"""docs/faults.md has every fault once, and the tests that it names exist."""
+"""tests/faults.md has every fault once, and the tests that it names exist."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def rows() -> dict[int, str]:
-    return {int(row[1]): row[0] for row in _ROW.finditer((CHECKOUT / "docs/faults.md").read_text())}
+    return {int(row[1]): row[0] for row in _ROW.finditer((CHECKOUT / "tests/faults.md").read_text())}
 
 
 def test_each_fault_has_a_row_with_a_test() -> None:

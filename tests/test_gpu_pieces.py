@@ -88,7 +88,7 @@ def test_a_damaged_file_of_figures_is_a_piece_that_has_not_run(tmp_path: Path) -
 
 
 def test_the_page_in_docs_has_a_place_for_every_piece(tmp_path: Path) -> None:
-    text = (CHECKOUT / "docs" / "gpu.md").read_text()
+    text = (CHECKOUT / "benchmarks" / "gpu" / "results.md").read_text()
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(gpu.PIECES)
     if "nothing of this has run on one" in text:
         assert text == page(tmp_path, list(gpu.PIECES))

@@ -1,4 +1,4 @@
-"""Run the pieces of benchmarks/gpu, and write docs/gpu.md.
+"""Run the pieces of benchmarks/gpu, and write results.md.
 
     python -m benchmarks.gpu                        # all, one after the other, each in a process of its own
     python -m benchmarks.gpu speed decode           # some
@@ -130,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("pieces", nargs="*", metavar="PIECE", help="default: all")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--folder", type=Path, default=Path(out or "runs") / "gpu", help="runs and figures")
-    page = Path(out) / "gpu.md" if out else CHECKOUT / "docs" / "gpu.md"
-    parser.add_argument("--page", type=Path, default=page, help="default $OUT/gpu.md, else docs/gpu.md")
+    page = Path(out) / "gpu.md" if out else CHECKOUT / "benchmarks" / "gpu" / "results.md"
+    parser.add_argument("--page", type=Path, default=page, help="default $OUT/gpu.md, else benchmarks/gpu/results.md")
     parser.add_argument("--list", action="store_true", help="which pieces there are")
     return parser
 

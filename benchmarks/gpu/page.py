@@ -1,6 +1,6 @@
-"""docs/gpu.md: what the pieces left, with card, driver and versions; what has not run says so.
+"""results.md: what the pieces left, with card, driver and versions; what has not run says so.
 
-write_page(Path("docs/gpu.md"), results_folder, ["install", "tests", ...])
+write_page(Path("benchmarks/gpu/results.md"), results_folder, ["install", "tests", ...])
 """
 
 from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ from r1hpc.plan.hours.quantiles import Spread as Spread
 
 TYPICAL_FACTOR = 1.47
 """P90/P50 of a run without an estimate: the 80 % interval of whole-run MFU over the published A100 runs,
-leaving their own family out, is a factor 2.16 wide (docs/estimator.md)."""
+leaving their own family out, is a factor 2.16 wide (research/estimator/scores.md)."""
 CORRELATION = 0.5
 """Between the logarithms of two similar estimates: an assumption. At 0 the errors of many runs would cancel,
 at 1 none would; one estimator on one cluster errs partly in one direction."""

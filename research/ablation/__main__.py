@@ -15,7 +15,7 @@ On this machine (no Slurm) the seeds run one after the other, and the call ends 
 it ends when all is submitted, with the table of what is finished; --follow waits.
 
 Run it from a checkout; it is not part of the installed package. Exit status 0: every arm is finished, or
-submitted to Slurm; 1: one has failed. What was found so far: docs/claims.md, and measured/*.json in full.
+submitted to Slurm; 1: one has failed. What was found so far: docs/claims.md, and measured/ in full.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Fit the estimator on the published runs, score it on families it has not seen, write both down.
 
-    python -m research.estimator.fit             # r1hpc/plan/hours/coefficients.json and docs/estimator.md
+    python -m research.estimator.fit             # r1hpc/plan/hours/coefficients.json and scores.md
     python -m research.estimator.fit --check     # exit status 1 where they are not what it would write
 
 The same data give the same digits on every machine. The prose of the page is in page.py, its numbers are
-those of the fit: change either here, not in docs/estimator.md.
+those of the fit: change either here, not in scores.md.
 """
 
 import json
@@ -19,7 +19,7 @@ from research.estimator.page import page
 from research.estimator.published_rows import read_published
 from research.estimator.scoring import fit_and_score
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "estimator.md"
+PAGE = Path(__file__).resolve().parent / "scores.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

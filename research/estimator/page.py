@@ -1,4 +1,4 @@
-"""The page docs/estimator.md: what was scored, on what, and beside which baselines.
+"""The page scores.md: what was scored, on what, and beside which baselines.
 
 page(rows, fit_and_score(rows))       # Markdown
 """
