@@ -36,6 +36,7 @@ GROUPS = {
         "drill": "prove that a disturbed job loses nothing",
         "diagnose": "why a run is slow, stuck or not learning",
         "settings": "every setting of a run, and the source of its value",
+        "monitor": "GPU readings of this node",
     },
     "Data and models": {
         "shard": "build, verify and inspect datasets",

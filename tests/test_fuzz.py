@@ -88,7 +88,7 @@ NAMES = (
     "A=B",
 )
 # Those that stay, or act on something that is not there to be acted on.
-LEFT_OUT = {"launch", "doctor", "drill", "chat"}
+LEFT_OUT = {"launch", "monitor", "doctor", "drill", "chat"}
 
 
 def value(dice: random.Random, depth: int = 0) -> str:

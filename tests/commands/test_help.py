@@ -73,7 +73,7 @@ def test_help_imports_little(command: str) -> None:
     allowed = ("r1hpc.base", module, *_MAY_LOAD.get(command, ()))
     ours = {name for name in loaded if name.startswith("r1hpc.") and not name.startswith(allowed)}
     assert not ours, f"{command} --help imports {ours}: import it once the arguments are read"
-    if command != "cancel":
+    if command not in ("monitor", "cancel"):
         assert not loaded & _SLOW
 
 

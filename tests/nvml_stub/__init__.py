@@ -1,6 +1,6 @@
 """The stub libnvidia-ml.so.1 (see nvml_stub.c) and how to run a program on it.
 
-    LD_LIBRARY_PATH=$(python -m tests.nvml_stub /tmp/stub) python -m r1hpc.doctor
+    LD_LIBRARY_PATH=$(python -m tests.nvml_stub /tmp/stub) python -m r1hpc.monitor --once
 
 Needs gcc. The loader reads LD_LIBRARY_PATH when a process starts, so tests use subprocesses.
 """
