@@ -49,6 +49,7 @@ _MAY_IMPORT = {
 """Below each package those it may import, beside itself."""
 
 _ONLY_IN = {
+    "omegaconf": ("config",),
     "pynvml": ("telemetry",),
     "tensorboard": ("telemetry",),
     "wandb": ("telemetry",),

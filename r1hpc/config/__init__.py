@@ -1,1 +1,1 @@
-"""Load YAML files and dotted overrides into one frozen RunConfig."""
+"""Load YAML files and dotted overrides into one frozen RunConfig. The only package that knows omegaconf."""

@@ -5,7 +5,8 @@
 Later wins: schema defaults, the files of the job's `include:` list in order, the job file, the cluster
 profile (section `cluster` only), the overrides. Mappings of two files are merged unless the later one says
 `!replace`; on the command line `=` replaces (config/layers.py). An error for an unknown key names the nearest
-one. `${key}` is replaced by the value of that key; the section `cluster` leaves it to the shell.
+one. `${key}` is OmegaConf's interpolation, of plain values alone; the section `cluster` leaves it to the
+shell.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from r1hpc.config.trl_names import name_here
 
 _OF_THE_SHELL = ("setup",)
 """Keys of the section `cluster` that the job's shell reads."""
-_REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
 _REMOVED = {"data.mix": ("online", "every", "smoothing")}
@@ -200,32 +201,38 @@ def restore(layer: dict[str, Any]) -> RunConfig:
 
 def _with_references(content: dict[str, Any]) -> dict[str, Any]:
     """Replace each `${key}`: alone by the value itself, within a text by how it is written."""
+    from omegaconf import OmegaConf  # deferred: few jobs need it, and it loads slowly
+
     values = merged([as_layer(RunConfig()), content])
+    values["cluster"] = {key: item for key, item in values["cluster"].items() if "${" not in str(item)}
 
-    def value_of(name: str, key: str) -> Any:
-        found = value_at(values, name)
-        if found is None or isinstance(found, dict | list) or "${" in str(found):
-            raise ConfigError(
-                f"{printable(key)} holds ${{{printable(name)}}}: only a key with a plain value can be "
-                "referred to, as in ${train.seed}; write the value itself"
-            )
-        return found
-
-    def filled(value: Any, key: str) -> Any:
+    def check(value: Any, key: str) -> None:
         if isinstance(value, dict):
-            return {name: filled(item, f"{key}.{name}") for name, item in value.items()}
-        if isinstance(value, list):
-            return [filled(item, key) for item in value]
-        if not isinstance(value, str):
-            return value
-        if alone := _REFERENCE.fullmatch(value):
-            return value_of(alone[1], key)
-        text = _REFERENCE.sub(lambda found: str(value_of(found[1], key)), value)
-        if "${" in text:
+            for name, item in value.items():
+                check(item, f"{key}.{name}")
+        elif isinstance(value, list):
+            for item in value:
+                check(item, key)
+        elif isinstance(value, str) and "${" in _REFERENCE.sub("", value):
             raise ConfigError(f"{printable(key)} holds a ${{ that is no reference such as ${{train.seed}}")
-        return text
+        for name in _REFERENCE.findall(value) if isinstance(value, str) else ():
+            found = value_at(values, name)
+            if found is None or isinstance(found, dict | list) or "${" in str(found):
+                raise ConfigError(
+                    f"{printable(key)} holds ${{{name}}}: only a key with a plain value can be referred to, "
+                    "as in ${train.seed}; write the value itself"
+                )
 
-    return {name: item if name == "cluster" else filled(item, name) for name, item in content.items()}
+    def filled(value: Any, resolved: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: filled(item, resolved[name]) for name, item in value.items()}
+        return resolved
+
+    given = {name: item for name, item in content.items() if name != "cluster"}
+    for name, item in given.items():
+        check(item, name)
+    resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    return {**content, **filled(given, resolved)}
 
 
 def _section(schema: type, values: Mapping[str, Any], prefix: str) -> Any:

@@ -17,7 +17,7 @@ from r1hpc.base.extras import how_to_install
 from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
 
 _WATCHED = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "peft", "vllm", "r1hpc")
-_REQUIRED = ("torch", "deepspeed", "transformers", "submitit", "zarr")
+_REQUIRED = ("torch", "deepspeed", "transformers", "submitit", "omegaconf", "zarr")
 _TIMEOUT_S = 60.0
 _VERSION_PY = re.compile(r"^cuda\b[^=]*=\s*'([\d.]+)'", re.MULTILINE)
 

@@ -256,4 +256,4 @@ def test_it_loads_nothing_heavy() -> None:
         text=True,
         check=True,
     )
-    assert not {"torch", "numpy", "yaml"} & set(done.stderr.split())
+    assert not {"torch", "numpy", "omegaconf", "yaml"} & set(done.stderr.split())

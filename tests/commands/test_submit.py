@@ -38,7 +38,7 @@ def test_it_loads_only_what_a_submission_needs(place: Path) -> None:
     code = f"import sys; from r1hpc.submit import main; main({words}); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stderr.split()}
-    heavy = {"torch", "deepspeed", "transformers", "numpy", "zarr", "h5py", "matplotlib"}
+    heavy = {"torch", "deepspeed", "transformers", "numpy", "zarr", "h5py", "matplotlib", "omegaconf"}
     assert not heavy & loaded
     assert "yaml" in loaded, "what is looked at are names of modules"
 

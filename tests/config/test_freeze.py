@@ -82,7 +82,7 @@ def test_circumstances_are_recorded(run: RunDir, monkeypatch: pytest.MonkeyPatch
     freeze(run, load.load("smoke"), ["jobs/smoke.yaml", "--nodes", "2"], ["resources.nodes=2"])
     about = read_json(run.environment)
     assert about["argv"] == ["jobs/smoke.yaml", "--nodes", "2"]
-    assert about["packages"]["submitit"]
+    assert about["packages"]["omegaconf"]
     assert about["environment"]["NCCL_DEBUG"] == "INFO"
     assert "MY_APP" not in json.dumps(about)
 

@@ -263,7 +263,7 @@ def test_without_a_home_folder_none_is_made_up(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ("data.path=${train.${model.path}}", "only a key with a plain value can be referred to"),
+        ("data.path=${train.${model.path}}", "data.path holds a ${ that is no reference"),
         ("data.path=${train.", "data.path holds a ${ that is no reference"),
         ("data.path=${train}", "only a key with a plain value can be referred to"),
         ("data.path=${train.nope}", "only a key with a plain value can be referred to"),

@@ -123,7 +123,7 @@ def test_good_overrides(override: str, expected: Any) -> None:
         ("model.attn_implementation=sdap", r"it must be one of eager, sdpa, .*did you mean 'sdpa'"),
         ('model.path="a\\0b"', "model.path holds a character that no file can hold"),
         ("task.options={a: 1, a: 2}", "the key 'a' is given twice"),
-        ("data.path=${oc.env:HOME}", r"data\.path holds \${oc\.env:HOME}: only a key with a plain value"),
+        ("data.path=${oc.env:HOME}", r"data\.path holds a \${ that is no reference"),
         ("task.options={a: [{b: '${oc.env:HOME}'}]}", r"task\.options\.a\.b holds"),
         ("train=!replace {lr: 1}", "!replace is for a mapping such as reward.terms, not for train"),
         ("train.num_steps=" + "9" * 5000, "the value is not valid YAML"),
