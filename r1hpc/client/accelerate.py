@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,7 @@ from typing import Any
 import torch
 
 from r1hpc.base.errors import UsageError
-from r1hpc.client.job import Job
-from r1hpc.client.plain import generators
+from r1hpc.client.plain import generator_states, set_generators
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import set_streams, streams
 
@@ -30,8 +30,6 @@ _Start = tuple[dict[str, Any] | None, list[Any]]
 
 def attach(module: ModuleType) -> None:
     """Wrap methods of accelerate.accelerator, of its optimizer and of its data loader."""
-    if Job.current() is None:
-        return
     shard = importlib.import_module("accelerate.data_loader").DataLoaderShard
     optimizer = importlib.import_module("accelerate.optimizer").AcceleratedOptimizer
 
@@ -73,9 +71,9 @@ class _Keeper:
         self._stops = False
         self._loaded_streams: dict[str, Any] | None = None
         self._loaders: list[Any] = []
-        """Those that were iterated, in the order of their first iteration."""
-        self._starts: dict[int, _Start] = {}
-        """Number of a loader that is being iterated -> the state when that began."""
+        """In the order of their first iteration."""
+        self._open: dict[int, tuple[Any, _Start]] = {}
+        """Number of a loader that is being iterated -> the loader, and the state when that began."""
         self._loaded_starts: dict[int, _Start] = {}
         self._iterations: dict[int, int] = {}
         """Number of the loader -> complete iterations; Accelerate shuffles by it."""
@@ -104,10 +102,8 @@ class _Keeper:
             given = newest.resolve()
         if given != newest.resolve() and run.checkpoints in given.parents:
             raise UsageError(f"{given} is not the newest good checkpoint, which is {newest}: move it away")
-        naming = owner.project_configuration
-        automatic, naming.automatic_checkpoint_naming = naming.automatic_checkpoint_naming, False
-        found = original(owner, str(given), *args, **kwargs)
-        naming.automatic_checkpoint_naming = automatic
+        with _named_by_us(owner):
+            found = original(owner, str(given), *args, **kwargs)
         file = run.newest_folder / f"accelerate_rank_{run.rank}.pt"
         if file.is_file():
             kept = torch.load(file, map_location="cpu", weights_only=False)
@@ -121,21 +117,29 @@ class _Keeper:
     ) -> None:
         """Save and commit; leave if the run is asked to stop."""
         run = self._begin()
-        naming = owner.project_configuration
-        automatic = naming.automatic_checkpoint_naming
+        automatic = owner.project_configuration.automatic_checkpoint_naming
         name = f"checkpoint_{owner.save_iteration}" if automatic else Path(str(output_dir)).name
         number = re.fullmatch(r"(.*?)(\d+)", name)
         self._stem = number[1] if number and int(number[2]) == self._step and not automatic else ""
         with run.saving(self._step) as folder:
-            naming.automatic_checkpoint_naming = False
-            original(owner, str(folder / name), *args, **kwargs)
-            naming.automatic_checkpoint_naming = automatic
-            now = {number: (None, _states(loader)) for number, loader in enumerate(self._loaders)}
-            kept = {"starts": now | self._starts, "stem": self._stem, "iterations": self._iterations}
-            torch.save(kept, folder / f"accelerate_rank_{run.rank}.pt")
+            with _named_by_us(owner):
+                original(owner, str(folder / name), *args, **kwargs)
+            torch.save(self._positions() | {"stem": self._stem}, folder / f"accelerate_rank_{run.rank}.pt")
         self._began = time.monotonic()
         if self._stops or run.agree().stop:
             run.leave(self._step)
+
+    def _positions(self) -> dict[str, Any]:
+        starts: dict[int, _Start] = {
+            number: (None, generator_states(loader)) for number, loader in enumerate(self._loaders)
+        }
+        iterations = dict(self._iterations)
+        for number, (loader, start) in self._open.items():
+            if loader.end_of_dataloader:  # a resume begins the next iteration
+                iterations[number] = loader.iteration + 1
+            else:
+                starts[number] = start
+        return {"starts": starts, "iterations": iterations}
 
     # Steps
 
@@ -171,21 +175,28 @@ class _Keeper:
         """Iterate; draw the order that was drawn before a resume; stop between two batches."""
         number = self._number(loader)
         before, states = self._loaded_starts.pop(number, (None, []))
-        for generator, state in zip(generators(loader), states, strict=False):
-            generator.set_state(state)
+        set_generators(states, loader)
+        if self._loaded_streams is not None:
+            set_streams(self._loaded_streams)
+            self._loaded_streams = None
+        amid = streams()
         if before is not None:
             set_streams(before)
         loader.iteration = max(loader.iteration, self._iterations.get(number, 0))
-        self._starts[number] = (streams(), _states(loader))
-        for batch in original(loader):
-            if self._loaded_streams is not None:  # an iteration draws numbers when it begins
-                set_streams(self._loaded_streams)
-                self._loaded_streams = None
-            yield batch
-            if self._stops and self._stem and not loader.end_of_dataloader:
-                self._accelerator.save_state(f"{self._stem}{self._step}")
-        del self._starts[number]
-        self._iterations[number] = loader.iteration
+        self._open[number] = loader, (streams(), generator_states(loader))
+        try:
+            for batch in original(loader):
+                if before is not None:  # the iteration drew numbers when it began
+                    set_streams(amid)
+                    before = None
+                step = self._step
+                yield batch
+                trained = self._step > step  # else it is an evaluation
+                if self._stops and self._stem and trained and not loader.end_of_dataloader:
+                    self._accelerator.save_state(f"{self._stem}{self._step}")
+        finally:  # also if the script breaks out of its loop
+            self._open.pop(number, None)
+            self._iterations[number] = loader.iteration
 
     def _number(self, loader: Any) -> int:
         """Return the loader's number, that of its data set: one that skips batches is another object."""
@@ -196,5 +207,11 @@ class _Keeper:
         return len(self._loaders) - 1
 
 
-def _states(loader: Any) -> list[Any]:
-    return [each.get_state() for each in generators(loader)]
+@contextmanager
+def _named_by_us(owner: Any) -> Iterator[None]:
+    naming = owner.project_configuration
+    automatic, naming.automatic_checkpoint_naming = naming.automatic_checkpoint_naming, False
+    try:
+        yield
+    finally:
+        naming.automatic_checkpoint_naming = automatic

@@ -51,12 +51,14 @@ class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loaders[module.__name__].exec_module(module)
+        job = Job.current()
+        if job is None:  # a child of the script
+            return
         try:
             importlib.import_module(_ATTACHED_TO[module.__name__]).attach(module)
         except (AttributeError, ImportError) as error:  # another version than the ones we know
             message = f"r1hpc: no support for this {module.__name__} ({error})"
-            job = Job.current()
-            if job is not None and job.checkpoints is None and module.__name__ != "torch.serialization":
+            if job.checkpoints is None and module.__name__ != "torch.serialization":
                 # It would begin anew after each preemption, unseen.
                 raise SystemExit(
                     f"{message}: take the version that docs/own-script.md names, or set script.checkpoints"

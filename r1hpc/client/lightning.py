@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from r1hpc.base.errors import UsageError
-from r1hpc.client.job import Job
-from r1hpc.client.plain import generators
+from r1hpc.client.plain import generator_states, set_generators
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import set_streams, streams
 
@@ -26,23 +24,14 @@ _SUMS = ("value", "cumulated_batch_size")
 
 def attach(module: ModuleType) -> None:
     """Wrap `Trainer.fit` of lightning.pytorch.trainer.trainer; Lightning answers no signals."""
-    if Job.current() is None:
-        return
     original = module.Trainer.fit
-    keepers: list[_Keeper] = []
     module._SignalConnector.register_signal_handlers = lambda self: None
 
     @functools.wraps(original)
     def fit(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if keepers:
-            raise UsageError(
-                "this script trains twice, and a run is one training: submit one script for each, "
-                "`stages:` of a chain run them one after the other"
-            )
         run = attempt()
-        run.leader = "lightning"
-        keepers.append(keeper := _Keeper(trainer, run))
-        trainer.callbacks.append(keeper.callback(module))
+        run.lead("lightning")
+        trainer.callbacks.append(_Keeper(trainer, run).callback(module))
         done = original(trainer, *args, **kwargs)
         run.finish(trainer.global_step)
         return done
@@ -64,11 +53,12 @@ class _Keeper:
         self._means: dict[str, dict[str, Any]] = {}
         """From the checkpoint, until they are logged again."""
         self._epoch_start: dict[str, Any] = {}
-        """Random streams before and after the data is iterated, and the loaders' generators before."""
+        """Random streams before and after an iteration of the data begins; the loaders' generators before."""
         fit_loop = trainer.fit_loop
         for owner, name, around in (
             (trainer._checkpoint_connector, "_restore_modules_and_callbacks", self._restore),
-            (fit_loop, "setup_data", self._setup_data),
+            (fit_loop, "_load_combined_loader_states", self._before_data),
+            (fit_loop, "on_advance_start", self._start_epoch),
             (fit_loop, "on_advance_end", self._end_epoch),
             (fit_loop.epoch_loop, "on_run_start", self._begin_epoch),
             (fit_loop.epoch_loop, "on_advance_end", self._end_batch),
@@ -93,7 +83,8 @@ class _Keeper:
     # Resuming
 
     def _restore(self, original: Any, ckpt_path: Any = None, *args: Any, **kwargs: Any) -> None:
-        checkpoint = self._run.resume()
+        trains = self._trainer.state.fn == "fit"  # a test after it takes the weights that are there
+        checkpoint = self._run.resume() if trains else None
         if checkpoint is None:
             original(ckpt_path, *args, **kwargs)
             return
@@ -102,11 +93,18 @@ class _Keeper:
             self._kept = torch.load(file, map_location="cpu", weights_only=False)
         original(str(checkpoint.path / _FILE), False)
 
-    def _setup_data(self, original: Any) -> None:
-        if self._trainer.fit_loop._combined_loader is None:
-            self._epoch_start["iterated"] = streams()
+    def _before_data(self, original: Any) -> None:
+        """Called when the loaders are made and not yet iterated."""
+        self._epoch_start = self._data_start()
         original()
-        self._epoch_start["generators"] = self._generators()
+
+    def _data_start(self) -> dict[str, Any]:
+        return {"iterated": streams(), "generators": generator_states(*self._loaders)}
+
+    def _start_epoch(self, original: Any) -> None:
+        if self._kept and not self._seen:
+            set_streams(self._kept["streams"])  # the hooks of an epoch's start may draw
+        original()
 
     def _begin_epoch(self, original: Any, fetcher: Any) -> None:
         """Put the data where the checkpoint left it."""
@@ -116,20 +114,17 @@ class _Keeper:
             return
         self._means = {}
         if trainer.current_epoch > 0:
-            self._epoch_start = {"iterated": streams(), "generators": self._generators()}
+            self._epoch_start = self._data_start()
         original(fetcher)
         self._epoch_start["begun"] = streams()
         self._began = time.monotonic()
 
     def _go_on(self, kept: dict[str, Any], original: Any, fetcher: Any) -> None:
         loop, self._recorded = self._trainer.fit_loop.epoch_loop, self._trainer.global_step
-        seen = loop.batch_progress.current.ready
-        start = (
-            kept["epoch_start"] if seen else {"iterated": kept["streams"], "generators": kept["generators"]}
-        )
+        seen = self._seen
+        start = kept["epoch_start"] if seen else {"iterated": streams(), "generators": kept["generators"]}
         set_streams(start["iterated"])
-        for generator, state in zip(self._loader_generators(), start["generators"], strict=False):
-            generator.set_state(state)
+        set_generators(start["generators"], *self._loaders)
         iter(fetcher)
         self._epoch_start = {"begun": streams(), **start}
         set_streams(self._epoch_start["begun"])
@@ -144,12 +139,15 @@ class _Keeper:
             self._means = kept["means"]
         self._began = time.monotonic()
 
-    def _loader_generators(self) -> list[torch.Generator]:
-        loaders = self._trainer.fit_loop._combined_loader.flattened
-        return [each for loader in loaders for each in generators(loader)]
+    @property
+    def _seen(self) -> int:
+        """Batches of this epoch that were used."""
+        return int(self._trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
-    def _generators(self) -> list[Any]:
-        return [each.get_state() for each in self._loader_generators()]
+    @property
+    def _loaders(self) -> list[Any]:
+        found: list[Any] = self._trainer.fit_loop._combined_loader.flattened
+        return found
 
     # Steps
 
@@ -217,7 +215,7 @@ class _Keeper:
             self._trainer.save_checkpoint(folder / _FILE)
             kept = {
                 "streams": streams(),
-                "generators": self._generators(),
+                "generators": generator_states(*self._loaders),
                 "epoch_start": self._epoch_start,
                 "means": self._running_means(),
             }

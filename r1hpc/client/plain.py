@@ -49,6 +49,18 @@ def generators(loader: Any) -> list[torch.Generator]:
     return found
 
 
+def generator_states(*loaders: Any) -> list[torch.Tensor]:
+    """Return the states of the loaders' random generators."""
+    return [each.get_state() for loader in loaders for each in generators(loader)]
+
+
+def set_generators(states: list[torch.Tensor], *loaders: Any) -> None:
+    """Set the generators to what `generator_states` returned."""
+    ours = [each for loader in loaders for each in generators(loader)]
+    for generator, state in zip(ours, states, strict=False):
+        generator.set_state(state.cpu())
+
+
 def _attributes(owner: Any, without: Container[str]) -> list[tuple[str, Any]]:
     found = []
     for name, value in vars(owner).items():

@@ -67,7 +67,7 @@ class Run:
         self.last_saved: int | None = None
         """The step of the newest checkpoint that this rank knows of."""
         self.leader = ""
-        """The library that ends the steps, if it is not the script itself."""
+        """Ends the steps: a library, or the script itself."""
         self.rank = job.rank if job else int(os.environ.get("RANK", "0"))
         if job is None:
             return
@@ -130,6 +130,19 @@ class Run:
         self._ranks, self._sum = found, found.sum
 
     # Steps
+
+    def lead(self, library: str) -> None:
+        """Let a library's training end the steps.
+
+        Raises:
+            UsageError: it is the script's second training.
+        """
+        if self.leader == library:
+            raise UsageError(
+                "this script trains twice, and a run is one training: submit one script for each, "
+                "`stages:` of a chain run them one after the other"
+            )
+        self.leader = library
 
     def steps(self, last: int, save_every: int = 0, state: State | None = None) -> Iterator[int]:
         """Yield the steps still to take, from 1; save when it is due, and leave when asked to. Collective.
@@ -219,6 +232,7 @@ class Run:
         try:
             with store.writing(staging):
                 yield staging
+                self._ranks.gather(None)  # all have written
                 if job.local_rank == 0:
                     _sync_file_system(staging)
             self._requests.saving()
@@ -254,19 +268,18 @@ class Run:
 
     def _listed(self, staging: Path) -> list[str]:
         """Return the files that all ranks see together: on NFS one may not see another's yet."""
-        self._ranks.gather(None)  # all have written
         found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
         return list({name for part in self._ranks.gather(found) for name in part})
 
     def _together(self, action: Any) -> None:
         """Do it on rank 0; its error is raised on all ranks."""
-        problem: BaseException | None = None
+        problem: Exception | None = None
         if self.rank == 0:
             try:
                 action()
-            except R1hpcError as error:
+            except Exception as error:  # the others wait for it
                 problem = error
-        said = self._ranks.broadcast(str(problem) if problem else "")
+        said = self._ranks.broadcast(str(problem) or repr(problem) if problem else "")
         if problem is not None:
             raise problem
         if said:

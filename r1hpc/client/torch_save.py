@@ -34,7 +34,7 @@ def attach(serialization: ModuleType) -> None:
                 os.fsync(file.fileno())
             fresh.replace(path)
             fsync_dir(path.parent)
-            if job.checkpoints and path.match(job.checkpoints):
+            if job.checkpoints and path.match(str(Path(job.checkpoints).resolve())):
                 record_complete(RunDir(job.run), path)
         finally:
             fresh.unlink(missing_ok=True)

@@ -20,14 +20,12 @@ import torch
 from transformers.trainer_callback import TrainerCallback
 
 from r1hpc.base.errors import UsageError
-from r1hpc.client.plain import changed, fingerprints, generators, restore
+from r1hpc.client.plain import changed, fingerprints, generator_states, restore, set_generators
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import set_streams, streams
 
-_NOT_KEPT = (
-    "_last_loaded_step",
-    "_initial_global_step",
-)  # the first: which weights vLLM holds, none after a resume
+# After a resume vLLM holds no weights of any step, and the first step is kept by itself.
+_NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
 _WRAPPED = (
     "training_step",
     "prediction_step",
@@ -49,23 +47,16 @@ class _StopAskedError(BaseException):
 def attach(module: ModuleType) -> None:
     """Replace `Trainer.train` of transformers.trainer."""
     original = module.Trainer.train
-    keepers: list[_Keeper] = []
 
     @functools.wraps(original)
     def train(trainer: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if keepers:
-            raise UsageError(
-                "this script trains twice, and a run is one training: submit one script for each, "
-                "`stages:` of a chain run them one after the other"
-            )
         if not hasattr(trainer, "_run_epoch"):
             raise UsageError(
                 "this transformers is too old for its Trainer to be resumed to the bit: take 5.24"
             )
         run = attempt()
-        run.leader = "transformers"
-        keepers.append(keeper := _Keeper(trainer, run))
-        done = original(trainer, keeper.resume() or resume_from_checkpoint, *args, **kwargs)
+        run.lead("transformers")
+        done = original(trainer, _Keeper(trainer, run).resume() or resume_from_checkpoint, *args, **kwargs)
         run.finish(trainer.state.global_step)
         return done
 
@@ -89,7 +80,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         """(evaluation, save) left for the next attempt."""
         self._before_evaluation: tuple[Any, dict[str, Any]] | None = None
         self._after_evaluation: dict[str, Any] | None = None
-        self._staging = self._to_push = ""
+        self._staging = ""
+        self._push: Any = None
         self._best: list[int] = []
         self._signature = inspect.signature(trainer._maybe_log_save_evaluate)
         for name in _WRAPPED:
@@ -131,18 +123,17 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         if not kept:
             return
         restore(trainer, kept["attributes"])
-        trainer._initial_global_step = kept[
-            "initial_global_step"
-        ]  # the final train_loss is a mean over all steps
+        # The final train_loss is a mean over all steps.
+        trainer._initial_global_step = kept["initial_global_step"]
         if kept["ref_model"] is not None:
             trainer.ref_model.load_state_dict(kept["ref_model"])
+        trainer._load_rng_state(self._resumed_from)
         if float(state.epoch).is_integer():
-            self._set_generators(kept["generators"])
+            set_generators(kept["generators"], self._loader)
         else:
             self._epoch_start = kept["epoch_start"]
         control.should_training_stop = kept["stops"]
         if kept["due"] is not None:
-            trainer._load_rng_state(self._resumed_from)
             control.should_evaluate, control.should_save = kept["due"]
             trainer._maybe_log_save_evaluate(
                 trainer._tr_loss, None, trainer.model_wrapped, None, state.epoch, None, time.time()
@@ -161,18 +152,14 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
             return
         if self._epoch_start is not None:  # the samplers draw as they did when this epoch began
             set_streams(self._epoch_start[0])
-            self._set_generators(self._epoch_start[1])
-        self._epoch_start = (streams(), self._generators())
+            set_generators(self._epoch_start[1], self._loader)
+        self._epoch_start = (streams(), generator_states(self._loader))
         original(*args, **kwargs)
         self._epoch_start = None
 
-    def _generators(self) -> list[Any]:
-        return [each.get_state() for each in generators(self._trainer.callback_handler.train_dataloader)]
-
-    def _set_generators(self, states: list[Any]) -> None:
-        ours = generators(self._trainer.callback_handler.train_dataloader)
-        for generator, state in zip(ours, states, strict=False):
-            generator.set_state(state.cpu())
+    @property
+    def _loader(self) -> Any:
+        return self._trainer.callback_handler.train_dataloader
 
     # Steps
 
@@ -250,12 +237,12 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         return self._staging or original(*args, **kwargs)
 
     def _push_from_checkpoint(self, original: Any, folder: str) -> None:
-        self._to_push = Path(folder).name  # once it is committed: it is read in the background
+        self._push = original  # once it is committed: it is read in the background
 
     def _save_checkpoint(self, original: Any, *args: Any, **kwargs: Any) -> None:
         trainer = self._trainer
         arguments, state = trainer.args, trainer.state
-        push, only_model = type(trainer)._push_from_checkpoint, arguments.save_only_model
+        only_model = arguments.save_only_model
         before, self._before_evaluation = self._before_evaluation, None
         if before is not None:
             set_streams(before[0])
@@ -275,8 +262,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         committed = self._run.newest_folder / inner.name
         if state.global_step in self._best[-1:]:
             self._show_best(committed)
-        if self._to_push and arguments.should_save:
-            push(trainer, str(committed))
+        if self._push and arguments.should_save:
+            self._push(str(committed))
 
     def _to_keep(self, before: tuple[Any, dict[str, Any]] | None) -> dict[str, Any]:
         trainer = self._trainer
@@ -287,7 +274,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
             "initial_global_step": trainer._initial_global_step,
             "ref_model": trainer.ref_model.state_dict() if synced else None,
             "epoch_start": self._epoch_start,
-            "generators": self._generators(),
+            "generators": generator_states(self._loader),
             "due": self._due,
             "stops": trainer.control.should_training_stop,
             "best": self._best,

@@ -3,13 +3,15 @@
     Watcher(run, config).look()          # rank 0, every few seconds
     newest_checkpoint(run, config)       # for {checkpoint}: the run's own store first
 
-Nobody tells when such a folder is complete. One counts once it did not change for ten seconds while the
+No script announces that a folder is complete. It counts once it did not change for ten seconds while the
 script ran, or when the script ended by itself. A file counts once torch.save returned (client/torch_save.py).
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import Print, print_of, record_complete, recorded
@@ -29,8 +31,10 @@ class Watcher:
 
     def look(self, is_over: bool = False) -> None:
         """Look at all of them. `is_over`: the script ended by itself, so all are complete."""
-        now = time.monotonic()
-        for path, found in written(self._run, self._config):
+        now, found_now = time.monotonic(), []
+        with suppress(StateError):  # the script removes old ones at this moment
+            found_now = written(self._run, self._config)
+        for path, found in found_now:
             if self._recorded.get(str(path)) == found:
                 continue
             before, since = self._seen.get(path, (None, now))
@@ -64,15 +68,20 @@ def pattern_of(run: RunDir, config: RunConfig) -> str | None:
 
 
 def written(run: RunDir, config: RunConfig) -> list[tuple[Path, Print]]:
-    """Return the files and folders of this run that the pattern matches, oldest first."""
-    earlier, found = read_object(_earlier(run)), []
+    """Return the files and folders of this run that the pattern matches, oldest first.
+
+    Raises:
+        StateError: the disk fails, or one is removed meanwhile.
+    """
+    pattern, earlier, found = pattern_of(run, config), read_object(_earlier(run)), []
     try:
-        for path in Path("/").glob((pattern_of(run, config) or "").lstrip("/") or "nothing"):
-            content = print_of(path.resolve())
-            if content and content[0] and earlier.get(str(path.resolve())) != list(content):
-                found.append((path.resolve(), content))
-    except OSError:  # the script removes old ones at this moment
-        return []
+        for match in Path("/").glob(pattern.lstrip("/")) if pattern else ():
+            path = match.resolve()
+            content = print_of(path)
+            if content and content[0] and earlier.get(str(path)) != list(content):
+                found.append((path, content))
+    except OSError as error:
+        raise StateError(f"cannot read the checkpoints {pattern}: {error.strerror}") from None
     return sorted(found, key=lambda each: each[1][2])
 
 

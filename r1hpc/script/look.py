@@ -31,9 +31,9 @@ class Look:
     """The library whose training is resumed to the bit; empty: none."""
     notes: list[str] = field(default_factory=list)
     saves_alone: str = ""
-    """Place of a save_state that only the main process calls."""
+    """File and line of a save_state that only the main process calls."""
     digest: str = ""
-    """Facts of the script and of the modules beside it that it imports."""
+    """SHA-256 over the script and the modules beside it that it imports."""
 
 
 def digest_file(run: RunDir) -> Path:
@@ -101,7 +101,7 @@ def _libraries(names: set[str]) -> set[str]:
 
 
 def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) -> None:
-    """Note what a resume cannot reproduce, and whoever else answers a preemption."""
+    """Note what a resume cannot reproduce, and handlers that would answer a preemption in place of r1hpc."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in calls:
         name = ast.unparse(call.func).rpartition(".")[2]

@@ -223,7 +223,7 @@ def _judge(job: RankJob, status: int, asked: str) -> Outcome:
     step = said.get("global_step") if isinstance(said.get("global_step"), int) else None
     if status == 0 and (not asked or said.get("kind") == "finished"):
         return Outcome(True, step)
-    if asked or status in (0, AGAIN):
+    if asked or status == AGAIN:
         return Outcome(False, step, step, asked or said.get("reason") or AGAIN_BY_ITSELF)
     if status == -signal.SIGKILL:
         raise ScriptError("the script was killed (SIGKILL): mostly by the kernel, for memory")

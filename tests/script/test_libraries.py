@@ -8,14 +8,19 @@ from r1hpc.telemetry.records.attempts import Cause
 from tests.runs import submit, wait_over, wait_until
 from tests.script.hits import SCRIPTS, alone, hit, words_of
 
-pytestmark = pytest.mark.timeout(1800)
 pytestmark = pytest.mark.timeout(1200)
 
 ALL_HITS = [Cause.crash, Cause.crash, Cause.preempted, Cause.stopped, Cause.finished]
 
 
-def assert_equal(tmp_path: Path, script: str, *words: str, ranks: int = 1) -> None:
-    attempts, lines = hit(tmp_path, script, *words, ranks=ranks)
+def assert_equal(
+    tmp_path: Path,
+    script: str,
+    *words: str,
+    ranks: int = 1,
+    steps: tuple[int, int, int, int] = (11, 1, 4, 7),
+) -> None:
+    attempts, lines = hit(tmp_path, script, *words, ranks=ranks, steps=steps)
     assert [attempt.cause for attempt in attempts] == ALL_HITS
     assert lines == alone(script, tmp_path / "alone", ranks)
     assert len(lines) > 8
@@ -24,6 +29,11 @@ def assert_equal(tmp_path: Path, script: str, *words: str, ranks: int = 1) -> No
 @pytest.mark.soak
 def test_transformers_trainer_with_two_ranks(tmp_path: Path) -> None:
     assert_equal(tmp_path, "hf_trainer.py", ranks=2)
+
+
+@pytest.mark.soak
+def test_transformers_trainer_is_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    assert_equal(tmp_path, "hf_trainer.py", steps=(11, 1, 20, 7))
 
 
 @pytest.mark.soak
@@ -48,9 +58,10 @@ def test_trl(tmp_path: Path, script: str) -> None:
 
 @pytest.mark.soak
 def test_lightning(tmp_path: Path) -> None:
-    assert_equal(tmp_path, "lightning_fit.py", "checkpoint.save_every=5")
+    # Step 20's save is killed: one resume is inside an epoch, one at its end.
+    assert_equal(tmp_path, "lightning_fit.py", "checkpoint.save_every=5", steps=(11, 2, 4, 7))
 
 
 @pytest.mark.soak
 def test_a_loop_on_accelerate(tmp_path: Path) -> None:
-    assert_equal(tmp_path, "accelerate_loop.py", "script.args=[--resume,'{checkpoint}']")
+    assert_equal(tmp_path, "accelerate_loop.py", "script.resume_args=[--resume,'{checkpoint}']")

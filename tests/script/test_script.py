@@ -1,5 +1,6 @@
 """Stage script: refused before the queue, killed and stopped, resumed to the bit."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from r1hpc.attempt.workload import Facts
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import record_complete
 from r1hpc.checkpoint.store import CheckpointStore
@@ -108,8 +109,10 @@ def test_torch_save_leaves_a_whole_file(tmp_path: Path) -> None:
         "    def __reduce__(self): os._exit(7)\n"
         "torch.save({'a': Bad()}, sys.argv[1])\n"
     )
-    run, environment = in_a_job(tmp_path)
-    file = tmp_path / "ckpt.pt"
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to("scratch")
+    run, environment = in_a_job(tmp_path / "link")
+    file = tmp_path / "scratch/ckpt.pt"
     done = subprocess.run([sys.executable, "-c", code, str(file)], env=environment)
     assert done.returncode == 7
     loaded = f"import torch; assert torch.load({str(file)!r}) == {{'a': 1}}"
@@ -193,6 +196,21 @@ def test_checkpoints_of_an_earlier_run_are_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "ckpt-2").mkdir()  # still empty
     Watcher(run, config).look(is_over=True)
     assert newest_checkpoint(run, config) == tmp_path / "ckpt-1"
+
+
+def test_a_disk_that_fails_is_no_reason_to_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").write_text("")
+    config = load(str(tmp_path / "train.py"), [f"script.cwd={tmp_path}", "script.checkpoints='ckpt-*'"])
+
+    def fail(path: Path, pattern: str) -> list[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "glob", fail)
+    with pytest.raises(StateError, match=r"ckpt-.*: Stale file handle"):
+        newest_checkpoint(RunDir(tmp_path / "run"), config)
+    Watcher(RunDir(tmp_path / "run"), config).look()  # while the script runs it looks again later
 
 
 def test_a_script_that_asks_to_be_run_again_makes_progress_or_ends() -> None:

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""A loop on Accelerate in the manner of its examples: dropout, a shuffled loader, save_state."""
+"""A loop on Accelerate in the manner of its examples: dropout, shuffle, an evaluation, save_state."""
 
 import argparse
 import hashlib
@@ -23,6 +23,8 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 60)
 data = TensorDataset(torch.randn(80, 16, generator=torch.Generator().manual_seed(5)))
 loader = DataLoader(data, batch_size=4, shuffle=True)
+held_out = TensorDataset(torch.randn(12, 16, generator=torch.Generator().manual_seed(6)))
+held_out = accelerator.prepare(DataLoader(held_out, batch_size=4, shuffle=True))
 model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
 
 done = 0
@@ -45,7 +47,15 @@ for epoch in range(batches_done // len(loader), 3):
         print("logged", done, loss.item().hex(), flush=True)
         if accelerator.sync_gradients:
             done += 1
-            if done % 8 == 0:
+            if done % 3 == 0:
+                seen = 0.0
+                for (x,) in held_out:
+                    with torch.no_grad():
+                        seen += model(x).sum().item()
+                    if done % 2:  # leaves its loop before the end
+                        break
+                print("logged", done, seen.hex(), flush=True)
+            if done % 5 == 0:
                 accelerator.save_state(Path(arguments.out) / f"step_{done}")
 weights = b"".join(value.numpy().tobytes() for value in accelerator.unwrap_model(model).state_dict().values())
 print("weights", hashlib.md5(weights).hexdigest(), flush=True)

@@ -50,6 +50,7 @@ trainer = Trainer(
         eval_steps=9,
         save_steps=9,
         save_total_limit=1,
+        train_sampling_strategy="group_by_length",
         load_best_model_at_end=True,
         report_to=[],
         use_cpu=True,

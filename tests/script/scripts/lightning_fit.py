@@ -29,7 +29,7 @@ class Noisy(torch.utils.data.Dataset):
 
 class Data(LightningDataModule):
     def train_dataloader(self):
-        return DataLoader(Noisy(), batch_size=4, shuffle=True)
+        return DataLoader(Noisy(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(7))
 
     def val_dataloader(self):
         return DataLoader(Noisy(), batch_size=20)
@@ -39,6 +39,9 @@ class Model(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Dropout(0.1), torch.nn.Linear(32, 1))
+
+    def on_train_epoch_start(self):
+        print("logged start", torch.rand(1).item().hex(), flush=True)
 
     def training_step(self, batch, index):
         loss = (self.net(batch) - batch.sum(1, keepdim=True)).pow(2).mean()
@@ -69,6 +72,7 @@ trainer = Trainer(
 )
 model = Model()
 trainer.fit(model, datamodule=Data())
+print("logged end", trainer.validate(model, datamodule=Data(), verbose=False)[0]["val_loss"].hex())
 metrics = {name: value.item().hex() for name, value in sorted(trainer.callback_metrics.items())}
 print("weights", json.dumps(metrics), end=" ")
 print(
