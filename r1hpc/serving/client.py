@@ -44,7 +44,7 @@ class Client:
             return self._get(path, {})[0]
         if not self.is_ours(key):
             return None
-        return self._get(path, authorization(key))[0]
+        return self._get(path, _authorization(key))[0]
 
     def is_ours(self, key: str) -> bool | None:
         """True if the listener has the key; None if nobody listens.
@@ -56,23 +56,27 @@ class Client:
         right = proof(key.encode(), challenge.encode())
         return None if status is None else hmac.compare_digest(said.encode(), right.encode())
 
-    def read(
-        self, path: str, key: str | None, body: dict[str, Any] | None = None
-    ) -> tuple[int | None, bytes]:
-        """Return (HTTP status, body) of a GET, or of a POST of this JSON; (None, b"") without an answer.
+    def read(self, path: str, key: str | None) -> tuple[int | None, bytes]:
+        """Return (HTTP status, body) of a GET; (None, b"") without an answer.
 
         The caller must check that the server may have the key.
         """
-        status, _, said = self._get(path, authorization(key), body)
+        status, _, said = self._get(path, _authorization(key))
         return status, said
 
-    def _get(
-        self, path: str, headers: dict[str, str], body: dict[str, Any] | None = None
-    ) -> tuple[int | None, str, bytes]:
+    def post(self, path: str, key: str | None, body: dict[str, Any], timeout_s: float) -> Any:
+        """Return the open answer to this JSON, a file of bytes. Give the key only to a proven server.
+
+        Raises:
+            OSError, http.client.HTTPException: no answer; urllib's HTTPError for a status above 399.
+        """
+        headers = {**_authorization(key), "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        return _OPENER.open(request, timeout=timeout_s)
+
+    def _get(self, path: str, headers: dict[str, str]) -> tuple[int | None, str, bytes]:
         """Return (HTTP status, the answer's proof, body)."""
-        data = None if body is None else json.dumps(body).encode()
-        kind = {} if body is None else {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data, {**headers, **kind})
+        request = urllib.request.Request(self.url + path, headers=headers)
         try:
             with _OPENER.open(request, timeout=_ANSWER_S) as answer:
                 return int(answer.status), answer.headers.get(PROOF, ""), answer.read(_MOST_BYTES)
@@ -82,6 +86,6 @@ class Client:
             return None, "", b""
 
 
-def authorization(key: str | None) -> dict[str, str]:
+def _authorization(key: str | None) -> dict[str, str]:
     """Return the header that gives the key; empty without one."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -60,14 +60,14 @@ CUT = {
     "words": (None, pre.WhitespaceSplit()),
     "metaspace": (None, pre.Metaspace()),
     "joins commas": (None, split(r"\w+, \w+|.")),
+    "looks behind": (None, pre.Split(Regex(r"(?<=a) |\w+|\W"), "isolated")),
+    "possessive": (None, pre.Split(Regex(r"\p{L}++|\P{L}"), "isolated")),
 }
 WHOLE = {
     "none": (None, None),
     "metaspace": (None, pre.Metaspace(split=False)),
     "llama2": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),
     "lines": (None, pre.Split(Regex(r"[^\n]*\n|[^\n]+"), "isolated")),
-    "looks behind": (None, pre.Split(Regex(r"(?<=a) |\w+|\W"), "isolated")),
-    "possessive": (None, pre.Split(Regex(r"\p{L}++|\P{L}"), "isolated")),
 }
 WORDS = [
     *(
@@ -124,14 +124,14 @@ def test_pieces_give_the_ids_of_the_whole(name: str, parse_special: bool) -> Non
     tokenizer.encode_special_tokens = not parse_special
     found, draw = Cuts(tokenizer), random.Random(1)
     num_pieces = 0
-    for _ in range(60):
+    for _ in range(8):
         whole = draw_text(draw, draw.randint(50, 300))
         pieces = list(found.pieces(whole.encode(), 60))
         num_pieces += len(pieces)
         assert "".join(pieces) == whole
         ids = [number for piece in pieces for number in tokenizer.encode(piece, add_special_tokens=False).ids]
         assert ids == tokenizer.encode(whole, add_special_tokens=False).ids
-    assert num_pieces > 120
+    assert num_pieces > 16
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -145,16 +145,19 @@ def test_where_no_place_is_sure_a_long_text_is_not_cut(name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("token", "is_cut"),
-    [({"content": "a b"}, False), ({"content": "end", "rstrip": True}, False), ({"content": "<|x|>"}, True)],
+    "token",
+    [{"content": "a b"}, {"content": "end", "rstrip": True}, {"content": "b end", "normalized": True}],
 )
-def test_a_token_that_spans_words_is_not_cut(token: dict[str, Any], is_cut: bool) -> None:
+def test_a_token_that_spans_words_is_not_cut(token: dict[str, Any]) -> None:
     from tokenizers import AddedToken
 
     tokenizer = train(*CUT["words"])
     tokenizer.add_tokens([AddedToken(**token)])
-    pieces = list(Cuts(tokenizer).pieces(b"word a b end word " * 20, 50))
-    assert (len([piece for piece in pieces if piece.startswith(" b")]) > 0 or len(pieces) > 1) == is_cut
+    whole = "word a b end word " * 20
+    pieces = list(Cuts(tokenizer).pieces(whole.encode(), 50))
+    assert len(pieces) > 5
+    ids = [number for piece in pieces for number in tokenizer.encode(piece, add_special_tokens=False).ids]
+    assert ids == tokenizer.encode(whole, add_special_tokens=False).ids
 
 
 def test_bytes_are_cut_anywhere_but_in_a_special_token(tmp_path: Path) -> None:

@@ -1,1 +1,0 @@
-"""Measure a server's throughput and latency."""
