@@ -78,12 +78,7 @@ def _add_build_flags(build: ArgumentParser) -> None:
         "--jobs", metavar="N", type=int, help="with slurm: jobs that each stage is dealt to (default 4)"
     )
     build.add_argument("--cluster", metavar="NAME", help="with slurm: profile; default $R1HPC_CLUSTER")
-    add_flags(build, leave_out=("--nodes", "--job-name"))
-    build.add_argument(
-        "--check-inputs",
-        action="store_true",
-        help="record the digest of every input; where the dataset is there, compare them",
-    )
+    add_flags(build, leave_out=("--nodes", "--job-name", "--gpus-per-node"))
     # For the jobs of --engine slurm.
     build.add_argument("--stage", help=argparse.SUPPRESS)
     build.add_argument("--share", help=argparse.SUPPRESS)
@@ -120,9 +115,7 @@ def _build(arguments: Namespace) -> int:
     if arguments.stage is not None:
         return _build_share(arguments)
     began = time.monotonic()
-    recipe = _recipe_as_submitted(arguments)
-    how = _how(arguments) | {"check_inputs": arguments.check_inputs}
-    report = build_dataset(recipe, arguments.out, **how)
+    report = build_dataset(_recipe_as_submitted(arguments), arguments.out, **_how(arguments))
     if arguments.json:
         print_json(asdict(report) | {"path": str(report.path)})
         return 0
@@ -149,20 +142,14 @@ def _refuse_flags_of_slurm(arguments: Namespace) -> None:
 def _build_on_slurm(arguments: Namespace) -> int:
     from r1hpc.corpus.build.build import find_dataset
     from r1hpc.corpus.build.slurm_jobs import DatasetOrder, submit_dataset
-    from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+    from r1hpc.corpus.recipe.recipe import find_recipe
     from r1hpc.slurm.flags import all_overrides
 
     recipe = find_recipe(arguments.recipe)
-    if arguments.gpus_per_node is not None and not load_recipe(recipe).generated:
-        raise UsageError("--gpus-per-node: GPUs are for teachers, and no source of this recipe has generate")
-    existing = find_dataset(recipe, arguments.out, check_inputs=arguments.check_inputs)
+    existing = find_dataset(recipe, arguments.out)
     overrides = tuple(all_overrides((), arguments))
     num_jobs = 4 if arguments.jobs is None else arguments.jobs
-    if num_jobs < 1:
-        raise UsageError(f"--jobs {num_jobs}: each stage is dealt to one job at least")
-    order = DatasetOrder(
-        recipe, arguments.out, num_jobs, overrides, arguments.cluster, arguments.check_inputs
-    )
+    order = DatasetOrder(recipe, arguments.out, num_jobs, overrides, arguments.cluster)
     jobs = submit_dataset(order) if existing is None else {}
     if arguments.json:
         print_json({"path": str(arguments.out), "built": False, "jobs": jobs})
@@ -204,10 +191,7 @@ def _build_share(arguments: Namespace) -> int:
 
 def _how(arguments: Namespace) -> dict[str, Any]:
     """Return the options common to a build and its shares."""
-    from r1hpc.train.generate.teach_unit import TeachTask
-
-    told = {"workers": arguments.workers, "after_others": arguments.after_others}
-    return {**told, "report": _tell, "teach": TeachTask}
+    return {"workers": arguments.workers, "after_others": arguments.after_others, "report": _tell}
 
 
 def _tell(line: str) -> None:

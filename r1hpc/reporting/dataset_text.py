@@ -60,21 +60,6 @@ def print_document(document: dict[str, Any]) -> None:
         said.insert(0, f"language {decided['language']} {decided['score']:.2f}")
     if decided:
         print(f"    decided: kept{''.join(f', {item}' for item in said)}")
-    if "origin" in document:
-        _print_origin(document["origin"])
-
-
-def _print_origin(origin: dict[str, Any]) -> None:
-    """Print which teacher wrote a document, from which prompt."""
-    settings = origin["settings"]
-    drawn = {name: settings[name] for name in ("seed", "temperature", "top_p", "top_k", "min_p")}
-    print(f"    teacher: {printable(settings['teacher'])}, sha256 {origin['teacher']}")
-    prompts = f"prompt {origin['item']} of {printable(settings['prompts'])}, completion {origin['sample']}"
-    print(f"    asked: {prompts}, {', '.join(f'{name} {value}' for name, value in drawn.items())}")
-    print(f"    prompt: {printable(origin['prompt'])!r:.200}")
-    if origin["pass_rate"] is not None:
-        verdict = "correct" if origin["correct"] else "wrong"
-        print(f"    verified: {verdict}, reward {origin['reward']:g}, pass rate {origin['pass_rate']:.2f}")
 
 
 def print_description(described: dict[str, Any]) -> None:
@@ -100,8 +85,6 @@ def print_description(described: dict[str, Any]) -> None:
         document = described["document"]
         print(f"  document {document['number']}: {printable(document['path'])} at {document['position']}")
         print(f"  xxh3-128 {document['xxh3_128']}")
-        if "origin" in document:
-            _print_origin(document["origin"])
         print()
         for role in ("prompt", "completion") if "prompt" in document else ():
             print(f"  {role}: {printable(document[role])}")

@@ -78,3 +78,9 @@ def test_hash_names_content_and_not_place(tmp_path: Path) -> None:
     one, other = load_recipe(write_recipe(tmp_path / "a")), load_recipe(write_recipe(tmp_path / "b"))
     assert one.hash == other.hash
     assert load_recipe(write_recipe(tmp_path / "a", part_bytes=7)).hash != one.hash
+
+
+def test_a_recipe_with_a_teacher_leads_to_stage_generate(tmp_path: Path) -> None:
+    source = {"name": "taught", "generate": {"teacher": "models/r1", "prompts": "questions.jsonl"}}
+    with pytest.raises(UsageError, match=r"sources\[0\]\.generate.*stage generate.*kind: traces"):
+        load_recipe(write_recipe(tmp_path, sources=[source]))

@@ -2,16 +2,13 @@
 
     report = build_dataset(find_recipe("stdlib"), Path("data/stdlib"), workers=2)
 
-The inputs are listed and divided into parts. Every stage makes one unit per part (see engine/units.py):
-generate (only for generated sources) -> clean -> dedup -> tokenizer -> tokens; a plain recipe has the last
-two alone. At the end the parts are gathered, the manifest is written, and one rename makes the dataset
-visible. The same recipe over the same inputs gives the same bytes with any number of workers, however often
-it was killed.
+The inputs are divided into parts. Every stage makes one unit per part (see engine/units.py): clean -> dedup
+-> tokenizer -> tokens; a plain recipe has the last two alone. At the end the parts are gathered, the manifest
+is written, and one rename makes the dataset visible. The same recipe over the same inputs gives the same
+bytes with any number of workers, however often it was killed.
 """
 
 import contextlib
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,10 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json, write_json
 from r1hpc.corpus.build.encode import SourceCount, Vocabulary
-from r1hpc.corpus.build.generated import ORIGINS, Teach, left_out, origin_file
 from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
 from r1hpc.corpus.build.tokenize import PART
-from r1hpc.corpus.build.vocabulary import existing_files
+from r1hpc.corpus.build.vocabulary import FILES
 from r1hpc.corpus.build.writer import PartResult
-from r1hpc.corpus.clean.decisions import left_out_rule
 from r1hpc.corpus.engine.units import WorkOff, local_pool
 from r1hpc.corpus.engine.work_dir import (
     DONE,
@@ -33,7 +28,6 @@ from r1hpc.corpus.engine.work_dir import (
     Work,
     destination_of,
     join_work,
-    link_file,
     link_tree,
     open_work,
     publish,
@@ -42,7 +36,6 @@ from r1hpc.corpus.engine.work_dir import (
     work_folder,
 )
 from r1hpc.corpus.recipe.recipe import Recipe, load_recipe
-from r1hpc.corpus.sources.fields import template_digest
 from r1hpc.corpus.sources.read import SourceSpan, list_spans
 from r1hpc.data.format.documents import Role
 from r1hpc.data.format.errors import ClearedError, DataError, DatasetMissingError
@@ -50,7 +43,6 @@ from r1hpc.data.format.manifest import (
     FORMAT,
     INPUT_STATES,
     LEFT_OUT,
-    MADE_WITH,
     MANIFEST,
     PARTS,
     TOKENIZER,
@@ -106,9 +98,7 @@ def build_dataset(
     workers: int = 1,
     work_off: WorkOff | None = None,
     report: Report | None = None,
-    teach: Teach | None = None,
     after_others: bool = False,
-    check_inputs: bool = False,
 ) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it exists.
 
@@ -116,9 +106,7 @@ def build_dataset(
         workers: writer processes; changes how long it takes and nothing else.
         work_off: makes the units instead of `workers` processes.
         report: called with a progress line now and then.
-        teach: makes the task that writes generated sources (r1hpc.train.generate.teach_unit).
         after_others: other jobs made all units; a missing one is an error.
-        check_inputs: record the digests of the inputs; for an existing dataset, compare them.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
@@ -129,14 +117,14 @@ def build_dataset(
         raise UsageError(f"--workers must be at least 1, not {workers}")
     recipe = load_recipe(recipe_path)
     out = destination_of(out)
-    existing = _find_existing(recipe, out, check_inputs)
+    existing = _find_existing(recipe, out)
     if existing:
         remove_leftover(out)
         return existing
     spans = list_spans(recipe, is_new=not work_folder(out).exists())
     try:
-        how = How(work_off or local_pool(workers), report, teach, after_others)
-        return _build(recipe, spans, out, how, check_inputs)
+        how = How(work_off or local_pool(workers), report, after_others)
+        return _build(recipe, spans, out, how)
     except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
@@ -144,13 +132,13 @@ def build_dataset(
         return _lost_race(recipe, out)
 
 
-def find_dataset(recipe_path: Path, out: Path, *, check_inputs: bool = False) -> BuildReport | None:
+def find_dataset(recipe_path: Path, out: Path) -> BuildReport | None:
     """Return the dataset of this recipe if it is at `out`; None if nothing is there.
 
     Raises:
         UsageError: something else is there.
     """
-    return _find_existing(load_recipe(recipe_path), destination_of(out), check_inputs)
+    return _find_existing(load_recipe(recipe_path), destination_of(out))
 
 
 def build_share(
@@ -160,7 +148,6 @@ def build_share(
     *,
     workers: int = 1,
     report: Report | None = None,
-    teach: Teach | None = None,
     after_others: bool = False,
 ) -> None:
     """Make one share of a dataset's units, for one of several jobs; `build_dataset` gathers them.
@@ -175,30 +162,26 @@ def build_share(
     recipe, out = load_recipe(recipe_path), destination_of(out)
     if _find_existing(recipe, out) is None:
         with join_work(out, report) as work:
-            how = How(local_pool(workers), report, teach, after_others)
+            how = How(local_pool(workers), report, after_others)
             run_share(recipe, list_spans(recipe), work, share, how)
 
 
-def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
+def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> BuildReport:
     with open_work(out, how.report) as work:
         existing = _find_existing(recipe, out)  # made while this build waited for the work folder
         if existing:
             return existing
-        states = _input_states(recipe, spans, lambda _: check_inputs)
+        states = _input_states(recipe, spans)
         made = run_stages(recipe, spans, work, how)
-        content = _gather(recipe, work, made)
+        content = _gather(work, made)
         results = [PartResult.from_record(unit_record(path)) for path in made.parts]
         if not sum(result.num_tokens for result in results):
-            said = _left_out_said(made)
-            raise UsageError(f"the inputs are empty: every document has no text, or was left out{said}")
-        manifest = _manifest(recipe, spans, content, made.vocabulary, results) | _teachers(recipe, made)
-        manifest["files"] |= _origin_files(recipe, content, made)
+            raise UsageError("the inputs are empty: every document has no text, or was left out")
+        manifest = _manifest(recipe, spans, content, made.vocabulary, results)
         _check_mixture(recipe, manifest["sources"])
-        manifest |= _preparation(recipe, made, results)
+        manifest |= _preparation(recipe, made)
         dataset_id = write_manifest(content, manifest)
         write_json(content / INPUT_STATES, states, mode=0o644)
-        if beside := _files_beside(recipe):
-            write_json(content / MADE_WITH, beside, mode=0o644)
         if left_out_by_source := _left_out_of_plain(recipe, results):
             write_json(content / LEFT_OUT, left_out_by_source, mode=0o644)
         failpoint("data.build.publish")
@@ -207,13 +190,6 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
     if not published:
         return _lost_race(recipe, out)
     return _report(read_manifest(out), dataset_id, built=True)
-
-
-def _left_out_said(made: Made) -> str:
-    """Return why stage generate left out the teachers' documents, for an error."""
-    counts = left_out(made.generated).values()
-    rules = [f"{count:,} {rule}" for each in counts for rule, count in each.items()]
-    return f"; of what teachers wrote {', '.join(rules)}" if rules else ""
 
 
 def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
@@ -226,7 +202,7 @@ def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
         )
 
 
-def _gather(recipe: Recipe, work: Work, made: Made) -> Path:
+def _gather(work: Work, made: Made) -> Path:
     """Gather the dataset's content in a separate folder; the units stay until it has its name."""
     import zarr
 
@@ -238,20 +214,7 @@ def _gather(recipe: Recipe, work: Work, made: Made) -> Path:
         (content / TOKENIZER / DONE).unlink()
     for number, path in enumerate(made.parts):
         link_tree(path / PART, content / PARTS / part_name(number))
-    for (source, name), path in made.generated.items():
-        link_file(path / ORIGINS, content / origin_file(recipe.sources[source].name, name))
     return content
-
-
-def _teachers(recipe: Recipe, made: Made) -> dict[str, Any]:
-    """Return the hash of the teacher of each generated source; empty without any."""
-    found = {recipe.sources[number].name: sha256 for number, sha256 in made.teachers.items()}
-    return {"teachers": found} if found else {}
-
-
-def _origin_files(recipe: Recipe, content: Path, made: Made) -> dict[str, Any]:
-    names = [origin_file(recipe.sources[source].name, name) for source, name in made.generated]
-    return {name: file_digest(content / name) for name in names}
 
 
 def _manifest(
@@ -287,39 +250,24 @@ def _manifest(
     }
 
 
-def _preparation(recipe: Recipe, made: Made, results: list[PartResult]) -> dict[str, Any]:
+def _preparation(recipe: Recipe, made: Made) -> dict[str, Any]:
     """Return the counts of records, over all and by source; empty for a plain recipe."""
-    if not recipe.is_prepared and not recipe.generated:
+    if not recipe.is_prepared:
         return {}
-    totals = [Preparation() for _ in recipe.sources]
-    if recipe.is_prepared:
-        for record in map(unit_record, made.parts):
-            (source,) = record["sources"]
-            totals[int(source)].add(record["prepared"], record["num_documents"])
-    else:
-        for total, count in zip(totals, _totals(recipe, results), strict=True):
-            dropped = {left_out_rule(recipe.is_traces): count.num_skipped} if count.num_skipped else {}
-            num_in = count.num_documents + count.num_skipped
-            total.add({"in": num_in, "dropped": dropped, "edits": {}}, count.num_documents)
-    for number, dropped in left_out(made.generated).items():
-        totals[number].add({"in": sum(dropped.values()), "dropped": dropped, "edits": {}}, 0)
-    every = Preparation()
-    for total in totals:
-        every.add({"in": total.num_in, "dropped": total.dropped, "edits": total.edits}, total.num_kept)
-    return {
-        "preparation": every.described
-        | {
-            "sources": [
-                {"name": source.name} | total.described
-                for source, total in zip(recipe.sources, totals, strict=True)
-            ]
-        }
-    }
+    totals, every = [Preparation() for _ in recipe.sources], Preparation()
+    for record in map(unit_record, made.parts):
+        (source,) = record["sources"]
+        for total in (totals[int(source)], every):
+            total.add(record["prepared"], record["num_documents"])
+    by_source = [
+        {"name": source.name} | total.described for source, total in zip(recipe.sources, totals, strict=True)
+    ]
+    return {"preparation": every.described | {"sources": by_source}}
 
 
 def _left_out_of_plain(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
     """Return left-out records by source and rule; empty for recipes with stages, whose manifest has them."""
-    if recipe.is_prepared or recipe.generated:
+    if recipe.is_prepared:
         return {}
     totals = zip(recipe.sources, _totals(recipe, results), strict=True)
     return {source.name: dict(sorted(total.left_out.items())) for source, total in totals if total.left_out}
@@ -335,27 +283,30 @@ def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
 
 def _inputs_hash(spans: list[SourceSpan]) -> str:
     """Return a hash of the inputs' names and sizes, to notice cheaply that they changed since a build."""
-    prompts = [[span.source, span.digest] for span in spans if span.digest]
-    places = [[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans]
-    return digest([*places, *prompts])
+    return digest([[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans])
 
 
-def _input_states(
-    recipe: Recipe, spans: list[SourceSpan], is_digested: Callable[[str], bool]
-) -> dict[str, dict[str, Any]]:
-    """Return size, time and, if requested, sha256 of the inputs, by source and name."""
-    found: dict[str, dict[str, Any]] = {}
-    for number, name in sorted({(span.source, span.path) for span in spans if not span.digest}):
-        source = recipe.sources[number]
-        path, key = recipe.resolve(source.root) / name, f"{source.name}/{name}"
+def _input_states(recipe: Recipe, spans: list[SourceSpan]) -> dict[str, dict[str, int]]:
+    """Return size and time of all files that a dataset is made of, the inputs by source and name."""
+    named = {(span.source, span.path) for span in spans}
+    paths = {
+        f"{recipe.sources[number].name}/{name}": recipe.resolve(recipe.sources[number].root) / name
+        for number, name in sorted(named)
+    }
+    beside = [*(recipe.decontaminate.against if recipe.decontaminate else ()), recipe.tokenizer.path]
+    beside += [source.chat_template for source in recipe.sources]
+    for each in filter(None, beside):
+        path = recipe.resolve(each)
+        paths |= {f"{each}/{name}": path / name for name in FILES} if path.is_dir() else {each: path}
+    found = {}
+    for key, path in paths.items():
         with contextlib.suppress(OSError):  # unreadable ones were put aside
             status = path.stat()
             found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-            found[key] |= file_digest(path) if is_digested(key) else {}
     return found
 
 
-def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> BuildReport | None:
+def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
     """Return the dataset at `out` if it is this recipe's; None if nothing is there; else raise an error."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -371,64 +322,33 @@ def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> Bui
             "recipe; choose another --out or move it away"
         )
     manifest.check_census()
-    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest, check_inputs))
+    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest))
 
 
-def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
-    content = manifest.content
+def _staleness(recipe: Recipe, manifest: DatasetManifest) -> str:
+    """Return a note about files that have changed since the build, as far as sizes and times tell."""
+    record = manifest.path / INPUT_STATES
     # Missing inputs do not harm an existing dataset.
     with contextlib.suppress(UsageError, StateError, OSError):
         spans = list_spans(recipe)
-        is_same = _inputs_hash(spans) == content["inputs_hash"]
-        beside = _files_beside(recipe)
-        record = manifest.path / MADE_WITH
-        was = read_json(record) if record.is_file() else beside  # older versions kept none
-        if is_same and was == beside and _has_tokenizer_of(recipe, manifest):
-            return _edited(recipe, spans, manifest.path / INPUT_STATES, check_inputs)
+        was, now = read_json(record) if record.is_file() else {}, _input_states(recipe, spans)
+        is_same = _inputs_hash(spans) == manifest.content["inputs_hash"]
+        both = sorted(set(was) & set(now))
+        if is_same and all(was[name]["size"] == now[name]["size"] for name in both):
+            if not was:
+                return "an earlier version built it: only the names and sizes of inputs could be compared"
+            touched = [name for name in both if was[name]["mtime_ns"] != now[name]["mtime_ns"]]
+            if not touched:
+                return ""
+            return (
+                f"inputs were written again since ({_few(touched)}), with the same sizes: if their content "
+                "has changed, build into a new folder"
+            )
     return "the inputs have changed since; build into a new folder to use them"
-
-
-def _edited(recipe: Recipe, spans: list[SourceSpan], record: Path, check_inputs: bool) -> str:
-    """Return a note about inputs of the same names and sizes that have changed; a digest decides if known."""
-    if not record.is_file():
-        return "an earlier version built it: only the names and sizes of inputs could be compared"
-    was, now = read_json(record), _input_states(recipe, spans, lambda _: False)
-    touched = {name for name, state in now.items() if state["mtime_ns"] != was.get(name, {}).get("mtime_ns")}
-    asked = touched | (set(was) if check_inputs else set())
-    known = {name: was[name]["sha256"] for name in asked if "sha256" in was.get(name, {})}
-    found = _input_states(recipe, spans, known.__contains__) if known else {}
-    if changed := sorted(name for name in known if found.get(name, {}).get("sha256") != known[name]):
-        return f"inputs have changed since ({_few(changed)}); build into a new folder to take them in"
-    if unsure := sorted(touched - set(known)):
-        return (
-            f"inputs were written again since ({_few(unsure)}), with the same sizes: if their content has "
-            "changed, build into a new folder (with --check-inputs, which tells next time)"
-        )
-    if check_inputs and len(known) < len(was):
-        return "it was built without --check-inputs: there are no digests of its inputs to compare with"
-    return ""
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _files_beside(recipe: Recipe) -> dict[str, str]:
-    """Return digests of the files beside the inputs that decide what is kept and how it is written, by their
-    names in the recipe. The tokenizer's are in the dataset."""
-    against = recipe.decontaminate.against if recipe.decontaminate else ()
-    found = {name: str(file_digest(recipe.resolve(name))["sha256"]) for name in against}
-    named = {source.chat_template: source for source in recipe.sources if source.chat_template}
-    return found | {name: template_digest(recipe, source) for name, source in named.items()}
-
-
-def _has_tokenizer_of(recipe: Recipe, manifest: DatasetManifest) -> bool:
-    if recipe.tokenizer.kind != "path" or recipe.tokenizer.path is None:
-        return True
-    files = existing_files(recipe.resolve(recipe.tokenizer.path))
-    now = {f"{TOKENIZER}/{name}": hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
-    then = {name: entry["sha256"] for name, entry in manifest.files.items()}
-    return now == {name: sha256 for name, sha256 in then.items() if name.startswith(f"{TOKENIZER}/")}
 
 
 def _lost_race(recipe: Recipe, out: Path) -> BuildReport:

@@ -154,7 +154,7 @@ def _unreadable(recipe: Recipe, span: SourceSpan, document: Document) -> UsageEr
 def _place(recipe: Recipe, span: SourceSpan, document: Document) -> str:
     source = recipe.sources[span.source]
     what = "line at byte" if source.kind == "jsonl" else "record"
-    return f"{span.written or recipe.resolve(source.root) / span.path}, {what} {document.position}"
+    return f"{recipe.resolve(source.root) / span.path}, {what} {document.position}"
 
 
 def _encode_batch(
@@ -258,8 +258,7 @@ def _sound(
         if isinstance(item, Encoded):
             yield item
             continue
-        # A teacher's output has no lines that anybody could correct.
-        if source.on_invalid == "error" and source.generate is None:
+        if source.on_invalid == "error":
             path = recipe.resolve(source.root) / span.path
             number = line_number(path, item.position)
             if path.is_symlink():  # a run's recipe links to the files of data.traces

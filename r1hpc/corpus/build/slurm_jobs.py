@@ -29,12 +29,12 @@ from r1hpc.slurm import fields
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.queue import after_all_ok, jobs_by_folder
 from r1hpc.slurm.sbatch import sbatch
-from r1hpc.slurm.script import asked_options, directives, gpus, interpreter, site_lines
+from r1hpc.slurm.script import asked_options, directives, interpreter, site_lines
 
 JOBS = "jobs"
 PUBLISH = "publish"
-_SHARED_STAGES = ("generate", "clean", "tokens")
-_STAGES_ALONE = ("teacher", "evaluation", "tokenizer")
+_SHARED_STAGES = ("clean", "tokens")
+_STAGES_ALONE = ("evaluation", "tokenizer")
 """Stages of one unit; the unit of `dedup` is made by the tokenizer's job."""
 
 _SCRIPT = """\
@@ -43,7 +43,7 @@ _SCRIPT = """\
 # Written by `python -m r1hpc.shard build --engine slurm`.
 {site}
 export PYTHONSAFEPATH=1 PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"
-exec {command} --workers "${{{workers}:-1}}"{share}
+exec {command} --workers "${{SLURM_CPUS_PER_TASK:-1}}"{share}
 """
 
 
@@ -59,7 +59,6 @@ class DatasetOrder:
     """Settings of `resources`, from the flags of sbatch."""
     cluster: str | None = None
     """Name of a cluster profile."""
-    check_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.shares < 1:
@@ -118,7 +117,6 @@ def _scripts(
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
         array = {"array": f"0-{count - 1}"} if count > 1 else {}
         share += f" --after-others --recipe-hash {recipe.hash}"
-        share += " --check-inputs" * order.check_inputs
         yield name, {**array, **dependency}, _script(order, config, folder, name, share)
 
 
@@ -131,17 +129,7 @@ def _script(order: DatasetOrder, config: RunConfig, folder: Path, name: str, sha
         code=shlex.quote(str(Path(__file__).parents[2])),
         command=shlex.join(command),
         share=share,
-        workers="SLURM_GPUS_ON_NODE" if _takes_gpus(config, name) else "SLURM_CPUS_PER_TASK",
     )
-
-
-def _takes_gpus(config: RunConfig, name: str) -> bool:
-    """True for stages with teachers, the only ones that use GPUs."""
-    return name == "generate" and bool(config.resources.gpus_per_node)
-
-
-def _gpus(config: RunConfig) -> str:
-    return gpus(config.resources.gpu_type, config.resources.gpus_per_node or 0)
 
 
 def _options(config: RunConfig, folder: Path, name: str) -> dict[str, str]:
@@ -150,7 +138,6 @@ def _options(config: RunConfig, folder: Path, name: str) -> dict[str, str]:
         "job-name": f"{folder.parent.name.removeprefix('.staging-')[:48]}-{name}",
         "ntasks": 1,
         **asked_options(config),
-        "gpus-per-node": _gpus(config) if _takes_gpus(config, name) else None,
         "requeue": "",
         "open-mode": "append",
         "chdir": str(folder),

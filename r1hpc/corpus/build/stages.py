@@ -12,27 +12,25 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_bytes
 from r1hpc.corpus.build.encode import Vocabulary
-from r1hpc.corpus.build.generated import Teach, TeachTask, written
 from r1hpc.corpus.build.tokenize import SpansTask, TextsTask, TokenizerTask
 from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.clean import text
 from r1hpc.corpus.clean.clean import CleanTask, IndexTask
 from r1hpc.corpus.clean.dedup import DedupTask
-from r1hpc.corpus.engine.units import KEY_DIGITS, Unit, WorkOff, local_pool, records, run_units, unit_key
+from r1hpc.corpus.engine.units import Unit, WorkOff, local_pool, records, run_units, unit_key
 from r1hpc.corpus.engine.work_dir import Report, Work, find_unit
 from r1hpc.corpus.recipe.recipe import Recipe
 from r1hpc.corpus.sources.fields import template_digest
-from r1hpc.corpus.sources.prompts import TeacherTask, teacher_folder, teacher_state
 from r1hpc.corpus.sources.read import SourceSpan
 from r1hpc.data.format.errors import DataError
-from r1hpc.data.format.manifest import digest, file_digest
+from r1hpc.data.format.manifest import file_digest
 
 
 @dataclass(frozen=True)
@@ -55,23 +53,8 @@ class How:
     work_off: WorkOff = field(default_factory=local_pool)
     report: Report | None = None
     """Called with a progress line now and then."""
-    teach: Teach | None = None
-    """Makes the task of a unit of stage generate."""
     after_others: bool = False
     """Other jobs made the stages before a share, or all without one; none of their units is made here."""
-
-    def teach_task(self, recipe: Recipe, span: SourceSpan) -> TeachTask:
-        """Return the task of a span of a generated source.
-
-        Raises:
-            UsageError: there is no teacher.
-        """
-        if self.teach is None:
-            raise UsageError(
-                f"source {recipe.sources[span.source].name} is generated: build it by `python -m r1hpc.shard "
-                "build`, or give build_dataset a teach"
-            )
-        return self.teach(recipe, span)
 
 
 @dataclass(frozen=True)
@@ -83,10 +66,6 @@ class Made:
     """The tokenizer's folder; None for ids."""
     parts: list[Path]
     """The folder of every part."""
-    generated: dict[tuple[int, str], Path] = field(default_factory=dict)
-    """The unit that wrote each span of a generated source, by source and span name."""
-    teachers: dict[int, str] = field(default_factory=dict)
-    """The hash of the teacher of each generated source."""
 
 
 class _ShareMade(Exception):  # noqa: N818  # no error
@@ -144,17 +123,14 @@ def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
     """
     check_references(recipe)
     count = len(parts_of(recipe, spans))
-    num_written = sum(span.source in recipe.generated for span in spans)
-    before = {"teacher": len(recipe.generated), "generate": num_written} if num_written else {}
-    found = {"tokenizer": 1} if recipe.tokenizer.kind != "ids" else {}
-    if recipe.is_prepared:
-        found = (
-            ({"evaluation": 1} if recipe.decontaminate else {})
-            | {"clean": count}
-            | ({"dedup": 1} if recipe.dedup else {})
-            | found
-        )
-    return before | found | {"tokens": count}
+    is_needed = {
+        "evaluation": recipe.decontaminate is not None,
+        "clean": recipe.is_prepared,
+        "dedup": recipe.dedup is not None,
+        "tokenizer": recipe.tokenizer.kind != "ids",
+        "tokens": True,
+    }
+    return {stage: count if stage in ("clean", "tokens") else 1 for stage, yes in is_needed.items() if yes}
 
 
 def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
@@ -183,26 +159,20 @@ class _Stages:
     ) -> None:
         self._recipe, self._work, self._how = recipe, work, how
         self._share = share
-        self._spans = list(spans)
-        self._parts = parts_of(recipe, spans)
-        self._generated: dict[tuple[int, str], Path] = {}
-        self._teachers: dict[int, str] = {}
-        self._inputs: list[list[Any]] = []
-        """For each part, the facts that name its units, taken before they are made."""
+        self._spans = spans
         self._content = recipe.content
+        self._parts = parts_of(recipe, spans)
+        self._inputs = [self._inputs_key(part) for part in self._parts]
+        """For each part, the facts that name its units, taken before they are made."""
         self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
         self._stages: dict[str, list[list[Any]]] = {
             name: [["", 0]] * count for name, count in plan_stages(recipe, spans).items()
         }
 
     def run(self) -> Made:
-        if self._recipe.generated:
-            self._generate()
-        made = self._prepared() if self._recipe.is_prepared else self._plain()
-        return replace(made, generated=self._generated, teachers=self._teachers)
+        return self._prepared() if self._recipe.is_prepared else self._plain()
 
     def _plain(self) -> Made:
-        self._inputs = [self._inputs_key(part) for part in self._parts]
         keys = [unit_key("inputs", key) for key in self._inputs]
         vocabulary, tokenizer = self._tokenizer(keys, [])
         return Made(vocabulary, tokenizer, self._tokens_of_spans(keys, vocabulary, tokenizer))
@@ -214,44 +184,6 @@ class _Stages:
         vocabulary, tokenizer = self._tokenizer(keys, cleaned)
         assert tokenizer is not None, "the recipe refuses stages on ids"
         return Made(vocabulary, tokenizer, self._tokens_of_texts(cleaned, dedup, vocabulary, tokenizer))
-
-    def _generate(self) -> None:
-        """Have the teachers write their sources, which are then files like any other."""
-        self._teachers = self._hash_teachers()
-        planned = [span for span in self._spans if span.source in self._teachers]
-        paths = self._run([self._generate_unit(span) for span in planned])
-        there = {span: written(span, path) for span, path in zip(planned, paths, strict=True)}
-        self._generated = {(span.source, span.path): path for span, path in zip(planned, paths, strict=True)}
-        self._spans = [there.get(span, span) for span in self._spans]
-        self._parts = [[there.get(span, span) for span in part] for part in self._parts]
-        self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
-
-    def _hash_teachers(self) -> dict[int, str]:
-        units = []
-        for number in self._recipe.generated:
-            generate = self._recipe.sources[number].generate
-            assert generate is not None, "the recipe counts it among the generated"
-            state = teacher_state(folder := teacher_folder(self._recipe, generate))
-            size = sum(each[1] for each in state)
-            units.append(Unit("teacher", unit_key("teacher", state), TeacherTask(folder), size))
-        found = records(self._run(units))
-        return {
-            number: str(each["sha256"]) for number, each in zip(self._recipe.generated, found, strict=True)
-        }
-
-    def _generate_unit(self, span: SourceSpan) -> Unit:
-        """Return the unit, named by teacher, prompts, settings, and the sampling code.
-
-        Other units are named by this package's code too. It writes no word of these, and they are the most
-        expensive to redo.
-        """
-        source = self._recipe.sources[span.source]
-        assert source.generate is not None, "the recipe counts it among the generated"
-        task = self._how.teach_task(self._recipe, span)
-        settings = source.generate.meaning(asdict(source.generate))
-        made_of = [self._teachers[span.source], span.start, span.stop, span.digest, settings, source.kind]
-        key = digest(["generate", *made_of, task.made_by])[:KEY_DIGITS]
-        return Unit("generate", key, task, span.num_bytes)
 
     def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
         """Return the folders of a stage's units; none for a share.
@@ -299,7 +231,6 @@ class _Stages:
         evaluation = self._evaluation() if self._recipe.decontaminate else None
         settings = {name: self._content.get(name) for name in ("clean", "max_unreadable")}
         settings["minhash"] = (self._content.get("dedup") or {}).get("minhash")
-        self._inputs = [self._inputs_key(part) for part in self._parts]
         units = [
             Unit(
                 "clean",
@@ -393,7 +324,7 @@ class _Stages:
         files = sorted({(span.source, span.path) for span in part})
         return [
             [[number, self._content["sources"][number]] for number in sources],
-            [asdict(replace(span, written=None)) for span in part],
+            [asdict(span) for span in part],
             [self._file_state(source, path) for source, path in files],
             [self._templates[number] for number in sources if number in self._templates],
         ]
@@ -403,14 +334,12 @@ class _Stages:
         """Return digests of the chat templates, for each source that can hold messages and has one."""
         found = {}
         for number, source in enumerate(self._recipe.sources):
-            if source.generate is None and source.kind in ("jsonl", "parquet", "arrow"):
+            if source.kind in ("jsonl", "parquet", "arrow"):
                 with contextlib.suppress(UsageError):  # without a template; a record of messages then raises
                     found[number] = template_digest(self._recipe, source)
         return found
 
     def _file_state(self, source: int, name: str) -> list[Any]:
-        if (source, name) in self._generated:
-            return [self._generated[source, name].name]
         path = self._recipe.resolve(self._recipe.sources[source].root) / name
         try:
             status = path.stat()
@@ -426,6 +355,6 @@ def describe(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, Any]:
     for number, source in enumerate(recipe.sources):
         mine = [span for span in spans if span.source == number]
         size = sum(span.num_bytes for span in mine)
-        files = 1 if source.generate else len({span.path for span in mine})
+        files = len({span.path for span in mine})
         sources.append({"name": source.name, "kind": source.kind, "files": files, "bytes": size})
     return {"name": recipe.name, "sources": sources, "stages": plan_stages(recipe, spans)}

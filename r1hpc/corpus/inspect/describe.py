@@ -15,7 +15,6 @@ import numpy as np
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_json
 from r1hpc.config.schema.sections import MixConfig
-from r1hpc.corpus.build.generated import origin_of
 from r1hpc.corpus.clean import decisions
 from r1hpc.data.format.documents import DocumentInfo, has_roles
 from r1hpc.data.format.manifest import LEFT_OUT, DatasetManifest, read_manifest
@@ -197,11 +196,10 @@ def _find_document(
 
 
 def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
-    """Return a document's origin, the decision about it, and its teacher if one wrote it."""
+    """Return a document's origin and the decision about it."""
     part, row = dataset.documents.place(info.number)
     decided = decisions.of_document(dataset.manifest, part, row)
-    origin = origin_of(dataset.manifest, info)
-    return asdict(info) | {"decisions": decided} | ({"origin": origin} if origin else {})
+    return asdict(info) | {"decisions": decided}
 
 
 def audit(path: Path) -> dict[str, Any]:

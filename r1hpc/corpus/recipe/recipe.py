@@ -20,7 +20,6 @@ from r1hpc.corpus.recipe.stages import (
     CleanRecipe,
     DecontaminateRecipe,
     DedupRecipe,
-    GenerateRecipe,
 )
 from r1hpc.data.format.manifest import digest
 from r1hpc.data.format.mix import MixRecipe
@@ -29,11 +28,6 @@ PYTHON_STDLIB = "python-stdlib"
 EOS_TOKEN = "<|endoftext|>"
 TRACES = "traces"
 KINDS = ("text", "jsonl", "parquet", "hdf5", "arrow", TRACES)
-GENERATED_KINDS = ("jsonl", TRACES)
-_FILE_KEYS = (
-    *("root", "glob", "exclude", "field", "max_bytes", "max_documents", "on_invalid_utf8", "on_invalid"),
-    *("prompt_field", "completion_field", "chat_template"),
-)
 _STAGE_KEYS = ("clean", "dedup", "decontaminate", "mix", "max_unreadable")
 _TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
 _FOREIGN_KEYS = {
@@ -124,8 +118,6 @@ class SourceRecipe:
     """traces: error, or skip a line that is no trace."""
     chat_template: str | None = None
     """For a field of messages: a Jinja file, or a folder of a tokenizer; null: tokenizer.path's own."""
-    generate: GenerateRecipe | None = None
-    """Instead of root: a teacher writes the documents. kind is jsonl (texts) or traces."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "source name")
@@ -138,8 +130,6 @@ class SourceRecipe:
         one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
         one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
         self._refuse_foreign_keys()
-        if self.generate is not None:
-            self._refuse_keys_of_files()
         if self.kind == "text" and self.max_documents is not None:
             raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
         for name in ("max_bytes", "max_documents"):
@@ -156,16 +146,6 @@ class SourceRecipe:
                 raise UsageError(
                     f"source {self.name}: {name} is not for kind: {self.kind}; traces have {known}, "
                     "texts on_invalid_utf8, and those in lines or rows field and chat_template"
-                )
-
-    def _refuse_keys_of_files(self) -> None:
-        """Refuse keys for files in a generated source, which has none to choose or read."""
-        one_of(f"source {self.name}: kind", self.kind, GENERATED_KINDS)
-        for field in fields(self):
-            if field.name in _FILE_KEYS and getattr(self, field.name) not in (field.default, ""):
-                raise UsageError(
-                    f"source {self.name}: {field.name} says which files are read, or how; a source with "
-                    "generate has none"
                 )
 
 
@@ -223,9 +203,6 @@ class Recipe:
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):
             what = "traces" if self.is_traces else "token ids"
             raise UsageError(f"{asked[0]} works on texts, not on {what}; leave it out")
-        if self.tokenizer.kind == "ids" and self.generated:
-            name = self.sources[self.generated[0]].name
-            raise UsageError(f"source {name}: a teacher writes text; tokenizer.kind must not be ids")
         if self.is_traces and self.max_unreadable:
             raise UsageError("max_unreadable is not for traces, whose sources have on_invalid: skip")
 
@@ -243,20 +220,14 @@ class Recipe:
             if source["kind"] != TRACES:  # those keys do not concern it and must not change its id
                 for key in _TRACE_KEYS:
                     del source[key]
-            for key in ("chat_template", "generate"):
-                if source[key] is None:
-                    del source[key]
+            if source["chat_template"] is None:
+                del source["chat_template"]
         return content
 
     @property
     def is_traces(self) -> bool:
         """True if documents have roles."""
         return self.sources[0].kind == TRACES
-
-    @property
-    def generated(self) -> tuple[int, ...]:
-        """Return the numbers of the sources that a teacher writes."""
-        return tuple(number for number, source in enumerate(self.sources) if source.generate is not None)
 
     @property
     def is_prepared(self) -> bool:
@@ -307,16 +278,18 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
     values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
     sources = values.get("sources")
     if not isinstance(sources, list):
-        raise UsageError("sources must be a list of blocks, each with name, kind and root (or generate)")
+        raise UsageError("sources must be a list of blocks, each with name, kind and root")
     values["sources"] = tuple(_source(item, f"sources[{i}]") for i, item in enumerate(sources))
     return _block(Recipe, {**values, "folder": folder}, "recipe")
 
 
 def _source(content: Any, where: str) -> SourceRecipe:
-    """Return a source; a generated one needs neither kind nor root."""
-    values = dict(_mapping(content, where))
-    if values.get("generate") is not None:
-        values = {"kind": "jsonl", "root": "", **values}
+    values = _mapping(content, where)
+    if "generate" in values:
+        raise UsageError(
+            f"{where}.generate: recipes of 0.2.0 had teachers. Run stage generate, and name its traces.jsonl "
+            "by kind: traces, or by kind: jsonl, field: completion"
+        )
     return _block(SourceRecipe, values, where)
 
 

@@ -22,7 +22,6 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import format_bytes
 from r1hpc.corpus.recipe.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
-from r1hpc.corpus.recipe.stages import GenerateRecipe
 from r1hpc.corpus.sources import tables
 from r1hpc.corpus.sources.fields import Document, FieldReader, rows_at_once, to_ids
 from r1hpc.corpus.sources.globs import Excluded, files_below
@@ -34,7 +33,6 @@ from r1hpc.corpus.sources.lines import (
     parse_json,
     parse_trace,
 )
-from r1hpc.corpus.sources.prompts import prompt_ranges, teacher_folder
 from r1hpc.data.format.errors import reason, refuse_passing
 
 _SPAN_BYTES = 4 * 2**20
@@ -62,10 +60,6 @@ class SourceSpan:
     """Parquet: the row group."""
     fault: str = ""
     """Why the file cannot be opened at all."""
-    digest: str = ""
-    """Generated: digest of the prompts. `start` and `stop` then count prompts, `path` is made of them."""
-    written: Path | None = None
-    """Generated, once it exists: the file. `start` and `stop` then count its bytes."""
 
 
 def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
@@ -79,9 +73,6 @@ def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
     """
     spans: list[SourceSpan] = []
     for index, source in enumerate(recipe.sources):
-        if source.generate is not None:
-            spans.extend(_generated_spans(recipe, index, source.generate))
-            continue
         root = recipe.resolve(source.root)
         for name, size in _list_files(source, root, is_new):
             spans.extend(_spans_or_aside(recipe, index, root, name, size))
@@ -101,24 +92,11 @@ def read_span(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
 def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     """Yield every record of one span: documents, empty and unreadable ones."""
     source = recipe.sources[span.source]
-    path = span.written or recipe.resolve(source.root) / span.path
+    path = recipe.resolve(source.root) / span.path
     fields = FieldReader(recipe, source)
     if span.fault:
         return iter([Document(0, b"", fault=span.fault, lost_bytes=span.num_bytes)])
     return _READERS[source.kind](source, path, span, fields)
-
-
-def _generated_spans(recipe: Recipe, index: int, generate: GenerateRecipe) -> Iterator[SourceSpan]:
-    """Yield a span for the prompts of each unit of stage generate; the prompts must exist."""
-    path = recipe.resolve(generate.prompts)
-    try:
-        teacher_folder(recipe, generate)
-        for part in prompt_ranges(path, generate):
-            size = generate.most_bytes(part.stop - part.start)
-            name = f"{part.start:08d}-{part.stop - 1:08d}.jsonl"
-            yield SourceSpan(index, name, part.start, part.stop, size, digest=part.digest)
-    except UsageError as error:
-        raise UsageError(f"source {recipe.sources[index].name}: {error}") from None
 
 
 def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:

@@ -36,8 +36,6 @@ INPUT_STATES = "input_states.json"
 LEFT_OUT = "left_out.json"
 """Records left out by a plain recipe, by source and rule. No part of the dataset or its id, which counts only
 some of them, under one rule."""
-GENERATED = "generated"
-"""Origins of a generated source's documents: generated/<source>/<name of the span>.parquet."""
 SEGMENT_OFFSETS = "seg_offsets"
 SEGMENT_ROLES = "seg_role"
 ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
