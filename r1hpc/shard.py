@@ -95,10 +95,8 @@ def _add_trace_flags(trace: ArgumentParser) -> None:
     which = trace.add_mutually_exclusive_group(required=True)
     which.add_argument("--sample", type=int, help="sample id, counted over all epochs")
     which.add_argument("--step", type=int, help="optimizer step, from 1; with --rank and --row")
-    which.add_argument("--doc", metavar="N", type=int, help="which samples hold this document; with --steps")
     trace.add_argument("--rank", type=int, default=0, help="with --step (default 0)")
     trace.add_argument("--row", type=int, default=0, help="row of its batch, with --step (default 0)")
-    trace.add_argument("--steps", type=int, help="with --doc: look at steps 1 to this")
     trace.add_argument(
         "--global-batch-size", metavar="N", type=int, help="of the run; for mixtures and steps"
     )
@@ -284,8 +282,6 @@ def _trace(arguments: Namespace) -> int:
 
         of_run = fill_in(arguments)
     order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
-    if arguments.doc is not None:
-        return _trace_document(arguments, order)
     sample = arguments.sample if arguments.step is None else _sample_of(arguments)
     found, documents = trace_sample(arguments.dir, sample, order)
     if arguments.step is not None:
@@ -323,23 +319,6 @@ def _layout(arguments: Namespace) -> dict[str, int]:
         "micro_batch_size": arguments.micro_batch_size or 1,
         "global_batch_size": arguments.global_batch_size,
     }
-
-
-def _trace_document(arguments: Namespace, order: Any) -> int:
-    from r1hpc.corpus.inspect.describe import trace_document
-    from r1hpc.reporting.dataset_text import print_document
-
-    if arguments.steps is None or arguments.global_batch_size is None:
-        raise UsageError("--steps and --global-batch-size are needed with --doc")
-    num_samples = arguments.steps * arguments.global_batch_size
-    found = trace_document(arguments.dir, arguments.doc, order, num_samples)
-    if arguments.json:
-        print_json(found)
-        return 0
-    print_document(found["document"])
-    steps = ", ".join(str(step) for step in found["steps"])
-    print(f"  seen in {len(found['samples']):,} samples of {arguments.steps:,} steps: {steps or 'none'}")
-    return 0
 
 
 _SUBCOMMANDS: dict[str, tuple[Callable[[Namespace], int], str]] = {

@@ -13,7 +13,6 @@ from r1hpc.base.files import iter_records
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.data.read.reader import open_dataset
 from r1hpc.shard import main as shard
 from r1hpc.telemetry.records.attempts import Cause
 from r1hpc.telemetry.records.metrics import read_steps
@@ -106,21 +105,6 @@ def test_a_schedule_is_on_record_and_traced(scheduled: RunDir, capsys: pytest.Ca
     for step, wanted in ((4, (4, 4)), (5, (0, 8)), (7, (0, 8)), (8, (6, 2))):
         found = sources_of(scheduled, capsys, step)
         assert (found["easy"], found["hard"]) == wanted
-
-
-def test_a_document_leads_back_to_the_steps_that_saw_it(
-    scheduled: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = scheduled.path.parent / "data"
-    first = open_dataset(data).documents[0]
-    assert first.source == "easy"
-    assert (
-        shard(["trace", str(data), "--run", str(scheduled.path), "--doc", "0", "--steps", "14", "--json"])
-        == 0
-    )
-    steps = json.loads(capsys.readouterr().out)["steps"]
-    assert steps, "six of eight samples of the last steps are from eight documents"
-    assert not {5, 6, 7} & set(steps), "its source rested"
 
 
 def test_killed_around_a_change_it_is_the_same_run(root: Path, scheduled: RunDir) -> None:

@@ -20,18 +20,13 @@ import xxhash
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.corpus.clean import decisions
-from r1hpc.corpus.clean import rules as c4
-from r1hpc.corpus.clean import rules as fineweb
-from r1hpc.corpus.clean import rules as gopher
-from r1hpc.corpus.clean import text as language
-from r1hpc.corpus.clean import text as pii
+from r1hpc.corpus.clean import decisions, rules
 from r1hpc.corpus.clean.batch import TextBatch
 from r1hpc.corpus.clean.contamination import NgramIndex, build_index
 from r1hpc.corpus.clean.decisions import RecordDecision, dropped_by_rule
 from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.rules import Verdicts
-from r1hpc.corpus.clean.text import repair
+from r1hpc.corpus.clean.text import identify, mask, repair
 from r1hpc.corpus.recipe.recipe import Recipe
 from r1hpc.corpus.sources.fields import Document, batched, template_of
 from r1hpc.corpus.sources.read import SourceSpan, read_records
@@ -177,7 +172,7 @@ class _Cleaner:
     def _identify(self, kept: list[_Item]) -> None:
         clean = self._recipe.clean
         assert clean is not None, "the caller has seen it"
-        for item, (code, score) in zip(kept, language.identify([i.text for i in kept]), strict=True):
+        for item, (code, score) in zip(kept, identify([i.text for i in kept]), strict=True):
             item.decision.language, item.decision.score = code, score
             if code not in clean.lang or score < clean.min_lang_score:
                 item.decision.drop(decisions.LANGUAGE, score, code)
@@ -223,7 +218,7 @@ def _repair(kept: list[_Item], special: Sequence[str]) -> None:
 
 def _hide_personal_data(kept: list[_Item], how: str) -> None:
     for item in kept:
-        masked, count = pii.mask(item.text)
+        masked, count = mask(item.text)
         item.decision.masked = count
         if count and how == "drop":
             item.decision.drop(decisions.PII, float(count))
@@ -231,16 +226,16 @@ def _hide_personal_data(kept: list[_Item], how: str) -> None:
             item.text = masked
 
 
-def _apply_rules(rules: Sequence[str], batch: list[_Item], knows_language: bool) -> None:
+def _apply_rules(names: Sequence[str], batch: list[_Item], knows_language: bool) -> None:
     """Apply the rules to a batch; those before C4 share arrays, as C4 removes lines from the texts."""
-    early = [rule for rule in rules if rule.startswith("gopher")]
+    early = [rule for rule in names if rule.startswith("gopher")]
     for group in (early, ["c4"], ["fineweb"]):
         kept = _kept(batch)
         if kept:
             texts = [item.text for item in kept]
             languages = [item.decision.language for item in kept] if knows_language else None
             arrays = TextBatch(texts)
-            for rule in (rule for rule in group if rule in rules):
+            for rule in (rule for rule in group if rule in names):
                 _drop(kept, _take_lines(kept) if rule == "c4" else _judge(rule, texts, arrays, languages))
 
 
@@ -255,7 +250,7 @@ def _take_lines(kept: list[_Item]) -> Verdicts:
 
     Chats stay unchanged: removing lines without a full stop would remove the marks of turns.
     """
-    verdicts, changed = c4.judge_c4([item.text for item in kept])
+    verdicts, changed = rules.judge_c4([item.text for item in kept])
     for number, (item, text) in enumerate(zip(kept, changed, strict=True)):
         if item.document.is_chat:
             verdicts.rule[number] = ""
@@ -267,10 +262,10 @@ def _take_lines(kept: list[_Item]) -> Verdicts:
 
 def _judge(rule: str, texts: list[str], arrays: TextBatch, languages: list[str] | None) -> Verdicts:
     if rule == "gopher_quality":
-        return gopher.quality(texts, arrays, languages)
+        return rules.quality(texts, arrays, languages)
     if rule == "gopher_repetition":
-        return gopher.repetition(arrays)
-    return fineweb.judge_fineweb(texts, arrays)
+        return rules.repetition(arrays)
+    return rules.judge_fineweb(texts, arrays)
 
 
 class _Output:

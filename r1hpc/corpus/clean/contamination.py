@@ -25,10 +25,9 @@ from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, ngrams
 from r1hpc.corpus.recipe.stages import DecontaminateRecipe
 from r1hpc.corpus.sources.lines import open_file
 
-_BATCH = 4096
+_BATCH = 2048
 NGRAM = 13
 MIN_WORDS = 8
-_OVERLAP_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramInde
     found: dict[int, list[tuple[Hashes, int]]] = {}
     for number, path in enumerate(paths):
         before = sum(map(len, found.values()))
-        for texts in _batches(_items(path)):
-            _add(TextBatch(texts, normal=True), number, recipe, found)
+        for batch in _batches(_items(path)):
+            for size, keys, _ in _runs(batch, recipe.min_words, recipe.ngram):
+                found.setdefault(size, []).append((keys, number))
         if sum(map(len, found.values())) == before:
             raise UsageError(
                 f"decontaminate.against: {path} has no item of at least {recipe.min_words} words; "
@@ -69,17 +69,19 @@ def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramInde
     return NgramIndex({size: _table(parts) for size, parts in sorted(found.items(), reverse=True)})
 
 
-def _add(
-    batch: TextBatch, number: int, recipe: DecontaminateRecipe, found: dict[int, list[tuple[Hashes, int]]]
-) -> None:
-    words, hashes = batch.words, batch.hashes(batch.words)
-    counts = words.count()
-    for size in range(recipe.min_words, recipe.ngram + 1):
-        chosen = counts >= size if size == recipe.ngram else counts == size
+def _runs(batch: TextBatch, shortest: int, longest: int) -> Iterator[tuple[int, Hashes, Ints]]:
+    """Yield each length of runs of words with the hashes of the runs, and the text of each.
+
+    A text of fewer than `longest` words is one run.
+    """
+    words, counts = batch.words, batch.words.count()
+    hashes = batch.hashes(words)
+    for size in range(shortest, longest + 1):
         keys, first = ngrams(hashes, words.document, size)
-        keys = keys[chosen[words.document[first]]]
-        if len(keys):
-            found.setdefault(size, []).append((keys, number))
+        owners = words.document[first]
+        chosen = counts[owners] >= size if size == longest else counts[owners] == size
+        if chosen.any():
+            yield size, keys[chosen], owners[chosen]
 
 
 def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Ints]:
@@ -89,15 +91,10 @@ def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Ints]:
     return known, files[first]
 
 
-def _batches(items: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _batches(texts: Iterable[str]) -> Iterator[TextBatch]:
+    source = iter(texts)
+    while batch := list(islice(source, _BATCH)):
+        yield TextBatch(batch, normal=True)
 
 
 def _items(path: Path) -> Iterator[str]:
@@ -148,9 +145,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 def overlap(questions: Sequence[str], texts: Iterable[str]) -> list[bool | None]:
     """Return for each question: True if it occurs in any of the texts; None if it is too short to search."""
-    tables = _tables(questions)
+    asked = TextBatch(list(questions), normal=True)
+    tables = {size: (keys, owners) for size, keys, owners in _runs(asked, MIN_WORDS, NGRAM)}
     hit = {size: np.zeros(len(keys), bool) for size, (keys, _) in tables.items()}
-    for batch in _overlap_batches(texts):
+    for batch in _batches(texts):
         words = batch.words
         hashes = batch.hashes(words)
         for size, (keys, _) in tables.items():
@@ -159,26 +157,5 @@ def overlap(questions: Sequence[str], texts: Iterable[str]) -> list[bool | None]
     found = np.zeros(len(questions), bool)
     for size, (_, owners) in tables.items():
         found[owners[hit[size]]] = True
-    long_enough = TextBatch(list(questions), normal=True).words.count() >= MIN_WORDS
+    long_enough = asked.words.count() >= MIN_WORDS
     return [bool(hit) if looked else None for hit, looked in zip(found, long_enough, strict=True)]
-
-
-def _tables(questions: Sequence[str]) -> dict[int, tuple[Hashes, Ints]]:
-    """Return hashes of the questions' runs of words by length, with the question of each."""
-    batch = TextBatch(list(questions), normal=True)
-    words, counts = batch.words, batch.words.count()
-    hashes = batch.hashes(words)
-    tables: dict[int, tuple[Hashes, Ints]] = {}
-    for size in range(MIN_WORDS, NGRAM + 1):
-        keys, first = ngrams(hashes, words.document, size)
-        owners = words.document[first]
-        chosen = counts[owners] >= size if size == NGRAM else counts[owners] == size
-        if chosen.any():
-            tables[size] = keys[chosen], owners[chosen]
-    return tables
-
-
-def _overlap_batches(texts: Iterable[str]) -> Iterator[TextBatch]:
-    source = iter(texts)
-    while batch := list(islice(source, _OVERLAP_BATCH)):
-        yield TextBatch(batch, normal=True)

@@ -5,7 +5,6 @@ found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=2
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from r1hpc.data.format.documents import DocumentInfo, has_roles
 from r1hpc.data.format.manifest import LEFT_OUT, DatasetManifest, read_manifest
 from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
-from r1hpc.data.read.sampler import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
+from r1hpc.data.read.sampler import DocumentMixture, open_plan, recipe_mix, shares
 from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
 from r1hpc.data.read.sft_loader import document_order_id, open_document_plan
 
 _AS_THE_RECIPE_SAYS = MixConfig()
-_SAMPLES = 2**16
 
 _CONTENT = (
     *("name", "num_tokens", "num_documents", "vocab_size", "eos_id", "dtype", "sources", "parts"),
@@ -93,40 +91,6 @@ def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str,
     return {"id": dataset.id, "sample": sample} | found, documents
 
 
-def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int) -> dict[str, Any]:
-    """Return the samples below `num_samples` with tokens of a document: the steps that trained on it.
-
-    Raises:
-        UsageError: no such document, or a dataset of traces, whose samples are documents.
-    """
-    dataset = open_dataset(path)
-    if not 0 <= number < dataset.num_documents:
-        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
-    info = dataset.documents[number]
-    touches = _touches(dataset, info, order)
-    seen = []
-    for first in range(0, num_samples, _SAMPLES):
-        ids = np.arange(first, min(num_samples, first + _SAMPLES), dtype=np.int64)
-        seen.extend(ids[touches(ids)].tolist())
-    size = order.global_batch_size
-    steps = sorted({sample // size + 1 for sample in seen}) if size else None
-    return {"id": dataset.id, "document": _on_record(dataset, info), "samples": seen, "steps": steps}
-
-
-def _touches(dataset: TokenDataset, info: DocumentInfo, order: SampleOrder) -> Callable[[Any], Any]:
-    """Return a function that tells which samples hold tokens of a document."""
-    if has_roles(dataset.manifest):
-        *_, documents = _documents(dataset, order)
-        return lambda ids: documents(ids) == info.number
-    plan = _window_plan(dataset, order)
-
-    def touches(ids: Any) -> Any:
-        starts = plan.window_starts(ids)
-        return (starts < info.token_stop) & (starts + plan.seq_len + 1 > info.token_start)
-
-    return touches
-
-
 def sample_of(step: int, row: int, share: RankShare) -> int:
     """Return the sample in a row of a rank's batch in a step, counted from 1 as in the metrics.
 
@@ -141,40 +105,13 @@ def sample_of(step: int, row: int, share: RankShare) -> int:
     return int(ids[row])
 
 
-def _window_plan(dataset: TokenDataset, order: SampleOrder) -> SamplePlan | WindowMixture:
-    if order.seq_len is None:
-        raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
-    return open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
-
-
-def _documents(
-    dataset: TokenDataset, order: SampleOrder
-) -> tuple[DocumentPlan | DocumentMixture, str, Callable[[Any], Any]]:
-    """Return the plan of a run on traces, the id of its order, and a function from samples to documents."""
-    traces, held = open_traces(dataset.path), order.validation_documents
-    size = order.global_batch_size or 1
-
-    def plan_of(parting: Parting | None) -> DocumentPlan | DocumentMixture:
-        return open_document_plan(traces, order.seed, size, parting=parting, mix=order.mix)
-
-    def is_of_run(parting: Parting) -> bool:
-        plan = plan_of(parting)
-        if isinstance(plan, DocumentMixture):  # a checkpoint names the order without changes
-            plan = plan.with_changes(())
-        return document_order_id(plan, parting) == order.plan_hash
-
-    parting = hold_out(traces, held, order.seed, is_of_run) if held else None
-    plan = plan_of(parting)
-    if parting is None:
-        return plan, plan.plan_hash, plan.documents
-    return plan, document_order_id(plan, parting), lambda ids: parting.training(plan.documents(ids))
-
-
 def _find_window(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
     """Return place and documents of one sample of pretraining."""
-    plan = _window_plan(dataset, order)
+    if order.seq_len is None:
+        raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
+    plan = open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
     start = int(plan.window_starts(np.array([sample]))[0])
     found: dict[str, Any] = {"plan_hash": plan.plan_hash}
     if isinstance(plan, SamplePlan):
@@ -187,9 +124,23 @@ def _find_document(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
     """Return place and document of one sample of traces."""
-    plan, order_id, documents = _documents(dataset, order)
-    info = dataset.documents[int(documents(np.array([sample]))[0])]
-    found: dict[str, Any] = {"plan_hash": order_id}
+    traces, held = open_traces(dataset.path), order.validation_documents
+
+    def plan_of(parting: Parting | None) -> DocumentPlan | DocumentMixture:
+        size = order.global_batch_size or 1
+        return open_document_plan(traces, order.seed, size, parting=parting, mix=order.mix)
+
+    def is_of_run(parting: Parting) -> bool:
+        plan = plan_of(parting)
+        if isinstance(plan, DocumentMixture):  # a checkpoint names the order without changes
+            plan = plan.with_changes(())
+        return document_order_id(plan, parting) == order.plan_hash
+
+    parting = hold_out(traces, held, order.seed, is_of_run) if held else None
+    plan = plan_of(parting)
+    items = plan.documents(np.array([sample]))
+    info = dataset.documents[int((items if parting is None else parting.training(items))[0])]
+    found: dict[str, Any] = {"plan_hash": document_order_id(plan, parting)}
     if isinstance(plan, DocumentPlan):
         found["epoch"] = sample // plan.num_documents
     return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]

@@ -32,17 +32,14 @@ def fill_in(arguments: Namespace) -> dict[str, Any]:
     data = config.data
     if config.stage not in ("pretrain", "sft"):
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
-    num_steps = config.train.num_steps
-    for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
-        if step is not None and not 1 <= step <= num_steps:
-            raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
-    if arguments.doc is not None and arguments.steps is None:
-        arguments.steps = num_steps
+    step, num_steps = arguments.step, config.train.num_steps
+    if step is not None and not 1 <= step <= num_steps:
+        raise UsageError(f"--step {step}: {run.run_id} has the steps 1 to {num_steps}")
     plan_hash = _order_in_checkpoints(run, data.path, arguments.dir)
-    if config.stage == "sft" and data.packing and arguments.step is not None:
-        raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
+    if config.stage == "sft" and data.packing and step is not None:
+        raise UsageError("data.packing puts documents of any rank into a row: take --sample")
     topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
-    if arguments.step is not None:
+    if step is not None:
         _refuse_other_ranks(run, arguments, topology["num_nodes"] * topology["ranks_per_node"])
     if arguments.world_size is None:
         arguments.rank //= shared  # ranks that share their sequences read as one

@@ -5,14 +5,18 @@ sorted(files_below(Path("corpus"), "wiki/**/*.jsonl", excluded))
 excluded.idle           # entries that left out nothing
 """
 
+import fnmatch
+import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 
 _FOLDERS = "**"
+_PIECES = re.compile(r"((?:^|(?<=/))\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])")
+_MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 class Excluded:
@@ -26,18 +30,18 @@ class Excluded:
         self.idle = list(entries)
         """Entries that have left out nothing so far."""
         self._names = {entry for entry in entries if not set(entry) & set("*?[/")}
-        patterns = [entry for entry in entries if entry not in self._names]
-        self._patterns = [(entry, _alternatives(entry.rstrip("/"))) for entry in patterns]
+        self._patterns = [entry for entry in entries if entry not in self._names]
 
     def leaves_out(self, relative: str, *, is_folder: bool) -> bool:
         """True if an entry matches this path, relative to the root."""
-        path = relative.split("/")
-        found = [path[-1]] if path[-1] in self._names else []
-        found += [
-            entry
-            for entry, patterns in self._patterns
-            if _is_meant(path, entry, patterns, is_folder=is_folder)
-        ]
+        name = relative.rpartition("/")[2]
+        found = [name] if name in self._names else []
+        for entry in self._patterns:
+            pattern = entry.rstrip("/")
+            meant = relative if "/" in pattern else name
+            is_of_kind = is_folder or not entry.endswith("/")
+            if is_of_kind and (meant == pattern or _regex(pattern).fullmatch(meant)):
+                found.append(entry)
         if found:
             self.idle = [entry for entry in self.idle if entry not in found]
         return bool(found)
@@ -53,7 +57,6 @@ def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
         UsageError: a folder cannot be listed; its files would be left out silently.
     """
     deepest = None if _FOLDERS in pattern else pattern.count("/")
-    patterns = _alternatives(pattern)
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):
         above = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
         subfolders[:] = [
@@ -66,7 +69,7 @@ def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
         for name in files:
             if name.startswith(".") or excluded.leaves_out(above + name, is_folder=False):
                 continue
-            if any(_matches((above + name).split("/"), each) for each in patterns):
+            if _regex(pattern).fullmatch(above + name):
                 yield above + name
 
 
@@ -77,40 +80,15 @@ def _refuse_unlistable(error: OSError) -> None:
     )
 
 
-def _is_meant(path: list[str], entry: str, patterns: list[list[str]], *, is_folder: bool) -> bool:
-    if entry.endswith("/") and not is_folder:
-        return False
-    entry = entry.rstrip("/")
-    if "/" not in entry:
-        path = path[-1:]
-    return "/".join(path) == entry or any(_matches(path, each) for each in patterns)
-
-
-def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """True if each name matches its part of the pattern."""
-    if not pattern:
-        return not names
-    if pattern[0] == _FOLDERS:
-        return any(_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
-    return bool(names) and fnmatch(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
-
-
-def _alternatives(pattern: str) -> list[list[str]]:
-    """Return the names of a pattern, in which `**` stands alone and never last.
-
-    Within a name (`wiki**.jsonl`) it means a part of that name and also any number of folders.
-    """
-    found: list[list[str]] = [[]]
-    for name in pattern.split("/"):
-        found = [[*before, *after] for before in found for after in _name_alternatives(name)]
-    return [[*names, "*"] if names[-1] == _FOLDERS else names for names in found]
-
-
-def _name_alternatives(name: str) -> Iterator[list[str]]:
-    before, stars, after = name.partition(_FOLDERS)
-    if not stars or name == _FOLDERS:
-        yield [name]
-        return
-    for first, *rest in _name_alternatives(f"*{after}"):
-        yield [f"{before}{first}", *rest]
-        yield [f"{before}*", _FOLDERS, first, *rest]
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    """Return the expression of a glob: `**/` is any number of folders; `*`, `?`, `[...]` stay in one name."""
+    found = ""
+    for piece in _PIECES.split(pattern):
+        if piece in _MEANINGS:
+            found += _MEANINGS[piece]
+        elif piece.startswith("[") and piece.endswith("]"):
+            found += "(?!/)" + fnmatch.translate(piece)[len("(?s:") : -len(r")\Z")]
+        else:
+            found += re.escape(piece)
+    return re.compile(found, re.DOTALL)

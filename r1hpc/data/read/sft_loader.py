@@ -10,8 +10,7 @@ epoch, with the same global batches on any number of ranks (see order.py).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -98,7 +97,6 @@ class DocumentLoader(ABC, Generic[BatchT]):
         pad_id: int,
         seq_len: int,
         prefetch: bool = True,
-        weights: Sequence[float] | None = None,
         parting: Parting | None = None,
         mix: MixConfig = _AS_THE_RECIPE_SAYS,
         num_samples: int = 0,
@@ -106,8 +104,6 @@ class DocumentLoader(ABC, Generic[BatchT]):
         """Raise UsageError if the batch does not divide, a document is too long, or a mixture ends early.
 
         Args:
-            weights: share of each source of the dataset in the samples (see mixture); None: as the recipe
-                says, or all documents alike.
             parting: leaves documents out of the training; None: none.
             mix: how the run changes the weights.
             num_samples: of the whole run.
@@ -117,7 +113,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         _check_lengths(dataset, seq_len)
         self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
-        self.plan = open_document_plan(dataset, seed, global_batch_size, weights, parting, mix, num_samples)
+        self.plan = open_document_plan(dataset, seed, global_batch_size, parting, mix, num_samples)
         self._parting = parting
         self._ahead = ReadAhead(self._read) if prefetch else None
 
@@ -193,12 +189,11 @@ def open_document_plan(
     dataset: TraceDataset,
     seed: int,
     global_batch_size: int,
-    weights: Sequence[float] | None = None,
     parting: Parting | None = None,
     mix: MixConfig = _AS_THE_RECIPE_SAYS,
     num_samples: int = 0,
 ) -> DocumentPlan | DocumentMixture:
-    """Return the order of a dataset's documents: by weights, its recipe's or run's mixture, or alike.
+    """Return the order of a dataset's documents: its recipe's or run's mixture, or all alike.
 
     With a parting, it orders the documents trained on, by their place among these.
 
@@ -210,7 +205,7 @@ def open_document_plan(
     """
     sizes = dataset.source_documents if parting is None else parting.sizes
     recipe = recipe_mix(dataset.tokens.manifest)
-    if weights is None and recipe is None and not mix.is_used:
+    if recipe is None and not mix.is_used:
         return DocumentPlan(dataset.id, sum(sizes), seed)
     sources = dataset.tokens.manifest.content["sources"]
     mixture = open_mixture(
@@ -222,8 +217,6 @@ def open_document_plan(
         batch=global_batch_size,
         seed=seed,
     )
-    if weights is not None:
-        mixture = replace(mixture, weights=tuple(weights))
     mixture.check_reaches(num_samples)
     return DocumentMixture(dataset.id, mixture)
 
