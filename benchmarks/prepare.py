@@ -29,8 +29,7 @@ from r1hpc.corpus.clean import text as pii
 from r1hpc.corpus.clean.batch import TextBatch
 from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.text import repair
-from r1hpc.corpus.recipe.recipe import PYTHON_STDLIB, SourceRecipe, parse_recipe
-from r1hpc.corpus.recipe.stages import MinhashRecipe
+from r1hpc.corpus.recipe import PYTHON_STDLIB, MinhashRecipe, SourceRecipe, parse_recipe
 from r1hpc.corpus.sources.read import list_spans, read_span
 
 _BATCH_CHARS = 2**20

@@ -122,7 +122,6 @@ def _template(config: "RunConfig") -> str | None:
 
 
 def _typed() -> Iterator[str]:
-    """Yield the lines that are typed or piped in."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         return

@@ -283,7 +283,6 @@ def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
 
 
 def _from_gguf(file: Path, out: Path) -> dict[str, Any]:
-    """Like _export."""
     if not file.is_file():
         raise UsageError(f"{file} is not there")
     os.environ["DS_ACCELERATOR"] = "cpu"

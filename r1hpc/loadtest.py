@@ -119,7 +119,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _prompts_of(path: Path | None) -> list[Mapping[str, Any]]:
-    """Return the lines of --prompts, each with the field for one request."""
     if path is None:
         return []
     found: list[Mapping[str, Any]] = []
@@ -271,7 +270,6 @@ def _as_json(
 
 
 def _keep(run: RunDir, content: dict[str, Any]) -> None:
-    """Write the result into the run's folder."""
     from r1hpc.base.files import write_json
 
     run.loadtests.mkdir(mode=0o700, exist_ok=True)

@@ -69,7 +69,6 @@ def _parser() -> ArgumentParser:
 
 
 def _server_there(given: str, run_root: str | None) -> RunDir | None:
-    """Return the server of that name; None if the name is something to serve."""
     run = _run_named(given, run_root)
     if run is None:
         return None

@@ -140,7 +140,7 @@ def _refuse_flags_of_slurm(arguments: Namespace) -> None:
 def _build_on_slurm(arguments: Namespace) -> int:
     from r1hpc.corpus.build.build import find_dataset
     from r1hpc.corpus.build.slurm_jobs import DatasetOrder, submit_dataset
-    from r1hpc.corpus.recipe.recipe import find_recipe
+    from r1hpc.corpus.recipe import find_recipe
     from r1hpc.slurm.flags import all_overrides
 
     recipe = find_recipe(arguments.recipe)
@@ -163,7 +163,7 @@ def _build_on_slurm(arguments: Namespace) -> int:
 
 def _recipe_as_submitted(arguments: Namespace) -> Path:
     """Return the recipe's file, after checking that it is unchanged since the build was submitted."""
-    from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+    from r1hpc.corpus.recipe import find_recipe, load_recipe
 
     path = find_recipe(arguments.recipe)
     if arguments.recipe_hash is not None and load_recipe(path).hash != arguments.recipe_hash:
@@ -188,7 +188,6 @@ def _build_share(arguments: Namespace) -> int:
 
 
 def _how(arguments: Namespace) -> dict[str, Any]:
-    """Return the options common to a build and its shares."""
     return {"workers": arguments.workers, "after_others": arguments.after_others, "report": _tell}
 
 
@@ -199,7 +198,7 @@ def _tell(line: str) -> None:
 
 def _plan(arguments: Namespace) -> int:
     from r1hpc.corpus.build.stages import describe
-    from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+    from r1hpc.corpus.recipe import find_recipe, load_recipe
     from r1hpc.corpus.sources.read import list_spans
     from r1hpc.reporting.dataset_text import print_plan
 
@@ -213,7 +212,7 @@ def _plan(arguments: Namespace) -> int:
 
 
 def _status(arguments: Namespace) -> int:
-    from r1hpc.corpus.inspect.progress import read_progress
+    from r1hpc.corpus.engine.work_dir import read_progress
     from r1hpc.reporting.dataset_text import print_progress
 
     found = read_progress(arguments.dir)
@@ -313,7 +312,6 @@ def _sample_of(arguments: Namespace) -> int:
 
 
 def _layout(arguments: Namespace) -> dict[str, int]:
-    """Return how the ranks share a step's batch."""
     return {
         "world_size": arguments.world_size or 1,
         "micro_batch_size": arguments.micro_batch_size or 1,

@@ -20,7 +20,7 @@ from r1hpc.__main__ import COMMANDS
 from r1hpc.base.cli import ArgumentParser
 from r1hpc.config import load
 from r1hpc.config.load import known_keys
-from r1hpc.corpus.recipe.recipe import parse_recipe
+from r1hpc.corpus.recipe import parse_recipe
 from tests.test_writing import PAGES, ROOT
 
 _SITE_ONLY = {"commands.md", "recipes.md", "contributing.md"}  # made by research/docs_site.py

@@ -87,5 +87,4 @@ class Client:
 
 
 def _authorization(key: str | None) -> dict[str, str]:
-    """Return the header that gives the key; empty without one."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -1,5 +1,6 @@
 """Run a server within an attempt: until a stop is requested, it is idle too long, or its time is up.
 
+    outcome = serve(job)                    # the one rank of the job
     ended = Life(run, config, attempt=2, place=Place(host, port, node), ...).live(command, environment)
     ended.is_finished, ended.reason
     activity = Activity(MetricWriter(run, attempt), number=0)
@@ -15,18 +16,23 @@ attempts, `step_time_s` its length, `requests` the number answered since the run
 attempt records when it was ready.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from r1hpc.attempt.begin import read_facts
+from r1hpc.attempt.workload import Outcome, RankJob
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
-from r1hpc.base.units import format_duration
+from r1hpc.base.units import format_duration, parse_time
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.save_time import EARLY_S
-from r1hpc.serving.address import Address, Place, forget_address, read_key, write_address
-from r1hpc.serving.process import Server, started
+from r1hpc.serving.address import Address, Place, forget_address, make_key, read_key, write_address
+from r1hpc.serving.process import Server, command_of, environment_of, started
 from r1hpc.serving.vllm_server import NO_VLLM
+from r1hpc.slurm.rank_env import RankContext, choose_port, own_address
 from r1hpc.telemetry.records.metrics import MetricWriter, last_steps
 
 _GAP_S = 10.0
@@ -42,6 +48,7 @@ _MOST_SILENCE_S = 120.0
 _SIGNAL_PATIENCE_S = 2.0
 """Slurm signals every process of a step: the server may exit before this process gets the signal."""
 TIME_LIMIT = "its time limit"
+_LOOPBACK = "127.0.0.1"
 
 
 class Activity:
@@ -267,3 +274,60 @@ class _Health:
             self.answered = time.monotonic()
         elif now - self.answered > _MOST_SILENCE_S:
             raise ServerError(f"the server has not answered for {now - self.answered:.0f} s: it was ended")
+
+
+def serve(job: RankJob) -> Outcome:
+    """Serve the model until a stop is requested, it is idle too long, or the time is up.
+
+    Raises:
+        UsageError: the interpreter has no vLLM.
+        R1hpcError: the server failed, or this node has no address.
+    """
+    run, config, context = job.run, job.config, job.context
+    place = _place(config, context)
+    name = config.serve.model_name or run.run_id
+    ends_at = _ends_at(run, config, context)
+
+    def stop_reason() -> str:
+        stop, _ = job.requests.poll()
+        return job.requests.reason if stop else ""
+
+    life = Life(
+        run,
+        config,
+        context.attempt,
+        place,
+        name,
+        stop_reason=stop_reason,
+        seconds_left=lambda: None if ends_at is None else ends_at - time.monotonic(),
+        lead_s=0.0 if _is_local(context) else config.resources.signal_lead_s or 0.0,
+        beat=job.watchdog.beat,
+    )
+    command = command_of(config, [sys.executable], place, name)
+    ended = life.live(command, environment_of(os.environ, run.code, make_key(run)))
+    return Outcome(ended.is_finished, reason=ended.reason)
+
+
+def _place(config: RunConfig, context: RankContext) -> Place:
+    host = config.serve.host or (
+        _LOOPBACK if _is_local(context) else own_address(os.environ, context.node_name)
+    )
+    return Place(host, config.serve.port or _free_port(), context.node_name)
+
+
+def _free_port() -> int:
+    """Return a port that is free now; vLLM binds it before loading the model."""
+    with choose_port() as listener:
+        return int(listener.getsockname()[1])
+
+
+def _ends_at(run: RunDir, config: RunConfig, context: RankContext) -> float | None:
+    """Return when the time limit ends the job, by time.monotonic(); without Slurm nobody else enforces it."""
+    if not _is_local(context):
+        return read_facts(run, context.attempt).ends_at
+    limit_s = parse_time(config.resources.time or "0")  # 0 is no limit, as in Slurm
+    return time.monotonic() + limit_s if limit_s else None
+
+
+def _is_local(context: RankContext) -> bool:
+    return context.master_host == _LOOPBACK

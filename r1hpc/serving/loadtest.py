@@ -217,7 +217,6 @@ def ask(target: Target, path: str, body: Mapping[str, Any], before: float = math
 
 
 def _read(stream: Any, answer: Answer, began: float, before: float) -> None:
-    """Read server-sent events to their end."""
     is_done = False
     for line in stream:
         if time.monotonic() > before:

@@ -30,7 +30,7 @@ class Serving(Workload):
         return []
 
     def run(self, job: RankJob) -> Outcome:
-        from r1hpc.serving.rank import serve
+        from r1hpc.serving.life import serve
 
         return serve(job)
 

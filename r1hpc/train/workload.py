@@ -42,7 +42,7 @@ class Training(Workload):
         if config.stage == "traces":
             return None
         if config.stage == "pretrain":
-            from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+            from r1hpc.corpus.recipe import find_recipe, load_recipe
             from r1hpc.data.format.manifest import read_manifest
 
             if config.data.path is not None:

@@ -11,7 +11,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.corpus.clean.batch import TextBatch
 from r1hpc.corpus.clean.contamination import build_index
 from r1hpc.corpus.clean.minhash import bands_of, near_duplicates, sign
-from r1hpc.corpus.recipe.stages import DecontaminateRecipe, MinhashRecipe
+from r1hpc.corpus.recipe import DecontaminateRecipe, MinhashRecipe
 from tests.corpus.test_prepare import prose
 
 

@@ -22,7 +22,7 @@ from r1hpc.corpus.clean import clean
 from r1hpc.corpus.engine import units
 from r1hpc.corpus.engine.work_dir import open_work, publish_unit
 from r1hpc.corpus.inspect.describe import audit
-from r1hpc.corpus.recipe.recipe import load_recipe
+from r1hpc.corpus.recipe import load_recipe
 from r1hpc.corpus.sources import lines
 from r1hpc.corpus.sources.fields import batched
 from r1hpc.corpus.sources.read import list_spans

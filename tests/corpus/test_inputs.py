@@ -19,7 +19,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
 from r1hpc.corpus.build.vocabulary import Encoder, train_byte_bpe
 from r1hpc.corpus.inspect.describe import audit
-from r1hpc.corpus.recipe.recipe import load_recipe
+from r1hpc.corpus.recipe import load_recipe
 from r1hpc.corpus.sources import lines, read
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.plan.model.chat_template import load_template

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from r1hpc.corpus.recipe.recipe import parse_recipe
+from r1hpc.corpus.recipe import parse_recipe
 from r1hpc.corpus.sources.read import list_spans, read_span
 
 ROWS, LENGTH = 800, 100_000

@@ -14,8 +14,8 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
 from r1hpc.corpus.build.vocabulary import Encoder
+from r1hpc.corpus.engine.work_dir import read_progress
 from r1hpc.corpus.inspect.describe import SampleOrder, audit, sample_of, trace_sample
-from r1hpc.corpus.inspect.progress import read_progress
 from r1hpc.data.read.order import RankShare
 from r1hpc.data.read.reader import open_dataset
 from r1hpc.shard import main

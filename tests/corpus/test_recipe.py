@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe, parse_recipe
+from r1hpc.corpus.recipe import find_recipe, load_recipe, parse_recipe
 from tests.corpus.corpus import write_recipe
 
 SOURCE = {"name": "a", "kind": "text", "root": "."}

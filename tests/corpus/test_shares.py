@@ -8,7 +8,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset, build_share, find_dataset
 from r1hpc.corpus.build.stages import Share
-from r1hpc.corpus.inspect.progress import read_progress
+from r1hpc.corpus.engine.work_dir import read_progress
 from r1hpc.data.format.errors import DataError
 from tests.corpus.builds import BPE, done_units, names, start_build
 from tests.corpus.corpus import write_recipe, write_texts

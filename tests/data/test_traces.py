@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
 from r1hpc.corpus.inspect.audit import audit_dataset
-from r1hpc.corpus.recipe.recipe import parse_recipe
+from r1hpc.corpus.recipe import parse_recipe
 from r1hpc.corpus.sources import read
 from r1hpc.data.format.errors import DataError, DatasetMismatchError, ShardCorruptError
 from r1hpc.data.format.manifest import file_digest, read_manifest, write_manifest

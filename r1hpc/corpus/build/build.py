@@ -35,7 +35,7 @@ from r1hpc.corpus.engine.work_dir import (
     unit_record,
     work_folder,
 )
-from r1hpc.corpus.recipe.recipe import Recipe, load_recipe
+from r1hpc.corpus.recipe import Recipe, load_recipe
 from r1hpc.corpus.sources.read import SourceSpan, list_spans
 from r1hpc.data.format.documents import Role
 from r1hpc.data.format.errors import ClearedError, DataError, DatasetMissingError

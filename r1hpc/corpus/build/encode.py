@@ -16,7 +16,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.cuts import NO_CUT, PIECE_BYTES, is_utf8
 from r1hpc.corpus.build.vocabulary import Encoder
 from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
-from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, batched
 from r1hpc.corpus.sources.lines import line_number
 from r1hpc.corpus.sources.read import SourceSpan, read_records, read_span
@@ -227,7 +227,6 @@ class _IdStream:
 
 
 def _end_without(pad_id: int, ids: npt.NDArray[np.uint32]) -> int:
-    """Return the end of the ids without padding."""
     own = np.flatnonzero(ids != pad_id)
     return int(own[-1]) + 1 if len(own) else 0
 

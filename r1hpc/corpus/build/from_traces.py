@@ -19,7 +19,7 @@ import yaml
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import files_of_lines, write_atomic
-from r1hpc.corpus.recipe.recipe import TRACES
+from r1hpc.corpus.recipe import TRACES
 from r1hpc.corpus.sources.lines import is_compressed
 from r1hpc.data.format.manifest import TOKENIZER, digest, file_digest
 

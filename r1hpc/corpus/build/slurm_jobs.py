@@ -23,7 +23,7 @@ from r1hpc.config.load import merge_layers
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.corpus.build.stages import plan_stages
 from r1hpc.corpus.engine.work_dir import destination_of, work_folder
-from r1hpc.corpus.recipe.recipe import load_recipe
+from r1hpc.corpus.recipe import load_recipe
 from r1hpc.corpus.sources.read import list_spans
 from r1hpc.slurm import fields
 from r1hpc.slurm.client import SlurmError, call

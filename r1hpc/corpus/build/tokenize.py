@@ -18,7 +18,7 @@ from r1hpc.corpus.build.writer import Placed, write_part, write_spans
 from r1hpc.corpus.clean import decisions
 from r1hpc.corpus.clean.clean import DOCUMENTS
 from r1hpc.corpus.engine.work_dir import unit_record
-from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import batched, rows_at_once
 from r1hpc.corpus.sources.read import SourceSpan, read_span
 from r1hpc.data.format.manifest import DECISIONS, file_digest
@@ -215,7 +215,6 @@ def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _encoder(folder: Path, recipe: Recipe) -> Encoder:
-    """Return the tokenizer, loaded once per process."""
     return _load(folder / TOKENIZER_FILE, recipe)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.corpus.build.cuts import PIECE_BYTES, Cuts, NoCutError
-from r1hpc.corpus.recipe.recipe import TokenizerRecipe
+from r1hpc.corpus.recipe import TokenizerRecipe
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from r1hpc.base.failpoints import failpoint
 from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary, encode_span
 from r1hpc.corpus.build.vocabulary import Encoder
-from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.read import SourceSpan
 from r1hpc.data.format.documents import segment_arrays
 from r1hpc.data.format.manifest import CHECKSUMS, INPUTS, TOKENS, canonical_json, census

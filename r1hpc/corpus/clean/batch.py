@@ -280,7 +280,6 @@ def of_document(hashes: Hashes, document: Ints) -> Hashes:
 
 
 def _spread(starts: Bools, width: int) -> Bools:
-    """Return the bytes of characters that begin at `starts`."""
     found = starts.copy()
     for offset in range(1, width):
         found[offset:] |= starts[:-offset]

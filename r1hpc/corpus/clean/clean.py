@@ -5,7 +5,7 @@
     folder/documents.parquet    documents kept so far: text, place, hashes, MinHash signature
     folder/decisions.parquet    every record: kept so far, or dropped by which rule
 
-Order of the stages: read, decode, repair, language, rules in the order of recipe/stages.py, personal data,
+Order of the stages: read, decode, repair, language, rules in the order of corpus/recipe.py, personal data,
 contamination, signature. A record dropped by one stage does not reach the next.
 """
 
@@ -27,7 +27,7 @@ from r1hpc.corpus.clean.decisions import RecordDecision, dropped_by_rule
 from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.rules import Verdicts
 from r1hpc.corpus.clean.text import identify, mask, repair
-from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import Document, batched, template_of
 from r1hpc.corpus.sources.read import SourceSpan, read_records
 from r1hpc.data.format.manifest import DECISIONS

@@ -22,7 +22,7 @@ import numpy as np
 
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, ngrams
-from r1hpc.corpus.recipe.stages import DecontaminateRecipe
+from r1hpc.corpus.recipe import DecontaminateRecipe
 from r1hpc.corpus.sources.lines import open_file
 
 _BATCH = 2048

@@ -23,7 +23,7 @@ from r1hpc.corpus.clean import decisions
 from r1hpc.corpus.clean.clean import DOCUMENTS
 from r1hpc.corpus.clean.minhash import near_duplicates
 from r1hpc.corpus.engine.work_dir import unit_record
-from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,6 @@ class _Table:
 
 
 def _fixed(column: Any, width: int, dtype: str) -> npt.NDArray[Any]:
-    """Return a column of fixed-size bytes as an array of rows."""
     raw = [
         np.frombuffer(chunk.buffers()[1], np.uint8)[
             chunk.offset * width : (chunk.offset + len(chunk)) * width
@@ -155,7 +154,6 @@ def _fixed(column: Any, width: int, dtype: str) -> npt.NDArray[Any]:
 
 
 def _exact(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return for each document the first with the same hash."""
     if not len(hashes):
         return np.empty(0, np.int64)
     order = np.lexsort((np.arange(len(hashes)), hashes[:, 1], hashes[:, 0]))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, mix, ngrams
-from r1hpc.corpus.recipe.stages import MinhashRecipe
+from r1hpc.corpus.recipe import MinhashRecipe
 
 Signatures = npt.NDArray[np.uint32]
 Bands = Callable[[int], Signatures]

@@ -193,7 +193,6 @@ def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Rep
 
 
 def _edges(ranked: Hashes) -> tuple[Bools, Bools]:
-    """Return where runs of equal keys begin and end."""
     begin, end = np.ones(len(ranked), dtype=bool), np.ones(len(ranked), dtype=bool)
     begin[1:] = end[:-1] = ranked[1:] != ranked[:-1]
     return begin, end
@@ -271,7 +270,6 @@ def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
 
 
 def _stop_words(batch: TextBatch) -> Ints:
-    """Return how many of the stop words occur in each document."""
     short = batch.tokens.where(batch.tokens.stop - batch.tokens.start <= max(map(len, STOP_WORDS)))
     hashes = batch.hashes(short)
     found = np.zeros(batch.num_documents, dtype=np.int64)

@@ -4,6 +4,7 @@
         path = publish_unit(work.folder, "clean", key, write)       # does nothing if the unit is done
         ...
         publish(work, content)                                      # the dataset under its own name
+    read_progress(Path("data/web"))                                 # how far the build is
 
     .staging-<name of the destination>/
         owner.json                      who builds: host, process, destination; locked while they live
@@ -37,9 +38,9 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import fsync_dir, fsync_file, write_atomic
-from r1hpc.data.format.errors import ClearedError
-from r1hpc.data.format.manifest import MANIFEST
+from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_atomic
+from r1hpc.data.format.errors import ClearedError, DatasetMissingError
+from r1hpc.data.format.manifest import MANIFEST, read_manifest
 
 DONE = "done.json"
 STAGES = "stages.json"
@@ -291,7 +292,6 @@ def _acquire(folder: Path, destination: Path, how: int, report: Report | None) -
 
 
 def _owner_said(folder: Path) -> str:
-    """Return who holds a work folder, as far as known."""
     try:
         owner = json.loads((folder / _OWNER).read_text())
         return f"process {owner['pid']} on {owner['host']}"
@@ -339,3 +339,47 @@ def fsync_tree(folder: Path) -> None:
         else:
             fsync_file(path)
     fsync_dir(folder)
+
+
+def read_progress(out: Path) -> dict[str, Any]:
+    """Return the state of the build for `out`: units, CPU seconds, memory, rate and time left per stage.
+
+    The state is `done`, `building`, `stopped` (no visible lock) or `none`. Rates are the input bytes of units
+    over the time in which they were finished.
+    """
+    folder = work_folder(destination_of(out))
+    if (folder / STAGES).is_file():
+        state = "building" if is_held(folder) else "stopped"
+        stages = [_stage(folder, name, units) for name, units in read_json(folder / STAGES).items()]
+        return {"state": state, "path": str(out), "work": str(folder), "stages": stages}
+    try:
+        manifest = read_manifest(out)
+    except DatasetMissingError:
+        return {"state": "none", "path": str(out), "stages": []}
+    return {"state": "done", "path": str(out), "id": manifest.id, "stages": []}
+
+
+def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
+    times, done_bytes, cpu_s, memory = [], 0, 0.0, 0
+    for key, num_bytes in units:
+        record = folder / "units" / name / key / DONE
+        if key and record.is_file():
+            times.append(record.stat().st_mtime)
+            done_bytes += num_bytes
+            found = read_json(record)
+            cpu_s += found.get("cpu_s", 0.0)
+            memory = max(memory, found.get("peak_memory_bytes", 0))
+    span = max(times) - min(times) if len(times) > 1 else 0.0
+    # The span excludes the first unit's time, so the rate excludes its bytes.
+    rate = done_bytes * (len(times) - 1) / len(times) / span if span > 0 else None
+    left = sum(size for _, size in units) - done_bytes
+    return {
+        "stage": name,
+        "units": len(units),
+        "done": len(times),
+        "cpu_s": cpu_s,
+        "peak_memory_bytes": memory or None,
+        "bytes_per_second": rate,
+        "left_s": left / rate if rate and len(times) < len(units) else None,
+        "last_done_s_ago": max(0.0, time.time() - max(times)) if times else None,
+    }

@@ -108,7 +108,6 @@ def sample_of(step: int, row: int, share: RankShare) -> int:
 def _find_window(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
-    """Return place and documents of one sample of pretraining."""
     if order.seq_len is None:
         raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
     plan = open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
@@ -123,7 +122,6 @@ def _find_window(
 def _find_document(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
-    """Return place and document of one sample of traces."""
     traces, held = open_traces(dataset.path), order.validation_documents
 
     def plan_of(parting: Parting | None) -> DocumentPlan | DocumentMixture:
@@ -147,7 +145,6 @@ def _find_document(
 
 
 def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
-    """Return a document's origin and the decision about it."""
     part, row = dataset.documents.place(info.number)
     decided = decisions.of_document(dataset.manifest, part, row)
     return asdict(info) | {"decisions": decided}

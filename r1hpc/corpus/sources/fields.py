@@ -15,7 +15,7 @@ import numpy as np
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.corpus.recipe.recipe import Recipe, SourceRecipe
+from r1hpc.corpus.recipe import Recipe, SourceRecipe
 from r1hpc.data.format.manifest import digest
 from r1hpc.plan.model.chat_template import TOKENIZER_FILE, ChatTemplate, load_template, special_tokens
 

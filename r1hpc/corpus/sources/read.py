@@ -21,7 +21,7 @@ import numpy.typing as npt
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import format_bytes
-from r1hpc.corpus.recipe.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
+from r1hpc.corpus.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
 from r1hpc.corpus.sources import tables
 from r1hpc.corpus.sources.fields import Document, FieldReader, rows_at_once, to_ids
 from r1hpc.corpus.sources.globs import Excluded, files_below
@@ -225,7 +225,6 @@ def _line_document(fields: FieldReader, line: Line) -> Document:
 
 
 def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[Line]:
-    """Yield the lines that begin inside the span."""
     stop = None if is_compressed(path.name) else span.stop
     return islice(iter_lines(path, span.start, stop), source.max_documents)
 

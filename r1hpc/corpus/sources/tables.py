@@ -7,7 +7,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.corpus.recipe.recipe import SourceRecipe
+from r1hpc.corpus.recipe import SourceRecipe
 from r1hpc.corpus.sources.fields import Document, FieldReader, rows_at_once
 from r1hpc.data.format.errors import reason, refuse_passing
 

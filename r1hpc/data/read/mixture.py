@@ -275,6 +275,5 @@ def _dealt(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: 
 
 
 def _seed(seed: int, number: int) -> int:
-    """Return a separate seed for each source and for the batches."""
     raw = hashlib.blake2b(struct.pack("<qq", seed, number), digest_size=8, person=b"r1hpc-mix").digest()
     return int.from_bytes(raw, "little") >> 1

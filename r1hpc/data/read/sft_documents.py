@@ -118,12 +118,10 @@ class TraceDataset:
 
     @cached_property
     def _kept(self) -> npt.NDArray[Any]:
-        """Return all tokens, verified."""
         return self.tokens.read(0, self.num_tokens)
 
 
 def _all_lengths(manifest: DatasetManifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the tokens of each document, and of each prompt, over all parts."""
     if not has_roles(manifest):
         raise DataError(
             f"{manifest.path} holds documents without roles: traces come from a recipe whose sources have "

@@ -16,7 +16,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config.schema.run import DataConfig, RunConfig
 from r1hpc.corpus.build.from_traces import list_inputs, source_names
-from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+from r1hpc.corpus.recipe import find_recipe, load_recipe
 from r1hpc.corpus.sources.lines import Line, also_said, is_compressed, iter_lines, line_number, parse_trace
 from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.format.mix import check_schedule

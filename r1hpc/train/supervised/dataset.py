@@ -22,7 +22,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.corpus.recipe.recipe import find_recipe
+from r1hpc.corpus.recipe import find_recipe
 
 if TYPE_CHECKING:
     from r1hpc.tasks.text.prompt_format import PromptForm

@@ -1,1 +1,0 @@
-"""Read and check a recipe, the YAML file that defines a dataset."""
