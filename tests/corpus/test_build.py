@@ -15,7 +15,8 @@ from r1hpc.corpus.build.stages import divide
 from r1hpc.corpus.build.tokenize import sample_texts
 from r1hpc.corpus.build.vocabulary import Encoder
 from r1hpc.corpus.recipe import load_recipe
-from r1hpc.corpus.sources.read import SourceSpan, list_spans
+from r1hpc.corpus.sources.fields import SourceSpan
+from r1hpc.corpus.sources.read import list_spans
 from r1hpc.data.format.manifest import read_manifest
 from r1hpc.data.read.reader import open_dataset
 from r1hpc.tasks.text.tokenizer import character_tokenizer

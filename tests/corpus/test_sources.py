@@ -14,7 +14,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.corpus.sources import read
+from r1hpc.corpus.sources import hdf5, read
 from r1hpc.corpus.sources.globs import Excluded, files_below
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from tests.corpus.corpus import text, write_recipe, write_texts
@@ -76,7 +76,7 @@ def test_parquet_row_groups(tmp_path: Path) -> None:
 
 
 def test_hdf5_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "_SPAN_ROWS", 7)
+    monkeypatch.setattr(hdf5, "_SPAN_ROWS", 7)
     with h5py.File(tmp_path / "in.h5", "w") as file:
         file.create_dataset("group/body", data=TEXTS, dtype=h5py.string_dtype())
     dataset = build(tmp_path, {"kind": "hdf5", "glob": "*.h5", "field": "group/body"})

@@ -36,7 +36,8 @@ from r1hpc.corpus.engine.work_dir import (
     work_folder,
 )
 from r1hpc.corpus.recipe import Recipe, load_recipe
-from r1hpc.corpus.sources.read import SourceSpan, list_spans
+from r1hpc.corpus.sources.fields import SourceSpan
+from r1hpc.corpus.sources.read import list_spans
 from r1hpc.data.format.documents import Role
 from r1hpc.data.format.errors import ClearedError, DataError, DatasetMissingError
 from r1hpc.data.format.manifest import (

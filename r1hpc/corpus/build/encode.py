@@ -17,9 +17,9 @@ from r1hpc.corpus.build.cuts import NO_CUT, PIECE_BYTES, is_utf8
 from r1hpc.corpus.build.vocabulary import Encoder
 from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
 from r1hpc.corpus.recipe import Recipe
-from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, batched
+from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, SourceSpan, batched
 from r1hpc.corpus.sources.lines import line_number
-from r1hpc.corpus.sources.read import SourceSpan, read_records, read_span
+from r1hpc.corpus.sources.read import read_records, read_span
 
 _Ids = npt.NDArray[Any] | str
 

@@ -27,8 +27,7 @@ from r1hpc.corpus.clean.dedup import DedupTask
 from r1hpc.corpus.engine.units import Unit, WorkOff, local_pool, records, run_units, unit_key
 from r1hpc.corpus.engine.work_dir import Report, Work, find_unit
 from r1hpc.corpus.recipe import Recipe
-from r1hpc.corpus.sources.fields import template_digest
-from r1hpc.corpus.sources.read import SourceSpan
+from r1hpc.corpus.sources.fields import SourceSpan, template_digest
 from r1hpc.data.format.errors import DataError
 from r1hpc.data.format.manifest import file_digest
 

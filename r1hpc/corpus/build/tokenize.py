@@ -19,8 +19,8 @@ from r1hpc.corpus.clean import decisions
 from r1hpc.corpus.clean.clean import DOCUMENTS
 from r1hpc.corpus.engine.work_dir import unit_record
 from r1hpc.corpus.recipe import Recipe
-from r1hpc.corpus.sources.fields import batched, rows_at_once
-from r1hpc.corpus.sources.read import SourceSpan, read_span
+from r1hpc.corpus.sources.fields import SourceSpan, batched, rows_at_once
+from r1hpc.corpus.sources.read import read_span
 from r1hpc.data.format.manifest import DECISIONS, file_digest
 
 PART = "part"

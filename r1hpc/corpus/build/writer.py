@@ -17,7 +17,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary, encode_span
 from r1hpc.corpus.build.vocabulary import Encoder
 from r1hpc.corpus.recipe import Recipe
-from r1hpc.corpus.sources.read import SourceSpan
+from r1hpc.corpus.sources.fields import SourceSpan
 from r1hpc.data.format.documents import segment_arrays
 from r1hpc.data.format.manifest import CHECKSUMS, INPUTS, TOKENS, canonical_json, census
 from r1hpc.data.format.zarr_shard import ShardFile, parse_layout

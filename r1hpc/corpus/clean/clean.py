@@ -28,8 +28,8 @@ from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.rules import Verdicts
 from r1hpc.corpus.clean.text import identify, mask, repair
 from r1hpc.corpus.recipe import Recipe
-from r1hpc.corpus.sources.fields import Document, batched, template_of
-from r1hpc.corpus.sources.read import SourceSpan, read_records
+from r1hpc.corpus.sources.fields import Document, SourceSpan, batched, template_of
+from r1hpc.corpus.sources.read import read_records
 from r1hpc.data.format.manifest import DECISIONS
 
 DOCUMENTS = "documents.parquet"

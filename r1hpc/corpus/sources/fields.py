@@ -51,6 +51,23 @@ def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[
 
 
 @dataclass(frozen=True)
+class SourceSpan:
+    """A piece of one input file. `start` and `stop` count bytes (text, jsonl) or rows (parquet, hdf5)."""
+
+    source: int
+    path: str
+    """Relative to the source's root."""
+    start: int
+    stop: int
+    num_bytes: int
+    """Input bytes, for dividing the work; an estimate for parquet."""
+    group: int = 0
+    """Parquet: the row group."""
+    fault: str = ""
+    """Why the file cannot be opened at all."""
+
+
+@dataclass(frozen=True)
 class Document:
     """One document as in the input: its UTF-8 bytes, or its token ids as little-endian uint32."""
 

@@ -10,20 +10,15 @@ row group, some rows of HDF5. Spans depend on the inputs alone, never on who rea
 import errno
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.names import nearest, printable
+from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
 from r1hpc.corpus.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
-from r1hpc.corpus.sources import tables
-from r1hpc.corpus.sources.fields import Document, FieldReader, rows_at_once, to_ids
+from r1hpc.corpus.sources import hdf5, tables
+from r1hpc.corpus.sources.fields import Document, FieldReader, SourceSpan
 from r1hpc.corpus.sources.globs import Excluded, files_below
 from r1hpc.corpus.sources.lines import (
     MAX_RECORD_BYTES,
@@ -33,33 +28,11 @@ from r1hpc.corpus.sources.lines import (
     parse_json,
     parse_trace,
 )
-from r1hpc.data.format.errors import reason, refuse_passing
+from r1hpc.data.format.errors import refuse_passing
 
 _SPAN_BYTES = 4 * 2**20
-_SPAN_ROWS = 4096
 _UNREADABLE = -1
-_STREAM_IDS = 2**22
-"""Ids of one long row held in memory at once."""
-_FIRST_ROWS = 16
-"""Rows read first if their length is unknown."""
 _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
-
-
-@dataclass(frozen=True)
-class SourceSpan:
-    """A piece of one input file. `start` and `stop` count bytes (text, jsonl) or rows (parquet, hdf5)."""
-
-    source: int
-    path: str
-    """Relative to the source's root."""
-    start: int
-    stop: int
-    num_bytes: int
-    """Input bytes, for dividing the work; an estimate for parquet."""
-    group: int = 0
-    """Parquet: the row group."""
-    fault: str = ""
-    """Why the file cannot be opened at all."""
 
 
 def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
@@ -176,12 +149,12 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
             stop = min(start + _SPAN_BYTES, size)
             yield SourceSpan(index, name, start, stop, stop - start)
     elif source.kind == "parquet":
-        yield from _parquet_spans(source, index, root / name, name)
+        yield from tables.parquet_spans(source, index, root / name, name)
     elif source.kind == "arrow":
         if size:
             yield SourceSpan(index, name, 0, source.max_documents or 2**62, size)
     else:
-        yield from _hdf5_spans(source, index, root / name, name, size)
+        yield from hdf5.hdf5_spans(source, index, root / name, name, size)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -247,155 +220,11 @@ def _read_traces(
             yield Document(line.position, prompt + completion, prompt_bytes=len(prompt))
 
 
-# --- Parquet, Arrow -------------------------------------------------------------------------------
-
-
-def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
-    metadata = tables.open_parquet(source, path).metadata
-    row = 0
-    for group in range(metadata.num_row_groups):
-        info = metadata.row_group(group)
-        stop = (
-            row + info.num_rows
-            if source.max_documents is None
-            else min(row + info.num_rows, source.max_documents)
-        )
-        if row < stop:
-            yield SourceSpan(index, name, row, stop, info.total_byte_size, group)
-        row += info.num_rows
-
-
-def _read_parquet(
-    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
-) -> Iterator[Document]:
-    return tables.read_parquet(source, path, span.group, span.start, span.stop, span.num_bytes, fields)
-
-
-def _read_arrow(
-    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
-) -> Iterator[Document]:
-    return tables.read_arrow(source, path, span.num_bytes, fields)
-
-
-# --- HDF5 -----------------------------------------------------------------------------------------
-
-
-def _hdf5_dataset(source: SourceRecipe, path: Path, file: Any) -> Any:
-    """Return the dataset, checked: strings, rows of integers, or one row of integers."""
-    import h5py
-
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    field = source.field.strip("/")
-    if field not in names:
-        raise UsageError(f"{path}: no dataset {source.field!r}{nearest(field, names)}")
-    dataset = file[field]
-    is_string = h5py.check_string_dtype(dataset.dtype) is not None
-    element = h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype
-    is_ids = not is_string and np.issubdtype(element, np.integer) and dataset.ndim in (1, 2)
-    if not (is_ids or (is_string and dataset.ndim == 1)):
-        raise UsageError(
-            f"{path}: dataset {source.field!r} has dtype {dataset.dtype} and {dataset.ndim} dimensions; "
-            "expected a row of strings, or rows of integer token ids"
-        )
-    return dataset
-
-
-def _open_hdf5(path: Path) -> Any:
-    import h5py
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        refuse_passing(error, path)
-        raise UsageError(f"{path} cannot be read as HDF5: {error}") from None
-
-
-def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: int) -> Iterator[SourceSpan]:
-    with _open_hdf5(path) as file:
-        dataset = _hdf5_dataset(source, path, file)
-        num_rows = len(dataset)
-        flat = _is_stream(dataset)
-    if flat and source.max_documents is not None:
-        raise UsageError(
-            f"{path}: dataset {source.field!r} is one row of ids, which max_documents cannot cut; "
-            "leave it out"
-        )
-    if flat:
-        # One long stream of ids: only its EOS ids end documents, so one reader takes it all.
-        yield SourceSpan(index, name, 0, num_rows, size)
-        return
-    if source.max_documents is not None:
-        num_rows = min(num_rows, source.max_documents)
-    for start in range(0, num_rows, _SPAN_ROWS):
-        stop = min(start + _SPAN_ROWS, num_rows)
-        yield SourceSpan(index, name, start, stop, max(1, size * (stop - start) // max(1, num_rows)))
-
-
-def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
-    """Read blocks of rows, closing the file before the first document of a block is returned.
-
-    A half-read HDF5 file beside zarr's own thread can deadlock: the garbage collector may close h5py
-    objects on that thread while this one holds HDF5's lock (hdmf-zarr issue 362).
-    """
-    start, num_bytes = span.start, 0
-    while start < span.stop:
-        try:
-            with _open_hdf5(path) as file:
-                dataset = _hdf5_dataset(source, path, file)
-                stop = min(span.stop, start + _rows_of_block(dataset, num_bytes, start - span.start))
-                rows = dataset[start:stop]
-        except OSError as error:
-            refuse_passing(error, path)
-            lost = span.num_bytes * (span.stop - start) // (span.stop - span.start)
-            fault = f"cannot be read as HDF5 ({reason(error, path)})"
-            yield Document(start, b"", fault=fault, lost_bytes=lost)
-            return
-        if _is_stream(rows):
-            yield Document(start, _ids(rows, path, start), is_ids=True, is_stream=True)
-        else:
-            for row, value in enumerate(rows, start):
-                if isinstance(value, bytes | str):
-                    yield fields.document(row, value)
-                else:
-                    yield Document(row, _ids(np.asarray(value), path, row), is_ids=True)
-        num_bytes += _num_bytes(rows)
-        start = stop
-
-
-def _is_stream(rows: Any) -> bool:
-    """True if a dataset, or a piece of it, is one long row of ids."""
-    return rows.dtype.kind in "iu" and rows.ndim == 1
-
-
-def _num_bytes(rows: npt.NDArray[Any]) -> int:
-    if rows.dtype.kind != "O":
-        return rows.nbytes
-    return sum(value.nbytes if isinstance(value, np.ndarray) else len(value) for value in rows)
-
-
-def _rows_of_block(dataset: Any, num_bytes: int, num_rows: int) -> int:
-    """Return how many rows to read together, from the `num_bytes` of the `num_rows` before them."""
-    if _is_stream(dataset):
-        return _STREAM_IDS
-    count = rows_at_once(num_bytes, num_rows, _SPAN_ROWS) if num_rows else _FIRST_ROWS
-    # Rows of one length lie in the chunks, each unpacked completely whenever it is touched.
-    chunk = dataset.chunks[0] if dataset.chunks and dataset.dtype.kind != "O" else 1
-    return -(-count // chunk) * int(chunk)
-
-
-def _ids(values: npt.NDArray[Any], path: Path, row: int) -> bytes:
-    try:
-        return to_ids(values)
-    except ValueError as error:
-        raise UsageError(f"{path}, row {row}: {error}") from None
-
-
 _READERS = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     TRACES: _read_traces,
-    "parquet": _read_parquet,
-    "arrow": _read_arrow,
-    "hdf5": _read_hdf5,
+    "parquet": tables.read_parquet,
+    "arrow": tables.read_arrow,
+    "hdf5": hdf5.read_hdf5,
 }

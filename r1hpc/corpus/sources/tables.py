@@ -8,13 +8,13 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.corpus.recipe import SourceRecipe
-from r1hpc.corpus.sources.fields import Document, FieldReader, rows_at_once
+from r1hpc.corpus.sources.fields import Document, FieldReader, SourceSpan, rows_at_once
 from r1hpc.data.format.errors import reason, refuse_passing
 
 _ARROW_FILE = b"ARROW1"
 
 
-def open_parquet(source: SourceRecipe, path: Path) -> Any:
+def _open_parquet(source: SourceRecipe, path: Path) -> Any:
     """Open the file and check its column.
 
     Raises:
@@ -32,48 +32,62 @@ def open_parquet(source: SourceRecipe, path: Path) -> Any:
     return file
 
 
+def parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
+    """Yield the row groups of a file."""
+    metadata = _open_parquet(source, path).metadata
+    row = 0
+    for group in range(metadata.num_row_groups):
+        info = metadata.row_group(group)
+        stop = (
+            row + info.num_rows
+            if source.max_documents is None
+            else min(row + info.num_rows, source.max_documents)
+        )
+        if row < stop:
+            yield SourceSpan(index, name, row, stop, info.total_byte_size, group)
+        row += info.num_rows
+
+
 def read_parquet(
-    source: SourceRecipe, path: Path, group: int, start: int, stop: int, num_bytes: int, fields: FieldReader
+    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
-    """Yield rows [start, stop), all in one row group of `num_bytes` that begins at `start`."""
+    """Yield the rows of a span, which begins where its row group begins."""
     import pyarrow
 
-    row = start
+    row = span.start
     try:
-        file = open_parquet(source, path)
-        info = file.metadata.row_group(group)
+        file = _open_parquet(source, path)
+        info = file.metadata.row_group(span.group)
         columns = (info.column(number) for number in range(info.num_columns))
         read = (each for each in columns if each.path_in_schema.split(".")[0] == source.field.split(".")[0])
         at_once = rows_at_once(sum(each.total_uncompressed_size for each in read), info.num_rows)
-        for batch in file.iter_batches(at_once, [group], [source.field]):
-            yield from _documents(batch, row, stop, fields)
+        for batch in file.iter_batches(at_once, [span.group], [source.field]):
+            yield from _documents(batch, row, span.stop, fields)
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         refuse_passing(error, path)
-        lost = num_bytes * (stop - row) // (stop - start)
+        lost = span.num_bytes * (span.stop - row) // (span.stop - span.start)
         fault = f"cannot be read as Parquet ({reason(error, path)})"
         yield Document(row, b"", fault=fault, lost_bytes=lost)
 
 
-def read_arrow(source: SourceRecipe, path: Path, num_bytes: int, fields: FieldReader) -> Iterator[Document]:
+def read_arrow(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
     """Yield all rows of an Arrow file, stream or file format, as written by `datasets` with save_to_disk."""
     import pyarrow
 
     row = read = 0
     try:
         for batch in _open_arrow(source, path):
-            limit = row + batch.num_rows
-            if source.max_documents is not None:
-                limit = min(limit, source.max_documents)
-            yield from _documents(batch, row, limit, fields)
+            yield from _documents(batch, row, span.stop, fields)
             row += batch.num_rows
             read += batch.nbytes
-            if row > limit:
+            if row >= span.stop:
                 return
     except (pyarrow.ArrowException, OSError) as error:
         refuse_passing(error, path)
         fault = f"cannot be read as Arrow ({reason(error, path)})"
-        yield Document(row, b"", fault=fault, lost_bytes=num_bytes - read if read < num_bytes else num_bytes)
+        left = span.num_bytes - read
+        yield Document(row, b"", fault=fault, lost_bytes=left if left > 0 else span.num_bytes)
 
 
 def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
