@@ -9,6 +9,7 @@ a blank, line feed or comma, if the tokenizer begins a new word there at any num
 import codecs
 import functools
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,11 +68,10 @@ class Cuts:
         """Return the last place to cut a text, or None; `after` is what follows the text."""
         pattern = _ANY_PLACE if self._is_by_byte else _PLACE
         for begin in (max(1, len(text) - _NEAR), 1):
-            places = [found.start() for found in pattern.finditer(text, begin)]
-            if places:
+            last = deque((found.start() for found in pattern.finditer(text, begin)), _MOST_TRIES)
+            if last:
                 break
-        tried = reversed(places[-_MOST_TRIES:])
-        return next((place for place in tried if self._divides(text, after, place)), None)
+        return next((place for place in reversed(last) if self._divides(text, after, place)), None)
 
     def _divides(self, text: str, after: str, place: int) -> bool:
         left, right = text[max(0, place - _AROUND) : place], (text[place : place + _AROUND] + after)[:_AROUND]
