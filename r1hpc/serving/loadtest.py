@@ -105,7 +105,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Level:
-    """What a number of clients got. Rates are of finished requests; times are in seconds."""
+    """The result of a number of clients. Rates are of finished requests; times are in seconds."""
 
     clients: int
     span_s: float
