@@ -42,7 +42,9 @@ def relinked(markdown: str) -> str:
     for source, name in (_OUTSIDE | _FILES).items():
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
     markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)?(?:benchmarks|research|tests)/[^)]*\)", r"\1", markdown)
-    return re.sub(r"""(\]\((?:\.\./)?|(?:src|srcset)=")docs/""", lambda found: found[1].removesuffix("../"), markdown)
+    return re.sub(
+        r"""(\]\((?:\.\./)?|(?:src|srcset)=")docs/""", lambda found: found[1].removesuffix("../"), markdown
+    )
 
 
 def commands_page() -> str:

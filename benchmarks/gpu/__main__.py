@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--folder", type=Path, default=Path(out or "runs") / "gpu", help="runs and figures")
     page = Path(out) / "gpu.md" if out else CHECKOUT / "benchmarks" / "gpu" / "results.md"
-    parser.add_argument("--page", type=Path, default=page, help="default $OUT/gpu.md, else benchmarks/gpu/results.md")
+    parser.add_argument(
+        "--page", type=Path, default=page, help="default $OUT/gpu.md, else benchmarks/gpu/results.md"
+    )
     parser.add_argument("--list", action="store_true", help="which pieces there are")
     return parser
 

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from r1hpc.accounting.budget import format_hours
 from r1hpc.base.names import printable
 from r1hpc.base.tables import terminal_width
 from r1hpc.base.units import format_bytes, format_duration
@@ -247,12 +248,13 @@ def _fact_rows(shown: Shown) -> Iterator[tuple[str, str]]:
 
 
 def _hours(shown: Shown) -> Iterator[str]:
-    yield f"{shown.ledger.used:,.2f} used"
+    yield f"{format_hours(shown.ledger.used)} used"
     if shown.to_come is not None:
         rest = shown.to_come
-        yield f"{rest.p50:,.2f} to come (P10 {rest.p10:,.2f}, P90 {rest.p90:,.2f})"
+        p10, p50, p90 = map(format_hours, (rest.p10, rest.p50, rest.p90))
+        yield f"{p50} to come (P10 {p10}, P90 {p90})"
     if shown.ledger.planned is not None:
-        yield f"{shown.ledger.planned.p50:,.2f} planned"
+        yield f"{format_hours(shown.ledger.planned.p50)} planned"
 
 
 def _attempts(shown: Shown) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -96,6 +97,9 @@ def test_once_says_where_the_run_is(at_work: RecordedRun, capsys: pytest.Capture
     ):
         assert words in text, text
     assert "\x1b" not in text
+    assert re.search(r"  [\d,]+ used", text), (
+        "hours of thousands need no decimals, small ones need more than two"
+    )
 
 
 def test_the_reward_stands_where_there_is_one(

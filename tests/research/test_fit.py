@@ -52,7 +52,7 @@ def test_check_says_what_differs_and_writes_nothing(
 
 
 def test_left_out_families_are_met() -> None:
-    """The figures of research/estimator/scores.md: better than any constant MFU (0.17 and 0.21 on the same rows)."""
+    """The figures of scores.md: better than any constant MFU (0.17 and 0.21 on the same rows)."""
     scored = coefficients().scored
     assert scored["a100_runs_mdape"] <= 0.15
     assert scored["a100_runs_asked_mdape"] <= 0.15

@@ -53,7 +53,7 @@ _LEAST_FREE = 0.25
 _NETWORK_BYTES_S = 25e9
 """Per GPU between nodes: 200 Gbit/s."""
 _SEEN = 0.6
-"""Share of gathering and offloading losses seen in published pretraining (research/estimator/scores.md: 0.52, 0.62)."""
+"""Share of gathering and offloading losses in published pretraining (research/estimator/scores.md)."""
 EAGER_LAYER_S = 0.8e-3
 """Time of a model's layer to decode one token of each sequence, however little it computes, if its kernels
 are launched one by one (rollout.engine=sampler; vLLM replays graphs). On an A100-80GB with transformers, at
