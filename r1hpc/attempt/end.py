@@ -23,6 +23,7 @@ from r1hpc.attempt.state.cause import (
     decide,
     failures_in_logs,
     first_by_srun,
+    is_step_cancelled,
     read_outcomes,
 )
 from r1hpc.attempt.state.unended import amend_end, mark_requeued, steps_for_the_end
@@ -116,6 +117,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         is_finished=run.finished.exists(),
         in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, known),
         by_srun=first_by_srun(run, attempt, this.job_id, known),
+        step_cancelled=is_step_cancelled(run, attempt, this.job_id),
     )
     cause, detail = decide(evidence)
     steps = steps_for_the_end(run, config, attempt, cause)

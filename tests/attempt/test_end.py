@@ -466,6 +466,20 @@ def test_the_sigterm_of_srun_to_the_peers_is_no_preemption(
     assert attempt.detail == (told or attempt.detail)
 
 
+@pytest.mark.parametrize("peer", ["killed", "stopped"])
+def test_a_cancelled_step_is_no_preemption(job: _Job, peer: str) -> None:
+    """`scancel JOB.0`: the rank on the other node lived on until srun sent SIGTERM."""
+    said = ["Job step aborted: Waiting up to 10 seconds for job step to finish.", "error: n1: task 0: Killed"]
+    said += ["Terminating StepId=7.0", "error: n2: task 1: Terminated"]
+    (job.run.logs / "slurm-7.out").write_text("".join(f"srun: {line}\n" for line in said))
+    if peer == "stopped":
+        job.run.attempt_dir(1).mkdir(parents=True)
+        write_outcome(job.run, 1, RankOutcome(1, STOPPED, "n2", 3, "SIGTERM"))
+    job.end()
+    (attempt,) = read_history(job.run).attempts
+    assert (attempt.cause, attempt.detail) == (Cause.crash, "its step was cancelled, as `scancel JOB.0` does")
+
+
 def test_an_end_that_the_disk_does_not_take_leaves_a_mark(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(122, "Disk quota exceeded")

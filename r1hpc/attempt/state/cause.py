@@ -34,6 +34,7 @@ _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
 _SRUN = ("srun: ", "slurmstepd")
 _ASKED = ("Terminated", "User defined signal 2")
+_STEP_CANCELLED = "its step was cancelled, as `scancel JOB.0` does"
 _OOM_STATUS = 128 + 125
 """Exit status of srun if the kernel killed a task for its cgroup's memory. Slurm reports it for the task, as
 0:125, not for a job that still runs (slurm.h, SIG_OOM; srun's status is inferred from it)."""
@@ -95,20 +96,38 @@ def first_by_srun(
 ) -> RankOutcome | None:
     """Return the failure of the first rank that srun saw end by itself; None if it is one of `known`.
 
-    srun then sends SIGTERM to the others, which looks like a preemption to them. Its words are the last ones
-    in the batch log, but for those of an `end` that died.
+    srun then sends SIGTERM to the others, which looks like a preemption to them.
     """
+    said = _said_by_srun(run, attempt, job_id)
+    found = next(filter(None, map(_TASK_ENDED.match, said)), None)
+    if found is None or _is_aborted(said) or int(found[2]) in known or found[3] in _ASKED:
+        return None
+    return RankOutcome(int(found[2]), FAILED, found[1], detail=f"{printable(found[3])}, says srun")
+
+
+def is_step_cancelled(run: RunDir, attempt: int, job_id: str | None) -> bool:
+    """Return True if somebody had Slurm kill a rank, but not the job.
+
+    srun then sends SIGTERM to ranks on other nodes that live a moment longer.
+    """
+    said = _said_by_srun(run, attempt, job_id)
+    before = takewhile(lambda line: not line.startswith("srun: Terminating"), said)
+    found = next(filter(None, map(_TASK_ENDED.match, before)), None)
+    return _is_aborted(said) and found is not None and found[3] == "Killed"
+
+
+def _is_aborted(said: Sequence[str]) -> bool:
+    return any("Job step aborted" in line for line in said)
+
+
+def _said_by_srun(run: RunDir, attempt: int, job_id: str | None) -> list[str]:
+    """Return the last lines of srun in the batch log, ahead of those of an `end` that died."""
     lines = _last_lines(run.logs / f"slurm-{job_id}.out")[::-1]
     is_unjudged = [line.startswith(f"attempt {attempt} could not be judged") for line in lines]
     if any(is_unjudged):
         own = (*_SRUN, f"{run.run_id}: ")
         lines = [*dropwhile(lambda line: not line.startswith(own), lines[is_unjudged.index(True) :])]
-    said = [*takewhile(lambda line: line.startswith(_SRUN), lines)]
-    found = next(filter(None, map(_TASK_ENDED.match, reversed(said))), None)
-    is_echo = any("Job step aborted" in line for line in said)  # somebody cancelled the step
-    if found is None or is_echo or int(found[2]) in known or found[3] in _ASKED:
-        return None
-    return RankOutcome(int(found[2]), FAILED, found[1], detail=f"{printable(found[3])}, says srun")
+    return [*takewhile(lambda line: line.startswith(_SRUN), lines)][::-1]
 
 
 def _last_lines(path: Path) -> list[str]:
@@ -151,6 +170,8 @@ class Evidence:
     """Failures found only in the logs of ranks without an outcome."""
     by_srun: RankOutcome | None = None
     """The failure that srun saw first, of a rank without an outcome."""
+    step_cancelled: bool = False
+    """Somebody had Slurm kill a rank, but not the job."""
     requeued_by_us: bool = False
     """Our job script requested the requeue, because the attempt could not be judged."""
 
@@ -189,11 +210,8 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
     if evidence.status is not None and evidence.status in _WARNED and not outcomes:
         name = signal.Signals(evidence.status - 128).name
-        return _by_time_left(evidence, name) or (
-            Cause.preempted,
-            f"stopped by {name} before the ranks could listen",
-        )
-    return Cause.crash, _describe_status(evidence)
+        return _why_warned(evidence, name, f"stopped by {name} before the ranks could listen")
+    return Cause.crash, _STEP_CANCELLED if evidence.step_cancelled else _describe_status(evidence)
 
 
 def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
@@ -225,10 +243,14 @@ def _why_stopped(
     first = evidence.by_srun
     if first is not None and outcome.reason != "SIGUSR2":
         return Cause.crash, f"rank {first.rank} on {first.node}: {first.detail}"
-    return _by_time_left(evidence, outcome.reason) or (
-        Cause.preempted,
-        f"stopped by {outcome.reason or 'a signal'}",
-    )
+    return _why_warned(evidence, outcome.reason, f"stopped by {outcome.reason or 'a signal'}")
+
+
+def _why_warned(evidence: Evidence, name: str, detail: str) -> tuple[Cause, str]:
+    by_limit = _by_time_left(evidence, name)
+    if by_limit is None and evidence.step_cancelled and name != "SIGUSR2":
+        return Cause.crash, _STEP_CANCELLED
+    return by_limit or (Cause.preempted, detail)
 
 
 def _by_time_left(evidence: Evidence, name: str) -> tuple[Cause, str] | None:

@@ -18,6 +18,7 @@ from r1hpc.attempt.state.cause import (
     decide,
     failures_in_logs,
     first_by_srun,
+    is_step_cancelled,
     read_outcomes,
 )
 from r1hpc.attempt.state.slurm_records import learn
@@ -86,6 +87,7 @@ def judge_unended(
         cancel_requested=is_cancelled,
         in_logs=failures_in_logs(run, last.attempt, last.ranks, last.node_names, known),
         by_srun=first_by_srun(run, last.attempt, last.job_id, known) if marks else None,
+        step_cancelled=bool(marks) and is_step_cancelled(run, last.attempt, last.job_id),
         requeued_by_us=bool(marks),
     )
     cause, detail = decide(evidence)
