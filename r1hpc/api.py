@@ -96,7 +96,7 @@ class Run:
         Raises:
             R1hpcError: it is not over after `timeout_s`.
         """
-        from r1hpc.attempt.state.wait import wait
+        from r1hpc.attempt.state.state import wait
 
         return wait(self.folder, timeout_s).state
 

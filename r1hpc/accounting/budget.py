@@ -1,79 +1,50 @@
 """Decide whether a run may still be submitted: the GPU-hours granted to a group, and what is left of them.
 
-    budget = load_budget(find_budget(run_root))     # None: there is none
-    asked = [RunRequest(Spread(800, 1000, 1500))]
-    verdict = check_budget(budget, asked, spent=8123.4, committed=Spread(300, 400, 600), now=time.time())
-    if not verdict.allowed:
-        raise R1hpcError(verdict.sentence)
-
 A budget counts the hours spent since `start`, and what running and queued jobs will still use. Runs are
 refused if their P50 does not fit into the rest; if only their P90 does not, there is a warning.
 """
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.names import nearest, printable
-from r1hpc.config.layers import UniqueKeyLoader, read_yaml
+from r1hpc.config.assets import assets
+from r1hpc.config.load import read_section
+from r1hpc.config.schema.ranges import ranged
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.slurm.queue import TresLimit
 
 OVERRIDE_FLAG = "--over-budget"
-_KEYS = ("account", "gpu_hours", "start", "end", "warn_at", "max_gpu_hours_per_run", "override", "campaign")
 
 
-def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Refuse a key that is not in `known`."""
-    names = list(known)
-    for key in values:
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key {printable(str(key))!r}{nearest(str(key), names)}")
+@dataclass(frozen=True)
+class _File:
+    """configs/budget.yaml."""
+
+    account: str | None = None
+    gpu_hours: float | None = ranged(None, above=0)
+    start: str | None = None
+    end: str | None = None
+    warn_at: list[float] = ranged(factory=lambda: [0.5, 0.8, 0.95], above=0, most=1)  # noqa: RUF009
+    max_gpu_hours_per_run: float | None = ranged(None, above=0)
+    override: bool = True
+    campaign: str | None = None
 
 
-def number(values: Mapping[str, Any], key: str, where: str) -> float | None:
-    """Return a positive number; None if the key is empty."""
-    value = values.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ConfigError(f"{where}: {key} is {value!r}: it must be a positive number")
-    return float(value)
-
-
-def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
-    """Return a string; None if the key is empty."""
-    value = values.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key} is {value!r}: it must be text; put it in quotes")
-    return value
-
-
-def day(values: Mapping[str, Any], key: str, where: str, end: bool = False) -> float | None:
+def day(text: str | None, where: str, end: bool = False) -> float | None:
     """Return the local midnight that begins the day, or with `end` the one that ends it, in Unix seconds."""
-    value = values.get(key)
-    if value is None:
+    if text is None:
         return None
     try:
-        found = value if isinstance(value, date) else date.fromisoformat(str(value))
+        found = date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"{where}: {key} is {value!r}: write a day such as 2026-10-01") from None
-    midnight = datetime(found.year, found.month, found.day) + timedelta(days=end)
-    return midnight.timestamp()
-
-
-def list_of_text(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """Return a list of strings; empty if the key is."""
-    value = values.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f'{where}: {key} is {value!r}: it must be a list of text, as in ["rl-*"]')
-    return tuple(value)
+        raise ConfigError(f"{where} is {text!r}: write a day such as 2026-10-01") from None
+    return (datetime(found.year, found.month, found.day) + timedelta(days=end)).timestamp()
 
 
 @dataclass(frozen=True)
@@ -162,8 +133,6 @@ def find_budget(run_root: Path, given: Path | None = None) -> Path:
     own = run_root / "budget.yaml"
     if os.path.lexists(own):
         return own
-    from r1hpc.config.load import assets
-
     return assets("configs") / "budget.yaml"
 
 
@@ -178,18 +147,15 @@ def load_budget(path: Path) -> Budget | None:
         return None
     if not path.is_file():
         raise ConfigError(f"{where} is no file: remove it, or write the budget there")
-    values = read_yaml(path, UniqueKeyLoader)
-    check_keys(values, _KEYS, where)
+    found = read_section(path, _File)
     budget = Budget(
-        path=path,
-        account=text(values, "account", where),
-        gpu_hours=number(values, "gpu_hours", where),
-        start=day(values, "start", where),
-        end=day(values, "end", where, end=True),
-        warn_at=_marks(values.get("warn_at"), where),
-        max_gpu_hours_per_run=number(values, "max_gpu_hours_per_run", where),
-        override=_flag(values.get("override"), where),
-        campaign=text(values, "campaign", where),
+        **{
+            **vars(found),
+            "path": path,
+            "start": day(found.start, f"{where}: start"),
+            "end": day(found.end, f"{where}: end", end=True),
+            "warn_at": tuple(sorted(found.warn_at)),
+        }
     )
     if budget.start is not None and budget.end is not None and budget.start >= budget.end:
         raise ConfigError(f"{where}: start must lie before end")
@@ -223,11 +189,11 @@ def check_budget(
     refusal = None if budget is None else _refusal(budget, requests, spent, committed, now or time.time())
     if refusal is None or budget is None:
         return Verdict(True, _left(budget, requests, spent, committed), tuple(warnings))
+    fact, key, less = refusal
     if over_budget and budget.override:
-        return Verdict(True, f"over budget: {refusal.fact}", tuple(warnings))
+        return Verdict(True, f"over budget: {fact}", tuple(warnings))
     flag = f", or submit with {OVERRIDE_FLAG} REASON" if budget.override else ""
-    words = f"{refusal.fact}; {refusal.less}change {refusal.key} in {budget.path}{flag}"
-    return Verdict(False, words, tuple(warnings))
+    return Verdict(False, f"{fact}; {less}change {key} in {budget.path}{flag}", tuple(warnings))
 
 
 def format_hours(hours: float) -> str:
@@ -250,34 +216,31 @@ def format_day(moment: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(moment))
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    fact: str
-    key: str
-    """The key in the budget file that forbids it."""
-    less: str = "ask for less (train.num_steps, --nodes), "
+_LESS = "ask for less (train.num_steps, --nodes), "
 
 
 def _refusal(
     budget: Budget, requests: Sequence[RunRequest], spent: float, committed: Spread, now: float
-) -> _Refusal | None:
+) -> tuple[str, str, str] | None:
+    """Return the fact, the key in the budget file that forbids it, and what else would help."""
     if budget.end is not None and now >= budget.end:
-        return _Refusal(f"the budget in {budget.path} ended on {format_day(budget.end - 1)}", "end", "")
+        return f"the budget in {budget.path} ended on {format_day(budget.end - 1)}", "end", ""
     most, largest = budget.max_gpu_hours_per_run, max((each.size for each in requests), default=0.0)
     if most is not None and largest > most:
         who = "this run" if len(requests) == 1 else "the largest of these runs"
         fact = f"{who} needs about {format_hours(largest)} GPU-hours"
         fact += f", and max_gpu_hours_per_run is {format_hours(most)}"
-        return _Refusal(fact, "max_gpu_hours_per_run")
+        return fact, "max_gpu_hours_per_run", _LESS
     if budget.gpu_hours is None:
         return None
     left = budget.gpu_hours - spent - committed.p50
     if left > 0 and needed(requests).p50 <= left:
         return None
-    return _Refusal(
+    return (
         f"{_needs(requests)}, and {_hours_or_none(left)} of {format_hours(budget.gpu_hours)} are left"
         f"{budget.until} (spent {format_hours(spent)}, running and queued {format_hours(committed.p50)})",
         "gpu_hours",
+        _LESS,
     )
 
 
@@ -397,19 +360,3 @@ def _left(budget: Budget | None, requests: Sequence[RunRequest], spent: float, c
         f"after {_who(requests)} about {_hours_or_none(after)} of {format_hours(budget.gpu_hours)} GPU-hours "
         f"are left{budget.until}"
     )
-
-
-def _marks(value: object, where: str) -> tuple[float, ...]:
-    if value is None:
-        return Budget.warn_at
-    if not isinstance(value, list) or not all(isinstance(m, int | float) and 0 < m <= 1 for m in value):
-        raise ConfigError(f"{where}: warn_at is {value!r}: it must be a list of shares, as in [0.5, 0.8]")
-    return tuple(sorted(float(mark) for mark in value))
-
-
-def _flag(value: object, where: str) -> bool:
-    if value is None:
-        return Budget.override
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: override is {value!r}: it must be true or false")
-    return value

@@ -139,7 +139,6 @@ def finished_runs(run_root: Path) -> Site:
 
 
 def _mark(run: RunDir) -> list[int]:
-    """Return what must be unchanged for a kept result to hold."""
     files = (run.finished, run.estimate, run.allocations)
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 

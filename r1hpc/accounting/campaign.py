@@ -5,23 +5,45 @@ first whose `stages` lists its r1hpc stage, else the one in whose days it began.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from r1hpc.accounting import budget as yaml_block
-from r1hpc.accounting.budget import Budget
+from r1hpc.accounting.budget import Budget, day
 from r1hpc.accounting.forecast import Spread, around, remaining, total
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.layers import UniqueKeyLoader, read_yaml
+from r1hpc.config.assets import assets, find_named
+from r1hpc.config.load import as_section, read_section
+from r1hpc.config.schema.ranges import ranged
+from r1hpc.config.stages import STAGES
 
 _DAY = 86400.0
-_KEYS = ("name", "start", "gpu_hours", "stages")
-_STAGE_KEYS = ("name", "days", "share", "gpu_hours", "runs", "stages")
+
+
+@dataclass(frozen=True)
+class _File:
+    """configs/campaign/NAME.yaml."""
+
+    name: str | None = None
+    start: str | None = None
+    gpu_hours: float | None = ranged(None, above=0)
+    stages: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """An entry of its `stages`."""
+
+    name: str
+    days: float | None = ranged(None, above=0)
+    share: float | None = ranged(None, above=0)
+    gpu_hours: float | None = ranged(None, above=0)
+    runs: list[str] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
 
 
 class CampaignRun(Protocol):
@@ -140,18 +162,15 @@ def load_campaign(name: str, gpu_hours: float | None = None) -> Campaign:
     Raises:
         ConfigError: no such file, an unknown key, or an invalid value.
     """
-    path = _find(name)
-    where = str(path)
-    values = read_yaml(path, UniqueKeyLoader)
-    yaml_block.check_keys(values, _KEYS, where)
-    whole = gpu_hours or yaml_block.number(values, "gpu_hours", where)
-    blocks = values.get("stages")
-    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
-        raise ConfigError(f"{where}: stages must be a list of blocks, each with name, days and share")
+    folder = assets("configs") / "campaign"
+    path = find_named("campaign", name, (folder / f"{name}.yaml", Path(name)), folder)
+    found = read_section(path, _File)
+    if not found.stages or not all(isinstance(block, dict) for block in found.stages):
+        raise ConfigError(f"{path}: stages must be a list of blocks, each with name, days and share")
     return Campaign(
-        name=yaml_block.text(values, "name", where) or path.stem,
-        stages=tuple(_stage(block, whole, where) for block in blocks),
-        start=yaml_block.day(values, "start", where),
+        name=found.name or path.stem,
+        stages=tuple(_stage(block, gpu_hours or found.gpu_hours, str(path)) for block in found.stages),
+        start=day(found.start, f"{path}: start"),
     )
 
 
@@ -223,37 +242,23 @@ def _stage_of(
     return next((i for i, (start, end) in spans if start <= run.start < end), None)
 
 
-def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignStage:
-    name = yaml_block.text(block, "name", where)
-    if not name:
+def _stage(values: dict[str, Any], whole: float | None, where: str) -> CampaignStage:
+    name = values.get("name")
+    if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}: each of stages needs a name")
     place = f"{where}: stage {printable(name)}"
-    yaml_block.check_keys(block, _STAGE_KEYS, place)
-    days = yaml_block.number(block, "days", place)
-    own, share = (yaml_block.number(block, key, place) for key in ("gpu_hours", "share"))
-    if days is None:
+    block = as_section(values, _Block, place)
+    if block.days is None:
         raise ConfigError(f"{place}: days is missing")
-    if own is None and (share is None or whole is None):
-        raise ConfigError(f"{place}: give gpu_hours, or share here and gpu_hours for the campaign")
-    hours = own if own is not None else (share or 0.0) * (whole or 0.0)
-    stages = yaml_block.list_of_text(block, "stages", place)
-    _check_stages(stages, place)
-    return CampaignStage(name, days, hours, yaml_block.list_of_text(block, "runs", place), stages)
-
-
-def _check_stages(stages: Sequence[str], place: str) -> None:
-    from r1hpc.config.stages import STAGES
-
-    for stage in stages:
+    hours = block.gpu_hours
+    if hours is None:
+        if block.share is None or whole is None:
+            raise ConfigError(f"{place}: give gpu_hours, or share here and gpu_hours for the campaign")
+        hours = block.share * whole
+    for stage in block.stages:
         if stage not in STAGES:
             raise ConfigError(
                 f"{place}: stages has {stage!r}{nearest(stage, STAGES)}; a run's stage is one of "
                 f"{', '.join(STAGES)}"
             )
-
-
-def _find(name: str) -> Path:
-    from r1hpc.config.assets import assets, find_named
-
-    folder = assets("configs") / "campaign"
-    return find_named("campaign", name, (folder / f"{name}.yaml", Path(name)), folder)
+    return CampaignStage(name, block.days, hours, tuple(block.runs), tuple(block.stages))

@@ -233,7 +233,6 @@ def _site_variance(estimate: Spread) -> float:
 
 
 def _settling(run: FinishedRun) -> float:
-    """Return the factor on the variance of a short run; 1 for a start-up run."""
     return 1.0 if run.is_startup else 1 + SETTLING_HOURS / run.useful_wall_hours
 
 

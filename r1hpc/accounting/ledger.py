@@ -257,11 +257,6 @@ class RunLedger:
         """Return the mean over the steps that counted, weighted by their time."""
         return self.summary.mfu
 
-    @property
-    def gap(self) -> "Gap | None":
-        """Return why Slurm's hours differ from the run's own; None if none are Slurm's."""
-        return None if self.source == "run" else _gap(self.attempts, *self.window)
-
     def gpus_of(self, each: AttemptSummary) -> int:
         """Return the GPUs of its allocation, which may be more than requested if it had whole nodes."""
         held = (cost.allocation.gpus for cost in self.attempts if each in cost.inside)
@@ -311,20 +306,6 @@ class RunLedger:
         }
 
 
-@dataclass(frozen=True)
-class Gap:
-    """Reasons why sacct's GPU-hours differ from the run's own, in GPU-hours."""
-
-    before: float = 0.0
-    """From the start of the allocation until the attempt began: prolog, imports, the batch script."""
-    after: float = 0.0
-    """From the attempt's end until the allocation's: the batch script's last lines, the epilog."""
-    without_attempt: float = 0.0
-    """Allocations in which no attempt began."""
-    unused: float = 0.0
-    """While attempts ran: GPUs that came with whole nodes but were not requested."""
-
-
 def _parts(held: Split) -> dict[str, float]:
     return {part: getattr(held, name) / _HOUR_MS for part, name in PARTS.items()}
 
@@ -338,7 +319,6 @@ def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -
 def _within(
     summary: RunSummary, cost: AttemptCost, start: float | None, end: float | None
 ) -> AttemptCost | None:
-    """Return the part of it between two times; None if there is none."""
     held = cost.allocation
     first = held.start if start is None else max(held.start, start)
     last = held.end if end is None else min(held.end, end)
@@ -348,24 +328,3 @@ def _within(
         return cost
     wall = summary.split_between(cost.inside, held.start, milliseconds(first), milliseconds(last))
     return replace(cost, allocation=replace(held, start=first, end=last), wall=wall)
-
-
-def _gap(costs: Sequence[AttemptCost], first: float, last: float) -> Gap:
-    """Add up the time around the attempts in Slurm's allocations, between two times."""
-
-    def within(moment: float) -> float:
-        return min(last, max(first, moment))
-
-    before = after = without = unused = 0.0
-    for cost in costs:
-        held = cost.allocation
-        if not cost.by_slurm:
-            continue
-        if cost.inside:
-            before += held.gpus * (within(cost.inside[0].attempt.start) - held.start) / 3600
-            after += held.gpus * (held.end - within(cost.inside[-1].end)) / 3600
-            ran_s = sum(within(each.end) - within(each.attempt.start) for each in cost.inside)
-            unused += cost.unused * ran_s / 3600
-        else:
-            without += held.gpus * held.hours
-    return Gap(before, after, without, unused)

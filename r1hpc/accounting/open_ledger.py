@@ -387,7 +387,6 @@ class RunReport:
             "state": ledger.state,
             "gpu_hours": {**fold_hours(ledger.allocations), "source": ledger.source},
             "own_gpu_hours": fold_hours(ledger.own),
-            "gap_gpu_hours": None if ledger.gap is None else vars(ledger.gap),
             "note": " ".join([ledger.note, *ledger.notes]).strip(),
             "attempts": [self._attempt(each) for each in ledger.summary.attempts],
             "steps": {

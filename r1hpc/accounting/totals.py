@@ -163,7 +163,6 @@ class ColumnReader:
         return block
 
     def _moments(self, cells: Any) -> Ints:
-        """Return Unix seconds of local times, or of numbers."""
         if len(cells) and cells[0].as_py().isdecimal():
             return _whole(cells, NO_LATER - 1)
         hours = _each(pc.utf8_slice_codeunits(cells, 0, 13), self._hour_start)
@@ -210,7 +209,6 @@ def _each(cells: Any, rule: Callable[[str], int | None]) -> Ints:
 
 
 def _whole(cells: Any, most: int = MOST) -> Ints:
-    """Return numbers in decimal digits."""
     if not pc.all(pc.ascii_is_decimal(cells), min_count=0).as_py():
         raise ValueError("no plain number")
     numbers = np.asarray(cells.cast(pa.int64()))
@@ -381,7 +379,6 @@ def _once(blocks: list[Block]) -> list[Bools]:
 
 
 def _rows_in(values: Ints, ordered: Ints) -> Ints:
-    """True where the value is in `ordered`."""
     if not len(ordered):
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.take(ordered, np.searchsorted(ordered, values), mode="clip") == values)

@@ -1,8 +1,5 @@
 """Begin an attempt on the batch host: close the last one, fence it off, number the new one.
 
-    write_needs(run, ["traces", "sft"])     # before a stage of a chain is submitted
-    unmet(run)                              # ["sft"]: not finished yet
-
 A stage of a chain begins only when the runs it needs are finished. Slurm's afterok cannot check this: a
 stopped run ends with status 0, and a cluster that forbids requeueing continues a run in another job.
 """
@@ -33,7 +30,7 @@ from r1hpc.attempt.trackers import start_trackers
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import check_owned, read_json, write_json
+from r1hpc.base.files import check_owned, is_listed, read_json, write_json
 from r1hpc.base.run_dir import RunDir, check_private
 from r1hpc.checkpoint.fence import last_incarnation
 from r1hpc.checkpoint.store import CheckpointStore
@@ -76,12 +73,8 @@ def unmet(run: RunDir) -> list[str]:
     if not is_stage(run):
         return []
     names: list[str] = read_json(run.path / _FILE, _Needs)["needs"]
-    return [name for name in names if not _is_finished(RunDir(run.path.parent / name))]
-
-
-def _is_finished(run: RunDir) -> bool:
-    # List the folder instead of testing the name: NFS caches a missing name for up to a minute.
-    return run.path.is_dir() and run.finished.name in os.listdir(run.path)  # noqa: PTH208
+    # Listed: NFS caches a missing name for up to a minute.
+    return [name for name in names if not is_listed(RunDir(run.path.parent / name).finished)]
 
 
 @dataclass(frozen=True)
@@ -270,7 +263,6 @@ def _cancelled(run: RunDir, history: History, job_id: str) -> str | None:
 
 
 def _out_of_hours(history: History, config: RunConfig) -> str | None:
-    """Return why the run's own limit of GPU-hours forbids another attempt."""
     most, used = config.limits.max_gpu_hours, gpu_hours_used(history, time.time())
     if most is None or used < most:
         return None

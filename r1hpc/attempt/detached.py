@@ -1,7 +1,4 @@
-"""Start `r1hpc.launch` with a run's frozen code in a new session, so that it outlives its parent.
-
-process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
-"""
+"""Start `r1hpc.launch` with a run's frozen code in a new session, so that it outlives its parent."""
 
 import os
 import subprocess
@@ -16,12 +13,7 @@ from r1hpc.slurm.sbatch import without_foreign_ranks
 def start_detached(
     arguments: Sequence[str], run: RunDir, log: Path, keep: Sequence[int] = ()
 ) -> "subprocess.Popen[bytes]":
-    """Start `python -m r1hpc.launch ARGUMENTS`.
-
-    Args:
-        log: its output is appended there.
-        keep: descriptors it inherits.
-    """
+    """Start `python -m r1hpc.launch ARGUMENTS`."""
     environment = {
         **without_foreign_ranks(os.environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")])),

@@ -173,10 +173,6 @@ def _is_explained(outcomes: Sequence[RankOutcome], state: JobState) -> bool:
 def refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
     """Check that the run was not cancelled since its attempt was judged; Slurm may requeue it even so.
 
-    Args:
-        warned: the job's PreemptTime when it was still running.
-        state: the job as it is now.
-
     Raises:
         CancelledError: it was cancelled by scancel or `r1hpc cancel`.
     """
@@ -185,11 +181,7 @@ def refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None
 
 
 def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -> None:
-    """Record the end of an attempt again, as one that nothing follows; the later record counts.
-
-    Args:
-        cause: replaces the recorded one.
-    """
+    """Record the end of an attempt again, as one that nothing follows; the later record counts."""
     this = next((a for a in read_history(run).attempts if a.attempt == attempt), None)
     if this is None or this.cause is None:
         return  # the disk was full
@@ -219,7 +211,6 @@ def print_diagnosis(run: RunDir, attempt: int) -> None:
 
 
 def _ask_slurm(job_id: str | None) -> JobState | None:
-    """Return the job's state; None without Slurm or without its answer."""
     if job_id is None or job_id.startswith("local-"):
         return None
     try:

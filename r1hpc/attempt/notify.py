@@ -1,7 +1,5 @@
 """Tell the user that a run is over: a webhook, or a command such as mail.
 
-    notify(run, config.notify, Cause.crash, "attempt 2: a rank exited with status 1")
-
 It never fails a run, and waits ten seconds at most.
 """
 

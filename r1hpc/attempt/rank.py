@@ -53,7 +53,9 @@ def run_rank(run_dir: str) -> NoReturn:
     try:
         watchdog.start()  # starts a process, which fails if the node has reached its process limit
         sampler = _start_sampler(run, config, context)
-        outcome = _work(run, config, context, requests, watchdog)
+        facts = read_facts(run, context.attempt)
+        job = RankJob(config, run, context, facts.token, facts.dataset_path, requests, watchdog)
+        done = workload_of(config.stage).run(job)
     except BaseException as error:
         failure = _failure(context, error)
         _leave_outcome(run, context, failure)
@@ -72,7 +74,9 @@ def run_rank(run_dir: str) -> NoReturn:
         if sampler is not None:
             sampler.stop()
     watchdog.stop()
-    _report(run, context, outcome)
+    kind = FINISHED if done.finished else STOPPED
+    node, step = context.node_name, done.global_step
+    _report(run, context, RankOutcome(context.rank, kind, node, step, done.reason, kept=done.kept))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -93,19 +97,6 @@ def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
     )
 
 
-def _work(
-    run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
-) -> RankOutcome:
-    """Run the workload on this rank; return how it ended."""
-    facts = read_facts(run, context.attempt)
-    job = RankJob(config, run, context, facts.token, facts.dataset_path, requests, watchdog)
-    outcome = workload_of(config.stage).run(job)
-    kind = FINISHED if outcome.finished else STOPPED
-    return RankOutcome(
-        context.rank, kind, context.node_name, outcome.global_step, outcome.reason, kept=outcome.kept
-    )
-
-
 def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuSampler | None:
     """Start one NVML sampler per node, on its first rank; none if the run has no GPUs of its own."""
     if not (config.monitor.enabled and config.resources.gpus_per_node) or context.local_rank != 0:
@@ -120,21 +111,17 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
 def _report(run: RunDir, context: RankContext, left: RankOutcome) -> None:
     is_finished = left.kind == FINISHED
     if context.rank == 0 and is_finished:  # first: if it is killed in between, FINISHED is enough
-        _leave_finished(run, left.global_step)
+        step = {} if left.global_step is None else {"global_step": left.global_step}
+        try:
+            write_json(run.finished, {**step, "time": time.time()})
+        except OSError as error:  # the outcome records it too
+            print(f"could not write {run.finished}: {error}", file=sys.stderr)
     _leave_outcome(run, context, left)
     if context.rank != 0:
         return
     what = "finished" if is_finished else f"stopped by {left.reason or 'another rank'}"
     when = f" after step {left.global_step}" if left.global_step is not None else ""
     print(f"{what}{when}", flush=True)
-
-
-def _leave_finished(run: RunDir, global_step: int | None) -> None:
-    step = {} if global_step is None else {"global_step": global_step}
-    try:
-        write_json(run.finished, {**step, "time": time.time()})
-    except OSError as error:  # the outcome records it too
-        print(f"could not write {run.finished}: {error}", file=sys.stderr)
 
 
 def _leave_outcome(run: RunDir, context: RankContext, outcome: RankOutcome) -> None:

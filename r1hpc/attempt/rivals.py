@@ -1,10 +1,5 @@
 """Let only one job run a run, and decide whether an attempt that cannot begin may be tried again.
 
-    with alone(run, job_id):             # one job begins an attempt, another one waits
-        refuse_a_second_job(run, job_id) # and then finds it running
-    with on_record(run, job_id):
-        ...                              # a final error leaves `not_begun` and its cause in attempts.jsonl
-
 A mistake in the data or the configuration is the same on every node, and trying again wastes GPU-hours.
 Another try may succeed after a file system error, a folder that is not visible, or no answer from Slurm. A
 full disk and damaged records can be mended, but not by using another node.

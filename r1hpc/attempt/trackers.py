@@ -1,9 +1,5 @@
 """Feed an attempt's trackers from a separate process on the batch host, until the attempt is over.
 
-    start_trackers(run, config, attempt)      # at the end of `begin`
-    track(run, attempt)                       # what that process does
-    await_trackers(run)                       # if nothing follows: the job ends, and they with it
-
 Training neither starts nor waits for them. Steps they missed because of a quick requeue are sent in the next
 attempt.
 """
@@ -55,7 +51,7 @@ def track(run: RunDir, attempt: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # a warning to the job is for the ranks
     config = read(run.config)
     run.trackers.mkdir(mode=0o700, exist_ok=True)
-    lock = hold(_lock_of(run), f"trackers of attempt {attempt}", _EARLIER_S)
+    lock = hold(run.trackers / "trackers.lock", f"trackers of attempt {attempt}", _EARLIER_S)
     try:
         word = [sys.executable, "-u", "-m", "r1hpc.launch", "track", str(run.path), "--attempt", str(attempt)]
         commands = {name: [*word, "--tracker", name] for name in dict.fromkeys(config.monitor.trackers)}
@@ -76,8 +72,6 @@ def await_trackers(run: RunDir) -> None:
 
 
 class _AttemptIsOver:
-    """True if an attempt's end is recorded, a newer one has begun, or its job is gone."""
-
     def __init__(self, run: RunDir, attempt: int) -> None:
         self._run, self._attempt = run, attempt
         self._events = GrowingFile(run.attempts)
@@ -107,7 +101,3 @@ class _AttemptIsOver:
 
 def _pid_of(run: RunDir) -> Path:
     return run.trackers / "trackers.pid"
-
-
-def _lock_of(run: RunDir) -> Path:
-    return run.trackers / "trackers.lock"

@@ -88,7 +88,6 @@ def _is_sweep(path: Path) -> UsageError:
 
 
 def _newest_stage(chain: Path, pick: Callable[[RunDir], bool]) -> RunDir | None:
-    """Return the stage that did something last, of those that will do."""
     begun = [RunDir(path) for path in folders_with(chain, "attempts.jsonl")]
     begun.sort(key=lambda run: _time_of(run.attempts) or 0.0, reverse=True)
     return next(filter(pick, begun), None)

@@ -1,7 +1,5 @@
 """Name the extra of r1hpc that contains a package, and the command that installs it.
 
-    how_to_install("matplotlib")      # "pip install 'r1hpc[report]'"
-
 `pip install r1hpc` brings what a login node needs. Everything else is an extra in pyproject.toml.
 """
 

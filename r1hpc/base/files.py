@@ -114,9 +114,6 @@ def open_plain(path: Path) -> BinaryIO:
 def read_json(path: Path, shape: Any = Any) -> Any:
     """Return the value in a JSON file.
 
-    Args:
-        shape: its required shape, see base.records.
-
     Raises:
         FileNotFoundError: there is none.
         StateError: not JSON, or another shape; names the file and what is wrong.
@@ -158,7 +155,9 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = "\n" + line
-        _write_all(fd, line.encode())
+        raw = line.encode()
+        while raw:
+            raw = raw[os.write(fd, raw) :]
         if durable:
             os.fsync(fd)
     finally:
@@ -285,8 +284,3 @@ def check_owned(path: Path) -> None:
         raise StateError(f"{path} belongs to uid {status.st_uid}, not to you; remove it, then try again")
     if status.st_mode & 0o022:
         raise StateError(f"others may write {path}; run: chmod go-w {path}")
-
-
-def _write_all(fd: int, raw: bytes) -> None:
-    while raw:
-        raw = raw[os.write(fd, raw) :]

@@ -61,7 +61,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _own_parts(word: str, other: str) -> tuple[str, str]:
-    """Return both words without a shared section and without a flag's dashes."""
     section, _, name = word.rpartition(".")
     if section and other.startswith(f"{section}."):
         return name, other.removeprefix(f"{section}.")

@@ -75,7 +75,6 @@ def _complete(staging: Path, records: list[FileRecord], raw: bytes) -> None:
 
 
 def _good_one(target: Path, attempt: int) -> Checkpoint | None:
-    """Return the checkpoint in `target` if `attempt` wrote it and it is good."""
     if not os.path.lexists(target):
         return None
     checkpoint = examine(target).checkpoint

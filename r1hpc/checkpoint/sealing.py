@@ -20,9 +20,6 @@ def seal_files(
     Each file is digested from the page cache while a thread waits for the disk, so the digest is almost free.
     On one local disk several files at once were no faster (benchmarks/checkpoint_seal.py); a parallel file
     system was not measured.
-
-    Args:
-        sealed: called after each file.
     """
     records = []
     with ThreadPoolExecutor(1) as pool:

@@ -32,9 +32,6 @@ def find_problems(
     """Return all problems of a checkpoint, or of the files `names` in it; empty if it is good.
 
     Only the full check, names=None, finds files missing from the manifest.
-
-    Args:
-        read: called after each file.
     """
     try:
         # Compared as bytes: a NaN in `meta` is not equal to itself.

@@ -1,13 +1,9 @@
 """Find the declarative files (jobs, configs, shards, sbatch), and complete jobs and settings with TAB.
 
 Loads no YAML, since completion must be quick.
-
-parser.add_argument("words", nargs="*").completer = job_words
 """
 
-import dataclasses
 import os
-import typing
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -15,7 +11,7 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.schema.run import RunConfig, section_of
+from r1hpc.config.schema.run import settings_of
 
 
 def assets(folder: str) -> Path:
@@ -124,15 +120,10 @@ def recipes(**_: Any) -> list[str]:
     return names_in("shards")
 
 
-def _settings(schema: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+def _settings() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (dotted key, its named values) of each setting."""
-    hints = typing.get_type_hints(schema)
-    for each in dataclasses.fields(schema):
-        section = section_of(each)
-        if section is not None:
-            yield from _settings(section, f"{prefix}{each.name}.")
-        else:
-            yield f"{prefix}{each.name}", _names(hints[each.name], each.metadata.get("range"))
+    for key, field in settings_of():
+        yield key, _names(field.type, field.metadata.get("range"))
 
 
 def _names(hint: Any, allowed: Any) -> tuple[str, ...]:

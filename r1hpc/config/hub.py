@@ -1,7 +1,5 @@
 """Find a model by its Hugging Face Hub name in the local cache, or name the command that fetches it.
 
-    local_folder("Qwen/Qwen2.5-7B")     # ~/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B/snapshots/<commit>
-
 Nothing is downloaded: the nodes of most clusters have no network.
 """
 

@@ -1,7 +1,4 @@
-"""Describe job files as JSON Schema, so that editors complete and check them.
-
-print(as_text())      # jobs/schema.json, which the first line of a job file names
-"""
+"""Describe job files as JSON Schema, so that editors complete and check them."""
 
 import dataclasses
 import json

@@ -74,7 +74,6 @@ def _replacing(layer: Layer, schema: type = RunConfig) -> Layer:
 
 
 def _without(below: Layer, above: Layer) -> Layer:
-    """Return `below` without the values that are marked in `above`."""
     kept = {}
     for key, value in below.items():
         other = above.get(key)

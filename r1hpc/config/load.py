@@ -1,7 +1,5 @@
 """Merge YAML files and dotted overrides into a RunConfig.
 
-    load("jobs/smoke.yaml", ["train.num_steps=20", "resources.nodes=4"])
-
 Later wins: schema defaults, the files of the job's `include:` list in order, the job file, the cluster
 profile (section `cluster` only), the overrides. Mappings of two files are merged unless the later one says
 `!replace`; on the command line `=` replaces (config/layers.py). An error for an unknown key names the nearest
@@ -15,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 
@@ -27,10 +25,11 @@ from r1hpc.config.assets import find_include, find_job, find_profile, shown
 from r1hpc.config.layers import MERGE, REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets, value_at
 from r1hpc.config.layers import read_yaml as read_yaml
 from r1hpc.config.schema.ranges import check_ranges
-from r1hpc.config.schema.run import RunConfig, section_of
+from r1hpc.config.schema.run import RunConfig, section_of, settings_of
 from r1hpc.config.stages import check_stage
 from r1hpc.config.trl_names import name_here
 
+_T = TypeVar("_T")
 _OF_THE_SHELL = ("setup",)
 """Keys of the section `cluster` that the job's shell reads."""
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -199,6 +198,30 @@ def restore(layer: dict[str, Any]) -> RunConfig:
     return cast(RunConfig, _section(RunConfig, layer, ""))
 
 
+def read_section(path: Path, schema: type[_T]) -> _T:
+    """Return a YAML file that has a schema of its own (a budget, a campaign), checked as settings are.
+
+    Raises:
+        ConfigError: names the file, and the key or value.
+    """
+    return as_section(read_yaml(path), schema, str(path))
+
+
+def as_section(values: Mapping[str, Any], schema: type[_T], where: str) -> _T:
+    """Return plain values in their schema; an empty one is the default. `where`: for errors, see above."""
+    known = [each.name for each in dataclasses.fields(cast(Any, schema))]
+    try:
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown key {printable(str(key))!r}{nearest(str(key), known)}")
+        given = {key: value for key, value in values.items() if value is not None}
+        section: _T = _section(schema, given, "")
+        check_ranges(section)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return section
+
+
 def _with_references(content: dict[str, Any]) -> dict[str, Any]:
     """Replace each `${key}`: alone by the value itself, within a text by how it is written."""
     from omegaconf import OmegaConf  # deferred: few jobs need it, and it loads slowly
@@ -309,7 +332,6 @@ def _at_home(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return enums by value, everything else unchanged."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value
@@ -396,13 +418,9 @@ def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
     return near or "; python -m r1hpc.settings lists all"
 
 
-def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Return every dotted key of the schema."""
-    keys = []
-    for f in dataclasses.fields(schema):
-        section = section_of(f)
-        keys += known_keys(section, f"{prefix}{f.name}.") if section else [f"{prefix}{f.name}"]
-    return keys
+    return [key for key, _ in settings_of()]
 
 
 def _included(content: Mapping[str, Any], job: Path) -> list[Path]:

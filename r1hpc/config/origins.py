@@ -1,8 +1,4 @@
-"""Tell where each value of a configuration comes from: schema, file, cluster profile or override.
-
-for setting in resolved("jobs/train.yaml", ["train.lr=1e-4"]):
-    setting.key, setting.value, setting.source      # train.lr, 0.0001, "train.lr=1e-4"
-"""
+"""Tell where each value of a configuration comes from: schema, file, cluster profile or override."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +63,6 @@ def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _set_in(layer: dict[str, Any], key: str) -> Iterator[Any]:
-    """Yield the value that `layer` gives `key`, if any."""
     at: Any = layer
     for part in key.split("."):
         if not isinstance(at, dict) or part not in at:

@@ -1,9 +1,4 @@
-"""Find the files, models and custom code that a configuration names, and make their paths absolute.
-
-config = with_absolute_paths(config)       # they also work in the job's start folder
-files_in(config)                           # {"/data/gsm8k": [its files]}: must not change
-names_in(config)                           # ["/home/me/my_task.py:MyTask"]: frozen with the run
-"""
+"""Find the files, models and custom code that a configuration names, and make their paths absolute."""
 
 import dataclasses
 import os
@@ -45,7 +40,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             model,
             path=_folder_of(model.path),
             tokenizer=_absolute(model.tokenizer and local_folder(model.tokenizer)),
-            chat_template=_absolute_template(model),
+            chat_template=str(Path(model.chat_template).absolute())
+            if has_own_template(model)
+            else model.chat_template,
         ),
         task=_with(
             config.task,
@@ -74,7 +71,6 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _with(section: Any, **values: Any) -> Any:
-    """Return a section with these values; itself if it has them."""
     if all(getattr(section, name) == value for name, value in values.items()):
         return section
     return dataclasses.replace(section, **values)
@@ -117,7 +113,6 @@ def _script_paths(script: ScriptConfig) -> ScriptConfig:
 
 
 def _absolute(name: Any) -> Any:
-    """Return the absolute path of an existing file or a pattern of it. Anything else stays."""
     if not isinstance(name, str) or not name:
         return name
     try:
@@ -135,7 +130,8 @@ def named_by(path: Path) -> list[Path]:
         OSError: the folder cannot be listed.
     """
     found = sorted(path.iterdir()) if path.is_dir() else matching(path)
-    return [file for file in found if not _is_cache(file)]
+    # `datasets` leaves such caches from map() or filter() beside the data.
+    return [file for file in found if not (file.suffix == ".arrow" and file.name.startswith("cache-"))]
 
 
 def of_one_kind(path: Path) -> list[Path]:
@@ -171,11 +167,6 @@ def _path(value: Any) -> Path | None:
     return Path(value).absolute() if isinstance(value, str) and value else None
 
 
-def _is_cache(file: Path) -> bool:
-    """True for a cache that `datasets` left from map() or filter() beside the data."""
-    return file.suffix == ".arrow" and file.name.startswith("cache-")
-
-
 def is_own(name: str) -> bool:
     """True if a task or a reward term names custom code."""
     return ":" in name and not name.startswith(_NOT_OURS)
@@ -193,11 +184,6 @@ def names_in(config: RunConfig) -> list[str]:
 def has_own_template(model: ModelConfig) -> bool:
     """True if the chat template is the user's file."""
     return model.chat_template not in ("auto", "none")
-
-
-def _absolute_template(model: ModelConfig) -> str:
-    """Return model.chat_template, with an absolute path if it is a file."""
-    return str(Path(model.chat_template).absolute()) if has_own_template(model) else model.chat_template
 
 
 def _absolute_code(name: Any) -> Any:

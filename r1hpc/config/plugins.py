@@ -1,9 +1,5 @@
 """Freeze and verify a user's own code, chat template and question files, by their content.
 
-    plugin = find("my_task.py:MyTask")                  # its files; nothing is imported
-    freeze_plugins(names_in(config), run.code, copy)    # into a run that is being frozen
-    plugin = locate("/home/me/my_task.py:MyTask")       # the frozen copy if there is one, else the file
-
 Own code is `FILE.py:NAME` or `package.module:NAME`. A file is frozen with the modules beside it that it
 imports, a package complete, a template alone. Own code is imported only in a process that can be killed
 (tasks/sandbox/user_code.py), never here.
@@ -74,7 +70,13 @@ def find(spec: str) -> Plugin:
     """
     target, _, attribute = spec.rpartition(":")
     if not is_own(spec) or (Path(spec).is_absolute() and not target.endswith(".py")):
-        return _find_template(spec)
+        template = Path(spec).absolute()
+        if not template.is_file():
+            raise ConfigError(
+                f"model.chat_template: there is no file {printable(str(template))}; give a Jinja file, auto "
+                "or none"
+            )
+        return Plugin(spec, template.parent, "", (template.name,))
     if not attribute.isidentifier():
         raise ConfigError(f"{printable(spec)}: the part after the colon is not a Python name")
     if target.endswith(".py"):
@@ -152,11 +154,7 @@ def refuse_changes(specs: Iterable[str], code: Path) -> None:
 
 
 def freeze_files(named: Mapping[str, Sequence[Path]], code: Path) -> None:
-    """Record the digests of the question files. They are not copied: they may be large.
-
-    Args:
-        named: files by the path that names them, from `files_in`.
-    """
+    """Record the digests of the question files. They are not copied: they may be large."""
     found = {path: _digests(path, files) for path, files in named.items()}
     if found:
         (code / FOLDER).mkdir(mode=0o700, exist_ok=True)
@@ -173,7 +171,10 @@ def refuse_changed_files(code: Path) -> None:
     for path, digests in (read_json(record) if record.is_file() else {}).items():
         files = of_one_kind(Path(path))
         if files and (now := _digests(path, files)) != digests:
-            what = path if isinstance(digests, str) else f"{path} ({_difference(digests, now)})"
+            what = path
+            if isinstance(digests, dict) and isinstance(now, dict):
+                changed = sorted(name for name in {*digests, *now} if digests.get(name) != now.get(name))
+                what = f"{path} ({', '.join(changed[:3])})"
             raise ConfigError(
                 f"{printable(what)} has changed since this run began with it: other questions are another "
                 "run. Begin one with a new --run-name; or, to go on with this one, put the old file back"
@@ -185,16 +186,6 @@ def _digests(path: str, files: Sequence[Path]) -> str | dict[str, str]:
     if list(files) == [Path(path)]:
         return _digest_of(files[0])
     return {file.name: _digest_of(file) for file in files}
-
-
-def _difference(before: Mapping[str, str], now: Any) -> str:
-    if not isinstance(now, Mapping):
-        return "a file now"
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    words = {True: "", False: "without "}
-    return ", ".join(
-        f"{words[name in now]}{name}{'' if name in before else ' is new'}" for name in changed[:3]
-    )
 
 
 def _digest_of(path: Path) -> str:
@@ -218,15 +209,6 @@ class _Entry(TypedDict):
 def _index(folder: Path) -> Mapping[str, Any]:
     path = folder / _INDEX
     return read_json(path, dict[str, _Entry]) if path.is_file() else {}
-
-
-def _find_template(spec: str) -> Plugin:
-    path = Path(spec).absolute()
-    if not path.is_file():
-        raise ConfigError(
-            f"model.chat_template: there is no file {printable(str(path))}; give a Jinja file, auto or none"
-        )
-    return Plugin(spec, path.parent, "", (path.name,))
 
 
 def _checked(plugin: Plugin) -> Plugin:
@@ -293,11 +275,7 @@ def _imported(path: Path) -> set[str]:
 
 
 def _below(root: Path, folder: Path) -> tuple[str, ...]:
-    """Return the files of a package, without hidden and generated ones."""
     paths = (path.relative_to(root) for path in folder.rglob("*") if path.is_file())
-    return tuple(sorted(str(path) for path in paths if _is_written_by_hand(path)))
-
-
-def _is_written_by_hand(path: Path) -> bool:
-    is_hidden = any(part.startswith((".", "__pycache__")) for part in path.parts)
-    return not is_hidden and not path.name.endswith(_GENERATED)
+    hidden = (".", "__pycache__")
+    shown = (path for path in paths if not any(part.startswith(hidden) for part in path.parts))
+    return tuple(sorted(str(path) for path in shown if not path.name.endswith(_GENERATED)))

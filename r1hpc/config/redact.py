@@ -1,9 +1,5 @@
 """Keep secrets out of a run folder: tokens by their form, values by the name beside them.
 
-    redact("password=hunter2")      # -> "password=[redacted]"
-    find_secret("hf_…")             # -> "a Hugging Face token", or None
-    refuse_secrets(config, overrides)       # before anything is written
-
 This is best effort: a secret without a known form or name gets through. So the environment is recorded by
 allow-list first, and this is the second barrier.
 """
@@ -108,11 +104,7 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
 
 
 def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
-    """Return the kind of secret in `text`; None if there is none.
-
-    Args:
-        known: values that are secret everywhere.
-    """
+    """Return the kind of secret in `text`; None if there is none."""
     if any(value in text for value in known):
         return "the value of a secret variable of your environment"
     if "://" in text and any(_PASSWORD_IN_URL.search(line) for line in text.split("\n") if "://" in line):

@@ -1,7 +1,5 @@
 """Document every setting with its type, default and meaning, from the schema's source.
 
-    print(reference())      # docs/settings.md
-
 A field's meaning is the string below it in the schema; a class docstring describes its section.
 """
 

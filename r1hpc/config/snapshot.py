@@ -1,7 +1,5 @@
 """Freeze a run's configuration, code and environment into its folder before submission.
 
-    freeze(run, config, argv=sys.argv[1:], overrides=["train.lr=1e-4"])
-
 A requeued job runs `code/`, never the working tree, which may have changed. No probable secret is written: it
 is redacted if only displayed, and refused if the run would have to use it.
 """
@@ -24,13 +22,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, plugins
 from r1hpc.config.paths import files_in, names_in
-from r1hpc.config.redact import (
-    find_secret,
-    find_written_out,
-    is_secret_name,
-    redact,
-    secret_values,
-)
+from r1hpc.config.redact import find_secret, find_written_out, is_secret_name, redact, secret_values
 from r1hpc.config.schema.run import RunConfig
 
 _ASSETS = ("jobs", "configs", "shards", "sbatch")
@@ -55,8 +47,7 @@ def freeze(
     folder.
 
     Args:
-        argv: the command line as given, recorded redacted.
-        overrides: the dotted overrides as given, recorded redacted.
+        argv, overrides: as given; recorded redacted.
         shared: where the code was frozen before, to link to it; None: copy the code.
 
     Raises:
@@ -66,16 +57,14 @@ def freeze(
     if shared is not None:
         run.code.symlink_to(os.path.relpath(shared.code, run.path))
         git = read_object(shared.environment).get("git")
-        write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
-        load.save(config, run.config)
-        return
-    with ThreadPoolExecutor(1) as pool:  # git answers while the code is copied
-        answer = pool.submit(_describe_git, load.assets("jobs").parent, known)
-        _copy_code(run.code, names_in(config), known)
-    git, diff = answer.result()
-    if diff:
-        write_atomic(run.code / "diff.patch", diff)
-    plugins.freeze_files(files_in(config), run.code)
+    else:
+        with ThreadPoolExecutor(1) as pool:  # git answers while the code is copied
+            answer = pool.submit(_describe_git, load.assets("jobs").parent, known)
+            _copy_code(run.code, names_in(config), known)
+        git, diff = answer.result()
+        if diff:
+            write_atomic(run.code / "diff.patch", diff)
+        plugins.freeze_files(files_in(config), run.code)
     write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
     load.save(config, run.config)  # last: a folder with a configuration is complete
 

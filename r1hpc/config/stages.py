@@ -1,9 +1,5 @@
 """Name the stages a run can have, find the workload that runs each, and look for the packages it needs.
 
-    find_workload("rl")             # the object behind "r1hpc.train.workload:TRAINING"
-    check_stage("fine-tune")        # ConfigError: names the nearest stage
-    check_packages(config, "slurm", ["torch"])      # UsageError: stage=sft needs the package torch
-
 Other packages add a stage through the entry point group `r1hpc.workloads`:
 
     [project.entry-points."r1hpc.workloads"]
@@ -78,7 +74,6 @@ def find_workload(stage: str) -> Any:
 
 @functools.cache
 def _others() -> dict[str, Any]:
-    """Return the entry points of other packages, by stage."""
     from importlib.metadata import entry_points  # scans every installed package: only when needed
 
     return {point.name: point for point in entry_points(group=GROUP)}
@@ -86,10 +81,6 @@ def _others() -> dict[str, Any]:
 
 def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ()) -> None:
     """Refuse a run whose interpreter lacks a package.
-
-    Args:
-        executor: slurm or local.
-        needed: what every rank of the stage imports.
 
     Raises:
         UsageError: a package is missing; the message names the command that installs it.

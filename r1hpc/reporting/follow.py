@@ -11,8 +11,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from r1hpc.attempt.state.state import Situation, State, read_situation
-from r1hpc.attempt.state.wait import POLL_S, Ending, ask_every
+from r1hpc.attempt.state.state import POLL_S, Ending, Situation, State, ask_every, read_situation
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import GrowingFile
 from r1hpc.base.run_dir import RunDir

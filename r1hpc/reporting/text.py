@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.ledger import Gap, RunLedger
+from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import RunReport
 from r1hpc.attempt.workload import card_of
 from r1hpc.base.names import printable
@@ -165,14 +165,18 @@ def _hours(ledger: RunLedger) -> str:
     own = sum(a.gpus * a.hours for a in ledger.own)
     node_hours = sum(a.nodes * a.hours for a in ledger.own)
     lines = ["GPU-hours", f"  {own:10,.3f}  by the run's own record ({node_hours:,.3f} node-hours)"]
-    if ledger.gap is None:
+    if ledger.source == "run":
         lines.append(_noted("-", f"by sacct: {printable(ledger.note)}"))
     else:
         count = sum(each.by_slurm for each in ledger.attempts)
         lines.append(f"  {ledger.gpu_hours:10,.3f}  by sacct -D, {count} allocation(s)")
         if ledger.note:
             lines.append(_noted("", printable(ledger.note)))
-        lines.append(_noted(f"{ledger.gpu_hours - own:+10,.3f}", f"difference{_why(ledger.gap)}"))
+        unused = (
+            f"{ledger.unused:.3f} of GPUs of its nodes that it did not ask for, " if ledger.unused else ""
+        )
+        why = f"difference: {unused}before and after its attempts"
+        lines.append(_noted(f"{ledger.gpu_hours - own:+10,.3f}", why))
     if ledger.own and not any(a.gpus for a in ledger.own):
         lines.append(wrap("A CPU run: it held no GPU, so what it cost is its node-hours.", "  ", "  "))
     return "\n".join(lines)
@@ -181,17 +185,6 @@ def _hours(ledger: RunLedger) -> str:
 def _noted(number: str, words: str) -> str:
     note = f"  {number:>10}  {words}"
     return textwrap.fill(note, text_width(), subsequent_indent=" " * 14, drop_whitespace=True)
-
-
-def _why(gap: Gap) -> str:
-    parts = (
-        (gap.before, "before the attempts began"),
-        (gap.after, "after they ended"),
-        (gap.without_attempt, "in allocations without an attempt"),
-        (gap.unused, "of GPUs of its nodes that it did not ask for"),
-    )
-    known = [f"{hours:.3f} {where}" for hours, where in parts if abs(hours) >= 0.0005]
-    return ": " + ", ".join(known) if known else ""
 
 
 def _steps_and_data(found: RunReport) -> str:

@@ -1,7 +1,5 @@
 """Run Slurm's commands: with a time limit, never through a shell, and with clear errors.
 
-    call(["squeue", "-h", "-j", "12", "-o", "%T"])     # -> stdout
-
 Times are Unix seconds: SLURM_TIME_FORMAT=%s, which squeue, sinfo, scontrol and sacct obey (their man pages,
 "ENVIRONMENT VARIABLES"). The caller's format or locale cannot change what is parsed.
 """

@@ -1,7 +1,4 @@
-"""Fill in what a run leaves open, from the cluster: executor, GPUs per node, time limit, warning.
-
-decision = decide(config, "slurm")      # asks Slurm; each assumption becomes a sentence in notes
-"""
+"""Fill in what a run leaves open, from the cluster: executor, GPUs per node, time limit, warning."""
 
 import dataclasses
 import functools

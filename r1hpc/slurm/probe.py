@@ -214,7 +214,6 @@ def _preemptors(
 
 
 def _rows(qos_table: str) -> dict[str, list[str]]:
-    """Return each QOS by its name; its columns are _QOS_FIELDS."""
     return {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
 
 

@@ -18,9 +18,8 @@ from r1hpc.slurm import fields
 from r1hpc.slurm.client import call
 from r1hpc.slurm.sacct import gpus_of
 
-# tres-alloc is a waiting job's request, and unlike %b it knows --gpus. The name comes last and may hold the
-# "|".
-_FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed", "Account", "UserName", "QOS", "Name")
+# tres-alloc is a waiting job's request, and unlike %b it knows --gpus.
+_FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed")
 _OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 _LIMIT = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(N|\d+)\((\d+)\)")
 _KEYS = r"\b(Account|UserName|QOS|ParentAccount|GrpTRESMins|GrpTRESRunMins)=(\S*)"
@@ -36,19 +35,10 @@ class QueuedJob:
     time_limit_s: int | None
     """None: it has no limit."""
     elapsed_s: int
-    account: str
-    user: str
-    qos: str
-    job_name: str
 
     @property
     def is_pending(self) -> bool:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
-
-    @property
-    def used(self) -> float:
-        """Return the GPU-hours of this attempt so far."""
-        return self.gpus * self.elapsed_s / 3600
 
     @property
     def most_left(self) -> float | None:
@@ -58,31 +48,24 @@ class QueuedJob:
         return self.gpus * max(0, self.time_limit_s - self.elapsed_s) / 3600
 
 
-def ask_squeue(
-    account: str | None = None, user: str | None = None, timeout_s: float = 10.0
-) -> list[QueuedJob]:
-    """Return the jobs of an account, of a user, or of everybody.
+def ask_squeue(account: str, timeout_s: float = 10.0) -> list[QueuedJob]:
+    """Return the jobs of an account.
 
     Raises:
         SlurmError: squeue or slurmctld did not answer.
     """
-    argv = ["squeue", "-h", "-r", "-a", "-O", ",".join(f"{field}:|" for field in _FIELDS)]
-    argv += [f"-A{account}"] if account else []
-    argv += [f"-u{user}"] if user else []
-    return read_squeue(call(argv, timeout_s))
+    columns = ",".join(f"{field}:|" for field in _FIELDS)
+    return read_squeue(call(["squeue", "-h", "-r", "-a", "-O", columns, f"-A{account}"], timeout_s))
 
 
 def read_squeue(text: str) -> list[QueuedJob]:
     """Parse squeue's output in the columns above; jobs that are over but still listed are left out."""
-    rows = [line.rstrip().removesuffix("|").split("|", len(_FIELDS) - 1) for line in text.split("\n")]
-    found = []
-    for row in rows:
-        if len(row) == len(_FIELDS) and row[1] not in _OVER:
-            job_id, state, tres, limit, elapsed, *names = row
-            found.append(
-                QueuedJob(job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0, *names)
-            )
-    return found
+    rows = [line.rstrip().removesuffix("|").split("|") for line in text.split("\n")]
+    return [
+        QueuedJob(job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0)
+        for job_id, state, tres, limit, elapsed in (row for row in rows if len(row) == len(_FIELDS))
+        if state not in _OVER
+    ]
 
 
 def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, str]:
@@ -104,9 +87,6 @@ def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, s
 
 def move(job_id: str, after: Sequence[str], also: str | None = None) -> None:
     """Make a waiting job wait for other jobs instead.
-
-    Args:
-        also: a dependency requested by the user, which stays in force.
 
     Raises:
         SlurmError: it no longer waits, or slurmctld did not answer.

@@ -275,7 +275,6 @@ def _interface_of_ipv6(address: str) -> str | None:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas outside brackets."""
     items, depth, start = [], 0, 0
     for index, char in enumerate(text):
         depth += (char == "[") - (char == "]")

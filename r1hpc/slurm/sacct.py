@@ -106,9 +106,6 @@ def ask_sacct_file(
 ) -> Iterator[IO[bytes]]:
     """Yield an unnamed file with all jobs of a user or an account, by default this user's.
 
-    Args:
-        start, end: in sacct's form, for example 2026-05-01; sacct's own default is today.
-
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
     """
@@ -193,9 +190,6 @@ class RowError(ValueError):
 
 def read_header(line: bytes, source: str, also: Sequence[str] = ()) -> Columns:
     """Return the columns named by the first line.
-
-    Args:
-        also: more required columns, in sacct's spelling.
 
     Raises:
         StateError: a required one is missing; names it, `source` and the fix.
@@ -359,11 +353,7 @@ def _at_most(count: int, column: str, text: str) -> int:
 
 
 def start_of(start: str, end: str, elapsed_s: int) -> float | None:
-    """Parse a start with `parse_when`. In the hour repeated by a clock change, the end decides.
-
-    Args:
-        end: the End column; "" if there is none.
-    """
+    """Parse a start with `parse_when`. In the hour repeated by a clock change, the end decides."""
     first = parse_when(start)
     if first is None or end in NEVER or end.isdecimal() or start.isdecimal():
         return first

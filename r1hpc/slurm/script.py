@@ -110,10 +110,6 @@ def make_script(
 ) -> Script:
     """Return the script of a run, with every field checked.
 
-    Args:
-        gpus_per_node: as resolved; 0 is a CPU run.
-        signal_lead_s: USR2 comes this long before the time limit.
-
     Raises:
         UsageError: a field has a forbidden value, a node is both required and excluded, or the run's frozen
             code is newer than this one.

@@ -23,10 +23,6 @@ from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 def submit(run: RunDir, num_tasks: int = 1, known: Collection[str] | None = None) -> str:
     """Submit the job.sh of a run and leave the payload for its ranks; return the job id.
 
-    Args:
-        num_tasks: over all nodes; submitit uses it only to count its result files.
-        known: the run's recorded jobs, see `slurm.sbatch`.
-
     Raises:
         UsageError: there is no Slurm client here.
         SlurmError, LostSubmissionError, StateError: see `slurm.sbatch`.

@@ -1,8 +1,4 @@
-"""Estimate what a chain will cost before any of it is submitted: the hours of each stage, and their sum.
-
-found = estimate_chain(Path("jobs/r1.yaml"), order)
-print(found.text())
-"""
+"""Estimate what a chain will cost before any of it is submitted: the hours of each stage, and their sum."""
 
 import tempfile
 from collections import Counter

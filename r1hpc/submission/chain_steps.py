@@ -1,8 +1,5 @@
 """Submit a chain for the first time or again: decide what each stage needs next, and do it.
 
-    steps = plan_steps(chain, definition, order)     # every stage checked, nothing written
-    carry_out_on_slurm(chain, steps, order)          # -> job IDs by stage
-
 Finished stages are skipped, running ones left alone; stopped, cancelled or failed ones are resumed, and the
 others submitted. Each job waits by `afterok` for those of the stages it needs. A kill between sbatch and the
 record of its answer leaves a job that `jobs_by_folder` finds; it is adopted.
@@ -32,7 +29,7 @@ from r1hpc.submission.chain.file import Definition, Stage, overrides_of
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun
-from r1hpc.submission.resume import AskCluster, plan_inside
+from r1hpc.submission.resume import plan_inside
 
 
 class Action(StrEnum):
@@ -70,14 +67,13 @@ def plan_steps(
 ) -> tuple[StageStep, ...]:
     """Return the action for each stage, in order, after every check that needs no job.
 
-    Args:
-        reused: stages that are finished elsewhere.
-
     Raises:
         UsageError: a stage cannot be submitted as described, or is running elsewhere.
         SlurmError: Slurm must be asked for unrecorded jobs, and does not answer.
     """
-    unrecorded = _unrecorded(chain, definition, order)
+    begun = any(chain.stage(name).config.is_file() for name in definition.names)
+    may_be_lost = order.executor == "slurm" and not order.is_dry_run and begun
+    unrecorded = queue.jobs_by_folder() if may_be_lost else {}
     ask = functools.cache(defaults.ask_cluster)  # once for all stages that go to the same place
     models: dict[str, dict[str, Any]] = {}
     tokenizers: dict[str, str | None] = {}
@@ -108,7 +104,12 @@ def plan_steps(
                 continue
             step = _choose(facts.run, stage, unrecorded, steps, order)
             if step.action.makes_a_job:
-                step = replace(step, planned=_plan(step, chain, facts, others, ask))
+                config = stage.config if step.action is Action.submit else None
+                planned = plan_inside(chain.name, config, facts, ask)
+                if config is not None:
+                    beside = workload_of(planned.config.stage).check_beside(config, others)
+                    planned = replace(planned, notes=(*planned.notes, *beside))
+                step = replace(step, planned=replace(planned, needs=stage.needs))
         except UsageError as error:
             raise UsageError(f"stage {stage.name}: {error}") from None
         steps[stage.name] = step
@@ -135,14 +136,6 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order
             except R1hpcError as error:
                 raise _interrupted(error, name, jobs, order.overrides) from None
     return jobs
-
-
-def _unrecorded(chain: ChainDir, definition: Definition, order: Order) -> Mapping[Path, list[str]]:
-    """Return this user's jobs by folder, if a stage may have an unrecorded one."""
-    begun = any(chain.stage(name).config.is_file() for name in definition.names)
-    if order.executor != "slurm" or order.is_dry_run or not begun:
-        return {}
-    return queue.jobs_by_folder()
 
 
 def _choose(
@@ -181,19 +174,6 @@ def _refuse_two_places(situation: Situation, order: Order) -> None:
         )
 
 
-def _plan(
-    step: StageStep,
-    chain: ChainDir,
-    facts: OrderFacts,
-    others: Mapping[Path, RunConfig],
-    ask: AskCluster,
-) -> PlannedRun:
-    config = step.stage.config if step.action is Action.submit else None
-    planned = plan_inside(chain.name, config, facts, ask)
-    beside = workload_of(planned.config.stage).check_beside(config, others) if config is not None else ()
-    return replace(planned, needs=step.stage.needs, notes=(*planned.notes, *beside))
-
-
 def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:
     """Refuse a missing path below another stage that this stage will not write either."""
     named = [("model.path", stage.config.model.path), ("rl.teacher", stage.config.rl.teacher)]
@@ -205,7 +185,8 @@ def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainD
             folder = chain.stage(other.name).path
             if not Path(path).is_relative_to(folder):
                 continue
-            left = _leaves(other.config)
+            left: tuple[str, ...] = ("traces.jsonl",) if other.config.stage in ("traces", "generate") else ()
+            left = ("model",) if _leaves_model(other.config) else left
             if str(Path(path).relative_to(folder)) not in left:
                 what = f"{' and '.join(left)} alone" if left else "neither a model nor traces"
                 is_script = other.config.stage == "script"
@@ -213,13 +194,6 @@ def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainD
                 raise UsageError(
                     f"{key}={path}: stage {other.name} ({other.config.stage}) leaves {what}{hint}"
                 )
-
-
-def _leaves(config: RunConfig) -> tuple[str, ...]:
-    """Return what a stage leaves in its folder for others."""
-    if _leaves_model(config):
-        return ("model",)
-    return ("traces.jsonl",) if config.stage in ("traces", "generate") else ()
 
 
 def _leaves_model(config: RunConfig) -> bool:

@@ -1,7 +1,4 @@
-"""Estimate what a job file would cost, without a cluster: as `submit` would, on a given number of GPUs.
-
-estimate_job("train", overrides=["train.num_steps=20000"], gpu="h100", num_gpus=16)
-"""
+"""Estimate what a job file would cost, without a cluster: as `submit` would, on a given number of GPUs."""
 
 from collections.abc import Sequence
 from dataclasses import replace

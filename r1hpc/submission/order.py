@@ -1,8 +1,4 @@
-"""Describe a submission order: the job, its changes, its folder and where it runs.
-
-order = Order(job="jobs/smoke.yaml", overrides=("train.num_steps=20",), run_name="a")
-order.folder("a")        # <run_root>/a
-"""
+"""Describe a submission order: the job, its changes, its folder and where it runs."""
 
 import os
 import time

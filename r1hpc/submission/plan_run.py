@@ -1,10 +1,5 @@
 """Plan one run or one stage of a chain: decide and check everything, write nothing.
 
-planned = plan_new_run(order)                     # the job file on a new run
-planned = plan_run(config, facts)                 # the same for a resumed run, and for a stage of a chain
-planned.plan, planned.script, planned.estimate
-estimate, notes = estimate_for(run_root, config, plan)     # as in estimate.json; None: unknown
-
 The checks are two tables at the end of this file: those of the settings, and those of the job once the
 cluster was asked. A workload adds its own (attempt/workload.py).
 """
@@ -314,9 +309,6 @@ def check_budget(
     planned: Sequence[PlannedRun], run_root: Path, over_budget: str | None = None
 ) -> tuple[str, ...]:
     """Check these runs together against the budget; return notes on it.
-
-    Args:
-        over_budget: the reason given for exceeding it.
 
     Raises:
         OverBudgetError: they do not fit, and no reason was given.

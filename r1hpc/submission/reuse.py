@@ -1,8 +1,5 @@
 """Let a new chain begin with finished stages of an earlier one.
 
-    reused = find_reused(definition, order)      # {"sft": RunDir(…)}
-    link(chain, reused)                          # CHAIN/sft leads to the other chain's
-
 A reused stage is a link in the chain's folder: it is finished, so nothing runs, and the stages after it read
 what it left.
 """

@@ -1,7 +1,5 @@
 """Freeze a planned run into its folder and start it: on Slurm, or under a supervisor on this machine.
 
-    job_id = start(planned, order)
-
 A kill may cut off any step. A folder without config.yaml is incomplete and is made again. A job that sbatch
 took but nobody recorded is found by its folder (slurm.queue).
 """
@@ -118,31 +116,27 @@ def write(planned: PlannedRun, order: Order) -> None:
         R1hpcError: the disk is full, a file cannot be copied, or another user owns the folder or could
             replace it.
     """
-    fields.check_parents(planned.run.path, planned.config.cluster.trust_shared_run_root)
-    check_owned(planned.run.path.resolve())
-    free = shutil.disk_usage(planned.run.path).free
-    try:
-        _write(planned, order)
-    except OSError as error:
-        raise _not_written(planned.run.path, error, free) from error
-
-
-def _write(planned: PlannedRun, order: Order) -> None:
     run = planned.run
-    if planned.is_new:
-        snapshot.freeze(run, planned.config, order.argv, order.overrides, planned.shared)
-    else:
-        load.renew(planned.config, run.config)
-        if planned.script.contract < contract.CURRENT:
-            write_atomic(run.shell_functions, script.FUNCTIONS.read_bytes())
-    if planned.needs is not None:
-        write_needs(run, planned.needs)
-    write_json(run.plan, planned.plan.to_json())
-    if planned.estimate is not None:
-        write_json(run.estimate, planned.estimate)
-    write_atomic(run.script, script.render(planned.script))
-    for switch in _switches(run):  # submitting the run again takes them back
-        switch.unlink(missing_ok=True)
+    fields.check_parents(run.path, planned.config.cluster.trust_shared_run_root)
+    check_owned(run.path.resolve())
+    free = shutil.disk_usage(run.path).free
+    try:
+        if planned.is_new:
+            snapshot.freeze(run, planned.config, order.argv, order.overrides, planned.shared)
+        else:
+            load.renew(planned.config, run.config)
+            if planned.script.contract < contract.CURRENT:
+                write_atomic(run.shell_functions, script.FUNCTIONS.read_bytes())
+        if planned.needs is not None:
+            write_needs(run, planned.needs)
+        write_json(run.plan, planned.plan.to_json())
+        if planned.estimate is not None:
+            write_json(run.estimate, planned.estimate)
+        write_atomic(run.script, script.render(planned.script))
+        for switch in _switches(run):  # submitting the run again takes them back
+            switch.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(run.path, error, free) from error
 
 
 def _switches(run: RunDir) -> tuple[Path, ...]:
@@ -150,12 +144,10 @@ def _switches(run: RunDir) -> tuple[Path, ...]:
 
 
 def _renewed(run: RunDir) -> tuple[Path, ...]:
-    """Return the files that a resume rewrites or removes."""
     return run.config, run.plan, run.estimate, run.script, run.shell_functions, *_switches(run)
 
 
 def _content(path: Path) -> bytes | None:
-    """Return a file's bytes; None if it does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -232,7 +224,6 @@ def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: 
 
 
 def _hand_over(planned: PlannedRun) -> str:
-    """Hand the run to Slurm, or to a supervisor here; return the job ID."""
     run = planned.run
     if planned.executor == "local":
         process = start_detached(["local", str(run.path)], run, run.logs / "local.out")

@@ -1,9 +1,5 @@
 """Submit an order: a run, or a chain of runs.
 
-    done = submit(Order(job="jobs/smoke.yaml", executor="local"))     # a SubmittedRun
-    done.planned.run.path, done.job_id
-    done = submit(Order(job="jobs/r1.yaml"))                          # a SubmittedChain
-
 A run is planned, checked against the budget, frozen and started. A dry run asks Slurm too: it is refused as
 the submission would be.
 """
@@ -31,13 +27,7 @@ from r1hpc.slurm import defaults, rank_env, script
 from r1hpc.submission import start_run
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import DEFAULT_JOB, Order
-from r1hpc.submission.plan_run import (
-    OverBudgetError,
-    PlannedRun,
-    check_budget,
-    plan_new_run,
-    show_to_slurm,
-)
+from r1hpc.submission.plan_run import OverBudgetError, PlannedRun, check_budget, plan_new_run, show_to_slurm
 from r1hpc.submission.resume import plan_resumed_run
 from r1hpc.telemetry.records.attempts import read_history, read_run_events
 

@@ -1,8 +1,4 @@
-"""Submit a chain file, or continue an existing chain by its name.
-
-done = submit_chain(chain, Path("jobs/r1.yaml"), order)
-done.steps, done.jobs
-"""
+"""Submit a chain file, or continue an existing chain by its name."""
 
 import os
 import shutil
@@ -22,7 +18,6 @@ from r1hpc.slurm.client import SlurmError
 from r1hpc.submission import start_run
 from r1hpc.submission.chain.file import (
     Definition,
-    Stage,
     by_its_first_path,
     digest_of,
     open_definition,
@@ -32,12 +27,7 @@ from r1hpc.submission.chain.file import (
     stages_before,
 )
 from r1hpc.submission.chain.folder import SUBMISSION, ChainDir, held, supervisor_pid
-from r1hpc.submission.chain_steps import (
-    Action,
-    StageStep,
-    carry_out_on_slurm,
-    plan_steps,
-)
+from r1hpc.submission.chain_steps import Action, StageStep, carry_out_on_slurm, plan_steps
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import check_budget, show_to_slurm
 from r1hpc.submission.resume import changed_keys, forbidden_changes
@@ -59,16 +49,15 @@ class SubmittedChain:
 
 
 def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> SubmittedChain:
-    """Begin a chain, or continue an existing one.
-
-    Args:
-        source: the chain file; None continues the frozen chain.
+    """Begin a chain, or continue an existing one; without `source` as it is frozen.
 
     Raises:
         UsageError: there is none, or it is another one, or a stage cannot run as described.
         R1hpcError: Slurm refused, or does not answer.
     """
-    asked = order.executor if order.executor != "auto" else _last_executor(chain) or "auto"
+    # A chain goes on where it was submitted last.
+    before = [str(event["executor"]) for event in chain.recorded("submitted") if "executor" in event]
+    asked = before[-1] if before and order.executor == "auto" else order.executor
     executor, notes = defaults.choose_executor(asked, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
     if chain.definition.is_file():
@@ -78,12 +67,6 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
     if source is None or order.resume:
         raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
     return _begin(chain, source, order, notes)
-
-
-def _last_executor(chain: ChainDir) -> str | None:
-    """Return where the chain was submitted last; it continues there by default."""
-    executors = [event["executor"] for event in chain.recorded("submitted") if "executor" in event]
-    return str(executors[-1]) if executors else None
 
 
 def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> SubmittedChain:
@@ -125,7 +108,9 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
         return _supervised(chain, frozen, order, pid, notes)
     with held(chain, SUBMISSION) as lock:
         steps, said = _plan(chain, definition, order, frozen)
-        definition = replace(definition, stages=tuple(_as_it_goes_on(frozen, step) for step in steps))
+        # A finished or running stage stays as it is, whatever was ordered for all of them.
+        stages = (s.stage if s.action.makes_a_job else frozen.stage(s.stage.name) for s in steps)
+        definition = replace(definition, stages=tuple(stages))
         if definition != frozen:
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
@@ -139,12 +124,7 @@ def _plan(
     frozen: Definition | None = None,
     reused: Collection[str] = (),
 ) -> tuple[tuple[StageStep, ...], tuple[str, ...]]:
-    """Return the action for each stage, within the budget for all together, and the notes.
-
-    Args:
-        frozen: the chain as it was, if it exists.
-        reused: stages that are finished elsewhere.
-    """
+    """Return the action for each stage, within the budget for all together, and the notes."""
     steps, kept = plan_steps(chain, definition, order, reused), []
     if frozen is not None:
         _refuse_changes(frozen, steps)
@@ -264,7 +244,6 @@ def _changed_code(frozen: Definition, chain: ChainDir) -> list[str]:
 
 
 def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
-    """Refuse to change a stage that is finished or running."""
     for step in steps:
         before = frozen.stage(step.stage.name).config
         wrong = forbidden_changes(before, step.stage.config)
@@ -277,11 +256,6 @@ def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
                 f"stage {step.stage.name} is {step.action}: {', '.join(wrong)} cannot change any more. "
                 "Give what is meant for one stage as STAGE:KEY=VALUE, or take another --run-name"
             )
-
-
-def _as_it_goes_on(frozen: Definition, step: StageStep) -> Stage:
-    """Return a finished or running stage unchanged, whatever was ordered for all of them."""
-    return step.stage if step.action.makes_a_job else frozen.stage(step.stage.name)
 
 
 def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[str]:

@@ -1,8 +1,4 @@
-"""Describe a submission of a run or a chain: as text for a person, and as the one JSON object of --json.
-
-run_as_text(planned, job_id), run_as_object(planned, job_id)
-chain_as_text(done), chain_as_object(done)
-"""
+"""Describe a submission of a run or a chain: as text for a person, and as the one JSON object of --json."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -110,7 +106,6 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
 
 
 def _learning_lines(config: RunConfig) -> list[tuple[str, str]]:
-    """Return the reward of stage rl, and the questions of its evaluations and of stage evaluate."""
     asked = config.evaluate
     terms = " + ".join(f"{weight:g} {name}" for name, weight in config.reward.terms.items())
     source = ", ".join(asked.sets) or asked.path or f"task {config.task.name}, held out"

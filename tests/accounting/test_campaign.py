@@ -117,7 +117,7 @@ def test_without_a_start_it_began_with_its_first_run() -> None:
             "stages:\n  - {name: a, days: 3, gpu_hours: 1, stages: [pretran]}",
             "'pretran' .did you mean",
         ),
-        ("gpu_hours: 5\nstages:\n  - {name: a, days: 3, share: 1, runs: x}", "must be a list of text"),
+        ("gpu_hours: 5\nstages:\n  - {name: a, days: 3, share: 1, runs: x}", "runs is a list: write"),
     ],
 )
 def test_a_bad_campaign_names_the_fix(text: str, words: str, tmp_path: Path) -> None:

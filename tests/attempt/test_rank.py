@@ -23,15 +23,18 @@ _WARNED = """
 import os, signal, sys
 from r1hpc import launch
 from r1hpc.attempt import rank
-from r1hpc.attempt.state.cause import STOPPED, RankOutcome
+from r1hpc.attempt.workload import Outcome, Workload
 
 number = signal.Signals[sys.argv[2]]
 signal.signal(number, lambda *_: print("lost"))  # as submitit does
 read = rank.read
 rank.read = lambda path: (os.kill(os.getpid(), number), read(path))[1]
-rank._work = lambda run, config, context, requests, watchdog: RankOutcome(
-    0, STOPPED, "n", reason=requests.reason
-)
+
+class Stopped(Workload):
+    def run(self, job):
+        return Outcome(False, reason=job.requests.reason)
+
+rank.workload_of = lambda stage: Stopped()
 launch.run_rank(sys.argv[1])
 """
 

@@ -115,10 +115,8 @@ def test_sacct_beside_the_runs_own_record(
     run = shown["runs"][0]
     assert run["gpu_hours"]["source"] == "sacct"
     assert shown["gpu_hours"]["by_user"].keys() == {"ada"}
-    gap = run["gap_gpu_hours"]
-    assert gap["before"] == pytest.approx(4 * 6 / 3600, abs=0.002)
-    assert sum(gap.values()) == pytest.approx(run["gpu_hours"]["total"] - run["own_gpu_hours"]["total"])
-    assert "before the attempts began" in as_text(report, sacct, capsys)
+    more = run["gpu_hours"]["total"] - run["own_gpu_hours"]["total"]
+    assert f"{more:+10,.3f}  difference: before and after its attempts" in as_text(report, sacct, capsys)
 
 
 def test_gpus_that_came_with_whole_nodes_are_idle(
@@ -134,9 +132,6 @@ def test_gpus_that_came_with_whole_nodes_are_idle(
     total = run["gpu_hours"]["total"]
     assert total == pytest.approx(2 * run["own_gpu_hours"]["total"], rel=0.05)
     assert sum(each["gpu_hours"] for each in run["attempts"]) == pytest.approx(total, rel=0.01)
-    gap = run["gap_gpu_hours"]
-    assert gap["unused"] == pytest.approx(total / 2, rel=0.05)
-    assert sum(gap.values()) == pytest.approx(total - run["own_gpu_hours"]["total"], abs=0.001)
     said = " ".join(as_text(report, sacct, capsys).split())
     assert "of GPUs of its nodes that it did not ask for" in said
     for each in run["allocations"]:

@@ -141,10 +141,13 @@ def test_the_digest_sees_every_change_of_the_file(tmp_path: Path) -> None:
     [
         (
             "  - name: a\n    needs: [c]\n  - name: b\n    needs: [a]\n  - name: c\n",
-            "a needs c needs b needs a",
+            "a needs c, which does not come before it",
         ),
-        ("  - name: a\n    needs: [a]\n", "a needs a: a circle"),
-        ("  - name: a\n    needs: [b]\n  - name: b\n    needs: []\n", "comes after it: write b first"),
+        ("  - name: a\n    needs: [a]\n", "a needs a, which does not come before it"),
+        (
+            "  - name: a\n    needs: [b]\n  - name: b\n    needs: []\n",
+            "come before it: write b first",
+        ),
         ("  - name: sft\n  - name: b\n    needs: [stf]\n", "no stage 'stf' (did you mean 'sft'?)"),
         ("  - name: a\n    model: {path: '${stage:q}/model'}\n", "no stage 'q'; there are: a"),
         ("  - name: a\n  - name: a\n", "two stages are called 'a'"),

@@ -1,9 +1,5 @@
 """End a run: touch STOP, which lets it save first, or cancel its job by ID.
 
-    done = cancel(run)                    # its job gets SIGTERM; it is not requeued
-    done = cancel(run, save_first=True)   # STOP is touched: it saves after the current step and ends
-    done.action, done.text
-
 The ID comes from the run folder. It is used only after checking that the job is yours and this run's:
 `scancel --name` would hit other runs, and another cluster may use the same ID for another job.
 """
@@ -121,7 +117,6 @@ def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
 
 
 def _end_ranks(run: RunDir, job: JobRef, pid: int) -> str:
-    """End the ranks of a supervisor that was killed."""
     ranks = ranks_of(run.path, job.job_id)
     if not ranks:
         raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")

@@ -1,8 +1,5 @@
 """Read what the ranks of a run print: one file per attempt and rank, from its end, or followed as it grows.
 
-    for line in tail(find_log(run, attempt=2, rank=0), 50): print(clean(line))
-    for line in follow(run, rank=0, attempt=None, lines=50): print(line)     # all attempts, until it is over
-
 Control characters are removed: a log can hold anything a model or a library printed.
 """
 
@@ -37,7 +34,8 @@ def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
     path = run.rank_log(attempt, rank)
     if path.is_file():
         return path
-    ranks = sorted(int(found[1]) for p in run.attempt_logs(attempt).glob("*") if (found := _rank_of(p)))
+    logs = (re.fullmatch(r"rank_(\d+)\.out", path.name) for path in run.attempt_logs(attempt).glob("*"))
+    ranks = sorted(int(found[1]) for found in logs if found)
     if ranks:
         raise StateError(f"no log of rank {rank} in attempt {attempt}: there are ranks {_span(ranks)}")
     if run.attempt_logs(attempt).is_dir():
@@ -96,7 +94,6 @@ def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[
 
 
 def _from_last(path: Path, lines: int) -> GrowingFile:
-    """Open the file at its last `lines`."""
     if not path.is_file():  # srun opens it a moment after the attempt began
         return GrowingFile(path)
     shown, size = b"\n".join(tail(path, lines)), path.stat().st_size
@@ -129,10 +126,6 @@ def last_attempt(run: RunDir) -> int | None:
 def _attempts(run: RunDir) -> list[int]:
     found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
     return sorted(int(match[1]) for match in found if match)
-
-
-def _rank_of(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(r"rank_(\d+)\.out", path.name)
 
 
 def _span(numbers: Sequence[int]) -> str:

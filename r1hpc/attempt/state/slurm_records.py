@@ -1,9 +1,5 @@
 """Keep what Slurm's accounting says about a run in its allocations.json.
 
-    records = learn(run, sacct_says, now)        # kept, joined with earlier ones
-    kept_records(run)                            # what any command learnt, ever
-    ask_slurm([(run, jobs, history)], now)       # learn what is missing of many runs, in few calls
-
 Slurm forgets: a site purges its accounting, and sacct works on some machines only. A record that one command
 learns, from sacct or a file, therefore counts for every later command.
 """

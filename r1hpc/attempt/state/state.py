@@ -1,10 +1,5 @@
 """Tell what a run is doing now, from its folder, and from Slurm or the local supervisor if they can be asked.
 
-    situation = read_situation(run)
-    situation.state, situation.detail
-    is_of_run(pid, run.path)                 # a process ID may have been reused
-    ranks_of(run.path, "local-4711")         # -> pids, also of ranks that outlive a killed supervisor
-
 Loads no torch. Without an answer from Slurm the run folder decides, and `detail` says so.
 """
 
@@ -20,7 +15,7 @@ from typing import Any
 from r1hpc.attempt.state.cause import SchedulerView
 from r1hpc.attempt.state.slurm_records import kept_records, learn, own_records, submitted_at
 from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, judge_unended, record_of_attempt
-from r1hpc.base.errors import StateError
+from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir
 from r1hpc.slurm.client import SlurmError
@@ -28,15 +23,13 @@ from r1hpc.slurm.contract import HELD
 from r1hpc.slurm.rank_env import expand_nodelist
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.slurm.sacct import sacct_records
-from r1hpc.telemetry.records.attempts import (
-    NAMING,
-    Attempt,
-    Cause,
-    History,
-    read_history,
-    read_run_events,
-)
+from r1hpc.telemetry.records.attempts import NAMING, Attempt, Cause, History, read_history, read_run_events
 
+POLL_S = 0.5
+_ASK_SLURM_EVERY_S = 10.0
+"""slurmctld serves everybody: ask it seldom, and only if the run folder has nothing new."""
+_PATIENCE_S = 15.0
+"""How long after the run is over the record of an attempt's end may arrive."""
 _LOOKS, _PAUSE_S = 100, 0.02
 _END_PATIENCE_S = 600.0
 """An end follows FINISHED within seconds. Wait this long if nobody can be asked whether it still may."""
@@ -367,7 +360,6 @@ def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State
 
 
 def _of_attempt(run: RunDir, last: Attempt, report: JobReport) -> tuple[State, str]:
-    """Judge an attempt without a recorded end."""
     if report.alive is None:
         return State.running, _as_of_folder(report)
     if report.pending:
@@ -385,3 +377,40 @@ def _of_attempt(run: RunDir, last: Attempt, report: JobReport) -> tuple[State, s
 
 def _as_of_folder(report: JobReport) -> str:
     return "as of the run folder" + (f" ({report.detail})" if report.detail else "")
+
+
+def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
+    """Wait until a run is over and return its situation.
+
+    Raises:
+        R1hpcError: it is not over after `timeout_s`.
+    """
+    ending, began = Ending(), time.monotonic()
+    while True:
+        situation = read_situation(run)
+        if ending.is_here(situation):
+            return situation
+        if timeout_s is not None and time.monotonic() - began >= timeout_s:
+            raise R1hpcError(f"{run.run_id} is {situation.state} after {timeout_s:g} s; it goes on")
+        time.sleep(ask_every(situation.job.job_id if situation.job is not None else ""))
+
+
+@dataclass
+class Ending:
+    """Decide whether a run is over and its end recorded. A killed run has no end: wait a while for it."""
+
+    over_since: float | None = None
+
+    def is_here(self, situation: Situation) -> bool:
+        if not situation.state.is_over:
+            self.over_since = None
+            return False
+        self.over_since = self.over_since or time.monotonic()
+        last = situation.history.last  # its end is recorded a moment after the ranks have left FINISHED
+        is_closed = last is None or last.cause is not None
+        return is_closed or time.monotonic() - self.over_since > _PATIENCE_S
+
+
+def ask_every(job_id: str) -> float:
+    """Return the seconds between questions to Slurm if the run folder has nothing new."""
+    return POLL_S if job_id.startswith("local-") else _ASK_SLURM_EVERY_S

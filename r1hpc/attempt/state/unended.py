@@ -1,8 +1,5 @@
 """Judge an attempt that could not record its own end: killed, or finished after its supervisor died.
 
-    close_unended(run, config, job_id)       # the next `begin` writes what is missing
-    judge_unended(run, attempt, view)        # the same judgement for attempt.state, which writes nothing
-
 A finished run has no next `begin`: attempt.state judges its last attempt.
 """
 
@@ -21,7 +18,7 @@ from r1hpc.attempt.state.cause import (
     is_step_cancelled,
     read_outcomes,
 )
-from r1hpc.attempt.state.slurm_records import learn
+from r1hpc.attempt.state.slurm_records import learn, record_of
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import progress
 from r1hpc.checkpoint.store import CheckpointStore
@@ -179,22 +176,9 @@ def _ask_sacct(run: RunDir, last: Attempt) -> JobRecord | None:
 
 
 def record_of_attempt(records: Sequence[JobRecord], last: Attempt) -> JobRecord | None:
-    """Return the ended record of the job in which the attempt began.
-
-    Attempts of earlier versions did not record when their job started. Then the record counts that started
-    last before the attempt began.
-    """
-    mine = [
-        r for r in records if r.job_id == last.job_id and None not in (r.start, r.end) and _holds(r, last)
-    ]
-    return mine[-1] if mine else None
-
-
-def _holds(record: JobRecord, last: Attempt) -> bool:
-    if last.job_start is not None:
-        return record.start == last.job_start
-    # Slurm writes whole seconds: an attempt killed in the second of its begin seems to end before it.
-    return (record.start or 0.0) <= last.start + 1 and (record.end or 0.0) >= int(last.start)
+    """Return the ended record of the job in which the attempt began."""
+    ended = [record for record in records if record.end is not None]
+    return record_of(ended, last.job_id, last.start, last.end or time.time(), last.job_start)
 
 
 def _ended(record: JobRecord, last: Attempt) -> float | None:

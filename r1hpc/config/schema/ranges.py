@@ -84,7 +84,6 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield every plain value in a mapping or a list, with its key."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_text(f"a name in {key}", str(name))

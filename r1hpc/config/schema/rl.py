@@ -359,7 +359,6 @@ class EvaluateConfig:
 
 
 def _check_part(key: str, part: Any, known: tuple[str, ...]) -> None:
-    """Check an entry of task.mix or evaluate.sets."""
     label = key.split(".", 2)[2]
     if not _LABEL.fullmatch(label):
         raise ConfigError(f"{key}: {label!r} is no label: take letters, digits, '-' and '_'")

@@ -5,7 +5,8 @@ one section against each other, `plan` checks across sections (batch arithmetic,
 `configs/` and `jobs/` use the same names. Long sections are in cluster.py, rl.py and sections.py.
 """
 
-from dataclasses import Field, dataclass, field, is_dataclass
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -408,3 +409,13 @@ class RunConfig:
 def section_of(setting: "Field[Any]") -> type | None:
     """Return the dataclass of a field that is a section; None if it is a setting."""
     return type(setting.default) if is_dataclass(setting.default) else None
+
+
+def settings_of(schema: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, "Field[Any]"]]:
+    """Yield (dotted key, field) of every setting, in order."""
+    for each in fields(schema):
+        section = section_of(each)
+        if section is None:
+            yield f"{prefix}{each.name}", each
+        else:
+            yield from settings_of(section, f"{prefix}{each.name}.")

@@ -112,7 +112,6 @@ def list_chains(root: Path) -> list[ChainDir]:
 
 
 def _last_touched(chain: ChainDir) -> float:
-    """Return when it was last begun or continued."""
     return max(path.stat().st_mtime for path in (chain.definition, chain.events) if path.is_file())
 
 

@@ -1,8 +1,5 @@
 """Continue a run after an attempt: requeue its job, or submit a new one.
 
-    status = end_and_go_on(run, attempt=2, status=0)     # on the batch host, the job's last action
-    job_ids = move_dependents(run, "77")                 # jobs that waited for the run's job wait for job 77
-
 If the cluster forbids requeueing, the run continues in a job with another ID. The stages of its chain that
 wait for the old job must wait for the new one: they would begin once the old job ended with status 0.
 """
@@ -55,11 +52,14 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
 
 
 def _go_on(run: RunDir, job: str, warned: float | None) -> None:
-    """Requeue the job, or submit the run again if the cluster forbids that."""
     if requeue(job, check=partial(_refuse_cancelled, run, warned)):
         return
     print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
-    new_job = resubmit(run.script, after=job, exclude=_excluded(job))
+    try:  # the nodes on which the job could not begin: its successor should not try them either
+        excluded = job_state(job).excluded
+    except SlurmError:
+        excluded = ""
+    new_job = resubmit(run.script, after=job, exclude=excluded)
     try:
         record(run, "resubmitted", job_id=new_job, executor="slurm")
         for job_id in move_dependents(run, new_job):
@@ -76,14 +76,6 @@ def _refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> Non
         refuse_cancelled(run, warned, state)
     except StateError as error:
         raise SlurmError(str(error), 0) from error
-
-
-def _excluded(job: str) -> str:
-    """Return the nodes on which the job could not begin; its successor should not try them either."""
-    try:
-        return job_state(job).excluded
-    except SlurmError:
-        return ""
 
 
 def move_dependents(run: RunDir, new_job: str) -> list[str]:

@@ -1,11 +1,5 @@
-"""Tell the state of a chain from the states of its stages, and cancel a chain.
+"""Tell the state of a chain from the states of its stages, and cancel a chain."""
 
-now = read_chain_situation(chain)
-now.state, now.detail, [stage.state for stage in now.stages]
-done = cancel_chain(chain)      # {"grpo": Cancellation(…), "sft": …}: the last stage first
-"""
-
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from r1hpc.attempt.state.cancel import Cancellation, cancel_job, touch_stop
@@ -97,14 +91,13 @@ def read_chain_situation(chain: ChainDir) -> ChainSituation:
     """Return the situation of a chain; each open stage may cost a call to Slurm."""
     stages = open_definition(chain).stages
     finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
-    return ChainSituation(chain, tuple(_stage_situation(chain, stage, finished) for stage in stages))
-
-
-def _stage_situation(chain: ChainDir, stage: Stage, finished: Collection[str]) -> StageSituation:
-    run = chain.stage(stage.name)
-    known = run.config.is_file() or run.attempts.is_file()
-    unfinished = tuple(name for name in stage.needs if name not in finished)
-    return StageSituation(stage, run, read_situation(run) if known else None, unfinished)
+    found = []
+    for stage in stages:
+        run = chain.stage(stage.name)
+        known = run.config.is_file() or run.attempts.is_file()
+        unfinished = tuple(name for name in stage.needs if name not in finished)
+        found.append(StageSituation(stage, run, read_situation(run) if known else None, unfinished))
+    return ChainSituation(chain, tuple(found))
 
 
 def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:
@@ -122,11 +115,8 @@ def _cancel_stage(stage: StageSituation, save_first: bool) -> Cancellation:
     situation = stage.situation
     assert situation is not None, "it is at work"
     # The supervisor of a chain is one process for all waiting stages: STOP affects only this stage.
-    if save_first or _is_queued_here(situation):
+    job = situation.job
+    is_queued_here = situation.state is State.queued and job is not None and job.pid is not None
+    if save_first or is_queued_here:
         return touch_stop(stage.run, situation)
     return cancel_job(stage.run, situation)
-
-
-def _is_queued_here(situation: Situation) -> bool:
-    job = situation.job
-    return situation.state is State.queued and job is not None and job.pid is not None
