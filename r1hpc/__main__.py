@@ -96,29 +96,16 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _answer_tab(line: str) -> int:
-    """Complete a line of `r1hpc COMMAND ...` or `python -m r1hpc.COMMAND ...` when TAB is pressed."""
+    """Complete a line of `r1hpc COMMAND ...` when TAB is pressed."""
     words = line[:_LONGEST_LINE].split()
     done = words if line[-1:].isspace() else words[:-1]
-    if Path(words[0]).name.startswith("python"):
-        if done[1:2] != ["-m"]:
-            return 0
-        place, start = 2, "r1hpc."
-    else:
-        place, start = 1, ""
-    if len(done) <= place:
-        return _answer_with([f"{start}{name}" for name in COMMANDS], place)
-    name = done[place].removeprefix(start).replace("_", "-")
-    if name not in COMMANDS:
-        return 0
-    os.environ["_ARGCOMPLETE"] = str(place + 1)  # argcomplete's: index of the program's word in the line
-    return _run(name, [])
-
-
-def _answer_with(names: Sequence[str], place: int) -> int:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("command", choices=names)
-    os.environ["_ARGCOMPLETE"] = str(place)
-    answer_tab(parser)
+    if len(done) > 1 and done[1] in COMMANDS:
+        os.environ["_ARGCOMPLETE"] = "2"  # argcomplete's: index of the program's word in the line
+        return _run(done[1], [])
+    if len(done) < 2:
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("command", choices=tuple(COMMANDS))
+        answer_tab(parser)
     return 0
 
 

@@ -4,25 +4,19 @@
     python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves after its next step, then ends
     python -m r1hpc.cancel CHAIN                 # every stage or point (of a sweep) that waits or runs
 
-Without a name it cancels nothing and lists the runs that wait or run. A job is cancelled by the ID in the run
-folder, and only if it is yours and this run's.
+Without a name it cancels nothing. A job is cancelled by the ID in the run folder, and only if it is yours and
+this run's.
 """
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import RUN_NAMES, all_runs, full_name, is_yours
+from r1hpc.base.choose_run import RUN_NAMES
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
-from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.run_dir import run_root_of
+from r1hpc.base.errors import UsageError
 
 if TYPE_CHECKING:
     from r1hpc.api import Chain
-
-
-_LISTED_WITHIN_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.api import Chain, open_run_or_chain
 
     if arguments.run_dir is None:
-        raise UsageError(_which(run_root_of(arguments.run_root)))
+        raise UsageError("cancel needs the name of a run: python -m r1hpc.status --all lists them")
     from r1hpc.sweeps.folder import SweepDir
 
     if sweep := SweepDir.find(arguments.run_dir, arguments.run_root):
@@ -60,31 +54,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--save-first", action="store_true", help="let it save and end by itself")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
-
-
-def _which(root: Path) -> str:
-    """Return the sentence for a cancel without a name: the runs that wait or run."""
-    from r1hpc.attempt.state.state import read_situation
-
-    live, deadline = [], time.monotonic() + _LISTED_WITHIN_S
-    for run in all_runs(root):
-        if not is_yours(run.path):
-            continue
-        if time.monotonic() > deadline:  # Slurm may be silent
-            live.append("older runs were not looked at")
-            break
-        try:
-            state = read_situation(run, timeout_s=2.0).state
-        except (R1hpcError, OSError):
-            continue
-        if not state.is_over:
-            live.append(f"{full_name(run)} ({state.value})")
-    if not live:
-        return (
-            f"no run under {root.absolute()} waits or runs: nothing to cancel. Name another folder by "
-            "--run-root DIR or R1HPC_RUN_ROOT"
-        )
-    return "\n  ".join([f"cancel needs the name of a run. Under {root.absolute()} wait or run:", *live])
 
 
 def _cancel_chain(chain: "Chain", save_first: bool, as_json: bool) -> int:

@@ -2,7 +2,6 @@
 
     python -m r1hpc.compare BASE NEW                 # runs of stage evaluate, or the last evaluation of rl
     python -m r1hpc.compare grpo@0 grpo@60           # one run at two steps
-    python -m r1hpc.compare BASE NEW --out ab.html   # a page with the questions on which they differ
 
 Using the same questions cancels their difficulty. It shows accuracy with the interval of the difference,
 McNemar's test of the greedy answers, pass@k, length, tokens per correct answer, and how many questions would
@@ -14,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
+from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.tables import format_table, wrap
@@ -33,22 +31,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.tasks.stats.comparison import compare_answers
 
-    refuse_folder(arguments.out)
     (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
     found = compare_answers(a, b)
     head, rows, tests = _head(found, name_a, name_b), _rows(found), _tests(found)
-    if arguments.out is not None:
-        from r1hpc.reporting.comparison_page import write_page
-
-        figures = (head, _HEADINGS, rows, tests)
-        write_page(found.disagreements, (name_a, name_b), figures, arguments.out)
     if arguments.json:
-        print_json({"a": name_a, "b": name_b, "verdict": found.verdict or None, **_as_json(found)})
+        print_json(
+            {
+                "a": name_a,
+                "b": name_b,
+                "verdict": found.verdict or None,
+                **asdict(found),
+                "disagreements": len(found.disagreements),
+            }
+        )
         return 0
     table = format_table(_HEADINGS, rows, right=range(1, len(_HEADINGS)), indent="  ")
     print("\n".join([*head, "", table, "", *(wrap(each, hanging="  ") for each in tests)]))
-    if arguments.out is not None:
-        print(f"{arguments.out}: {len(found.disagreements)} questions on which they differ")
     return 0
 
 
@@ -60,15 +58,11 @@ def _parser() -> ArgumentParser:
         )
         offer(run, RUN_NAMES)
     add_run_root(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write a page of the questions they differ on"
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
-    """Return the name and the answers of RUN or RUN@STEP."""
     from r1hpc.telemetry.records.evaluations import read_answers, results
 
     name, at, step = given.rpartition("@")
@@ -81,12 +75,6 @@ def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]
     return full_name(run) + ("" if number is None else f"@{number}"), answers
 
 
-def _as_json(found: Comparison) -> dict[str, Any]:
-    content = asdict(found)
-    content["disagreements"] = len(found.disagreements)
-    return content
-
-
 def _head(found: Comparison, name_a: str, name_b: str) -> list[str]:
     lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions in both"]
     for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
@@ -95,7 +83,6 @@ def _head(found: Comparison, name_a: str, name_b: str) -> list[str]:
 
 
 def _rows(found: Comparison) -> list[list[str]]:
-    """Return the figures, a row of _HEADINGS each."""
     what = "accuracy of the samples" if found.is_sampled else "accuracy of the greedy answers"
     rows = [_row(what, found.accuracy)]
     rows += [_row("greedy", found.greedy)] if found.is_sampled else []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import add_run, choose_run
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     attempt = _choose(run, history, arguments.attempt)
     budget = QUICK_BYTES if arguments.quick else THOROUGH_BYTES
     diagnosis = diagnose(run, attempt, end=_end(run, history, attempt), max_bytes=budget)
-    print_result(diagnosis.to_json(), coloured("\n".join(as_lines(diagnosis))), arguments.json)
+    print_result(asdict(diagnosis), coloured("\n".join(as_lines(diagnosis))), arguments.json)
     return 0
 
 

@@ -5,7 +5,7 @@
     salloc -N 2 -t 10 python -m r1hpc.doctor --nodes 2  # on the nodes of an allocation, and between them
     python -m r1hpc.doctor --write-profile configs/cluster/mine.yaml
 
-Also shared memory, the run root (space, speed, locks, rename), GPUs and time limits. Each finding is ok,
+Also shared memory, the run root (space, speed, locks), GPUs and time limits. Each finding is ok,
 warn, fail or unknown, and names the fix. Exit status 0: nothing failed. It writes 64 MiB under the run root
 and removes them.
 """

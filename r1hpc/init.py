@@ -174,7 +174,6 @@ def _write_profile(path: Path, arguments: Namespace, gpus: int) -> None:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as a YAML scalar."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -104,7 +104,6 @@ def _parser() -> ArgumentParser:
 
 
 def _named(given: Sequence[str | None], run_root: str | None) -> list[RunDir]:
-    """Return the named runs, each once."""
     runs = [run for each in given for run in _runs(each, run_root)]
     return list({run.path.resolve(): run for run in runs}.values())
 
@@ -134,7 +133,7 @@ def draw(found: RunReport) -> list[Path]:
     # Deferred: no other format draws.
     from r1hpc.reporting.page import draw_pngs
 
-    return draw_pngs(found.run, found.ledger.summary, found.run.report)
+    return draw_pngs(found.run, found.ledger.summary)
 
 
 def _selection(arguments: Any) -> Selection:

@@ -104,7 +104,6 @@ def _frozen(given: str, run_root: str | None) -> "dict[str, list[Setting]]":
 
 
 def _table(settings: "Sequence[Setting]") -> str:
-    """Return a line for each key; values are shortened to fit."""
     key_width, source_width = (
         max((len(text) for text in column), default=0)
         for column in ([each.key for each in settings], [each.source for each in settings])
@@ -116,7 +115,6 @@ def _table(settings: "Sequence[Setting]") -> str:
 
 
 def _short(value: Any, most: int) -> str:
-    """Return a value as YAML, shortened if long."""
     names = {None: "null", True: "true", False: "false"}
     text = names[value] if value is None or isinstance(value, bool) else printable(str(value))
     return text if len(text) <= most else text[: most - 1] + "…"

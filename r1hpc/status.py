@@ -11,7 +11,6 @@ waits for Slurm, if there is one, at most 5 seconds; otherwise the answer is "as
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.submission.chain.folder import choose_chain
 
-    if arguments.watch:
-        raise UsageError("--watch has a command of its own: python -m r1hpc.watch RUN")
     if arguments.all:
         return _show_all(arguments)
     chain = choose_chain(arguments.run_dir, arguments.run_root)
@@ -57,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_now(run: RunDir) -> tuple[dict[str, Any], str]:
-    """Return the object of --json, and the text."""
     from r1hpc.accounting.open_ledger import settled_ledger
 
     now = time.time()
@@ -125,7 +121,6 @@ def _number(value: object) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
-    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
@@ -303,7 +298,6 @@ def _readable(
 
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
-    """Return a chain's row; its steps are its stages."""
     from r1hpc.attempt.state.state import State
 
     states = [stage["state"] for stage in shown["stages"]]
@@ -319,7 +313,6 @@ def _sweep_as_json(sweep: SweepDir) -> dict[str, Any]:
 
 
 def _sweep_row(shown: dict[str, Any]) -> tuple[str, ...]:
-    """Return a sweep's row; its steps are its points."""
     done, of = shown["finished"], shown["points"]
     state = "finished" if done == of else "unfinished"
     return (f"{shown['sweep']} (sweep)", state, "-", str(done), str(of), "-", "-")

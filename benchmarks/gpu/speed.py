@@ -51,6 +51,6 @@ def _run(place: Place, size: str, length: int, more: tuple[str, ...]) -> Run:
 
 def memory_of(made: Run) -> str:
     """The most that NVML saw used on any GPU of a run."""
-    gpus = [gpu for node in read_gpus(made.folder) for gpu in node.summary.result()["gpus"].values()]
+    gpus = [gpu for node in read_gpus(made.folder) for gpu in node.result()["gpus"].values()]
     used = [gpu["max_memory_used_bytes"] for gpu in gpus if gpu["max_memory_used_bytes"] is not None]
     return f"{max(used) / GIB:.1f} GiB" if used else "-"

@@ -426,5 +426,5 @@ def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = No
         whose = "sacct" if records is None else "the file"
         note = f"{whose} has no record of job {', '.join(jobs)}"
     ledger = open_ledger(run, now, found, note)
-    gpus = tuple(node.summary.result() for node in ledger.summary.gpus)
+    gpus = tuple(node.result() for node in ledger.summary.gpus)
     return RunReport(ledger=ledger, audit=audit_ledger(run), gpus=gpus)

@@ -1,24 +1,20 @@
 """Check nodes against one another: can they connect, do their clocks agree, do they share files.
 
-The node part runs once on each node (srun). The first node listens. The others ask it for the time, five
-times, and keep the fastest answer: the offset is known to half that round trip (Cristian, "Probabilistic
-clock synchronization", 1989).
+The node part runs once on each node (srun). The first node listens, and the others ask it for the time: the
+offset is known to half the round trip (Cristian, "Probabilistic clock synchronization", 1989).
 """
 
 import contextlib
 import fcntl
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.slurm.rank_env import network_interface_to
 
-_QUESTIONS = 5
 _PATIENCE_S = 15.0
 
 
@@ -86,24 +82,25 @@ def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
 
 
 def _serve(ports: Sequence[int], awaited: set[str]) -> None:
-    """Answer every line with the time, until all awaited nodes have asked or time is up.
+    """Answer each line with the time, until all awaited nodes have asked or time is up.
 
-    A node whose connection was too slow comes again, and a stranger may connect: nodes are known by name.
+    A stranger may connect too: nodes are known by name.
     """
     listener = _listen(ports)
     if listener is None:
         return
     deadline = time.monotonic() + _PATIENCE_S
-    threads: list[threading.Thread] = []
     with listener:
         listener.settimeout(0.1)
         while awaited and time.monotonic() < deadline:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):  # nobody came, or whoever came says nothing
                 visitor, _ = listener.accept()
-                threads.append(threading.Thread(target=_answer, args=(visitor, awaited), daemon=True))
-                threads[-1].start()
-        for thread in threads:
-            thread.join(5.0)
+                visitor.settimeout(1.0)
+                with visitor, visitor.makefile("rw") as lines:
+                    name = lines.readline().strip()
+                    lines.write(f"r1hpc {time.time()!r}\n")
+                    lines.flush()
+                awaited.discard(name)
 
 
 def _listen(ports: Sequence[int]) -> socket.socket | None:
@@ -113,39 +110,22 @@ def _listen(ports: Sequence[int]) -> socket.socket | None:
     return None
 
 
-def _answer(visitor: socket.socket, awaited: set[str]) -> None:
-    visitor.settimeout(5.0)
-    with contextlib.suppress(OSError), visitor, visitor.makefile("rw") as lines:
-        for number, name in enumerate(lines, 1):
-            lines.write(f"r1hpc {time.time()!r}\n")
-            lines.flush()
-            if number == _QUESTIONS:  # a node that was too slow before comes again
-                awaited.discard(name.strip())
-
-
 def _ask_time(name: str, host: str, ports: Sequence[int]) -> tuple[float | None, float | None, str | None]:
     """Return (offset, round trip, why not)."""
     deadline, why = time.monotonic() + _PATIENCE_S, "nobody listens"
     while time.monotonic() < deadline:
         for port in ports:
             try:
-                with socket.create_connection((host, port), 2.0) as link, link.makefile("rw") as lines:
-                    trip, offset = min(_one_question(name, lines) for _ in range(_QUESTIONS))
-                    return offset, trip, None
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or str(error)
+                with socket.create_connection((host, port), 5.0) as link, link.makefile("rw") as lines:
+                    asked, began = time.time(), time.perf_counter()
+                    lines.write(f"{name}\n")
+                    lines.flush()
+                    who, _, said = lines.readline().partition(" ")
+                    trip = time.perf_counter() - began
+                if who == "r1hpc":
+                    return float(said) - (asked + trip / 2), trip, None
+                why = "another program listens there"
+            except OSError as error:
+                why = error.strerror or str(error)
         time.sleep(0.2)  # the first node may start later
     return None, None, f"no connection to {host}, ports {', '.join(map(str, ports))}: {why}"
-
-
-def _one_question(name: str, lines: TextIO) -> tuple[float, float]:
-    """Return (round trip, offset). Raises ValueError if another program answers on that port."""
-    asked = time.time()
-    began = time.perf_counter()
-    lines.write(f"{name}\n")
-    lines.flush()
-    who, _, said = lines.readline().partition(" ")
-    trip = time.perf_counter() - began
-    if who != "r1hpc":
-        raise ValueError("another program listens there")
-    return trip, float(said) - (asked + trip / 2)

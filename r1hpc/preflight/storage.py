@@ -1,8 +1,4 @@
-"""Check the folder for runs: room, speed, and the file operations that checkpoints rely on.
-
-facts = collect_storage(Path("/scratch/me/runs"))     # writes 64 MiB and removes them
-judge_storage(facts, needed_bytes=2**40)
-"""
+"""Check the folder for runs: room, speed and locks."""
 
 import errno
 import fcntl
@@ -10,7 +6,6 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +36,6 @@ class StorageFacts:
     write_error: str | None = None
     locks: str | None = None
     """None: flock works; else how it fails."""
-    rename: str | None = None
-    """None: rename works as the commit of a checkpoint needs; else how it fails."""
 
 
 def collect_storage(root: Path) -> StorageFacts:
@@ -62,15 +55,14 @@ def collect_storage(root: Path) -> StorageFacts:
             written_bytes=written,
             write_s=seconds,
             write_error=write_error,
-            locks=_tried(_how_locks_fail, folder),
-            rename=_tried(_how_rename_fails, folder),
+            locks=_how_locks_fail(folder),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[SiteFinding]:
-    """Judge room, speed, locks and rename of a run root.
+    """Judge room, speed and locks of a run root.
 
     Args:
         needed_bytes: size of a run's checkpoints there; None: unknown.
@@ -78,12 +70,7 @@ def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[
     if facts.error is not None:
         fix = "choose a folder that you may write, on a file system that all nodes share: --run-root DIR"
         return [fail("run root", f"{facts.path}: {facts.error}", fix)]
-    return [
-        _judge_room(facts, needed_bytes),
-        _judge_speed(facts),
-        _judge_locks(facts),
-        _judge_rename(facts),
-    ]
+    return [_judge_room(facts, needed_bytes), _judge_speed(facts), _judge_locks(facts)]
 
 
 def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
@@ -122,13 +109,6 @@ def _judge_locks(facts: StorageFacts) -> SiteFinding:
     return ok("file locks", "flock holds")
 
 
-def _judge_rename(facts: StorageFacts) -> SiteFinding:
-    if facts.rename is not None:
-        fix = "checkpoints are committed by rename: take a POSIX file system, not an object store's mount"
-        return fail("atomic rename", f"{facts.path}: {facts.rename}", fix)
-    return ok("atomic rename", "rename replaces files, and refuses a folder that is not empty")
-
-
 def _timed_write(path: Path, count: int) -> tuple[int, float | None, str | None]:
     """Return (bytes written, seconds with fsync, error). Random bytes: a file system may compress."""
     block, written = os.urandom(_BLOCK_BYTES), 0
@@ -145,45 +125,18 @@ def _timed_write(path: Path, count: int) -> tuple[int, float | None, str | None]
 
 def _how_locks_fail(folder: Path) -> str | None:
     path = folder / "lock"
-    with path.open("w") as held, path.open("w") as other:
-        try:
+    try:
+        with path.open("w") as held, path.open("w") as other:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return f"flock fails: {_words(error)}"
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        return "two holders of one flock at once"
-
-
-def _how_rename_fails(folder: Path) -> str | None:
-    """Test what checkpoint/commit.py and checkpoint/fence.py rely on; return what fails."""
-    old, new = folder / "old", folder / "new"
-    old.write_text("old")
-    new.write_text("new")
-    new.replace(old)
-    if old.read_text() != "new" or new.exists():
-        return "a rename over a file does not replace it"
-    staged, final = folder / "staged", folder / "final"
-    for each in (staged, final):
-        each.mkdir()
-        (each / "file").touch()
-    try:
-        staged.rename(final)
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            return "two holders of one flock at once"
     except OSError as error:
-        return (
-            None if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else f"rename of a folder: {_words(error)}"
-        )
-    return "a folder is renamed over another that is not empty"
-
-
-def _tried(probe: Callable[[Path], str | None], folder: Path) -> str | None:
-    try:
-        return probe(folder)
-    except OSError as error:
-        # The timed write reports a full disk; it is no fault of locks or of rename.
-        return None if error.errno in (errno.ENOSPC, errno.EDQUOT) else _words(error)
+        # The timed write reports a full disk; it is no fault of locks.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return None if full else f"flock fails: {_words(error)}"
 
 
 def _words(error: OSError) -> str:

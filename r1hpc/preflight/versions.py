@@ -138,9 +138,10 @@ def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -
             "torch and driver", f"torch for CUDA {facts.torch_cuda}, driver {driver}: no rule for these"
         )
     if _numbers(driver) < oldest:
+        needed = ".".join(map(str, oldest))
         return fail(
             "torch and driver",
-            f"driver {driver} is too old for torch's CUDA {facts.torch_cuda}, which needs {_dotted(oldest)}",
+            f"driver {driver} is too old for torch's CUDA {facts.torch_cuda}, which needs {needed}",
             "install a torch built for an older CUDA, or ask for a newer driver",
         )
     return ok("torch and driver", f"driver {driver} serves torch's CUDA {facts.torch_cuda}")
@@ -227,10 +228,6 @@ def _foreign_nccl(environ: Mapping[str, str]) -> str | None:
     folders = [Path(part) for part in environ.get("LD_LIBRARY_PATH", "").split(":") if part]
     in_path = [str(folder / "libnccl.so.2") for folder in folders if (folder / "libnccl.so.2").exists()]
     return next(iter([*preloaded, *(path for path in in_path if "site-packages" not in path)]), None)
-
-
-def _dotted(numbers: tuple[int, ...]) -> str:
-    return ".".join(map(str, numbers))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

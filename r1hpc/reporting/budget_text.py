@@ -68,7 +68,7 @@ def _table(budget: Budget | None, status: BudgetStatus) -> str:
         ("running", status.running, status.num_running),
         ("queued", status.queued, status.num_queued),
     ):
-        rows.append((name, *_spread(taken), _share(taken.p50, granted), _jobs(count)))
+        rows.append((name, *_spread(taken), _share(taken.p50, granted), f"{count} job{'s' * (count != 1)}"))
     if granted is not None:
         left = _left_after(granted, status)
         band = f"{format_hours(left['p10'])} to {format_hours(left['p90'])}"
@@ -144,7 +144,3 @@ def _spread(spread: Spread) -> tuple[str, str]:
 
 def _share(hours: float, granted: float | None) -> str:
     return "" if granted is None else f"{100 * hours / granted:.1f} %"
-
-
-def _jobs(count: int) -> str:
-    return "1 job" if count == 1 else f"{count} jobs"

@@ -1,9 +1,5 @@
 """Draw one chart with matplotlib: inlined in a page as SVG at two widths, or written as PNG for a slide.
 
-    chart = Chart("queue", "Queue waits", "hours in the queue", draw)   # draw(axes, width) does the drawing
-    html = inline(chart, FULL)            # for a page: follows its colours, its font and its width
-    save_png([chart], "one-run: queue", run.report / "queue.png")
-
 An SVG that only scales has unreadable text on a telephone. A chart that is wide on a desk is therefore drawn
 twice, and the style sheet shows one of them. Lengths are CSS pixels. matplotlib is imported only to draw.
 """

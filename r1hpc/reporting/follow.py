@@ -144,7 +144,6 @@ class _Follower:
             self._screen.print(f"no attempt begins: {event.get('cause')}{detail}", "red")
 
     def _print_findings(self) -> None:
-        """Print each kind of warning once."""
         for found in health_warnings([as_mapping(step) for step in self._recent]):
             if found.code not in self._warned:
                 self._warned.add(found.code)

@@ -1,22 +1,18 @@
-"""Draw the charts of used GPU-hours: planned against used, where they went, by day, queue waits.
+"""Draw the charts of GPU-hours: budget, campaign, planned against used, where they went, by day and by cause.
 
-    chart = waste({"run-1": {"useful": 12.0, "lost": 0.5, ...}}, "GPU-hours")
-
-Each function returns a Chart, or None if there is nothing to draw. Times are Unix seconds. Long series are
-shortened first: means over stretches, and ranges over them or over many GPUs.
+Each function returns a Chart, or None if there is nothing to draw. Times are Unix seconds.
 """
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TypeVar
 
 from r1hpc.accounting.budget import format_day, format_hours, format_range
+from r1hpc.accounting.campaign import StageProgress
 from r1hpc.accounting.forecast import Spread
-from r1hpc.base.units import format_duration
 from r1hpc.reporting.drawing import (
     BAND,
     DAY,
@@ -34,92 +30,14 @@ from r1hpc.reporting.drawing import (
     tip,
 )
 from r1hpc.reporting.style import colour
-from r1hpc.telemetry.gpu.history import GpuSeries
 
-_MOST_POINTS = 240
 TIMES = "\N{MULTIPLICATION SIGN}"
 PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
 """In stacking order; `other` is what no run folder explains."""
 _MOST_COLUMNS = 120
 _MOST_ROWS = 24
-_MOST_DOTS = 200
-"""Up to so many runs, each is a dot with its own tooltip."""
 Parts = Mapping[str, float]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points of one line, each with the range of the values it represents; a NaN interrupts it."""
-
-    xs: list[float]
-    ys: list[float]
-    least: list[float]
-    most: list[float]
-
-    @property
-    def finite(self) -> list[float]:
-        return [y for y in self.ys if math.isfinite(y)]
-
-    @property
-    def last(self) -> tuple[float, float]:
-        return next((x, y) for x, y in zip(self.xs[::-1], self.ys[::-1], strict=True) if math.isfinite(y))
-
-    @property
-    def is_thinned(self) -> bool:
-        return self.least != self.ys
-
-
-@dataclass(frozen=True)
-class GpuRange:
-    """Median and range over many lines, in stretches without a gap."""
-
-    parts: list[tuple[list[float], list[float], list[float], list[float]]]
-    """(xs, least, median, most) of each stretch."""
-
-    @property
-    def top(self) -> float:
-        return max((y for part in self.parts for y in part[3]), default=0.0)
-
-
-def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> Curve:
-    """Return means of several values each, about _MOST_POINTS for `num_all` values in several lines."""
-    width = max(1, math.ceil(max(len(xs), num_all) / _MOST_POINTS))
-    curve = Curve([], [], [], [])
-    for i in range(0, len(xs), width):
-        known = [y for y in ys[i : i + width] if y is not None and math.isfinite(y)] or [math.nan]
-        curve.xs.append(statistics.fmean(xs[i : i + width]))
-        curve.ys.append(statistics.fmean(known))
-        curve.least.append(min(known))
-        curve.most.append(max(known))
-    return curve if width > 1 else replace(curve, least=curve.ys, most=curve.ys)
-
-
-def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS) -> GpuRange:
-    """Return one field of telemetry.gpu.series.Point over all GPUs, at about `most` times, by stretches."""
-    points = [p for each in series for segment in each.segments for p in segment]
-    if not points:
-        return GpuRange([])
-    begin, end = min(p.time for p in points), max(p.time for p in points)
-    segments = [segment for each in series for segment in each.segments if len(segment) > 1]
-    periods = [(segment[-1].time - segment[0].time) / (len(segment) - 1) for segment in segments]
-    step = max((end - begin) / most, *periods, 1.0)
-    cells: dict[int, list[float]] = defaultdict(list)
-    for point in points:
-        value = getattr(point, field)
-        if math.isfinite(value):
-            cells[int((point.time - begin) / step)].append(value)
-    parts: list[tuple[list[float], list[float], list[float], list[float]]] = []
-    before = None
-    for cell in sorted(cells):
-        if before is None or cell > before + 2:
-            parts.append(([], [], [], []))
-        before = cell
-        values = cells[cell]
-        row = (begin + (cell + 0.5) * step, min(values), statistics.median(values), max(values))
-        for column, value in zip(parts[-1], row, strict=True):
-            column.append(value)
-    return GpuRange(parts)
 
 
 @dataclass(frozen=True)
@@ -147,6 +65,7 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
     low, high = min(hours), max(hours)
     is_log = high > 20 * low
     values = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in shown]
+    only = f"; the {len(shown)} largest of {len(runs)} runs" if len(shown) < len(runs) else ""
     values = [f"{v} so far" if r.is_live and r.used else v for v, r in zip(values, shown, strict=True)]
 
     def draw(axes: Axes, width: int) -> None:
@@ -166,7 +85,7 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
             if run.used > 0:
                 name = "start-up" if run.is_live else "useful" if run.is_inside else "lost"
                 dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
-        axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{_only(shown, runs)}", loc="right")
+        axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{only}", loc="right")
 
     label = listed(
         "planned against used", [f"{r.name}: {value}" for r, value in zip(shown, values, strict=True)]
@@ -174,36 +93,6 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
     meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
     meanings.append(("start-up", "so far"))
     return Chart("planned", "Planned against used", label, draw, num_rows=len(shown), keys=meanings)
-
-
-def estimate_errors(runs: Sequence[EstimatedRun]) -> Chart | None:
-    """Draw used / planned of every finished run, oldest first, with its estimate's P10 to P90."""
-    shown = _finished(runs)[-_MOST_DOTS:]
-    if not shown:
-        return None
-    ratios = [run.used / run.planned.p50 for run in shown]
-    spans = [(run.planned.p10 / run.planned.p50, run.planned.p90 / run.planned.p50) for run in shown]
-    edges = [edge for low, high in spans for edge in (1 / max(low, 1e-3), high)]
-    widest = 1.2 * max([1.6, *edges, *ratios, *(1 / ratio for ratio in ratios)])
-    marks = [v for v in (0.1, 0.25, 0.5, 0.67, 1, 1.5, 2, 4, 10) if 1 / widest <= v <= widest]
-
-    def draw(axes: Axes, width: int) -> None:
-        log_axis(axes.yaxis, 1 / widest, widest, marks, TIMES)
-        axes.set(xlim=(-0.6, len(shown) - 0.4), xticks=[])
-        axes.set_title("used / planned (P50)")
-        axes.set_xlabel("finished runs, oldest first", loc="right")
-        axes.axhline(1, color=colour("median"), lw=1)
-        for i, (run, (low, high), ratio) in enumerate(zip(shown, spans, ratios, strict=True)):
-            bar = axes.bar(i, high - low, 0.32, bottom=low, color=colour("planned"))[0]
-            tip(bar, f"{run.name}: P10 to P90")
-            words = f"{run.name}: {ratio:.2f}{TIMES} of the estimate"
-            dot(axes, i, ratio, "useful" if run.is_inside else "lost", words)
-            if len(shown) <= 12:
-                note(axes, i, max(high, ratio), f"{ratio:.2f}")
-
-    return Chart(
-        "errors", "Error of the estimates so far", "Used over planned, for each finished run", draw, 300
-    )
 
 
 def error_words(runs: Sequence[EstimatedRun]) -> str:
@@ -276,41 +165,6 @@ def lost_by_cause(hours: Mapping[str, float], unit: str, used: float) -> Chart |
     return Chart("causes", "Lost and idle, by what ended the attempt", label, draw, num_rows=len(shown))
 
 
-def queue_waits(waits: Sequence[tuple[float, float, str]]) -> Chart | None:
-    """Draw each attempt's queue wait; `waits` holds (when it began, seconds, its run)."""
-    if not waits:
-        return None
-    longest = max(wait for _, wait, _ in waits)
-    units = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
-    unit, size = next((each for each in units if longest >= 2 * each[1]), units[-1])
-    first, last = min(waits)[0], max(waits)[0]
-    pad = 0.05 * (last - first) or 1800.0
-    median = statistics.median(wait for _, wait, _ in waits)
-
-    def draw(axes: Axes, width: int) -> None:
-        time_axis(axes, first - pad, last + pad, width)
-        number_axis(axes.yaxis, 0, 1.15 * max(longest, 1.0) / size, 4)
-        if len(waits) > _MOST_DOTS:
-            axes.set_title(f"{unit} in the queue, mean and range of neighbours")
-            _draw_many(axes, [(begin / DAY, wait / size) for begin, wait, _ in sorted(waits)])
-        else:
-            axes.set_title(f"{unit} in the queue")
-            for begin, wait, name in waits:
-                axes.vlines(begin / DAY, 0, wait / size, color=colour("save"), alpha=0.45, lw=1)
-                dot(axes, begin / DAY, wait / size, "save", f"{name}: {format_duration(wait)}", 6)
-        axes.axhline(median / size, color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
-        where = (axes.get_xlim()[1], median / size)
-        note(axes, *where, f"median {format_duration(median)}", "muted", ha="right", xytext=(-2, 3))
-
-    return Chart("queue", "Queue waits", "Queue wait of each attempt", draw)
-
-
-def _draw_many(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    curve = thin([x for x, _ in points], [y for _, y in points])
-    axes.fill_between(curve.xs, curve.least, curve.most, color=colour("save"), alpha=0.3, lw=0)
-    axes.plot(curve.xs, curve.ys, color=colour("save"))
-
-
 def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
     """Draw columns of hours by PARTS for each day (YYYY-MM-DD), or for each week or 30 days if many."""
     if len(days) < 2:
@@ -364,13 +218,8 @@ def _hours_of(parts: Parts) -> list[tuple[str, str]]:
 
 
 def _largest(items: Sequence[T], sizes: Sequence[float]) -> list[T]:
-    """Return the largest, in their given order."""
     ranked = sorted(range(len(items)), key=lambda i: -sizes[i])[:_MOST_ROWS]
     return [items[i] for i in sorted(ranked)]
-
-
-def _only(shown: Sequence[object], runs: Sequence[object]) -> str:
-    return f"; the {len(shown)} largest of {len(runs)} runs" if len(shown) < len(runs) else ""
 
 
 def _finished(runs: Sequence[EstimatedRun]) -> list[EstimatedRun]:
@@ -384,3 +233,123 @@ def _sum(many: Iterable[Parts]) -> dict[str, float]:
         for part, hours in parts.items():
             whole[part] += hours
     return dict(whole)
+
+
+@dataclass(frozen=True)
+class BurnDown:
+    """A budget over its period, in GPU-hours."""
+
+    granted: float
+    begin: float
+    end: float
+    now: float
+    curve: Sequence[tuple[float, float]]
+    """(time, spent until then)."""
+    spent: float
+    committed: Spread
+    """Still to be used by running and queued jobs."""
+    over: float
+    warn_at: Sequence[float]
+    """Shares of the budget at which it warns."""
+    plan_name: str
+    plan: Sequence[tuple[float, float]]
+    """(time, planned rest at that time)."""
+
+    @property
+    def left(self) -> float:
+        return self.granted - self.spent
+
+
+def burn_down(data: BurnDown) -> Chart:
+    """Draw the rest of the budget, with the plan and the forecast."""
+    left, granted = data.left, data.granted
+
+    def draw(axes: Axes, width: int) -> None:
+        time_axis(axes, data.begin, data.end, width)
+        number_axis(axes.yaxis, min(0.0, left - data.committed.p90), granted * 1.04)
+        axes.set_title("GPU-hours left")
+        axes.axhline(0, color=colour("median"), lw=1)
+        for share in data.warn_at:
+            axes.axhline(granted * (1 - share), color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
+            where = (data.begin / DAY, granted * (1 - share))
+            note(axes, *where, f"{100 * share:.0f} % spent", "muted", ha="left", xytext=(4, 3))
+        _draw_plan(axes, data)
+        _draw_forecast(axes, data)
+        axes.axvline(data.now / DAY, color=colour("muted"), lw=1)
+        curve = [(x, granted - spent) for x, spent in data.curve]
+        points = [(data.begin, granted), *curve, (data.now, left)]
+        _draw_hours(axes, points, f"{format_hours(left)} left", data.now > (data.begin + data.end) / 2)
+
+    label = f"What is left of the budget over time: {format_hours(left)} of {format_hours(granted)}"
+    return Chart("spent", "Burn-down", label, draw, 300)
+
+
+def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, on_the_left: bool) -> None:
+    """Draw (time, hours) as a line over its area; `words` label the last point."""
+    xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
+    axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
+    axes.plot(xs, ys, color=colour("useful"), lw=2)
+    dot(axes, xs[-1], ys[-1], "useful", words)
+    side, gap = ("right", -8) if on_the_left else ("left", 8)
+    note(axes, xs[-1], ys[-1], words, fontweight="bold", ha=side, xytext=(gap, 6))
+
+
+def _draw_plan(axes: Axes, data: BurnDown) -> None:
+    """Draw the part of the plan in the period; name it if it plans a fifth of the budget or more."""
+    import numpy as np
+
+    times, left = zip(*data.plan, strict=True)
+    xs = np.linspace(data.begin, data.end, 201)
+    ys = np.interp(xs, times, left, left=np.nan, right=np.nan)
+    xs, ys = xs[ys >= 0] / DAY, ys[ys >= 0]
+    axes.plot(xs, ys, "--", color=colour("muted"), lw=1.5)
+    if (low := ys < 0.8 * data.granted).any():
+        note(axes, xs[low][0], ys[low][0], data.plan_name, "muted", ha="left", xytext=(8, 4))
+
+
+def _draw_forecast(axes: Axes, data: BurnDown) -> None:
+    """Draw the fan from now until all jobs are over."""
+    left, taken = data.left, data.committed
+    until = min(data.end, max(data.over, data.now + 0.02 * (data.end - data.begin)))
+    if taken.p90 <= 0 or until <= data.now:
+        return
+    xs = [x / DAY for x in (data.now, until, data.end)]
+    low, middle, high = ([left, left - hours, left - hours] for hours in (taken.p90, taken.p50, taken.p10))
+    axes.fill_between(xs, low, high, color=colour("useful"), alpha=0.18, lw=0)
+    axes.plot(xs, middle, color=colour("useful"), lw=1.5, ls=(0, (3, 3)))
+    words = f"{format_hours(middle[-1])} when all jobs are over"
+    note(axes, xs[-1], middle[-1], words, "useful", ha="right", va="top", xytext=(-4, -5))
+
+
+def campaign(stages: Sequence[StageProgress]) -> Chart | None:
+    """Draw each stage: planned hours pale, used ones on top, the forecast of an open one as a line."""
+    ahead = [s.forecast.p90 for s in stages if s.when != "past"]
+    most = max([0.0, *ahead, *(max(s.stage.gpu_hours, s.used) for s in stages)])
+    names = [_stage_name(s) for s in stages]
+    values = [f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}" for s in stages]
+
+    def draw(axes: Axes, width: int) -> None:
+        number_axis(axes.xaxis, 0, most)
+        rows = [(name, value, s.when == "now") for name, value, s in zip(names, values, stages, strict=True)]
+        ys, height = named_rows(axes, rows, width)
+        for y, s in zip(ys, stages, strict=True):
+            planned = s.stage.gpu_hours
+            bar = axes.barh(y, planned, height, color=colour("planned"))[0]
+            tip(bar, f"planned {format_hours(planned)}")
+            name = "lost" if s.used > planned else "useful"
+            tip(axes.barh(y, s.used, height / 2, color=colour(name))[0], f"used {format_hours(s.used)}")
+            if s.when != "past" and s.forecast.p90 > s.used:
+                axes.plot([s.forecast.p10, s.forecast.p90], [y, y], color=colour("median"), lw=2)
+                words = f"forecast {format_hours(s.forecast.p50)} ({format_range(s.forecast)})"
+                mark(axes, s.forecast.p50, y, height, words)
+        axes.set_xlabel("GPU-hours", loc="right")
+
+    meanings = [("planned", "planned"), ("useful", "used"), ("median", f"forecast, {BAND}")]
+    label = listed("campaign", [f"{name}: {value}" for name, value in zip(names, values, strict=True)])
+    return Chart("campaign", "Campaign", label, draw, num_rows=len(stages), keys=meanings) if most else None
+
+
+def _stage_name(each: StageProgress) -> str:
+    days = (datetime.fromtimestamp(moment) for moment in (each.start, each.end - 1))
+    first, last = (day.strftime("%d %b").lstrip("0") for day in days)
+    return f"{each.stage.name} \N{MIDDLE DOT} {each.stage.days:g} d \N{MIDDLE DOT} {first} to {last}"

@@ -1,10 +1,4 @@
-"""Write the report: one self-contained HTML page of used and planned hours, with its charts as PNG beside it.
-
-    path = publish(None, run_root, None, now=time.time())        # RUN_ROOT/report.html, for all runs
-    path = publish([run], run_root, None, now=time.time())       # RUN_DIR/report/index.html
-    write_page(make_view(runs, run_root, now=time.time()), run_root / "report.html")
-    html = run_card(run)                                         # one run: facts, findings, charts
-    paths = draw_pngs(run.run, run.summary, run.run.report)      # the same charts as files
+"""Write the report: one self-contained HTML page of used and planned hours.
 
 The page has no script, font, picture or outside address: it opens from a mail, without a network. Names of
 runs and users are escaped wherever they appear.
@@ -15,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from r1hpc.accounting.budget import format_day, format_hours, format_range
-from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
+from r1hpc.accounting.budget_status import PACE_DAYS
 from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.hours import fold_hours
@@ -30,8 +23,8 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
-from r1hpc.reporting import budget_charts, hours_charts
-from r1hpc.reporting.drawing import BAND, FULL, HALF, Chart, inline, save_png
+from r1hpc.reporting import hours_charts
+from r1hpc.reporting.drawing import BAND, FULL, Chart, inline
 from r1hpc.reporting.hours_charts import error_words
 from r1hpc.reporting.progress import read_progress
 from r1hpc.reporting.results import read_results, results_card
@@ -122,7 +115,7 @@ def warnings(view: View) -> Iterator[str]:
 
 
 def budget(view: View, charts: Charts) -> Iterator[str]:
-    """Yield burn-down and campaign; without a budget the hours spent so far."""
+    """Yield burn-down and campaign."""
     status = view.status
     if view.burn_down is not None:
         left = view.burn_down.left
@@ -134,27 +127,20 @@ def budget(view: View, charts: Charts) -> Iterator[str]:
         if until is not None:
             words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
         yield "<h2>Budget</h2>" + _section_card(charts["spent"], FULL, words)
-    else:
-        words = "Set gpu_hours in budget.yaml to see what is left." if view.is_whole else ""
-        yield _section_card(charts["spent"], FULL, words)
     if view.progress is not None:
         yield _campaign(view.progress, charts["campaign"])
-    if status.limits:
-        yield _limits(status)
 
 
 def charts_of_hours(view: View) -> Charts:
     """Return every chart of the page except those of single runs, by name."""
     down, unit = view.burn_down, view.unit
     return {
-        "spent": budget_charts.burn_down(down) if down else budget_charts.spending(view.curve, unit),
-        "campaign": budget_charts.campaign(view.progress.stages if view.progress else ()),
+        "spent": hours_charts.burn_down(down) if down else None,
+        "campaign": hours_charts.campaign(view.progress.stages if view.progress else ()),
         "planned": hours_charts.planned_against_used(view.planned_runs, unit),
-        "errors": hours_charts.estimate_errors(view.planned_runs),
         "waste": hours_charts.waste(view.parts_by_run, unit),
         "days": hours_charts.by_day(view.days, unit),
         "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit, sum(view.parts.values())),
-        "queue": hours_charts.queue_waits(view.waits),
     }
 
 
@@ -172,42 +158,19 @@ def _campaign(progress: CampaignProgress, chart: Chart | None) -> str:
     return _section_card(chart, FULL, words, f"Campaign: {plan.name}")
 
 
-def _limits(status: BudgetStatus) -> str:
-    rows = [
-        [each.owner, each.tres, *map(format_hours, (each.gpu_hours, each.used, each.running, each.left))]
-        for each in status.limits
-    ]
-    shown = table(["limit", "TRES", "GPU-hours", "used", "held", "left"], rows, 2)
-    return card(
-        "Slurm's own limits (GrpTRESMins)", shown, "Slurm lets usage decay as the site configured it."
-    )
-
-
 def estimates(view: View, charts: Charts) -> Iterator[str]:
-    """Yield planned against used, and the errors of the estimates."""
-    planned, so_far = charts["planned"], charts["errors"]
-    if planned is None:
-        return
-    errors = error_words(view.planned_runs)
-    yield "<h2>Planned against used</h2>"
-    if len(view.runs) == 1:
-        yield _section_card(planned, FULL, errors, "Estimate")
-    else:
-        words = "The dark line is the estimate's median." + ("" if so_far else f" {errors}")
-        yield side_by_side(
-            [_section_card(planned, HALF, words, "Each run"), _section_card(so_far, HALF, errors)]
-        )
+    """Yield planned against used, with the error of the estimates."""
+    if charts["planned"] is not None:
+        words = f"The dark line is the estimate's median. {error_words(view.planned_runs)}"
+        yield "<h2>Planned against used</h2>" + _section_card(charts["planned"], FULL, words, "Each run")
 
 
 def hours(view: View, charts: Charts) -> Iterator[str]:
-    """Yield where hours went, by run, by day and by cause; and the time in the queue."""
+    """Yield where hours went, by run, by day and by cause."""
     if charts["waste"] is not None:
         yield "<h2>Where the hours went</h2>"
         yield _section_card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
-        yield _section_card(charts["days"], FULL)
-    words = "Of each attempt, by the time at which it began."
-    width = HALF if charts["causes"] and charts["queue"] else FULL
-    yield side_by_side([_section_card(charts["causes"], width), _section_card(charts["queue"], width, words)])
+        yield _section_card(charts["days"], FULL) + _section_card(charts["causes"], FULL)
 
 
 def tables(view: View) -> Iterator[str]:
@@ -238,9 +201,7 @@ def notes(view: View) -> str:
         *view.notes,
     ]
     items = "".join(f"<li>{text(note)}</li>" for note in shown)
-    links = ", ".join(f'<a href="{quote(name)}">{text(name)}</a>' for name in view.pictures)
-    pictures = f"<p>The same as PNG: {links}</p>" if links else ""
-    return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'
+    return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul></div>'
 
 
 def run_card(run: RunLedger, is_alone: bool = False) -> str:
@@ -262,10 +223,10 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     )
 
 
-def draw_pngs(run: RunDir, summary: RunSummary, folder: Path, prefix: str = "") -> list[Path]:
-    """Draw every chart with data as a PNG file in `folder`, its name after `prefix`; return the paths."""
+def draw_pngs(run: RunDir, summary: RunSummary) -> list[Path]:
+    """Draw every chart with data as a PNG file in the run's report folder; return the paths."""
     data = read_run_data(run, summary)
-    return write_pngs(run.run_id, charts_of_run(data), folder, STUB if data.is_stub else "", prefix)
+    return write_pngs(run.run_id, charts_of_run(data), run.report, STUB if data.is_stub else "")
 
 
 def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
@@ -309,7 +270,6 @@ def _newest_findings(run: RunLedger) -> Sequence[Finding]:
 
 
 def _findings(found: Sequence[Finding]) -> str:
-    """Return each kind of finding once, the newest first; empty if there is none."""
     first = {finding.code: finding for finding in reversed(found)}
     items = "".join(
         f'<li class="{each.severity.value}"><b>{text(each.code.replace("_", " "))}</b> '
@@ -366,7 +326,6 @@ def publish(
     window: tuple[float | None, float | None] = (None, None),
     user: str | None = None,
     account: str | None = None,
-    pictures: bool = True,
 ) -> Path:
     """Write the page; return its path.
 
@@ -379,7 +338,6 @@ def publish(
         window: (start, end), Unix seconds: only what was held in between counts.
         user: only runs of this user.
         account: only runs of this account, as far as it is known.
-        pictures: draw the PNG files too.
 
     Raises:
         UsageError: the named runs held nothing in the selection.
@@ -395,34 +353,15 @@ def publish(
     if runs is not None and not ledgers:
         named = ", ".join(full_name(run) for run in runs)
         raise UsageError(". ".join([f"{named}: nothing was held in the selection", *notes]))
-    single = ledgers[0] if runs is not None and len(runs) == 1 else None
     if runs is not None and all(run.source == "sacct" for run in ledgers):
         hours = fold_hours(held for run in ledgers for held in run.allocations)
     notes += [_SELECTED] if runs is None and is_selected else []
-    path = out or (single.run.report / "index.html" if single else run_root / "report.html")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    alone = runs is not None and len(runs) == 1
+    path = out or (ledgers[0].run.report / "index.html" if alone else run_root / "report.html")
     view = make_view(ledgers, run_root, now, notes=notes, whole=runs is None and not is_selected)
     if hours is not None:
-        view = _by_slurm(view, hours)
-    if pictures:
-        view = replace(view, pictures=tuple(_draw(view, single, path)))
+        status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")
+        groups = {key: hours[f"by_{key}"] for key in _GROUPS if hours.get(f"by_{key}")}
+        view = replace(view, status=status, groups=groups)
     write_page(view, path)
     return path
-
-
-def _by_slurm(view: View, hours: Mapping[str, Any]) -> View:
-    """Return the view with Slurm's hours as the hours spent."""
-    status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")
-    groups = {key: hours[f"by_{key}"] for key in _GROUPS if hours.get(f"by_{key}")}
-    return replace(view, status=status, groups=groups)
-
-
-def _draw(view: View, single: RunLedger | None, page: Path) -> Iterator[str]:
-    """Write the PNG files beside the page; yield their names."""
-    prefix = "" if page.stem == "index" else f"{page.stem}-"
-    if single is not None:
-        yield from (path.name for path in draw_pngs(single.run, single.summary, page.parent, prefix))
-    for name, chart in charts_of_hours(view).items():
-        if chart is not None:
-            save_png([chart], chart.title, page.with_name(f"{prefix}{name}.png"))
-            yield f"{prefix}{name}.png"

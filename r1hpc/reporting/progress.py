@@ -1,10 +1,5 @@
 """Measure how far a run is, from its newest metrics or finished parts, for `status` and `watch`.
 
-    now = read_progress(ledger)
-    now.global_step, now.num_steps, now.tokens_per_second, now.eta_s
-    watched = Watched(run)
-    shown = watched.now()        # call it repeatedly; plain values
-
 Each call of `now` reads the newest lines of the records. The ledger, which asks Slurm and adds up all steps,
 is opened again when an attempt begins or ends, and otherwise every ten seconds.
 """
@@ -176,11 +171,8 @@ class Shown:
     """Quantity -> its values over the recent steps, oldest first, without those that lack it."""
     gpus: tuple[GpuNow, ...]
     saved: tuple[int, float] | None
-    """Step and time of the newest recorded save."""
     held_out: tuple[int, float] | None
-    """The step of the newest evaluation, and its greedy accuracy."""
     job_ends_at: float | None
-    """When the time limit ends the attempt."""
     time: float
     chain: str = ""
     """A note on its chain, for a stage of one."""

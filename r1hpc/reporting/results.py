@@ -1,9 +1,5 @@
 """Put the results of runs that belong together, such as a chain's, into one table.
 
-    results = read_results(ledgers)
-    print(results_text(results))              # stage, model, greedy, pass@1, difference to the first, hours
-    html = results_card(results)
-
 A run that was also evaluated before its first step has two rows, `grpo@0` and `grpo`, as in `compare`.
 """
 

@@ -1,15 +1,14 @@
 """Draw the charts of one run: loss, reward, throughput, MFU and GPUs, with attempts as bands.
 
-    charts = charts_of_run(data)                      # {"loss": Chart, ...}: those with data
-    paths = write_pngs("my-run", charts, folder)      # loss.png, throughput.png, reward.png, gpu.png
-
-reporting.page reads a RunData from a run folder.
+reporting.page reads a RunData from a run folder. Long series are shortened first: means over stretches, and
+ranges over them or over many GPUs.
 """
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from r1hpc.reporting.drawing import (
     time_axis,
     tip,
 )
-from r1hpc.reporting.hours_charts import Curve, GpuRange, gpu_range, thin
-from r1hpc.reporting.style import LINES, colour
+from r1hpc.reporting.style import colour
 from r1hpc.telemetry.diagnosis.summary import AttemptSummary
 from r1hpc.telemetry.gpu.history import GpuSeries
 from r1hpc.telemetry.records.metrics import Step
@@ -40,13 +38,85 @@ _FILES = {
 }
 """Charts that share a PNG."""
 _REWARDS = ("reward", "reward_mean", "mean_reward")
-_MOST_READINGS = 1500
-_MOST_LINES = 8
+_MOST_POINTS = 240
 _BELOW_NAMES = 0.85
 """Share of a chart's height below the names of the attempts."""
-"""With more GPUs than this a wide chart has a line for each node, with the range of its GPUs."""
 STUB = "source=stub: a test library, these readings mean nothing"
 Bands = Sequence[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one line, each with the range of the values it represents; a NaN interrupts it."""
+
+    xs: list[float]
+    ys: list[float]
+    least: list[float]
+    most: list[float]
+
+    @property
+    def finite(self) -> list[float]:
+        return [y for y in self.ys if math.isfinite(y)]
+
+    @property
+    def last(self) -> tuple[float, float]:
+        return next((x, y) for x, y in zip(self.xs[::-1], self.ys[::-1], strict=True) if math.isfinite(y))
+
+    @property
+    def is_thinned(self) -> bool:
+        return self.least != self.ys
+
+
+@dataclass(frozen=True)
+class GpuRange:
+    """Median and range over many lines, in stretches without a gap."""
+
+    parts: list[tuple[list[float], list[float], list[float], list[float]]]
+    """(xs, least, median, most) of each stretch."""
+
+    @property
+    def top(self) -> float:
+        return max((y for part in self.parts for y in part[3]), default=0.0)
+
+
+def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> Curve:
+    """Return means of several values each, about _MOST_POINTS for `num_all` values in several lines."""
+    width = max(1, math.ceil(max(len(xs), num_all) / _MOST_POINTS))
+    curve = Curve([], [], [], [])
+    for i in range(0, len(xs), width):
+        known = [y for y in ys[i : i + width] if y is not None and math.isfinite(y)] or [math.nan]
+        curve.xs.append(statistics.fmean(xs[i : i + width]))
+        curve.ys.append(statistics.fmean(known))
+        curve.least.append(min(known))
+        curve.most.append(max(known))
+    return curve if width > 1 else replace(curve, least=curve.ys, most=curve.ys)
+
+
+def gpu_range(series: Sequence[GpuSeries], key: str, most: int = _MOST_POINTS) -> GpuRange:
+    """Return one field of telemetry.gpu.history.Point over all GPUs, at about `most` times, by stretches."""
+    points = [p for each in series for segment in each.segments for p in segment]
+    if not points:
+        return GpuRange([])
+    begin, end = min(p.time for p in points), max(p.time for p in points)
+    segments = [segment for each in series for segment in each.segments if len(segment) > 1]
+    periods = [(segment[-1].time - segment[0].time) / (len(segment) - 1) for segment in segments]
+    step = max((end - begin) / most, *periods, 1.0)
+    cells: dict[int, list[float]] = defaultdict(list)
+    for point in points:
+        value = getattr(point, key)
+        if math.isfinite(value):
+            cells[int((point.time - begin) / step)].append(value)
+    parts: list[tuple[list[float], list[float], list[float], list[float]]] = []
+    before = None
+    for cell in sorted(cells):
+        if before is None or cell > before + 2:
+            parts.append(([], [], [], []))
+        before = cell
+        values = cells[cell]
+        row = (begin + (cell + 0.5) * step, min(values), statistics.median(values), max(values))
+        for column, value in zip(parts[-1], row, strict=True):
+            column.append(value)
+    return GpuRange(parts)
 
 
 @dataclass(frozen=True)
@@ -55,11 +125,9 @@ class RunData:
 
     attempts: Sequence[AttemptSummary]
     steps: Sequence[Step]
-    """Steps that counted, in order."""
     lost: Sequence[Step]
     """Steps that were repeated, or will be."""
     saves: Sequence[float] = ()
-    """When a checkpoint was saved."""
     evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Greedy accuracy on held-out items by step: value, low and high of its 95 % interval."""
     gpus: Sequence[GpuSeries] = ()
@@ -93,9 +161,7 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
     return {chart.name: chart for chart in drawn if chart is not None}
 
 
-def write_pngs(
-    title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "", prefix: str = ""
-) -> list[Path]:
+def write_pngs(title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "") -> list[Path]:
     """Write the charts as files, some sharing one; return the paths. `warning` is added to the GPUs'."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = []
@@ -103,7 +169,7 @@ def write_pngs(
         drawn = [charts[member] for member in members if member in charts]
         if drawn:
             words = f"  ({warning})" if warning and name == "gpu" else ""
-            paths.append(folder / f"{prefix}{name}.png")
+            paths.append(folder / f"{name}.png")
             save_png(drawn, f"{title}: {'GPUs' if name == 'gpu' else name}{words}", paths[-1])
     return paths
 
@@ -199,7 +265,6 @@ def _draw_tests(axes: Axes, tests: Mapping[int, Mapping[str, float]]) -> None:
 
 
 def _throughput(data: RunData) -> Chart | None:
-    """Draw MFU over wall time if known, with tokens per second on the right; else only tokens per second."""
     has_mfu = _known(data.column("mfu"))
     if not has_mfu and not _known(data.column("tokens_per_second")):
         return None
@@ -210,7 +275,6 @@ def _throughput(data: RunData) -> Chart | None:
     ]
     known = [factor * value for value in data.column(key) if value is not None and math.isfinite(value)]
     mean = f"mean {short(round(statistics.fmean(known), 1))}"
-    ratios = [s.tokens_per_second / (100 * s.mfu) for s in data.steps if s.mfu and s.tokens_per_second]
 
     def draw(axes: Axes, width: int) -> None:
         begin, end = _times(data)
@@ -226,8 +290,6 @@ def _throughput(data: RunData) -> Chart | None:
             days = [time / DAY for time in data.saves]
             axes.plot(days, [0] * len(days), "^", color=colour("good"), ms=6, mew=0, clip_on=False, zorder=5)
             note(axes, days[0], 0, "checkpoints", "good", xytext=(0, 7))
-        if width > HALF and ratios:
-            _second_axis(axes, statistics.median(ratios))
         note(axes, end / DAY, 0.02 * high, mean, ha="right", xytext=(-4, 2), fontweight="bold")
 
     return Chart("throughput", "MFU" if has_mfu else "Throughput", f"{unit} over time: {mean}", draw)
@@ -243,16 +305,7 @@ def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
     return found
 
 
-def _second_axis(axes: Axes, factor: float) -> None:
-    """Add tokens per second, which are proportional to MFU: the same line, read on the right."""
-    right = axes.secondary_yaxis("right", functions=(lambda y: y * factor, lambda y: y / factor))
-    right.set_ylabel("tokens per second")
-    right.spines["right"].set_visible(False)
-    right.yaxis.set_major_formatter(lambda value, _: short(value))
-
-
 def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | None:
-    """Draw one reading of all GPUs over wall time: a line each if there is room, else median and range."""
     series = [each for each in data.gpus if each.segments]
     whole = gpu_range(series, key)
     if not whole.parts:
@@ -266,34 +319,12 @@ def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | 
         number_axis(axes.yaxis, 0, max(top, whole.top, 1.0) * 1.12, 4)
         axes.set_title(unit)
         _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
-        lines = _lines(series, key) if width > HALF and len(series) > 1 else {"": whole}
-        for i, (label, line) in enumerate(lines.items()):
-            _draw_range(
-                axes, line, LINES[i % len(LINES)] if label else "save", label, len(lines) == len(series)
-            )
-        if 1 < len(lines) <= _MOST_LINES:
-            axes.legend(loc="lower center", ncols=4)
+        for xs, least, median, most in whole.parts:
+            days = [x / DAY for x in xs]
+            axes.fill_between(days, least, most, color=colour("save"), alpha=0.2, lw=0)
+            axes.plot(days, median, color=colour("save"), lw=1.4, zorder=4)
 
     return Chart(name, f"{name.capitalize()}, {count}{many}", f"{unit}, {count}{many}", draw)
-
-
-def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, GpuRange]:
-    if len(series) <= _MOST_LINES:
-        return {each.name: gpu_range([each], key, _MOST_READINGS) for each in series}
-    nodes = {
-        node: [each for each in series if each.node == node] for node in sorted({s.node for s in series})
-    }
-    return {f"{node} ({len(members)})": gpu_range(members, key) for node, members in nodes.items()}
-
-
-def _draw_range(axes: Axes, line: GpuRange, name: str, label: str, is_single: bool) -> None:
-    for i, (xs, least, median, most) in enumerate(line.parts):
-        days = [x / DAY for x in xs]
-        if least != most and not is_single:
-            axes.fill_between(days, least, most, color=colour(name), alpha=0.2, lw=0)
-        axes.plot(
-            days, median, color=colour(name), lw=1.4, label=label if label and i == 0 else None, zorder=4
-        )
 
 
 def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> None:
@@ -334,7 +365,6 @@ def _name(each: AttemptSummary) -> str:
 
 
 def _times(data: RunData) -> tuple[float, float]:
-    """Return the first begin and the last sign of life."""
     moments = [t for a in data.attempts for t in (a.attempt.start, a.end)] + [
         s.time for s in data.steps if s.time
     ]

@@ -1,8 +1,5 @@
 """Show one run on one screen with rich: redrawn in place on a terminal, line by line anywhere else.
 
-    follow_screen(shown_now, 2.0, stopping)   # until the run is over
-    print(screen_text(shown_now()))           # once, without colour or cursor movements
-
 It is as wide as the terminal, and plain ASCII if the terminal's encoding requires it.
 """
 
@@ -91,7 +88,7 @@ class _Screen:
         if not shown.progress.in_parts:  # parts have no curves
             yield from (_curves(shown), Text())
         yield _facts(shown)
-        yield from _notes(shown)
+        yield from (Text(f"note: {printable(note)}", style="yellow") for note in shown.ledger.notes)
         yield from _gpus(shown, options.max_width)  # last, because a low terminal cuts there
 
 
@@ -125,7 +122,6 @@ def _bar(shown: Shown) -> RenderableType:
 
 
 def _curves(shown: Shown) -> RenderableType:
-    """Show the newest value of each quantity, and its curve over the recent steps."""
     rows: list[tuple[str, str, RenderableType]] = [
         (_NAMES.get(key, key), f"{values[-1]:{_FORMS.get(key, '.4f')}}", _Curve(values))
         for key, values in shown.curves.items()
@@ -264,7 +260,3 @@ def _attempts(shown: Shown) -> str:
     nodes = f"{last.nodes} node{'s' if last.nodes != 1 else ''}"
     gpus = f", {last.gpus} GPU{'s' if last.gpus != 1 else ''}" if last.gpus else ""
     return f"{last.attempt} on {nodes}{gpus}" + (f"; before: {before}" if before else "")
-
-
-def _notes(shown: Shown) -> list[Text]:
-    return [Text(f"note: {printable(note)}", style="yellow") for note in shown.ledger.notes]

@@ -1,8 +1,5 @@
 """Define the colours of all charts and of the page around them, light and dark, and build the page's parts.
 
-    colour("lost")           # as matplotlib takes it: the light one
-    as_css()                 # :root{--lost:#c8452c; ...}, and the dark ones under their media query
-
 A picture for a slide has the light colours. A chart inlined in the page names the variable instead of the
 colour, so that it follows the reader's scheme. Therefore no two names share a light colour. Cards, keys and
 tables escape all text here.
@@ -35,9 +32,8 @@ _COLOURS = {
     "page": ("#f6f7f8", "#12161b"),
     "edge": ("#e2e6ea", "#2a323b"),
 }
-LINES = ("useful", "start-up", "good", "save", "lost", "median", "idle", "ink")
-"""For many lines together, none more important than the others."""
 _NAMES = {light: name for name, (light, _) in _COLOURS.items()}
+_COLOUR = re.compile("|".join(_NAMES))
 NONE = "\N{EN DASH}"
 """Shown in a cell without a value."""
 
@@ -49,17 +45,13 @@ def colour(name: str) -> str:
 
 def with_variables(style: str) -> str:
     """Replace each colour of the palette in CSS by its variable; others stay."""
-    return re.sub("#[0-9a-f]{6}", lambda found: _variable(found[0]), style)
+    return _COLOUR.sub(lambda found: f"var(--{_NAMES[found[0]]})", style)
 
 
 def as_css() -> str:
     """Return the variables. Paper is always light."""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in _COLOURS.items()) for i in (0, 1))
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-
-
-def _variable(value: str) -> str:
-    return f"var(--{_NAMES[value]})" if value in _NAMES else value
 
 
 def document(title: str, blocks: Iterable[str]) -> str:

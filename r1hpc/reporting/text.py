@@ -39,16 +39,16 @@ _PARTS_OF_COMMAND = (("useful", "the script, which reports no steps: not split")
 _PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
 _HARMLESS = ("gpu_idle", "applications_clocks_setting")
-"""Harmless reasons for a lower clock."""
 
 
 def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
     """Return the complete report of one run."""
     ledger = found.ledger
+    detail = f"  ({ledger.situation.detail})" if ledger.situation.detail else ""
     card = card_of(found.run, ledger.stage)
     results = held_out_lines(found.run) or [f"{name:6} {value}" for name, value in card]
     blocks = [
-        _title(ledger),
+        wrap(f"{ledger.run.run_id}: {ledger.state}{detail}") + f"\n  {ledger.run.path}",
         _attempts(ledger),
         _hours(ledger),
         ledger_text(ledger),
@@ -89,7 +89,6 @@ def _parts_of(ledger: RunLedger) -> tuple[tuple[str, str], ...]:
 
 
 def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
-    """Return a line, if there was a plan."""
     if planned is None or planned.p50 <= 0:
         return []
     hours, low, high = (f"{value:,.4g}" for value in (planned.p50, planned.p10, planned.p90))
@@ -122,11 +121,6 @@ def _most(name: str, group: dict[str, float]) -> tuple[dict[str, float], list[tu
     rest = [value for key, value in group.items() if key not in kept]
     label = f"{len(rest)} {'earlier' if name == 'by_day' else 'others'}"
     return {key: group[key] for key in group if key in kept}, [(label, sum(rest))]
-
-
-def _title(ledger: RunLedger) -> str:
-    detail = f"  ({ledger.situation.detail})" if ledger.situation.detail else ""
-    return wrap(f"{ledger.run.run_id}: {ledger.state}{detail}") + f"\n  {ledger.run.path}"
 
 
 def _attempts(ledger: RunLedger) -> str:
@@ -219,22 +213,11 @@ def _gpus(nodes: Sequence[dict[str, Any]]) -> list[str]:
     blocks = []
     rows = [_gpu_row(node, gpu) for node in nodes for gpu in node["gpus"].values() if gpu.get("ticks")]
     if rows:
-        headings = (
-            "node",
-            "GPU",
-            "name",
-            "util",
-            "mean W",
-            "max W",
-            "max memory",
-            "kWh",
-            "hung",
-            "notes",
-        )
+        headings = ("node", "GPU", "util", "mean W", "max memory", "kWh", "hung", "notes")
         blocks.append(
             wrap("GPUs  (hung: share of readings at 100 % and under a quarter of the power limit)")
             + "\n"
-            + format_table(headings, rows, right={1, 3, 4, 5, 6, 7, 8}, indent="  ")
+            + format_table(headings, rows, right={1, 2, 3, 4, 5, 6}, indent="  ")
         )
     if any(node["source"] == "stub" for node in nodes):
         blocks.append("  These readings come from the stub library (source=stub): they mean nothing.")
@@ -251,10 +234,8 @@ def _gpu_row(node: dict[str, Any], gpu: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(node["node"]),
         _cell(gpu["index"], "d"),
-        str(gpu["name"] or "-").removeprefix("NVIDIA "),
         _cell(gpu["mean_gpu_utilization_percent"], ".0f", " %"),
         _cell(gpu["mean_power_w"], ".0f"),
-        _cell(gpu["max_power_w"], ".0f"),
         "-" if memory is None else format_bytes(memory),
         "-" if energy is None else f"{energy / _JOULES_PER_KWH:.3f}",
         _cell(gpu["busy_low_power_fraction"], ".0%"),

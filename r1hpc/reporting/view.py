@@ -17,8 +17,7 @@ from r1hpc.accounting.forecast import Spread, total
 from r1hpc.accounting.hours import split_days
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.base.choose_run import full_name
-from r1hpc.reporting.budget_charts import BurnDown
-from r1hpc.reporting.hours_charts import PARTS, EstimatedRun
+from r1hpc.reporting.hours_charts import PARTS, BurnDown, EstimatedRun
 from r1hpc.reporting.style import NONE
 
 _HELD = PARTS[:-1]
@@ -54,8 +53,6 @@ class View:
     notes: tuple[str, ...] = ()
     is_whole: bool = True
     """All runs under a run root, of all time; only then a budget applies."""
-    pictures: tuple[str, ...] = ()
-    """PNG files beside the page, relative to it."""
 
     @property
     def title(self) -> str:
@@ -128,12 +125,6 @@ class View:
         for each in (attempt for run in self.counted for attempt in run.attempts):
             found[each.cause] += each.parts["lost"] + each.parts["idle"]
         return dict(found)
-
-    @property
-    def waits(self) -> list[tuple[float, float, str]]:
-        """Return (when it began, seconds in the queue, run) of each attempt."""
-        attempts = [(run, each) for run in self.counted for each in run.attempts]
-        return [(each.start, each.wait_s, run.run_id) for run, each in attempts if each.wait_s is not None]
 
     @property
     def curve(self) -> list[tuple[float, float]]:

@@ -81,8 +81,8 @@ def test_results_of_a_chain_stand_in_one_table(chain: ChainDir, tmp_path: Path, 
     assert report.main(["r1"]) == 0
     assert capsys.readouterr().out.endswith(shown)
     runs = [chain.stage(stage.name) for stage in open_definition(chain).stages]
-    page = publish(runs, chain.path.parent, tmp_path / "page.html", 1.8e9, pictures=False).read_text()
-    assert page.index("<h3>Results</h3>") < page.index("again@0") < page.index("Spent so far")
+    page = publish(runs, chain.path.parent, tmp_path / "page.html", 1.8e9).read_text()
+    assert page.index("<h3>Results</h3>") < page.index("again@0") < page.index("Where the hours went")
 
 
 def test_followed_to_its_end_a_chain_shows_its_results(chain: ChainDir) -> None:

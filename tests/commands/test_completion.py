@@ -39,7 +39,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m r1hpc "$@"\n')
     script.chmod(0o755)
-    (script.parent / "python").symlink_to(script)
     monkeypatch.setattr(completion, "_script", lambda: script)
     RecordedRun(tmp_path / "runs" / "long-run")
     return tmp_path
@@ -78,10 +77,7 @@ def offered(line: str, shell_code: str, environment: dict[str, str], folder: Pat
         ("r1hpc export-metrics --to p", ["prometheus"]),
         ("r1hpc shard buil", ["build"]),
         ("r1hpc nosuch x", []),
-        ("python -m r1hpc.export", ["r1hpc.export", "r1hpc.export-metrics"]),
-        (".venv/bin/python -m r1hpc.submit --exec", ["--executor"]),
-        ("python3 -m r1hpc.submit --executor l", ["local"]),
-        ("python other.py --flag", []),
+        ("r1hpc submit --executor l", ["local"]),
     ],
 )
 def test_what_tab_offers(
@@ -129,28 +125,10 @@ def test_the_key_completes_the_line(shell_code: str, environment: dict[str, str]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")
-@pytest.mark.parametrize(
-    ("typed", "line"),
-    [
-        ("r1hpc submit smok\t", "r1hpc submit smoke "),
-        ("python -m r1hpc.sta\t", "python -m r1hpc.status "),
-        ("python own-scr\t", "python own-script.py "),
-        ("python --check\t", "python --check-hash-based-pycs"),
-    ],
-    ids=["command", "module", "file", "flag of python"],
-)
-def test_in_zsh_python_completes_what_it_did_before(
-    environment: dict[str, str],
-    place: Path,
-    capsys: pytest.CaptureFixture[str],
-    typed: str,
-    line: str,
+def test_the_key_completes_the_line_in_zsh(
+    environment: dict[str, str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert completion.main(["zsh"]) == 0
-    (place / "own-script.py").touch()
-    python = place / "bin" / "python"
-    python.unlink()
-    python.symlink_to(sys.executable)  # zsh asks it for its flags
     (place / "completion.zsh").write_text(capsys.readouterr().out)
     zsh = str(shutil.which("zsh"))
     with terminal([zsh, "-f", "-i"], {**environment, "TERM": "dumb"}, place) as fd:
@@ -158,8 +136,8 @@ def test_in_zsh_python_completes_what_it_did_before(
         # Twice, as a shell in a shell does.
         os.write(fd, b". ./completion.zsh; . ./completion.zsh; echo rea''dy\n")
         read_until(fd, "ready\r\n")
-        os.write(fd, typed.encode())
-        read_until(fd, line)
+        os.write(fd, b"r1hpc submit smok\t")
+        read_until(fd, "r1hpc submit smoke ")
 
 
 def test_other_shells_have_lines_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

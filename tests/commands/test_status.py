@@ -7,7 +7,7 @@ import pytest
 from r1hpc import cancel, status
 from r1hpc.attempt.state import state as attempt_state
 from r1hpc.attempt.state.state import State, read_situation
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_records
 from r1hpc.slurm.requeue import JobState
 from tests.cluster import Cluster
@@ -186,11 +186,6 @@ def test_a_torn_last_line_and_a_foreign_config_do_not_stop_status(
     finished.run.config.write_text("of: another\nversion: 9\n")
     shown = as_json(status, [], capsys)
     assert (shown["global_step"], shown["num_steps"], shown["state"]) == (40, None, "finished")
-
-
-def test_watching_has_a_command_of_its_own(finished: RecordedRun) -> None:
-    with pytest.raises(UsageError, match=r"python -m r1hpc\.watch RUN"):
-        status.main(["demo", "--watch"])
 
 
 def test_a_living_supervisor_is_running_and_a_dead_one_has_failed(

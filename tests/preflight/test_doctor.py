@@ -15,7 +15,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.preflight.findings import CheckState
 from r1hpc.preflight.node import NodeFacts, judge_node
 from r1hpc.preflight.profile import _gpu_type
-from r1hpc.preflight.slurm_settings import judge_cluster
+from r1hpc.preflight.run_all import judge_cluster
 from r1hpc.preflight.storage import StorageFacts, judge_storage
 from r1hpc.preflight.versions import VersionFacts, judge_versions
 from r1hpc.slurm.probe import ClusterFacts
@@ -28,7 +28,7 @@ from tests.slurm.test_probe import CONFIG, NODES, PARTITIONS, QOS
 def test_a_healthy_machine_has_no_fault(tmp_path: Path) -> None:
     found = doctor(tmp_path, "jobs/smoke.yaml")
     assert bad(found) == {}
-    assert {"packages", "run root space", "file locks", "atomic rename", "/dev/shm"} <= set(found)
+    assert {"packages", "run root space", "file locks", "/dev/shm"} <= set(found)
     assert list(tmp_path.iterdir()) == []
 
 

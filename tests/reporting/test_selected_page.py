@@ -37,17 +37,6 @@ def test_a_selection_that_leaves_nothing_of_a_run_overwrites_no_page(
     assert (root / "report.html").read_text() == "the page of all runs"
 
 
-def test_pictures_of_two_pages_in_one_folder_do_not_mix(
-    two: tuple[RecordedRun, RecordedRun], tmp_path: Path
-) -> None:
-    for name, made in zip(("a 1.html", "b.html"), two, strict=True):
-        publish([made.run], made.run.path.parent, tmp_path / "web" / name, time.time())
-    names = {path.name for path in (tmp_path / "web").iterdir()}
-    assert {"a 1-loss.png", "b-loss.png"} <= names
-    assert "loss.png" not in names
-    assert 'href="a%201-loss.png"' in (tmp_path / "web" / "a 1.html").read_text()
-
-
 def test_runs_of_one_name_count_both(two: tuple[RecordedRun, RecordedRun], tmp_path: Path) -> None:
     ledgers = [open_ledger(made.run, time.time()) for made in two]
     view = make_view(ledgers, tmp_path, time.time(), whole=False)
@@ -101,7 +90,7 @@ def test_a_run_that_cannot_be_drawn_costs_the_others_no_page(
     two: tuple[RecordedRun, RecordedRun], tmp_path: Path
 ) -> None:
     (two[0].run.metrics / "gpu-n1.jsonl").mkdir(parents=True)
-    page = publish([made.run for made in two], tmp_path, tmp_path / "both.html", time.time(), pictures=False)
+    page = publish([made.run for made in two], tmp_path, tmp_path / "both.html", time.time())
     text = page.read_text()
     assert "It cannot be drawn: " in text
     assert "loss over the optimizer steps" in text, "the other one is"

@@ -11,7 +11,7 @@ from r1hpc.base.files import iter_records
 from r1hpc.base.records import mistake
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, Diagnosis, diagnose
 from r1hpc.telemetry.diagnosis.findings import Finding
-from r1hpc.telemetry.gpu.summary import NodeSummary
+from r1hpc.telemetry.gpu.history import GpuHistory
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.lines import gpu_line
 from r1hpc.telemetry.records.metrics import MetricWriter
@@ -31,7 +31,7 @@ GOOD = {
 
 def summarise(path: Path) -> dict[str, Any]:
     """The readings of a node folded at once, without the folds kept beside them."""
-    summary = NodeSummary()
+    summary = GpuHistory("n1")
     for record in iter_records(path):
         if mistake(record, gpu_line(record)) is None:
             summary.add(record)

@@ -238,7 +238,7 @@ def test_the_stub_is_named(scene: Scene) -> None:
     scene.steps()
     scene.made.gpu_ticks(scene.start, 40, source="stub")
     found = scene.end()
-    assert found.to_json()["source"] == "stub"
+    assert found.source == "stub"
     assert "source=stub" in as_lines(found)[-1]
 
 

@@ -65,7 +65,7 @@ def append(path: Path, *lines: dict[str, Any]) -> None:
 def said(run: RunDir) -> str:
     """All that reports and pictures are given, to the digit; two NaN are the same."""
     nodes = read_gpus(run)
-    return repr([node.summary.result() for node in nodes]) + repr(all_series(nodes))
+    return repr([node.result() for node in nodes]) + repr(all_series(nodes))
 
 
 def afresh(run: RunDir) -> str:
@@ -147,7 +147,7 @@ def test_folds_that_were_cut_anywhere_say_what_the_readings_say(
         assert found == afresh(run)
         assert found == said(run), "and once more, now from what is kept"
     nodes = read_gpus(run)
-    assert [node.summary.result() for node in nodes] == [summarise(path) for path in run.all_gpu_metrics]
+    assert [node.result() for node in nodes] == [summarise(path) for path in run.all_gpu_metrics]
     assert max(series.stride for series in all_series(nodes)) > 1, "and the series were thinned"
 
 
@@ -166,7 +166,7 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(run: RunDir, path
     for part, ticks in ((line[:30], 20), (line[30:-1], 21), (line[-1:], 21)):
         with path.open("ab") as file:
             file.write(part)
-        assert [read_gpu_history(path).summary.ticks for _ in range(2)] == [ticks, ticks]
+        assert [read_gpu_history(path).ticks for _ in range(2)] == [ticks, ticks]
 
 
 def _shrink(path: Path) -> None:
@@ -234,7 +234,7 @@ def test_folds_of_other_readings_or_damaged_ones_are_made_again(
 def test_readings_that_are_gone(run: RunDir, path: Path) -> None:
     said(run)
     path.unlink()
-    assert read_gpu_history(path).summary.result()["gpus"] == {}
+    assert read_gpu_history(path).result()["gpus"] == {}
 
 
 def test_where_the_folder_cannot_be_written_they_are_folded_each_time(
@@ -261,7 +261,7 @@ def test_little_is_read_again_rather_than_written(
 
 def test_reports_of_a_live_run_at_once(run: RunDir, path: Path) -> None:
     def report(_: int) -> bool:
-        (gpu,) = read_gpu_history(path).summary.gpus.values()
+        (gpu,) = read_gpu_history(path).gpus.values()
         return bool(gpu.result()["energy_j"] == 100.0 * (gpu.ticks - 1))
 
     def live() -> None:
@@ -273,4 +273,4 @@ def test_reports_of_a_live_run_at_once(run: RunDir, path: Path) -> None:
         assert all(pool.map(report, range(120)))
         sampler.result()
     assert said(run) == afresh(run)
-    assert read_gpu_history(path).summary.ticks == 320
+    assert read_gpu_history(path).ticks == 320

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc import export_metrics as command
-from r1hpc.base.errors import UsageError
-from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.telemetry.records.ranks import RankTimeWriter
-from r1hpc.telemetry.trackers.prometheus import Metric, collect, render, write_textfile
+from r1hpc.telemetry.trackers.prometheus import collect, render, write_textfile
 from tests.recorded import EPOCH, RecordedRun
 
 _SAMPLE = re.compile(r'([a-z0-9_:]+)\{((?:[a-z]+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
@@ -55,8 +53,7 @@ def made(tmp_path: Path) -> RecordedRun:
 
 
 def test_the_newest_step_rank_and_reading_of_each_gpu(made: RecordedRun) -> None:
-    path = made.run.metrics / "r1hpc.prom"
-    write_textfile(made.run, path)
+    path = write_textfile(made.run)
     found = parse(path.read_text())
     run = 'run="demo"'
     assert found["r1hpc_global_step", run] == 30
@@ -72,8 +69,7 @@ def test_the_newest_step_rank_and_reading_of_each_gpu(made: RecordedRun) -> None
 
 def test_readings_of_the_stub_say_so(made: RecordedRun) -> None:
     made.gpu_ticks(made.clock, 5, node="n1", source="stub")
-    write_textfile(made.run, made.run.metrics / "r1hpc.prom")
-    text = (made.run.metrics / "r1hpc.prom").read_text()
+    text = write_textfile(made.run).read_text()
     assert 'gpu="GPU-n1-0",rank="0",source="stub"' in text
     assert 'gpu="GPU-n2-0",rank="2"}' in text
 
@@ -81,16 +77,14 @@ def test_readings_of_the_stub_say_so(made: RecordedRun) -> None:
 def test_a_node_that_an_earlier_attempt_had_is_not_told_as_of_now(made: RecordedRun) -> None:
     made.begin()
     made.gpu_ticks(made.clock, 5, node="n7")
-    write_textfile(made.run, made.run.metrics / "r1hpc.prom")
-    text = (made.run.metrics / "r1hpc.prom").read_text()
+    text = write_textfile(made.run).read_text()
     assert 'node="n7",gpu=' in text
     assert 'node="n1",gpu=' not in text
 
 
 def test_a_run_without_a_step_or_a_gpu_still_says_that_it_is_watched(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "demo")
-    write_textfile(made.run, tmp_path / "x.prom")
-    assert list(parse((tmp_path / "x.prom").read_text())) == [
+    assert list(parse(write_textfile(made.run).read_text())) == [
         ("r1hpc_written_timestamp_seconds", 'run="demo"')
     ]
 
@@ -111,22 +105,22 @@ def test_stages_of_two_chains_have_files_and_labels_of_their_own(tmp_path: Path)
 
 
 def test_label_values_and_odd_numbers_are_written_as_the_format_wants() -> None:
-    metric = Metric("r1hpc_x", "gauge", "Help.")
     odd = {"run": 'a"b\\c\nd'}
     values = (math.nan, math.inf, -math.inf, 1e-12, 3)
-    lines = render([(metric, {**odd, "i": str(i)}, value) for i, value in enumerate(values)]).splitlines()
-    assert lines[2] == 'r1hpc_x{run="a\\"b\\\\c\\nd",i="0"} NaN'
+    lines = render(
+        [("r1hpc_loss", {**odd, "i": str(i)}, value) for i, value in enumerate(values)]
+    ).splitlines()
+    assert lines[2] == 'r1hpc_loss{run="a\\"b\\\\c\\nd",i="0"} NaN'
     assert [line.split("} ")[1] for line in lines[2:]] == ["NaN", "+Inf", "-Inf", "1e-12", "3"]
 
 
 def test_a_reader_never_sees_half_a_file(made: RecordedRun) -> None:
-    path = made.run.metrics / "r1hpc.prom"
-    write_textfile(made.run, path)
+    path = write_textfile(made.run)
     stopping = threading.Event()
 
     def keep_writing() -> None:
         while not stopping.is_set():
-            write_textfile(made.run, path)
+            write_textfile(made.run)
 
     writer = threading.Thread(target=keep_writing)
     writer.start()
@@ -139,23 +133,6 @@ def test_a_reader_never_sees_half_a_file(made: RecordedRun) -> None:
     assert [each.name for each in path.parent.glob("*.prom*")] == ["r1hpc.prom"]
 
 
-def test_following_ends_with_the_run(made: RecordedRun) -> None:
-    argv = [str(made.run.path), "--to", "prometheus", "--follow", "--every", "1"]
-    finish = threading.Timer(0.5, _finish, [made])
-    finish.start()
-    assert command.main(argv) == 0
-    finish.join()
-    found = parse((made.run.metrics / "r1hpc.prom").read_text())
-    assert found["r1hpc_global_step", 'run="demo"'] == 40, "written once more after the last step"
-    with pytest.raises(UsageError, match="--every"):
-        command.main([*argv[:-1], "0"])
-
-
-def _finish(made: RecordedRun) -> None:
-    MetricWriter(made.run, 1).step(global_step=40, loss=1.0)
-    made.end("finished", committed=40)
-
-
 def test_a_sampler_that_died_is_not_told_as_of_now(made: RecordedRun) -> None:
     made.steps(41, 42, step_s=300.0)
-    assert "r1hpc_gpu_utilization_percent" not in render(collect(made.run, "demo"))
+    assert "r1hpc_gpu_utilization_percent" not in render(collect(made.run))

@@ -1,14 +1,9 @@
 """Diagnose an attempt from MFU, NVML and step times, in sentences with numbers.
 
-    diagnosis = diagnose(run, attempt, end=attempt.end)
-    for line in as_lines(diagnosis):
-        print(line)
-
 It needs neither NVML nor Slurm: it reads at most `max_bytes` of the run folder.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
@@ -36,18 +31,9 @@ class Diagnosis:
     """num_steps, num_parts (None if its stage takes steps), median_step_s, data_share, mfu,
     gpu_utilization_percent, gpu_power_w, silence_s."""
     findings: tuple[Finding, ...]
-    is_stub: bool
+    source: str
+    """Of the GPU readings: nvml, or stub for the test library, whose readings mean nothing."""
     is_partial: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run_id": self.run_id,
-            "attempt": self.attempt,
-            "figures": self.figures,
-            "findings": [finding.to_json() for finding in self.findings],
-            "source": "stub" if self.is_stub else "nvml",
-            "is_partial": self.is_partial,
-        }
 
 
 def diagnose(
@@ -67,7 +53,7 @@ def diagnose(
         attempt=attempt.attempt,
         figures=_figures(facts),
         findings=tuple(findings),
-        is_stub=facts.is_stub,
+        source="stub" if facts.is_stub else "nvml",
         is_partial=facts.is_partial,
     )
 
@@ -84,7 +70,7 @@ def as_lines(diagnosis: Diagnosis) -> list[str]:
     for code, count in seen.items():
         if count > _MOST_OF_A_KIND:
             lines.append(f"  and {count - _MOST_OF_A_KIND} more of {code} (--json lists all)")
-    if diagnosis.is_stub:
+    if diagnosis.source == "stub":
         lines.append("  The GPU readings come from the stub library (source=stub): they mean nothing.")
     return lines
 

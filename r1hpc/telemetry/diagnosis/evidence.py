@@ -1,7 +1,5 @@
 """Gather the facts of one attempt: its steps or parts, its ranks, and its GPUs during and after progress.
 
-    facts = gather(run, attempt, end=attempt.end or time.time())
-
 It reads at most `max_bytes` over all files together, the newest part of each: the end of a weeks-long attempt
 on many nodes takes less than a second. Of finished pieces of work it reads only the times.
 """
@@ -10,7 +8,8 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,26 +32,46 @@ _SETTLE_S = 2.0
 """Utilisation covers up to the last second (nvml.h), so it shows a little later that work has ended."""
 
 
-@dataclass(frozen=True)
 class GpuFacts:
-    """One GPU. `working` and `silent` are GpuFold.result() of the ticks between the first and the last sign
-    of progress, and of those after it; {} if there were none."""
+    """One GPU: its readings while the attempt made progress, and after its last sign of it."""
 
-    node: str
-    uuid: str
-    index: int | None
-    memory_total_bytes: int | None
-    power_limit_w: float | None
-    working: dict[str, Any]
-    silent: dict[str, Any]
-    new_ecc_uncorrected: int = 0
-    """Uncorrected memory errors during the attempt."""
-    errors: dict[str, int] = field(default_factory=dict)
-    """The driver's errors instead of readings, such as "gpu is lost", and how often."""
+    def __init__(self, node: str, uuid: str, static: dict[str, Any], period_s: float) -> None:
+        self.node, self.uuid = node, uuid
+        index = static.get("index")
+        self.label = f"{node} GPU {uuid[:12] if index is None else index}"
+        self.memory_total_bytes: int | None = static.get("memory_total_bytes")
+        self.power_limit_w: float | None = static.get("power_limit_w")
+        self._working, self._silent = GpuFold(), GpuFold()
+        for fold in (self._working, self._silent):
+            fold.start(static, period_s)
+        self.errors: Counter[str] = Counter()
+        """The driver's errors instead of readings, such as "gpu is lost", and how often."""
+        self._ecc: list[int] = []
+
+    def add(self, at: float, reading: dict[str, Any], begun: float, progress: float) -> None:
+        if reading.get("error"):
+            self.errors[str(reading["error"])] += 1
+        if reading.get("ecc_uncorrected_volatile") is not None:
+            self._ecc = [*self._ecc[:1], reading["ecc_uncorrected_volatile"]]
+        if begun + _SETTLE_S <= at <= progress:
+            self._working.add(at, reading)
+        elif at > progress + _SETTLE_S:
+            self._silent.add(at, reading)
+
+    @cached_property
+    def working(self) -> dict[str, Any]:
+        """GpuFold.result() between the first and the last sign of progress; {} without a reading."""
+        return self._working.result() if self._working.ticks else {}
+
+    @cached_property
+    def silent(self) -> dict[str, Any]:
+        """The same after the last sign of progress."""
+        return self._silent.result() if self._silent.ticks else {}
 
     @property
-    def label(self) -> str:
-        return f"{self.node} GPU {self.uuid[:12] if self.index is None else self.index}"
+    def new_ecc_uncorrected(self) -> int:
+        """Errors during the attempt."""
+        return max(0, self._ecc[-1] - self._ecc[0]) if self._ecc else 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,6 @@ class Facts:
     gpus: tuple[GpuFacts, ...]
     ranks: RankTimes | None
     is_stub: bool
-    """The GPU readings come from the test library and mean nothing."""
     is_partial: bool
     """Only the newest part of a long record was read."""
     parts: tuple[float, ...] | None = None
@@ -143,30 +161,9 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     )
 
 
-class _Watched:
-    """The ticks of one GPU, sorted into two folds."""
-
-    def __init__(self, static: dict[str, Any], period_s: float) -> None:
-        self.static = static
-        self.working, self.silent = GpuFold(), GpuFold()
-        for fold in (self.working, self.silent):
-            fold.start(static, period_s)
-        self.errors: Counter[str] = Counter()
-        self.ecc: list[int] = []
-
-    def add(self, at: float, reading: dict[str, Any], begun: float, progress: float) -> None:
-        if reading.get("error"):
-            self.errors[str(reading["error"])] += 1
-        if reading.get("ecc_uncorrected_volatile") is not None:
-            self.ecc = [*self.ecc[:1], reading["ecc_uncorrected_volatile"]]
-        if begun + _SETTLE_S <= at <= progress:
-            self.working.add(at, reading)
-        elif at > progress + _SETTLE_S:
-            self.silent.add(at, reading)
-
-
 def _gpus(tail: Tail, path: Path, attempt: int, begun: float, progress: float) -> list[GpuFacts]:
-    watched: dict[str, _Watched] = {}
+    node = path.stem.removeprefix("gpu-")
+    found: dict[str, GpuFacts] = {}
     # The attempt's header may come before the part that was read; the file begins with one of this node.
     statics, period_s = _statics(tail.first), _period(tail.first)
     for record in tail.records:
@@ -177,27 +174,10 @@ def _gpus(tail: Tail, path: Path, attempt: int, begun: float, progress: float) -
             continue
         for reading in record.get("gpus", ()):
             uuid = str(reading["uuid"])
-            if uuid not in watched:
-                watched[uuid] = _Watched(statics.get(uuid, {}), period_s)
-            watched[uuid].add(record["time"], reading, begun, progress)
-    node = path.stem.removeprefix("gpu-")
-    return [_facts(node, uuid, each) for uuid, each in watched.items()]
-
-
-def _facts(node: str, uuid: str, watched: _Watched) -> GpuFacts:
-    static = watched.static
-    working, silent = watched.working.result(), watched.silent.result()
-    return GpuFacts(
-        node=node,
-        uuid=uuid,
-        index=static.get("index"),
-        memory_total_bytes=static.get("memory_total_bytes"),
-        power_limit_w=static.get("power_limit_w"),
-        working=working if working["ticks"] else {},
-        silent=silent if silent["ticks"] else {},
-        new_ecc_uncorrected=max(0, watched.ecc[-1] - watched.ecc[0]) if watched.ecc else 0,
-        errors=dict(watched.errors),
-    )
+            if uuid not in found:
+                found[uuid] = GpuFacts(node, uuid, statics.get(uuid, {}), period_s)
+            found[uuid].add(record["time"], reading, begun, progress)
+    return list(found.values())
 
 
 def _statics(record: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -209,7 +189,6 @@ def _period(record: dict[str, Any] | None) -> float:
 
 
 def _sound(tail: Tail) -> Tail:
-    """Return the records of a sampler's form."""
     first = tail.first if tail.first is not None and _is_sound(tail.first) else None
     return Tail(tuple(filter(_is_sound, tail.records)), first, tail.is_whole)
 

@@ -1,8 +1,7 @@
 """Define the findings of a diagnosis: each a sentence with its figures and advice."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 
 class Severity(StrEnum):
@@ -24,11 +23,16 @@ class Finding:
     """A stable name for scripts, such as input_bound."""
     severity: Severity
     sentence: str
-    """One sentence with its figures."""
     advice: str
-    """Advice to try."""
-    evidence: dict[str, Any] = field(default_factory=dict)
-    """The figures, unrounded."""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+def error(code: str, sentence: str, advice: str) -> Finding:
+    return Finding(code, Severity.error, sentence, advice)
+
+
+def warning(code: str, sentence: str, advice: str) -> Finding:
+    return Finding(code, Severity.warning, sentence, advice)
+
+
+def info(code: str, sentence: str, advice: str) -> Finding:
+    return Finding(code, Severity.info, sentence, advice)

@@ -1,8 +1,5 @@
 """Find reinforcement learning that goes wrong, from a run's metrics per step.
 
-    for finding in health_warnings(steps[-200:]):     # mappings with the keys of metrics/train.jsonl
-        print(finding.sentence)
-
 Pure and cheap, so the training loop can call it every few steps. It compares the window's newest steps with
 its oldest or its best; fewer than MIN_STEPS steps give no finding. Missing keys are not judged. It reads:
 reward, accuracy, reward_format (mean of the unweighted term, 0 to 1), entropy (nats per token),
@@ -15,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from r1hpc.telemetry.diagnosis.findings import Finding, Severity
+from r1hpc.telemetry.diagnosis.findings import Finding, warning
 from r1hpc.telemetry.records.metrics import Step
 
 MIN_STEPS = 20
@@ -90,14 +87,12 @@ def _format_collapse(window: _Window) -> Iterable[Finding]:
     if form is None or best is None or last is None:
         return
     if form >= FORM_ALONE and best >= ACCURACY_HAD and last < ACCURACY_KEPT * best:
-        yield Finding(
+        yield warning(
             "format_collapse",
-            Severity.warning,
             f"{form:.0%} of the answers are well formed while the accuracy fell from {best:.2f} to "
             f"{last:.2f}: the policy earns the format reward and nothing else",
             "go back to the last checkpoint before the fall; lower train.lr or reward.terms.format, and keep "
             "reward.gate_format=true",
-            {"format": form, "best": best, "last": last},
         )
 
 
@@ -105,13 +100,11 @@ def _format_loss(window: _Window) -> Iterable[Finding]:
     best, last = window.best("reward_format"), window.last("reward_format")
     if best is None or last is None or best < FORMAT_LEARNT or last >= FORMAT_KEPT * best:
         return
-    yield Finding(
+    yield warning(
         "format_loss",
-        Severity.warning,
         f"the format reward fell from {best:.2f} to {last:.2f}: the policy unlearns to mark its answer",
         "go back to the last checkpoint before the fall; lower train.lr, raise reward.terms.format or "
         "rl.kl_coef",
-        {"best": best, "last": last},
     )
 
 
@@ -121,27 +114,22 @@ def _length_hacking(window: _Window) -> Iterable[Finding]:
     if length is None or reward is None or accuracy is None or not length[0]:
         return
     growth, gain = length[1] / length[0], accuracy[1] - accuracy[0]
-    figures = {"length": length, "reward": reward, "accuracy": accuracy}
     if growth >= LENGTH_GROWTH and gain < REWARD_GAIN:
         wrong = window.pair("response_length_wrong")
         words = f", those of wrong answers from {wrong[0]:.0f} to {wrong[1]:.0f}" if wrong else ""
-        yield Finding(
+        yield warning(
             "length_hacking",
-            Severity.warning,
             f"completions grew from {length[0]:.0f} to {length[1]:.0f} tokens{words}, and the reward of the "
             f"answers went from {accuracy[0]:.2f} to {accuracy[1]:.2f}: length is paid for, not reasoning",
             "take rl.loss_level=token or constant with rl.scale_advantage=false, or reward efficiency_tokens",
-            figures,
         )
     elif growth <= LENGTH_SHRINKAGE and gain <= -REWARD_GAIN and reward[1] >= reward[0]:
-        yield Finding(
+        yield warning(
             "length_hacking",
-            Severity.warning,
             f"completions shrank from {length[0]:.0f} to {length[1]:.0f} tokens, the reward went from "
             f"{reward[0]:.2f} to {reward[1]:.2f} and the accuracy from {accuracy[0]:.2f} to "
             f"{accuracy[1]:.2f}: short wrong answers pay",
             "lower the weight of the efficiency reward, or give it to correct answers only",
-            figures,
         )
 
 
@@ -152,14 +140,12 @@ def _entropy_collapse(window: _Window) -> Iterable[Finding]:
     if entropy[1] >= ENTROPY_FLOOR or entropy[1] >= ENTROPY_KEPT * entropy[0]:
         return
     at = "" if accuracy is None else f" at an accuracy of {accuracy:.2f}"
-    yield Finding(
+    yield warning(
         "entropy_collapse",
-        Severity.warning,
         f"the entropy fell from {entropy[0]:.3f} to {entropy[1]:.3f} nats per token{at}: the policy tries "
         "nothing new",
         "raise rl.clip_high (0.28), rollout.temperature or rl.kl_coef, or lower train.lr; go back to an "
         "earlier checkpoint",
-        {"first": entropy[0], "last": entropy[1], "accuracy": accuracy},
     )
 
 
@@ -167,14 +153,12 @@ def _sampler_mismatch(window: _Window) -> Iterable[Finding]:
     difference = window.last("logprob_difference")
     if difference is None or difference < LOGPROB_DIFFERENCE:
         return
-    yield Finding(
+    yield warning(
         "sampler_mismatch",
-        Severity.warning,
         f"the sampler's and the trainer's log-probabilities differ by {difference:.3f} nats per token: an "
         f"untouched policy has a ratio that is off by {math.expm1(difference):.0%}",
         "use the same precision and kernels on both sides (train.precision, rollout.engine=sampler), and "
         "check that the weights are handed over at every rollout",
-        {"last": difference},
     )
 
 
@@ -184,12 +168,10 @@ def _no_signal(window: _Window) -> Iterable[Finding]:
         return
     reward = window.last("reward")
     earned = "" if reward is None else f" at a mean reward of {reward:.2f}"
-    yield Finding(
+    yield warning(
         "no_signal",
-        Severity.warning,
         f"in {share:.0%} of the groups all completions earn the same{earned}: they buy no gradient",
         "take easier or harder items, more rollout.num_generations, or dynamic sampling (rl.max_resamples)",
-        {"last": share, "reward": reward},
     )
 
 
@@ -199,13 +181,11 @@ def _nothing_right(window: _Window) -> Iterable[Finding]:
         return
     form = window.last("reward_format")
     well_formed = "" if form is None else f"; {form:.0%} of them were well formed at last"
-    yield Finding(
+    yield warning(
         "nothing_right",
-        Severity.warning,
         f"not one completion of these steps was right{well_formed}",
         "read metrics/transcripts-*.txt: do they answer in the form that the verifier reads, and within "
         "rollout.max_completion_length? Then easier items, or a longer cold start",
-        {"accuracy": 0.0, "format": form},
     )
 
 
@@ -213,12 +193,10 @@ def _truncation(window: _Window) -> Iterable[Finding]:
     share = window.last("truncated_share")
     if share is None or share < TRUNCATED_SHARE:
         return
-    yield Finding(
+    yield warning(
         "truncation",
-        Severity.warning,
         f"{share:.0%} of the completions are cut off at rollout.max_completion_length",
         "raise rollout.max_completion_length, or leave them out of the loss (rl.mask_truncated=true)",
-        {"last": share},
     )
 
 

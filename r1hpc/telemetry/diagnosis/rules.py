@@ -1,7 +1,5 @@
 """Judge the readings of an attempt: one pure function for each problem.
 
-    findings = [finding for rule in RULES for finding in rule(facts)]
-
 A rule without the readings it needs gives no finding. Thresholds without a source are our own choice, with
 the reason beside them; none was tuned on a fleet.
 """
@@ -14,7 +12,7 @@ from typing import Any
 
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.telemetry.diagnosis.evidence import Facts, GpuFacts
-from r1hpc.telemetry.diagnosis.findings import Finding, Severity
+from r1hpc.telemetry.diagnosis.findings import Finding, error, info, warning
 from r1hpc.telemetry.records.attempts import Cause
 
 MIN_STEPS = 10
@@ -103,18 +101,11 @@ def hang(facts: Facts) -> Iterable[Finding]:
     odd = (
         f" Look first at {_names(others)}, which did not wait with the others." if spinning and others else ""
     )
-    yield Finding(
+    yield error(
         "hang",
-        Severity.error,
         sentence,
         "read the stacks in the rank logs: one rank is missing from a collective, has died, or has lost its "
         f"network.{odd}",
-        {
-            "silence_s": facts.silence_s,
-            "median_step_s": facts.median_step_s,
-            "spinning": [gpu.label for gpu in spinning],
-            "not_spinning": [gpu.label for gpu in others],
-        },
     )
 
 
@@ -126,13 +117,11 @@ def input_bound(facts: Facts) -> Iterable[Finding]:
     if utilization is not None and utilization >= INPUT_BOUND_UTILIZATION:
         return
     idle = "" if utilization is None else f", and the GPUs are busy only {utilization:.0f} % of the time"
-    yield Finding(
+    yield warning(
         "input_bound",
-        Severity.warning,
         f"{share:.0%} of each step is spent waiting for data{idle}: the input is too slow",
         "put the dataset on a faster file system or on node-local scratch, make its shards larger, or give "
         "each rank more CPU cores (resources.cpus_per_task)",
-        {"data_share": share, "mean_gpu_utilization_percent": utilization},
     )
 
 
@@ -146,15 +135,13 @@ def communication_bound(facts: Facts) -> Iterable[Finding]:
         return
     if utilization < BUSY_UTILIZATION or mfu >= LOW_MFU or not MID_POWER[0] <= power <= MID_POWER[1]:
         return
-    yield Finding(
+    yield warning(
         "communication_bound",
-        Severity.warning,
         f"the GPUs read {utilization:.0f} % busy, but at {power:.0%} of their power limit and with an MFU of "
         f"{mfu:.1%}: most of that time they move data or wait for other GPUs",
         "raise train.gradient_accumulation_steps or train.micro_batch_size, lower deepspeed.zero_stage, use "
         "fewer nodes, and check with the interconnect's counters that NCCL uses it (NCCL_DEBUG=INFO). Very "
         "small models look the same from launching kernels",
-        {"mean_gpu_utilization_percent": utilization, "power_share": power, "mfu": mfu},
     )
 
 
@@ -177,14 +164,12 @@ def straggler(facts: Facts) -> Iterable[Finding]:
         step = statistics.fmean(statistics.fmean(row) for row in ranks.step_time_s)
         whole = len(members) == nodes.count(node) > 1
         who = f"all ranks of {node}" if whole else f"rank {', '.join(map(str, members))} on {node}"
-        yield Finding(
+        yield warning(
             "straggler",
-            Severity.warning,
             f"{who}: {own:.3g} s of own work a step where the median rank needs {middle:.3g} s "
             f"({own / middle:.2f} times as long); the others wait, {(own - middle) / step:.0%} of the time",
             f"compare clocks, temperature and other processes on {node}; if it stays slow, leave it out: "
             f"--exclude {node}",
-            {"node": node, "ranks": members, "busy_s": own, "median_busy_s": middle, "step_time_s": step},
         )
 
 
@@ -198,12 +183,10 @@ def throttled(facts: Facts) -> Iterable[Finding]:
         words = ", ".join(f"{reason} {share:.0%} of the time" for reason, share in bad.items())
         hottest = gpu.working.get("max_temperature_c")
         heat = "" if hottest is None else f", at up to {hottest} C"
-        yield Finding(
+        yield warning(
             "throttled",
-            Severity.warning,
             f"{gpu.label} is slowed down: {words}{heat}; in synchronous training it slows all others too",
             f"tell the site's staff (cooling or power of {gpu.node}), leave it out: --exclude {gpu.node}",
-            {"node": gpu.node, "uuid": gpu.uuid, "shares": bad, "max_temperature_c": hottest},
         )
 
 
@@ -221,12 +204,10 @@ def memory_headroom(facts: Facts) -> Iterable[Finding]:
         return
     assert gpu.memory_total_bytes, "chosen above"
     used = format_bytes(share * gpu.memory_total_bytes)
-    yield Finding(
+    yield info(
         "memory_headroom",
-        Severity.info,
         f"the fullest GPU ({gpu.label}) fills {used} of {format_bytes(gpu.memory_total_bytes)}, {share:.0%}",
         f"{_fuller(facts)}, or fewer GPUs would use the hours you pay for",
-        {"memory_share": share, "uuid": gpu.uuid},
     )
 
 
@@ -234,17 +215,14 @@ def idle_gpu(facts: Facts) -> Iterable[Finding]:
     """Find a requested GPU that is idle."""
     known = [g for g in facts.gpus if g.working.get("mean_gpu_utilization_percent") is not None]
     idle = [g for g in known if g.working["mean_gpu_utilization_percent"] < IDLE_UTILIZATION]
-    mean = facts.mean_gpu("mean_gpu_utilization_percent")
     busiest = max((g.working["mean_gpu_utilization_percent"] for g in known), default=0.0)
     if not idle or busiest < OTHERS_UTILIZATION:
         return
-    yield Finding(
+    yield warning(
         "idle_gpu",
-        Severity.warning,
         f"{_names(idle)} did nothing, while the busiest GPU was busy {busiest:.0f} % of the time",
         "ask for as many GPUs as there are ranks (resources.gpus_per_node), and look whether another job's "
         "GPUs are visible here",
-        {"idle": [gpu.label for gpu in idle], "mean_gpu_utilization_percent": mean},
     )
 
 
@@ -255,14 +233,12 @@ def rollout_idle(facts: Facts) -> Iterable[Finding]:
         return
     if share < ROLLOUT_SHARE or utilization >= ROLLOUT_UTILIZATION:
         return
-    yield Finding(
+    yield warning(
         "rollout_idle",
-        Severity.warning,
         f"{share:.0%} of each step goes into rollouts, and the GPUs are busy {utilization:.0f} % of the "
         "time: decoding leaves them idle",
         "decode more prompts together (rollout.prompts_per_batch), cut the longest completions "
         "(rollout.max_completion_length), or use rollout.engine=vllm",
-        {"rollout_share": share, "mean_gpu_utilization_percent": utilization},
     )
 
 
@@ -271,13 +247,11 @@ def reward_bound(facts: Facts) -> Iterable[Finding]:
     share = facts.share("reward_time_s")
     if len(facts.steps) < MIN_STEPS or share is None or share < REWARD_SHARE:
         return
-    yield Finding(
+    yield warning(
         "reward_bound",
-        Severity.warning,
         f"{share:.0%} of each step is spent on verifying answers, and no GPU works meanwhile",
         "lower reward.timeout_s, give each rank more CPU cores (resources.cpus_per_task), or take a cheaper "
         "verifier",
-        {"reward_share": share},
     )
 
 
@@ -285,31 +259,24 @@ def hardware(facts: Facts) -> Iterable[Finding]:
     """Find uncorrectable memory errors, and GPUs that no longer answer."""
     for gpu in facts.gpus:
         advice = f"report {gpu.uuid} of {gpu.node} to the site's staff, leave it out: --exclude {gpu.node}"
-        where = {"node": gpu.node, "uuid": gpu.uuid}
         if gpu.new_ecc_uncorrected:
             errors = f"{gpu.new_ecc_uncorrected} memory error{'s' if gpu.new_ecc_uncorrected > 1 else ''}"
             sentence = f"{gpu.label} had {errors} that ECC could not correct during this attempt"
-            yield Finding(
-                "ecc", Severity.error, sentence, advice, {**where, "errors": gpu.new_ecc_uncorrected}
-            )
+            yield error("ecc", sentence, advice)
         if gpu.errors:
             words = ", ".join(f"{text} ({ticks} readings)" for text, ticks in gpu.errors.items())
-            yield Finding(
+            yield error(
                 "gpu_lost",
-                Severity.error,
                 f"{gpu.label} stopped answering: {words}",
                 advice,
-                {**where, **gpu.errors},
             )
     detail = facts.attempt.detail
     if any(word in detail.lower() for word in ("uncorrectable ecc", "xid", "unspecified launch failure")):
-        yield Finding(
+        yield error(
             "xid",
-            Severity.error,
             f"a rank ended on a GPU fault: {detail}",
             f"have the site's staff look for Xid in the kernel log of {', '.join(facts.attempt.node_names)}; "
             "leave the node out with --exclude meanwhile",
-            {"detail": detail},
         )
 
 
@@ -337,7 +304,6 @@ def _silence(facts: Facts) -> str:
 
 
 def _fuller(facts: Facts) -> str:
-    """Return advice to use more of a card's memory."""
     if facts.parts is not None:
         return "more prompts decoded together (generate.items_per_part, rollout.prompts_per_batch)"
     return (
@@ -347,7 +313,6 @@ def _fuller(facts: Facts) -> str:
 
 
 def _longest_silence_s(facts: Facts) -> float:
-    """Return the longest silence that is not a hang."""
     if facts.parts is not None:
         # Only a finished part shows how long parts take; decoding a small model looks like spinning, as do
         # ranks that wait for rank 0 to sum up. The watchdog, which sees every batch, ends real hangs.

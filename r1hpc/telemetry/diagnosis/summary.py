@@ -1,8 +1,5 @@
 """Summarise a run from its folder: how much time of each attempt was useful.
 
-    summary = summarise_run(run, read_history(run), now=time.time(), running=False)
-    summary.attempts[-1].split.lost      # milliseconds
-
 An attempt that has not ended counts until `now` if it is known to run, else until its last sign of life, a
 lower bound. summary.json keeps the results of ended attempts: their steps are read once, and again only if
 they count differently, as after a later attempt repeated some of them.
@@ -42,7 +39,6 @@ from r1hpc.telemetry.records.summary_file import (
 )
 
 _Events = defaultdict[int, list[dict[str, Any]]]
-"""By attempt."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,6 @@ class AttemptSummary:
     num_steps: int = 0
     num_lost: int = 0
     last_useful: int | None = None
-    """Its last lasting step."""
     mfu_s: float = 0.0
     """MFU x seconds, summed over its useful steps with an MFU, and those seconds."""
     mfu_time_s: float = 0.0
@@ -165,8 +160,11 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
     for attempt in history.attempts:
         k = attempt.attempt
         until = now if attempt is alive else None
-        new = known.get(k) or _summarise(run, attempt, *taken[k], events, until, stage)
-        attempts.append(new if isinstance(new, AttemptSummary) else _restored(attempt, new))
+        if k in known:
+            split = Split(*known[k].split)
+            attempts.append(AttemptSummary(attempt=attempt, split=split, **_shared(known[k])))
+        else:
+            attempts.append(_summarise(run, attempt, *taken[k], events, until, stage))
     num_bad = sum(step is None for _, step in lines) + (stored.num_bad_lines if stored else 0)
     summary = RunSummary(run, history, tuple(attempts), stage, job_name, num_bad)
     _store(summary, stored, alive, config, lines)
@@ -314,7 +312,6 @@ def _summarise(
 def _spans(
     run: RunDir, stage: str, each: AttemptSummary, useful: list[Step], lost: list[Step], all_events: _Events
 ) -> Iterable[Span]:
-    """Yield spans like timeline.spans_of."""
     if not each.has_steps:
         made = milliseconds(_last_made(run, stage, each))
         begin, end = milliseconds(each.attempt.start), milliseconds(each.end)
@@ -334,10 +331,6 @@ def _last_made(run: RunDir, stage: str, each: AttemptSummary) -> float:
 def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:
     times = [step.time for step in taken[-1:]] + [event.get("time") for event in events[-1:]]
     return max(attempt.start, *(float(time) for time in times if time is not None), 0.0)
-
-
-def _restored(attempt: Attempt, stored: StoredAttempt) -> AttemptSummary:
-    return AttemptSummary(attempt=attempt, split=Split(*stored.split), **_shared(stored))
 
 
 def _store(

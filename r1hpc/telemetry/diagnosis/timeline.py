@@ -1,8 +1,5 @@
 """Split the time of an attempt into parts that add up exactly to its length.
 
-    split = split_time(spans_of(attempt, effective, lost, events), start_ms, end_ms)
-    split.useful + split.lost + split.startup + split.save + split.idle == end_ms - start_ms
-
 A run writes spans: a step or a save ends at its `time` and took its seconds, start-up ends where the first
 step begins. If spans overlap (a save beside a step, clocks of two hosts) the first of Part's order gets the
 time; uncovered time is idle.
@@ -68,23 +65,20 @@ class Split:
 def split_time(spans: Iterable[Span], begin: int, end: int) -> Split:
     """Split the time from `begin` to `end`, in milliseconds."""
     edges: list[tuple[int, int, int]] = []
-    for part, first, last in spans:
-        first, last = max(first, begin), min(last, end)
-        if first < last:
-            edges += [(first, int(part), 1), (last, int(part), -1)]
+    for part, start, stop in spans:
+        start, stop = max(start, begin), min(stop, end)
+        if start < stop:
+            edges += [(start, int(part), 1), (stop, int(part), -1)]
     edges.sort()
     covered, active, at = [0] * len(Part), [0] * len(Part), begin
     for moment, which, change in edges:
         if moment > at:
-            covered[_first(active)] += moment - at
+            first = next((part for part, count in enumerate(active) if count), Part.idle)
+            covered[first] += moment - at
             at = moment
         active[which] += change
     covered[Part.idle] += max(0, end - at)
     return Split(**{part.name: covered[part] for part in Part})
-
-
-def _first(active: Sequence[int]) -> int:
-    return next((i for i, count in enumerate(active) if count), Part.idle.value)
 
 
 def spans_of(

@@ -1,11 +1,7 @@
 """Read the GPU readings of a node, as numbers and as short series; parse each line only once.
 
-    found = read_gpu_history(run.gpu_metrics("node-1"))
-    found.summary.result()["gpus"]["GPU-..."]["mean_power_w"]
-    all_series(read_gpus(run))
-
-Eight GPUs write some 60 MB of readings a day. metrics/gpu-<node>.folded keeps both folds (gpu.summary, and
-the series here) and how far they have read. The next report continues from there, also for a live run, and
+Eight GPUs write some 60 MB of readings a day. metrics/gpu-<node>.folded keeps the folds and how far they
+have read. The next report continues from there, also for a live run, and
 gets the same figures to the last digit. The file may be removed at any time. It is ignored if it is damaged,
 of another version, or if the readings changed in the last 4 KiB before that point. Raise VERSION when a fold
 changes.
@@ -25,12 +21,12 @@ from r1hpc.base.files import iter_objects, open_plain, parse_json, write_atomic
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import GIB
-from r1hpc.telemetry.gpu.summary import NodeSummary
+from r1hpc.telemetry.gpu.summary import GpuFold
 from r1hpc.telemetry.records.lines import gpu_line
 from r1hpc.telemetry.records.summary_file import Mark, mark_of
 
 _MOST_POINTS = 1500
-VERSION = 1
+VERSION = 2
 """Version of the file, and of how the folds count."""
 _WORTH_BYTES = 2**18
 """With fewer new bytes than this, reading them again is quicker than writing the folds."""
@@ -54,11 +50,9 @@ class GpuSeries:
     source: str | None = None
     segments: list[list[Point]] = field(default_factory=list)
     attempt: int | None = None
-    """The attempt of the last segment."""
     stride: int = 1
     """Number of readings behind a point."""
     pending: list[Point] = field(default_factory=list)
-    """The readings of the next point."""
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "GpuSeries":
@@ -93,49 +87,89 @@ class GpuSeries:
 
 
 @dataclass
-class NodeSeries:
-    """Lines of one file, folded one by one: add(record)."""
+class GpuHistory:
+    """The lines of one node's file, folded one by one: add(record), result(). Memory use stays constant."""
 
     node: str
-    """The file's node, for lines without one."""
-    index: dict[str, int | None] = field(default_factory=dict)
-    """The numbers of the GPUs on their node."""
-    gpus: dict[str, GpuSeries] = field(default_factory=dict)
-    """By node and uuid."""
+    source: str | None = None
+    driver: str | None = None
+    message: str | None = None
+    attempts: set[int] = field(default_factory=set)
+    starts: int = 0
+    ticks: int = 0
+    first_time: float | None = None
+    last_time: float | None = None
+    gpus: dict[str, GpuFold] = field(default_factory=dict)
+    series: dict[str, GpuSeries] = field(default_factory=dict)
 
     @staticmethod
-    def restored(kept: dict[str, Any]) -> "NodeSeries":
+    def restored(kept: dict[str, Any]) -> "GpuHistory":
         """Restore it from its fields in JSON."""
-        gpus = {key: GpuSeries.restored(series) for key, series in kept["gpus"].items()}
-        return NodeSeries(**{**kept, "gpus": gpus})
+        folds = {
+            "attempts": set(kept["attempts"]),
+            "gpus": {uuid: GpuFold.restored(gpu) for uuid, gpu in kept["gpus"].items()},
+            "series": {uuid: GpuSeries.restored(series) for uuid, series in kept["series"].items()},
+        }
+        return GpuHistory(**{**kept, **folds})
 
     def add(self, record: dict[str, Any]) -> None:
         """Add a line with the shape of its kind (lines.gpu_line)."""
+        self.attempts.add(record.get("attempt", 0))
+        self.node = record.get("node") or self.node
         if record.get("event") == "devices":
-            self.index |= {gpu["uuid"]: gpu.get("index") for gpu in record["gpus"]}
-        elif record.get("event") != "no_driver":
+            self._start(record)
+        elif record.get("event") == "no_driver":
+            self.message = record.get("message")
+        else:
             self._tick(record)
 
+    def _start(self, record: dict[str, Any]) -> None:
+        self.starts += 1
+        self.driver = record.get("driver")
+        self.source = "stub" if self.source == "stub" else record.get("source")
+        for static in record["gpus"]:
+            self.gpus.setdefault(static["uuid"], GpuFold()).start(static, record.get("period_s") or 1.0)
+
     def _tick(self, record: dict[str, Any]) -> None:
-        node, at = str(record.get("node", self.node)), float(record["time"])
-        for gpu in record["gpus"]:
-            series = self._series(node, gpu["uuid"])
+        self.ticks += 1
+        self.last_time = record["time"]
+        self.first_time = self.last_time if self.first_time is None else self.first_time
+        for reading in record["gpus"]:
+            uuid = reading["uuid"]
+            fold = self.gpus.setdefault(uuid, GpuFold())
+            fold.add(record["time"], reading)
+            if uuid not in self.series:
+                index = fold.static["index"]
+                name = f"{self.node} GPU {uuid[:12] if index is None else index}"
+                self.series[uuid] = GpuSeries(self.node, name)
+            series = self.series[uuid]
             series.source = "stub" if series.source == "stub" else record.get("source")
-            memory = gpu.get("memory_used_bytes")
+            memory = reading.get("memory_used_bytes")
             point = Point(
-                at,
-                _number(gpu.get("gpu_utilization_percent")),
-                _number(gpu.get("power_w")),
+                float(record["time"]),
+                _number(reading.get("gpu_utilization_percent")),
+                _number(reading.get("power_w")),
                 math.nan if memory is None else memory / GIB,
             )
             series.add(record.get("attempt"), point)
 
-    def _series(self, node: str, uuid: str) -> GpuSeries:
-        key = f"{node} {uuid}"
-        if key not in self.gpus:
-            number = self.index.get(uuid)
-            self.gpus[key] = GpuSeries(node, f"{node} GPU {uuid[:12] if number is None else number}")
-        return self.gpus[key]
+    def result(self) -> dict[str, Any]:
+        """Return means, maxima and energy of each GPU over all ticks.
+
+        Returns:
+            {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus}.
+            `source` is "stub" if any start was on the test library, None without a driver; `message` is why
+            there are no readings. gpus: {uuid: {ticks, index, name, memory_total_bytes, power_limit_w,
+            mean_gpu_utilization_percent, mean_memory_utilization_percent, mean_power_w, max_power_w,
+            max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" if the
+            energy is mean power over time), energy_resets, busy_low_power_fraction (ticks at 100 % and under
+            a quarter of the power limit: most likely a hang), throttle_fraction {reason: of ticks},
+            ecc_corrected_volatile, ecc_uncorrected_volatile (the last), errors {text: ticks}}}. None: never
+            read.
+        """
+        kept = {name: value for name, value in vars(self).items() if name != "series"}
+        gpus = {uuid: gpu.result() for uuid, gpu in self.gpus.items()}
+        return {**kept, "attempts": sorted(self.attempts), "gpus": gpus}
 
 
 def _mean(points: Sequence[Point]) -> Point:
@@ -146,21 +180,9 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-@dataclass
-class GpuHistory:
-    """The lines of one file, folded."""
-
-    summary: NodeSummary
-    series: NodeSeries
-
-    def add(self, record: dict[str, Any]) -> None:
-        self.summary.add(record)
-        self.series.add(record)
-
-
 def read_gpu_history(path: Path) -> GpuHistory:
-    """Return both folds of metrics/gpu-<node>.jsonl; empty ones if there is no such file."""
-    history, begin = _kept(path) or (_empty(path), 0)
+    """Return the folds of metrics/gpu-<node>.jsonl; empty ones if there is no such file."""
+    history, begin = _kept(path) or (GpuHistory(path.stem.removeprefix("gpu-")), 0)
     end = begin
     for at, record in iter_objects(path, begin):
         if record is not None and mistake(record, gpu_line(record)) is None:
@@ -178,16 +200,12 @@ def read_gpus(run: RunDir) -> list[GpuHistory]:
 
 def all_series(nodes: Iterable[GpuHistory]) -> list[GpuSeries]:
     """Return one series per GPU; none without a driver."""
-    return [series for node in nodes for series in node.series.gpus.values()]
+    return [series for node in nodes for series in node.series.values()]
 
 
 def folded_beside(path: Path) -> Path:
     """Return the file that keeps the folds of a node's readings."""
     return path.with_suffix(".folded")
-
-
-def _empty(path: Path) -> GpuHistory:
-    return GpuHistory(NodeSummary(), NodeSeries(path.stem.removeprefix("gpu-")))
 
 
 def _kept(path: Path) -> tuple[GpuHistory, int] | None:
@@ -201,7 +219,7 @@ def _kept(path: Path) -> tuple[GpuHistory, int] | None:
         begin = Mark(*kept["mark"]).offset(path)
         if begin is None:
             return None
-        return GpuHistory(NodeSummary.restored(kept["summary"]), NodeSeries.restored(kept["series"])), begin
+        return GpuHistory.restored(kept["folds"]), begin
     except (OSError, StateError, TypeError, KeyError):
         return None
 
@@ -210,7 +228,7 @@ def _keep(path: Path, history: GpuHistory, end: int) -> None:
     """Replace the file; an unwritable folder or a full disk keeps the old one."""
     mark = mark_of(path, end)
     if mark is not None:
-        body = json.dumps({"mark": mark, **vars(history)}, default=_fields).encode()
+        body = json.dumps({"mark": mark, "folds": history}, default=_fields).encode()
         with contextlib.suppress(OSError):
             write_atomic(folded_beside(path), _head(body) + b"\n" + body)
 

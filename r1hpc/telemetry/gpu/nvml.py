@@ -1,10 +1,5 @@
 """Read GPUs through NVML: which ones this process may watch, and their readings.
 
-    nvml = open_nvml()                  # NoDriverError if there is none
-    for device in nvml.devices:         # known by UUID
-        print(device.static() | device.sample())
-    nvml.close()
-
 Nothing else uses NVML. Each call releases the interpreter lock, so a hanging driver cannot hold up the
 training loop.
 
@@ -197,7 +192,8 @@ class Nvml:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.driver = _text(pynvml.nvmlSystemGetDriverVersion) or "unknown"
-        self.source = "stub" if self._is_stub() else "nvml"
+        is_stub = hasattr(pynvml.nvmlLib, "r1hpc_nvml_stub") or self.driver.startswith("stub")
+        self.source = "stub" if is_stub else "nvml"
         handles, self.notes = _handles()
         chosen, odd = select_visible([*handles], environ.get("CUDA_VISIBLE_DEVICES"))
         if odd:
@@ -207,9 +203,6 @@ class Nvml:
     def close(self) -> None:
         """Release NVML. Other users of it in this process keep it (NVML counts them)."""
         _ask(pynvml.nvmlShutdown)
-
-    def _is_stub(self) -> bool:
-        return hasattr(pynvml.nvmlLib, "r1hpc_nvml_stub") or self.driver.startswith("stub")
 
     def _device(self, handles: Mapping[str, tuple[int, Any]], uuid: str) -> Device | None:
         index, handle = handles.get(uuid) or (None, _ask(pynvml.nvmlDeviceGetHandleByUUID, uuid.encode()))

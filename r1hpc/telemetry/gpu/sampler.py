@@ -1,10 +1,5 @@
 """Record the GPU readings of a node in metrics/gpu-<node>.jsonl, from one thread per node.
 
-    sampler = GpuSampler(run.gpu_metrics(node), node, attempt=2)
-    message = sampler.start()           # None, or why there are no GPU metrics
-    ...                                 # training
-    sampler.stop()
-
 Lines of the file:
     {"event": "devices", "time", "node", "attempt", "period_s", "source", "driver", "notes", "gpus": [...]}
         once per start: the static fields (gpu.nvml.STATIC)

@@ -1,4 +1,4 @@
-"""Fold metrics/gpu-<node>.jsonl into a few numbers per GPU, for reports. Needs no NVML.
+"""Fold the readings of a GPU into a few numbers, for reports. Needs no NVML.
 
 telemetry.gpu.history keeps these folds: raise its VERSION when a fold changes.
 """
@@ -20,83 +20,6 @@ _ECC = ("ecc_corrected_volatile", "ecc_uncorrected_volatile")
 _BUSY_PERCENT = 99
 _LOW_POWER = 0.25
 """Share of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
-
-
-@dataclass
-class NodeSummary:
-    """Lines of one file, folded one by one: add(record), result(). Memory use stays constant."""
-
-    about: dict[str, Any] = field(
-        default_factory=lambda: dict.fromkeys(("node", "source", "driver", "message"))
-    )
-    attempts: set[int] = field(default_factory=set)
-    starts: int = 0
-    ticks: int = 0
-    first_time: float | None = None
-    last_time: float | None = None
-    gpus: dict[str, "GpuFold"] = field(default_factory=dict)
-
-    @staticmethod
-    def restored(kept: dict[str, Any]) -> "NodeSummary":
-        """Restore it from its fields in JSON."""
-        gpus = {uuid: GpuFold.restored(gpu) for uuid, gpu in kept["gpus"].items()}
-        return NodeSummary(**{**kept, "attempts": set(kept["attempts"]), "gpus": gpus})
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Add a line with the shape of its kind (lines.gpu_line)."""
-        self.attempts.add(record.get("attempt", 0))
-        self.about["node"] = record.get("node")
-        if record.get("event") == "devices":
-            self._start(record)
-        elif record.get("event") == "no_driver":
-            self.about["message"] = record.get("message")
-        elif "gpus" in record:
-            self._tick(record)
-
-    def _start(self, record: dict[str, Any]) -> None:
-        self.starts += 1
-        self.about["driver"] = record.get("driver")
-        if self.about["source"] != "stub":
-            self.about["source"] = record.get("source")
-        for static in record["gpus"]:
-            self._gpu(static["uuid"]).start(static, record.get("period_s") or 1.0)
-
-    def _tick(self, record: dict[str, Any]) -> None:
-        self.ticks += 1
-        self.last_time = record["time"]
-        if self.first_time is None:
-            self.first_time = self.last_time
-        for reading in record["gpus"]:
-            self._gpu(reading["uuid"]).add(record["time"], reading)
-
-    def _gpu(self, uuid: str) -> "GpuFold":
-        if uuid not in self.gpus:
-            self.gpus[uuid] = GpuFold()
-        return self.gpus[uuid]
-
-    def result(self) -> dict[str, Any]:
-        """Return means, maxima and energy of each GPU over all ticks.
-
-        Returns:
-            {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus}.
-            `source` is "stub" if any start was on the test library, None without a driver; `message` is why
-            there are no readings. gpus: {uuid: {ticks, index, name, memory_total_bytes, power_limit_w,
-            mean_gpu_utilization_percent, mean_memory_utilization_percent, mean_power_w, max_power_w,
-            max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" if the
-            energy is mean power over time), energy_resets, busy_low_power_fraction (ticks at 100 % and under
-            a quarter of the power limit: most likely a hang), throttle_fraction {reason: of ticks},
-            ecc_corrected_volatile, ecc_uncorrected_volatile (the last), errors {text: ticks}}}. None: never
-            read.
-        """
-        return {
-            **self.about,
-            "attempts": sorted(self.attempts),
-            "starts": self.starts,
-            "ticks": self.ticks,
-            "first_time": self.first_time,
-            "last_time": self.last_time,
-            "gpus": {uuid: gpu.result() for uuid, gpu in self.gpus.items()},
-        }
 
 
 @dataclass
@@ -175,8 +98,6 @@ class GpuFold:
 
 @dataclass
 class _Series:
-    """Mean and maximum of the numbers present."""
-
     sum: float = 0.0
     count: int = 0
     max: float | None = None

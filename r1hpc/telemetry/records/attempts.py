@@ -166,7 +166,6 @@ class History:
     notes: tuple[str, ...] = ()
     """Sentences on unreadable parts of attempts.jsonl."""
     not_begun: NotBegun | None = None
-    """The newest."""
     num_earlier: int = 0
     """Attempts of earlier submissions."""
 

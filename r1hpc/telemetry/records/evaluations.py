@@ -1,10 +1,9 @@
 """Read the evaluations of a run and format them as text and tables.
 
-    lines = held_out_lines(run)      # for a person: accuracy over the steps, and answers before and after
-
 The answers use the same held-out items at every step, so that one question can be followed.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +194,9 @@ def _has_samples(summary: dict[str, Any]) -> bool:
     each = [summary, *summary.get("tasks", {}).values()]
     ks = [one["pass_at"].keys() for one in each]
     votes = [one["maj_at"].keys() for one in each if one.get("maj_at")]
-    return all("1" in k and all(map(_is_k, k)) and k == ks[0] for k in [*ks, *votes])
-
-
-def _is_k(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 10
+    return all(
+        "1" in k and k == ks[0] and all(re.fullmatch("[0-9]{1,9}", each) for each in k) for k in [*ks, *votes]
+    )
 
 
 def _before_and_after(run: RunDir, first: int, last: int) -> list[str]:

@@ -1,7 +1,5 @@
 """Declare the lines that a run writes into metrics/, and read the newest records of a file. See base.records.
 
-    read_records(events_path(run), MetricEvent)
-
 Keys without a reader are not declared; each writer documents its other keys. Lines of metrics/train.jsonl are
 telemetry.records.metrics.Step, those of attempts.jsonl are in telemetry.records.attempts.
 """

@@ -1,13 +1,5 @@
 """Write and fold metrics/train.jsonl, metrics/events.jsonl and ledger/: one line per optimizer step.
 
-    writer = MetricWriter(run, attempt=2)
-    writer.step(global_step=51, loss=2.5, grad_norm=0.7, lr=3e-4, tokens=417792, ...)
-    writer.event("save", global_step=50, seconds=1.5, bytes=2**30)
-
-    steps = read_steps(run)              # the steps behind the weights, and the lost ones
-    differences = compare(run_a, run_b)  # bit by bit
-    audit = audit_ledger(run)            # was every sample consumed exactly once?
-
 Floats are written by `repr`, which reads back as the same double. JSON has no NaN and no infinity: these are
 written as null, with the value in `"nonfinite": {"grad_norm": "inf"}` on the same line.
 

@@ -1,11 +1,5 @@
 """Record and read how long ranks work and wait, when parts finish, and how fast checkpoints are saved.
 
-    writer = RankTimeWriter(run, attempt=2, nodes=("n1", "n1", "n2", "n2"))      # on rank 0
-    writer.write(global_step=20, num_steps=10, step_time_s=[...], wait_s=[...])  # one number per rank
-    times = read_rank_times(run, attempt=2)
-    finish_times(run.all_parts, attempt.start, attempt.end)     # the oldest first
-    measured_save_speed(run_root, num_nodes=8)      # from earlier saves; None: no save was large enough
-
 Lines of metrics/ranks.jsonl, the lists in order of rank:
 
     {"event": "ranks", "time", "attempt", "nodes": ["n1", ...], "gpu_uuids": ["GPU-...", null, ...]}
@@ -91,16 +85,10 @@ def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTi
             continue
         if record.get("event") == "ranks" and mistake(record, RankHead) is None:
             nodes, uuids = tuple(record.get("nodes", ())), tuple(record.get("gpu_uuids", ()))
-        elif _is_record(record):
+        elif mistake(record, RankMeans) is None and 0 < len(record["step_time_s"]) == len(record["wait_s"]):
             times.append(tuple(record["step_time_s"]))
             waits.append(tuple(record["wait_s"]))
     return RankTimes(nodes, uuids, tuple(times), tuple(waits)) if times else None
-
-
-def _is_record(record: dict[str, Any]) -> bool:
-    if mistake(record, RankMeans) is not None:
-        return False
-    return 0 < len(record["step_time_s"]) == len(record["wait_s"])
 
 
 def finish_times(paths: Iterable[Path], start: float, end: float | None = None) -> list[float]:

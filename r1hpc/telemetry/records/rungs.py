@@ -1,8 +1,5 @@
 """Stop points of a sweep early that are worse than others at the same step (successive halving).
 
-    rungs = open_rungs(run)              # None: the run is no point of such a sweep
-    rungs.reached(100, {"loss": 2.5})    # touches STOP, unless the run is among the best so far
-
 A point compares itself with those that reached the rung before it, so none waits for another. Each decision
 is an empty file, `<sweep>/rungs/<step>/<score>~<point>~<keep or stop>`: listing the folder reads them all.
 """

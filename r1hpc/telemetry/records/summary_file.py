@@ -1,9 +1,5 @@
 """Store a run's summary.json: the results of its ended attempts, so that their steps are read once.
 
-    stored = read_summary(run)                   # None: there is none, or it is damaged or outdated
-    offset = stored.train.offset(run.train_metrics)
-    write_summary(run, stored)                   # atomically; not at all in somebody else's folder
-
 The file may be removed at any time and is rebuilt from metrics/train.jsonl and metrics/events.jsonl; it
 records how far both were read. Both only grow while a run lives. If one changed before that point, its size,
 time or bytes there differ, and the summary is not used.

@@ -1,7 +1,4 @@
-"""Check before submission that the run's trackers can work.
-
-check_trackers(config, executor="slurm")
-"""
+"""Check before submission that the run's trackers can work."""
 
 import os
 from pathlib import Path
@@ -10,9 +7,6 @@ from urllib.parse import urlsplit
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES, require
-
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""The Python package of a tracker; Prometheus' file needs none."""
 
 
 def check_trackers(config: RunConfig, executor: str) -> None:
@@ -27,7 +21,7 @@ def check_trackers(config: RunConfig, executor: str) -> None:
     if config.stage not in (*TRAINED_STAGES, "script"):
         return
     asked = dict.fromkeys(config.monitor.trackers)
-    needed = [_PACKAGES[name] for name in asked if name in _PACKAGES]
+    needed = [name for name in asked if name != "prometheus"]  # its file needs no package
     require("monitor.trackers", needed, "trackers", config, executor)
     if "wandb" in asked and "@" in os.environ.get("WANDB_BASE_URL", ""):
         raise UsageError(

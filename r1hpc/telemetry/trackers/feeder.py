@@ -1,9 +1,5 @@
 """Feed one tracker from a run's records in a separate process: `launch track … --tracker NAME`.
 
-    feed(run, config, attempt=2, name="wandb")
-    curve = Curve(run, attempt=2)
-    curve.newer()        # [] until attempt 2 has taken a step; then all lasting steps; later, the new ones
-
 The feeder has two pipes to its keeper: a byte on stdout is a sign of life, and the end of stdin means that
 the attempt is over. It then sends the remaining steps and closes the tracker.
 
@@ -16,11 +12,11 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
-from r1hpc.base.choose_run import full_name
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.telemetry.records.metrics import Step, fold_steps, follow_steps
@@ -44,7 +40,7 @@ class Curve:
         self._last = 0
 
     def newer(self) -> list[Step]:
-        """Return the steps that were not returned yet."""
+        """Return the steps that were not returned yet; none until the attempt has taken a step."""
         # A newer attempt has its own trackers.
         steps = [step for step in self._whole_file() if step.attempt <= self._attempt]
         if self._waiting is None:
@@ -78,16 +74,6 @@ class Curve:
         return found
 
 
-class Tracker(Protocol):
-    """A tool that shows the curve of a run."""
-
-    def take(self, steps: Sequence[Step]) -> None:
-        """Send more steps, ascending, perhaps none, and show all steps so far."""
-
-    def close(self) -> None:
-        """Close: the attempt is over, and perhaps the run."""
-
-
 def feed(run: RunDir, config: RunConfig, attempt: int, name: str) -> None:
     """Feed the tracker `name` until stdin ends."""
     keeper = os.dup(1)
@@ -101,7 +87,7 @@ def feed(run: RunDir, config: RunConfig, attempt: int, name: str) -> None:
         os._exit(1)  # a library's exit handler can wait for a dead process
 
 
-def _feed(curve: Curve, tracker: Tracker, keeper: int) -> None:
+def _feed(curve: Curve, tracker: Any, keeper: int) -> None:
     is_over = False
     while True:
         for chunk in _chunks(curve.newer()):
@@ -130,45 +116,16 @@ def _say_alive(keeper: int) -> bool:
     return True
 
 
-class _TensorBoard:
-    def __init__(self, run: RunDir, config: RunConfig) -> None:
-        self._folder = run.trackers / "tensorboard"
+class _AtFirstStep:
+    """A writer that is opened at the first step: until then the previous attempt's files are the best."""
+
+    def __init__(self, run: RunDir, open_writer: Callable[[], Any]) -> None:
+        self._run, self._open = run, open_writer
         self._writer: Any = None
 
     def take(self, steps: Sequence[Step]) -> None:
-        if steps and self._writer is None:  # until now the previous attempt's files are the best
-            from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
-
-            self._writer = TensorBoardWriter(self._folder)
-        if self._writer is not None:
-            self._writer.steps(steps)
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class _Wandb:
-    def __init__(self, run: RunDir, config: RunConfig) -> None:
-        self._run, self._config = run, config
-        self._writer: Any = None
-
-    def take(self, steps: Sequence[Step]) -> None:
-        if steps and self._writer is None:
-            from r1hpc.telemetry.trackers.wandb import WandbWriter
-
-            asked = self._config.monitor.wandb
-            about = {name: value for name, value in asdict(self._config).items() if name != "cluster"}
-            self._writer = WandbWriter(
-                self._run,
-                self._run.trackers,
-                project=asked.project,
-                entity=asked.entity,
-                mode=asked.mode,
-                about=about,
-            )
-        if self._writer is not None:
+        if steps:
+            self._writer = self._writer or self._open()
             self._writer.steps(steps)
 
     def close(self) -> None:
@@ -176,16 +133,26 @@ class _Wandb:
             self._writer.close(failed=not self._run.finished.exists())
 
 
+def _tensorboard(run: RunDir, config: RunConfig) -> _AtFirstStep:
+    from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
+
+    return _AtFirstStep(run, lambda: TensorBoardWriter(run.trackers / "tensorboard"))
+
+
+def _wandb(run: RunDir, config: RunConfig) -> _AtFirstStep:
+    from r1hpc.telemetry.trackers.wandb import WandbWriter
+
+    asked = config.monitor.wandb
+    about = {name: value for name, value in asdict(config).items() if name != "cluster"}
+    named = (asked.project, asked.entity, asked.mode, about)
+    return _AtFirstStep(run, lambda: WandbWriter(run, run.trackers, *named))
+
+
 class _Prometheus:
     """The newest values of all the run's records. In a collector's folder they go with the attempt."""
 
     def __init__(self, run: RunDir, config: RunConfig) -> None:
-        from r1hpc.telemetry.trackers import prometheus
-
-        self._run, self._file = run, prometheus
-        folder = config.monitor.prometheus_dir
-        self._is_shared = folder is not None
-        self._path = prometheus.textfile_of(run, folder)
+        self._run, self._folder = run, config.monitor.prometheus_dir
         self._next_at = 0.0
 
     def take(self, steps: Sequence[Step]) -> None:
@@ -194,14 +161,14 @@ class _Prometheus:
             self._next_at = time.monotonic() + _PROMETHEUS_PERIOD_S
 
     def close(self) -> None:
-        if self._is_shared:
-            self._path.unlink(missing_ok=True)
-        else:
-            self._write()
+        path = self._write()
+        if self._folder is not None:
+            path.unlink()
 
-    def _write(self) -> None:
-        mode = 0o644 if self._is_shared else 0o600
-        self._file.write_textfile(self._run, self._path, mode, full_name(self._run))
+    def _write(self) -> Path:
+        from r1hpc.telemetry.trackers.prometheus import write_textfile
+
+        return write_textfile(self._run, self._folder)
 
 
-_TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "prometheus": _Prometheus}
+_TRACKERS: dict[str, Any] = {"tensorboard": _tensorboard, "wandb": _wandb, "prometheus": _Prometheus}

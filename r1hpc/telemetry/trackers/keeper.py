@@ -1,7 +1,5 @@
 """Keep an attempt's trackers fed: one feeder each, restarted when it dies or hangs.
 
-    Keeper({"wandb": ["python", …], …}).keep(is_over=lambda: …)
-
 No tracker's failure raises an error here, and nothing waits for one longer than `_FINISH_S`.
 """
 
@@ -48,7 +46,6 @@ class Keeper:
         self._finish()
 
     def _listen(self, seconds: float) -> None:
-        """Wait that long, or until a feeder has written something."""
         pipes = {feeder.pipe: feeder for feeder in self._feeders if feeder.pipe is not None}
         for pipe in select.select(pipes, [], [], seconds)[0]:
             pipes[pipe].hear()
@@ -151,7 +148,6 @@ def step_back() -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Return children and their descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):

@@ -1,7 +1,5 @@
 """Write a run's current values as a file for the textfile collector of Prometheus' node_exporter.
 
-    write_textfile(run, run.metrics / "r1hpc.prom")        # call it every 15 s or so
-
 It needs no library and no port. The format is Prometheus' text exposition format 0.0.4; the collector reads
 *.prom, wants each file replaced by a rename, and refuses timestamps (node_exporter, collector/textfile.go). A
 GPU is named by its UUID, since indices differ between a job's view and the node's.
@@ -10,11 +8,10 @@ GPU is named by its UUID, since indices differ between a job's view and the node
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.choose_run import flat_name
+from r1hpc.base.choose_run import flat_name, full_name
 from r1hpc.base.files import write_atomic
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
@@ -24,87 +21,73 @@ from r1hpc.telemetry.records.ranks import RankTimes, read_rank_times
 
 _TAIL_BYTES = 2**17
 """Bytes read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
-
-
 _FRESH_S = 120.0
 """Maximum age of a reading. Samplers read every few seconds, or as rarely as their last two readings show."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One metric. node_exporter drops metrics whose help differs between two files, so it is constant."""
-
-    name: str
-    kind: str
-    help: str
-
-
-_STEP = (
-    ("global_step", Metric("r1hpc_global_step", "gauge", "Optimizer steps that are finished.")),
-    ("loss", Metric("r1hpc_loss", "gauge", "Loss of the newest step.")),
-    ("lr", Metric("r1hpc_learning_rate", "gauge", "Learning rate of the newest step.")),
-    ("grad_norm", Metric("r1hpc_gradient_norm", "gauge", "Gradient norm before clipping.")),
-    ("tokens", Metric("r1hpc_tokens", "gauge", "Tokens trained on since step 0.")),
-    ("tokens_per_second", Metric("r1hpc_tokens_per_second", "gauge", "Of the newest step, over all ranks.")),
-    ("step_time_s", Metric("r1hpc_step_time_seconds", "gauge", "Wall time of the newest step.")),
-    ("data_time_s", Metric("r1hpc_data_time_seconds", "gauge", "Of it, waiting for data on rank 0.")),
-    ("mfu", Metric("r1hpc_mfu_ratio", "gauge", "Model FLOPs utilisation, without recomputation.")),
-    ("reward", Metric("r1hpc_reward", "gauge", "Mean reward of the newest rollout.")),
-    ("attempt", Metric("r1hpc_attempt", "gauge", "Attempt that took the newest step.")),
-    ("time", Metric("r1hpc_last_step_timestamp_seconds", "gauge", "When the newest step ended.")),
-)
-_GPU = (
-    (
-        "gpu_utilization_percent",
-        1.0,
-        Metric("r1hpc_gpu_utilization_percent", "gauge", "Time with a kernel running."),
+_STEP = {
+    "global_step": ("r1hpc_global_step", "Optimizer steps that are finished."),
+    "loss": ("r1hpc_loss", "Loss of the newest step."),
+    "lr": ("r1hpc_learning_rate", "Learning rate of the newest step."),
+    "grad_norm": ("r1hpc_gradient_norm", "Gradient norm before clipping."),
+    "tokens": ("r1hpc_tokens", "Tokens trained on since step 0."),
+    "tokens_per_second": ("r1hpc_tokens_per_second", "Of the newest step, over all ranks."),
+    "step_time_s": ("r1hpc_step_time_seconds", "Wall time of the newest step."),
+    "data_time_s": ("r1hpc_data_time_seconds", "Of it, waiting for data on rank 0."),
+    "mfu": ("r1hpc_mfu_ratio", "Model FLOPs utilisation, without recomputation."),
+    "reward": ("r1hpc_reward", "Mean reward of the newest rollout."),
+    "attempt": ("r1hpc_attempt", "Attempt that took the newest step."),
+    "time": ("r1hpc_last_step_timestamp_seconds", "When the newest step ended."),
+}
+_GPU = {
+    "gpu_utilization_percent": ("r1hpc_gpu_utilization_percent", "Time with a kernel running."),
+    "power_w": ("r1hpc_gpu_power_watts", "Power draw of the card."),
+    "memory_used_bytes": ("r1hpc_gpu_memory_used_bytes", "Device memory in use."),
+    "temperature_c": ("r1hpc_gpu_temperature_celsius", "Temperature of the card."),
+    "sm_clock_mhz": ("r1hpc_gpu_sm_clock_hertz", "Clock of the multiprocessors."),
+    "energy_j": ("r1hpc_gpu_energy_joules_total", "Since the driver was loaded."),
+    "ecc_uncorrected_volatile": (
+        "r1hpc_gpu_ecc_uncorrected_total",
+        "Memory errors since the driver was loaded.",
     ),
-    ("power_w", 1.0, Metric("r1hpc_gpu_power_watts", "gauge", "Power draw of the card.")),
-    ("memory_used_bytes", 1.0, Metric("r1hpc_gpu_memory_used_bytes", "gauge", "Device memory in use.")),
-    ("temperature_c", 1.0, Metric("r1hpc_gpu_temperature_celsius", "gauge", "Temperature of the card.")),
-    ("sm_clock_mhz", 1e6, Metric("r1hpc_gpu_sm_clock_hertz", "gauge", "Clock of the multiprocessors.")),
-    ("energy_j", 1.0, Metric("r1hpc_gpu_energy_joules_total", "counter", "Since the driver was loaded.")),
-    (
-        "ecc_uncorrected_volatile",
-        1.0,
-        Metric("r1hpc_gpu_ecc_uncorrected_total", "counter", "Memory errors since the driver was loaded."),
-    ),
-)
-_RANK_STEP = Metric("r1hpc_rank_step_time_seconds", "gauge", "Mean step time of a rank.")
-_RANK_WAIT = Metric("r1hpc_rank_wait_seconds", "gauge", "Of it, waiting for other ranks.")
-_WRITTEN = Metric("r1hpc_written_timestamp_seconds", "gauge", "When this file was written.")
+}
+_RANK_STEP, _RANK_WAIT = "r1hpc_rank_step_time_seconds", "r1hpc_rank_wait_seconds"
+_WRITTEN = "r1hpc_written_timestamp_seconds"
+_HELP = {
+    **dict([*_STEP.values(), *_GPU.values()]),
+    _RANK_STEP: "Mean step time of a rank.",
+    _RANK_WAIT: "Of it, waiting for other ranks.",
+    _WRITTEN: "When this file was written.",
+}
+"""Constant: node_exporter drops metrics whose help differs between two files."""
 
-Sample = tuple[Metric, dict[str, str], float]
+Sample = tuple[str, dict[str, str], float]
 
 
-def write_textfile(run: RunDir, path: Path, mode: int = 0o600, name: str | None = None) -> None:
-    """Replace `path`, which must end in .prom, by the run's current values.
+def write_textfile(run: RunDir, folder: str | Path | None = None) -> Path:
+    """Replace the run's file by its current values; return its path.
 
     Args:
-        mode: 0o644 for a folder that the site's node_exporter reads as another user.
-        name: the run's name in every label, unique among the files in that folder; None: its folder's name.
+        folder: the collector's own, where the site's node_exporter reads it as another user; None: the run's.
     """
-    assert path.suffix == ".prom", "the collector reads *.prom only"
-    write_atomic(path, render(collect(run, name or run.run_id)), mode)
+    path = run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
+    write_atomic(path, render(collect(run)), 0o600 if folder is None else 0o644)
+    return path
 
 
-def textfile_of(run: RunDir, folder: str | Path | None) -> Path:
-    """Return the run's file: in `folder`, the collector's own, or in the run's."""
-    return run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
-
-
-def collect(run: RunDir, name: str) -> list[Sample]:
+def collect(run: RunDir) -> list[Sample]:
     """Return the newest values of the run's records."""
-    labels = {"run": name}
+    labels = {"run": full_name(run)}
     samples: list[Sample] = [(_WRITTEN, labels, time.time())]
     newest = last_steps(run, 1)
     attempt = newest[-1].attempt if newest else None
     for step in newest:
-        known = [(metric, step.number(key)) for key, metric in _STEP]
-        samples += [(metric, labels, value) for metric, value in known if value is not None]
+        known = [(name, step.number(key)) for key, (name, _) in _STEP.items()]
+        samples += [(name, labels, value) for name, value in known if value is not None]
     times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
     samples += _of_ranks(times, labels)
-    ranks = _rank_of_uuid(times)
+    uuids = times.gpu_uuids if times is not None else ()
+    ranks = {uuid: str(rank) for rank, uuid in enumerate(uuids) if uuid is not None}
     ticks = _fresh([ticks for ticks in map(_newest_ticks, run.all_gpu_metrics) if ticks], newest)
     attempts = [tick.get("attempt") or 0 for tick in ticks]
     for tick, number in zip(ticks, attempts, strict=True):
@@ -130,17 +113,15 @@ def render(samples: Iterable[Sample]) -> str:
     """Return the text: samples of one metric together, under its HELP and TYPE."""
     grouped: dict[str, list[Sample]] = {}
     for sample in samples:
-        grouped.setdefault(sample[0].name, []).append(sample)
-    return "".join(line + "\n" for group in grouped.values() for line in _lines(group))
-
-
-def _lines(group: Sequence[Sample]) -> Iterator[str]:
-    metric = group[0][0]
-    yield f"# HELP {metric.name} {metric.help}"
-    yield f"# TYPE {metric.name} {metric.kind}"
-    for _, labels, value in group:
-        inside = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
-        yield f"{metric.name}{{{inside}}} {_number(value)}"
+        grouped.setdefault(sample[0], []).append(sample)
+    lines = []
+    for metric, group in grouped.items():
+        kind = "counter" if metric.endswith("_total") else "gauge"
+        lines += [f"# HELP {metric} {_HELP[metric]}", f"# TYPE {metric} {kind}"]
+        for _, labels, value in group:
+            inside = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
+            lines.append(f"{metric}{{{inside}}} {_number(value)}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _of_ranks(times: RankTimes | None, labels: dict[str, str]) -> Iterator[Sample]:
@@ -152,13 +133,7 @@ def _of_ranks(times: RankTimes | None, labels: dict[str, str]) -> Iterator[Sampl
             yield metric, {**labels, **node, "rank": str(rank)}, seconds
 
 
-def _rank_of_uuid(times: RankTimes | None) -> dict[str, str]:
-    uuids = times.gpu_uuids if times is not None else ()
-    return {uuid: str(rank) for rank, uuid in enumerate(uuids) if uuid is not None}
-
-
 def _newest_ticks(path: Path) -> list[dict[str, Any]]:
-    """Return a node's last two readings."""
     records = read_tail(path, _TAIL_BYTES).records
     return [r for r in records if "event" not in r and mistake(r, Tick) is None][-2:]
 
@@ -170,9 +145,9 @@ def _of_gpus(newest: dict[str, Any], labels: dict[str, str], ranks: dict[str, st
         uuid = str(gpu.get("uuid"))
         rank = {"rank": ranks[uuid]} if uuid in ranks else {}
         own = {**labels, "node": str(newest.get("node")), "gpu": uuid, **rank, **stub}
-        for key, scale, metric in _GPU:
+        for key, (metric, _) in _GPU.items():
             if is_number(gpu.get(key)):
-                yield metric, own, gpu[key] * scale
+                yield metric, own, gpu[key] * (1e6 if key == "sm_clock_mhz" else 1.0)
 
 
 def _escape(text: str) -> str:

@@ -1,25 +1,15 @@
-"""Write steps and GPU readings as TensorBoard event files. Needs the extra `tensorboard`, no torch.
+"""Write the steps of a run as TensorBoard event files. Needs the extra `tensorboard`, no torch.
 
-    with TensorBoardWriter(folder) as writer:
-        writer.steps(read_steps(run).effective.values())
-        writer.gpus(all_series(read_gpus(run)))
-
-    tensorboard --logdir FOLDER
-
-Only this module uses the tensorboard package. Scalars of steps are at global_step: train/loss, train/lr, ...,
-rl/reward, ...; those of a GPU at seconds since the first reading. If a live run repeats a step after a loss,
-the step hides TensorBoard's old ones from there on.
+Only this module uses the tensorboard package. Scalars are at global_step: train/loss, ..., rl/reward, ...
 """
 
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.telemetry.gpu.history import GpuSeries
 from r1hpc.telemetry.records.metrics import Step, is_number
 
 SUFFIX = ".r1hpc"
@@ -40,69 +30,37 @@ class TensorBoardWriter:
         """
         try:
             # Deferred: half a second, and an extra.
+            from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:
             raise R1hpcError(
                 "the tensorboard package is not installed; run: pip install 'r1hpc[tensorboard]'"
             ) from None
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = sorted(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
         is_kept = bool(before) and _began(before[-1]) < int(time.time())
         for old in before[:-1] if is_kept else before:
             old.unlink()
         self._writer = EventFileWriter(os.fspath(folder), filename_suffix=SUFFIX)
-        self._last_step = 0
-        # TensorBoard's plugin_event_accumulator.py starts at the first of these, and hides older data at each
-        # later one: so every file has one.
-        self._hide_from(0)
+        # It hides the data of earlier files (plugin_event_accumulator.py).
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.add_event(self._event(step=0, session_log=start))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def steps(self, steps: Iterable[Step]) -> int:
-        """Write the scalars of each step; return the number of steps."""
-        count = 0
+    def steps(self, steps: Sequence[Step]) -> int:
+        """Write the scalars of each step, ascending; return the number of steps."""
         for step in steps:
-            if step.global_step <= self._last_step:
-                self._hide_from(step.global_step)
-            self._last_step = step.global_step
-            self._add(step.global_step, step.time, scalars(step))
-            count += 1
-        return count
-
-    def gpus(self, series: Sequence[GpuSeries]) -> None:
-        """Write utilisation, power and memory of each GPU, by the seconds since the first reading."""
-        start = min((each.first_time for each in series), default=0.0)
-        for each in series:
-            for point in (point for segment in each.segments for point in segment):
-                values = {
-                    f"gpu_utilization_percent/{each.name}": point.utilization_percent,
-                    f"gpu_power_w/{each.name}": point.power_w,
-                    f"gpu_memory_gib/{each.name}": point.memory_gib,
-                }
-                self._add(round(point.time - start), point.time, values)
-
-    def flush(self) -> None:
+            known = {tag: value for tag, value in scalars(step).items() if not math.isnan(value)}
+            parts = [self._summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+            if parts:
+                summary = self._summary(value=parts)
+                event = self._event(wall_time=step.time or 0.0, step=step.global_step, summary=summary)
+                self._writer.add_event(event)
         self._writer.flush()
+        return len(steps)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._writer.close()
-
-    def _add(self, step: int, at: float | None, values: dict[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        parts = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if not math.isnan(v)]
-        if parts:
-            self._writer.add_event(Event(wall_time=at or 0.0, step=step, summary=Summary(value=parts)))
-
-    def _hide_from(self, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        self._writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
 
 def _began(file: Path) -> int:

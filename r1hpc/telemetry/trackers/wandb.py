@@ -1,8 +1,5 @@
 """Send the steps of a run to Weights & Biases, offline or live. Needs the extra `wandb`.
 
-    with WandbWriter(run, folder, project="r1hpc", mode="offline") as writer:
-        writer.steps(steps)
-
 Only this module uses the wandb package. A run keeps its id over all its attempts. Offline, each writer leaves
 one folder with all its steps, replacing earlier ones, so that `wandb sync` uploads one curve. Online the
 server reports its last step, and steps up to there are left out: W&B accepts no step twice, so a repeated
@@ -15,9 +12,9 @@ reads the key from ~/.netrc, or from its variable; nothing here handles it.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 from r1hpc.base.choose_run import flat_name, full_name
 from r1hpc.base.errors import R1hpcError
@@ -38,7 +35,6 @@ class WandbWriter:
         self,
         run: RunDir,
         folder: Path,
-        *,
         project: str,
         entity: str | None = None,
         mode: str | None = None,
@@ -93,20 +89,12 @@ class WandbWriter:
         self._teardown = wandb.teardown
         self._next_step = self._opened.starting_step if self._opened.resumed else 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.close(failed=kind is not None)
-
-    def steps(self, steps: Iterable[Step]) -> int:
-        """Write the scalars of each step; return the number of steps."""
-        count = 0
+    def steps(self, steps: Sequence[Step]) -> int:
+        """Send the scalars of each step, ascending; return the number of steps."""
         for step in steps:
             if step.global_step >= self._next_step:
                 self._opened.log(scalars(step), step=step.global_step)
-            count += 1
-        return count
+        return len(steps)
 
     def close(self, failed: bool = False) -> None:
         """Write or upload the rest and close. W&B shows a run as `failed` until it continues."""

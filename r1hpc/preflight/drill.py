@@ -1,26 +1,25 @@
-"""Disturb a job as a cluster would, with a user's rights."""
+"""Disturb a job as a cluster would, with a user's rights, and judge from its records what it lost."""
 
-import math
 import os
 import re
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from r1hpc.attempt.state.state import JobRef
-from r1hpc.plan.save_time import ends_jobs, signal_lead_s
+from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.save_time import ends_jobs
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, hides_jobs
 from r1hpc.slurm.requeue import job_state
-from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.attempts import Attempt, Cause, History
+from r1hpc.telemetry.records.metrics import audit_ledger, compare, format_ranges, read_ledger, read_steps
 
 _PREEMPTED_WITHIN_S = 300.0
-_EARLY_S = 30.0
-"""slurmctld checks time limits twice a minute, and sends the warning at the check before it is due."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,6 @@ def why_not_preempted(facts: ClusterFacts) -> str | None:
         name, victim = facts.preemptors[0]
         why += f"; {name} preempts {victim}: give resources.qos={victim}"
     return why
-
-
-def short_limit_min(total_s: float, startup_s: float, step_s: float) -> int | None:
-    """Return the minutes of a time limit that strikes a run of `total_s` and lets each attempt progress.
-
-    None: there is none, since Slurm's limits are whole minutes.
-
-    >>> short_limit_min(total_s=180, startup_s=10, step_s=1), short_limit_min(40, 10, 1)
-    (2, None)
-    """
-    for minutes in range(1, math.ceil(total_s / 60) + 1):
-        warned_s = 60 * minutes - signal_lead_s(None, None, 60 * minutes)
-        if warned_s >= total_s:
-            return None
-        if warned_s - _EARLY_S - startup_s >= max(3 * step_s, (total_s - startup_s) / 10):
-            return minutes
-    return None
 
 
 def preempt(job: JobRef) -> None:
@@ -182,3 +164,78 @@ def _proc(name: str) -> bytes:
     with suppress(OSError):
         return Path("/proc", name).read_bytes()
     return b""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A disturbance as it happened."""
+
+    name: str
+    attempt: int
+    causes: tuple[Cause, ...] = ()
+    may_lose_steps: bool = False
+    refused: str | None = None
+    """Why the site did not allow it; then it proves nothing."""
+    way: str | None = None
+    """The value of --way that it exercised."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise, and whether the records show that it was kept."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+def judge_attempts(attempts: Sequence[Attempt], done: Sequence[Done], save_every: int) -> list[Check]:
+    """Check that each disturbance ended its attempt with its own cause, and how many steps it cost."""
+    by_number = {attempt.attempt: attempt for attempt in attempts}
+    checks = [_judge_one(each, by_number, save_every) for each in done if each.refused is None]
+    expected = len(checks) + 1
+    detail = ", ".join(attempt.cause.value if attempt.cause else "no end" for attempt in attempts)
+    finished = bool(attempts) and attempts[-1].cause is Cause.finished and len(attempts) == expected
+    if not checks:
+        checks.append(Check("disturbed at all", False, "nothing could be done to the job: nothing is proved"))
+    return [*checks, Check(f"{expected} attempts, the last one finished", finished, detail)]
+
+
+def _judge_one(done: Done, attempts: dict[int, Attempt], save_every: int) -> Check:
+    ended = attempts[done.attempt]
+    following = attempts.get(done.attempt + 1)
+    lost = (ended.last_step or 0) - ((following.resumed_from or 0) if following else 0)
+    allowed = save_every if done.may_lose_steps else 0
+    passed = ended.cause in done.causes and following is not None and lost <= allowed
+    words = f"attempt {done.attempt} ended by {ended.cause} at step {ended.last_step}"
+    return Check(done.name, passed, f"{words}; {lost} steps taken again, {allowed} allowed")
+
+
+def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
+    """Check for the same numbers to the last bit, the same data, and every sample once."""
+    differences = compare(quiet, disturbed, ("loss", "grad_norm"))
+    steps = len(read_steps(quiet).effective)
+    seen = f"{steps} steps"
+    if differences:
+        first = differences[0]
+        seen = (
+            f"{len(differences)} differ, first step {first.global_step} {first.key}: {first.a} and {first.b}"
+        )
+    ours, theirs = ({n: r.data for n, r in read_ledger(run).items()} for run in (disturbed, quiet))
+    audit = audit_ledger(disturbed)
+    odd = [*audit.missing_steps, *audit.repeated_samples, *audit.skipped_samples]
+    once = f"{audit.num_samples} samples" if audit.exactly_once else f"not once: {format_ranges(odd)}"
+    same = Check("loss and gradient norm equal to the bit", bool(steps) and not differences, seen)
+    if not theirs:  # a script that records no samples
+        return [same]
+    return [
+        same,
+        Check("the same data in every step", ours == theirs, f"{len(ours)} and {len(theirs)} recorded steps"),
+        Check("every sample exactly once", audit.exactly_once, once),
+    ]
+
+
+def judge_cancel(history: History, state: str) -> Check:
+    """Check that a run that was preempted and cancelled at once stays cancelled."""
+    passed = history.is_newer("cancel_requested", "begin") and state == "cancelled"
+    return Check("no attempt after a cancel", passed, f"{state}, {len(history.attempts)} attempts")

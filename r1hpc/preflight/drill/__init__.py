@@ -1,1 +1,0 @@
-"""Disturb a short run on purpose and check that nothing was lost."""
