@@ -77,7 +77,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _typed_words(self, args: Sequence[str] | None) -> list[str]:
         answer_tab(self)
-        return [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, is_flag, value = word.partition("=")
+            if is_flag and flag.startswith("--"):  # as a shell expands `--out ~/x`
+                words.append(f"{flag}={at_home(value)}")
+            else:
+                words.append(word if os.environ.get("HOME") else at_home(word))
+        return words
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and arg_strings == ["--"]:  # argparse would hand on an empty list
@@ -199,14 +206,6 @@ def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         return words, []
     at = words.index("--")
     return words[:at], [f"script.args={json.dumps(words[at + 1 :])}"]
-
-
-def _at_home(word: str) -> str:
-    """Expand `--out=~/x` as a shell expands `--out ~/x`; also expands the latter if the shell had no HOME."""
-    flag, is_flag, value = word.partition("=")
-    if is_flag and flag.startswith("--"):
-        return f"{flag}={at_home(value)}"
-    return word if os.environ.get("HOME") else at_home(word)
 
 
 def refuse_folder(out: Path | None) -> None:

@@ -32,7 +32,7 @@ class Diagnosis:
     gpu_utilization_percent, gpu_power_w, silence_s."""
     findings: tuple[Finding, ...]
     source: str
-    """Of the GPU readings: nvml, or stub for the test library, whose readings mean nothing."""
+    """The library of the GPU readings: nvml, or stub, whose readings mean nothing."""
     is_partial: bool
 
 
