@@ -40,12 +40,26 @@ class TorchRanks:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def sum(self, values: list[float]) -> list[float]:
-        """Return the sums over the ranks."""
-        summed = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(summed, group=self._group)
-        found: list[float] = summed.tolist()
-        return found
+    def sum(self, values: list[float]) -> "_Sum":
+        """Begin to sum over the ranks."""
+        return _Sum(values, self._group)
 
     def beat(self) -> None:
         """Do nothing: the rank sees by its script's files that it lives."""
+
+
+class _Sum:
+    """A sum over the ranks that another thread computes."""
+
+    def __init__(self, values: list[float], group: Any) -> None:
+        self._summed = torch.tensor(values, dtype=torch.float64)
+        self._work = dist.all_reduce(self._summed, group=group, async_op=True)
+
+    def is_done(self) -> bool:
+        return bool(self._work.is_completed())
+
+    def result(self) -> list[float]:
+        """Wait for it."""
+        self._work.wait()
+        found: list[float] = self._summed.tolist()
+        return found

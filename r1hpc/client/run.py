@@ -11,12 +11,13 @@ The script runs in an interpreter of its own, so this module needs only xxhash b
 torch only where there are several ranks.
 """
 
+import atexit
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -31,6 +32,10 @@ from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
 from r1hpc.client.job import Job
 from r1hpc.telemetry.records.metrics import MetricWriter
 
+_SLOW_S = 0.1
+"""From this length of a step on, all ranks wait at its end until they agree."""
+_LAST_S = 5.0
+"""Seconds that an ending script waits for the other ranks' part of its last record."""
 AGAIN = 99
 """Exit status of a script that is not done: run me again. As Grid Engine's."""
 
@@ -47,12 +52,10 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Agreed:
-    """Everything that all ranks know after a step, the same on every rank."""
+    """All that any rank was asked to do, the same on every rank."""
 
-    stop: bool
-    save: bool
-    loss: float
-    """Mean over the ranks."""
+    stop: bool = False
+    save: bool = False
 
 
 class Run:
@@ -61,9 +64,12 @@ class Run:
     def __init__(self, job: Job | None) -> None:
         self._job = job
         self._ranks: Ranks = ALONE
-        self._sum: Any = None
+        self._sum: Any = _SumAlone
         self._seen: dict[str, Any] = {}
-        self._samples: tuple[int, int, int] | None = None
+        self._samples = (0, 0, 0)
+        self._open: tuple[dict[str, Any], Any] | None = None
+        """A step's record and the sum over the ranks that it waits for."""
+        self._is_slow, self._stops = True, False
         self.last_saved: int | None = None
         """The step of the newest checkpoint that this rank knows of."""
         self.leader = ""
@@ -75,8 +81,8 @@ class Run:
         self._store = CheckpointStore(self._folder.checkpoints, keep=job.keep)
         self._requests = StopRequests(self._folder, job.rank, Clock(**job.clock))
         self._requests.install()
-        # A worker that the script forks must die of a signal, as it would without us.
-        os.register_at_fork(after_in_child=_forget_signals)
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._record_last)
         self._writer = MetricWriter(self._folder, job.attempt) if job.rank == 0 else None
         self._tell("running")
 
@@ -122,7 +128,7 @@ class Run:
     def _meet(self) -> None:
         """From now on all ranks agree."""
         assert self._job is not None
-        if self._job.world_size == 1 or self._sum is not None:
+        if self._job.world_size == 1 or self._sum is not _SumAlone:
             return
         from r1hpc.client.ranks import TorchRanks  # torch
 
@@ -155,7 +161,7 @@ class Run:
         step = self.last_saved or 0
         while step < last:
             step, began = step + 1, time.monotonic()
-            self._seen, self._samples = {}, None
+            self._seen, self._samples = {}, (0, 0, 0)
             yield step
             agreed = self.end_step(step, time.monotonic() - began)
             stops = agreed.stop and step < last
@@ -178,32 +184,72 @@ class Run:
         """Record what this rank read for this step; `Batches` calls it."""
         self._samples = (num_samples, sample_sum, checksum)
 
-    def agree(self, loss: float = 0.0) -> Agreed:
-        """Agree over all ranks on what was asked. Collective."""
-        if self._job is None:
-            return Agreed(False, False, loss)
-        stop, save = self._requests.poll()
-        values = [float(stop), float(save), loss]
-        if self._sum is not None:
-            values = self._sum(values)
-        return Agreed(values[0] > 0, values[1] > 0, values[2] / self._ranks.world_size)
+    def agree(self) -> Agreed:
+        """Agree over all ranks on what was asked, now. Collective."""
+        self._settle()
+        self._ask({}, (0, 0, 0))
+        return self._settle()
 
     def end_step(self, step: int, step_time_s: float) -> Agreed:
-        """Agree over all ranks on what was asked, and record the step. Collective; `steps` calls it."""
-        has_loss = "loss" in self._seen
-        agreed = self.agree(float(_number(self._seen.pop("loss", 0.0))))
-        seen = {name: _number(value) for name, value in self._seen.items()}
-        self._seen = {}
-        if self._job is not None and self._writer:
-            loss = {"loss": agreed.loss} if has_loss else {}
-            self._writer.step(global_step=step, **loss, step_time_s=step_time_s, **seen)
-        if self._samples is not None:
-            count, ids, check = (
-                sum(column) for column in zip(*self._ranks.gather(self._samples), strict=True)
-            )
-            self.record_samples(step, (step - 1) * count, count, sample_sum=ids, checksum=check)
+        """Record the step; return what all ranks agreed on. Collective; `steps` calls it.
+
+        If steps are short, this is the agreement of the step before, so that no rank waits here.
+        """
+        line = {"global_step": step, "time": time.time(), "step_time_s": step_time_s}
+        line |= {name: _number(value) for name, value in self._seen.items()}
+        agreed = self._settle()
+        self._ask(line, self._samples)
+        self._seen, self._samples = {}, (0, 0, 0)
+        if self._is_slow:
+            agreed = self._settle()
         failpoint("step.end")
         return agreed
+
+    def _ask(self, line: dict[str, Any], samples: tuple[int, int, int]) -> None:
+        """Start to sum over the ranks what is asked of each, and its part of the step's record."""
+        if self._job is None:
+            return
+        stop, save = self._requests.poll()
+        is_slow = self.rank == 0 and line.get("step_time_s", 0.0) >= _SLOW_S
+        count, ids, check = samples
+        parts = (count, ids, *divmod(check, 2**32))  # a double holds integers up to 2**53
+        asked = (stop, save, is_slow, line.get("loss", 0.0), *parts)
+        self._open = line, self._sum([float(value) for value in asked])
+
+    def _settle(self) -> Agreed:
+        """Wait for the sum that was begun, and record its step."""
+        if self._open is None:
+            return Agreed(self._stops)
+        (line, begun), self._open = self._open, None
+        stop, save, is_slow, loss, *parts = begun.result()
+        self._stops = self._stops or stop > 0
+        if line:
+            self._is_slow = is_slow > 0 or self._ranks.world_size == 1
+        if line and self._writer:
+            if "loss" in line:
+                line["loss"] = loss / self._ranks.world_size
+            self._writer.step(**line)
+            count, ids, high, low = map(int, parts)
+            if count:
+                step = line["global_step"]
+                check = (high << 32) + low
+                self.record_samples(step, (step - 1) * count, count, sample_sum=ids, checksum=check)
+        return Agreed(self._stops, save > 0)
+
+    def _record_last(self) -> None:
+        """At exit, record the last step, unless a rank failed before it."""
+        until = time.monotonic() + _LAST_S
+        while self._open is not None and time.monotonic() < until:
+            if self._open[1].is_done():
+                with suppress(RuntimeError):  # a peer is gone
+                    self._settle()
+            time.sleep(0.01)
+
+    def _forget(self) -> None:
+        """A worker that the script forks must die of a signal, as it would without us."""
+        self._open = None
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
 
     def record_samples(self, step: int, first_sample: int, num_samples: int, **more: Any) -> None:
         """Write the step's line in the ledger, on rank 0."""
@@ -226,6 +272,7 @@ class Run:
         assert self._job is not None, "outside a job nothing is saved"
         job, store, began = self._job, self._store, time.monotonic()
         self._meet()
+        self._settle()
         self._tell("saving", step)
         staging = store.staging(step, job.attempt, job.token)
         self._together(lambda: store.open_staging(step, job.attempt, job.token))
@@ -303,6 +350,7 @@ class Run:
 
         Exits without unwinding, so that a script cannot write a final model that is not final.
         """
+        self._settle()
         self._tell("stopped", step)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -311,6 +359,7 @@ class Run:
     def finish(self, step: int) -> None:
         """Tell the rank that training is done; the script may go on, for example to write its model."""
         if self._job is not None:
+            self._settle()
             self._tell("finished", step)
 
     def _tell(self, kind: str, step: int | None = None) -> None:
@@ -352,9 +401,17 @@ def attempt() -> Run:
     return _current
 
 
-def _forget_signals() -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+class _SumAlone:
+    """The sum over one rank."""
+
+    def __init__(self, values: list[float]) -> None:
+        self._values = values
+
+    def is_done(self) -> bool:
+        return True
+
+    def result(self) -> list[float]:
+        return self._values
 
 
 def _sync_file_system(folder: Path) -> None:

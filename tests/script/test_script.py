@@ -26,8 +26,9 @@ from r1hpc.script.checkpoints import Watcher, newest_checkpoint, note_earlier
 from r1hpc.script.look import look_at
 from r1hpc.script.rank import command_of
 from r1hpc.script.workload import SCRIPT
+from r1hpc.slurm.rank_env import choose_port
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF, Attempt, Cause, reason_to_stop
-from r1hpc.telemetry.records.metrics import compare
+from r1hpc.telemetry.records.metrics import audit_ledger, compare, read_ledger, read_steps
 from tests.runs import CHECKOUT, command_output, submit, wait_over, wait_step
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -124,7 +125,7 @@ def test_two_ranks_killed_and_stopped_equal_the_undisturbed_run(tmp_path: Path) 
     plain = submit(tmp_path, "plain", ON_CPU, "--nodes", "2", "--", "--steps", "80", job=LOOP).run
     wait_over(plain)
     run = submit(
-        tmp_path, "hit", ON_CPU, "--nodes", "2", "--", "--steps", "80", "--pause", "0.1", job=LOOP
+        tmp_path, "hit", ON_CPU, "--nodes", "2", "--", "--steps", "80", "--pause", "0.05", job=LOOP
     ).run
     wait_step(run, 25)
     os.kill(script_pids(run)[1], signal.SIGKILL)
@@ -255,3 +256,49 @@ def test_a_save_that_fails_gives_the_disk_back(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "earlier checkpoints are intact" in done.stderr
     assert list(run.rglob("half")) == []
+
+
+def test_short_steps_do_not_wait_for_another_rank_and_all_stop_at_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "import torch.distributed as dist\n"
+        "from r1hpc.client.run import attempt\n"
+        "dist.init_process_group('gloo')\n"
+        "run = attempt()\n"
+        "run.resume()\n"
+        "for step in range(1, 9):\n"
+        "    if step in (4, 6) and run.rank == 1:\n"
+        "        time.sleep(2)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None\n"
+        "    run.log(loss=step + run.rank)\n"
+        "    run.used(1, 2 * step - 2 + run.rank, 2**70 + run.rank)\n"
+        "    began = time.monotonic()\n"
+        "    stop = run.end_step(step, 0.01).stop\n"
+        "    print(step, stop, 'waited' if time.monotonic() - began > 1 else '')\n"
+    )
+    run, environment = in_a_job(tmp_path)
+    (run / "ledger").mkdir()
+    job = json.loads(environment["R1HPC_CLIENT"]) | {"world_size": 2}
+    with choose_port() as listener:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**environment, **place, "RANK": str(rank), "R1HPC_CLIENT": json.dumps(job | {"rank": rank})},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (process.communicate(timeout=120)[0].splitlines() for process in processes)
+    steps = [(line.split() + [""])[:3] for line in first[1:]]
+    assert [step for step, _, waited in steps if waited] == ["5", "7"]  # not 4 and 6
+    assert [line.split()[:2] for line in second] == [step[:2] for step in steps]
+    assert [step for step, stop, _ in steps if stop == "True"] == ["7", "8"]
+    assert [step.loss for step in read_steps(RunDir(run)).effective.values()] == [
+        step + 0.5 for step in range(1, 9)
+    ]
+    ledger = read_ledger(RunDir(run))
+    assert ledger[8].data == (14, 2, 14 + 15, 2 * 2**70 + 1)
+    assert audit_ledger(RunDir(run)).exactly_once
