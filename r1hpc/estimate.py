@@ -39,25 +39,21 @@ if TYPE_CHECKING:  # only for types: --help must be quick
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _read(argv)
-    from r1hpc.plan.hours.from_flags import refuse_without_progress
     from r1hpc.plan.hours.text import estimate_text
 
     if arguments.method != "measured" and (chain := _chain_file(arguments)):
         return _print_chain(chain, arguments)
     found = _answer(arguments)
-    refuse_without_progress(found, arguments)
     found, correction = _corrected(found, arguments)
     print_result({**found.to_json(), **correction}, estimate_text(found), arguments.json)
     return 0
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
-    from r1hpc.plan.hours.flags import refuse_settled, with_signs_joined
+    from r1hpc.plan.hours.flags import refuse_settled
 
     parser = _parser()
-    arguments: argparse.Namespace = parser.parse_intermixed_args(
-        with_signs_joined(sys.argv[1:] if argv is None else argv)
-    )
+    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
     arguments.target, arguments.overrides = file_and_overrides(arguments.words)
     refuse_settled(parser, arguments)
     return arguments
@@ -96,7 +92,7 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
     from r1hpc.submission.chain_estimate import estimate_chain
     from r1hpc.submission.order import Order, Purpose
 
-    refuse_settled_by_chain(arguments, job)
+    refuse_settled_by_chain(_parser(), arguments, job)
     card = []
     if arguments.gpu:
         card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}", "resources.gpu_type=null"]

@@ -35,7 +35,11 @@ _OF_THE_SHELL = ("setup",)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
-_REMOVED = {"data.mix": ("online", "every", "smoothing")}
+_REMOVED = {
+    "data.mix": ("online", "every", "smoothing"),
+    "rl": ("by_pass_rate",),
+    "cluster": ("network_gbit_s",),
+}
 """Settings that earlier runs have and today's code ignores."""
 
 

@@ -13,8 +13,7 @@ from r1hpc.base.records import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES, TRAINED_STAGES
-from r1hpc.plan.memory.compression import bytes_between_nodes
-from r1hpc.plan.memory.fit import room_for_larger_cache, way_out
+from r1hpc.plan.memory.fit import way_out
 from r1hpc.plan.memory.run import (
     COMMON_CARD_GIB,
     asked_host_gib,
@@ -82,8 +81,6 @@ class RunPlan:
     """Parameters of rl.teacher, if there is one and its family is known."""
     teacher_active_parameters: int | None = None
     """Its parameters that one token meets."""
-    gradient_bytes: dict[str, float] | None = None
-    """Gradient bytes that leave each node per step, by train.gradient_compression."""
     warning_window_s: int | None = None
     """From the first signal of a preemption to the end; None: unknown, or nobody preempts."""
     account: str | None = None
@@ -192,9 +189,6 @@ def make_plan(
         copy_node_bytes=copies[1],
         teacher_parameters=teacher_parameters,
         teacher_active_parameters=teacher.num_active_parameters if teacher else None,
-        gradient_bytes=(
-            bytes_between_nodes(config, shape, topology) if shape and topology.num_nodes > 1 else None
-        ),
         account=config.resources.account or config.cluster.account,
         first_item=(config.task.first_item or 0) if config.stage == "rl" else 0,
     )
@@ -225,10 +219,12 @@ def _memory(
     """Plan the memory, with a way to make it fit if it does not fit the cards."""
     card = _card_gib(config) if topology.num_gpus else COMMON_CARD_GIB
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
-    if not topology.num_gpus or config.stage == "serve":
+    if (
+        not topology.num_gpus
+        or config.stage == "serve"
+        or not [*misfits(memory, gpu_gib=card, host_gib=None)]
+    ):
         return memory
-    if not [*misfits(memory, gpu_gib=card, host_gib=None)]:
-        return replace(memory, larger_cache=room_for_larger_cache(config, shape, topology, memory, card))
     host = asked_host_gib(config)
     found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes, host)
     return replace(memory, way_out=found)

@@ -157,14 +157,6 @@ def judge_server(rules: PreemptionRules, signal_lead_s: int) -> list[str]:
     ]
 
 
-def optimal_save_interval_s(save_time_s: float, mtbf_s: float) -> float:
-    """Return the seconds of work between saves that lose least: sqrt(2 x save x MTBF), at most the MTBF.
-
-    Young, CACM 17(9), 1974; the first order of Daly, FGCS 22(3), 2006, whose bound is the MTBF.
-    """
-    return min(math.sqrt(2 * save_time_s * mtbf_s), mtbf_s)
-
-
 def _unharmed(mode: str) -> str:
     if "SUSPEND" in mode or "GANG" in mode:
         return "the run is suspended and continues later; nothing to save"

@@ -14,7 +14,6 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.memory.compression import describe_gradients
 from r1hpc.plan.run import RunPlan, describe_save, make_plan
 from r1hpc.plan.save_time import (
     SERVER_LEAVES_S,
@@ -309,5 +308,4 @@ def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, le
         said = judge_server(rules, lead_s)
     else:
         said = judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)
-    gradients = describe_gradients(config, plan.gradient_bytes) if plan.gradient_bytes else ()
-    return [*said, *describe_save(plan), *gradients]
+    return [*said, *describe_save(plan)]

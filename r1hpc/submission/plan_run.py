@@ -243,7 +243,7 @@ def _environment_notes(config: RunConfig, facts: OrderFacts) -> Iterator[str]:
 
 def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
     """Return what exceeds the GPUs' memory or the memory requested of a node; for a new run also what would
-    fit, and what would stay unused on a GPU."""
+    fit."""
     if facts.plan.memory is None:
         return []
     try:
@@ -252,10 +252,9 @@ def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
         card = None
     # A resumed run can seldom change what would make it fit.
     memory = facts.plan.memory
-    memory = memory if facts.is_new else replace(memory, way_out="", larger_cache="")
-    unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
+    memory = memory if facts.is_new else replace(memory, way_out="")
     assumed = _assumed_card(config) if facts.is_new and config.stage != "serve" else []
-    return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused, *assumed]
+    return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *assumed]
 
 
 def _assumed_card(config: RunConfig) -> list[str]:

@@ -10,19 +10,17 @@ from pathlib import Path
 from r1hpc.config.paths import FILES, is_own, names_in
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.parts import num_items
-from r1hpc.tasks.problems.benchmark import Benchmarks, asked_otherwise, named_sets
-from r1hpc.tasks.problems.curriculum import check_comes_again
+from r1hpc.tasks.problems.asked import asked, repeated
+from r1hpc.tasks.problems.benchmark import Benchmarks, named_sets
 from r1hpc.tasks.problems.demonstrations import check_demonstrations
 from r1hpc.tasks.problems.file import QuestionFile, check_one_split
-from r1hpc.tasks.problems.item_counts import asked, pass_rates_unused, repeated
-from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of
+from r1hpc.tasks.problems.registry import Mixture, make_task, parts_of
 from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members
 from r1hpc.tasks.problems.user_task import OwnTask
 from r1hpc.tasks.reward.rewards import Scorer
 from r1hpc.tasks.reward.terms import term_named
 
 _MOST_ASKED = 20_000
-_TRIED_OF_DRAWN = 64
 
 
 def check_questions(
@@ -48,28 +46,21 @@ def check_questions(
     items: list[Item] = []
     if benchmarks is None or config.stage == "rl":
         tasks.append(make_task(config.task, code, fits))
-        if config.stage == "rl" and config.rl.by_pass_rate:
-            check_comes_again(tasks[0])
         items += _one_of_each(tasks[0], config)
         items += _asked(tasks[0], config)
         if code is None:  # a resumed run goes on as it was begun
             _check_splits(config)
-            for sentence in (*repeated(config, tasks[0]), *pass_rates_unused(config, tasks[0])):
+            for sentence in repeated(config, tasks[0]):
                 note(sentence)
-            if isinstance(tasks[0], Mixture):
-                check_weights(tasks[0].weights)
             for task in members(tasks[0]).values():
                 if isinstance(task, OwnTask):
                     task.check_pure()
-                for sentence in task.oddities() if isinstance(task, QuestionFile) else ():
+                for sentence in task.left_out() if isinstance(task, QuestionFile) else ():
                     note(sentence)
     if benchmarks is not None:
         if code is None:
             for part in named_sets(config).values():
                 check_one_split(Path(part["path"]))
-            odd = [sentence for each in benchmarks.members.values() for sentence in each.oddities]
-            for sentence in (*asked_otherwise(config), *odd):
-                note(sentence)
         tasks.append(benchmarks)
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # the stage of a resumed run refuses that by itself
@@ -108,22 +99,18 @@ def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
 
 
 def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
-    """Yield the listed questions of each list until it repeats itself, and a few of the drawn ones."""
-    left = {label: _worth_a_look(member, held_out) for label, member in members(task).items()}
+    """Yield the questions of each list until it repeats itself; drawn ones are alike."""
+    listed = {
+        label: each for label, each in members(task).items() if isinstance(each, QuestionFile | OwnTask)
+    }
+    left = {label: min(each.items_per_pass(held_out) or 0, _MOST_ASKED) for label, each in listed.items()}
     for index in items:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
-        if left[label]:
+        if left.get(label):
             left[label] -= 1
             yield task.item(index, held_out)
         if not any(left.values()):
             return
-
-
-def _worth_a_look(task: Task, held_out: bool) -> int:
-    """Return how many questions to try. Drawn ones are much alike and may be slow, held-out ones most."""
-    if isinstance(task, QuestionFile | OwnTask):
-        return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)
-    return 0 if held_out else min(task.num_questions() or 0, _TRIED_OF_DRAWN)
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:

@@ -177,20 +177,20 @@ def test_a_resume_with_other_questions_is_refused(place: Path) -> None:
 def test_a_profile_read_anew_yields_to_what_the_first_command_line_said(tmp_path: Path) -> None:
     """$R1HPC_CLUSTER is read at each submission; --cluster asks for it by name, and wins."""
     profile = tmp_path / "site.yaml"
-    profile.write_text("{network_gbit_s: 100, network_interface: ib0}")
+    profile.write_text("{cpus_per_task: 100, network_interface: ib0}")
     made = RecordedRun(tmp_path / "a")
-    load.save(load.load(None, ["cluster.network_gbit_s=25", "cluster.name=mine"]), made.run.config)
-    said = ("cluster.network_gbit_s=25", "a:cluster.name=mine", "other:cluster.name=theirs")
+    load.save(load.load(None, ["cluster.cpus_per_task=25", "cluster.name=mine"]), made.run.config)
+    said = ("cluster.cpus_per_task=25", "a:cluster.name=mine", "other:cluster.name=theirs")
     record(made.run, "submitted", executor="local", job_id="local-1", overrides=said)
     order = Order(run_root=tmp_path, run_name="a", resume=True)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("R1HPC_CLUSTER", str(profile))
         cluster = reconfigured(made.run, order).cluster
-        assert (cluster.network_gbit_s, cluster.network_interface, cluster.name) == (25, "ib0", "mine")
-        now = replace(order, overrides=("cluster.network_gbit_s=50",))
-        assert reconfigured(made.run, now).cluster.network_gbit_s == 50
+        assert (cluster.cpus_per_task, cluster.network_interface, cluster.name) == (25, "ib0", "mine")
+        now = replace(order, overrides=("cluster.cpus_per_task=50",))
+        assert reconfigured(made.run, now).cluster.cpus_per_task == 50
         asked = replace(order, cluster=str(profile))
-        assert reconfigured(made.run, asked).cluster.network_gbit_s == 100
+        assert reconfigured(made.run, asked).cluster.cpus_per_task == 100
 
 
 def test_a_run_begun_before_rl_kl_gradient_is_resumed_with_the_gradient_it_had(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ def test_bloom_by_hand() -> None:
     """A failure a week on 384 GPUs, saves of 40 s: sqrt(2 x 40 x 604800) = 6956 s (they saved every 3 h)."""
     found = overhead(FailureRates(gpu_hours_per_failure=384 * 168, restart_s=0), 384, save_time_s=40)
     assert found.mtbf_s == pytest.approx(168 * _HOUR)
-    assert found.young_interval_s == pytest.approx(6955.9, abs=0.1)
     assert found.optimal_interval_s == pytest.approx(6955.9 * (1 + 0.00575 / 3) - 40, rel=1e-3)
     assert 1 - found.goodput == pytest.approx(0.0115, abs=0.0003)
 

@@ -1,7 +1,6 @@
 """Sentences and numbers about Slurm's warning windows."""
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from r1hpc.plan.save_time import (
     choose_signal_lead_s,
     expected_save_time_s,
     judge_window,
-    optimal_save_interval_s,
 )
 
 _CLUSTER = PreemptionRules(
@@ -123,21 +121,3 @@ def test_signal_lead(save: float, limit: int) -> None:
 )
 def test_signal_lead_by_example(save_time_s: float, time_limit_s: int | None, lead: int) -> None:
     assert choose_signal_lead_s(save_time_s, time_limit_s) == lead
-
-
-def test_optimal_interval_against_the_waste_it_minimises() -> None:
-    """Young's waste is C/W + W/(2M): no other interval on a grid does better."""
-    save, mtbf = 40.0, 168 * 3600.0
-    best = optimal_save_interval_s(save, mtbf)
-
-    def waste(interval: float) -> float:
-        return save / interval + interval / (2 * mtbf)
-
-    assert all(waste(best) <= waste(best * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2))
-    assert best == pytest.approx(1.93 * 3600, rel=0.01)
-
-
-@given(save=st.floats(0.1, 1e5), mtbf=st.floats(1, 1e7))
-def test_optimal_interval_never_exceeds_the_mtbf(save: float, mtbf: float) -> None:
-    assert 0 < optimal_save_interval_s(save, mtbf) <= mtbf
-    assert math.isfinite(optimal_save_interval_s(save, mtbf))

@@ -12,50 +12,6 @@ from r1hpc.config.schema.run import ModelConfig
 from r1hpc.plan.model.weights import check_tensors, read_tensors
 from tests.plan.tensorfiles import write_header
 
-_CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "qwen2": {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "qwen3": {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    },
-    "gemma2": {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 8,
-    },
-    "gpt2": {"n_embd": 16, "n_head": 4, "n_positions": 32},
-}
-
-
-def _hf_config(model_type: str) -> dict[str, Any]:
-    layers = {"n_layer": 2} if model_type == "gpt2" else {"num_hidden_layers": 2}
-    return {"model_type": model_type, "vocab_size": 40, **layers, **_CONFIGS[model_type]}
-
-
-@pytest.mark.parametrize("model_type", _CONFIGS)
-def test_the_shapes_are_those_that_transformers_gives_the_model(tmp_path: Path, model_type: str) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    hf_config = _hf_config(model_type)
-    values = {key: value for key, value in hf_config.items() if key != "model_type"}
-    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values))
-    network.save_pretrained(tmp_path)
-    model = ModelConfig(path=str(tmp_path))
-    check_tensors(model, hf_config)
-    wider = {"n_inner": 25} if model_type == "gpt2" else {"intermediate_size": 25}
-    with pytest.raises(ConfigError, match=r"do not fit its config: .*mlp.* is \(.* and \(.*25"):
-        check_tensors(model, {**hf_config, **wider})
-    with pytest.raises(ConfigError, match=r"is \(40, 16\) there and \(41, 16\) in the config"):
-        check_tensors(model, {**hf_config, "vocab_size": 41})
-    check_tensors(ModelConfig(path=str(tmp_path), from_scratch=True), {**hf_config, **wider})
-
-
 _HEADER = b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}'
 
 
@@ -94,19 +50,18 @@ def test_a_file_of_pytorch_that_is_none_is_named(tmp_path: Path, is_zip: bool) -
 
 
 def test_lora_targets_are_names_of_modules(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(_hf_config("llama")))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     layer = "model.layers.0"
     shapes = {f"{layer}.self_attn.q_proj.weight": (16, 16), f"{layer}.input_layernorm.weight": (16,)}
     write_header(tmp_path / "model.safetensors", shapes)
     model: dict[str, Any] = {"path": str(tmp_path), "lora_rank": 2}
     with pytest.raises(ConfigError, match=r"\['c_attn'\]: no module .* there are q_proj$"):
-        check_tensors(ModelConfig(**model, lora_targets=["c_attn"]), _hf_config("llama"))
+        check_tensors(ModelConfig(**model, lora_targets=["c_attn"]), {"model_type": "llama"})
     for targets in ([], ["q_proj"], ["c_attn", "self_attn.q_proj"]):
-        check_tensors(ModelConfig(**model, lora_targets=targets), _hf_config("llama"))
+        check_tensors(ModelConfig(**model, lora_targets=targets), {"model_type": "llama"})
     check_tensors(ModelConfig(**model, lora_targets=["c_attn"]), {"model_type": "of_nobody"})
     tied = ModelConfig(**model, lora_targets=["q_proj", "lm_head"])
     with pytest.raises(ConfigError, match=r"names lm_head, and the embedding and output head of .* share"):
-        check_tensors(tied, _hf_config("llama"))
-    write_header(tmp_path / "model.safetensors", shapes | {"lm_head.weight": (16, 16)})
-    with pytest.raises(ConfigError, match=r"lm_head\.weight"):  # of another shape; tied it is not
-        check_tensors(tied, _hf_config("llama"))
+        check_tensors(tied, {"model_type": "llama"})
+    write_header(tmp_path / "model.safetensors", shapes | {"lm_head.weight": (40, 16)})
+    check_tensors(tied, {"model_type": "llama"})

@@ -1,6 +1,5 @@
 """What vLLM starts in: its share of the card against weights, working memory and the cache of a sequence."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +8,10 @@ import pytest
 from r1hpc.base.errors import ConfigError
 from r1hpc.config import load
 from r1hpc.config.schema.cluster import ClusterConfig
-from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig, RolloutConfig
+from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.plan.memory.run import memory_of_run, misfits
-from r1hpc.plan.memory.vllm import VllmMemory, larger_cache, num_sequences, vllm_batch, vllm_memory
+from r1hpc.plan.memory.vllm import VllmMemory, num_sequences, vllm_batch, vllm_memory
 from r1hpc.plan.model.shape import model_shape
 from r1hpc.plan.run import make_plan
 from r1hpc.plan.topology.batch import Topology
@@ -100,28 +99,6 @@ def test_the_cache_that_is_wanted_is_for_all_that_a_rank_decodes_together() -> N
     )
     alone = replace(few, stage="evaluate", rollout=replace(few.rollout, prompts_per_batch=0))
     assert wanted(alone) == pytest.approx(2 * 8)
-
-
-def test_a_cache_that_holds_few_of_many_is_told() -> None:
-    """A 7B at 8k: a third of the card is asked for, and most of the rest stays empty."""
-    long = replace(RolloutConfig(), engine="vllm", max_prompt_length=1024, max_completion_length=7168)
-    many = EvaluateConfig(num_items=500, num_samples=4)
-    parts = GenerateConfig(items_per_part=32)
-    config = replace(asked(evaluate=many, generate=parts), stage="evaluate", rollout=long)
-    memory = found(config)
-    now = memory.num_sequences(memory.given_gib)
-    assert now == int((memory.given_gib - memory.fixed_gib) / (memory.least_gib - memory.fixed_gib))
-    told = larger_cache(config, memory, room_gib=60.0, card_gib=80.0)
-    assert f"holds {now} of the {memory.num_sequences(memory.wanted_gib)} completions" in told
-    share = re.search(r"gpu_memory_utilization=(0\.\d+) it holds (\d+)$", told)
-    assert share
-    larger = replace(config, rollout=replace(long, vllm_options={"gpu_memory_utilization": float(share[1])}))
-    given = found(larger)
-    assert given.given_gib <= 60
-    assert int(share[2]) == min(given.num_sequences(given.given_gib), given.num_sequences(given.wanted_gib))
-    assert not larger_cache(larger, given, room_gib=60.0, card_gib=80.0), "somebody has chosen"
-    assert not larger_cache(config, memory, room_gib=24.0, card_gib=80.0), "there is no room"
-    assert not larger_cache(asked(), found(asked()), room_gib=60.0, card_gib=80.0), "there is no need"
 
 
 _LONG = 131_072

@@ -140,32 +140,3 @@ def test_of_several_files_the_one_that_has_too_few_says_how_to_ask_fewer(tmp_pat
     sets = {"few": {"path": _file(tmp_path, "few.jsonl", 3)}, "many": {"path": _file(tmp_path, "m.jsonl", 9)}}
     with pytest.raises(UsageError, match=r"set evaluate.sets.few.num_items=3, or leave it out"):
         _asked(_config(sets=sets, num_items=8))
-
-
-def _noted(config: RunConfig) -> list[str]:
-    notes: list[str] = []
-    check_questions(config, note=notes.append)
-    return notes
-
-
-def test_a_mixture_with_a_template_of_its_own_is_noted_beside_files_without(tmp_path: Path) -> None:
-    path = _file(tmp_path, "test.jsonl", 60)
-    options = {"path": path, "template": "{question} Think."}
-    task = TaskConfig(mix={"mine": {"name": "file", "options": options}})
-    config = replace(_config(sets={"test": {"path": path}}), task=task, stage="rl")
-    (said,) = [note for note in _noted(config) if "template" in note]
-    assert "has another ('{question} Think.'): give the file as evaluate.sets={test: {path: FILE" in said
-    sets = {"test": {"path": path, "template": "{question}"}}
-    config = replace(config, evaluate=EvaluateConfig(sets=sets))
-    assert not [note for note in _noted(config) if "put by" in note]
-
-
-def test_solutions_without_an_answer_that_is_marked_are_noted(tmp_path: Path) -> None:
-    path = tmp_path / "solved.jsonl"
-    solutions = ["2 and 2 is 4\n#### 4", "#### 4", r"\boxed{4}", "4 apples", "As 2 and 2 is 4 it is 4."]
-    rows = [{"question": f"{n}?", "answer": answer} for n, answer in enumerate(solutions)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (said,) = _noted(_config(path=str(path)))
-    assert said.startswith(f"1 of 5 answers in {path} have neither #### nor a box")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[2:]))
-    assert _noted(_config(path=str(path))) == []

@@ -1,4 +1,4 @@
-"""A stage that asks more questions than there are is told from which item on they come again."""
+"""A note says if a stage asks more items than its task has questions."""
 
 import json
 from dataclasses import replace
@@ -10,8 +10,7 @@ import pytest
 from r1hpc.config.schema.rl import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
 from r1hpc.tasks.dry_check import check_questions
-from r1hpc.tasks.problems.file import QuestionFile
-from r1hpc.tasks.problems.item_counts import asked_items, pass_rates_unused, repeated
+from r1hpc.tasks.problems.asked import asked_items, repeated
 from r1hpc.tasks.problems.registry import make_task
 
 
@@ -32,123 +31,46 @@ def _rl(task: TaskConfig, num_steps: int, **rl: Any) -> RunConfig:
     return RunConfig(stage="rl", task=task, rollout=rollout, train=train, rl=RlConfig(**rl))
 
 
-def test_rl_is_told_where_a_pass_ends(task: TaskConfig) -> None:
+def test_a_pass_is_asked_without_a_note(task: TaskConfig) -> None:
     there = make_task(task).num_questions()
     assert there
-    first = there % 8
-    one_pass = _rl(replace(task, first_item=first), there // 8)
-    assert asked_items(one_pass) == range(first, there)
+    one_pass = _rl(replace(task, first_item=7), there // 8)
+    assert asked_items(one_pass) == range(7, 7 + there // 8 * 8)
     assert _notes(one_pass) == []
-    (said,) = _notes(_rl(replace(task, first_item=first + 1), there // 8))
-    assert said.startswith(
-        f"task file is asked items {first + 1} to {there}, and has {there} different questions"
-    )
-    assert f"from item {there} on they come again, also those that stages before it showed" in said
     (said,) = _notes(_rl(task, 100))
-    assert said.endswith("they come again"), "no stage before it showed any"
+    assert said == f"task file is asked 800 items, and {there} questions come before one comes again"
     (said,) = _notes(_rl(task, 10, max_resamples=2))
-    assert "items 0 to at most 239, and" in said
-
-
-def test_rl_beyond_the_first_pass_is_told(task: TaskConfig) -> None:
-    a_pass = make_task(task).num_questions() or 0
-    (said,) = _notes(_rl(replace(task, first_item=a_pass), 1))
-    assert said.endswith("all of them are among the earlier items, which earlier stages may have shown")
-
-
-def test_pass_rates_that_are_known_too_late_are_told(task: TaskConfig) -> None:
-    there = make_task(task).num_questions() or 0
-    within = there // 8
-    (said,) = pass_rates_unused(_rl(task, within, by_pass_rate=True), make_task(task))
-    assert said.startswith(f"rl.by_pass_rate=true changes nothing: this run asks {8 * within} questions of")
-    later = replace(task, first_item=there - 8 * within + 1)
-    for other in (
-        _rl(task, within + 1, by_pass_rate=True),
-        _rl(later, within, by_pass_rate=True),
-        _rl(task, within),
-    ):
-        assert pass_rates_unused(other, make_task(other.task)) == []
-    few = TaskConfig("chain_sum", options={"num_terms": 2})
-    assert pass_rates_unused(_rl(few, 1, by_pass_rate=True), make_task(few)) == [], "drawn: some come twice"
-
-
-def test_a_pass_has_a_question_as_often_as_it_stands_in_the_list(tmp_path: Path) -> None:
-    rows = [{"question": f"{n % 90}+0", "answer": str(n % 90)} for n in range(100)]
-    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = TaskConfig("file", options={"path": str(tmp_path / "twice.jsonl")})
-    made = make_task(task)
-    assert isinstance(made, QuestionFile)
-    a_pass, different = made.items_per_pass(), made.num_questions()
-    assert different < a_pass
-    at = 7 * a_pass - 5
-
-    def notes(num_items: int) -> list[str]:
-        wanted = GenerateConfig(num_items=num_items, first_item=at)
-        return _notes(RunConfig(stage="generate", task=task, generate=wanted))
-
-    assert notes(5) == []
-    (said,) = notes(6)
-    assert f"has {different} different questions: from item {at + 5} on they come again" in said
-    assert said.endswith("generate.num_items=5 begins no second pass")
-
-
-def test_of_few_questions_that_are_drawn_no_item_is_promised() -> None:
-    few = TaskConfig(options={"num_terms": 2})
-    there = make_task(few).num_questions() or 0
-
-    def notes(num_items: int) -> list[str]:
-        wanted = GenerateConfig(num_items=num_items, first_item=11)
-        return _notes(RunConfig(stage="generate", task=few, generate=wanted))
-
-    assert notes(there) == []
-    (said,) = notes(there + 1)
-    assert said.endswith(f"from item {there + 11} on at the latest they come again")
-
-
-def test_it_is_so_that_they_come_again_when_new_ones_were_asked(task: TaskConfig) -> None:
-    made = make_task(task)
-    there = made.num_questions() or 0
-    asked = [made.item(index).prompt for index in range(there + 50)]
-    assert len(set(asked[:there])) == there
-    assert set(asked[there:]) < set(asked[:there])
+    assert "asked up to 240 items" in said
 
 
 @pytest.mark.parametrize(("stage", "held_out"), [("traces", False), ("generate", False), ("generate", True)])
 def test_demonstrations_and_completions_are_told_too(task: TaskConfig, stage: str, held_out: bool) -> None:
     there = make_task(task).num_questions(held_out) or 0
 
-    def notes(first_item: int, num_items: int) -> list[str]:
-        wanted = GenerateConfig(num_items=num_items, first_item=first_item, held_out=held_out)
+    def notes(num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=2, held_out=held_out)
         return _notes(RunConfig(stage=stage, task=task, generate=wanted))
 
-    assert notes(2, there - 2) == []
-    assert notes(1000 * there, there) == [], "far on, and still one pass"
-    (said,) = notes(2, there)
+    assert notes(there) == []
+    (said,) = notes(there + 1)
     assert ("held-out questions" in said) == held_out
-    assert said.endswith(
-        f"from item {there} on they come again; generate.num_items={there - 2} begins no second pass"
-    )
 
 
-def test_of_questions_that_are_drawn_nothing_is_said() -> None:
+def test_of_questions_without_end_nothing_is_said() -> None:
     assert _notes(RunConfig(stage="generate", generate=GenerateConfig(num_items=10**6))) == []
 
 
-def test_of_several_tasks_each_is_looked_at(task: TaskConfig) -> None:
+def test_the_scarcest_task_of_a_mixture_counts(task: TaskConfig) -> None:
     part = {"name": "file", "options": task.options}
     mixed = TaskConfig(mix={"sums": {**part, "weight": 2}, "drawn": {"name": "chain_sum"}})
     there = make_task(task).num_questions() or 0
 
-    def notes(first_item: int, num_items: int) -> list[str]:
-        wanted = GenerateConfig(num_items=num_items, first_item=first_item)
-        return _notes(RunConfig(stage="generate", task=mixed, generate=wanted))
+    def notes(num_items: int) -> list[str]:
+        return _notes(RunConfig(stage="generate", task=mixed, generate=GenerateConfig(num_items=num_items)))
 
-    one_pass = there // 2 * 3
-    assert notes(0, one_pass) == notes(2 * 3 * there, one_pass) == []
-    assert notes(one_pass - 2, 4) == [], "no block lies wholly in these"
-    (said,) = notes(one_pass - 3, 9)
-    assert said.startswith(f"task sums is asked its items {one_pass // 3 * 2 - 2} to ")
-    assert said.endswith(f"has {there} different questions: from item {there} on they come again")
+    assert notes(there // 2 * 3) == []
+    (said,) = notes(there // 2 * 3 + 1)
+    assert said.startswith("task sums + drawn is asked")
 
 
 def test_a_new_run_is_told_and_one_of_before_is_not(task: TaskConfig, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_the_splits_of_a_folder_are_not_taken_for_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"several splits .*test-0.* and train-0.*: name the files of") as e:
         check_one_split(tmp_path)
     one, every = (Path(words) for words in str(e.value).rpartition("as in ")[2].split(", or all of them by "))
-    assert one == tmp_path / "train-*.parquet"
+    assert one == tmp_path / "*train*.parquet"
     for path, count in ((one, 2), (every, 3), (tmp_path / "test-*", 1)):
         check_one_split(path)
         assert len(read_questions(path, Columns())[0]) == len(tables_in(path)) == count
@@ -121,9 +121,8 @@ def test_a_pattern_of_two_splits_is_refused_as_their_folder_is(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("names", "one"),
     [
-        (("train_0", "train_1", "test_0"), r"train_\*\.jsonl"),
-        (("algebra_train", "geometry_train", "algebra_test"), r"\*_train\.jsonl"),
-        (("a_train", "a_test_2", "b_train_2"), r"a_train\.jsonl"),  # no pattern of these two alone
+        (("train_0", "train_1", "test_0"), r"\*train\*\.jsonl"),
+        (("algebra_train", "geometry_train", "algebra_test"), r"\*train\*\.jsonl"),
     ],
 )
 def test_of_a_split_of_several_files_all_are_named(tmp_path: Path, names: Sequence[str], one: str) -> None:
@@ -285,7 +284,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None
     assert sum(parts) == 39
     items = [task.item(index) for index in range(task.items_per_pass())]
     assert all(len(item.prompt) <= 16 for item in items)
-    (sentence,) = task.oddities()
+    (sentence,) = task.left_out()
     assert sentence.startswith(f"1 of 40 rows of {tmp_path}/sums.jsonl are left out, the first is ")
     assert "sums.jsonl:34: " in sentence
     assert task.id != whole.id, "a run that goes on asks the same rows"

@@ -96,9 +96,6 @@ class ClusterConfig:
     """Default of resources.mem."""
     network_interface: str | None = None
     """For NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME. None: the interface that leads to rank 0."""
-    network_gbit_s: float | None = ranged(None, above=0)
-    """Bandwidth of all of a node's links to other nodes. The plan then shows the time for a step's gradients
-    and whether train.gradient_compression pays. None: unknown."""
     setup: list[str] = field(default_factory=list)
     """Shell lines that run first in the job: `module load …`, `source …/activate`. They run as shell code and
     come only from a profile file you wrote, never from a flag."""

@@ -227,9 +227,6 @@ class RlConfig:
     else whole. With LoRA the reference is the policy without its adapters and needs no memory."""
     mask_truncated: bool = False
     """Leave completions that hit max_completion_length out of the loss (DAPO's overlong filtering)."""
-    by_pass_rate: bool = False
-    """Repeat questions more often the nearer their pass rate is to one half; for tasks with a countable
-    number of questions."""
     skip_tied_groups: bool = True
     """GRPO without kl_coef and entropy_coef: leave out groups whose completions all got the same reward. The
     gradient is the same, for less work; false computes them too, to compare speeds."""
@@ -247,11 +244,6 @@ class RlConfig:
     """PPO: largest change of a value from the old one before its loss is clipped."""
 
     def __post_init__(self) -> None:
-        if self.by_pass_rate and self.max_resamples:
-            raise ConfigError(
-                f"rl.by_pass_rate with rl.max_resamples={self.max_resamples}: both avoid questions that are "
-                "always or never solved, and what the second throws away the first would not learn; take one"
-            )
         if self.algorithm != "distill":
             if self.teacher is not None:
                 raise ConfigError(

@@ -1,14 +1,10 @@
-"""Define the flags of the command `estimate`, and refuse those that a job file settles.
-
-    add_flags(parser)
-    refuse_settled(parser, arguments)
+"""Define the flags of the command `estimate`, and refuse those that something else settles.
 
 `--help` loads this module, so it imports little.
 """
 
 import argparse
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,187 +16,91 @@ from r1hpc.plan.hours.workload import ASSUMED_GPU, PRECISIONS, RECOMPUTATION
 
 METHODS = ("flops", "seed", "measured")
 
-
-_FLAGS_ALONE = "leave the file out, or change the file"
-
-
-SETTLED_BY_JOB = {
-    "params": "leave the file out, or give model.path=DIR",
-    "model_config": "leave the file out, or give model.path=DIR",
-    "tokens": "give train.num_steps=N",
-    "global_batch_tokens": "give train.global_batch_size=SEQUENCES",
-    "micro_batch_size": "give train.micro_batch_size=N",
-    "seq_len": "give data.seq_len=N",
-    "precision": "give train.precision=NAME",
-    "recompute": "give model.activation_checkpointing=true or false",
-    "zero_stage": "give deepspeed.zero_stage=N",
-    "save_every_s": "give checkpoint.save_every=STEPS",
-    "prompt_length": "give rollout.max_prompt_length=N",
-    "max_completion_length": "give rollout.max_completion_length=N",
-    **dict.fromkeys(
-        (
-            "active_params",
-            "data_gb",
-            "layers",
-            "hidden_size",
-            "peak_tflops",
-            "gpu_memory_gib",
-            "gpu_bandwidth_tb_s",
-            "offload",
-            "tensor_parallel",
-            "pipeline_parallel",
-            "save_s",
-            "rl_sequences",
-            "sequences_per_rollout",
-            "completion_length",
-            "logprob_passes",
-            "critic_params",
-        ),
-        _FLAGS_ALONE,
-    ),
+_Flags = dict[str, tuple[str, Any, Any, str | None]]
+"""By name: metavar, type, default, help."""
+_MODEL: _Flags = {
+    "params": ("P", str, None, "parameters, for example 7B"),
+    "active-params": ("P", str, None, "those one token meets, of a mixture of experts"),
+    "tokens": ("T", str, None, "tokens trained on, all epochs together"),
+    "data-gb": ("GB", float, None, "text in place of --tokens, 4 bytes a token"),
+    "seq-len": ("N", int, None, "default 2048"),
+    "layers": ("N", int, None, "with --hidden-size: exact attention FLOPs"),
+    "hidden-size": ("N", int, None, None),
+    "model-config": ("FILE", Path, None, "a config.json, in place of --params: exact FLOPs"),
 }
-"""Flags whose value a job file sets, and the alternative."""
-
-
-SETTLED_BY_RUN = dict.fromkeys(
-    ("gpu", "num_gpus", "cluster", "gpu_hours_per_failure", "preemptions_per_day", "restart_s"),
-    "the run's own measurements are used; leave it out, or take --method flops",
-)
-"""Flags that --method measured cannot use, and the alternative."""
-
-
-SETTLED_BY_RL = {
-    "tokens": "--rl-sequences sets the amount of training",
-    "data_gb": "--rl-sequences sets the amount of training",
-    "model_config": "give --params, and --active-params of a mixture of experts",
-    "seq_len": "give --prompt-length and --max-completion-length",
-    "global_batch_tokens": "give --sequences-per-rollout",
-    "save_s": "saves are taken as the best interval has them; leave it out",
-    "save_every_s": "saves are taken as the best interval has them; leave it out",
-    **dict.fromkeys(
-        ("layers", "hidden_size"), "the cache follows from --params; leave it out, or give a job file"
-    ),
-    **dict.fromkeys(
-        ("micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel"),
-        "published runs do not show what a layout does to sampling and updates together; leave it out",
-    ),
+_CARD: _Flags = {
+    "gpu": ("NAME", str, None, f"a100-80gb, h100, ...; default {ASSUMED_GPU}"),
+    "num-gpus": ("N", int, None, None),
 }
-"""Flags that --rl-sequences sets or cannot use, and the alternative."""
-
-
-_SETTLED_BY_MODEL_CONFIG = dict.fromkeys(
-    ("params", "active_params", "layers", "hidden_size"), "the file says it; leave one of the two out"
-)
-
-
-_ONLY_OF_RL = dict.fromkeys(
-    ("sequences_per_rollout", "prompt_length", "completion_length", "max_completion_length")
-    + ("logprob_passes", "critic_params"),
-    "give --rl-sequences N too, or leave it out",
-)
+_UNLISTED_CARD: _Flags = {
+    "peak-tflops": ("X", float, None, "dense bf16, of a card not in the table"),
+    "gpu-memory-gib": ("X", float, None, "its memory"),
+    "gpu-bandwidth-tb-s": ("X", float, None, "its memory bandwidth"),
+}
+_LAYOUT: _Flags = {
+    "precision": ("NAME", str, None, f"{', '.join(PRECISIONS)}; default bf16"),
+    "global-batch-tokens": ("T", str, None, "tokens of an optimizer step over all GPUs"),
+    "micro-batch-size": ("N", float, None, "sequences a GPU and forward pass"),
+    "zero-stage": ("N", int, None, None),
+    "tensor-parallel": ("N", int, None, None),
+    "pipeline-parallel": ("N", int, None, None),
+}
+_RATES: _Flags = {
+    "gpu-hours-per-failure": ("H", float, GPU_HOURS_PER_FAILURE, "default 50000"),
+    "preemptions-per-day": ("N", float, 0.0, "of the whole job"),
+    "restart-s": ("S", float, RESTART_S, "default 900"),
+}
+_SAVES: _Flags = {
+    "save-s": ("S", float, SAVE_S, "one save; default 60"),
+    "save-every-s": ("S", float, None, "between saves; default the best"),
+}
+_RL: _Flags = {
+    "rl-sequences": ("N", str, None, "completions sampled and trained on, all together"),
+    "sequences-per-rollout": ("N", int, 512, "default 512"),
+    "prompt-length": ("N", float, 256, "default 256"),
+    "completion-length": ("N", float, 1024, "mean; default 1024"),
+    "max-completion-length": ("N", float, None, "default four times the mean"),
+    "logprob-passes": ("N", int, 2, "default 2: old and reference"),
+    "critic-params": ("P", str, "0", "PPO's critic; default none"),
+}
+_GROUPS: dict[str, _Flags] = {
+    "model and data": _MODEL,
+    "hardware": _CARD | _UNLISTED_CARD,
+    "training, where known": _LAYOUT,
+    "the site's own failure rates": _RATES | _SAVES,
+    "reinforcement learning, in place of --tokens": _RL,
+}
+_IN_A_JOB_FILE = {
+    "params": "model.path=DIR",
+    "model-config": "model.path=DIR",
+    "tokens": "train.num_steps=N",
+    "global-batch-tokens": "train.global_batch_size=SEQUENCES",
+    "micro-batch-size": "train.micro_batch_size=N",
+    "seq-len": "data.seq_len=N",
+    "precision": "train.precision=NAME",
+    "recompute": "model.activation_checkpointing=true or false",
+    "zero-stage": "deepspeed.zero_stage=N",
+    "save-every-s": "checkpoint.save_every=STEPS",
+    "prompt-length": "rollout.max_prompt_length=N",
+    "max-completion-length": "rollout.max_completion_length=N",
+}
+"""The setting in place of a flag."""
+_DESCRIBE_A_RUN = (*_MODEL, *_UNLISTED_CARD, *_LAYOUT, "recompute", "offload", *_SAVES, *_RL)
+_NOT_OF_RL = (*("tokens", "data-gb", "model-config", "seq-len", "layers", "hidden-size"), *_SAVES, "offload")
+_NOT_OF_RL += tuple(name for name in _LAYOUT if name != "precision")
 
 
 def add_flags(parser: ArgumentParser) -> None:
     """Add the flags in the groups shown by --help."""
-    _add_model(parser.add_argument_group("model and data"))
-    _add_hardware(parser.add_argument_group("hardware"))
-    _add_layout(parser.add_argument_group("training, where known"))
-    _add_losses(parser.add_argument_group("the site's own failure rates"))
-    _add_rl(parser.add_argument_group("reinforcement learning, in place of --tokens"))
+    for title, flags in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name, (metavar, kind, default, text) in flags.items():
+            group.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
+        if flags is _LAYOUT:
+            _add_memory_savers(group)
 
 
-def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse flags whose value is set elsewhere: they would be ignored silently.
-
-    Raises:
-        UsageError: names the alternative.
-    """
-    if arguments.target is not None:
-        by = f"{printable(arguments.target)}, which settles it"
-        _refuse(parser, arguments, SETTLED_BY_JOB, by)
-        if arguments.method == "measured":
-            _refuse(parser, arguments, SETTLED_BY_RUN, "--method measured")
-            if arguments.overrides:
-                word = printable(arguments.overrides[0])
-                raise UsageError(f"--method measured is of a run as it is: leave {word} out")
-    elif arguments.rl_sequences is not None:
-        if arguments.method == "seed":
-            raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")
-        _refuse(parser, arguments, SETTLED_BY_RL, "--rl-sequences")
-    else:
-        _refuse(parser, arguments, _ONLY_OF_RL, "pretraining or tuning")
-        if arguments.model_config is not None:
-            _refuse(parser, arguments, _SETTLED_BY_MODEL_CONFIG, "--model-config")
-        if arguments.tokens is not None and arguments.data_gb is not None:
-            raise UsageError("--tokens and --data-gb both set the amount of training: leave one of them out")
-
-
-def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
-    """Refuse the same for a chain, whose stages differ in what a flag can set only once.
-
-    Raises:
-        UsageError: names the alternative.
-    """
-    if arguments.method == "seed":
-        raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
-    if (arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s) != (
-        GPU_HOURS_PER_FAILURE,
-        0.0,
-        RESTART_S,
-    ):
-        raise UsageError("failures, preemptions and restarts can be given for one run only, not for a chain")
-    if arguments.num_gpus is not None:
-        raise UsageError("a chain has a number of GPUs for each stage: give STAGE:resources.nodes=N instead")
-
-
-def with_signs_joined(argv: Sequence[str]) -> list[str]:
-    """Join `--params -7B` into `--params=-7B`: argparse takes -7B for a flag, hiding the wrong sign."""
-    joined: list[str] = []
-    for item in argv:
-        if re.match(r"-[\d.]", item) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={item}"
-        else:
-            joined.append(item)
-    return joined
-
-
-def _refuse(
-    parser: ArgumentParser, arguments: argparse.Namespace, settled: Mapping[str, str], by: str
-) -> None:
-    for name, instead in settled.items():
-        if getattr(arguments, name) != parser.get_default(name):
-            raise UsageError(f"--{name.replace('_', '-')} does not go with {by}: {instead}")
-
-
-def _add_model(group: Any) -> None:
-    group.add_argument("--params", metavar="P", help="parameters, for example 7B")
-    group.add_argument("--active-params", metavar="P", help="those one token meets, of a mixture of experts")
-    group.add_argument("--tokens", metavar="T", help="tokens trained on, all epochs together")
-    group.add_argument(
-        "--data-gb", type=float, metavar="GB", help="text in place of --tokens, 4 bytes a token"
-    )
-    group.add_argument("--seq-len", type=int, metavar="N", help="default 2048")
-    group.add_argument("--layers", type=int, metavar="N", help="with --hidden-size: exact attention FLOPs")
-    group.add_argument("--hidden-size", type=int, metavar="N")
-    group.add_argument(
-        "--model-config", type=Path, metavar="FILE", help="a config.json, in place of --params: exact FLOPs"
-    )
-
-
-def _add_hardware(group: Any) -> None:
-    group.add_argument("--gpu", metavar="NAME", help=f"a100-80gb, h100, ...; default {ASSUMED_GPU}")
-    group.add_argument("--num-gpus", type=int, metavar="N")
-    group.add_argument(
-        "--peak-tflops", type=float, metavar="X", help="dense bf16, of a card not in the table"
-    )
-    group.add_argument("--gpu-memory-gib", type=float, metavar="X", help="its memory")
-    group.add_argument("--gpu-bandwidth-tb-s", type=float, metavar="X", help="its memory bandwidth")
-
-
-def _add_layout(group: Any) -> None:
-    group.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default bf16")
-    group.add_argument("--global-batch-tokens", metavar="T", help="tokens of an optimizer step over all GPUs")
-    group.add_argument("--micro-batch-size", type=float, metavar="N", help="sequences a GPU and forward pass")
+def _add_memory_savers(group: Any) -> None:
     group.add_argument(
         "--recompute",
         nargs="?",
@@ -208,35 +108,51 @@ def _add_layout(group: Any) -> None:
         metavar="HOW",
         help=f"activation checkpointing: {', '.join(RECOMPUTATION)}; without HOW full",
     )
-    group.add_argument("--zero-stage", type=int, metavar="N")
     group.add_argument("--offload", action="store_true", help="the optimizer is in host memory")
-    group.add_argument("--tensor-parallel", type=int, metavar="N")
-    group.add_argument("--pipeline-parallel", type=int, metavar="N")
 
 
-def _add_losses(group: Any) -> None:
-    group.add_argument(
-        "--gpu-hours-per-failure",
-        type=float,
-        default=GPU_HOURS_PER_FAILURE,
-        metavar="H",
-        help="default 50000",
-    )
-    group.add_argument("--preemptions-per-day", type=float, default=0.0, metavar="N", help="of the whole job")
-    group.add_argument("--restart-s", type=float, default=RESTART_S, metavar="S", help="default 900")
-    group.add_argument("--save-s", type=float, default=SAVE_S, metavar="S", help="one save; default 60")
-    group.add_argument("--save-every-s", type=float, metavar="S", help="between saves; default the best")
+def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse flags whose value is set elsewhere: they would be ignored silently.
+
+    Raises:
+        UsageError: names the flag and the alternative.
+    """
+    if arguments.target is not None:
+        _refuse(parser, arguments, _DESCRIBE_A_RUN, f"{printable(arguments.target)}, which settles it")
+        if arguments.method == "measured":
+            _refuse(parser, arguments, (*_CARD, "cluster", *_RATES), "--method measured")
+            if arguments.overrides:
+                word = printable(arguments.overrides[0])
+                raise UsageError(f"--method measured is of a run as it is: leave {word} out")
+    elif arguments.rl_sequences is not None:
+        if arguments.method == "seed":
+            raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")
+        _refuse(parser, arguments, _NOT_OF_RL, "--rl-sequences")
+    else:
+        _refuse(parser, arguments, _RL, "pretraining or tuning")
+        if arguments.model_config is not None:
+            _refuse(parser, arguments, ("params", "active-params", "layers", "hidden-size"), "--model-config")
+        if arguments.tokens is not None and arguments.data_gb is not None:
+            raise UsageError("--tokens and --data-gb both set the amount of training: leave one of them out")
 
 
-def _add_rl(group: Any) -> None:
-    group.add_argument("--rl-sequences", metavar="N", help="completions sampled and trained on, all together")
-    group.add_argument("--sequences-per-rollout", type=int, default=512, metavar="N", help="default 512")
-    group.add_argument("--prompt-length", type=float, default=256, metavar="N", help="default 256")
-    group.add_argument(
-        "--completion-length", type=float, default=1024, metavar="N", help="mean; default 1024"
-    )
-    group.add_argument("--max-completion-length", type=float, metavar="N", help="default four times the mean")
-    group.add_argument(
-        "--logprob-passes", type=int, default=2, metavar="N", help="default 2: old and reference"
-    )
-    group.add_argument("--critic-params", default="0", metavar="P", help="PPO's critic; default none")
+def refuse_settled_by_chain(parser: ArgumentParser, arguments: argparse.Namespace, job: Path) -> None:
+    """Refuse the same for a chain, whose stages differ in what a flag can set only once.
+
+    Raises:
+        UsageError: names the flag and the alternative.
+    """
+    if arguments.method == "seed":
+        raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
+    _refuse(parser, arguments, _RATES, f"the chain {job}")
+    if arguments.num_gpus is not None:
+        raise UsageError("a chain has a number of GPUs for each stage: give STAGE:resources.nodes=N instead")
+
+
+def _refuse(parser: ArgumentParser, arguments: argparse.Namespace, flags: Iterable[str], by: str) -> None:
+    for name in flags:
+        key = name.replace("-", "_")
+        if getattr(arguments, key) != parser.get_default(key):
+            setting = _IN_A_JOB_FILE.get(name) if arguments.target is not None else None
+            instead = f"give {setting}" if setting else "leave it out"
+            raise UsageError(f"--{name} does not go with {by}: {instead}")

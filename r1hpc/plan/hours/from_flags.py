@@ -9,15 +9,15 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import parse_json
-from r1hpc.base.units import format_duration
 from r1hpc.plan.hours.baselines import BYTES_PER_TOKEN
 from r1hpc.plan.hours.estimate import Estimate, estimate, seed_estimate
-from r1hpc.plan.hours.goodput import SAVE_S, FailureRates
+from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.hours.rl import RlWork, estimate_rl
 from r1hpc.plan.hours.workload import (
     ASSUMED_GPU,
     RECOMPUTATION,
     Workload,
+    check_amount,
     check_choice,
     guessed_cache_bytes,
     parse_count,
@@ -25,17 +25,15 @@ from r1hpc.plan.hours.workload import (
 from r1hpc.plan.model.shape import ModelShape, model_shape
 from r1hpc.plan.topology.gpus import Gpu, find_gpu
 
-_LEAST_GOODPUT = 0.01
-_ASSUMED_BANDWIDTH_TB_S = 2.0
-"""An A100's, for a card given only by its peak."""
+_LONGEST_S = 1e9
+_MOST_SEQUENCES = 1e15
+_LARGEST_NUMBER = 1e6
+"""Most TFLOP/s, GiB or TB/s of a card."""
 _AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
 """Flags that are fields of a Workload."""
 _PRECISION_ALIASES = {
-    "bfloat16": "bf16",
-    "amp_bf16": "bf16",
-    "float16": "fp16",
-    "half": "fp16",
-    "amp_fp16": "fp16",
+    **dict.fromkeys(("bfloat16", "amp_bf16"), "bf16"),
+    **dict.fromkeys(("float16", "half", "amp_fp16"), "fp16"),
     "amp_fp8": "fp8",
     "float32": "fp32",
 }
@@ -54,34 +52,21 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
             "--num-gpus 64 where they are known"
         )
     if arguments.method == "seed":
-        return seed_estimate(_count(arguments, "params"), _gigabytes(arguments))
+        return seed_estimate(_count(arguments, "params"), _tokens(arguments) * BYTES_PER_TOKEN / 1e9)
     if arguments.rl_sequences is not None:
         found = estimate_rl(_rl_work(arguments), rates=rates_of_flags(arguments))
     else:
+        check_amount("--save-s", arguments.save_s, _LONGEST_S)
+        check_amount("--save-every-s", arguments.save_every_s, _LONGEST_S)
         shape = _shape(arguments)
         found = estimate(
             _workload(arguments, shape),
             shape=shape,
             rates=rates_of_flags(arguments),
-            save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
-            save_interval_s=_positive("--save-every-s", arguments.save_every_s),
+            save_time_s=arguments.save_s,
+            save_interval_s=arguments.save_every_s,
         )
     return found.assuming(gpu_given=arguments.gpu is not None)
-
-
-def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
-    """Refuse an estimate for a site that fails faster than the run makes progress.
-
-    Raises:
-        UsageError: names the flags.
-    """
-    lost = found.goodput
-    if lost is not None and lost.goodput < _LEAST_GOODPUT:
-        raise UsageError(
-            f"an interruption every {format_duration(86400 / lost.interruptions_per_day)}, each with a "
-            f"restart of {format_duration(arguments.restart_s)}, leaves no time for progress: give fewer "
-            "--preemptions-per-day, more --gpu-hours-per-failure or a shorter --restart-s"
-        )
 
 
 def rates_of_flags(arguments: argparse.Namespace) -> FailureRates:
@@ -125,17 +110,15 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:
     """Return the table's card with the given numbers, or an unlisted one described by its numbers."""
-    flags = ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s")
-    peak, memory, bandwidth = (
-        _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag)) for flag in flags
-    )
-    if peak is None:
-        known = find_gpu(arguments.gpu or ASSUMED_GPU)
-        return dataclasses.replace(
-            known, memory_gib=memory or known.memory_gib, bandwidth_tb_s=bandwidth or known.bandwidth_tb_s
-        )
-    return Gpu(
-        arguments.gpu or "unnamed", peak, memory or 80.0, bandwidth or _ASSUMED_BANDWIDTH_TB_S, has_fp8=True
+    peak, memory, bandwidth = arguments.peak_tflops, arguments.gpu_memory_gib, arguments.gpu_bandwidth_tb_s
+    check_amount("--peak-tflops", peak, _LARGEST_NUMBER)
+    check_amount("--gpu-memory-gib", memory, _LARGEST_NUMBER)
+    check_amount("--gpu-bandwidth-tb-s", bandwidth, _LARGEST_NUMBER)
+    if peak is not None:  # all else like an A100
+        return Gpu(arguments.gpu or "unnamed", peak, memory or 80.0, bandwidth or 2.0, has_fp8=True)
+    known = find_gpu(arguments.gpu or ASSUMED_GPU)
+    return dataclasses.replace(
+        known, memory_gib=memory or known.memory_gib, bandwidth_tb_s=bandwidth or known.bandwidth_tb_s
     )
 
 
@@ -156,13 +139,7 @@ def _tokens(arguments: argparse.Namespace) -> float:
         return _count(arguments, "tokens")
     if arguments.data_gb is None:
         raise UsageError("give --tokens, for example 1T, or --data-gb, the text in GB")
-    return _gigabytes(arguments) * 1e9 / BYTES_PER_TOKEN
-
-
-def _gigabytes(arguments: argparse.Namespace) -> float:
-    if arguments.data_gb is not None:
-        return _positive("--data-gb", arguments.data_gb) or 0.0
-    return BYTES_PER_TOKEN * _tokens(arguments) / 1e9
+    return float(arguments.data_gb * 1e9 / BYTES_PER_TOKEN)
 
 
 def _count(arguments: argparse.Namespace, name: str) -> float:
@@ -170,24 +147,18 @@ def _count(arguments: argparse.Namespace, name: str) -> float:
     flag = f"--{name.replace('_', '-')}"
     if given is None:
         raise UsageError(f"give {flag}, for example {flag} 7B")
-    value = parse_count(given, flag)
-    return _positive(flag, value) or 0.0
+    return parse_count(given, flag)
 
 
 def _optional_count(arguments: argparse.Namespace, name: str) -> float | None:
     return None if getattr(arguments, name) is None else _count(arguments, name)
 
 
-def _positive(flag: str, value: float | None) -> float | None:
-    if value is not None and not 0 < value < float("inf"):
-        raise UsageError(f"{flag} is {value:g}: it must be above 0")
-    return value
-
-
 def _rl_work(arguments: argparse.Namespace) -> RlWork:
     if arguments.num_gpus is None:
         raise UsageError("reinforcement learning needs --num-gpus: how completions are batched depends on it")
     params, gpu = _count(arguments, "params"), _gpu(arguments)
+    check_amount("--rl-sequences", _count(arguments, "rl_sequences"), _MOST_SEQUENCES)
     sequences = max(1, round(_count(arguments, "rl_sequences")))
     each = min(arguments.sequences_per_rollout, sequences)
     longest = arguments.max_completion_length

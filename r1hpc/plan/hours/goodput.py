@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
-from r1hpc.plan.save_time import optimal_save_interval_s
 
 GPU_HOURS_PER_FAILURE = 50_000.0
 """BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384). OPT was
@@ -55,7 +54,6 @@ class Overhead:
     save_interval_s: float
     """The interval of this goodput: given, or optimal."""
     optimal_interval_s: float
-    young_interval_s: float
     mtbf_s: float
     """Mean seconds between unwarned interruptions."""
     interruptions_per_day: float
@@ -99,7 +97,6 @@ def overhead(
         goodput=expected_goodput(interval, save_time_s, mean, rates.restart_s) * max(0.0, 1 - preempted),
         save_interval_s=interval,
         optimal_interval_s=best,
-        young_interval_s=optimal_save_interval_s(save_time_s, mean),
         mtbf_s=mean,
         interruptions_per_day=86400 / mean + rates.preemptions_per_day,
     )

@@ -72,16 +72,10 @@ _LIMITS = {
     "prompt_length": ("--prompt-length", 1, 1 << 24),
     "completion_length": ("--completion-length", 1, 1 << 24),
     "max_completion_length": ("--max-completion-length", 1, 1 << 24),
-    "cache_bytes_per_token": ("the bytes of a token's keys and values", 1, 1e9),
     "logprob_passes": ("--logprob-passes", 0, 100),
-    "num_iterations": ("the number of passes over a rollout", 1, 10**6),
     "critic_params": ("--critic-params", 0, 1e14),
-    "reward_params": ("the parameters of the reward model", 0, 1e14),
-    "critic_passes": ("the number of the critic's forward passes", 0, 100),
-    "reference_params": ("the parameters of the reference or teacher", 0, 1e14),
-    "num_evaluations": ("the number of evaluations", 0, 10**12),
 }
-"""By field of RlWork: its name for users, its least and its most. NaN is in no range."""
+"""By field of RlWork with a flag: its name, its least and its most. NaN is in no range."""
 ONLY_SAMPLING = ("generate", "evaluate")
 LENGTH_SD = 0.4
 """Standard deviation of ln(mean completion length over the run), for any guess: P10 and P90 lie a factor 1.7

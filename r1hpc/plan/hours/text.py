@@ -77,12 +77,11 @@ def _reasons(found: Estimate) -> Iterator[str]:
         )
         yield wrap(line, hanging=_HANGING)
     if lost := found.goodput:
-        daly, young = format_duration(lost.optimal_interval_s), format_duration(lost.young_interval_s)
         warned = round(lost.interruptions_per_day - 86400 / lost.mtbf_s, 6)
         preempted = f" and {warned:g} preemptions a day" if warned > 0 else ""
         line = (
             f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}{preempted}; "
-            f"save every {daly} (Daly), {young} (Young)"
+            f"save every {format_duration(lost.optimal_interval_s)} (Daly)"
         )
         yield wrap(line, hanging=_HANGING)
     if found.phases:

@@ -18,7 +18,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.memory.run import memory_of_run, misfits, usable_gib
 from r1hpc.plan.memory.step import MemoryPlan, reference_place
-from r1hpc.plan.memory.vllm import VllmMemory, larger_cache, share_setting, vllm_memory
+from r1hpc.plan.memory.vllm import share_setting, vllm_memory
 from r1hpc.plan.model.shape import ModelShape
 from r1hpc.plan.topology.batch import Topology, batch_of
 from r1hpc.plan.topology.checks import check_layout, check_nf4, is_quantized
@@ -169,16 +169,6 @@ def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
     return [_Change("train", key, batch.gradient_accumulation_steps)]
 
 
-def room_for_larger_cache(
-    config: RunConfig, shape: ModelShape, topology: Topology, plan: MemoryPlan, card_gib: float
-) -> str:
-    """Return a sentence, or nothing: see larger_cache."""
-    vllm = vllm_memory(config, shape, topology, card_gib)
-    if vllm is None:
-        return ""
-    return larger_cache(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
-
-
 def _share_needed(
     plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> str | None:
@@ -188,10 +178,5 @@ def _share_needed(
     vllm = vllm_memory(config, shape, topology, card_gib)
     if vllm is None or plan.update_gib > usable_gib(card_gib) - plan.staying_gib:
         return None
-    return share_setting(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
-
-
-def _room(plan: MemoryPlan, vllm: VllmMemory, card_gib: float) -> float:
-    """Return the part of a card that the trainer leaves for vLLM."""
-    room = usable_gib(card_gib) - plan.staying_gib
-    return room if vllm.sleeps else room - plan.update_gib
+    room = usable_gib(card_gib) - plan.staying_gib - (0.0 if vllm.sleeps else plan.update_gib)
+    return share_setting(config, vllm, room_gib=room, card_gib=card_gib)

@@ -85,8 +85,6 @@ class MemoryPlan:
     """The least memory in which it starts."""
     way_out: str = ""
     """A sentence on how to make the run fit, if it does not."""
-    larger_cache: str = ""
-    """A sentence on how vLLM could decode more at once."""
 
     @property
     def total_gib(self) -> float:

@@ -61,10 +61,6 @@ class VllmMemory:
     sleeps: bool
     """It holds nothing while the policy is updated."""
 
-    def num_sequences(self, gib: float) -> int:
-        """Return the full-length sequences that fit in this cache; slightly less than one rounds up."""
-        return math.floor((gib - self.fixed_gib) / (self.least_gib - self.fixed_gib) + 1e-6)
-
 
 def vllm_memory(
     config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
@@ -120,22 +116,6 @@ def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, car
         return None
     percent = min(high, max(low, math.ceil(100 * memory.wanted_gib / card_gib)))
     return f"rollout.vllm_options.{_SHARE}={percent / 100:g}"
-
-
-def larger_cache(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str:
-    """Return a sentence if vLLM with r1hpc's share decodes a rank's completions in several batches although
-    the card has room for twice as many at once; else an empty string."""
-    if {_SHARE, _CACHE} & config.rollout.vllm_options.keys() or memory.given_gib >= memory.wanted_gib:
-        return ""
-    percent = min(math.floor(100 * room_gib / card_gib), math.ceil(100 * memory.wanted_gib / card_gib))
-    now, then = memory.num_sequences(memory.given_gib), memory.num_sequences(card_gib * percent / 100)
-    wanted = memory.num_sequences(memory.wanted_gib)
-    if then < 2 * now:
-        return ""
-    return (
-        f"vLLM's cache holds {now} of the {wanted} completions of full length that it would decode at once; "
-        f"with rollout.vllm_options.{_SHARE}={percent / 100:g} it holds {min(then, wanted)}"
-    )
 
 
 def _weight_bytes(config: RunConfig, shape: ModelShape) -> int:

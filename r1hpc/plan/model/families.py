@@ -4,7 +4,7 @@ Defaults are those of the family's configuration class in transformers; a config
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
@@ -52,10 +52,6 @@ class Family:
         """Return the norms of a layer over hidden_size."""
         return self.norm_vectors // self.norm_width
 
-    @property
-    def expert_counts(self) -> tuple[str, ...]:
-        return tuple(self.expert_keys.values())
-
     def attention_biases(self, values: Mapping[str, Any]) -> tuple[bool, bool]:
         return _flag(self.qkv_bias, values), _flag(self.out_bias, values)
 
@@ -89,7 +85,14 @@ def _flag(setting: str | bool, values: Mapping[str, Any]) -> bool:
 
 
 def _defaults(
-    vocab_size: int, hidden: int, width: int | None, layers: int, heads: int, positions: int, **more: Any
+    vocab_size: int,
+    hidden: int,
+    width: int | None,
+    layers: int,
+    heads: int,
+    positions: int,
+    key_value_heads: int | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,
@@ -98,135 +101,66 @@ def _defaults(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "max_position_embeddings": positions,
+        "num_key_value_heads": key_value_heads,
         "tie_word_embeddings": False,
     } | more
 
 
+_LLAMA = Family(
+    _defaults(32000, 4096, 11008, 32, 32, 2048), qkv_bias="attention_bias", out_bias="attention_bias"
+)
+_LAYER_NORM = Family({}, norm_vectors=4, norm_width=2, gated_mlp=False, mlp_bias_key=True)
+_ROUTED = {"num": "num_experts", "chosen": "num_experts_per_tok", "width": "moe_intermediate_size"}
+_GEMMA: dict[str, Any] = {"head_dim": 256, "tie_word_embeddings": True}
+
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        _defaults(32000, 4096, 11008, 32, 32, 2048),
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
-        mlp_bias_key="mlp_bias",
+    "llama": replace(_LLAMA, mlp_bias_key="mlp_bias"),
+    "mistral": Family(_defaults(32000, 4096, 14336, 32, 32, 131072, 8)),
+    "qwen2": Family(_defaults(151936, 4096, 22016, 32, 32, 32768, 32), qkv_bias=True),
+    "qwen3": replace(
+        _LLAMA, defaults=_defaults(151936, 4096, 22016, 32, 32, 32768, 32, head_dim=128), qk_norm="head"
     ),
-    "mistral": Family(_defaults(32000, 4096, 14336, 32, 32, 131072, num_key_value_heads=8)),
-    "qwen2": Family(_defaults(151936, 4096, 22016, 32, 32, 32768, num_key_value_heads=32), qkv_bias=True),
-    "qwen3": Family(
-        _defaults(151936, 4096, 22016, 32, 32, 32768, num_key_value_heads=32, head_dim=128),
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
-        qk_norm="head",
-    ),
-    "gemma": Family(
-        _defaults(
-            256000, 3072, 24576, 28, 16, 8192, num_key_value_heads=16, head_dim=256, tie_word_embeddings=True
-        ),
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
-    ),
-    "gemma2": Family(
-        _defaults(
-            256000,
-            2304,
-            9216,
-            26,
-            8,
-            8192,
-            num_key_value_heads=4,
-            head_dim=256,
-            tie_word_embeddings=True,
-            final_logit_softcapping=30.0,
-        ),
+    "gemma": replace(_LLAMA, defaults=_defaults(256000, 3072, 24576, 28, 16, 8192, 16, **_GEMMA)),
+    "gemma2": replace(
+        _LLAMA,
+        defaults=_defaults(256000, 2304, 9216, 26, 8, 8192, 4, final_logit_softcapping=30.0, **_GEMMA),
         norm_vectors=4,
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
     ),
     "phi3": Family(_defaults(32064, 3072, 8192, 32, 32, 4096), fused_rotary_qkv=True),
-    "gpt2": Family(
-        _defaults(50257, 768, None, 12, 12, 1024, tie_word_embeddings=True, activation_function="gelu_new"),
-        norm_vectors=4,
-        norm_width=2,
-        gated_mlp=False,
+    "gpt2": replace(
+        _LAYER_NORM,
+        defaults=_defaults(
+            50257, 768, None, 12, 12, 1024, tie_word_embeddings=True, activation_function="gelu_new"
+        ),
         learned_positions=True,
         qkv_bias=True,
         out_bias=True,
-        mlp_bias_key=True,
     ),
-    "gpt_neox": Family(
-        _defaults(50432, 6144, 24576, 44, 64, 2048, attention_bias=True),
-        norm_vectors=4,
-        norm_width=2,
-        gated_mlp=False,
+    "gpt_neox": replace(
+        _LAYER_NORM,
+        defaults=_defaults(50432, 6144, 24576, 44, 64, 2048, attention_bias=True),
         fused_rotary_qkv=True,
         qkv_bias="attention_bias",
         out_bias="attention_bias",
-        mlp_bias_key=True,
     ),
     "mixtral": Family(
-        _defaults(
-            32000,
-            4096,
-            14336,
-            32,
-            32,
-            131072,
-            num_key_value_heads=8,
-            num_local_experts=8,
-            num_experts_per_tok=2,
-        ),
-        expert_keys={
-            "num": "num_local_experts",
-            "chosen": "num_experts_per_tok",
-            "width": "intermediate_size",
-        },
+        _defaults(32000, 4096, 14336, 32, 32, 131072, 8, num_local_experts=8, num_experts_per_tok=2),
+        expert_keys=_ROUTED | {"num": "num_local_experts", "width": "intermediate_size"},
     ),
     "qwen2_moe": Family(
-        _defaults(
-            151936,
-            2048,
-            5632,
-            24,
-            16,
-            32768,
-            num_key_value_heads=16,
-            moe_intermediate_size=1408,
-            shared_expert_intermediate_size=5632,
-            num_experts=60,
-            num_experts_per_tok=4,
-            qkv_bias=True,
-        ),
+        _defaults(151936, 2048, 5632, 24, 16, 32768, 16, num_experts=60, num_experts_per_tok=4)
+        | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "qkv_bias": True},
         qkv_bias="qkv_bias",
-        expert_keys={
-            "num": "num_experts",
-            "chosen": "num_experts_per_tok",
-            "width": "moe_intermediate_size",
-            "shared_width": "shared_expert_intermediate_size",
-        },
+        expert_keys=_ROUTED | {"shared_width": "shared_expert_intermediate_size"},
     ),
-    "qwen3_moe": Family(
-        _defaults(
-            151936,
-            2048,
-            6144,
-            24,
-            32,
-            32768,
-            num_key_value_heads=4,
-            moe_intermediate_size=768,
-            num_experts=128,
-            num_experts_per_tok=8,
-        ),
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
+    "qwen3_moe": replace(
+        _LLAMA,
+        defaults=_defaults(151936, 2048, 6144, 24, 32, 32768, 4, num_experts=128, num_experts_per_tok=8)
+        | {"moe_intermediate_size": 768},
         qk_norm="head",
-        expert_keys={"num": "num_experts", "chosen": "num_experts_per_tok", "width": "moe_intermediate_size"},
+        expert_keys=_ROUTED,
     ),
-    "olmo2": Family(
-        _defaults(50304, 4096, 11008, 32, 32, 2048),
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
-        qk_norm="full",
-    ),
+    "olmo2": replace(_LLAMA, defaults=_defaults(50304, 4096, 11008, 32, 32, 2048), qk_norm="full"),
 }
 
 ALIASES: dict[str, dict[str, str]] = {

@@ -197,7 +197,7 @@ def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
         "intermediate_size": 4 * values["hidden_size"],  # only GPT-2 may leave it out
     }
     values |= {name: value for name, value in derived.items() if values.get(name) is None}
-    for name in (*derived, *family.expert_counts):
+    for name in (*derived, *family.expert_keys.values()):
         _check_count(name, values[name])
     if values.get("decoder_sparse_step"):
         _check_count("decoder_sparse_step", values["decoder_sparse_step"])

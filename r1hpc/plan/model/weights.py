@@ -5,8 +5,7 @@
     check_tensors(config.model, hf_config)              # at submission
 
 A file is 8 bytes of length (little-endian), a JSON header of that length, and the data
-(huggingface.co/docs/safetensors). Shapes are compared with those transformers gives the families below, as
-the ranks do (train/model/model.py); for other families only the files are checked.
+(huggingface.co/docs/safetensors). The ranks compare shapes with the config (train/model/model.py).
 """
 
 import json
@@ -19,7 +18,6 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.config.schema.run import ModelConfig
-from r1hpc.plan.model.shape import resolve, widths
 
 # The names transformers looks for in a local folder (modeling_utils._get_resolved_checkpoint_files), in its
 # order.
@@ -32,10 +30,9 @@ _MOST_HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch.serialization.MAGIC_NUMBER, pickled."""
-_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+_KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2")
 _ENDS = ("lm_head", "embed_tokens", "wte")
 """Embeddings and output heads of the families."""
-_KNOWN = (*_LLAMA_LIKE, "gpt2")
 
 
 def check_weights(model: ModelConfig) -> None:
@@ -121,22 +118,20 @@ def _indexed(index: Path) -> list[str]:
 
 
 def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse weights that would not load, or lora_targets that match no module.
+    """Refuse weights that would not load, or lora_targets that match no module of the families below.
 
     Args:
         hf_config: model.path/config.json with the changes of model.config.
 
     Raises:
-        ConfigError: a file is a git-lfs pointer, cut off or no safetensors; a tensor's shape is not the
-            config's; a name in model.lora_targets matches no module.
+        ConfigError: a file is a git-lfs pointer, cut off or no safetensors; a name in model.lora_targets
+            matches no module.
     """
     if model.path is None or model.from_scratch:
         return
     tensors = read_tensors(Path(model.path))
-    if hf_config.get("model_type") not in _KNOWN or hf_config.get("quantization_config"):
-        return
-    refuse_misshapen(f"the weights in {model.path}", _mismatched(tensors, hf_config))
-    if tensors and model.lora_rank:
+    is_known = hf_config.get("model_type") in _KNOWN and not hf_config.get("quantization_config")
+    if tensors and model.lora_rank and is_known:
         _check_lora_targets(model, tensors)
 
 
@@ -195,58 +190,6 @@ def _read_header(path: Path) -> dict[str, Shape]:
     if size < end:
         raise ConfigError(f"{path} is cut off: it has {size:,} of {end:,} bytes; copy it again")
     return found
-
-
-def _mismatched(
-    tensors: Mapping[str, Shape], hf_config: Mapping[str, Any]
-) -> Iterable[tuple[str, Shape, Shape]]:
-    expected = _shapes(hf_config)
-    for name, theirs in tensors.items():
-        ours = next((shape for end, shape in expected.items() if f".{name}".endswith(f".{end}")), theirs)
-        if theirs != ours:
-            yield name, theirs, ours
-
-
-def _shapes(hf_config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return the config's tensor shapes by the end of the name. Linear layers are (out, in); in GPT-2 (in,
-    out).
-
-    Leaves out the embedding if the config leaves its vocabulary to the tokenizer.
-    """
-    shapes = _all_shapes(hf_config)
-    unknown = () if hf_config.get("vocab_size") else ("wte.weight", "embed_tokens.weight", "lm_head.weight")
-    return {name: shape for name, shape in shapes.items() if name not in unknown}
-
-
-def _all_shapes(hf_config: Mapping[str, Any]) -> dict[str, Shape]:
-    family, values = resolve(hf_config)
-    queries, keys = widths(values)
-    hidden, width, vocab = values["hidden_size"], values["intermediate_size"], values["vocab_size"]
-    if family.learned_positions:
-        return {
-            "wte.weight": (vocab, hidden),
-            "wpe.weight": (values["max_position_embeddings"], hidden),
-            "attn.c_attn.weight": (hidden, 3 * hidden),
-            "attn.c_proj.weight": (hidden, hidden),
-            "mlp.c_fc.weight": (hidden, width),
-            "mlp.c_proj.weight": (width, hidden),
-            "ln_1.weight": (hidden,),
-            "ln_2.weight": (hidden,),
-            "ln_f.weight": (hidden,),
-        }
-    return {
-        "embed_tokens.weight": (vocab, hidden),
-        "lm_head.weight": (vocab, hidden),
-        "q_proj.weight": (queries, hidden),
-        "k_proj.weight": (keys, hidden),
-        "v_proj.weight": (keys, hidden),
-        "o_proj.weight": (hidden, queries),
-        "gate_proj.weight": (width, hidden),
-        "up_proj.weight": (width, hidden),
-        "down_proj.weight": (hidden, width),
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-    }
 
 
 def _check_lora_targets(model: ModelConfig, tensors: Mapping[str, Shape]) -> None:

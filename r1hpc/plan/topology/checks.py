@@ -27,12 +27,6 @@ QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weig
 """ZeRO++'s keys for sending weights in 8 bits."""
 NF4_BLOCK = 64
 """Weights per scale."""
-_OF_ALL_REDUCE = (
-    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients"),
-    *("gradient_allreduce_op", "data_types", "torch_autocast"),
-)
-"""Keys of DeepSpeed's config for averaging gradients, which DeepSpeed then does not do."""
-_QUANTIZED = (*QUANTIZED_WEIGHTS, "zero_quantized_gradients")
 
 
 def check_layout(config: RunConfig) -> None:
@@ -44,8 +38,6 @@ def check_layout(config: RunConfig) -> None:
     check_precision(config)
     if is_quantized(config):
         check_base(config)
-    if config.deepspeed.extra:
-        _check_zero_plus_plus(config)
     if config.train.gradient_compression != "none":
         check_compression(config)
 
@@ -230,37 +222,6 @@ def check_compression(config: RunConfig) -> None:
         raise UsageError(
             f"{setting} does not go with train.precision=fp16: what a step leaves to the next is of the loss "
             "scale of the moment, and an overflow would stay in it; take bf16 or fp32"
-        )
-    for key in _OF_ALL_REDUCE:
-        if key in config.deepspeed.extra:
-            raise UsageError(
-                f"{setting}: deepspeed.extra.{key} is of the all-reduce that it replaces: leave one out"
-            )
-
-
-def _check_zero_plus_plus(config: RunConfig) -> None:
-    zero = config.deepspeed.extra.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        return
-    near = zero.get("zero_hpz_partition_size")
-    asked = ["zero_hpz_partition_size"] if isinstance(near, int) and near > 1 else []
-    asked += [key for key in _QUANTIZED if zero.get(key)]
-    if not asked:
-        return
-    names = ", ".join(f"deepspeed.extra.zero_optimization.{key}" for key in asked)
-    if config.deepspeed.zero_stage != 3:
-        raise UsageError(f"{names}: ZeRO++ is of deepspeed.zero_stage=3, and this run has another: remove it")
-    if not config.resources.gpus_per_node and (quantized := [key for key in asked if key in _QUANTIZED]):
-        raise UsageError(
-            f"deepspeed.extra.zero_optimization.{quantized[0]}: DeepSpeed has CUDA kernels for it only, and "
-            "resources.gpus_per_node is 0: remove it; zero_hpz_partition_size works on CPUs too"
-        )
-    resources = config.resources
-    ranks = resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
-    if isinstance(near, int) and near > 1 and ranks % near:
-        raise UsageError(
-            f"deepspeed.extra.zero_optimization.zero_hpz_partition_size: the run has {ranks} ranks, which "
-            f"{near} does not divide: take the number of ranks on a node"
         )
 
 

@@ -30,7 +30,6 @@ from r1hpc.tasks.problems.file import (
     read_questions,
     table_batches,
     tables_in,
-    unmarked,
 )
 from r1hpc.tasks.problems.task import TEMPLATE, Item, check_template, fill, task_id
 
@@ -49,8 +48,6 @@ class Benchmark:
         for row in rows:
             different.setdefault((row.text, row.answer), row)
         self.questions = tuple(different.values())
-        self.oddities = unmarked(rows, str(path))
-        """Sentences about what may be unintended."""
         if not rows:
             raise UsageError(f"{path} has no question")
         content = {"sha256": digest, "template": template, **columns.unusual(), **named_judge(judge)}
@@ -162,21 +159,6 @@ def _open(config: RunConfig, label: str, part: Mapping[str, Any]) -> Benchmark:
     if judge is None and task.name in FILES and not columns.choices and task.options.get("judge"):
         judge, key = task.options["judge"], "task.options.judge"
     return Benchmark(Path(part["path"]), columns, str(template), str(judge or ""), key)
-
-
-def asked_otherwise(config: RunConfig) -> list[str]:
-    """Return a sentence for each test file that uses the default template beside a mixture with others."""
-    task = config.task
-    options = [part.get("options", {}) for part in task.mix.values()]
-    given = [each["template"] for each in options if "template" in each]
-    if not given or "template" in task.options:
-        return []
-    return [
-        f"the questions of {label} are put by the default template, and task.mix has another "
-        f"({given[0]!r:.60}): give the file as evaluate.sets={{{label}: {{path: FILE, template: TEMPLATE}}}}"
-        for label, part in named_sets(config).items()
-        if "template" not in part
-    ]
 
 
 def _size(label: str, benchmark: Benchmark, wanted: int | None, number: str) -> int:

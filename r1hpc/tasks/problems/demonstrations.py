@@ -4,22 +4,18 @@ shown = demonstrate(task, config, index)
 check_demonstrations(task, config)          # before the stage is submitted
 """
 
-import time
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.grading.completion import out_of_box, take_apart
+from r1hpc.tasks.problems.asked import asked_items
 from r1hpc.tasks.problems.file import QuestionFile
-from r1hpc.tasks.problems.item_counts import asked_items
 from r1hpc.tasks.problems.registry import Mixture
 from r1hpc.tasks.problems.task import Draws, Item, Task, members
-from r1hpc.tasks.problems.user_task import OwnTask
 
 _FINE = 10**6
 _MOST_TRIED = 20_000
-_TRIED_OF_OWN, _OWN_S = 500, 10.0
-"""As many as that time allows."""
 _TRIED_OF_OTHERS = 16
 """For tasks that make their questions: these are alike, and may be slow."""
 
@@ -62,15 +58,12 @@ def check_demonstrations(task: Task, config: RunConfig) -> None:
     Raises:
         UsageError: as `demonstrate`.
     """
-    tried, until = dict.fromkeys(members(task), 0), time.monotonic() + _OWN_S
+    left = {
+        label: each.items_per_pass() if isinstance(each, QuestionFile) else _TRIED_OF_OTHERS
+        for label, each in members(task).items()
+    }
     for index in asked_items(config)[:_MOST_TRIED]:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
-        tried[label] += 1
-        if tried[label] <= _most_tried(members(task)[label], until):
+        if left[label]:
+            left[label] -= 1
             demonstrate(task, config, index)
-
-
-def _most_tried(task: Task, until: float) -> int:
-    if isinstance(task, QuestionFile):
-        return task.items_per_pass()
-    return _TRIED_OF_OWN if isinstance(task, OwnTask) and time.monotonic() < until else _TRIED_OF_OTHERS

@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import util
-from itertools import chain, compress, takewhile
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
 _BOX = re.compile(r"\\(boxed|fbox)\b")
-_MOST_MARKED = 0.5
-_WORDS_OF_AN_ANSWER = 6
-"""An answer with more words is a solution, or a part of one."""
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
 """Rows of a Parquet table in memory at once; Arrow has its own number."""
@@ -73,8 +70,6 @@ class Question:
     answer: str
     thinking: str = ""
     choices: tuple[str, ...] = ()
-    is_marked: bool = field(default=False, compare=False)
-    """A mark or a box showed which part of the text is the answer."""
     where: str = field(default="", compare=False)
     """The file and its line, or row."""
 
@@ -102,18 +97,6 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return questions, whole
-
-
-def unmarked(questions: Sequence[Question], name: str) -> list[str]:
-    """Warn if some answers are solutions without a mark among others that have one."""
-    marked = sum(each.is_marked for each in questions)
-    whole = sum(not each.is_marked and len(each.answer.split()) > _WORDS_OF_AN_ANSWER for each in questions)
-    if not whole or marked < _MOST_MARKED * len(questions):
-        return []
-    return [
-        f"{whole:,} of {len(questions):,} answers in {name} have neither {_MARK} nor a box, as the others "
-        "have: all of their text is taken as the answer; leave those lines out, or mark their answers"
-    ]
 
 
 def tables_in(path: Path) -> list[Path]:
@@ -178,32 +161,13 @@ def check_one_split(path: Path) -> None:
             splits.setdefault(split, []).append(file)
     if len(splits) > 1:
         folder, suffix = files[0].parent, files[0].suffix
-        one = splits.get("train", next(iter(splits.values())))
+        split, one = next((each for each in splits.items() if each[0] == "train"), next(iter(splits.items())))
+        pattern = one[0].name if len(one) == 1 else f"*{split}*{suffix}"
         names = " and ".join(of_split[0].name for of_split in splits.values())
         raise UsageError(
             f"{path} holds several splits of a dataset ({names}): name the files of one, as in "
-            f"{folder / _pattern(one)}, or all of them by {folder / f'*{suffix}'}"
+            f"{folder / pattern}, or all of them by {folder / f'*{suffix}'}"
         )
-
-
-def _pattern(split: Sequence[Path]) -> str:
-    """Return a pattern for exactly these files of their folder; if there is none, the name of the first."""
-    folder, suffix = split[0].parent, split[0].suffix
-    stems = [re.sub(r"-\d+-of-\d+.*$", "-", file.stem) for file in split]
-    if stems == [split[0].stem]:
-        return split[0].name
-    begin = _shared(stems).rstrip("0123456789")
-    end = _shared([stem[::-1] for stem in stems])[::-1]
-    for pattern in (f"{begin}*{suffix}", f"*{end}{suffix}"):
-        if sorted(folder.glob(pattern)) == list(split):
-            return pattern
-    return split[0].name
-
-
-def _shared(texts: Sequence[str]) -> str:
-    """Return the common beginning of all texts."""
-    signs = takewhile(lambda each: len(set(each)) == 1, zip(*texts, strict=False))
-    return "".join(each[0] for each in signs)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -263,8 +227,7 @@ def _free(where: str, text: str, answer: str) -> Question:
         thinking, final = _BOX.sub("", answer), boxed.content
     elif not mark:
         thinking, final = "", answer
-    said, is_marked = out_of_box(final.strip()), bool(mark) or boxed is not None
-    question = Question(text, said, _CALCULATOR.sub("", thinking).strip(), is_marked=is_marked, where=where)
+    question = Question(text, out_of_box(final.strip()), _CALCULATOR.sub("", thinking).strip(), where=where)
     if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
         raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; fix the line")
     return question
@@ -356,10 +319,6 @@ class QuestionFile:
         self._listed = Listed(
             ("jsonl", config.seed), [each.text for each in self._questions], str(self._path)
         )
-
-    def oddities(self) -> list[str]:
-        """Return sentences about what may be unintended."""
-        return [*self.left_out(), *unmarked(self._questions, str(self._path))]
 
     def left_out(self) -> list[str]:
         """Return a sentence on the rows that task.drop_longer left out, if there are any."""

@@ -6,9 +6,8 @@ A mixture deals items in blocks. In each block every task has exactly its share,
 that any stretch of items keeps the weights to within a block. The index remains the complete state.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -27,8 +26,6 @@ from r1hpc.tasks.problems.user_task import OwnTask
 
 _FINEST = 100
 """Denominator to which weights are rounded."""
-_TOLERANCE = 0.01
-"""Relative change of a weight that rounding may cause."""
 _MOST_IN_A_BLOCK = 1000
 _MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
     "chain_sum": ChainSum,
@@ -45,7 +42,6 @@ class Mixture:
     def __init__(self, seed: int, tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
         self.members = dict(tasks)
         self.name = " + ".join(tasks)
-        self.weights = dict(weights)
         self._seed = seed
         self._counts = counts_of(weights)
         self._size = sum(self._counts.values())
@@ -64,26 +60,11 @@ class Mixture:
         block, place = divmod(index, self._size)
         return self._block(block)[place][0]
 
-    def items_of(self, label: str, items: range) -> range:
-        """Return a task's own items in the blocks that lie completely in these items."""
-        count = self._counts[label]
-        return range(-(-items.start // self._size) * count, items.stop // self._size * count)
-
     def num_questions(self, held_out: bool = False) -> int | None:
         """Return how many items can be asked before one of the tasks repeats itself."""
-        return min((items for items, _ in self._until_repeated(held_out)), default=None)
-
-    def scarcest(self, held_out: bool = False) -> str:
-        """Return the label of the task that repeats itself first, if that is known for any."""
-        return min(self._until_repeated(held_out))[1]
-
-    def _until_repeated(self, held_out: bool) -> Iterator[tuple[int, str]]:
-        """Yield (items of the mixture that can be asked before it repeats itself, label) of each listed
-        task."""
-        for label, task in self.members.items():
-            there = task.num_questions(held_out)
-            if there is not None:
-                yield there // self._counts[label] * self._size, label
+        known = {label: task.num_questions(held_out) for label, task in self.members.items()}
+        blocks = [there // self._counts[label] for label, there in known.items() if there is not None]
+        return min(blocks) * self._size if blocks else None
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         return self.members[item.task].demonstration(item, thinking)
@@ -113,23 +94,6 @@ def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
             f"none below one in {_FINEST}"
         )
     return {label: count // common for label, count in counts.items()}
-
-
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights of a new run that rounding would change; an older run keeps its rounded weights.
-
-    Raises:
-        UsageError: names the rounded weights.
-    """
-    counts = counts_of(weights)
-    for label, weight in weights.items():
-        exact = weight / sum(weights.values())
-        if abs(counts[label] / sum(counts.values()) - exact) > _TOLERANCE * exact:
-            proportion = ", ".join(f"{label}: {count}" for label, count in counts.items())
-            raise UsageError(
-                f"task.mix: the weights {dict(weights)} are too fine, and would become {proportion}: give "
-                f"these, or others of which none is below one in {_FINEST}"
-            )
 
 
 def make_task(
@@ -163,7 +127,7 @@ def weights_of(config: TaskConfig) -> dict[str, float]:
 
 def _part(config: TaskConfig, part: Mapping[str, Any]) -> TaskConfig:
     own = {name: value for name, value in part.items() if name != "weight"}
-    return dataclasses.replace(config, mix={}, **{"options": {}, **own})
+    return replace(config, mix={}, **{"options": {}, **own})
 
 
 def _single(config: TaskConfig, code: Path | None, fits: Callable[[str, str], bool] | None) -> Task:

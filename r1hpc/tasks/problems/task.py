@@ -1,9 +1,7 @@
 """Define a task: a pure function from (seed, index) to a question, and a correct answer to show.
 
-    item = task.item(7)                     # always the same, on any machine item = task.item(7,
-    held_out=True)      # never a question that training can see questions = Listed(("jsonl", seed), prompts)
-    # a finite list; each pass has its own order position, epoch = questions.at(17, held_out=False)      # of
-    item 17: position in the list, number of the pass
+    item = task.item(7)                     # always the same, on any machine
+    item = task.item(7, held_out=True)      # never a question that training can see
 
 The index is therefore the complete state of a run's data. A hash of the question itself, not its position,
 decides if it is held out, so that no draw can put it into training.
@@ -14,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
@@ -127,15 +125,6 @@ def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...],
     )
 
 
-@runtime_checkable
-class Dealt(Protocol):
-    """A mixture, whose items are dealt by weight: the task with the fewest questions limits it."""
-
-    def scarcest(self, held_out: bool = False) -> str:
-        """Return the label of that task."""
-        ...
-
-
 VerifiableT = TypeVar("VerifiableT", bound=Verifiable)
 
 
@@ -154,15 +143,9 @@ def check_num_held_out(task: Task, num_items: int) -> None:
     there = task.num_questions(held_out=True)
     if there is not None and num_items > there:
         fix = f"set evaluate.num_items={there}" if there else "ask test files (evaluate.sets)"
-        few, why = task, ""
-        if isinstance(task, Dealt):
-            label = task.scarcest(held_out=True)
-            few = members(task)[label]
-            why = f" before it asks those of {label} again, of which there are {few.num_questions(True)}"
         raise UsageError(
             f"evaluate.num_items is {num_items}, but task {task.name} has no more than {there} held-out "
-            f"questions{why} (one in ten, by a hash of the question): {fix}, or give {few.name} more "
-            "questions"
+            f"questions (one in ten, by a hash of the question): {fix}, or give it more questions"
         )
 
 

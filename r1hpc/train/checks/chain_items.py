@@ -11,8 +11,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.problems.item_counts import asked_items
-from r1hpc.tasks.problems.overlap import first_beyond, reordered
+from r1hpc.tasks.problems.asked import asked_items, first_beyond
 from r1hpc.tasks.problems.registry import parts_of
 
 
@@ -20,23 +19,14 @@ def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) ->
     """Return a stage's configuration with the values that follow from the stages before it.
 
     Raises:
-        UsageError: RL would use an earlier stage's questions in another order, or the task does not exist.
+        UsageError: the task does not exist.
     """
-    return _with_trained_on(_with_first_item(name, config, earlier), earlier)
+    return _with_trained_on(_with_first_item(config, earlier), earlier)
 
 
-def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+def _with_first_item(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
     if config.stage != "rl" or config.task.first_item is not None:
         return config
-    for before, each in earlier.items():
-        if asked_items(each) and (settings := reordered(config.task, each.task)):
-            now = " ".join(f"{key}={ours}" for key, (ours, _) in settings.items())
-            given = " ".join(f"{name}:{key}={theirs}" for key, (_, theirs) in settings.items())
-            raise UsageError(
-                f"{now} uses the questions of the earlier stage {before} in another order, so some come "
-                f"again. Set {given} to begin after them, or set "
-                f"{name}:task.first_item"
-            )
     first = _first_unseen(config, earlier.values())
     return replace(config, task=replace(config.task, first_item=first)) if first else config
 

@@ -17,14 +17,11 @@ from contextlib import suppress
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import read_json, write_json
-from r1hpc.tasks.problems.curriculum import PassRates
 from r1hpc.tasks.problems.task import Item, members
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Session
@@ -35,7 +32,6 @@ from r1hpc.train.rollout.torch_engine import Samples
 
 _IN_CHECKPOINT = "stage_rank_0_"
 """Prefix of a batch's name in a checkpoint."""
-_RATES = f"{_IN_CHECKPOINT}pass_rates.json"
 
 
 class Collector:
@@ -44,8 +40,6 @@ class Collector:
     def __init__(self, job: Job, judge: Judge) -> None:
         self._job = job
         self._judge = judge
-        self.rates = PassRates(job.config.task.seed) if job.config.rl.by_pass_rate else None
-        """How often each question was solved; None: items are used in order."""
         self._rollout_s = self._reward_s = 0.0
 
     def collect(self, session: Session, rollout_index: int, first_item: int) -> Rollout | None:
@@ -67,7 +61,7 @@ class Collector:
         config = self._job.config
         self._rollout_s = self._reward_s = 0.0
         wanted, rounds = config.rollout.num_prompts, []
-        chosen = count(first_item) if self.rates is None else self.rates.chosen(self._judge.task, first_item)
+        chosen = count(first_item)
         for _ in range(1 + config.rl.max_resamples):
             items = list(islice(chosen, wanted))
             done = self._round(session, rollout_index, items, policy_id)
@@ -191,14 +185,6 @@ class Collector:
             return []
         return [task.item(int(item)).task for item in groups.items]
 
-    def learn(self, groups: Groups) -> None:
-        """Record how often the questions of a used-up rollout were solved."""
-        if self.rates is not None:
-            for item, correct in zip(
-                groups.items, groups.correct.reshape(-1, groups.num_members), strict=True
-            ):
-                self.rates.add(self._judge.task.item(int(item)).prompt, float(correct.mean()))
-
     def num_kept(self, rollout_index: int) -> int:
         """Return how many finished groups of a rollout are on disk, by their files' names."""
         return sum(int(path.stem.rsplit("-", 1)[1]) for path in self._batches(rollout_index))
@@ -209,24 +195,6 @@ class Collector:
         There are some only if a stop was requested during sampling.
         """
         return partial(_copy_into, self._batches(rollout_index))
-
-    def facts(self) -> dict[str, Any]:
-        """Return for train.jsonl: the number of questions with a pass rate, and the mean rate."""
-        return (
-            {} if self.rates is None else {"known_questions": len(self.rates), "pass_rate": self.rates.mean}
-        )
-
-    def rates_writer(self) -> Callable[[Path], None]:
-        """Return a function that writes the current pass rates into a checkpoint's folder. Rank 0 only."""
-        if self.rates is None:
-            return lambda folder: None
-        state = self.rates.state()
-        return lambda folder: write_json(folder / _RATES, state)
-
-    def restore_rates(self, folder: Path) -> None:
-        """Load the pass rates of a checkpoint, on every rank."""
-        if self.rates is not None:
-            self.rates.restore(read_json(folder / _RATES, dict[str, Any]))
 
     def restore_batches(self, rollout_index: int, folder: Path) -> None:
         """Copy a checkpoint's batches back beside those written after it, on rank 0."""

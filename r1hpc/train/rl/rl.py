@@ -71,7 +71,6 @@ def run(job: Job) -> Outcome:
         network = build(config, hf_config, placement(config, job.group, divided=True))
         reference = build_reference(job, hf_config)
         collector = Collector(job, judge)
-        order = "by pass rate" if config.rl.by_pass_rate else "in order"
         stage = RlStage(
             job,
             collector,
@@ -83,7 +82,7 @@ def run(job: Job) -> Outcome:
             hf_config=hf_config,
             batch=BatchPlan(config.train.global_batch_size, config.train.micro_batch_size, 1),
             data_id=judge.task.id,
-            order_id=f"items {order}, {config.rollout.num_prompts} x {config.rollout.num_generations}",
+            order_id=f"items in order, {config.rollout.num_prompts} x {config.rollout.num_generations}",
             parameters=network.parameter_groups(config) if isinstance(network, ActorCritic) else None,
             facts={
                 "reference": reference.id if reference else None,
@@ -187,7 +186,6 @@ class RlStage:
         self._update += 1
         if self._update < self._updater.num_updates:
             return
-        self._collector.learn(rollout.groups)
         self._next_item += rollout.num_items
         self._rollout_index, self._update = self._rollout_index + 1, 0
         self._rollout = self._experience = None
@@ -224,18 +222,9 @@ class RlStage:
 
     def state_writer(self) -> Callable[[Path], None]:
         """Return a writer of rank 0's state: the rollout being trained on, or the finished batches of one
-        being sampled, and the pass rates."""
+        being sampled."""
         if self._job.group.rank != 0:
             return lambda folder: None
-        rates, rollout = self._collector.rates_writer(), self._rollout_writer()
-
-        def write(folder: Path) -> None:
-            rates(folder)
-            rollout(folder)
-
-        return write
-
-    def _rollout_writer(self) -> Callable[[Path], None]:
         if self._rollout is None:
             return self._collector.batches_writer(self._rollout_index)
         kept, made = self._rollout, self._experience
@@ -247,7 +236,6 @@ class RlStage:
         self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
         self._update, self._tokens = int(meta["update"]), int(meta["tokens"])
         self._rollout = load_rollout(folder, int(meta["num_items"]))
-        self._collector.restore_rates(folder)
         if self._job.group.rank == 0:
             self._collector.restore_batches(self._rollout_index, folder)
 
@@ -259,7 +247,6 @@ class RlStage:
             **rollout.facts(
                 self._collector.labels(rollout.groups), by_group=self._job.config.rl.algorithm == "grpo"
             ),
-            **self._collector.facts(),
             # Means over the rows trained on: groups without variance are not computed.
             "kl": sums.per_token(sums.kl),
             "entropy": sums.per_token(sums.entropy),
