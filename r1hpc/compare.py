@@ -4,8 +4,7 @@
     python -m r1hpc.compare grpo@0 grpo@60           # one run at two steps
 
 Using the same questions cancels their difficulty. It shows accuracy with the interval of the difference,
-McNemar's test of the greedy answers, pass@k, length, tokens per correct answer, and how many questions would
-have been enough. To compare models that are not runs, evaluate each with `submit` (stage evaluate,
+McNemar's test of the greedy answers, pass@k, length and tokens per correct answer. To compare models that are not runs, evaluate each with `submit` (stage evaluate,
 model.path). To check that two runs are equal to the bit: python -m r1hpc.report --compare.
 """
 
@@ -106,7 +105,6 @@ def _tests(found: Comparison) -> list[str]:
         f"p {found.p_value:.2g} for the accuracy. Greedy answers right in A alone: {won.only_a}, in B "
         f"alone: {won.only_b}; McNemar p {won.p_value:.2g}",
         _verdict(found),
-        _stopping(found),
     ]
 
 
@@ -119,15 +117,6 @@ def _verdict(found: Comparison) -> str:
     return (
         f"no significant difference: this many questions show a difference of {found.smallest:.1%} in 8 "
         "cases of 10, a smaller one less often"
-    )
-
-
-def _stopping(found: Comparison) -> str:
-    if found.needed is None:
-        return "a test that may stop at any question would not have stopped"
-    return (
-        f"a test that may stop at any question would have stopped after {found.needed:,} of "
-        f"{found.num_questions:,}, asked in a random order"
     )
 
 

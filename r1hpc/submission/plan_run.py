@@ -31,7 +31,6 @@ from r1hpc.plan.topology.gpus import (
     UnknownGpuError,
     find_gpu,
     gpu_type_of,
-    other_card,
     smaller_cards,
 )
 from r1hpc.slurm import defaults, fields, flags, script
@@ -258,16 +257,14 @@ def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
 
 
 def _assumed_card(config: RunConfig) -> list[str]:
-    """Return a note if memory and hours are planned for a GPU that the cluster may not have, or for another
-    one than the profile names."""
+    """Return a note if memory and hours are planned for a GPU that the cluster may not have."""
     gpu_type = gpu_type_of(config)
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
     if not others:
-        return other_card(config)
+        return []
     planned = find_gpu(gpu_type or ASSUMED_GPU)
     names = f"{planned.name.lower()} or {others[0].lower()}"
     return [
-        *other_card(config),
         f"memory and hours are planned for {planned.name}: say which cards there are, "
         f"cluster.gpu_type={names}",
     ]

@@ -11,7 +11,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.estimate_run import estimate_of_run
 from r1hpc.plan.run import make_plan
 from r1hpc.plan.topology.checks import check_precision
-from r1hpc.plan.topology.gpus import UnknownGpuError, gpu_type_of, other_card
+from r1hpc.plan.topology.gpus import UnknownGpuError, gpu_type_of
 from r1hpc.submission.job_estimate import estimate_job
 from tests.plan.test_run_memory import QWEN_7B
 
@@ -38,11 +38,7 @@ def of(asked: str | None, usual: str | None) -> RunConfig:
 def test_what_is_asked_of_slurm_goes_first_where_it_is_a_card(
     asked: str | None, usual: str | None, expected: str | None
 ) -> None:
-    config = of(asked, usual)
-    assert gpu_type_of(config) == expected
-    told = other_card(config)
-    assert bool(told) == (usual is not None and expected != usual)
-    assert all(f"planned for {expected}" in note and f"says {usual}" in note for note in told)
+    assert gpu_type_of(of(asked, usual)) == expected
 
 
 def run(*words: str) -> Any:

@@ -66,7 +66,7 @@ def way_out(
     def words(changes: Sequence[_Change]) -> str | None:
         """Return the description if these changes make it fit, else None."""
         try:
-            changed, where, follows = _changed(config, shape, topology, changes)
+            changed, where = _changed(config, shape, topology, changes)
         except UsageError:
             return None
         plan = memory_of_run(changed, shape, where, seq_len, card_gib, teacher_parameters)
@@ -75,7 +75,7 @@ def way_out(
         share = _share_needed(plan, changed, shape, where, card_gib)
         if share is None:
             return None
-        return " and ".join([*map(str, changes), *map(str, follows), *filter(None, [share])])
+        return " and ".join([*map(str, changes), *filter(None, [share])])
 
     found = list(islice(_fitting(list(_settings(config, topology, max_nodes)), words), _MOST_SAID))
     if not found:
@@ -131,8 +131,8 @@ def _halves(number: int) -> list[int]:
 
 def _changed(
     config: RunConfig, shape: ModelShape, topology: Topology, changes: Sequence[_Change]
-) -> tuple[RunConfig, Topology, list[_Change]]:
-    """Return the run with changed settings and those that follow from them, which come last.
+) -> tuple[RunConfig, Topology]:
+    """Return the run with changed settings.
 
     Raises:
         UsageError: a run would refuse them.
@@ -140,33 +140,14 @@ def _changed(
     decided = replace(config.resources, gpus_per_node=topology.gpus_per_node, nodes=topology.num_nodes)
     changed = replace(config, resources=decided)
     for change in changes:
-        changed = _with(changed, change)
+        section = replace(getattr(changed, change.section), **{change.key: change.value})
+        changed = replace(changed, **{change.section: section})
     where = replace(topology, num_nodes=changed.resources.nodes)
-    follows = _accumulation(changed, where)
-    for change in follows:
-        changed = _with(changed, change)
+    batch_of(changed, where)
     check_layout(changed)
     if is_quantized(changed):
         check_nf4(shape)
-    return changed, where, follows
-
-
-def _with(config: RunConfig, change: _Change) -> RunConfig:
-    section = replace(getattr(config, change.section), **{change.key: change.value})
-    return replace(config, **{change.section: section})
-
-
-def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
-    """Return the accumulation that gives the global batch, if another one is set.
-
-    Raises:
-        UsageError: there is none.
-    """
-    key, given = "gradient_accumulation_steps", config.train.gradient_accumulation_steps
-    batch = batch_of(_with(config, _Change("train", key, None)), topology)
-    if config.stage not in TRAINED_STAGES or given in (None, batch.gradient_accumulation_steps):
-        return []
-    return [_Change("train", key, batch.gradient_accumulation_steps)]
+    return changed, where
 
 
 def _share_needed(

@@ -192,17 +192,6 @@ def gpu_type_of(config: "RunConfig") -> str | None:
     return usual if card is not None and is_named(card, asked) else asked
 
 
-def other_card(config: "RunConfig") -> list[str]:
-    """Return a note if a run requests another card than the profile's."""
-    found, usual = gpu_type_of(config), config.cluster.gpu_type
-    if usual is None or found == usual:
-        return []
-    return [
-        f"memory and hours are planned for {found}, which resources.gpu_type asks Slurm for; "
-        f"cluster.gpu_type says {usual}"
-    ]
-
-
 def _card(name: str | None) -> Gpu | None:
     try:
         return find_gpu(name) if name else None

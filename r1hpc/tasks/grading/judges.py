@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import import_module
 from string import ascii_uppercase
 from typing import Any
 
@@ -18,18 +19,29 @@ from r1hpc.tasks.grading.arithmetic import numbers, parse, value
 Judge = Callable[[str, str, Mapping[str, Any]], bool]
 OWN_VERDICT = "own_verdict"
 OWN_SCORE = "own_score"
+_HERE = "r1hpc.tasks.grading"
+_OWN = "r1hpc.tasks.sandbox.user_code"
 
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """`load` imports what the judge needs and returns it; it gets the task's judge_settings."""
+    """A judge, and how it is asked."""
 
-    load: Callable[[Mapping[str, Any]], Judge]
+    judge: Judge | str
+    """The judge; or MODULE:FUNCTION, which makes it from the task's judge_settings."""
     bounded: bool
     prepares: bool = False
     """It has `prepare(metadata)`, called before the answers to an item, outside their time limit."""
     max_characters: int = 1024
     """A longer answer is refused before it is sent."""
+
+    def load(self, settings: Mapping[str, Any]) -> Judge:
+        """Return the judge; imports what it needs."""
+        if not isinstance(self.judge, str):
+            return self.judge
+        module, _, function = self.judge.partition(":")
+        judge: Judge = getattr(import_module(module), function)(settings)
+        return judge
 
 
 def exact(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
@@ -56,37 +68,13 @@ def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     return letter == answer or (letter in said and said[letter] == said.get(answer))  # two may have one text
 
 
-def _load_math(settings: Mapping[str, Any]) -> Judge:
-    from r1hpc.tasks.grading.judge_math import load
-
-    return load(settings)
-
-
-def _load_reasoning_gym(settings: Mapping[str, Any]) -> Judge:
-    from r1hpc.tasks.grading.judge_gym import load
-
-    return load(settings)
-
-
-def _load_own_verdict(settings: Mapping[str, Any]) -> Judge:
-    from r1hpc.tasks.sandbox.user_code import load_verdict
-
-    return load_verdict(settings)
-
-
-def _load_own_score(settings: Mapping[str, Any]) -> Judge:
-    from r1hpc.tasks.sandbox.user_code import load_score
-
-    return load_score(settings)
-
-
 JUDGES = {
-    "exact": JudgeKind(lambda _: exact, bounded=True),
-    "countdown": JudgeKind(lambda _: countdown, bounded=True),
-    "choice": JudgeKind(lambda _: choice, bounded=True),
-    "math": JudgeKind(_load_math, bounded=False),
-    "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, prepares=True, max_characters=16384),
-    OWN_VERDICT: JudgeKind(_load_own_verdict, bounded=False, max_characters=16384),
+    "exact": JudgeKind(exact, bounded=True),
+    "countdown": JudgeKind(countdown, bounded=True),
+    "choice": JudgeKind(choice, bounded=True),
+    "math": JudgeKind(f"{_HERE}.judge_math:load", bounded=False),
+    "reasoning_gym": JudgeKind(f"{_HERE}.judge_gym:load", bounded=False, prepares=True, max_characters=16384),
+    OWN_VERDICT: JudgeKind(f"{_OWN}:load_verdict", bounded=False, max_characters=16384),
     # Not a verdict but a number: a custom reward term, given the complete completion.
-    OWN_SCORE: JudgeKind(_load_own_score, bounded=False, max_characters=1 << 20),
+    OWN_SCORE: JudgeKind(f"{_OWN}:load_score", bounded=False, max_characters=1 << 20),
 }

@@ -14,7 +14,6 @@ if the comparison does not call it worse, and the interval of its loss ends befo
 """
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +23,6 @@ from r1hpc.tasks.stats.intervals import (
     Discordance,
     mean_interval,
     pass_at_k,
-    questions_needed,
     sign_flip_p,
     smallest_difference,
     unseen_difference,
@@ -32,7 +30,6 @@ from r1hpc.tasks.stats.intervals import (
 )
 
 ALPHA = 0.05
-_SEED = 0
 Line = Mapping[str, Any]
 """Keys: prompt, expected, greedy_correct, greedy_length, num_samples, num_correct, mean_length."""
 Pair = tuple[Line, Line]
@@ -61,8 +58,6 @@ class Comparison:
     """The verdict is on samples, not on greedy answers."""
     accuracy: Difference
     p_value: float
-    needed: int | None
-    """Questions after which one could have stopped; None: more than there are."""
     smallest: float | None
     """Difference of accuracy that this many questions detect in 8 cases of 10."""
     greedy: Difference
@@ -118,7 +113,6 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         is_sampled=is_sampled,
         accuracy=_mean_share(pairs, lambda line: _share(line, True)) if is_sampled else greedy_accuracy,
         p_value=sign_flip_p(differences) if is_sampled else greedy.p_value,
-        needed=questions_needed(random.Random(_SEED).sample(differences, len(differences)), ALPHA),
         smallest=smallest_difference(differences),
         greedy=greedy_accuracy,
         discordance=greedy,

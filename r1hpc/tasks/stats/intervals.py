@@ -4,14 +4,12 @@
     wilson(num_correct=240, num_items=256)              # a share
     share_interval([0.0, 0.5, 1.0], num_samples=2)      # a mean over items, of shares
 
-Compare two models on the same questions: the better one, the difference, its uncertainty, the questions
-needed.
+Compare two models on the same questions: the better one, the difference, its uncertainty.
 
     greedy = Discordance(both=90, only_a=10, only_b=30, neither=70)
     greedy.difference()                          # B - A with its 95 % interval
     greedy.p_value                               # McNemar, exact
     sign_flip_p([0.0, 0.25, -0.5, ...])          # of mean differences by question, several samples each
-    questions_needed([0.0, 1.0, ...])            # where early stopping would have stopped
 
 Both get the same question, so its difficulty cancels: this needs a fraction of the questions that two
 separate samples would need.
@@ -23,14 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 _Z95 = 1.959963984540054
 _NUM_FLIPS = 4_000
 _SEED = 0
-_BETS = np.array([s * b for b in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9) for s in (-1, 1)])
-"""Share of the wealth bet on each question's difference; both signs, since either model may be better."""
-_PAIRED_Z95, _Z80 = 1.959963984540054, 0.8416212335729143
+_Z80 = 0.8416212335729143
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -173,20 +168,6 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return (num_large + 1) / (_NUM_FLIPS + 1)
 
 
-def questions_needed(differences: Sequence[float], alpha: float = 0.05) -> int | None:
-    """Return after how many questions the difference was significant; None: not within these.
-
-    A bet on each question's difference, from -1 to 1, has mean 0 if the models are equal; so wealth of
-    1/alpha is reached in at most a share alpha of such comparisons, whenever one looks (Ville's inequality;
-    Waudby-Smith and Ramdas 2023, arXiv 2010.09686). The order of the questions must not depend on the
-    answers.
-    """
-    growth: NDArray[np.float64] = np.log1p(np.outer(np.asarray(differences, float), _BETS)).cumsum(axis=0)
-    log_wealth = np.logaddexp.reduce(growth, axis=1) - math.log(len(_BETS))
-    reached = np.flatnonzero(log_wealth >= -math.log(alpha))
-    return int(reached[0]) + 1 if len(reached) else None
-
-
 def smallest_difference(differences: Sequence[float]) -> float | None:
     """Return the difference that this many questions with this variance detect in 8 cases of 10.
 
@@ -195,7 +176,7 @@ def smallest_difference(differences: Sequence[float]) -> float | None:
     n = len(differences)
     if not any(differences):
         return None
-    return float((_PAIRED_Z95 + _Z80) * np.std(differences, ddof=1) / math.sqrt(n)) if n > 1 else 1.0
+    return float((_Z95 + _Z80) * np.std(differences, ddof=1) / math.sqrt(n)) if n > 1 else 1.0
 
 
 def unseen_difference(num_questions: int) -> float:

@@ -266,13 +266,18 @@ def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
+def _ids(model: ModelConfig) -> dict[str, int]:
+    """Return every token of a model's tokenizer with its ID."""
+    found: dict[str, int] = load_tokenizer(model).get_vocab(with_added_tokens=True)
+    return found
+
+
 def other_vocabulary(model: ModelConfig) -> str | None:
     """Return a sentence if model.tokenizer gives other IDs than the tokenizer beside the weights."""
     own = Path(model.path or "", "tokenizer.json")
     if model.path is None or model.tokenizer is None or not own.is_file():
         return None
-    theirs = load_tokenizer(dataclasses.replace(model, tokenizer=None)).get_vocab(with_added_tokens=True)
-    ours = load_tokenizer(model).get_vocab(with_added_tokens=True)
+    theirs, ours = _ids(dataclasses.replace(model, tokenizer=None)), _ids(model)
     moved = sum(theirs.get(token) != index for token, index in ours.items())
     if not moved:
         return None
@@ -294,8 +299,7 @@ def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
     """
     if tokenizer is None:
         return
-    theirs = load_tokenizer(ModelConfig(tokenizer=str(tokenizer))).get_vocab(with_added_tokens=True)
-    ours = load_tokenizer(model).get_vocab(with_added_tokens=True)
+    theirs, ours = _ids(ModelConfig(tokenizer=str(tokenizer))), _ids(model)
     # A token that the model's tokenizer lacks may still have a row in the embedding, as in a base model.
     moved = sum(ours.get(token, index) != index for token, index in theirs.items())
     if moved:
@@ -321,8 +325,7 @@ def check_teacher_tokens(config: RunConfig) -> None:
             f"rl.teacher {teacher} has no tokenizer.json, so its tokens cannot be compared: "
             "add the one it was trained with"
         )
-    theirs = load_tokenizer(ModelConfig(path=teacher)).get_vocab(with_added_tokens=True)
-    ours = load_tokenizer(config.model).get_vocab(with_added_tokens=True)
+    theirs, ours = _ids(ModelConfig(path=teacher)), _ids(config.model)
     differing = sum(theirs.get(token) != ours.get(token) for token in {*theirs, *ours})
     if differing:
         raise UsageError(
@@ -332,7 +335,7 @@ def check_teacher_tokens(config: RunConfig) -> None:
             "completions (stages generate and sft)"
         )
     rows = hf_config.get("vocab_size")
-    if isinstance(rows, int) and rows < vocabulary_size(load_tokenizer(config.model)):
+    if isinstance(rows, int) and rows <= max(ours.values()):
         raise UsageError(
             f"the embedding of rl.teacher {teacher} has {rows:,} rows for {len(ours):,} tokens: it is not "
             "the model that its tokenizer.json is of"
