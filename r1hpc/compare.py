@@ -4,8 +4,9 @@
     python -m r1hpc.compare grpo@0 grpo@60           # one run at two steps
 
 Using the same questions cancels their difficulty. It shows accuracy with the interval of the difference,
-McNemar's test of the greedy answers, pass@k, length and tokens per correct answer. To compare models that are not runs, evaluate each with `submit` (stage evaluate,
-model.path). To check that two runs are equal to the bit: python -m r1hpc.report --compare.
+McNemar's test of the greedy answers, pass@k, length and tokens per correct answer. To compare models that are
+not runs, evaluate each with `submit` (stage evaluate, model.path). To check that two runs are equal to the
+bit: python -m r1hpc.report --compare.
 """
 
 from __future__ import annotations

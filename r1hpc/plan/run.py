@@ -1,8 +1,4 @@
-"""Plan a run: compute everything that follows from its configuration before GPUs are requested.
-
-plan = make_plan(config, gpus_per_node=8, vocab_size=32000, time_limit_s=86400)
-write_json(run.plan, plan.to_json());  RunPlan.from_json(read_json(run.plan)) == plan
-"""
+"""Plan a run: compute everything that follows from its configuration before GPUs are requested."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace

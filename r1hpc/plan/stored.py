@@ -1,7 +1,4 @@
-"""Declare the keys of plan.json that are read from runs of every version, without the planner.
-
-read_json(run.plan, PlanFacts).get("num_steps")
-"""
+"""Declare the keys of plan.json that are read from runs of every version, without the planner."""
 
 from typing import TypedDict
 

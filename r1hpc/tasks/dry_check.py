@@ -1,7 +1,4 @@
-"""Try out a run's task and rewards before submission: make them, and ask one question of each task.
-
-items = check_questions(config)     # what the run will ask, if it is listed, for the tokenizer's check
-"""
+"""Try out a run's task and rewards before submission: make them, and ask one question of each task."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -132,10 +129,7 @@ def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: 
     if not names_in(config):  # built-in terms are tested: no process is started
         return
     longest = config.rollout.max_completion_length
-    # The FLOPs per token are unknown here: any number will do, as no built-in term is called.
-    with Scorer(
-        config.reward, *tasks, max_completion_length=longest, flops_per_token=1.0, code=code
-    ) as scorer:
+    with Scorer(config.reward, *tasks, max_completion_length=longest, code=code) as scorer:
         own = {label for task in tasks for label, each in members(task).items() if isinstance(each, OwnTask)}
         tried: set[str] = set()
         for item in items:

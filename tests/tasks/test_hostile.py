@@ -46,7 +46,7 @@ def _survives(name: str, count: int, folder: Path) -> str:
     task = _task(name, folder)
     config = RewardConfig(terms=dict.fromkeys(TERMS, 0.1), timeout_s=_TIMEOUT_S)
     num_correct = 0
-    with Scorer(config, task, max_completion_length=64, flops_per_token=1e9) as scorer:
+    with Scorer(config, task, max_completion_length=64) as scorer:
         for index, texts in enumerate(_batches(hostile(11, count, canary))):
             item = task.item(index)
             completions = [Completion(text, len(text), False) for text in texts]

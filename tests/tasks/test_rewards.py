@@ -28,7 +28,7 @@ def _scores(texts: Sequence[str], lengths: Sequence[int] = (), **options: object
         for text, length in zip(texts, lengths or [9] * len(texts), strict=True)
     ]
     config = RewardConfig(**options)  # type: ignore[arg-type]
-    with Scorer(config, _TASK, max_completion_length=40, flops_per_token=1e9) as scorer:
+    with Scorer(config, _TASK, max_completion_length=40) as scorer:
         return scorer.score_groups([(_ITEM, completions)])[0]
 
 
@@ -93,16 +93,6 @@ def test_the_gate_looks_at_each_group_by_itself() -> None:
     assert [score.reward for score in together[0]] == [0.0, 0.0]
 
 
-def test_flops_per_token_is_no_advantage() -> None:
-    """What the article calls efficiency is the same for each member: minus the group's mean it is nothing."""
-    terms = {"accuracy": 0.6, "efficiency_flops": 0.3}
-    with_it = [score.reward for score in _scores([_RIGHT, _WRONG], [3, 40], terms=terms)]
-    without = [score.reward for score in _scores([_RIGHT, _WRONG], [3, 40], terms={"accuracy": 0.6})]
-    mean_with, mean_without = sum(with_it) / 2, sum(without) / 2
-    assert with_it != without
-    assert [r - mean_with for r in with_it] == pytest.approx([r - mean_without for r in without])
-
-
 def test_tokens_are() -> None:
     terms = {"accuracy": 0.6, "efficiency_tokens": 0.3}
     short, long = _scores([_RIGHT, _RIGHT], [4, 40], terms=terms)
@@ -119,8 +109,6 @@ def test_the_articles_reward() -> None:
 def test_an_unknown_term_is_refused_before_a_process_starts() -> None:
     with pytest.raises(UsageError, match=r"reward\.terms\.beauty is unknown"):
         Scorer(RewardConfig(terms={"beauty": 1.0}), _TASK, max_completion_length=40)
-    with pytest.raises(UsageError, match="take efficiency_tokens"):
-        Scorer(RewardConfig(terms={"efficiency_flops": 1.0}), _TASK, max_completion_length=40)
 
 
 def test_no_groups_and_empty_groups() -> None:

@@ -80,7 +80,7 @@ class RewardConfig:
     """reward = sum of weight x term. Every term is logged separately."""
 
     terms: dict[str, float] = field(default_factory=DEFAULT_TERMS.copy)
-    """accuracy, format, language, efficiency_tokens, efficiency_flops, diversity, overlong, or custom code:
+    """accuracy, format, language, efficiency_tokens, diversity, overlong, or custom code:
     FILE.py:NAME, package.module:NAME, a score(prompt, completion, answer, metadata) (docs/tasks.md)."""
     gate_format: bool = True
     """No format reward in a group whose members differ only in format."""

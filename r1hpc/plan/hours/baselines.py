@@ -1,7 +1,5 @@
 """Compute the simple estimates in use today, to compare with ours.
 
-    baselines(work)     # {"seed_formula": 560.0, "6nd_at_40": ..., ...} in GPU-hours
-
 The seed formula is from the article this project started from: parameters in units of 10^8, times 0.8, plus
 0.3 for each GB of text. It adds where cost multiplies; no constant repairs that.
 """

@@ -1,8 +1,5 @@
 """Estimate GPU-hours before they are spent: P10, P50 and P90, with assumptions and sources of uncertainty.
 
-    found = estimate(Workload.of_counts(params=7e9, tokens=1e12, gpu=find_gpu("a100"), num_gpus=256))
-    found.gpu_hours.p50, found.to_json()
-
 hours = FLOPs / (peak x MFU x goodput). FLOPs follow exactly from the shape; MFU is a distribution fitted on
 published runs (mfu.py); goodput is the share left by failures, preemptions, restarts and saves (goodput.py).
 `ideal_gpu_hours` come from throughput x tokens; `gpu_hours` are billed: they include goodput and part of the

@@ -1,8 +1,5 @@
 """Estimate the cost of a run from its full configuration and plan.
 
-found = estimate_of_run(config, plan)       # None if nothing is known
-write_json(run.path / "estimate.json", found.to_json())
-
 Nobody publishes CPU runs. Our numbers for them come from eleven runs of jobs/smoke.yaml and the stages of
 jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core per rank, on two shared x86 cores with a local
 disk, November 2026. Other cores, more of them per rank, larger models and network file systems may be several

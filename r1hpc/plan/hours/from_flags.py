@@ -1,7 +1,4 @@
-"""Estimate from flags without a job file.
-
-estimate_of_flags(arguments)        # model, data and hardware as numbers
-"""
+"""Estimate from flags without a job file."""
 
 import argparse
 import dataclasses

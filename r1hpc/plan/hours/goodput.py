@@ -1,8 +1,5 @@
 """Estimate goodput, the part of the allocated time in which a run progresses.
 
-    rates = FailureRates(gpu_hours_per_failure=50_000)
-    overhead(rates, num_gpus=384, save_time_s=40).goodput      # 0.97
-
 Goodput is separate from MFU. Failures and preemptions strike at random with a mean time M between them; a
 save costs C and a restart R. Young (CACM 17(9), 1974) saves every sqrt(2 C M); Daly (FGCS 22(3), 2006,
 equation 37) adds two terms. With intervals W of work the expected time is Daly's equation 13, exact for

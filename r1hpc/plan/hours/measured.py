@@ -1,7 +1,5 @@
 """Estimate the hours of a run from its own speed: the steps taken predict the steps to come.
 
-found = measured_estimate({1: 16.2, 2: 15.9, ...}, num_steps=20_000, num_gpus=64, hours_spent=120, useful=0.9)
-
 Steps are counted, not tokens: the loss tokens of an SFT step depend on its samples, and those of an RL step
 on which completions taught something.
 """

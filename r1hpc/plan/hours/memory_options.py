@@ -1,9 +1,5 @@
 """List which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
 
-    options = memory_options(work, shape)
-    options.best          # the configuration with the highest expected MFU among those that fit
-    options.fits          # all that fit, cheapest first
-
 States, activations, DeepSpeed's buffers and the optimizer's step come from plan/memory/step.py, RL's
 reference and sampler from plan/memory/run.py, plus a CUDA context and fragmentation. Offload keeps the
 optimizer's fp32 weights and moments, and the gradients, in host memory. LoRA, tensor and pipeline parallelism

@@ -1,9 +1,5 @@
 """Predict MFU as a distribution fitted on published runs, from the known facts of a run.
 
-    belief = mfu_belief(work)
-    belief.median, belief.log_sd, belief.variances
-    features(workload)       # {"one": 1.0, "size": -0.1, "recompute": 1.0, ...}
-
 It reads coefficients.json, made by `python -m research.estimator.fit`. MFU counts no recomputation and the
 full square of attention, against the dense bf16 peak; a run in FP8 may therefore exceed what bf16 could
 reach.

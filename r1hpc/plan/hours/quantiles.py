@@ -1,7 +1,5 @@
 """Describe an uncertain amount by its P10, P50 and P90.
 
-    Spread.log_normal(100, 0.3) * 2 + Spread(4, 5, 8)
-
 It is log-normal with a separate width on either side of the median.
 """
 

@@ -1,8 +1,5 @@
 """Estimate the GPU-hours of runs that sample: reinforcement learning by phase, generation, evaluation.
 
-    phases = rl_phases(work, rates)      # {"prefill": ..., "decode": ..., "logprobs": ..., ...}, GPU-hours
-    found = estimate_rl(RlWork(params=7e9, gpu=find_gpu("a100"), num_gpus=8, ...))
-
     prefill      2N FLOPs per prompt token, at the rate of large matrices; N is the parameters a token meets
     decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
                  unless many sequences decode together, or by kernel launches for a small model without

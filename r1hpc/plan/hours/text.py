@@ -1,7 +1,4 @@
-"""Format an estimate as text for a terminal.
-
-print(estimate_text(found))
-"""
+"""Format an estimate as text for a terminal."""
 
 from collections.abc import Iterator
 

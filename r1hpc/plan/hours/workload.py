@@ -1,8 +1,5 @@
 """Describe what is known of a training run before it starts, from a few numbers or a full job file.
 
-    Workload.of_counts(params=7e9, tokens=1e12, gpu=find_gpu("a100"))
-    Workload.of_shape(shape, tokens=1e12, seq_len=4096, gpu=find_gpu("h100"), num_gpus=64, recompute="full")
-
 None means unknown: the estimate then gets wider instead of guessing silently.
 
 FLOPs per token are 6 for each weight that a token meets and 12 x layers x hidden x seq_len for attention: the

@@ -1,8 +1,5 @@
 """Suggest settings that make a run fit its cards, tried in its plan, the mildest first.
 
-way_out(config, shape, topology, seq_len, card_gib=80)
-# "it would fit with rollout.prompts_per_batch=1, or with model.lora_rank=16"
-
 Settings are changed one at a time, then two together, then three if needed; nothing is proposed that a run
 would refuse. The first ones cost time or host memory, more nodes cost GPUs, adapters train something else.
 DeepSpeed's offload is not proposed: nothing here was trained with it.

@@ -1,9 +1,5 @@
 """Compute a run's peak memory on each GPU and node, part by part.
 
-    plan = memory_of_run(config, shape, topology)
-    plan.total_gib, plan.host_gib
-    misfits(plan, gpu_gib=80, host_gib=1000)       # sentences; none where it fits
-
 A step of stage rl has three phases: sampling, with the cache and the sampling model; the passes of the
 update, with activations and logits; and the optimizer's step, with fp32 gradients. Training states and the
 reference are there in all of them. Weights under adapters (LoRA) have neither gradients nor moments, and may

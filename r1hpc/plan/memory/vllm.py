@@ -1,9 +1,5 @@
 """Compute the GPU memory that vLLM takes beside a trainer, and its minimum.
 
-    memory = vllm_memory(config, shape, topology, card_gib=80)
-    memory.given_gib, memory.least_gib            # it starts if the first is no less than the second
-    share_setting(config, memory, room_gib=40, card_gib=80)      # "rollout.vllm_options.gpu_memory_..."
-
 Read from vLLM 0.32, not measured on a GPU. It gets a share of the card. At its start it loads the weights,
 tries a pass over the most tokens it may take at once, and samples for the most sequences
 (v1/worker/gpu_worker.py, determine_available_memory); that memory stays reserved, and the cache gets the rest

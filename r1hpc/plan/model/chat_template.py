@@ -1,8 +1,5 @@
 """Render messages with a chat template like transformers: Jinja in a sandbox.
 
-template = load_template(Path("models/base"))
-template.render([{"role": "user", "content": "2 + 2?"}], for_answer=True)
-
 A message cannot create a special token: one that spells a special token is refused.
 """
 

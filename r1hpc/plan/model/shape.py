@@ -1,10 +1,5 @@
 """Read a model's Hugging Face config.json, and count its parameters and FLOPs exactly, without torch.
 
-    hf_config = load_model_config(config, vocab_size=512)       # model.path's, with model.config over it
-    shape = model_shape({"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32})
-    shape.num_parameters        # as allocated by transformers, tied weights once
-    flops_per_token(shape, seq_len=2048)
-
 tests/plan/test_shape.py compares the counts with the transformers models.
 """
 

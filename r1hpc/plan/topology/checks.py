@@ -1,8 +1,5 @@
 """Check settings that exclude each other: precision, adapters in 4 bits, gradient compression, and ranks that
 share a sequence.
-
-check_layout(config)                    # once nodes and GPUs are decided
-check_base_shape(config, hf_config)     # 4 bits, of this model
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,5 @@
 """Look up GPUs by name: peak arithmetic, memory and bandwidth, for MFU, the memory plan and the estimate.
 
-    find_gpu("a100-80gb").name      # 'A100-SXM4-80GB'
-    peak_flops("NVIDIA A100-SXM4-80GB")
-    gpu_type_of(config)             # "h100" of `--gpus-per-node h100:8`; else cluster.gpu_type
-
 Peaks are dense bf16 (fp16 if the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of each
 product. An unlisted card gives no MFU rather than a guess.
 """

@@ -1,8 +1,5 @@
 """Cut the stages without optimizer steps (traces, generate, evaluate) into parts.
 
-    config = with_part_size(config, num_ranks=32)     # by the first submission, which freezes it
-    [part_items(config, number) for number in range(num_parts(config))]
-
 A part is a file with its number, so its size stays as set by the first submission, on whatever ranks the run
 continues.
 """

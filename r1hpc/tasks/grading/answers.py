@@ -1,9 +1,5 @@
 """Read the text of an answer in any notation: a plain number, words, the letter of a choice.
 
-    plain_number("$1,234.00")                           # Fraction(1234, 1)
-    chosen("(C) Paris", ["Rome", "Bonn", "Paris"])      # "C"
-    counted_as("\\dfrac12", "math", {})                 # "1/2": the form in which votes are counted
-
 Used by the judges, and by majority votes, where no judge compares answers with each other.
 """
 

@@ -1,9 +1,5 @@
 """Parse untrusted arithmetic without evaluating it in Python.
 
-    parse("3*(7+1)")                     # a tree of Node
-    value(parse("3*(7+1)"))              # Fraction(24, 1)
-    parse("2*sin(x)**2", algebra=True)   # names, calls, powers, decimals and signs too
-
 Everything is bounded before it is computed: characters, digits of a number, depth. Sums and products have any
 number of operands, so that a long flat text is a shallow tree.
 """

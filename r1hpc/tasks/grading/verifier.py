@@ -1,8 +1,5 @@
 """Judge answers in a separate process, so that no answer can stop the trainer.
 
-    with Verifier("countdown", {}, timeout_s=2.0) as verifier:
-        verifier.check([Question("3*7+12", "3*7+12", {"numbers": [3, 7, 12], "target": 33})])   # [True]
-
 One process is started and reused. An answer that exceeds its time is wrong, and the process is killed and
 replaced. Equal questions in one call are judged once.
 """

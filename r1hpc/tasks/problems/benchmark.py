@@ -1,11 +1,5 @@
 """Ask test files completely and in order, every question once: evaluate.path and evaluate.sets.
 
-    benchmarks = Benchmarks.of(config)
-    item = benchmarks.item(0)                   # the first question of the first file
-    benchmarks.num_items                        # of all of them together
-    check_trained_on(config, to_come)           # evaluate.trained_on, before GPU-hours are spent
-    tables, files = training_files(path)        # Parquet and Arrow; files of lines
-
 A question that occurs twice in a file, with the same answer, is asked once. An evaluation searches the files
 of evaluate.trained_on for its questions.
 """

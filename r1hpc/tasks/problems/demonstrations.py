@@ -1,8 +1,4 @@
-"""Show a task's own worked answers for stage traces, some with thinking, in the form that will be counted.
-
-shown = demonstrate(task, config, index)
-check_demonstrations(task, config)          # before the stage is submitted
-"""
+"""Show a task's own worked answers for stage traces, some with thinking, in the form that will be counted."""
 
 from dataclasses import dataclass
 

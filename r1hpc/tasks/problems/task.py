@@ -1,8 +1,5 @@
 """Define a task: a pure function from (seed, index) to a question, and a correct answer to show.
 
-    item = task.item(7)                     # always the same, on any machine
-    item = task.item(7, held_out=True)      # never a question that training can see
-
 The index is therefore the complete state of a run's data. A hash of the question itself, not its position,
 decides if it is held out, so that no draw can put it into training.
 """

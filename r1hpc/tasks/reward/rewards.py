@@ -1,9 +1,5 @@
 """Reward groups of completions: verdicts from the verifier's process, terms, weights, and the gate.
 
-    with Scorer(config.reward, task, max_completion_length=64) as scorer:
-        scores = scorer.score_groups([(item, completions), ...])
-        scores[0][0].reward, scores[0][0].terms["accuracy"]
-
 Groups are scored independently: one call with many groups and many calls with one give the same, so a caller
 may check for a signal in between.
 """
@@ -50,7 +46,6 @@ class Scorer:
         config: RewardConfig,
         *tasks: Verifiable,
         max_completion_length: int,
-        flops_per_token: float | None = None,
         code: Path | None = None,
     ) -> None:
         """`tasks` are all whose items will be scored; `code`: see registry.make_task.
@@ -60,17 +55,11 @@ class Scorer:
         """
         _refuse_one_label(config, tasks)
         self._terms = {name: term_named(name) for name in config.terms if not is_own(name)}
-        if "efficiency_flops" in config.terms and flops_per_token is None:
-            raise UsageError(
-                "reward.terms.efficiency_flops needs the model's FLOPs per token, which are not known here; "
-                "take efficiency_tokens"
-            )
         self._weights = {label(name): weight for name, weight in config.terms.items()}
         self._gate = config.gate_format and "format" in config.terms
         self._overlong_share = config.overlong_share
         self._boxed = config.answer_in == "boxed"
         self._max_completion_length = max_completion_length
-        self._flops_per_token = flops_per_token
         self._verifiers = {
             name: Verifier(task.judge, task.judge_settings, config.timeout_s)
             for name, task in _members_of(tasks).items()
@@ -186,7 +175,6 @@ class Scorer:
             correct=parts.answer is not None and next(verdicts),
             well_formed=parts.well_formed,
             max_completion_length=self._max_completion_length,
-            flops_per_token=self._flops_per_token,
             overlong_share=self._overlong_share,
         )
         terms = {

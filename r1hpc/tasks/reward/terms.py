@@ -41,7 +41,6 @@ class Judged:
     correct: bool
     well_formed: bool
     max_completion_length: int
-    flops_per_token: float | None
     overlong_share: float = 0.2
 
 
@@ -75,16 +74,6 @@ def language(judged: Judged) -> float:
 def efficiency_tokens(judged: Judged) -> float:
     """Return 1 - length / longest length: an efficiency reward that distinguishes completions."""
     return max(0.0, 1.0 - judged.completion.num_tokens / judged.max_completion_length)
-
-
-def efficiency_flops(judged: Judged) -> float:
-    """Return the article's FLOPs per token, as 1 / (1 + GFLOPs per token).
-
-    For a dense model it is the same for every completion, so an advantage that subtracts the group's mean
-    does not see it. It is here because the article names it; use efficiency_tokens.
-    """
-    assert judged.flops_per_token is not None, "the Scorer refuses the term without it"
-    return 1.0 / (1.0 + judged.flops_per_token / 1e9)
 
 
 def diversity(judged: Judged) -> float:
@@ -122,7 +111,6 @@ TERMS: dict[str, Term] = {
     "format": well_formed,
     "language": language,
     "efficiency_tokens": efficiency_tokens,
-    "efficiency_flops": efficiency_flops,
     "diversity": diversity,
     "overlong": overlong,
 }

@@ -1,10 +1,5 @@
 """Talk to one process over two pipes, with a deadline for every answer.
 
-    worker = WorkerProcess("r1hpc.tasks.grading.worker", ["countdown", "{}"])
-    worker.wait_ready(60.0)
-    worker.ask([[text, answer, metadata], ...], deadline_s=2.0)    # -> [True, False, None, ...]
-    worker.stop()
-
 Nothing here trusts the other side to read, to answer or to end. A frame is four bytes of length, then JSON.
 """
 

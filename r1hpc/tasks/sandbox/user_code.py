@@ -1,8 +1,5 @@
 """Import and call a custom task or reward term, and turn any failure in it into one sentence.
 
-    term = load("rewards.py:brevity", None)                      # the function or class of that name
-    score = call("rewards.py:brevity", term, prompt, completion, answer, metadata)
-
 Runs only in processes that can be killed: grading/worker.py judges, problems/user_worker.py makes questions.
 """
 

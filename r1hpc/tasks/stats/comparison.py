@@ -1,10 +1,5 @@
 """Compare two models' answers to the same questions, question by question.
 
-    comparison = compare_answers(answers_of_a, answers_of_b)    # lines as an evaluation writes them
-    comparison.verdict                                          # "b", "a", or "": no significant difference
-    verdict = judge_loss(compare_answers(original, export), margin=0.02)
-    verdict.no_worse, verdict.text
-
 The verdict is on accuracy: of the samples, averaged by question, if each question has several in both; else
 of the greedy answers. Other figures do not affect it, so the error rate is that of one test.
 

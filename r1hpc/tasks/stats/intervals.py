@@ -1,18 +1,6 @@
-"""Compute an evaluation's figures and their uncertainty: unbiased pass@k, majority votes, intervals.
+"""Compute an evaluation's figures, and the difference of two models on the same questions, with intervals.
 
-    pass_at_k(num_samples=16, num_correct=3, k=8)
-    wilson(num_correct=240, num_items=256)              # a share
-    share_interval([0.0, 0.5, 1.0], num_samples=2)      # a mean over items, of shares
-
-Compare two models on the same questions: the better one, the difference, its uncertainty.
-
-    greedy = Discordance(both=90, only_a=10, only_b=30, neither=70)
-    greedy.difference()                          # B - A with its 95 % interval
-    greedy.p_value                               # McNemar, exact
-    sign_flip_p([0.0, 0.25, -0.5, ...])          # of mean differences by question, several samples each
-
-Both get the same question, so its difficulty cancels: this needs a fraction of the questions that two
-separate samples would need.
+Paired questions cancel their difficulty: this needs a fraction of the questions of two separate samples.
 """
 
 import math

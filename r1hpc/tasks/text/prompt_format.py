@@ -1,10 +1,5 @@
 """Format a prompt for a model: by its chat template, or unchanged after the token that begins a text.
 
-    form = prompt_form(config.model, tokenizer)
-    encode(tokenizer, form.prompt("What is 2 + 2?"))      # the model continues this
-    form.completion("<think>...</think>...")              # of a demonstration: the text taught to follow it
-    form.said(decoded)                                    # the model's text, an opened tag included
-
 A template may open the thinking itself (DeepSeek-R1's ends on `<think>`), and model.open_thinking makes any
 do so. The tag then belongs to the prompt, and is put before the model's text.
 """

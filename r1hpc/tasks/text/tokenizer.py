@@ -1,11 +1,4 @@
-"""Load a model's tokenizer: a tokenizer.json, or the small built-in one of the arithmetic tasks.
-
-tokenizer = load_tokenizer(config.model)        # tokenizers.Tokenizer
-ids = encode(tokenizer, "224538=")
-texts = decode(tokenizer, [ids])                # special tokens left out, the tags of a completion kept
-special_ids(tokenizer, config.model).stops
-exported_tokenizer(config.model).files          # the files beside the weights of an export
-"""
+"""Load a model's tokenizer: a tokenizer.json, or the small built-in one of the arithmetic tasks."""
 
 import dataclasses
 import hashlib

@@ -41,7 +41,6 @@ from r1hpc.tasks.text.tokenizer import (
     special_ids,
     vocabulary_size,
 )
-from r1hpc.train.loop import step_records
 from r1hpc.train.loop.session import Job
 from r1hpc.train.rollout.policy import build_rollout_engine
 from r1hpc.train.rollout.torch_engine import WHOLE, Cut, Request, RolloutEngine, Samples, streams
@@ -257,10 +256,7 @@ def judge_with(
     ids = special_ids(tokenizer, config.model, code)
     engine = build_engine(hf_config, ids)
     longest = config.rollout.max_completion_length
-    flops = step_records.model_flops_per_token(hf_config, longest)
     tasks = [task] if benchmarks in (None, task) else [task, benchmarks]
-    with Scorer(
-        config.reward, *tasks, max_completion_length=longest, flops_per_token=flops, code=code
-    ) as scorer:
+    with Scorer(config.reward, *tasks, max_completion_length=longest, code=code) as scorer:
         form = form_of(tokenizer, config.model, code)
         yield Judge(config, task, tokenizer, form, engine, scorer, ids, benchmarks), hf_config
