@@ -181,7 +181,7 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("--params 7B", "give --tokens"),
         ("--params ٧B --tokens 1T", "is not a number such as 7B"),  # noqa: RUF001
         ("--params 7B --tokens 1T --gpu-memory-gib -1", "--gpu-memory-gib is -1: it must be above 0"),
-        ("--tokens 1T --params -7B", "--params is -7e"),
+        ("--tokens 1T --params=-7B", "--params is -7e"),
         ("--params 7B --tokens -5", "--tokens is -5"),
         ("--params 7B --tokens 1T --num-gpus 0", "--num-gpus is 0"),
         ("--params 7B --tokens 1T --gpu a10O", "did you mean 'A10"),

@@ -13,33 +13,33 @@ from r1hpc.config.schema.run import Precision
 from r1hpc.plan.memory.step import (
     MemoryPlan,
     Peak,
+    Zero,
     checkpoint_bytes,
     largest_tensor,
     memory_per_gpu,
-    state_bytes,
-    step_bytes,
 )
 from r1hpc.plan.model.shape import ModelShape, model_shape
 
 _LLAMA = model_shape({"model_type": "llama"})
 
 
-def _plan(shape: ModelShape = _LLAMA, **change: Any) -> MemoryPlan:
-    asked: dict[str, Any] = {
-        "zero_stage": 1,
-        "world_size": 8,
-        "precision": Precision.bf16,
-        "micro_batch_size": 2,
-        "seq_len": 2048,
-        "activation_checkpointing": False,
-    }
-    return memory_per_gpu(shape, **(asked | change))
+def _plan(
+    shape: ModelShape = _LLAMA,
+    zero_stage: int = 1,
+    world_size: int = 8,
+    precision: Precision = Precision.bf16,
+    **change: Any,
+) -> MemoryPlan:
+    """Without DeepSpeed's buffers."""
+    zero = Zero(shape.num_parameters, zero_stage, world_size, precision, largest_tensor(shape))
+    asked = {"micro_batch_size": 2, "seq_len": 2048, "activation_checkpointing": False, **change}
+    return replace(memory_per_gpu(shape, zero, **asked), buffers_gib=0.0, released_gib=0.0)
 
 
 @pytest.mark.parametrize(("zero_stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_zero_paper_figure_1(zero_stage: int, gigabytes: float) -> None:
     """7.5 B parameters on 64 GPUs, K = 12 (arXiv 1910.02054, figure 1; their GB is 10^9)."""
-    total = sum(state_bytes(7_500_000_000, zero_stage, 64, Precision.fp16)) / 1e9
+    total = sum(Zero(7_500_000_000, zero_stage, 64, Precision.fp16, 0).states) / 1e9
     assert total == pytest.approx(gigabytes, abs=0.05)
 
 
@@ -101,25 +101,25 @@ def test_the_turns_of_a_step_are_not_there_together() -> None:
 @pytest.mark.parametrize(
     ("known", "bytes_per_parameter"),
     [
-        ({"zero_stage": 0}, 4),
-        ({"zero_stage": 0, "precision": Precision.fp32}, 0),
-        ({"zero_stage": 1}, 6 / 4 - 2 * 3 / 4),  # the gradients of the other parts are free by then
-        ({"zero_stage": 2}, 6 / 4),
-        ({"zero_stage": 2, "precision": Precision.fp16}, 6 / 4),
-        ({"zero_stage": 2, "precision": Precision.fp32}, 4 / 4),
-        ({"zero_stage": 2, "largest": 1e8}, 6 / 4),
-        ({"zero_stage": 2, "largest": 6e8}, 8 / 4),  # of a tensor that is larger than a rank's part
-        ({"zero_stage": 2, "together": 500_000_000}, 6 / 8),
-        ({"zero_stage": 3}, 6 / 4),
-        ({"zero_stage": 3, "options": {"sub_group_size": 1e8}}, 6 / 10),
-        ({"zero_stage": 3, "options": {"sub_group_size": 1e8}, "largest": 4e8}, 6 * (0.1 + 0.1)),
-        ({"zero_stage": 0, "fused": False, "largest": 1e8}, 4 + 8 / 10),
-        ({"zero_stage": 2, "fused": False}, 12 / 4),
+        ({"stage": 0}, 4),
+        ({"stage": 0, "precision": Precision.fp32}, 0),
+        ({"stage": 1}, 6 / 4 - 2 * 3 / 4),  # the gradients of the other parts are free by then
+        ({"stage": 2}, 6 / 4),
+        ({"stage": 2, "precision": Precision.fp16}, 6 / 4),
+        ({"stage": 2, "precision": Precision.fp32}, 4 / 4),
+        ({"stage": 2, "largest": 1e8}, 6 / 4),
+        ({"stage": 2, "largest": 6e8}, 8 / 4),  # of a tensor that is larger than a rank's part
+        ({"stage": 2, "together": 500_000_000}, 6 / 8),
+        ({"stage": 3}, 6 / 4),
+        ({"stage": 3, "options": {"sub_group_size": 1e8}}, 6 / 10),
+        ({"stage": 3, "options": {"sub_group_size": 1e8}, "largest": 4e8}, 6 * (0.1 + 0.1)),
+        ({"stage": 0, "fused": False, "largest": 1e8}, 4 + 8 / 10),
+        ({"stage": 2, "fused": False}, 12 / 4),
     ],
 )
 def test_what_a_step_makes_on_four_ranks(known: dict[str, Any], bytes_per_parameter: float) -> None:
     asked = {"world_size": 4, "precision": Precision.bf16, "largest": 0, **known}
-    assert step_bytes(1_000_000_000, **asked) / 1e9 == pytest.approx(bytes_per_parameter)
+    assert Zero(1_000_000_000, **asked).step / 1e9 == pytest.approx(bytes_per_parameter)
 
 
 def test_the_largest_tensor_is_an_embedding_or_a_layers_experts() -> None:

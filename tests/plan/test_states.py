@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.config.schema.run import Precision
-from r1hpc.plan.memory.step import largest_tensor, offloaded_bytes, state_bytes, step_bytes
+from r1hpc.plan.memory.step import Zero, largest_tensor
 from r1hpc.plan.model.shape import model_shape
 from tests.plan.deepspeed_states import BUCKET_ELEMENTS, model_config
 from tests.runs import CHECKOUT, run_environment
@@ -43,18 +43,18 @@ def test_states_are_what_deepspeed_holds(world_size: int, tmp_path: Path) -> Non
     assert len(found) == (21 if world_size == 1 else 12)
     for each in found:
         stage, count = each["zero_stage"], each["parameters"]
-        where, largest = (count, stage, world_size, Precision.bf16), largest_of(each["model"])
-        states = state_bytes(*where)
+        largest = largest_of(each["model"])
+        zero = Zero(count, stage, world_size, Precision.bf16, largest)
+        states = zero.states
         if each["offload"]:
             weights, gradients, _ = states
             # What the norm is taken of is gone between the passes.
             buffers = WIDTH * largest if stage < 3 else 0
-            host = offloaded_bytes(*where, largest=largest)
             # ZeRO 1 has copied its gradients to the host when it frees them.
-            planned = in_step = weights + host + buffers + (gradients if stage == 1 else 0)
+            planned = in_step = weights + zero.offloaded + buffers + (gradients if stage == 1 else 0)
         else:
             planned = sum(states)
-            in_step = planned + step_bytes(*where, largest=largest)
+            in_step = planned + zero.step
         # ZeRO 3 keeps its gradient bucket; the others free theirs before we look.
         buckets = WIDTH * BUCKET_ELEMENTS if stage == 3 else 0
         held, inside = ((each[key] - buckets) / count for key in ("bytes", "step_bytes"))

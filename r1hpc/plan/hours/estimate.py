@@ -8,7 +8,7 @@ further losses of published long runs (evaluation, stalls, restarts by hand); th
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from r1hpc.base.units import format_duration
@@ -75,22 +75,11 @@ class Estimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "gpu_hours": _json(self.gpu_hours),
-            "ideal_gpu_hours": _json(self.ideal_gpu_hours),
-            "node_hours": _json(self.node_hours),
-            "wall_hours": {str(gpus): hours.to_json() for gpus, hours in self.wall_hours.items()},
-            "mfu": {**self.mfu.to_json(), "convention": CONVENTION} if self.mfu else None,
-            "flops": dict(self.flops),
-            "goodput": vars(self.goodput) if self.goodput else None,
-            "phases": dict(self.phases),
-            "drivers": dict(self.drivers),
-            "assumptions": dict(self.assumptions),
-            "notes": list(self.notes),
-            "baselines": dict(self.baselines),
-            "memory": self.memory.to_json() if self.memory else None,
-        }
+        value = asdict(replace(self, memory=None))
+        value["wall_hours"] = {str(gpus): hours for gpus, hours in value["wall_hours"].items()}
+        value["mfu"] = value["mfu"] and {**value["mfu"], "convention": CONVENTION}
+        value["memory"] = self.memory and self.memory.to_json()
+        return {**value, "notes": list(self.notes)}
 
 
 def estimate(
@@ -188,10 +177,6 @@ def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
     if options.least_gpus is None:
         return [found + "; no number of them holds one sequence: shorten --seq-len, or take a larger card"]
     return [found + f"; from {options.least_gpus} GPUs on ZeRO 3 fits, or train adapters (model.lora_rank)"]
-
-
-def _json(value: Spread | None) -> dict[str, float] | None:
-    return value.to_json() if value else None
 
 
 def _assumptions(

@@ -41,22 +41,9 @@ _STARTUP_S = Spread(60.0, 180.0, 540.0)
 read Python, a large model or a first compilation make it several times the median."""
 _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
-_ADAPTERS = (
-    "with adapters about a third of the FLOPs counted here, the gradients of the frozen weights, is not "
-    "computed: the estimate is high until runs of this site correct it"
-)
-_SHARED = (
-    "with train.sequence_parallel the exchange between the ranks that share a sequence is not counted: the "
-    "estimate is low until runs of this site correct it"
-)
-_PACKED = (
-    "with data.packing a step computes what its documents are long, and each is counted as data.seq_len "
-    "tokens here: where they are a quarter of that on average, the estimate is four times too high"
-)
-_PADDED = (
-    "each sample is counted as data.seq_len tokens here, and a step computes as many as its longest has: "
-    "where that is a quarter of data.seq_len, the estimate is four times too high"
-)
+_ADAPTERS = "adapters need no gradients of the frozen weights, a third of the FLOPs: the estimate is high"
+_SHARED = "the exchange between ranks that share a sequence is not counted: the estimate is low"
+_FULL_LENGTH = "each sample is counted as data.seq_len tokens: the estimate is high where most are shorter"
 
 CPU_PRIOR = 3
 """Version of the numbers below for CPU runs: ratios to estimates of another version correct nothing."""
@@ -96,7 +83,7 @@ def estimate_of_run(
     on_gpus = plan.topology.num_gpus > 0
     found = _on_gpus(config, plan, rates, expected_model) if on_gpus else _on_cpu(config, plan)
     if found is not None and config.stage == "sft":
-        found = replace(found, notes=(_PACKED if config.data.packing else _PADDED, *found.notes))
+        found = replace(found, notes=(_FULL_LENGTH, *found.notes))
     return None if found is None else found.assuming(stage=config.stage)
 
 
@@ -119,18 +106,12 @@ def _on_gpus(
     if config.train.sequence_parallel > 1:
         found = _without_options(found, _SHARED)
     if config.stage == "rl" and config.rl.max_resamples:
-        found = replace(found, notes=(_resampling(config), *found.notes))
+        note = f"a rollout is counted once, and sampled up to {config.rl.max_resamples + 1} times"
+        found = replace(found, notes=(note, *found.notes))
     if gpu_type is None:
         note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
     return found.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
-
-
-def _resampling(config: RunConfig) -> str:
-    return (
-        f"with rl.max_resamples={config.rl.max_resamples} a rollout is counted once, and sampled up to "
-        f"{config.rl.max_resamples + 1} times: as often as its groups are rewarded all alike"
-    )
 
 
 def _without_options(found: Estimate, more: str) -> Estimate:

@@ -56,11 +56,6 @@ class Overhead:
     interruptions_per_day: float
 
 
-def mtbf_s(rates: FailureRates, num_gpus: int) -> float:
-    """Return the mean seconds between failures, the interruptions that lose work."""
-    return 1 / (num_gpus / rates.gpu_hours_per_failure / 3600)
-
-
 def daly_interval_s(save_time_s: float, mean_s: float) -> float:
     """Return Daly's equation 37; the MTBF itself if a save takes more than twice as long.
 
@@ -86,7 +81,7 @@ def overhead(
     rates: FailureRates, num_gpus: int, save_time_s: float = SAVE_S, save_interval_s: float | None = None
 ) -> Overhead:
     """Return the goodput of a run on `num_gpus`, with its own save interval or the optimal one."""
-    mean = mtbf_s(rates, num_gpus)
+    mean = 1 / (num_gpus / rates.gpu_hours_per_failure / 3600)
     best = daly_interval_s(save_time_s, mean)
     interval = save_interval_s or best
     preempted = rates.preemptions_per_day * (rates.restart_s + save_time_s) / 86400

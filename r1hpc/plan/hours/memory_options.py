@@ -11,21 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from r1hpc.base.units import GIB
 from r1hpc.config.schema.run import Precision
 from r1hpc.plan.hours.mfu import mfu_belief, num_gpus_of
 from r1hpc.plan.hours.workload import Workload
 from r1hpc.plan.memory.run import usable_gib as usable_of
-from r1hpc.plan.memory.step import (
-    WEIGHT_BYTES,
-    MemoryPlan,
-    buffer_bytes,
-    largest_tensor,
-    memory_per_gpu,
-    offload_buffer_bytes,
-    offloaded_bytes,
-    released_bytes,
-)
+from r1hpc.plan.memory.step import MemoryPlan, Zero, largest_tensor, memory_per_gpu
 from r1hpc.plan.model.shape import ModelShape, model_shape
 from r1hpc.plan.topology.gpus import Gpu
 
@@ -148,27 +138,19 @@ def option_of(
     Args:
         logits_chunk_tokens: train.logits_chunk_tokens.
     """
-    stage, micro, offload = work.zero_stage or 0, int(work.micro_batch_size or 1), work.offload
+    stage, micro = work.zero_stage or 0, int(work.micro_batch_size or 1)
     known = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
     precision = known.get(work.precision, Precision.bf16)
-    world, width = num_gpus_of(work), WEIGHT_BYTES[precision]
+    world = num_gpus_of(work)
     held = memory_per_gpu(
         shape,
-        zero_stage=stage,
-        world_size=world,
-        precision=precision,
+        Zero(shape.num_parameters, stage, world, precision, largest=largest_tensor(shape)),
         micro_batch_size=micro,
         seq_len=work.seq_len,
         activation_checkpointing=work.recompute == "full",
         logits_chunk_tokens=logits_chunk_tokens,
+        is_offloaded=work.offload,
     )
-    held = replace(
-        held,
-        buffers_gib=buffer_bytes(shape.num_parameters, stage, width) / GIB,
-        released_gib=released_bytes(shape.num_parameters, stage, width) / GIB,
-    )
-    if offload:
-        held = _offloaded(held, shape, stage, world, precision)
     if beside:
         held = _with_sampler(held, beside(stage, world))
     states = held.parameters_gib + held.gradients_gib + held.optimizer_gib
@@ -179,7 +161,7 @@ def option_of(
         zero_stage=stage,
         micro_batch_size=micro,
         recompute=work.recompute or "none",
-        offload=offload,
+        offload=work.offload,
         states_gib=states,
         activations_gib=training,
         buffers_gib=held.buffers_gib,
@@ -187,21 +169,6 @@ def option_of(
         expected_mfu=mfu_belief(work, 0.0).median,
         beside_gib=besides,
         step_gib=max(0.0, held.total_gib - (states + training + held.buffers_gib + besides)),
-    )
-
-
-def _offloaded(
-    plan: MemoryPlan, shape: ModelShape, zero_stage: int, world_size: int, precision: Precision
-) -> MemoryPlan:
-    """Move the optimizer, its step and the gradients of its part to host memory."""
-    where, largest = (shape.num_parameters, zero_stage, world_size, precision), largest_tensor(shape)
-    return replace(
-        plan,
-        gradients_gib=plan.gradients_gib if zero_stage < 2 else 0.0,
-        optimizer_gib=0.0,
-        step_gib=0.0,
-        buffers_gib=plan.buffers_gib + offload_buffer_bytes(*where, largest=largest) / GIB,
-        host_gib=offloaded_bytes(*where, largest=largest) / GIB,
     )
 
 

@@ -33,23 +33,8 @@ from r1hpc.base.errors import StateError
 from r1hpc.plan.hours.workload import Workload
 
 NAMES = (
-    "one",
-    "size",
-    "recompute",
-    "recompute_unknown",
-    "attention",
-    "scale",
-    "gpu_ridge",
-    "fp8",
-    "fp16",
-    "sharding",
-    "bubble",
-    "tensor",
-    "offload",
-    "launch",
-    "reduction",
-    "experts",
-    "run",
+    *("one", "size", "recompute", "recompute_unknown", "attention", "scale", "gpu_ridge", "fp8", "fp16"),
+    *("sharding", "bubble", "tensor", "offload", "launch", "reduction", "experts", "run"),
 )
 
 _A100_TFLOPS = 312.0

@@ -8,20 +8,9 @@ from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.quantiles import Spread
 
 _SHOWN_ASSUMPTIONS = (
-    "gpu",
-    "num_gpus",
-    "params",
-    "active_params",
-    "tokens",
-    "sequences",
-    "mean_completion_length",
-    "max_completion_length",
-    "seq_len",
-    "precision",
-    "recompute",
-    "steps_measured",
-    "step_time_s",
-    "useful_part",
+    *("gpu", "num_gpus", "params", "active_params", "tokens", "sequences", "mean_completion_length"),
+    *("max_completion_length", "seq_len", "precision", "recompute"),
+    *("steps_measured", "step_time_s", "useful_part"),
 )
 _MOST_OPTIONS = 5
 _HANGING = " " * 11

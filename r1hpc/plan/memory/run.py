@@ -16,19 +16,14 @@ from r1hpc.plan.memory.step import (
     WEIGHT_BYTES,
     MemoryPlan,
     Peak,
-    buffer_bytes,
+    Zero,
     checkpoint_bytes,
     copy_bytes,
     largest_tensor,
     logits_bytes,
     memory_per_gpu,
-    offload_buffer_bytes,
-    offloaded_bytes,
     reference_place,
-    released_bytes,
     rl_tensors,
-    state_bytes,
-    step_bytes,
 )
 from r1hpc.plan.memory.vllm import vllm_memory
 from r1hpc.plan.model.shape import ModelShape
@@ -74,49 +69,41 @@ def memory_of_run(
         return _only_sampling(config, shape, topology, card_gib)
     if config.stage == "serve":
         return _served(config, shape, topology)
-    base = memory_per_gpu(
-        shape,
-        zero_stage=stage,
-        world_size=world,
-        precision=train.precision,
-        micro_batch_size=train.micro_batch_size,
-        seq_len=-(-seq_len // train.sequence_parallel),
-        activation_checkpointing=config.model.activation_checkpointing,
-        logits_chunk_tokens=train.logits_chunk_tokens,
-    )
     trained, whole, frozen = num_trained(config, shape), 0.0, 0.0
     if config.model.lora_rank:
         whole = frozen_bytes(config, shape)
         frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
-    parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
-    zero, largest = _zero_options(config), min(largest_tensor(shape), trained)
-    offloaded, weights_away = _optimizer_is_away(config), stage == 3 and _is_on_host(zero, "offload_param")
-    buffers = buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
-    step = step_bytes(
+    options = _zero_options(config)
+    zero = Zero(
         trained,
         stage,
         world,
         train.precision,
-        largest=largest,
+        largest=min(largest_tensor(shape), trained),
+        num_frozen=int(whole / width),
         together=min(trained, shape.num_parameters),  # a critic is a separate group
-        options=zero,
+        options=options,
         fused=bool(topology.num_gpus),
     )
-    away = parameters + frozen if weights_away else 0.0
-    if offloaded:
-        gradients, optimizer, step = (gradients if stage == 1 else 0.0), 0.0, 0.0
-        buffers += offload_buffer_bytes(trained, stage, world, train.precision, largest=largest)
-        away += offloaded_bytes(trained, stage, world, train.precision, largest=largest)
+    base = memory_per_gpu(
+        shape,
+        zero,
+        micro_batch_size=train.micro_batch_size,
+        seq_len=-(-seq_len // train.sequence_parallel),
+        activation_checkpointing=config.model.activation_checkpointing,
+        logits_chunk_tokens=train.logits_chunk_tokens,
+        is_offloaded=_optimizer_is_away(config),
+    )
+    weights_gib, away = base.parameters_gib + frozen / GIB, base.host_gib * GIB
+    if stage == 3 and _is_on_host(options, "offload_param"):
+        weights_gib, away = 0.0, away + weights_gib * GIB
+    packed = _packed_bytes(config, shape, seq_len) if topology.num_gpus else 0.0
     plan = replace(
         base,
-        parameters_gib=0.0 if weights_away else (parameters + frozen) / GIB,
-        gradients_gib=(gradients + error_bytes(config, shape)) / GIB,
-        optimizer_gib=optimizer / GIB,
-        buffers_gib=buffers / GIB,
-        step_gib=step / GIB,
-        released_gib=released_bytes(trained + int(whole / width), stage, width, zero) / GIB,
-        activations_gib=base.activations_gib * (2 if _has_critic(config) else 1)
-        + (_packed_bytes(config, shape, seq_len) / GIB if topology.num_gpus else 0.0),
+        parameters_gib=weights_gib,
+        gradients_gib=base.gradients_gib + error_bytes(config, shape) / GIB,
+        buffers_gib=base.buffers_gib + exchange_bytes(config, shape) / GIB,
+        activations_gib=base.activations_gib * (2 if _has_critic(config) else 1) + packed / GIB,
     )
     if config.stage == "rl":
         on_device, on_host = _reference(config, shape, world, teacher_parameters)

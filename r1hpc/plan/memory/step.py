@@ -11,7 +11,7 @@ CUDA context, communication buckets, fragmentation.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
@@ -120,35 +120,154 @@ class MemoryPlan:
         return states + self.buffers_gib + self.reference_gib
 
 
+@dataclass(frozen=True)
+class Zero:
+    """Adam's states on one rank under DeepSpeed's ZeRO. Counts are of parameters, results in bytes.
+
+    Read from DeepSpeed 0.19.8 and measured (tests/plan/deepspeed_states.py). Pinned host memory, which torch
+    allocates in powers of two, can take up to twice as much as counted here.
+    """
+
+    num_trained: int
+    stage: int
+    world_size: int
+    precision: Precision
+    largest: int
+    """Of the largest tensor."""
+    num_frozen: int = 0
+    together: int | None = None
+    """Of the largest group of parameters, which are updated one after the other; None: all."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """zero_optimization of DeepSpeed's config."""
+    fused: bool = True
+    """Adam is fused, as on a GPU."""
+
+    @property
+    def width(self) -> int:
+        return WEIGHT_BYTES[self.precision]
+
+    @property
+    def states(self) -> tuple[float, float, float]:
+        """Return (parameters, gradients, optimizer states). ZeRO paper, figure 1."""
+        weights, optimizer = self.num_trained * self.width, _optimizer_bytes(self.precision, self.stage)
+        return (
+            weights / (self.world_size if self.stage >= 3 else 1),
+            weights / (self.world_size if self.stage >= 2 else 1),
+            self.num_trained * optimizer / (self.world_size if self.stage >= 1 else 1),
+        )
+
+    @property
+    def buffers(self) -> float:
+        """Return DeepSpeed's memory beside the states.
+
+        ZeRO 1 and 2 hold the full bucket during a backward pass, ZeRO 3 always, however small the model; with
+        overlap_comm two below ZeRO 3.
+        """
+        if self.stage == 0:
+            return 0.0
+        bucket = float(self.options.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+        if self.stage < 3:
+            return self.width * bucket * (2 if self.options.get("overlap_comm") else 1)
+        # ZeRO++'s hpZ: the weights once more, divided over a few ranks.
+        near = int(self.options.get("zero_hpz_partition_size") or 1)
+        second = (self.num_trained + self.num_frozen) / near if near > 1 else 0
+        return self.width * (bucket + second) + self._gathered
+
+    @property
+    def released(self) -> float:
+        """Return the part of the buffers free in the optimizer's step: all, or ZeRO 3's gathered weights."""
+        return self.buffers if self.stage < 3 else self._gathered
+
+    @property
+    def _gathered(self) -> float:
+        """Return the weights that ZeRO 3 gathers: it keeps them as long as it may."""
+        most = float(self.options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
+        return self.width * min(most, self.num_trained + self.num_frozen)
+
+    @property
+    def step(self) -> float:
+        """Return the peak inside the optimizer's step, beside the states.
+
+        Without ZeRO bf16 gradients get fp32 copies (runtime/fp16/unfused_optimizer.py, step). With it those
+        of the rank's part, under ZeRO 3 of a sub group, are laid into one tensor that is then made fp32,
+        while they are still there (zero/stage_1_and_2.py, step; zero/stage3.py,
+        _prepare_fp32_grad_for_sub_group); ZeRO 1 has freed the rest by then. Before that the norm makes an
+        fp64 copy of one gradient after the other (get_grad_norm_direct).
+        """
+        converted = 0 if self.width == _FP32_BYTES else _FP32_BYTES
+        if self.stage == 0:
+            return self.num_trained * converted + (0 if self.fused else _UNFUSED_BYTES * self.largest)
+        part = (self.num_trained if self.together is None else self.together) / self.world_size
+        largest_part = min(part, self.largest / (self.world_size if self.stage == 3 else 1))
+        if self.stage == 3:  # the tensor that fills it closes a sub group
+            part = min(part, float(self.options.get("sub_group_size", _SUB_GROUP_ELEMENTS)) + largest_part)
+        copies = self.width + converted
+        if not self.fused:
+            copies = max(copies, _FP32_BYTES + _UNFUSED_BYTES)
+        others = self.num_trained - self.num_trained / self.world_size
+        freed = self.width * others if self.stage == 1 else 0.0
+        return max(_NORM_BYTES * largest_part, copies * part - freed)
+
+    @property
+    def offloaded(self) -> float:
+        """Return the host memory of an offloaded optimizer.
+
+        It holds fp32 gradients beside master weights and moments, and incoming gradients: of one tensor and
+        those of earlier micro batches (ZeRO 1 leaves these on the GPU), or under ZeRO 3 all; below it new
+        weights go through a buffer.
+        """
+        part = self.num_trained / self.world_size
+        held = part * (_MASTER_BYTES + _MOMENT_BYTES + _FP32_BYTES + self.width)
+        if self.stage == 3:
+            return held
+        return held + self.width * self.largest + (self.width * part if self.stage == 2 else 0.0)
+
+    @property
+    def offload_buffers(self) -> float:
+        """Return the GPU memory for that: below ZeRO 3 a gradient on its way, and its part in fp64 for the
+        norm, taken in the backward pass (async_accumulate_grad_in_cpu_via_gpu,
+        set_norm_for_param_grad_in_gpu)."""
+        if self.stage == 3:
+            return _NORM_BYTES * self.largest / self.world_size
+        return self.width * self.largest + _NORM_BYTES * min(self.largest, self.num_trained / self.world_size)
+
+
 def memory_per_gpu(
     shape: ModelShape,
+    zero: Zero,
     *,
-    zero_stage: int,
-    world_size: int,
-    precision: Precision,
     micro_batch_size: int,
-    seq_len: int,
+    seq_len: float,
     activation_checkpointing: bool,
     logits_chunk_tokens: int | None = None,
+    is_offloaded: bool = False,
 ) -> MemoryPlan:
-    """Return one GPU's memory at the peak of a step with Adam, in GiB."""
-    width = WEIGHT_BYTES[precision]
+    """Return one GPU's memory at the peak of a step with Adam; `host_gib` is what the rank has offloaded."""
     tokens = micro_batch_size * seq_len
-    parameters, gradients, optimizer = state_bytes(shape.num_parameters, zero_stage, world_size, precision)
-    return MemoryPlan(
+    parameters, gradients, optimizer = zero.states
+    plan = MemoryPlan(
         parameters_gib=parameters / GIB,
         gradients_gib=gradients / GIB,
         optimizer_gib=optimizer / GIB,
-        activations_gib=tokens * _activation_bytes(shape, width, activation_checkpointing) / GIB,
+        activations_gib=tokens * _activation_bytes(shape, zero.width, activation_checkpointing) / GIB,
         logits_gib=logits_bytes(shape, tokens, logits_chunk_tokens, LOSS_TENSORS) / GIB,
-        step_gib=step_bytes(
-            shape.num_parameters, zero_stage, world_size, precision, largest=largest_tensor(shape)
-        )
-        / GIB,
+        buffers_gib=zero.buffers / GIB,
+        step_gib=zero.step / GIB,
+        released_gib=zero.released / GIB,
+    )
+    if not is_offloaded:
+        return plan
+    return replace(
+        plan,
+        gradients_gib=plan.gradients_gib if zero.stage < 2 else 0.0,
+        optimizer_gib=0.0,
+        step_gib=0.0,
+        buffers_gib=plan.buffers_gib + zero.offload_buffers / GIB,
+        host_gib=zero.offloaded / GIB,
     )
 
 
-def logits_bytes(shape: ModelShape, tokens: int, chunk_tokens: int | None, tensors: int) -> float:
+def logits_bytes(shape: ModelShape, tokens: float, chunk_tokens: int | None, tensors: int) -> float:
     """Return the peak of a loss over `tokens`, with one chunk's logits held at once.
 
     Args:
@@ -174,102 +293,6 @@ def rl_tensors(config: RunConfig) -> int:
     return tensors + (_DIVERGENCE_TENSORS if config.rl.jsd_beta in (0, 1) else _MIXTURE_TENSORS)
 
 
-def buffer_bytes(
-    num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
-) -> float:
-    """Return DeepSpeed's memory beside the states on one rank. `options` are its zero_optimization.
-
-    Measured with 0.19.8: ZeRO 1 and 2 hold the full bucket during a backward pass, ZeRO 3 always, however
-    small the model; with overlap_comm two below ZeRO 3. ZeRO 3 keeps gathered weights as long as it may.
-    """
-    if zero_stage == 0:
-        return 0.0
-    bucket = float(options.get("reduce_bucket_size", _BUCKET_ELEMENTS))
-    if zero_stage < 3:
-        return width * bucket * (2 if options.get("overlap_comm") else 1)
-    most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
-    # ZeRO++'s hpZ: the weights once more, divided over a few ranks.
-    near = int(options.get("zero_hpz_partition_size") or 1)
-    second = num_parameters / near if near > 1 else 0
-    return width * (bucket + min(most, num_parameters) + second)
-
-
-def released_bytes(
-    num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
-) -> float:
-    """Return the part of `buffer_bytes` free in the optimizer's step: all, or ZeRO 3's gathered weights."""
-    if zero_stage < 3:
-        return buffer_bytes(num_parameters, zero_stage, width, options)
-    most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
-    return width * min(most, num_parameters)
-
-
-def step_bytes(
-    num_trained: int,
-    zero_stage: int,
-    world_size: int,
-    precision: Precision,
-    *,
-    largest: int,
-    together: int | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
-    fused: bool = True,
-) -> float:
-    """Return one rank's peak inside the optimizer's step, beside the states.
-
-    Read from DeepSpeed 0.19.8 and measured (tests/plan/deepspeed_states.py). Without ZeRO bf16 gradients get
-    fp32 copies (runtime/fp16/unfused_optimizer.py, step). With it those of the rank's part, under ZeRO 3 of a
-    sub group, are laid into one tensor that is then made fp32, while they are still there
-    (zero/stage_1_and_2.py, step; zero/stage3.py, _prepare_fp32_grad_for_sub_group); ZeRO 1 has freed the rest
-    by then. Before that the norm makes an fp64 copy of one gradient after the other (get_grad_norm_direct).
-
-    Args:
-        largest: parameters of the largest tensor.
-        together: of the largest group of parameters (None: all), which are updated one after the other.
-        options: zero_optimization of DeepSpeed's config.
-        fused: Adam is fused, as on a GPU.
-    """
-    width = WEIGHT_BYTES[precision]
-    converted = 0 if width == _FP32_BYTES else _FP32_BYTES
-    if zero_stage == 0:
-        return num_trained * converted + (0 if fused else _UNFUSED_BYTES * largest)
-    part = (num_trained if together is None else together) / world_size
-    largest_part = min(part, largest / (world_size if zero_stage == 3 else 1))
-    if zero_stage == 3:  # the tensor that fills it closes a sub group
-        part = min(part, float(options.get("sub_group_size", _SUB_GROUP_ELEMENTS)) + largest_part)
-    copies = width + converted if fused else max(width + converted, _FP32_BYTES + _UNFUSED_BYTES)
-    freed = width * (num_trained - num_trained / world_size) if zero_stage == 1 else 0.0
-    return max(_NORM_BYTES * largest_part, copies * part - freed)
-
-
-def offloaded_bytes(
-    num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
-) -> float:
-    """Return the host memory of a rank's part of an offloaded optimizer.
-
-    With DeepSpeed 0.19.8 it holds fp32 gradients beside master weights and moments, and incoming gradients:
-    of one tensor and those of earlier micro batches (ZeRO 1 leaves these on the GPU), or under ZeRO 3 all;
-    below it new weights go through a buffer. Measured like `step_bytes`. Pinned memory, which torch allocates
-    in powers of two, can take up to twice as much.
-    """
-    width = WEIGHT_BYTES[precision]
-    part = num_trained / world_size
-    held = part * (_MASTER_BYTES + _MOMENT_BYTES + _FP32_BYTES + width)
-    if zero_stage == 3:
-        return held
-    return held + width * largest + (width * part if zero_stage == 2 else 0.0)
-
-
-def offload_buffer_bytes(
-    num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
-) -> float:
-    """Return the GPU memory for that: below ZeRO 3 a gradient on its way, and its part in fp64 for the norm,
-    taken in the backward pass (async_accumulate_grad_in_cpu_via_gpu and set_norm_for_param_grad_in_gpu)."""
-    if zero_stage == 3:
-        return _NORM_BYTES * largest / world_size
-    return WEIGHT_BYTES[precision] * largest + _NORM_BYTES * min(largest, num_trained / world_size)
-
-
 def largest_tensor(shape: ModelShape) -> int:
     """Return the parameters of the largest tensor: the embedding, or in a mixture the first projections of a
     layer's experts, which transformers holds together, counted as two thirds of a layer."""
@@ -287,19 +310,6 @@ def reference_place(config: RunConfig) -> str:
     if config.rl.reference != "auto":
         return config.rl.reference
     return "divided" if config.deepspeed.zero_stage == 3 else "whole"
-
-
-def state_bytes(
-    num_parameters: int, zero_stage: int, world_size: int, precision: Precision
-) -> tuple[float, float, float]:
-    """Return the bytes of (parameters, gradients, optimizer states) on one rank. ZeRO paper, figure 1."""
-    width = WEIGHT_BYTES[precision]
-    optimizer = _optimizer_bytes(precision, zero_stage)
-    return (
-        num_parameters * width / (world_size if zero_stage >= 3 else 1),
-        num_parameters * width / (world_size if zero_stage >= 2 else 1),
-        num_parameters * optimizer / (world_size if zero_stage >= 1 else 1),
-    )
 
 
 def checkpoint_bytes(num_trained: int, precision: Precision, zero_stage: int, num_frozen: int = 0) -> int:

@@ -42,9 +42,7 @@ class Verifiable(Protocol):
     """The judge of one kind of questions."""
 
     @property
-    def judge(self) -> str:
-        """Return the name of the judge (judges.py) that decides if an answer is right."""
-        ...
+    def judge(self) -> str: ...
 
     @property
     def judge_settings(self) -> Mapping[str, Any]:
