@@ -46,7 +46,9 @@ def check_questions(
         items += _one_of_each(tasks[0], config)
         items += _asked(tasks[0], config)
         if code is None:  # a resumed run goes on as it was begun
-            _check_splits(config)
+            for each in parts_of(config.task).values():
+                if each.name in FILES:
+                    check_one_split(Path(each.options["path"]))
             for sentence in repeated(config, tasks[0]):
                 note(sentence)
             for task in members(tasks[0]).values():
@@ -78,12 +80,6 @@ def _counts_tags(config: RunConfig) -> bool:
     if config.stage == "rl":
         return config.rl.algorithm != "distill" and not all(map(is_own, config.reward.terms))
     return config.stage != "traces"
-
-
-def _check_splits(config: RunConfig) -> None:
-    for part in parts_of(config.task).values():
-        if part.name in FILES:
-            check_one_split(Path(part.options["path"]))
 
 
 def _asked(task: Task, config: RunConfig) -> Iterator[Item]:

@@ -111,7 +111,12 @@ def estimate(
         ideal_gpu_hours=Spread.log_normal(work.gpu_hours_at(ideal.median), ideal.log_sd),
         wall_hours={n: hours * (1 / n) for n in counts},
         mfu=Spread.log_normal(ideal.median, ideal.log_sd),
-        flops=flops_of(work),
+        flops={
+            "per_token": work.flops_per_token,
+            "total": work.flops,
+            "total_causal": work.flops_causal,
+            "hardware": work.hardware_flops,
+        },
         goodput=lost,
         drivers=shares_of(belief.variances),
         assumptions=_assumptions(work, gpus, rates, save_time_s, belief),
@@ -145,16 +150,6 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
         baselines=baselines(work),
         memory=memory_options(work),
     )
-
-
-def flops_of(work: Workload) -> dict[str, float]:
-    """Return model FLOPs in both conventions, and the hardware's FLOPs."""
-    return {
-        "per_token": work.flops_per_token,
-        "total": work.flops,
-        "total_causal": work.flops_causal,
-        "hardware": work.hardware_flops,
-    }
 
 
 def shares_of(variances: Mapping[str, float]) -> dict[str, float]:

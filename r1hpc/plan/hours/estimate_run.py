@@ -266,7 +266,11 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         prompt_length=rollout.max_prompt_length,
         completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
         max_completion_length=rollout.max_completion_length,
-        cache_bytes_per_token=_cache_bytes(shape, params),
+        cache_bytes_per_token=(
+            2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
+            if shape
+            else guessed_cache_bytes(params)
+        ),
         active_params=active,
         eager_layers=shape.num_layers if shape is not None and rollout.engine == "sampler" else 0,
         precision=_precision(config, gpu),
@@ -347,9 +351,3 @@ def _part_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
 def _rounds(items: int, together: int, num_ranks: int) -> int:
     """Return the batches of `together` items made by the rank with the most."""
     return math.ceil(math.ceil(items / together) / num_ranks)
-
-
-def _cache_bytes(shape: ModelShape | None, params: float) -> float:
-    if shape is None:
-        return guessed_cache_bytes(params)
-    return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim

@@ -11,9 +11,8 @@ CUDA context, communication buckets, fragmentation.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 
 from r1hpc.base.units import GIB
@@ -137,7 +136,7 @@ class Zero:
     num_frozen: int = 0
     together: int | None = None
     """Of the largest group of parameters, which are updated one after the other; None: all."""
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = field(default_factory=dict)
     """zero_optimization of DeepSpeed's config."""
     fused: bool = True
     """Adam is fused, as on a GPU."""

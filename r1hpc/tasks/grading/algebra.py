@@ -55,7 +55,9 @@ def _built(node: Node, known: Mapping[str, Any]) -> Any:
     if node.kind == "name":
         return known.get(node.text, _CONSTANTS.get(node.text, sympy.Symbol(node.text)))
     if node.kind == "call":
-        return _called(node.text, operands[0])
+        if node.text not in _FUNCTIONS:
+            raise RefusedError(f"{node.text} is not a function of school algebra")
+        return _FUNCTIONS[node.text](operands[0])
     if node.kind == "power":
         return _power(*operands)
     if node.kind == "negative":
@@ -63,12 +65,6 @@ def _built(node: Node, known: Mapping[str, Any]) -> Any:
     if node.kind == "inverse":
         return 1 / operands[0]
     return sympy.Add(*operands) if node.kind == "sum" else sympy.Mul(*operands)
-
-
-def _called(name: str, operand: Any) -> Any:
-    if name not in _FUNCTIONS:
-        raise RefusedError(f"{name} is not a function of school algebra")
-    return _FUNCTIONS[name](operand)
 
 
 def _power(base: Any, exponent: Any) -> Any:

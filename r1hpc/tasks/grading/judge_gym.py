@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from types import ModuleType
 from typing import Any
 
 import reasoning_gym
@@ -165,9 +164,6 @@ def _patch() -> None:
     def read_literal(text: Any, *scopes: Any) -> Any:
         return literal(text) if guard.is_armed() else builtins.eval(text, *scopes)
 
-    for module in _modules():
-        module.__dict__["eval"] = read_literal
-
-
-def _modules() -> list[ModuleType]:
-    return [module for name, module in sys.modules.items() if name.startswith("reasoning_gym.")]
+    for name, module in sys.modules.items():
+        if name.startswith("reasoning_gym."):
+            module.__dict__["eval"] = read_literal

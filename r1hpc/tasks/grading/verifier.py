@@ -14,6 +14,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.tasks.grading.judges import JUDGES, OWN_SCORE, OWN_VERDICT
 from r1hpc.tasks.sandbox.process import DiedError, TimedOutError, WorkerProcess, wait_for_own
 
+_WORKER = "r1hpc.tasks.grading.worker"
 _START_LIMIT_S = 120.0
 """Imports from a network file system under load; judging has not begun."""
 _MAX_CHUNK = 512
@@ -81,7 +82,7 @@ class Verifier:
         self._failed_in_a_row = 0
         self._chunk = _MAX_CHUNK if self._judge.bounded else 1
         self._prepared: object = None
-        self._worker: WorkerProcess | None = self._started()
+        self._worker: WorkerProcess | None = WorkerProcess(_WORKER, self._arguments)
         self._ready = False
 
     @property
@@ -107,7 +108,7 @@ class Verifier:
         """
         # Completions of one item share its metadata: the object identifies the item, cheaper than its text.
         keys = [(question.text, question.answer, id(question.metadata)) for question in questions]
-        wire = dict(zip(keys, map(_wire, questions), strict=True))
+        wire = {key: [*key[:2], dict(each.metadata)] for key, each in zip(keys, questions, strict=True)}
         readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
         verdicts: dict[object, bool | float | None] = dict.fromkeys(wire)
         for first in range(0, len(readable), self._chunk):
@@ -133,19 +134,16 @@ class Verifier:
         self.close()
 
     def _understood(self, said: Any) -> bool | float | None:
-        """Return a verdict; None if custom code failed, and print the first failure of each kind."""
+        """Return a verdict; None if custom code failed, and note the first failure of each kind."""
         if not isinstance(said, dict):
             self._failed_in_a_row = 0
             return said  # type: ignore[no-any-return]
-        self._note(said["error"])
-        return None
-
-    def _note(self, sentence: str) -> None:
         self.stats.failures += 1
         self._failed_in_a_row += 1
-        self._say(sentence)
+        self._say(said["error"])
         if self._failed_in_a_row >= _MOST_FAILURES:
-            raise R1hpcError(f"{sentence}; so on {_MOST_FAILURES} completions in a row")
+            raise R1hpcError(f"{said['error']}; so on {_MOST_FAILURES} completions in a row")
+        return None
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
@@ -205,12 +203,9 @@ class Verifier:
             raise R1hpcError(f"the verifier took over {_START_LIMIT_S:g} s to prepare {metadata}") from None
         self._prepared = metadata
 
-    def _started(self) -> WorkerProcess:
-        return WorkerProcess("r1hpc.tasks.grading.worker", self._arguments)
-
     def _running(self) -> WorkerProcess:
         if self._worker is None:
-            self._worker = self._started()
+            self._worker = WorkerProcess(_WORKER, self._arguments)
             self.stats.restarts += 1
         if not self._ready:
             if self._own:
@@ -219,7 +214,3 @@ class Verifier:
                 self._worker.wait_ready(_START_LIMIT_S)
             self._ready = True
         return self._worker
-
-
-def _wire(question: Question) -> list[Any]:
-    return [question.text, question.answer, dict(question.metadata)]

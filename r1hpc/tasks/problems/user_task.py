@@ -75,7 +75,7 @@ class OwnTask:
                 if first != second:
                     raise UsageError(
                         f"{self._spec}: question({index}) is not a function of its index: in two processes "
-                        f"it gave {_first_difference(first, second)}. Draw from random.Random(index), and "
+                        f"it gave {first!r:.100}, then {second!r:.100}. Draw from random.Random(index), and "
                         "leave out what changes by itself (time, a counter, a global random state)"
                     )
         finally:
@@ -118,8 +118,3 @@ class OwnTask:
         if "error" in reply:
             raise UsageError(f"{reply['error']}; asked for question {request!r:.60}")
         return reply
-
-
-def _first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    key = next(key for key in first if first[key] != second[key])
-    return f"as {key} {first[key]!r:.60}, then {second[key]!r:.60}"

@@ -62,7 +62,8 @@ class Scorer:
         self._max_completion_length = max_completion_length
         self._verifiers = {
             name: Verifier(task.judge, task.judge_settings, config.timeout_s)
-            for name, task in _members_of(tasks).items()
+            for each in tasks
+            for name, task in members(each).items()
         }
         self._own = {
             label(name): Verifier(
@@ -196,10 +197,6 @@ class Scorer:
         if len(scores) == 1 or len(contents) > 1:  # a single member is compared with nothing
             return scores
         return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]
-
-
-def _members_of(tasks: Sequence[Verifiable]) -> dict[str, Verifiable]:
-    return {name: member for task in tasks for name, member in members(task).items()}
 
 
 def _refuse_one_label(config: RewardConfig, tasks: Sequence[Verifiable]) -> None:

@@ -101,6 +101,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
     _, low, high = greedy.difference()
     first, second = (greedy.both + greedy.only_a, greedy.both + greedy.only_b)
     greedy_accuracy = Difference(first / len(pairs), second / len(pairs), low, high)
+    largest = sorted(range(len(pairs)), key=lambda i: (-abs(differences[i]), i))
     return Comparison(
         num_questions=len(pairs),
         only_in_a=len(asked_of_a) - len(pairs),
@@ -111,13 +112,16 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         smallest=smallest_difference(differences),
         greedy=greedy_accuracy,
         discordance=greedy,
-        pass_at={k: _pass_at(pairs, k) for k in _ks(pairs)},
+        pass_at={
+            k: _mean_share(pairs, lambda line, k=k: pass_at_k(line["num_samples"], line["num_correct"], k))
+            for k in _ks(pairs)
+        },
         tokens=_mean(pairs, lambda line: _length(line, is_sampled)),
         tokens_a_correct_answer=(
             _cost([x for x, _ in pairs], is_sampled),
             _cost([y for _, y in pairs], is_sampled),
         ),
-        disagreements=_disagreements(pairs, differences),
+        disagreements=tuple(pairs[i] for i in largest if differences[i]),
     )
 
 
@@ -165,10 +169,6 @@ def _mean_share(pairs: Sequence[Pair], figure: Any) -> Difference:
     return found
 
 
-def _pass_at(pairs: Sequence[Pair], k: int) -> Difference:
-    return _mean_share(pairs, lambda line: pass_at_k(line["num_samples"], line["num_correct"], k))
-
-
 def _ks(pairs: Sequence[Pair]) -> list[int]:
     """Return 2, 4, 8 ... up to the samples that every question has in both."""
     most = min(min(x["num_samples"], y["num_samples"]) for x, y in pairs)
@@ -178,11 +178,6 @@ def _ks(pairs: Sequence[Pair]) -> list[int]:
 def _cost(lines: Sequence[Line], is_sampled: bool) -> float | None:
     correct = sum(_share(line, is_sampled) for line in lines)
     return sum(_length(line, is_sampled) for line in lines) / correct if correct else None
-
-
-def _disagreements(pairs: Sequence[Pair], differences: Sequence[float]) -> tuple[Pair, ...]:
-    order = sorted(range(len(pairs)), key=lambda i: (-abs(differences[i]), i))
-    return tuple(pairs[i] for i in order if differences[i])
 
 
 @dataclass(frozen=True)
