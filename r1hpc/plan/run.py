@@ -212,7 +212,6 @@ def _memory(
     teacher_parameters: int | None,
     max_nodes: int | None,
 ) -> MemoryPlan:
-    """Plan the memory, with a way to make it fit if it does not fit the cards."""
     card = _card_gib(config) if topology.num_gpus else COMMON_CARD_GIB
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
     if (
@@ -227,7 +226,6 @@ def _memory(
 
 
 def _card_gib(config: RunConfig) -> float:
-    """Return the memory of the run's GPU, or of the most common one if its type is unknown."""
     gpu_type = gpu_type_of(config)
     try:
         return find_gpu(gpu_type).memory_gib if gpu_type else COMMON_CARD_GIB
@@ -262,7 +260,6 @@ def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _teacher_shape(config: RunConfig, expected: Mapping[str, Any] | None) -> ModelShape | None:
-    """Return the shape of rl.teacher; None if there is none, or its family is unknown."""
     model = load_teacher_config(config, expected)
     if model is None:
         return None

@@ -107,7 +107,6 @@ def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
-    """Yield the first question of each task of a mixture, from the run's first item on."""
     missing = set(members(task))
     for index in count(asked(config)[0].start):
         item = task.item(index)

@@ -106,7 +106,6 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:
-    """Return the table's card with the given numbers, or an unlisted one described by its numbers."""
     peak, memory, bandwidth = arguments.peak_tflops, arguments.gpu_memory_gib, arguments.gpu_bandwidth_tb_s
     check_amount("--peak-tflops", peak, _LARGEST_NUMBER)
     check_amount("--gpu-memory-gib", memory, _LARGEST_NUMBER)

@@ -173,7 +173,6 @@ def option_of(
 
 
 def _with_sampler(plan: MemoryPlan, run: MemoryPlan) -> MemoryPlan:
-    """Add the reference and the sampler of a run."""
     return replace(
         plan, reference_gib=run.reference_gib, sampler_gib=run.sampler_gib, sampler_stays=run.sampler_stays
     )
@@ -192,7 +191,6 @@ def _every_option(
 def _configured(
     work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
 ) -> Workload:
-    """Return `work` in this configuration, with ZeRO only."""
     return replace(
         work,
         num_gpus=num_gpus,

@@ -188,7 +188,6 @@ def _reduction(work: Workload, gpus: float, speed: float) -> float:
 
 
 def _ways(work: Workload) -> float:
-    """Return the GPUs that share a model: as given, one for ZeRO, else the fewest that can hold it."""
     if work.model_parallel is not None:
         return work.model_parallel
     if work.zero_stage is not None:

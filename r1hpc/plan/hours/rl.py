@@ -300,7 +300,6 @@ def _slower(floor: float, tokens: float, work: RlWork) -> float:
 
 
 def _sampling_gpus(work: RlWork) -> int:
-    """Return the GPUs of a replica."""
     return 1 if work.is_whole else _gpus_per_replica(work)
 
 
@@ -359,7 +358,6 @@ def estimate_rl(
 
 
 def _phases(work: RlWork, stage: str) -> dict[str, float]:
-    """Return the GPU-hours at P50."""
     known = coefficients().rl
     phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
     return {name: phases[name] for name in ("prefill", "decode")} if stage in ONLY_SAMPLING else phases

@@ -28,8 +28,6 @@ _MORE_NODES = (2, 4, 8)
 
 
 class _Change(NamedTuple):
-    """A setting with another value."""
-
     section: str
     key: str
     value: Any
@@ -122,7 +120,6 @@ def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> I
 
 
 def _halves(number: int) -> list[int]:
-    """Return half of it, a quarter ... down to 1."""
     return [number >> times for times in range(1, number.bit_length())]
 
 

@@ -219,7 +219,6 @@ def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, car
 
 
 def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
-    """Plan the weights divided over the GPUs; vLLM's cache takes the rest."""
     width = 4 if config.serve.dtype == "float32" else 2
     weights = shape.num_parameters * width / GIB
     plan = MemoryPlan(
@@ -322,7 +321,6 @@ def _reference(
 def _with_sampler(
     plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> MemoryPlan:
-    """Add vLLM, or the cache for sampling with the trainer's own network."""
     vllm = vllm_memory(config, shape, topology, card_gib)
     if vllm is None:
         return replace(plan, sampler_gib=_sampler_gib(config, shape, topology))

@@ -345,7 +345,6 @@ def _optimizer_bytes(precision: Precision, zero_stage: int) -> int:
 
 
 def _activation_bytes(shape: ModelShape, width: int, checkpointing: bool) -> int:
-    """Return the bytes kept per token for the backward pass, over all layers."""
     layer = width * shape.saved_values + 4 * shape.saved_fp32_values
     if not checkpointing:
         return shape.num_layers * layer

@@ -136,7 +136,6 @@ def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _longest(config: RunConfig) -> int:
-    """Return the tokens of a full-length sequence: vLLM's max_model_len."""
     return config.rollout.max_prompt_length + config.rollout.max_completion_length
 
 
@@ -178,7 +177,6 @@ def _share(config: RunConfig) -> float:
 
 
 def _whole(config: RunConfig, name: str) -> int | None:
-    """Return the number given for an option of vLLM; None: vLLM chooses."""
     given = config.rollout.vllm_options.get(name)
     if given is not None and (type(given) is not int or given < 1):
         raise ConfigError(

@@ -141,7 +141,6 @@ def _text_of(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _variables(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return bos_token, eos_token and the like, as strings."""
     found = {name: value for name, value in config.items() if name.endswith("_token")}
     texts = {name: v.get("content") if isinstance(v, Mapping) else v for name, v in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}

@@ -357,7 +357,6 @@ def check_model_type(model_type: Any) -> None:
 
 
 def _of_folder(path: str | None, expected: Mapping[str, Any] | None, setting: str) -> dict[str, Any]:
-    """Return the config.json of a model folder; empty if there is none."""
     if path is None:
         return {}
     folder = Path(local_folder(path))

@@ -102,7 +102,6 @@ def _how_to_get(folder: Path) -> str:
 
 
 def _indexed(index: Path) -> list[str]:
-    """Return the file names in an index of weights."""
     try:
         names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):

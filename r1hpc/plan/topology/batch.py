@@ -183,7 +183,6 @@ def _nearest_choices(
     sequence_parallel: int,
     max_nodes: int,
 ) -> str:
-    """Return a sentence with the legal choices, the least changed first."""
     ranks = f"{groups_per_node * sequence_parallel}"
     shared = f", {sequence_parallel} to a sequence" if sequence_parallel > 1 else ""
     most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, max_nodes)

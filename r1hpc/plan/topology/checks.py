@@ -285,7 +285,6 @@ def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
 
 
 def _choices(number: int) -> str:
-    """Return the divisors as a request."""
     return f"take one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
 
 

@@ -153,7 +153,6 @@ def is_slice(name: str) -> bool:
 
 
 def _memory_in(words: set[str]) -> set[int]:
-    """Return the GB in a name."""
     asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
     return asked - {_GH200_HOST_GB}
 

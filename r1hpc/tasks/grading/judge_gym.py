@@ -75,7 +75,6 @@ def _says_so(text: str, entry: Mapping[str, Any]) -> bool:
 
 
 def _is_near(text: str, entry: Mapping[str, Any]) -> bool:
-    """True if within the generator's own tolerance."""
     value = Fraction(text.strip().replace(",", ""))
     return abs(value - Fraction(entry["answer"])) <= Fraction(1, 10_000)
 
@@ -158,7 +157,6 @@ def _small(value: Any) -> Any:
 
 
 def _patch() -> None:
-    """Replace eval and parse_expr by readers that do not evaluate."""
     replace_parse_expr()
 
     def read_literal(text: Any, *scopes: Any) -> Any:

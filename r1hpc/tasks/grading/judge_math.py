@@ -286,7 +286,6 @@ def _rational(text: str) -> Fraction | None:
 
 
 def _in_base(digits: str, base: int) -> str:
-    """Return the number as usually written; empty if these are no digits of that base."""
     try:
         return str(int(digits, base))
     except ValueError:

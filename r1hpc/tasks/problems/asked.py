@@ -60,8 +60,6 @@ def repeated(config: RunConfig, task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A task, or one of a mixture."""
-
     questions: tuple[object, ...]
     """The settings that decide which question an item is."""
     share: int
@@ -70,8 +68,6 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The tasks to which a configuration deals its items."""
-
     seed: int | None
     """The mixture's; None: a single task."""
     parts: tuple[_Part, ...]

@@ -139,7 +139,6 @@ def _apply(operator: str, left: int, right: int) -> int:
 
 
 def _write(operator: str, left: tuple[int, str, int], right: tuple[int, str, int]) -> str:
-    """Join the two expressions, with parentheses only if needed."""
     own = _PRECEDENCE[operator]
     before = f"({left[1]})" if left[2] < own else left[1]
     tight = right[2] < own or (right[2] == own and operator in "-/")

@@ -129,7 +129,6 @@ def table_batches(path: Path) -> Iterator[list[Any]]:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of one kind that `path` names."""
     if found := of_one_kind(path):
         return found
     if not path.is_dir():
@@ -171,7 +170,6 @@ def check_one_split(path: Path) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (position, row)."""
     if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
         raise UsageError(f"{path} is compressed: unpack it")
     if path.suffix not in TABLES:

@@ -46,7 +46,6 @@ def _judge(spec: str, task: Any) -> str:
 
 
 def _question(spec: str, made: Any) -> dict[str, Any]:
-    """Convert (prompt, answer) or (prompt, answer, metadata) for the wire."""
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise OwnCodeError(
             f"{spec}: question gave {made!r:.60}, not (prompt, answer) or (prompt, answer, metadata)"

@@ -136,7 +136,6 @@ class Scorer:
     def _verdicts(
         self, groups: Sequence[Group], parts: list[list[Parts]], should_stop: ShouldStop
     ) -> list[bool]:
-        """Return whether each completion that has an answer is right, in order."""
         asked = [
             (item.task, Question(part.answer, item.answer, item.metadata))
             for (item, _), apart in zip(groups, parts, strict=True)

@@ -130,7 +130,6 @@ def term_named(name: str) -> Term:
 
 
 def _scripts(text: str) -> Counter[str]:
-    """Count the letters of each script."""
     scripts: Counter[str] = Counter()
     for char, count in Counter(text).items():
         if char.isalpha():

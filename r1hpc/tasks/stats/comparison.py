@@ -143,7 +143,6 @@ def _question(line: Line) -> tuple[str, str, str]:
 
 
 def _share(line: Line, is_sampled: bool) -> float:
-    """Return the share of a question's answers that are right."""
     return float(line["num_correct"] / line["num_samples"] if is_sampled else line["greedy_correct"])
 
 

@@ -260,7 +260,6 @@ def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def _ids(model: ModelConfig) -> dict[str, int]:
-    """Return every token of a model's tokenizer with its ID."""
     found: dict[str, int] = load_tokenizer(model).get_vocab(with_added_tokens=True)
     return found
 
@@ -361,7 +360,6 @@ def exported_tokenizer(
 
 
 def _folder(model: ModelConfig) -> Path | None:
-    """Return the folder of the tokenizer's files; None for the built-in one."""
     return None if model.tokenizer == CHARACTERS else tokenizer_file(model).parent
 
 
