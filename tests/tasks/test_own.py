@@ -63,7 +63,7 @@ def test_questions_that_do_not_follow_from_their_index_are_refused(
     plain = GenerateConfig(thinking_share=0.0)
     config = RunConfig(stage="traces", task=TaskConfig(f"{path}:Words"), generate=plain)
     with pytest.raises(
-        UsageError, match=r"question\(\d+\) is not a function of its index: .* gave as answer"
+        UsageError, match=r"question\(\d+\) is not a function of its index: .* it gave .* then "
     ):
         check_questions(config)
     path.write_text(path.read_text().replace(draw, "random.Random(index).random()"))
