@@ -108,6 +108,9 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
         raise
     if attempt is not None:
         print(attempt)
+        # In the batch log it keeps the lines of srun apart, by which attempts are judged.
+        where = os.environ["SLURM_JOB_NODELIST"]
+        print(f"{run.run_id}: attempt {attempt} begins on {where}", file=sys.stderr)
     elif is_stage(run) and not run.finished.exists():
         return OVER
     return 0

@@ -480,6 +480,26 @@ def test_a_cancelled_step_is_no_preemption(job: _Job, peer: str) -> None:
     assert (attempt.cause, attempt.detail) == (Cause.crash, "its step was cancelled, as `scancel JOB.0` does")
 
 
+def test_what_srun_said_of_the_attempt_before_does_not_count(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm killed that attempt's `end` before it printed anything."""
+    for name, value in (("JOB_ID", "7"), ("JOB_NODELIST", "n1"), ("TASKS_PER_NODE", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    job.slurm_says(*[_RUNNING] * 9)
+    job.end()
+    capsys.readouterr()
+    assert launch.main(["begin", str(job.run.path)]) == 0
+    log = (
+        "srun: Job step aborted: Waiting up to 10 seconds for job step to finish.\n" + capsys.readouterr().err
+    )
+    log += "srun: error: n1: task 0: Killed\nsrun: Terminating StepId=7.0\n"
+    (job.run.logs / "slurm-7.out").write_text(log)
+    end_and_go_on(job.run, 2, 137)
+    assert read_history(job.run).attempts[-1].detail == "rank 0 on n1: Killed, says srun"
+
+
 def test_an_end_that_the_disk_does_not_take_leaves_a_mark(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(122, "Disk quota exceeded")
