@@ -69,6 +69,9 @@ def _add_build_flags(build: ArgumentParser) -> None:
     build.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the dataset will be")
     build.add_argument("--workers", metavar="N", type=int, default=1, help="writer processes (default 1)")
     build.add_argument(
+        "--check-inputs", action="store_true", help="record digests of the inputs; compare them if it exists"
+    )
+    build.add_argument(
         "--engine",
         choices=["local", "slurm"],
         default="local",
@@ -113,7 +116,8 @@ def _build(arguments: Namespace) -> int:
     if arguments.stage is not None:
         return _build_share(arguments)
     began = time.monotonic()
-    report = build_dataset(_recipe_as_submitted(arguments), arguments.out, **_how(arguments))
+    how = _how(arguments) | {"check_inputs": arguments.check_inputs}
+    report = build_dataset(_recipe_as_submitted(arguments), arguments.out, **how)
     if arguments.json:
         print_json(asdict(report) | {"path": str(report.path)})
         return 0
@@ -144,10 +148,12 @@ def _build_on_slurm(arguments: Namespace) -> int:
     from r1hpc.slurm.flags import all_overrides
 
     recipe = find_recipe(arguments.recipe)
-    existing = find_dataset(recipe, arguments.out)
+    existing = find_dataset(recipe, arguments.out, arguments.check_inputs)
     overrides = tuple(all_overrides((), arguments))
     num_jobs = 4 if arguments.jobs is None else arguments.jobs
-    order = DatasetOrder(recipe, arguments.out, num_jobs, overrides, arguments.cluster)
+    order = DatasetOrder(
+        recipe, arguments.out, num_jobs, overrides, arguments.cluster, arguments.check_inputs
+    )
     jobs = submit_dataset(order) if existing is None else {}
     if arguments.json:
         print_json({"path": str(arguments.out), "built": False, "jobs": jobs})

@@ -55,6 +55,23 @@ def test_an_input_edited_at_the_same_size_is_noticed(tmp_path: Path) -> None:
     assert build(tmp_path, "third").id == other.id != first.id
 
 
+def test_digests_tell_an_edit_from_a_copy(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    recipe, path = write_recipe(tmp_path), tmp_path / "docs" / "003.txt"
+    assert build_dataset(recipe, tmp_path / "plain").note == ""
+    assert "without --check-inputs" in build_dataset(recipe, tmp_path / "plain", check_inputs=True).note
+    build_dataset(recipe, tmp_path / "out", check_inputs=True)
+    state = path.stat()
+    os.utime(path, ns=(0, 0))
+    assert "written again since" in build_dataset(recipe, tmp_path / "out").note
+    assert build_dataset(recipe, tmp_path / "out", check_inputs=True).note == ""
+    path.write_text(path.read_text().swapcase())
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert build_dataset(recipe, tmp_path / "out").note == ""
+    again = build_dataset(recipe, tmp_path / "out", check_inputs=True).note
+    assert "inputs have changed since (texts/docs/003.txt)" in again
+
+
 def test_a_dataset_of_an_earlier_version_is_there_with_a_note(tmp_path: Path) -> None:
     first = build(tmp_path)
     (first.path / INPUT_STATES).unlink()

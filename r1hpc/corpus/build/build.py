@@ -100,6 +100,7 @@ def build_dataset(
     work_off: WorkOff | None = None,
     report: Report | None = None,
     after_others: bool = False,
+    check_inputs: bool = False,
 ) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it exists.
 
@@ -108,6 +109,7 @@ def build_dataset(
         work_off: makes the units instead of `workers` processes.
         report: called with a progress line now and then.
         after_others: other jobs made all units; a missing one is an error.
+        check_inputs: record digests of the inputs; compare them if the dataset exists.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
@@ -118,14 +120,14 @@ def build_dataset(
         raise UsageError(f"--workers must be at least 1, not {workers}")
     recipe = load_recipe(recipe_path)
     out = destination_of(out)
-    existing = _find_existing(recipe, out)
+    existing = _find_existing(recipe, out, check_inputs)
     if existing:
         remove_leftover(out)
         return existing
     spans = list_spans(recipe, is_new=not work_folder(out).exists())
     try:
         how = How(work_off or local_pool(workers), report, after_others)
-        return _build(recipe, spans, out, how)
+        return _build(recipe, spans, out, how, check_inputs)
     except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
@@ -133,13 +135,13 @@ def build_dataset(
         return _lost_race(recipe, out)
 
 
-def find_dataset(recipe_path: Path, out: Path) -> BuildReport | None:
+def find_dataset(recipe_path: Path, out: Path, check_inputs: bool = False) -> BuildReport | None:
     """Return the dataset of this recipe if it is at `out`; None if nothing is there.
 
     Raises:
         UsageError: something else is there.
     """
-    return _find_existing(load_recipe(recipe_path), destination_of(out))
+    return _find_existing(load_recipe(recipe_path), destination_of(out), check_inputs)
 
 
 def build_share(
@@ -167,12 +169,12 @@ def build_share(
             run_share(recipe, list_spans(recipe), work, share, how)
 
 
-def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> BuildReport:
+def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
     with open_work(out, how.report) as work:
         existing = _find_existing(recipe, out)  # made while this build waited for the work folder
         if existing:
             return existing
-        states = _input_states(recipe, spans)
+        states = _input_states(recipe, spans, check_inputs)
         made = run_stages(recipe, spans, work, how)
         content = _gather(work, made)
         results = [PartResult.from_record(unit_record(path)) for path in made.parts]
@@ -287,8 +289,8 @@ def _inputs_hash(spans: list[SourceSpan]) -> str:
     return digest([[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans])
 
 
-def _input_states(recipe: Recipe, spans: list[SourceSpan]) -> dict[str, dict[str, int]]:
-    """Return size and time of all files that a dataset is made of, the inputs by source and name."""
+def _input_states(recipe: Recipe, spans: list[SourceSpan], digests: bool) -> dict[str, dict[str, Any]]:
+    """Return size, time and perhaps digest of all files of a dataset, the inputs by source and name."""
     named = {(span.source, span.path) for span in spans}
     paths = {
         f"{recipe.sources[number].name}/{name}": recipe.resolve(recipe.sources[number].root) / name
@@ -304,10 +306,11 @@ def _input_states(recipe: Recipe, spans: list[SourceSpan]) -> dict[str, dict[str
         with contextlib.suppress(OSError):  # unreadable ones were put aside
             status = path.stat()
             found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+            found[key] |= {"sha256": file_digest(path)["sha256"]} if digests else {}
     return found
 
 
-def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
+def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> BuildReport | None:
     """Return the dataset at `out` if it is this recipe's; None if nothing is there; else raise an error."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -323,27 +326,33 @@ def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
             "recipe; choose another --out or move it away"
         )
     manifest.check_census()
-    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest))
+    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest, check_inputs))
 
 
-def _staleness(recipe: Recipe, manifest: DatasetManifest) -> str:
-    """Return a note about files that have changed since the build, as far as sizes and times tell."""
+def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
+    """Return a note about files that have changed since the build, as sizes, times or digests tell."""
     record = manifest.path / INPUT_STATES
     # Missing inputs do not harm an existing dataset.
     with contextlib.suppress(UsageError, StateError, OSError):
         spans = list_spans(recipe)
-        was, now = read_json(record) if record.is_file() else {}, _input_states(recipe, spans)
+        was = read_json(record) if record.is_file() else {}
+        now = _input_states(recipe, spans, check_inputs)
         is_same = _inputs_hash(spans) == manifest.content["inputs_hash"]
         both = sorted(set(was) & set(now))
         if is_same and all(was[name]["size"] == now[name]["size"] for name in both):
             if not was:
                 return "an earlier version built it: only the names and sizes of inputs could be compared"
-            touched = [name for name in both if was[name]["mtime_ns"] != now[name]["mtime_ns"]]
+            if check_inputs and not all("sha256" in state for state in was.values()):
+                return "it was built without --check-inputs: there are no digests to compare with"
+            kind = "sha256" if check_inputs else "mtime_ns"
+            touched = [name for name in both if was[name][kind] != now[name][kind]]
             if not touched:
                 return ""
+            if check_inputs:
+                return f"inputs have changed since ({_few(touched)}); build into a new folder to use them"
             return (
                 f"inputs were written again since ({_few(touched)}), with the same sizes: if their content "
-                "has changed, build into a new folder"
+                "has changed, build into a new folder (--check-inputs records digests, which tell)"
             )
     return "the inputs have changed since; build into a new folder to use them"
 

@@ -59,6 +59,8 @@ class DatasetOrder:
     """Settings of `resources`, from the flags of sbatch."""
     cluster: str | None = None
     """Name of a cluster profile."""
+    check_inputs: bool = False
+    """Record digests of the inputs."""
 
     def __post_init__(self) -> None:
         if self.shares < 1:
@@ -116,7 +118,7 @@ def _scripts(
         if name != PUBLISH:
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
         array = {"array": f"0-{count - 1}"} if count > 1 else {}
-        share += f" --after-others --recipe-hash {recipe.hash}"
+        share += f" --after-others --recipe-hash {recipe.hash}{' --check-inputs' * order.check_inputs}"
         yield name, {**array, **dependency}, _script(order, config, folder, name, share)
 
 
