@@ -184,12 +184,14 @@ def check_parents(path: Path, trust_shared: bool = False) -> None:
             )
 
 
-def _way_to(path: Path) -> set[Path]:
+def _way_to(path: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
     """Return every folder and link that the kernel looks at to find `path`."""
     found = set(path.absolute().parents)
     for link in filter(Path.is_symlink, (path.absolute(), *path.absolute().parents)):
+        if link in seen:
+            raise StateError(f"{link} is a link that leads back to itself: choose another --run-root")
         target = link.parent / link.readlink()
-        found |= {link, target, *_way_to(target)}
+        found |= {link, target, *_way_to(target, seen | {link})}
     return found
 
 

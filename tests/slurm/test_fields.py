@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.schema.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
@@ -161,6 +161,12 @@ def test_a_folder_anybody_may_rename_is_refused(tmp_path: Path) -> None:
         fields.check_parents(shared / "runs" / "x")
     shared.chmod(0o1777)
     fields.check_parents(shared / "runs" / "x")
+
+
+def test_a_run_root_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to("runs")
+    with pytest.raises(StateError, match="leads back to itself: choose another --run-root"):
+        fields.check_parents(tmp_path / "runs" / "x")
 
 
 def test_the_jobs_that_come_along_pass(tmp_path: Path) -> None:
