@@ -148,6 +148,11 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         what = _what_refuses(error)
         print(f"error: {error.strerror or error}{': ' if what else ''}{what}", file=sys.stderr)
         status = 1
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # of Path.resolve, which raises no OSError for it
+            raise
+        print(f"error: {printable(str(error))}: name another path", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

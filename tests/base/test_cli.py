@@ -31,6 +31,7 @@ def _raising(error: BaseException) -> Callable[[Sequence[str]], int]:
             1,
             "error: No such file or directory: /x\n",
         ),
+        (RuntimeError("Symlink loop from '/x'"), 1, "error: Symlink loop from '/x': name another path\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
