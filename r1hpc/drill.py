@@ -3,11 +3,11 @@
     python -m r1hpc.drill jobs/smoke.yaml                # on Slurm, or on this machine without one
     python -m r1hpc.drill jobs/smoke.yaml --way preempt  # only one way of preemption
 
-Submits a shortened job three times: one run undisturbed; one that is preempted, killed and requeued as far as
-the site lets a user do it; one cancelled while it is being preempted. Then it compares loss and gradient norm
-to the last bit, every sample consumed once, the recorded causes, and no attempt after the cancel. It lists
-the ways of preemption exercised, and why the others were not. Exit status 0: passed. It costs the GPU-hours
-of these runs.
+Submits a shortened job up to four times: one run undisturbed; one that is preempted, killed and requeued as
+far as the site lets a user do it; one with too short a time limit; one cancelled while it is being preempted.
+Then it compares loss and gradient norm to the last bit, every sample consumed once, the recorded causes, and
+no attempt after the cancel. It lists the ways of preemption exercised, and why the others were not. Exit
+status 0: passed. It costs the GPU-hours of these runs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from r1hpc.base.errors import R1hpcError, StateError, UsageError
 if TYPE_CHECKING:
     from r1hpc.api import Run
     from r1hpc.attempt.state.state import JobRef
-    from r1hpc.preflight.drill import Done
+    from r1hpc.preflight.drill import Check, Done
 
-_WAYS = ("usr2", "term", "preempt")
-"""The signal of --signal, the SIGTERM of a grace time, a job of another QOS."""
+_WAYS = ("usr2", "term", "preempt", "limit")
+"""The signal of --signal, the SIGTERM of a grace time, a job of another QOS, the time limit."""
 _PATIENCE_S = 3600.0
 """Seconds to wait for the next event, not counting the time in the queue."""
 _AFTER_CANCEL_S = 5.0
@@ -63,12 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"the undisturbed run did not finish, so there is nothing to compare with: see "
             f"python -m r1hpc.status {quiet.path}"
         )
-    disturbed = _submit(arguments, f"{name}-disturbed")
-    done = _disturb(disturbed, arguments.steps, ways, only_ways=bool(arguments.way))
-    _wait_over(disturbed)
-    checks = judge_attempts(disturbed.attempts, done, _save_every(arguments.steps))
-    checks += judge_records(quiet.folder, disturbed.folder)
+    runs = [quiet]
+    checks: list[Check] = []
+    done: list[Done] = []
+    if set(ways) != {"limit"}:
+        disturbed = _submit(arguments, f"{name}-disturbed")
+        done = _disturb(disturbed, arguments.steps, ways, only_ways=bool(arguments.way))
+        _wait_over(disturbed)
+        runs.append(disturbed)
+        checks = judge_attempts(disturbed.attempts, done, _save_every(arguments.steps))
+        checks += judge_records(quiet.folder, disturbed.folder)
+    if "limit" in ways:
+        limited, at_limit, of_limit = _limit(arguments, f"{name}-limited", quiet)
+        runs += [limited] if limited is not None else []
+        done, checks = [*done, at_limit], [*checks, *of_limit]
     cancelled = _submit(arguments, f"{name}-cancelled")
+    runs.append(cancelled)
     _preempt_and_cancel(cancelled)
     checks.append(judge_cancel(read_history(cancelled.folder), cancelled.state().value))
     exercised = [
@@ -86,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ways": exercised,
         "checks": [asdict(check) for check in checks],
         "not_done": [{"what": each.name, "why": each.refused} for each in done if each.refused is not None],
-        "runs": [str(run.path) for run in (quiet, disturbed, cancelled)],
+        "runs": [str(run.path) for run in runs],
     }
     print_result(value, as_text(value), arguments.json)
     return 0 if passed else 1
@@ -117,7 +127,7 @@ def _save_every(steps: int) -> int:
     return max(1, steps // 6)
 
 
-def _submit(arguments: Any, name: str) -> Run:
+def _submit(arguments: Any, name: str, *more: str) -> Run:
     from r1hpc.api import Submission, submit
     from r1hpc.slurm.flags import overrides_from_environment
 
@@ -127,7 +137,7 @@ def _submit(arguments: Any, name: str) -> Run:
     done = submit(
         arguments.job,
         nodes=arguments.nodes,
-        overrides=[*overrides_from_environment(os.environ), *arguments.overrides, *shortened],
+        overrides=[*overrides_from_environment(os.environ), *arguments.overrides, *shortened, *more],
         run_root=arguments.run_root,
         run_name=name,
         executor=arguments.executor,
@@ -216,6 +226,30 @@ def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
         "gpus-per-node": config.resources.gpus_per_node or None,
     }
     return tuple(f"--{name}={value}" for name, value in asked.items() if value is not None), None
+
+
+def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, list[Check]]:
+    """Submit the job with a time limit that ends its attempts; the run, if any, and its verdict."""
+    from r1hpc.preflight.drill import Done, judge_limited, short_limit_min
+
+    def refused(why: str) -> tuple[None, Done, list[Check]]:
+        return None, Done("time limit", 0, refused=why, way="limit"), []
+
+    if _job(quiet).pid is not None:
+        return refused("a run on this machine has no time limit")
+    attempt, times = quiet.attempts[-1], [step.time or 0.0 for step in quiet.metrics()]
+    total_s = (attempt.end or times[-1]) - attempt.start
+    minutes = short_limit_min(total_s, times[0] - attempt.start, (times[-1] - times[0]) / len(times))
+    if minutes is None:
+        why = f"the undisturbed run took {total_s:.0f} s, and a limit of Slurm is whole minutes"
+        return refused(f"{why}: give more --steps")
+    run = _submit(arguments, name, f"resources.time={minutes}", "resources.signal_lead_s=null")
+    _wait_over(run)
+    if len(run.attempts) == 1 and run.state().value == "finished":
+        return run, refused(f"the run finished within its limit of {minutes} min: give more --steps")[1], []
+    limit = f"time limit of {minutes} min"
+    checks = judge_limited(quiet.folder, run.folder, run.attempts, limit)
+    return run, Done(limit, 1, way="limit"), checks
 
 
 def _preempt_and_cancel(run: Run) -> None:

@@ -1,18 +1,19 @@
 """Disturb a job as a cluster would, with a user's rights, and judge from its records what it lost."""
 
+import math
 import os
 import re
 import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from r1hpc.attempt.state.state import JobRef
 from r1hpc.base.run_dir import RunDir
-from r1hpc.plan.save_time import ends_jobs
+from r1hpc.plan.save_time import ends_jobs, signal_lead_s
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, hides_jobs
 from r1hpc.slurm.requeue import job_state
@@ -20,6 +21,8 @@ from r1hpc.telemetry.records.attempts import Attempt, Cause, History
 from r1hpc.telemetry.records.metrics import audit_ledger, compare, format_ranges, read_ledger, read_steps
 
 _PREEMPTED_WITHIN_S = 300.0
+_EARLY_S = 30.0
+"""slurmctld checks time limits twice a minute, and sends the warning at the check before it is due."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,23 @@ def why_not_preempted(facts: ClusterFacts) -> str | None:
         name, victim = facts.preemptors[0]
         why += f"; {name} preempts {victim}: give resources.qos={victim}"
     return why
+
+
+def short_limit_min(total_s: float, startup_s: float, step_s: float) -> int | None:
+    """Return the minutes of a time limit that strikes a run of `total_s` and lets each attempt progress.
+
+    None: there is none, since Slurm's limits are whole minutes.
+
+    >>> short_limit_min(total_s=180, startup_s=10, step_s=1), short_limit_min(40, 10, 1)
+    (2, None)
+    """
+    for minutes in range(1, math.ceil(total_s / 60) + 1):
+        warned_s = 60 * minutes - signal_lead_s(None, None, 60 * minutes)
+        if warned_s >= total_s:
+            return None
+        if warned_s - _EARLY_S - startup_s >= max(3 * step_s, (total_s - startup_s) / 10):
+            return minutes
+    return None
 
 
 def preempt(job: JobRef) -> None:
@@ -233,6 +253,15 @@ def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
         Check("the same data in every step", ours == theirs, f"{len(ours)} and {len(theirs)} recorded steps"),
         Check("every sample exactly once", audit.exactly_once, once),
     ]
+
+
+def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], limit: str) -> list[Check]:
+    """Check that each attempt but the last ended at its time limit without lost steps; same numbers."""
+    warned = (Cause.timeout, Cause.preempted)  # USR2 well before the limit looks like a preemption
+    done = [Done(limit, each.attempt, warned) for each in attempts[:-1]]
+    *ends, last = judge_attempts(attempts, done, save_every=0)
+    same = [last, *judge_records(quiet, limited)]
+    return [*ends, *(replace(each, check=f"{each.check} ({limit})") for each in same)]
 
 
 def judge_cancel(history: History, state: str) -> Check:

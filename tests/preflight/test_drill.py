@@ -21,13 +21,15 @@ from r1hpc.preflight.drill import (
     disturbances,
     judge_attempts,
     judge_cancel,
+    judge_limited,
     preempt_by_qos,
     why_not_preempted,
 )
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.telemetry.records.attempts import Attempt, Cause, History
+from r1hpc.telemetry.records.attempts import Attempt, Cause, History, read_history
 from tests.cluster import Cluster
+from tests.recorded import RecordedRun
 from tests.runs import CHECKOUT, run_environment
 
 _PROMISES = {
@@ -70,7 +72,7 @@ def failed(value: dict[str, Any]) -> set[str]:
 
 def assert_passed(value: dict[str, Any]) -> None:
     assert failed(value) == set(), value
-    assert {each["what"] for each in value["not_done"]} <= {"preemption (another QOS)"}
+    assert {each["what"] for each in value["not_done"]} <= {"time limit", "preemption (another QOS)"}
     assert {each["check"] for each in value["checks"]} > _PROMISES
 
 
@@ -97,7 +99,10 @@ def test_it_fails_where_the_optimizer_is_not_resumed(tmp_path: Path) -> None:
     said = next(each["detail"] for each in value["checks"] if not each["passed"])
     assert "differ, first step" in said
     ways = {each["way"]: each["why"] for each in value["ways"] if not each["exercised"]}
-    assert ways == {"preempt": "there is no Slurm here to preempt it"}
+    assert ways == {
+        "preempt": "there is no Slurm here to preempt it",
+        "limit": "a run on this machine has no time limit",
+    }
     assert {each["way"] for each in value["ways"]} == {"usr2", "term", *ways}
 
 
@@ -122,9 +127,21 @@ def test_on_a_real_cluster(idle_cluster: Cluster, tmp_path: Path) -> None:
     words = ("--executor", "slurm", "--steps", "28", "resources.qos=scavenger")
     value = drill(tmp_path / "runs", *words, env=environment)
     assert_passed(value)
-    assert value["ways"] == [
-        {"way": way, "exercised": True, "why": ""} for way in ("usr2", "term", "preempt")
-    ]
+    *ways, limit = value["ways"]
+    assert ways == [{"way": way, "exercised": True, "why": ""} for way in ("usr2", "term", "preempt")]
+    assert limit["exercised"] or "whole minutes: give more --steps" in limit["why"]  # by the machine's speed
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_time_limit_on_a_real_cluster(idle_cluster: Cluster, tmp_path: Path) -> None:
+    environment = idle_cluster.env(R1HPC_FAILPOINT="step.begin:sleep=0.9::*")
+    words = ("--executor", "slurm", "--steps", "60", "--way", "limit")
+    value = drill(tmp_path / "runs", *words, env=environment)
+    assert failed(value) == set(), value
+    assert value["ways"] == [{"way": "limit", "exercised": True, "why": ""}]
+    assert any(each["check"].startswith("time limit of ") for each in value["checks"])
 
 
 @pytest.mark.slurm
@@ -135,6 +152,20 @@ def test_reinforcement_learning_on_a_real_cluster(idle_cluster: Cluster, tmp_pat
     where = ("--executor", "slurm", "--nodes", "2", "resources.ranks_per_node=1")
     value = drill(tmp_path / "runs", *where, "--steps", "36", job="jobs/rl_smoke.yaml", env=environment)
     assert failed(value) == set(), value
+
+
+def test_each_attempt_but_the_last_ends_at_its_limit(tmp_path: Path) -> None:
+    quiet, limited = (RecordedRun(tmp_path / name, num_steps=20) for name in ("quiet", "limited"))
+    for made, ends in ((quiet, (20,)), (limited, (8, 20))):
+        made.submit("7", "slurm")
+        for first, last in zip((1, *(end + 1 for end in ends)), ends, strict=False):
+            made.attempt(first, last, "finished" if last == 20 else "timeout", committed=last)
+    attempts = read_history(limited.run).attempts
+    checks = judge_limited(quiet.run, limited.run, attempts, "time limit of 1 min")
+    kept = {each.check: each.passed for each in checks}
+    assert kept["time limit of 1 min"]
+    assert kept["2 attempts, the last one finished (time limit of 1 min)"]
+    assert kept["loss and gradient norm equal to the bit (time limit of 1 min)"]
 
 
 def attempt(number: int, cause: Cause, last: int, resumed: int | None = None) -> Attempt:
