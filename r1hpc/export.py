@@ -347,7 +347,7 @@ def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
         return
     from r1hpc.attempt.begin import read_facts
     from r1hpc.data.read.reader import open_dataset
-    from r1hpc.train.supervised.pretrain import tokenizer_of_data
+    from r1hpc.train.supervised.supervised import tokenizer_of_data
 
     dataset = open_dataset(read_facts(run, checkpoint.manifest.attempt).dataset_path)
     export_checkpoint(config, checkpoint, out, tokenizer_of_data(dataset), dataset.vocab_size)

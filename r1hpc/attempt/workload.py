@@ -137,26 +137,6 @@ class Workload:
         """
         return config
 
-    def check_beside(self, config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-        """Return notes on a new stage beside the other stages of its chain, by their folders."""
-        return []
-
-    def check_change(
-        self,
-        name: str,
-        before: Mapping[str, RunConfig],
-        after: Mapping[str, RunConfig],
-        earlier: Sequence[str],
-        is_queued: bool,
-    ) -> None:
-        """Refuse a change of a chain that harms this stage, which has not begun.
-
-        Args:
-            before, after: all stages of the chain, by name.
-            earlier: the names of the stages that this one needs.
-            is_queued: the stage has a job, which must be cancelled before a change.
-        """
-
     def estimate(
         self,
         config: RunConfig,

@@ -80,11 +80,7 @@ def plan_steps(
     steps: dict[str, StageStep] = {}
     for stage in definition.stages:
         try:
-            others = {
-                chain.stage(each.name).path: each.config
-                for each in definition.stages
-                if each.name != stage.name
-            }
+            others = [chain.stage(each.name).path for each in definition.stages if each.name != stage.name]
             own = overrides_of(stage.name, order.overrides, definition.names, chain)
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
             facts = OrderFacts(
@@ -106,9 +102,6 @@ def plan_steps(
             if step.action.makes_a_job:
                 config = stage.config if step.action is Action.submit else None
                 planned = plan_inside(chain.name, config, facts, ask)
-                if config is not None:
-                    beside = workload_of(planned.config.stage).check_beside(config, others)
-                    planned = replace(planned, notes=(*planned.notes, *beside))
                 step = replace(step, planned=replace(planned, needs=stage.needs))
         except UsageError as error:
             raise UsageError(f"stage {stage.name}: {error}") from None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1hpc.attempt.state.state import newest_job, read_situation
-from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.names import printable
@@ -24,7 +23,6 @@ from r1hpc.submission.chain.file import (
     override,
     read_definition,
     save_definition,
-    stages_before,
 )
 from r1hpc.submission.chain.folder import SUBMISSION, ChainDir, held, supervisor_pid
 from r1hpc.submission.chain_steps import Action, StageStep, carry_out_on_slurm, plan_steps
@@ -32,7 +30,7 @@ from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import check_budget, show_to_slurm
 from r1hpc.submission.resume import changed_keys, forbidden_changes
 from r1hpc.submission.reuse import find_reused, link, notes_on
-from r1hpc.telemetry.records.attempts import read_history, record
+from r1hpc.telemetry.records.attempts import record
 
 
 @dataclass(frozen=True)
@@ -128,25 +126,11 @@ def _plan(
     steps, kept = plan_steps(chain, definition, order, reused), []
     if frozen is not None:
         _refuse_changes(frozen, steps)
-        begun = [step.stage.name for step in steps if read_history(step.run).attempts]
-        queued = [step.stage.name for step in steps if not step.action.makes_a_job]
-        check_changes(frozen, definition, begun, queued)
         kept = _kept_as_they_are(frozen, steps)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.counted_root, order.over_budget)
     heard = _slurm_says(steps) if order.is_dry_run else []
     return steps, (*kept, *said, *_merged_notes(steps), *heard)
-
-
-def check_changes(
-    before: Definition, after: Definition, begun: Collection[str], queued: Collection[str]
-) -> None:
-    """Let the workload of each stage that has not begun refuse a change of the chain that harms it."""
-    for name in (each for each in after.names if each not in begun):
-        earlier = stages_before(name, after.needs)
-        workload_of(after.configs[name].stage).check_change(
-            name, before.configs, after.configs, earlier, name in queued
-        )
 
 
 def _slurm_says(steps: Sequence[StageStep]) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _PROGRAMS = {
-    "pretrain": "r1hpc.train.supervised.pretrain:run",
+    "pretrain": "r1hpc.train.supervised.supervised:pretrain",
     "sft": "r1hpc.train.supervised.sft:run",
     "rl": "r1hpc.train.rl.rl:run",
     "traces": "r1hpc.train.generate.generate:traces",

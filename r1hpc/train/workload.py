@@ -5,7 +5,7 @@ train. Each imports only what it needs, so imports stand inside the methods.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +93,7 @@ class Training(Workload):
     ) -> tuple[list[str], str | None]:
         """Check task, rewards and tokenizer, which the ranks would only find faulty on the nodes.
 
-        Returns:
-            Notes on questions that are used again; one prompt as the model will see it.
-
-        Raises:
-            UsageError: an unknown task, option or reward term, a missing file or package, too few held-out
-                questions, custom code that fails, or a prompt that cannot be encoded or is too long.
+        Return notes on questions that are used again, and one prompt as the model will see it.
         """
         if config.stage == "sft" and not tokenizer_to_come:
             from r1hpc.tasks.text import tokenizer
@@ -139,24 +134,6 @@ class Training(Workload):
         from r1hpc.train.checks.chain_items import connected
 
         return connected(name, config, earlier)
-
-    def check_beside(self, config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-        from r1hpc.train.checks.data import may_be_too_long
-        from r1hpc.train.checks.model import other_form_in_chain
-
-        return [*may_be_too_long(config, others), *other_form_in_chain(config, others)]
-
-    def check_change(
-        self,
-        name: str,
-        before: Mapping[str, RunConfig],
-        after: Mapping[str, RunConfig],
-        earlier: Sequence[str],
-        is_queued: bool,
-    ) -> None:
-        from r1hpc.train.checks.chain_items import refuse_shown_again
-
-        refuse_shown_again(name, before, after, earlier, is_queued)
 
     def estimate(
         self,

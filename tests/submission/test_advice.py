@@ -11,20 +11,17 @@ import pytest
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import save
-from r1hpc.config.schema.cluster import ResourcesConfig
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema.run import (
     CheckpointConfig,
-    DataConfig,
     ModelConfig,
     MonitorConfig,
-    Precision,
     RunConfig,
     TrainConfig,
     WandbConfig,
 )
 from r1hpc.submission.plan_run import OrderFacts, little_room
-from r1hpc.train.checks.model import other_form_in_chain, seldom_meant
+from r1hpc.train.checks.model import seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:
@@ -42,8 +39,6 @@ def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig
         ("rl", ModelConfig(path="x", lora_rank=8), 1e-5, None),
         ("rl", ModelConfig(path="x", from_scratch=True), 3e-4, None),
         ("pretrain", ModelConfig(path="x"), 3e-4, None),
-        ("pretrain", ModelConfig(path="x"), 3, "train.lr is 3: AdamW diverges"),
-        ("rl", ModelConfig(path="x"), 3, "train.lr is 3: AdamW diverges"),
     ],
 )
 def test_rates(stage: str, model: ModelConfig, lr: float, said: str | None) -> None:
@@ -64,17 +59,6 @@ def test_what_does_nothing_without_another_setting() -> None:
     assert ["does not name wandb" in note for note in notes] == [True]
     named = MonitorConfig(wandb=wandb, trackers=["wandb"])
     assert not seldom_meant(_config(ModelConfig(lora_rank=8, lora_alpha=32.0), "evaluate", monitor=named))
-
-
-def test_saves_that_never_come_and_a_rate_that_never_is() -> None:
-    train = TrainConfig(lr=1e-6, num_steps=200, warmup_steps=120)
-    config = _config(ModelConfig(path="x"), train=train, checkpoint=CheckpointConfig(save_every=500))
-    saves, rate = seldom_meant(config)
-    assert saves.startswith("checkpoint.save_every is 500 and the run has 200 steps")
-    assert rate.startswith("train.warmup_steps is 120 of train.num_steps=200")
-    on_cpus = replace(config, resources=ResourcesConfig(gpus_per_node=0))
-    assert seldom_meant(on_cpus) == [rate]
-    assert seldom_meant(replace(config, stage="evaluate")) == []
 
 
 def test_a_model_that_is_asked_otherwise_than_it_was_trained(tmp_path: Path) -> None:
@@ -113,33 +97,6 @@ def test_test_files_are_answered_at_length() -> None:
     assert "cut off at rollout.max_completion_length=64" in note
     longer = RolloutConfig(max_completion_length=65)
     assert seldom_meant(_config(ModelConfig(path="x"), "evaluate", evaluate=sets, rollout=longer)) == []
-
-
-def test_a_stage_that_asks_otherwise_than_the_one_that_trains_its_model_says_so(tmp_path: Path) -> None:
-    """All of a chain is planned before the first of its runs is there."""
-    others = {
-        tmp_path / "sft": _config(ModelConfig(path="base", system_prompt="Think."), "sft"),
-        tmp_path / "base": _config(ModelConfig(path="base", system_prompt="Think."), "pretrain"),
-    }
-    later = _config(ModelConfig(path=str(tmp_path / "sft" / "model")))
-    (said,) = other_form_in_chain(later, others)
-    assert said.startswith("model.system_prompt is None here, and was 'Think.' in stage sft, which trained")
-    for model in ("base/model", "sft/export", "other/model"):
-        of_others = replace(later, model=ModelConfig(path=str(tmp_path / model)))
-        assert other_form_in_chain(of_others, others) == []
-
-
-def test_what_costs_more_on_a_gpu_than_it_saves() -> None:
-    packed = _config(ModelConfig(path="x"), "sft", data=DataConfig(packing=True, seq_len=16384))
-    packed = replace(packed, train=TrainConfig(lr=1e-5))
-    (said,) = seldom_meant(packed)
-    assert said.startswith("data.packing with data.seq_len=16,384: sdpa computes all pairs")
-    (said,) = seldom_meant(
-        _config(ModelConfig(path="x"), "pretrain", train=TrainConfig(precision=Precision.fp8))
-    )
-    assert said.startswith("train.precision=fp8 runs without torch.compile")
-    on_cpus = ResourcesConfig(gpus_per_node=0)
-    assert seldom_meant(replace(packed, resources=on_cpus)) == []
 
 
 def test_checkpoints_that_do_not_fit_under_the_run_root(

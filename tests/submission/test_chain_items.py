@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from r1hpc.submission.chain.file import (
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.resume import reconfigured
-from r1hpc.submission.submit_chain import check_changes
 from r1hpc.tasks.problems.asked import asked_items, repeated
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import check_num_held_out
@@ -176,32 +174,6 @@ def test_a_second_rl_stage_goes_on_after_the_first(r1: Definition) -> None:
     needs = {"traces": (), "grpo": ("traces",), "more": ("grpo",)}
     done = connected({"traces": traces, "grpo": first, "more": again}, needs)
     assert done["more"].task.first_item == 60000 + 60 * 32
-
-
-def test_a_change_by_which_items_would_be_shown_again_is_refused(tmp_path: Path) -> None:
-    chain = ChainDir(tmp_path / "c")
-    stages = _SMALL + "  - {name: more, stage: rl}\n"
-    frozen = read_definition(write_chain(tmp_path, stages), chain)
-    first = frozen.stage("more").config.task.first_item
-    assert first is not None
-
-    def change(*overrides: str, begun: Collection[str] = (), queued: Collection[str] = ()) -> None:
-        changed = override(frozen, overrides, chain)
-        check_changes(frozen, changed, begun, queued)
-
-    change("grpo:resources.nodes=2")
-    change("grpo:train.num_steps=5000", begun=["more"])
-    with pytest.raises(
-        UsageError, match=rf"begin with item {first} .* more:task.first_item=(\d+) "
-    ) as caught:
-        change("grpo:train.num_steps=5000")
-    enough = re.search(r"more:task.first_item=\d+", str(caught.value))
-    assert enough is not None
-    change("grpo:train.num_steps=5000", enough[0])
-    change("more:resources.nodes=2")
-    change("more:task.first_item=0")
-    with pytest.raises(UsageError, match=r"cancel more, then give more:task\.first_item="):
-        change("grpo:train.num_steps=5000", queued=["more"])
 
 
 def test_the_first_item_may_change_until_one_was_shown(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.config.schema.rl import RolloutConfig
-from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
+from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.config.schema.sections import DeepspeedConfig
 from r1hpc.corpus.build.build import build_dataset
 from r1hpc.submission.job_estimate import estimate_job
@@ -17,7 +16,6 @@ from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run
 from r1hpc.tasks.text.tokenizer import character_tokenizer
 from r1hpc.train.checks import model as model_checks
-from r1hpc.train.checks.data import may_be_too_long
 from tests.plan.tensorfiles import write_header
 from tests.submission.chains import submit, write_chain
 
@@ -119,14 +117,6 @@ def test_a_line_that_is_no_trace_is_named(tmp_path: Path, line: str, said: str) 
     assert "on_invalid" not in message
 
 
-def test_a_long_one_is_found_however_far_on_it_stands(tmp_path: Path) -> None:
-    """Ten MiB of blanks before it: what is taken apart line by line are the first eight."""
-    with Path("mine.jsonl").open("w") as file:
-        file.write(f'{{"prompt": "1", "completion": "2"{" " * 1000}}}\n' * 10_000)
-        file.write(f'{{"prompt": "1", "completion": "{"2" * 3000}"}}\n')
-    assert f"the trace of {tmp_path}/mine.jsonl:10001 has 3,002 tokens" in refused()
-
-
 def test_a_model_that_is_nowhere_is_named_before_its_tokenizer() -> None:
     assert "on the login node: `hf download Of/Nobody`" in refused(
         "model.path=Of/Nobody", "model.tokenizer=null"
@@ -153,24 +143,6 @@ def test_what_is_submitted_is_estimated() -> None:
 def test_an_empty_file_is_no_data(tmp_path: Path) -> None:
     Path("mine.jsonl").write_text("\n")
     assert f"{tmp_path}/mine.jsonl holds no line" in refused()
-
-
-@pytest.mark.parametrize(("seq_len", "is_told"), [(23, True), (24, False)])
-def test_a_chain_whose_answers_may_be_longer_than_a_row_says_so(seq_len: int, is_told: bool) -> None:
-    config = RunConfig(stage="sft", data=DataConfig(seq_len=seq_len, traces=["/c/answers/traces.jsonl"]))
-    rollout = RolloutConfig(max_prompt_length=8, max_completion_length=16)
-    others = {
-        Path("/c/answers"): RunConfig(stage="generate", rollout=rollout),
-        Path("/c/shown"): RunConfig(stage="traces", rollout=rollout),
-        Path("/c/more"): RunConfig(stage="generate", rollout=rollout),
-    }
-    said = may_be_too_long(config, others)
-    assert len(said) == is_told
-    for sentence in said:
-        assert sentence.startswith(
-            "data.seq_len is 23, but completions kept by stage answers may have up to 24"
-        )
-        assert sentence.endswith("set data.seq_len=24")
 
 
 def test_of_a_chain_only_what_no_stage_writes_is_looked_for(tmp_path: Path) -> None:
@@ -237,15 +209,5 @@ def test_data_that_is_too_small_is_refused_before_the_queue(tmp_path: Path) -> N
     assert "holds 20 tokens, but a sample needs data.seq_len + 1 = 129" in refused(
         *pretrain, "data.seq_len=128"
     )
-    words = (
-        "data.seq_len=8",
-        "model.config.vocab_size=257",
-        "model.from_scratch=true",
-        "train.num_steps={}",
-        "deepspeed.zero_stage=0",
-    )
-    for steps, is_noted in ((5, False), (50, True)):
-        notes = plan(*pretrain, *(word.format(steps) for word in words)).notes
-        assert any("is trained on 40.0 times: beyond 4 passes" in note for note in notes) is is_noted
     sft = ("data.traces=[]", "data.path=traces", "data.validation_documents=1")
     assert "data.validation_documents=1 leaves none of the 1 documents" in refused(*sft)

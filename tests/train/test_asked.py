@@ -13,7 +13,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import plugins
 from r1hpc.telemetry.records.attempts import Cause
 from r1hpc.telemetry.records.evaluations import read_evaluations
-from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
+from r1hpc.train.generate.evaluate import Asking, refuse_other_asking
 from r1hpc.train.loop.session import Job
 from r1hpc.train.rl.rl import has_kept
 from tests.runs import at, submit, wait_over, wait_until
@@ -54,7 +54,7 @@ def test_the_first_attempt_says_what_is_asked_and_no_other_asks_anything_else(jo
 @pytest.mark.parametrize(
     ("asking", "said"),
     [
-        (Asking("task", "form 2", "weights"), r"how questions are put to None has changed .*put the files"),
+        (Asking("task", "form 2", "weights"), r"the prompts for None have changed .*put the files"),
         (Asking("task", "form", "weights 2"), "the weights in None have changed since the first part was"),
     ],
 )

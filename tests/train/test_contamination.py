@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.benchmark import check_trained_on, with_counted_sets
 from r1hpc.telemetry.records.evaluations import contamination_lines
 from r1hpc.train.generate import generate
-from r1hpc.train.generate.contamination import contamination
+from r1hpc.train.generate.generate import contamination
 from tests.train.test_evaluate import said
 
 _QUESTIONS = [
@@ -78,7 +78,7 @@ def test_a_stop_during_the_search_leaves_the_figures_and_says_what_was_not_searc
         watchdog=SimpleNamespace(beat=lambda phase: None),
         requests=SimpleNamespace(poll=lambda: (stop[0], False)),
     )
-    answers = [said(number, [("1", True)]).to_json() for number in range(len(_QUESTIONS))]
+    answers = [asdict(said(number, [("1", True)])) for number in range(len(_QUESTIONS))]
     monkeypatch.setattr(generate, "_read_parts", lambda job: answers)
     assert not generate._sum_up(job, "test")
     left = json.loads(run.evaluation.read_text())

@@ -10,7 +10,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.train.checkpoint import async_save
-from r1hpc.train.loop.loop import _check_finite, _refused_at_the_smallest_scale
+from r1hpc.train.loop import loop
+from r1hpc.train.loop.loop import _check_finite
 from r1hpc.train.loop.session import Agreement
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import _has_bf16
@@ -35,11 +36,21 @@ def test_an_update_that_deepspeed_left_out_ends_a_run_that_is_not_in_fp16() -> N
         _check_finite(session(Precision.bf16), 3, fine, 1.0, 2.8, skipped=True)
 
 
-def test_the_smallest_loss_scale_is_no_crash() -> None:
-    with pytest.raises(NonFiniteError, match="step 9: fp16 overflows"), _refused_at_the_smallest_scale(9):
-        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore")
-    with pytest.raises(RuntimeError, match="something else"), _refused_at_the_smallest_scale(9):
-        raise RuntimeError("something else")
+def test_the_smallest_loss_scale_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    this = session(Precision.fp16)
+    this.engine = SimpleNamespace(skipped_steps=0, optimizer=SimpleNamespace(param_groups=[]))
+
+    def step_that_raises(error: Exception) -> None:
+        def accumulate(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(loop, "accumulate", accumulate)
+        loop.optimizer_step(this, 9, [], list)
+
+    with pytest.raises(NonFiniteError, match="step 9: fp16 overflows"):
+        step_that_raises(Exception("Current loss scale already at minimum - cannot decrease scale anymore"))
+    with pytest.raises(RuntimeError, match="something else"):
+        step_that_raises(RuntimeError("something else"))
 
 
 def test_bf16_that_is_emulated_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import accumulate, build_engine, deepspeed_config
 from r1hpc.train.rollout.policy import build_policy, placement
-from r1hpc.train.supervised.pretrain import Pretraining
 from r1hpc.train.supervised.sft import FineTuning
+from r1hpc.train.supervised.supervised import Pretraining
 from tests.train.two_ranks import gathered, run_on_ranks
 
 _VOCABULARY, _BATCH, _STEPS = 64, 4, 10

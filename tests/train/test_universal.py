@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1hpc.train.checkpoint.universal import convert
+from r1hpc.train.checkpoint.deepspeed_io import convert
 from r1hpc.train.parallel.errors import ConversionError, ResumeError
 
 

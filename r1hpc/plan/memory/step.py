@@ -132,10 +132,10 @@ class Zero:
     world_size: int
     precision: Precision
     largest: int
-    """Of the largest tensor."""
+    """Parameters of the largest tensor."""
     num_frozen: int = 0
     together: int | None = None
-    """Of the largest group of parameters, which are updated one after the other; None: all."""
+    """Parameters of the largest group, since groups are updated one after the other; None: all."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """zero_optimization of DeepSpeed's config."""
     fused: bool = True

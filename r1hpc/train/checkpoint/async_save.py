@@ -1,11 +1,5 @@
 """Write a checkpoint in a background thread of each rank, from copies in host memory, while training goes on.
 
-    copies = HostCopies()
-    state = copies.copy("optim_states.pt", state)       # the state at this moment
-    write = Write(step, number, exchange, write_own, commit, clean_up)      # on every rank
-    write.is_over                            # check between steps: committed or failed
-    write.wait(hurry=False)
-
 Each rank writes and digests its files and reports to the attempt's key-value store. Rank 0's thread collects
 the reports and commits. No collectives are used: training's own run at the same time. A copy's memory is
 reused by the next copy under the same key, so nothing may still read it. Copies of GPU tensors are pinned and
@@ -95,7 +89,6 @@ class Write:
         self.error: BaseException | None = None
         """An exception that is not a failed save, such as lack of memory; this rank must raise it."""
         self.committed_bytes: int | None = None
-        """Set on rank 0 once committed."""
         self.started_at = time.monotonic()
         self.seconds = 0.0
         """Seconds until the commit, on rank 0."""
@@ -123,11 +116,7 @@ class Write:
         self._pieces += 1
 
     def wait_for_own(self, beat: Callable[[], object] = lambda: None) -> None:
-        """Wait until this rank's files are written or have failed.
-
-        Args:
-            beat: called as long as pieces are written: a slow file system is no hang.
-        """
+        """Wait until this rank's files are written or have failed; `beat` as long as pieces are written."""
         seen = self._pieces
         while not self._own_done.wait(_LOOK_S):
             if self._pieces != seen:
@@ -135,12 +124,9 @@ class Write:
                 beat()
 
     def settle(self, patience_s: float, beat: Callable[[], object] = lambda: None) -> None:
-        """Wait for commit or failure; abandon it this long after this rank's last piece. Not collective.
+        """Wait for commit or failure, with `beat` as long as this rank writes. Not collective.
 
-        Another rank may be dead, and then the commit never comes.
-
-        Args:
-            beat: called as long as this rank writes.
+        Abandon it `patience_s` after this rank's last piece: another rank may be dead.
         """
         seen, last = self._pieces, time.monotonic()
         while not self._decided.wait(min(_LOOK_S, patience_s)):
@@ -191,11 +177,7 @@ class Write:
 
 
 def records_of(reports: list[Report]) -> Records:
-    """Return all ranks' records.
-
-    Raises:
-        SaveError: a rank failed.
-    """
+    """Return all ranks' records; raise SaveError if a rank failed."""
     problems = dict.fromkeys(report["problem"] for report in reports if "problem" in report)
     if problems:
         raise SaveError("; ".join(problems))

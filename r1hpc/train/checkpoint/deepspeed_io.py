@@ -1,16 +1,16 @@
 """Save and load through DeepSpeed, which hands over each file's state and leaves the writing to r1hpc.
 
-    files = CheckpointFiles(group, zero_stage, asynchronous=True, ranks_per_node=8)
-    files.attach(engine)
-    engine.save_checkpoint(...)          # keeps copies, or writes at once
-    for path, state in files.take(): write_file(path, state, stop)
-
 DeepSpeed's own writers do not fit: DecoupledCheckpointEngine commits a step late and never the last one, and
 neither it nor FastCheckpointEngine can load what it wrote (DeepSpeed 0.19.8; issue 8500).
 """
 
+import errno
 import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,15 +21,19 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.units import format_bytes
 from r1hpc.train.checkpoint.async_save import HostCopies, num_bytes, room_for_copies
-from r1hpc.train.checkpoint.shards import join_weights, part_name, pieces_of, take_weights
+from r1hpc.train.checkpoint.shards import PREFIX, join_weights, part_name, pieces_of, take_weights
 from r1hpc.train.model.low_precision import holds_nf4, unsaved
 from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import ConversionError, ResumeError
 
 _PIECE_BYTES = 64 << 20
 """Bytes per write; a write can be abandoned in between."""
 _SYNC_BYTES = 4 << 30
 """Bytes between two waits for the disk. Otherwise the page cache takes a complete checkpoint, and the fsync
 at its end gives no sign of life for too long."""
+_POLL_S = 0.2
+_NO_ROOM = ("MemoryError", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO)))
+_PHASE = "converting the checkpoint for another number of ranks"
 File = tuple[Path, Any]
 
 
@@ -137,10 +141,9 @@ def _keep_frozen_once(engine: Any) -> None:
 def write_file(
     path: Path, state: Any, stop: threading.Event | None = None, wrote: Callable[[], object] = lambda: None
 ) -> None:
-    """Write with torch.save. Raise AbandonedError soon after `stop` is set, and OSError if a write fails.
+    """Write with torch.save, and call `wrote` after each piece of at most 64 MiB.
 
-    Args:
-        wrote: called after each piece of at most 64 MiB.
+    Raise AbandonedError soon after `stop` is set, and OSError if a write fails.
     """
     # Given a Python file instead of a path, torch releases the interpreter lock while it writes.
     with open(path, "wb") as file:
@@ -169,7 +172,6 @@ class _Pieces:
         self._wrote = wrote
         self._since_sync = 0
         self.failure: AbandonedError | OSError | None = None
-        """The error that ended the writing."""
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -190,3 +192,63 @@ class _Pieces:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], None]) -> None:
+    """Write the universal form of DeepSpeed's files in `source`; replaces an unfinished one.
+
+    A large model takes longer than a rank may be silent, so `beat` is called all the while.
+
+    Raises:
+        ConversionError: DeepSpeed was killed, or had no room or memory.
+        ResumeError: it could not read the checkpoint.
+    """
+    for leftover in target.parent.parent.glob("universal-*"):  # of a killed conversion
+        shutil.rmtree(leftover, ignore_errors=True)
+    target.parent.mkdir(mode=0o700)
+    try:
+        _convert(source, target, zero_stage, beat)
+    except BaseException:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
+
+
+def _convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], None]) -> None:
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(_joined(source, target.parent, beat)), "--output_folder", str(target)]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    if zero_stage < 3:
+        command += ["--inject_missing_state"]
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    log = target.parent / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=clean)
+    try:
+        while process.poll() is None:
+            beat(_PHASE)
+            time.sleep(_POLL_S)
+    finally:
+        process.kill()  # it must not write on into a folder that is removed
+        process.wait()
+    if process.returncode:
+        said = log.read_text(errors="replace")
+        print(said, file=sys.stderr, flush=True)
+        how = f"status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
+        is_of_the_machine = process.returncode < 0 or any(words in said for words in _NO_ROOM)
+        kind = ConversionError if is_of_the_machine else ResumeError
+        raise kind(f"DeepSpeed could not convert {source.parent} ({how}):\n{said[-2000:]}")
+
+
+def _joined(folder: Path, scratch: Path, beat: Callable[[str], None]) -> Path:
+    """Return `folder` as DeepSpeed's converter reads it: a copy with joined weights if they are in parts."""
+    if not (folder / part_name(0)).exists():
+        return folder
+    joined = scratch / "joined"
+    joined.mkdir(mode=0o700)
+    for path in folder.iterdir():
+        beat(_PHASE)
+        if path.name.startswith("mp_rank_"):
+            write_file(joined / path.name, load_file(path))
+        elif not path.name.startswith(PREFIX):
+            (joined / path.name).symlink_to(path.resolve())
+    return joined

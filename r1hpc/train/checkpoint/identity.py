@@ -1,8 +1,5 @@
 """Identify the run a checkpoint belongs to (same data, batch and model), and save the random streams.
 
-    identity.check(checkpoint.manifest.meta)     # ResumeError if it is another run's
-    describe_versions(checkpoint.manifest.meta)  # differences for the log; never a reason to refuse
-
 DeepSpeed saves no random streams, so a checkpoint holds those of each rank.
 """
 
@@ -41,7 +38,6 @@ class Identity:
     zero_stage: int
     world_size: int
     facts: dict[str, Any] = field(default_factory=dict)
-    """More facts that must match, under the stage's own names."""
 
     def check(self, saved: dict[str, Any]) -> None:
         """Raise ResumeError if a checkpoint's meta belongs to another run."""
@@ -118,12 +114,8 @@ def weights_id(config: RunConfig, group: Group) -> str:
     model = config.model
     if model.path is None or model.from_scratch:
         return f"from scratch, seed {config.train.seed}"
-    return str(group.broadcast(_digest_of(Path(model.path)) if group.rank == 0 else ""))
-
-
-def _digest_of(model: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(weight_files(model)):
+    for path in sorted(weight_files(Path(model.path))) if group.rank == 0 else ():
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
+    return str(group.broadcast(digest.hexdigest()[:32]))

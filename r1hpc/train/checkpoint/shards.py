@@ -1,9 +1,5 @@
 """Split a checkpoint's weights into equal parts, one written by each rank; join them when loading.
 
-    take_weights(state)                  # out of the state DeepSpeed is about to save
-    pieces_of(weights, rank, world_size) # what this rank writes
-    join_weights(state, folder)          # back into the loaded state; without parts nothing changes
-
 Below ZeRO 3 every rank holds all weights, and DeepSpeed has rank 0 write them alone: 14 GB for 7 B
 parameters. Here they form one row of bytes in the order of their names. Each rank writes its piece,
 `weights_rank_<n>.pt`, next to DeepSpeed's file, which keeps everything else. The optimizer state without ZeRO
@@ -15,7 +11,7 @@ several ranks would mix them.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,13 +71,11 @@ def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, .
 
 
 def join_weights(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Put the parts in `folder` into the model state read from there, in place.
-
-    Raises:
-        ResumeError: a part is missing.
-    """
+    """Put the parts in `folder` into the model state read from there; raise ResumeError if one is missing."""
     module, filled = state["module"], Counter[str]()
-    for name, shape, start, values, same in _pieces_in(folder):
+    files = sorted(folder.glob(f"{PREFIX}*.pt"))
+    pieces = (piece for path in files for piece in torch.load(path, weights_only=True, mmap=True))
+    for name, shape, start, values, same in pieces:
         if name not in module:
             # A weight that lies in one file stays mapped there: copies of all weights on each rank would take
             # more host memory than the training.
@@ -97,11 +91,6 @@ def join_weights(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         if count != module[name].numel():
             raise ResumeError(f"{folder} holds {count} of the {module[name].numel()} elements of {name}")
     return state
-
-
-def _pieces_in(folder: Path) -> Iterator[Piece]:
-    for path in sorted(folder.glob(f"{PREFIX}*.pt")):
-        yield from (Piece(*piece) for piece in torch.load(path, weights_only=True, mmap=True))
 
 
 def _aliases(weights: Weights) -> list[list[str]]:

@@ -23,10 +23,9 @@ from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.client.streams import restore_streams, seed_streams, streams
 from r1hpc.train.checkpoint.async_save import Exchange, Records, Report, Write, records_of
-from r1hpc.train.checkpoint.deepspeed_io import AbandonedError, CheckpointFiles, File, write_file
+from r1hpc.train.checkpoint.deepspeed_io import AbandonedError, CheckpointFiles, File, convert, write_file
 from r1hpc.train.checkpoint.identity import Identity, describe_versions, versions
 from r1hpc.train.checkpoint.shards import check_whole, own_files, part_name, streams_name
-from r1hpc.train.checkpoint.universal import convert
 from r1hpc.train.model.low_precision import load_adapters
 from r1hpc.train.parallel.compression import Compressor, compression_name
 from r1hpc.train.parallel.distributed import Group
@@ -49,7 +48,6 @@ class Saved:
     copy_s: float
     """Training waited this long until everything was copied to host memory (or written, without a copy)."""
     copied_at: float
-    """Unix time at the end of the copy."""
     write_s: float
     """From the copy to the commit."""
     waited_s: float
@@ -105,8 +103,6 @@ class Snapshots:
     def choose(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies, the same on all ranks; None for a fresh run.
 
-        Bad ones that are passed over are named on rank 0's log; see CheckpointStore.newest_verified.
-
         Raises:
             NoUsableCheckpointError: there are checkpoints and none verifies.
             ResumeError: the newest good one belongs to another configuration.
@@ -132,11 +128,8 @@ class Snapshots:
     def load(self, engine: Any, checkpoint: Checkpoint) -> Checkpoint:
         """Load the checkpoint into the engine and every random stream, and return it.
 
-        If a verified one cannot be loaded, rank 0 logs it, and all ranks take and return the next older good
-        one.
-
-        Raises:
-            NoUsableCheckpointError: none can be loaded; names each.
+        If a verified one cannot be loaded, all ranks take the next older good one; NoUsableCheckpointError if
+        there is none.
         """
         self._files.attach(engine)
         needs_conversion, failed = self.needs_conversion(checkpoint), []
@@ -285,9 +278,7 @@ class Snapshots:
         )
 
     def finish(self, *, hurry: bool = False) -> Saved | None:
-        """Wait until the write under way is committed. Collective.
-
-        Returns None if there is none, or if `make_way` abandoned it.
+        """Wait until the write under way is committed; None without one, or if it was abandoned. Collective.
 
         Args:
             hurry: do not wait for the removal of older checkpoints.

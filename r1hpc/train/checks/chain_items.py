@@ -4,10 +4,9 @@ Stage rl begins after the items that earlier stages have shown, unless task.firs
 of test files gets the list of what those stages trained on, for its contamination report.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
-from r1hpc.base.errors import UsageError
 from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
@@ -21,74 +20,28 @@ def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) ->
     Raises:
         UsageError: the task does not exist.
     """
-    return _with_trained_on(_with_first_item(config, earlier), earlier)
+    if config.stage == "rl" and config.task.first_item is None:
+        return _with_first_item(config, earlier)
+    if config.stage == "evaluate" and (config.evaluate.path or config.evaluate.sets):
+        return _with_trained_on(config, earlier)
+    return config
 
 
 def _with_first_item(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-    if config.stage != "rl" or config.task.first_item is not None:
-        return config
-    first = _first_unseen(config, earlier.values())
+    shown = [(each.task, items.stop) for each in earlier.values() if (items := asked_items(each))]
+    first = max((first_beyond(config.task, task, end) for task, end in shown), default=0)
     return replace(config, task=replace(config.task, first_item=first)) if first else config
-
-
-def refuse_shown_again(
-    name: str,
-    before: Mapping[str, RunConfig],
-    after: Mapping[str, RunConfig],
-    earlier: Sequence[str],
-    is_queued: bool,
-) -> None:
-    """Refuse a change by which stage rl would use items again that an earlier stage now shows.
-
-    Args:
-        earlier: the stages before this one.
-        is_queued: it has a job, which must be cancelled before the change.
-
-    Raises:
-        UsageError: names the item to begin with. A stage that is given another first item is not checked, nor
-            one that used items twice before.
-    """
-    if after[name].stage != "rl" or after[name].task.first_item != before[name].task.first_item:
-        return
-    (_, was_apart), (end, is_apart) = (
-        _apart(configs[name], [configs[each] for each in earlier]) for configs in (before, after)
-    )
-    if was_apart and not is_apart:
-        first = f"cancel {name}, then " if is_queued else ""
-        raise UsageError(
-            f"stage {name} would begin with item {after[name].task.first_item or 0} of its task, and the "
-            f"stages before it show all up to {end - 1} now: {first}give {name}:task.first_item={end} "
-            "as well"
-        )
-
-
-def _apart(config: RunConfig, earlier: Iterable[RunConfig]) -> tuple[int, bool]:
-    """Return the first item that earlier stages do not show, and whether this stage begins there or later."""
-    end = _first_unseen(config, earlier)
-    return end, (config.task.first_item or 0) >= end
-
-
-def _first_unseen(config: RunConfig, earlier: Iterable[RunConfig]) -> int:
-    shown = [(each.task, items.stop) for each in earlier if (items := asked_items(each))]
-    return max((first_beyond(config.task, task, end) for task, end in shown), default=0)
 
 
 def _with_trained_on(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
     """Return an evaluation of test files with the training data of earlier stages added to its own list."""
     evaluate = config.evaluate
-    if config.stage != "evaluate" or not (evaluate.path or evaluate.sets):
-        return config
     traces = [path for each in earlier.values() if each.stage == "sft" for path in each.data.traces]
     asked = [path for each in earlier.values() if each.stage == "rl" for path in _question_files(each.task)]
     others = [f"{each} (stage {name})" for name, config in earlier.items() for each in _unread(config)]
-    return replace(
-        config,
-        evaluate=replace(
-            evaluate,
-            trained_on=_once([*evaluate.trained_on, *traces, *asked]),
-            not_searched=_once([*evaluate.not_searched, *others]),
-        ),
-    )
+    searched = list(dict.fromkeys([*evaluate.trained_on, *traces, *asked]))
+    not_searched = list(dict.fromkeys([*evaluate.not_searched, *others]))
+    return replace(config, evaluate=replace(evaluate, trained_on=searched, not_searched=not_searched))
 
 
 def _question_files(task: TaskConfig) -> list[str]:
@@ -106,7 +59,3 @@ def _unread(config: RunConfig) -> list[str]:
     if config.stage not in ("pretrain", "sft") or (config.stage == "sft" and data.traces and not data.path):
         return []
     return [f"data.path={data.path}" if data.path else f"data.recipe={data.recipe}"]
-
-
-def _once(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))

@@ -1,36 +1,28 @@
 """Check training data before the run is queued: its dataset, or its traces line by line.
 
-    check_training_data(config)         # of a new run
-    refuse_long_build(run, config)      # of a run that will hold GPUs: may its own job build the dataset?
-
-The ranks read everything; here it is a few MiB, the longest lines of a GiB, and a dataset's manifest.
+The ranks read everything; here it is a few MiB of traces, and a dataset's manifest.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
-from r1hpc.config.schema.run import DataConfig, RunConfig
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.corpus.build.from_traces import list_inputs, source_names
 from r1hpc.corpus.recipe import find_recipe, load_recipe
-from r1hpc.corpus.sources.lines import Line, also_said, is_compressed, iter_lines, line_number, parse_trace
+from r1hpc.corpus.sources.lines import also_said, iter_lines, line_number, parse_trace
 from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.format.mix import check_schedule
 from r1hpc.train.supervised.dataset import folder_of_recipe
 
 _READ_BYTES = 8 << 20
-"""Bytes of all traces, in order, whose lines are all parsed: a tenth of a second."""
-_SCANNED_BYTES = 1 << 30
-"""Bytes of uncompressed files in which the longest lines are looked for: some seconds."""
+"""Bytes of all traces, in order, whose lines are parsed: a tenth of a second."""
 _ENCODED_BYTES = 512 << 10
 _ENCODED_TRACES = 64
-"""How many of the longest traces are encoded."""
-_USEFUL_PASSES = 4
-"""Passes over the data that are about as good as new text (Muennighoff et al. 2023, arXiv 2305.16264)."""
 _FORM = '{"prompt": "…", "completion": "…"}'
 _MOST_BYTES = 64 << 20
 """Bytes of input that build in about a minute on one core, less than a large model takes to start."""
@@ -40,7 +32,6 @@ _MOST_BYTES = 64 << 20
 class _Trace:
     path: Path
     position: int
-    """Byte at which its line begins."""
     prompt: str
     completion: str
 
@@ -52,18 +43,11 @@ class _Trace:
 def check_training_data(
     config: RunConfig, to_come: Sequence[Path] = (), *, tokenizer_to_come: bool = False
 ) -> list[str]:
-    """Refuse data of stages pretrain and sft that is missing, in another form, or too long.
+    """Refuse data of stages pretrain and sft that is missing, in another form, or too long; return notes.
 
     Args:
         to_come: folders that other runs have yet to fill; paths below them are not checked.
         tokenizer_to_come: another run has yet to write the tokenizer, so tokens cannot be counted.
-
-    Returns:
-        Notes on what may be a mistake.
-
-    Raises:
-        UsageError: no such dataset or file, data.path beside data.traces, documents without roles in stage
-            sft, a line that is no trace, or a trace longer than data.seq_len.
     """
     data = config.data
     notes: list[str] = []
@@ -75,43 +59,17 @@ def check_training_data(
         )
     if data.path is not None:
         if not _is_below(data.path, to_come):
-            notes = _check_dataset(Path(data.path), config)
+            _check_dataset(Path(data.path), config)
     elif config.stage == "sft" and data.traces:
         traces = [path for path in data.traces if not _is_below(path, to_come)]
         notes = _check_traces(traces, None if tokenizer_to_come else config)
-    elif config.stage == "sft":
-        _check_recipe(data)
+    elif config.stage == "sft" and data.recipe and not load_recipe(find_recipe(data.recipe)).is_traces:
+        raise _no_roles(f"data.recipe={data.recipe} makes")
     return notes
 
 
-def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-    """Return a note for each other stage whose answers this stage trains on and may be too long for it.
-
-    Args:
-        others: of the same chain, by their folders.
-    """
-    if config.stage != "sft":
-        return []
-    sentences = []
-    for folder, other in others.items():
-        is_read = any(_is_below(path, [folder]) for path in config.data.traces)  # else its file is checked
-        longest = other.rollout.max_prompt_length + other.rollout.max_completion_length
-        is_to_come = is_read and other.stage == "generate" and not RunDir(folder).traces.exists()
-        if is_to_come and longest > config.data.seq_len:
-            sentences.append(
-                f"data.seq_len is {config.data.seq_len:,}, but completions kept by stage {folder.name} may "
-                f"have up to {longest:,} tokens with their prompts. A longer one ends this stage. To be "
-                f"sure set data.seq_len={longest}"
-            )
-    return sentences
-
-
 def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
-    """Refuse a weight schedule that names other sources than the dataset will have.
-
-    Raises:
-        UsageError: names the entry, and the nearest source.
-    """
+    """Refuse a weight schedule that names other sources than the dataset will have."""
     data = config.data
     if data.path is not None and _is_below(data.path, to_come):
         return
@@ -126,11 +84,7 @@ def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
 
 
 def check_mix_goes_on(frozen: RunConfig, config: RunConfig) -> None:
-    """Refuse a resume that would change the order of data already seen.
-
-    Raises:
-        UsageError: says which settings of data.mix may change.
-    """
+    """Refuse a resume that would change the order of data already seen."""
     schedules = (frozen.data.mix.schedule, config.data.mix.schedule)
     begins = [[entry for entry in schedule if entry["from_step"] == 1] for schedule in schedules]
     becomes_one = frozen.data.mix.is_used != config.data.mix.is_used and not _is_mixed(config)
@@ -143,7 +97,6 @@ def check_mix_goes_on(frozen: RunConfig, config: RunConfig) -> None:
 
 
 def _is_mixed(config: RunConfig) -> bool:
-    """True if the data's own recipe is a mixture."""
     data = config.data
     if data.path is not None:
         return read_manifest(Path(data.path)).content["recipe"].get("mix") is not None
@@ -156,7 +109,7 @@ def _is_below(path: str, folders: Sequence[Path]) -> bool:
     return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
-def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
+def _check_dataset(folder: Path, config: RunConfig) -> None:
     if folder.is_file():
         raise UsageError(
             f"data.path {folder} is a file: give the folder of a dataset, made by `python -m r1hpc.shard "
@@ -168,7 +121,7 @@ def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
             "r1hpc.shard build`; a folder of traces (*.jsonl) is named by data.traces=[DIR]"
         )
     if config.stage == "pretrain" and not folder.is_dir():
-        return []  # missing_dataset explains more
+        return  # missing_dataset explains more
     content = read_manifest(folder).content
     if config.stage == "sft" and "roles" not in content:
         raise _no_roles(f"data.path {folder} holds")
@@ -183,18 +136,6 @@ def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
             f"data.validation_documents={config.data.validation_documents:,} leaves none of the "
             f"{content['num_documents']:,} documents in {folder} to train on: lower it"
         )
-    asked = config.train.num_steps * config.train.global_batch_size * seq_len
-    if config.stage == "pretrain" and asked > _USEFUL_PASSES * num_tokens and not _is_mixed(config):
-        return [
-            f"each of the {num_tokens:,} tokens in {folder} is trained on {asked / num_tokens:.1f} times: "
-            f"beyond {_USEFUL_PASSES} passes more steps help less and less (Muennighoff et al. 2023)"
-        ]
-    return []
-
-
-def _check_recipe(data: DataConfig) -> None:
-    if data.recipe is not None and not load_recipe(find_recipe(data.recipe)).is_traces:
-        raise _no_roles(f"data.recipe={data.recipe} makes")
 
 
 def _no_roles(what: str) -> UsageError:
@@ -228,52 +169,22 @@ def _left_out(files: Iterable[Path]) -> list[str]:
 
 
 def _longest(files: Iterable[Path]) -> list[_Trace]:
-    """Return the longest traces: by characters in the first MiB, of which every line is parsed, and by bytes
-    of the line behind it. The longest first.
-
-    Raises:
-        UsageError: names file and number of a line that is no trace.
-    """
-    lines, first, read = _lines(files), [], 0
-    for path, line in lines:
-        first.append(_parsed(path, line))
-        read += line.size
-        if read >= _READ_BYTES:
-            break
-    found = heapq.nlargest(_ENCODED_TRACES, first, key=_characters)
-    behind = heapq.nlargest(_ENCODED_TRACES, lines, key=lambda placed: placed[1].size)
-    return sorted([*found, *(_parsed(path, line) for path, line in behind)], key=_characters, reverse=True)
-
-
-def _characters(trace: _Trace) -> int:
-    return len(trace.prompt) + len(trace.completion)
-
-
-def _lines(files: Iterable[Path]) -> Iterator[tuple[Path, Line]]:
-    """Yield the lines in order, as far as they are checked; compressed files take longer to read."""
-    read = 0
+    """Return the longest traces in the first _READ_BYTES of the files, the longest first."""
+    traces, read = [], 0
     for path in files:
-        most = _READ_BYTES if is_compressed(path.name) else _SCANNED_BYTES
-        for line in iter_lines(path, 0, max(0, most - read)):
-            if line.fault:
-                raise _no_trace(path, line, line.fault)
+        for line in iter_lines(path, 0, max(0, _READ_BYTES - read)):
             read += line.size
-            yield path, line
-
-
-def _parsed(path: Path, line: Line) -> _Trace:
-    try:
-        prompt, completion = (text.decode() for text in parse_trace(line.raw))
-    except ValueError as error:
-        raise _no_trace(path, line, str(error)) from None
-    return _Trace(path, line.position, prompt, completion)
-
-
-def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
-    return UsageError(
-        f"{path}:{line_number(path, line.position)}: {fault}. A line of data.traces is {_FORM}: correct it, "
-        "or leave it out"
-    )
+            try:
+                if line.fault:
+                    raise ValueError(line.fault)
+                prompt, completion = (text.decode() for text in parse_trace(line.raw))
+            except ValueError as error:
+                raise UsageError(
+                    f"{path}:{line_number(path, line.position)}: {error}. A line of data.traces is {_FORM}: "
+                    "correct it, or leave it out"
+                ) from None
+            traces.append(_Trace(path, line.position, prompt, completion))
+    return heapq.nlargest(_ENCODED_TRACES, traces, key=lambda each: len(each.prompt) + len(each.completion))
 
 
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
@@ -328,9 +239,6 @@ def refuse_long_build(run: RunDir, config: RunConfig) -> None:
     """Refuse a run that would build a large dataset at its start, with its GPUs idle.
 
     data.traces of any size are accepted: no command builds that dataset beforehand.
-
-    Raises:
-        UsageError: tells how to build it first.
     """
     data = config.data
     if config.stage not in ("pretrain", "sft") or data.path or data.traces or data.recipe is None:

@@ -2,7 +2,6 @@
 
     notes = check_models(config, expected_model=None, expected_teacher=None)      # of a new run
     notes = seldom_meant(config)
-    notes = other_form_in_chain(config, others)          # compared with the stage that trains its model
 
 Files that an earlier stage of a chain has yet to write are checked by the ranks.
 """
@@ -18,7 +17,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.rl import RolloutConfig
-from r1hpc.config.schema.run import SDPA, ModelConfig, Precision, RunConfig, TrainConfig, WandbConfig
+from r1hpc.config.schema.run import ModelConfig, RunConfig, TrainConfig, WandbConfig
 from r1hpc.config.schema.sections import zero_converts
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.model.families import ALIASES, FAMILIES
@@ -35,9 +34,6 @@ _HEADS = ("lm_head", "embed_out")
 _COLDEST_OF_VLLM = 0.01
 """vLLM 0.32 raises lower temperatures to this one."""
 
-_LONG_TO_MASK = 8192
-"""Row length in tokens from which full attention costs more than the linear layers, roughly."""
-_HIGHEST_LR = 0.1
 _LOW_FOR_ADAPTERS = {"sft": 5e-5, "rl": 1e-5}
 
 
@@ -46,17 +42,11 @@ def check_models(
     expected_model: Mapping[str, Any] | None,
     expected_teacher: Mapping[str, Any] | None,
 ) -> list[str]:
-    """Refuse a model or a teacher that cannot be loaded as the run wants it.
+    """Refuse a model or a teacher that cannot be loaded as the run wants it; return notes.
 
     Args:
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
-
-    Returns:
-        Notes on what may be a mistake.
-
-    Raises:
-        ConfigError: what is wrong with it, and what to give instead.
     """
     tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
     if config.stage != "traces":  # demonstrations are computed: no model is loaded
@@ -66,7 +56,6 @@ def check_models(
     notes = _slips(config.model.config)
     if config.rl.teacher:
         _check_teacher(config, expected_teacher, tokenizer_to_come=tokenizer_to_come)
-        notes += [] if tokenizer_to_come else _other_end(config)
     return notes
 
 
@@ -153,7 +142,6 @@ def _refuse_two_rotations(config: RunConfig, hf_config: Mapping[str, Any]) -> No
 
 
 def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse to train, or to sync, quantised weights: they can only answer."""
     if not hf_config.get("quantization_config"):
         return
     if config.stage in ("generate", "evaluate") and config.rollout.engine == "vllm":
@@ -191,27 +179,6 @@ def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tok
         check_teacher_tokens(config)
 
 
-def _other_end(config: RunConfig) -> list[str]:
-    """Return a note if a teacher ends its answers with a token that does not end the student's."""
-    if not Path(config.rl.teacher or "", "tokenizer.json").is_file():
-        return []
-    from r1hpc.tasks.text.tokenizer import load_tokenizer, special_ids  # the tokenizers library
-
-    teacher = ModelConfig(path=config.rl.teacher)
-    tokenizer = load_tokenizer(teacher)
-    try:
-        end = special_ids(tokenizer, teacher).eos
-    except UsageError:  # a teacher needs neither end tokens nor a chat template
-        return []
-    if end in special_ids(load_tokenizer(config.model), config.model).stops:
-        return []
-    return [
-        f"rl.teacher ends an answer with {tokenizer.id_to_token(end)}, and the student's completions go on "
-        f"after it, up to rollout.max_completion_length: add its id, {end}, to eos_token_id in the student's "
-        "generation_config.json, or start from a student fine-tuned to the teacher's chat template"
-    ]
-
-
 def tokenizer_is_to_come(config: RunConfig, expected_model: Mapping[str, Any] | None) -> bool:
     """True if an earlier stage has yet to write the tokenizer."""
     return expected_model is not None and config.model.tokenizer is None
@@ -242,17 +209,13 @@ def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
 
 def seldom_meant(config: RunConfig) -> list[str]:
     """Return notes worth reading before GPU-hours are spent."""
-    notes = [*_without_effect(config)]
-    if config.stage in TRAINED_STAGES:
-        notes += [*_rates(config), *_saves(config)]
-        notes += _slow(config) if config.resources.gpus_per_node != 0 else ()
+    notes = [*_without_effect(config), *_rates(config)]
     if config.stage in SAMPLED_STAGES:
-        notes += [*_other_form(config), *_short_answers(config)]
+        notes += [*_asked_otherwise(config), *_short_answers(config)]
     return notes
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:
-    """Yield a note for each setting that has no effect without another one."""
     model, default = config.model, ModelConfig()
     of_lora = {"lora_alpha": model.lora_alpha != default.lora_alpha, "lora_targets": bool(model.lora_targets)}
     given = " and ".join(f"model.{key}" for key, is_given in of_lora.items() if is_given)
@@ -265,11 +228,6 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
 
 def _rates(config: RunConfig) -> Iterator[str]:
     train, model = config.train, config.model
-    if train.lr >= _HIGHEST_LR:
-        yield (
-            f"train.lr is {train.lr:g}: AdamW diverges at such a rate; pretraining takes 1e-4 to 1e-3, "
-            "fine-tuning less"
-        )
     if config.stage not in ("sft", "rl") or model.path is None or model.from_scratch:
         return
     if not model.lora_rank and train.lr == TrainConfig().lr:
@@ -285,99 +243,39 @@ def _rates(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _saves(config: RunConfig) -> Iterator[str]:
-    train, every = config.train, config.checkpoint.save_every
-    if config.stage == "rl" and config.resources.gpus_per_node != 0 and every >= train.num_steps:
-        yield (
-            f"checkpoint.save_every is {every:,} and the run has {train.num_steps:,} steps: a crash or a "
-            "failing node loses all since the attempt began, or since the save at half its time limit; "
-            "save about once an hour"
-        )
-    if train.warmup_steps > train.num_steps / 2:
-        yield (
-            f"train.warmup_steps is {train.warmup_steps:,} of train.num_steps={train.num_steps:,}: for most "
-            f"of the run the rate is below train.lr={train.lr:g}"
-        )
-
-
-def _slow(config: RunConfig) -> Iterator[str]:
-    """Yield notes on settings that cost more time or memory on a GPU than they save."""
-    length, is_masked = config.data.seq_len, config.model.attn_implementation in SDPA
-    if config.stage == "sft" and config.data.packing and is_masked and length >= _LONG_TO_MASK:
-        yield (
-            f"data.packing with data.seq_len={length:,}: sdpa computes all pairs of tokens in a row, and "
-            "keeps a mask for each layer. With the package flash-attn, "
-            "model.attn_implementation=flash_attention_2 computes only the pairs inside each document"
-        )
-    # pytorch/ao issue 685: a feed-forward of 4096 on an L20 in 43 ms by fp16, 49 by FP8, 26 by compiled FP8.
-    if config.train.precision is Precision.fp8:
-        yield (
-            "train.precision=fp8 runs without torch.compile, whose fused kernels make it fast: it "
-            "may be slower than bf16; use it to see how FP8 changes the loss"
-        )
-
-
-def _other_form(config: RunConfig) -> Iterator[str]:
-    """Yield notes if the prompts differ from those of the run that trained the model, if that is there."""
-    trained = _trained_by(config)
-    if trained is not None:
-        yield from put_otherwise(config, trained[0], trained[1].run_id)
-
-
-def other_form_in_chain(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-    """Return the same notes for a stage planned before the one that trains its model has begun.
-
-    Args:
-        others: the other stages of the chain, by their folders.
-    """
-    folder = Path(config.model.path or "")
-    before = others.get(folder.parent)
-    run = RunDir(folder.parent)
-    is_answering = config.stage in SAMPLED_STAGES and folder.name == run.model.name
-    if before is None or before.stage == "pretrain" or not is_answering or run.config.is_file():
-        return []
-    return list(put_otherwise(config, before, f"stage {run.run_id}"))
-
-
-def put_otherwise(config: RunConfig, before: RunConfig, trained_by: str) -> Iterator[str]:
+def _asked_otherwise(config: RunConfig) -> Iterator[str]:
     """Yield notes if prompts differ from those of the run that trained the model, or answers end earlier."""
-    ours: dict[str, tuple[Any, Any]] = {
-        "model.system_prompt": (before.model.system_prompt, config.model.system_prompt),
-        "model.open_thinking": (before.model.open_thinking, config.model.open_thinking),
-        "model.chat_template=none": (
-            before.model.chat_template == "none",
-            config.model.chat_template == "none",
-        ),
-    }
-    if before.stage in SAMPLED_STAGES:
-        ours["reward.answer_in"] = (before.reward.answer_in, config.reward.answer_in)
-        if before.task.name == config.task.name:
-            templates = before.task.options.get("template"), config.task.options.get("template")
-            ours["task.options.template"] = templates
-        lengths = before.rollout.max_completion_length, config.rollout.max_completion_length
-        if lengths[1] < lengths[0]:
-            ours["rollout.max_completion_length"] = lengths
-    for name, (theirs, mine) in ours.items():
-        if theirs != mine:
-            said = f"{name} is {mine!r:.60} here, and was {theirs!r:.60}"
-            yield f"{said} in {trained_by}, which trained this model"
-
-
-def _trained_by(config: RunConfig) -> tuple[RunConfig, RunDir] | None:
-    """Return the r1hpc run that trained the model in use to answer; None if there is none."""
     folder = Path(config.model.path or "")
     run = RunDir(folder.parent)
     if folder.name != run.model.name or not run.config.is_file():
-        return None
+        return
     try:
         before = load.read(run.config)
     except R1hpcError:  # another tool's folder
-        return None
-    return None if before.stage == "pretrain" else (before, run)
+        return
+    if before.stage == "pretrain":
+        return
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"model.{name}": (getattr(before.model, name), getattr(config.model, name))
+        for name in ("system_prompt", "open_thinking")
+    }
+    bare = before.model.chat_template == "none", config.model.chat_template == "none"
+    pairs["model.chat_template=none"] = bare
+    if before.stage in SAMPLED_STAGES:
+        pairs["reward.answer_in"] = (before.reward.answer_in, config.reward.answer_in)
+        if before.task.name == config.task.name:
+            templates = before.task.options.get("template"), config.task.options.get("template")
+            pairs["task.options.template"] = templates
+        lengths = before.rollout.max_completion_length, config.rollout.max_completion_length
+        if lengths[1] < lengths[0]:
+            pairs["rollout.max_completion_length"] = lengths
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            said = f"{name} is {ours!r:.60} here, and was {theirs!r:.60}"
+            yield f"{said} in {run.run_id}, which trained this model"
 
 
 def _short_answers(config: RunConfig) -> Iterator[str]:
-    """Yield a note if answers keep the default length, which fits the built-in sums."""
     longest = config.rollout.max_completion_length
     asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
     if asks_files and longest == RolloutConfig().max_completion_length:

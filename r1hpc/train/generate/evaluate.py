@@ -1,29 +1,22 @@
 """Answer held-out items or test files: greedily once, and several times at a temperature.
 
-    answers = answer(judge, config, range(256), 8, should_stop)
-    summary = summarise(answers)                        # greedy, pass@k, maj@k with their intervals
-
 Stage evaluate runs this as its own job (generate.py). Stage rl runs it between updates, in parts; a finished
-part survives a preemption, like a rollout's batches:
-
-    held_out = HeldOut(job, judge, should_stop)
-    held_out.evaluate(network, step)                    # on every rank; False when a stop was requested
-
-Parts lie in rollouts/evaluation-<step>/ with the policy's id until the evaluation is recorded in metrics/: a
-line in evaluation.jsonl, answers-<step>.jsonl and transcripts-<step>.txt.
+part survives a preemption, like a rollout's batches. Parts lie in rollouts/evaluation-<step>/ with the
+policy's id until the evaluation is recorded in metrics/: a line in evaluation.jsonl, answers-<step>.jsonl and
+transcripts-<step>.txt.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import append_record, read_json, write_atomic, write_json
 from r1hpc.config.schema.run import RunConfig
@@ -65,7 +58,6 @@ class Answer:
     num_samples: int
     num_correct: int
     sample: str
-    """The first sample."""
     mean_length: float
     truncated: int
     num_thinking: int = 0
@@ -75,9 +67,6 @@ class Answer:
     """Label of its task or test file, if there are several."""
     votes: list[list[Any]] = field(default_factory=list)
     """[counted answer, whether it is right] of each sample, for maj@k; null: no answer."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def answer(
@@ -89,7 +78,13 @@ def answer(
     greedy = judge.complete(items, 1, 0.0, _EVALUATION_SEED, should_stop)
     if greedy is None:
         return None
-    temperature, cut = _decoding(config)
+    # evaluate's own decoding, else the rollout's
+    decoding: dict[str, Any] = {}
+    for name in ("temperature", "top_p", "top_k", "min_p"):
+        own = getattr(config.evaluate, name)
+        decoding[name] = getattr(config.rollout, name) if own is None else own
+    temperature = decoding.pop("temperature")
+    cut = Cut(**decoding)
     sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop, cut)
     if sampled is None:
         return None
@@ -98,17 +93,6 @@ def answer(
         _answer(item, kinds[item.task].judge, one[0], many, boxed)
         for item, one, many in zip(items, greedy, sampled, strict=True)
     ]
-
-
-def _decoding(config: RunConfig) -> tuple[float, Cut]:
-    """Return temperature and cut of an evaluation's samples: evaluate's own, else the rollout's."""
-    own, rollout = config.evaluate, config.rollout
-
-    def chosen(name: str) -> Any:
-        value = getattr(own, name)
-        return getattr(rollout, name) if value is None else value
-
-    return chosen("temperature"), Cut(chosen("top_p"), chosen("top_k"), chosen("min_p"))
 
 
 def _answer(
@@ -166,12 +150,10 @@ def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
     questions = [(a.prompt, a.expected, a.task) for a in answers]
     ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
     thinking = sum(a.num_thinking for a in answers)
-    pass_at = {
-        str(k): _interval(
-            [pass_at_k(a.num_samples, a.num_correct, k) for a in answers], num_samples, questions
-        )
-        for k in ks
-    }
+    pass_at = {}
+    for k in ks:
+        values = [pass_at_k(a.num_samples, a.num_correct, k) for a in answers]
+        pass_at[str(k)] = _interval(*share_interval(values, num_samples, questions))
     voted = all(a.votes for a in answers)
     maj_at = (
         {str(k): _share([majority(a.votes[:k]) for a in answers], questions) for k in ks} if voted else None
@@ -208,15 +190,13 @@ def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
     return "\n".join(blocks).encode("utf-8", "backslashreplace").decode()
 
 
-def _interval(values: Sequence[float], num_samples: int, questions: Sequence[Hashable]) -> dict[str, float]:
-    value, low, high = share_interval(values, num_samples, questions)
+def _interval(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
 def _share(right: Sequence[bool], questions: Sequence[Hashable]) -> dict[str, float]:
     value, different = sum(right) / len(right), len(set(questions))
-    low, high = wilson(value * different, different)
-    return {"value": value, "low": low, "high": high}
+    return _interval(value, *wilson(value * different, different))
 
 
 class HeldOut:
@@ -273,7 +253,7 @@ class HeldOut:
                 stopped = True
                 break
             self._folder(step).mkdir(mode=0o700, parents=True, exist_ok=True)
-            content = {"policy": policy_id, "answers": [one.to_json() for one in made]}
+            content = {"policy": policy_id, "answers": [asdict(one) for one in made]}
             write_json(self._folder(step) / f"part-{part[0]:08d}-{len(part)}.json", content)
             fresh += made
         if group.all_sum([float(stopped)])[0]:
@@ -302,7 +282,7 @@ class HeldOut:
         job, summary = self._job, summarise(answers)
         line: dict[str, Any] = {"global_step": step, "attempt": job.attempt, "time": time.time()}
         line |= {"policy": policy_id, **summary}
-        lines = "".join(json.dumps(one.to_json()) + "\n" for one in answers)
+        lines = "".join(json.dumps(asdict(one)) + "\n" for one in answers)
         write_atomic(answers_path(job.run, step), lines)
         write_atomic(job.run.metrics / f"transcripts-{step:06d}.txt", transcripts(answers))
         append_record(evaluations_path(job.run), line)
@@ -312,3 +292,44 @@ class HeldOut:
 
     def _folder(self, step: int) -> Path:
         return self._job.run.rollouts / f"evaluation-{step:08d}"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Ids by content of what a run asks, as far as each matters and is known."""
+
+    task: str
+    form: str | None = None
+    """Prompt template, tokenizer and end tokens: tasks.tokenizer.asking_id."""
+    weights: str | None = None
+    """The model's weights, if a single model answers."""
+
+
+def refuse_other_asking(
+    job: Job, record: Path, asking: Asking, since: str, has_kept: Callable[[], bool]
+) -> None:
+    """Record in `record` what is asked, and refuse any change once there are answers. On every rank.
+
+    Args:
+        asking: as rank 0 has it; facts that an earlier attempt did not know are added.
+        since: the event from which on answers are kept, for the error.
+        has_kept: True if anything is kept; called on rank 0. Until then changes are allowed.
+    """
+    now = {name: value for name, value in asdict(asking).items() if value is not None}
+    noted = None
+    if job.group.rank == 0:
+        before = read_json(record) if record.exists() and has_kept() else {}
+        noted = {**now, **before}
+        if noted != before:
+            record.parent.mkdir(mode=0o700, exist_ok=True)
+            write_json(record, noted)
+    now, noted = job.group.broadcast((now, noted))
+    changed = [name for name in now if noted[name] != now[name]]
+    if changed:
+        path, before = job.config.model.path, noted[changed[0]]
+        what = {
+            "task": f"the questions have changed since {since}, from {before} to {now[changed[0]]}",
+            "form": f"the prompts for {path} have changed since {since}: tokenizer, template or end tokens",
+            "weights": f"the weights in {path} have changed since {since}",
+        }[changed[0]]
+        raise UsageError(f"{what}: put the files back, or begin a new run (--run-name)")

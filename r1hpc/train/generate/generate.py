@@ -1,9 +1,5 @@
 """Run the stages without optimizer steps: traces, generate and evaluate. Each is cut into parts of items.
 
-    outcome = traces(job)      # demonstrations by the task itself -> traces.jsonl
-    outcome = generate(job)    # the model's completions, filtered -> traces.jsonl
-    outcome = evaluate(job)    # how good the model is             -> evaluation.json, transcripts.txt
-
 A part is one file, parts/part-<n>.jsonl, written atomically. The ranks share the parts; a resume makes only
 missing ones. A part's content does not depend on the rank, so the number of ranks may change.
 """
@@ -12,9 +8,10 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +19,35 @@ from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import open_plain, parse_object, write_atomic, write_json
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.corpus.clean.contamination import NGRAM, overlap
+from r1hpc.corpus.sources.lines import iter_lines
 from r1hpc.plan.topology.parts import num_parts, part_items
 from r1hpc.tasks.grading.verifier import StopAsked
-from r1hpc.tasks.problems.benchmark import check_trained_on
+from r1hpc.tasks.problems.benchmark import Benchmarks, check_trained_on, training_files
 from r1hpc.tasks.problems.demonstrations import demonstrate
+from r1hpc.tasks.problems.file import table_batches
 from r1hpc.tasks.problems.registry import make_task
-from r1hpc.tasks.problems.task import Item, Task
+from r1hpc.tasks.problems.task import Task
 from r1hpc.tasks.reward.rewards import Completion, Score
 from r1hpc.telemetry.records.evaluations import table
-from r1hpc.train.generate.contamination import contamination
-from r1hpc.train.generate.evaluate import Answer, answer, summarise, transcripts
-from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
-from r1hpc.train.loop import loop
+from r1hpc.train.generate.evaluate import (
+    Answer,
+    Asking,
+    answer,
+    refuse_other_asking,
+    summarise,
+    transcripts,
+)
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model
+from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.rollout.policy import placement
 from r1hpc.train.rollout.sampler import Judge, Scored, open_judge
 from r1hpc.train.rollout.torch_engine import Cut
 
 Lines = list[dict[str, Any]]
 
+_LINES_A_BEAT = 1000
 _VISIBLE_S = 180.0
 """Seconds until a file written on another node is listed here: NFS caches a listing for up to a minute."""
 
@@ -106,11 +112,11 @@ def _sum_up(job: Job, task_id: str) -> bool:
     write_atomic(job.run.transcripts, transcripts(answers))
     try:
         damaged: list[str] = []
-        overlap = contamination(job.config, functools.partial(_go_on_reading, job), damaged.append)
+        found = contamination(job.config, functools.partial(_go_on_reading, job), damaged.append)
     except StopAsked:
         return False
     summary.pop("not_searched", None)
-    summary |= {"contamination": overlap} if overlap is not None else {}
+    summary |= {"contamination": found} if found is not None else {}
     not_searched = [*asked.not_searched, *damaged]
     summary |= {"not_searched": not_searched} if not_searched else {}
     write_json(job.run.evaluation, summary)
@@ -119,7 +125,6 @@ def _sum_up(job: Job, task_id: str) -> bool:
 
 
 def _go_on_reading(job: Job) -> None:
-    """Raise StopAsked if a stop was requested."""
     job.watchdog.beat("reading what it was trained on")
     if job.requests.poll()[0]:
         raise StopAsked
@@ -142,7 +147,7 @@ def _judge_of_model(job: Job) -> Iterator[tuple[Judge, str | None]]:
     """Yield a judge over the model of `model.path`, loaded on every rank, and the id of its weights: None if
     it was not loaded, as all parts are made."""
     config, weights = job.config, None
-    loop.check_device(job)
+    check_precision(config.train)
     with open_judge(job, zero_stage=0) as (judge, hf_config):
         if _missing(job):
             job.watchdog.beat("loading the model")
@@ -179,7 +184,10 @@ def _completions(job: Job, judge: Judge, number: int) -> Lines | None:
         rate = sum(score.correct for _, score in answers) / len(answers)
         if config.generate.min_pass_rate <= rate <= config.generate.max_pass_rate:
             chosen = kept(answers, config.generate.keep)[: config.generate.most_per_item]
-            lines += [_line(item, c, s, rate) for c, s in chosen]
+            for completion, score in chosen:
+                line = {"prompt": item.prompt, "completion": completion.text, "tokens": completion.num_tokens}
+                line |= {"item": item.index, "correct": score.correct, "reward": score.reward}
+                lines.append({**line, "pass_rate": rate})
     return lines
 
 
@@ -206,22 +214,10 @@ def sentence_on_kept(config: RunConfig, lines: Lines) -> str:
     )
 
 
-def _line(item: Item, completion: Completion, score: Score, rate: float) -> dict[str, object]:
-    return {
-        "prompt": item.prompt,
-        "completion": completion.text,
-        "tokens": completion.num_tokens,
-        "item": item.index,
-        "correct": score.correct,
-        "reward": score.reward,
-        "pass_rate": rate,
-    }
-
-
 def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
     items, setting = part_items(job.config, number), job.config.evaluate
     answers = answer(judge, job.config, items, setting.num_samples, functools.partial(_stop_requested, job))
-    return None if answers is None else [one.to_json() for one in answers]
+    return None if answers is None else [asdict(one) for one in answers]
 
 
 def _refuse_other(job: Job, asking: Asking) -> None:
@@ -262,11 +258,7 @@ def _missing(job: Job) -> list[int]:
 
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
-    """Yield the lines of all parts, in order.
-
-    Raises:
-        StateError: a part is missing or damaged; tells what to do.
-    """
+    """Yield the lines of all parts, in order; raise StateError if a part is missing or damaged."""
     _await_parts(job)
     for part in range(num_parts(job.config)):
         path = _part_path(job, part)
@@ -304,7 +296,6 @@ def _part_path(job: Job, number: int) -> Path:
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
-    """Write JSON lines atomically and return how many."""
     texts = [json.dumps(line) + "\n" for line in lines]
     write_atomic(path, "".join(texts))
     return len(texts)
@@ -314,3 +305,69 @@ def _stop_requested(job: Job) -> bool:
     """True if this rank was asked to stop. Also beats the watchdog."""
     job.watchdog.beat("making a part")
     return job.requests.poll()[0]
+
+
+def contamination(
+    config: RunConfig,
+    beat: Callable[[], None] = lambda: None,
+    not_read: Callable[[str], object] = lambda sentence: None,
+) -> dict[str, Any] | None:
+    """Return how many questions of each test file occur in evaluate.trained_on; None without either.
+
+    By file, for questions long enough to search: {num_questions, num_found, share, ngram, num_too_short}. For
+    multiple choice only the question is searched, as its choices are laid out differently elsewhere.
+
+    Args:
+        beat: called while it reads, which may take hours.
+        not_read: called with each part of a file that could not be read.
+    """
+    benchmarks = Benchmarks.of(config)
+    if benchmarks is None or not config.evaluate.trained_on:
+        return None
+    questions = {
+        label: [each.alone for each in benchmark.questions[: benchmarks.sizes[label]]]
+        for label, benchmark in benchmarks.members.items()
+    }
+    found = iter(
+        overlap([text for texts in questions.values() for text in texts], _texts(config, beat, not_read))
+    )
+    report = {}
+    for label, texts in questions.items():
+        hits = [hit for hit in islice(found, len(texts)) if hit is not None]
+        report[label] = {
+            "num_questions": len(hits),
+            "num_found": sum(hits),
+            "share": sum(hits) / len(hits) if hits else None,
+            "ngram": NGRAM,
+            "num_too_short": len(texts) - len(hits),
+        }
+    return report
+
+
+def _texts(config: RunConfig, beat: Callable[[], None], not_read: Callable[[str], object]) -> Iterator[str]:
+    """Yield every record of the training files, with all its strings as one text."""
+    for path in config.evaluate.trained_on:
+        tables, files = training_files(path)
+        for each in tables:
+            for rows in table_batches(each):
+                beat()
+                yield from ("\n".join(_strings(row)) for row in rows)
+        for file in files:
+            for number, line in enumerate(iter_lines(file, 0, None)):
+                if number % _LINES_A_BEAT == 0:
+                    beat()
+                if line.fault:
+                    not_read(f"{file} at byte {line.position:,}: {line.fault}")
+                try:
+                    record = json.loads(line.raw)
+                except (ValueError, RecursionError):
+                    record = line.raw.decode("utf-8", "replace")
+                yield "\n".join(_strings(record))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence) and not isinstance(value, bytes):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)

@@ -1,7 +1,5 @@
 """Run the training loop shared by all stages: step, agree, save, stop between steps, resume bit by bit.
 
-    outcome = pretrain.run(job)          # or sft.run, rl.run: each builds a Stage and hands it to `train`
-
 A stage brings the network, the data and a step's losses. The loop brings the engine, the optimizer step
 (`optimizer_step`, called by each stage's `take_step`), checkpoints, the agreement of all ranks, and the
 records. It decides everything from one sum over the ranks, so all ranks decide alike.
@@ -11,31 +9,33 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from r1hpc.attempt.workload import Outcome
-from r1hpc.base.files import fsync_dir, fsync_file
+from r1hpc.base.files import append_record, fsync_dir, fsync_file
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.client.streams import seed_streams
 from r1hpc.config.schema.run import Precision
+from r1hpc.plan.model.families import UnknownModelError
+from r1hpc.plan.model.shape import flops_per_token, model_shape
 from r1hpc.plan.topology.gpus import peak_flops
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.train.checkpoint.identity import Identity, base_facts, compression_of, precision_of
 from r1hpc.train.checkpoint.snapshot import Snapshots
-from r1hpc.train.loop.session import Agreement, Job, Plan, Session, Stage, StepResult
-from r1hpc.train.loop.step_records import ledger_path
+from r1hpc.train.loop.session import Agreement, Job, Plan, Session, Stage, StepRecord, StepResult
 from r1hpc.train.parallel.compression import Compressor, exchange_of
-from r1hpc.train.parallel.distributed import Group, RankTimes
+from r1hpc.train.parallel.distributed import RankTimes
 from r1hpc.train.parallel.engine import (
     accumulate,
     build_engine,
-    check_precision,
     deepspeed_config,
     learning_rate,
+    loss_scale,
     set_learning_rate,
 )
 from r1hpc.train.parallel.errors import NonFiniteError
@@ -96,6 +96,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
     if group.rank == 0:
         print(_opening_line(job, plan, step), flush=True)
         metrics.event("resume" if step else "fresh", global_step=step)
+    on_gpu = group.device.type == "cuda"
     return Session(
         job=job,
         engine=engine,
@@ -104,7 +105,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         batch=plan.batch,
         first_step=step + 1,
         hf_config=plan.hf_config,
-        peak_flops=_peak_flops(group),
+        peak_flops=peak_flops(torch.cuda.get_device_name(group.device)) if on_gpu else None,
         rank_times=RankTimes(job.run, job.attempt, job.node, group),
         exchange=exchange,
     )
@@ -112,41 +113,34 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
 
 def train(session: Session, stage: Stage) -> Outcome:
     """Step until the last step or a stop request; then finish the stage."""
+    job, last_step, step = session.job, session.job.config.train.num_steps, session.first_step - 1
     try:
-        return _train(session, stage)
+        stop = not stage.begin(session)
+        if stop:
+            _save(session, stage, step, hurry=True)
+        else:
+            stop = agree(session).stop
+        while step < last_step and not stop and not stage.is_done:
+            result = stage.take_step(session, step + 1)
+            if result is None:
+                _save(session, stage, step, hurry=True)
+                stop = True
+                break
+            step, stop = step + 1, result.stop
+            is_last = step == last_step or stage.is_done
+            due = step % job.config.checkpoint.save_every == 0 or is_last
+            if due or result.save or result.stop:
+                _save(session, stage, step, hurry=result.stop)
+        _finish_save(session)
+        finished = (step >= last_step or stage.is_done) and not stop and stage.finish(session)
     except Exception:
         session.snapshots.settle()
         raise
-
-
-def _train(session: Session, stage: Stage) -> Outcome:
-    job, snapshots = session.job, session.snapshots
-    last_step = job.config.train.num_steps
-    step = session.first_step - 1
-    if not stage.begin(session):
-        _save(session, stage, step, hurry=True)
-        return _stopped(session, stage, step)
-    stop = agree(session).stop
-    while step < last_step and not stop and not stage.is_done:
-        result = stage.take_step(session, step + 1)
-        if result is None:
-            _save(session, stage, step, hurry=True)
-            stop = True
-            break
-        step, stop = step + 1, result.stop
-        is_last = step == last_step or stage.is_done
-        due = step % job.config.checkpoint.save_every == 0 or is_last
-        if due or result.save or result.stop:
-            _save(session, stage, step, hurry=result.stop)
-    _finish_save(session)
-    finished = (step >= last_step or stage.is_done) and not stop and stage.finish(session)
-    return Outcome(True, step, snapshots.last_committed_step) if finished else _stopped(session, stage, step)
-
-
-def _stopped(session: Session, stage: Stage, step: int) -> Outcome:
-    """Return the outcome of a stop after `step`, requested on some rank."""
-    reason = next(filter(None, session.job.group.gather(session.job.requests.reason)), "")
-    return Outcome(False, step, session.snapshots.last_committed_step, reason, stage.kept(step))
+    committed = session.snapshots.last_committed_step
+    if finished:
+        return Outcome(True, step, committed)
+    reason = next(filter(None, job.group.gather(job.requests.reason)), "")
+    return Outcome(False, step, committed, reason, stage.kept(step))
 
 
 def optimizer_step(
@@ -160,30 +154,23 @@ def optimizer_step(
         sums: returns more numbers to add up over the ranks; called after the last loss.
 
     Raises:
-        NonFiniteError: see `_check_finite`.
+        NonFiniteError: the loss or the gradients are not finite, or exploded.
     """
     engine, rate = session.engine, learning_rate(session.job.config.train, step)
     set_learning_rate(engine, rate)
     skipped_before = engine.skipped_steps
-    with _refused_at_the_smallest_scale(step):
-        loss, norm, forward_s = accumulate(engine, _alive(session, step, losses))
-    skipped = engine.skipped_steps > skipped_before
-    agreed = agree(session, loss, sums())
-    _check_finite(session, step, agreed, loss, norm, skipped)
-    return StepResult(agreed.loss, norm, rate, skipped, agreed.stop, agreed.save, agreed.sums, forward_s)
-
-
-@contextmanager
-def _refused_at_the_smallest_scale(step: int) -> Iterator[None]:
-    """Name the fix when DeepSpeed raises, on all ranks, that the loss scale cannot be halved."""
     try:
-        yield
+        loss, norm, forward_s = accumulate(engine, _alive(session, step, losses))
     except Exception as error:
-        if "loss scale already at minimum" not in str(error):
+        if "loss scale already at minimum" not in str(error):  # DeepSpeed's words, on all ranks
             raise
         raise NonFiniteError(
             f"step {step}: fp16 overflows at the smallest loss scale: use bf16, or lower train.lr"
         ) from None
+    skipped = engine.skipped_steps > skipped_before
+    agreed = agree(session, loss, sums())
+    _check_finite(session, step, agreed, loss, norm, skipped)
+    return StepResult(agreed.loss, norm, rate, skipped, agreed.stop, agreed.save, agreed.sums, forward_s)
 
 
 def _alive(session: Session, step: int, losses: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -256,30 +243,21 @@ def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
             snapshots.make_way(job.requests.seconds_left())
         _finish_save(session, hurry=hurry)
         if snapshots.last_committed_step != step:
-            _begin_save(session, stage, step, hurry)
+            job.watchdog.beat(f"saving step {step}")
+            meta: dict[str, Any] = {"global_step": step, "seed": job.config.train.seed}
+            meta |= {"num_nodes": job.config.resources.nodes, **stage.meta(step)}
+            snapshots.save(
+                session.engine,
+                step,
+                meta,
+                hurry=hurry,
+                write_more=stage.state_writer(),
+                make_durable=partial(_sync_records, job),
+            )
+            job.requests.saving()
+            job.watchdog.beat(f"after saving step {step}")
     if hurry or not job.config.checkpoint.asynchronous:
         _finish_save(session, hurry=hurry)
-
-
-def _begin_save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
-    job = session.job
-    job.watchdog.beat(f"saving step {step}")
-    meta = {
-        "global_step": step,
-        "seed": job.config.train.seed,
-        "num_nodes": job.config.resources.nodes,
-        **stage.meta(step),
-    }
-    session.snapshots.save(
-        session.engine,
-        step,
-        meta,
-        hurry=hurry,
-        write_more=stage.state_writer(),
-        make_durable=partial(_sync_records, job),
-    )
-    job.requests.saving()
-    job.watchdog.beat(f"after saving step {step}")
 
 
 def _sync_records(job: Job) -> None:
@@ -317,12 +295,6 @@ def _finish_save(session: Session, *, hurry: bool = False) -> None:
         print(f"saved step {step}: {format_bytes(saved.bytes)} in {took}, waited {blocked}", flush=True)
 
 
-def _peak_flops(group: Group) -> float | None:
-    if group.device.type != "cuda":
-        return None
-    return peak_flops(torch.cuda.get_device_name(group.device))
-
-
 def _opening_line(job: Job, plan: Plan, step: int) -> str:
     group = job.group
     start = f"resuming after step {step}" if step else "starting"
@@ -336,6 +308,47 @@ def _opening_line(job: Job, plan: Plan, step: int) -> str:
     )
 
 
-def check_device(job: Job) -> None:
-    """Refuse a precision the device lacks, before anything is built."""
-    check_precision(job.config.train)
+def record(session: Session, step: int, result: StepResult, what: StepRecord) -> None:
+    """Write the step's lines in metrics/train.jsonl and ledger/, and now and then a log line."""
+    job, train_ = session.job, session.job.config.train
+    tokens_per_second = what.step_tokens / what.step_time_s
+    mfu = None
+    if what.flops and session.peak_flops:
+        mfu = what.flops / (what.step_time_s * session.peak_flops * job.group.world_size)
+    session.metrics.step(
+        global_step=step,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=result.lr,
+        tokens=what.tokens,
+        step_time_s=what.step_time_s,
+        data_time_s=what.data_time_s,
+        tokens_per_second=tokens_per_second,
+        mfu=mfu,
+        loss_scale=loss_scale(session.engine, train_.precision),
+        skipped=result.skipped,
+        **what.extra,
+        **({} if session.exchange is None else {"gradient_bytes": session.exchange.take_bytes()}),
+    )
+    used = {"global_step": step, "attempt": job.attempt, **what.used}
+    append_record(ledger_path(job), used, durable=False)
+    if step % train_.print_every == 0 or step in (session.first_step, train_.num_steps):
+        left = format_duration((train_.num_steps - step) * what.step_time_s)
+        line = f"step {step}/{train_.num_steps}  loss {result.loss:.4f}  grad {result.grad_norm:.3f}"
+        line += f"  lr {result.lr:.2e}"
+        if "reward" in what.extra:
+            line += f"  reward {what.extra['reward']:.3f}  accuracy {what.extra['accuracy']:.3f}"
+        line += f"  {tokens_per_second:,.0f} tok/s" + (f"  MFU {mfu:.1%}" if mfu else "")
+        print(f"{line}  {left} left", flush=True)
+
+
+def ledger_path(job: Job) -> Path:
+    return job.run.ledger / f"attempt_{job.attempt}.jsonl"
+
+
+def model_flops_per_token(hf_config: dict[str, Any], seq_len: int) -> float | None:
+    """Return FLOPs of forward and backward per token, for MFU; None if the family cannot be counted."""
+    try:
+        return flops_per_token(model_shape(hf_config), seq_len)
+    except UnknownModelError:
+        return None

@@ -24,7 +24,7 @@ from r1hpc.train.parallel.engine import Parameters
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of a stage, from `attempt.rank`."""
+    """The arguments of a stage."""
 
     config: RunConfig
     run: RunDir
@@ -48,7 +48,6 @@ class Agreement:
     save: bool
     failed_ranks: int
     sums: tuple[float, ...] = ()
-    """The other sums, in the order given."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,21 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """The stage's part of a step's record, on rank 0."""
+
+    tokens: int
+    """Tokens trained so far, over all ranks and steps."""
+    step_tokens: int
+    step_time_s: float
+    used: dict[str, Any]
+    data_time_s: float = 0.0
+    flops: float | None = None
+    """Model FLOPs of this step over all ranks; None if unknown."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A stage's input to the loop, before anything is built."""
 
@@ -80,7 +94,6 @@ class Plan:
     data_id: str
     """Id of the data; a checkpoint of other data is refused."""
     order_id: str
-    """Id of the order in which it is read."""
     parameters: Parameters | None = None
     """Parameter groups with their own rates; None: all parameters, one rate."""
     facts: dict[str, Any] = field(default_factory=dict)

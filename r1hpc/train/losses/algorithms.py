@@ -104,7 +104,6 @@ class Terms:
     loss: torch.Tensor
     """Weighted; the part that is differentiated."""
     clipped: torch.Tensor
-    """Tokens whose ratio was clipped."""
     kl: torch.Tensor
     """k3 estimate of KL(policy, reference), unweighted; 0 without a reference."""
 
@@ -206,7 +205,6 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> tor
 
 
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Return KL(P, Q) of log-probabilities (n, vocab)."""
     return (p.exp() * (p - q)).sum(-1)
 
 

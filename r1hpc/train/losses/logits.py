@@ -1,9 +1,5 @@
 """Compute log-probabilities and entropies of chosen tokens, without holding all logits at once.
 
-    head = OutputHead(policy, chunk_tokens=None)
-    scores = head.scores(lambda: engine(input_ids=ids).logits, targets, chosen)      # each (num_chosen,)
-    loss = -scores.logprobs.sum()
-
 In fp32 the logits of 32,768 tokens over a vocabulary of 152,000 take 18.6 GiB, and a loss's backward pass
 holds three such tensors. So while the model runs, its output head is replaced: it takes the hidden states of
 the chosen tokens, a chunk at a time, and returns three numbers for each. The backward pass computes a chunk's
@@ -50,20 +46,6 @@ class Teacher:
     logits: Tensor
     """(num_chosen, its vocab), at least one row, from OutputHead.logits."""
     beta: float
-    """See algorithms.divergence."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    targets: Tensor
-    """(num_chosen,)."""
-    chosen: Tensor | None
-    temperature: float
-    with_entropies: bool
-    differentiate_entropies: bool
-    teacher: Tensor | None
-    """(num_chosen, its vocab)."""
-    beta: float
 
 
 class OutputHead:
@@ -100,20 +82,46 @@ class OutputHead:
         """
         chosen, num_chosen = _some(targets, chosen)
         picked = targets.flatten() if chosen is None else targets.flatten()[chosen]
-        told, beta = (teacher.logits, teacher.beta) if teacher else (None, 1.0)
-        asked = _Asked(picked, chosen, temperature, with_entropies, differentiate_entropies, told, beta)
+        given: list[Tensor] = []
+
+        def score(apply: Apply, states: Tensor, wanted: Tensor, told: Tensor | None) -> Tensor:
+            """Map (n, width), (n,) and a teacher's logits (n, vocab) to (n, 3), the columns of Scores."""
+            logits = _tempered(apply(states), temperature)
+            logprobs = -F.cross_entropy(logits, wanted, reduction="none")
+            entropies = divergences = torch.zeros_like(logprobs)
+            if with_entropies:
+                with torch.set_grad_enabled(differentiate_entropies and torch.is_grad_enabled()):
+                    every = logits.log_softmax(-1)
+                    entropies = -(every.exp() * every).sum(-1)
+            if teacher is not None and told is not None:
+                divergences = divergence(logits, _tempered(told, temperature), teacher.beta)
+            return torch.stack([logprobs, entropies, divergences], -1)
+
+        def in_chunks(apply: Apply, hidden: Tensor) -> Tensor:
+            """Return (num_chosen, 3), in place of the head's logits."""
+            states = _picked(hidden, chosen)
+            parts = torch.split(states, self._chunk)
+            told = [None] * len(parts) if teacher is None else torch.split(teacher.logits, self._chunk)
+            function: Callable[..., Tensor] = score
+            if torch.is_grad_enabled() and len(states) > self._chunk:  # the backward pass computes them again
+                function = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+            pieces = zip(parts, torch.split(picked, self._chunk), told, strict=True)
+            answer = torch.cat([function(apply, *piece) for piece in pieces])
+            given.append(answer.detach())
+            return answer
+
         if self._is_last is not False:
-            given: list[Tensor] = []
-            with _in_place_of_forward(self._head, partial(self._answer, asked, given)):
+            with _in_place_of_forward(self._head, in_chunks):
                 answer = run()
             if self._is_last is None:
                 self._is_last = answer.shape == given[0].shape and torch.equal(
                     answer.nan_to_num(), given[0].nan_to_num()
                 )
             if self._is_last:
-                return _scores(answer[:num_chosen])
-        whole = _score(lambda logits: logits, asked, _picked(run(), chosen), picked, told)
-        return _scores(whole[:num_chosen])
+                return Scores(*answer[:num_chosen].unbind(-1))
+        told = None if teacher is None else teacher.logits
+        whole = score(lambda logits: logits, _picked(run(), chosen), picked, told)
+        return Scores(*whole[:num_chosen].unbind(-1))
 
     def logits(self, run: Callable[[], Tensor], targets: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Return (num_chosen, vocab), at least one row: the logits of the tokens `scores` would get, in the
@@ -125,22 +133,6 @@ class OutputHead:
 
         with _in_place_of_forward(self._head, only_chosen):
             return run()[0]
-
-    def _answer(self, asked: _Asked, given: list[Tensor], apply: Apply, hidden: Tensor) -> Tensor:
-        """Return (num_chosen, 3), in place of the head's logits."""
-        states = _picked(hidden, asked.chosen)
-        pieces = _chunks(self._chunk, states, asked.targets, asked.teacher)
-        again = torch.is_grad_enabled() and len(states) > self._chunk
-        function = partial(_again, _score) if again else _score
-        answer = torch.cat([function(apply, asked, *piece) for piece in pieces])
-        given.append(answer.detach())
-        return answer
-
-
-def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Call `function` without keeping inner results; the backward pass computes them again."""
-    found: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return found
 
 
 def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
@@ -155,46 +147,13 @@ def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
     return torch.zeros(1, dtype=torch.int64, device=targets.device), 0
 
 
-def _chunks(
-    size: int, states: Tensor, targets: Tensor, told: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    states_in, targets_in = torch.split(states, size), torch.split(targets, size)
-    told_in = [None] * len(states_in) if told is None else torch.split(told, size)
-    return zip(states_in, targets_in, told_in, strict=True)
-
-
-def _scores(columns: Tensor) -> Scores:
-    """Return the Scores in the columns of `_score`."""
-    logprobs, entropies, divergences = columns.unbind(-1)
-    return Scores(logprobs, entropies, divergences)
-
-
 def _picked(values: Tensor, chosen: Tensor | None) -> Tensor:
     """Map (rows, k, width) to (num_chosen, width)."""
     return values.flatten(0, 1) if chosen is None else values.flatten(0, 1)[chosen]
 
 
-def _score(apply: Apply, asked: _Asked, states: Tensor, targets: Tensor, told: Tensor | None) -> Tensor:
-    """Map (n, width), (n,) and a teacher's logits (n, vocab) to (n, 3): log-probability of each target,
-    entropy, and divergence to the teacher."""
-    logits = _tempered(apply(states), asked.temperature)
-    logprobs = -F.cross_entropy(logits, targets, reduction="none")
-    zeros = torch.zeros_like(logprobs)
-    entropies = _entropies(logits, asked.differentiate_entropies) if asked.with_entropies else zeros
-    if told is None:
-        return torch.stack([logprobs, entropies, zeros], -1)
-    apart = divergence(logits, _tempered(told, asked.temperature), asked.beta)
-    return torch.stack([logprobs, entropies, apart], -1)
-
-
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits.float() if temperature == 1.0 else logits.float() / temperature
-
-
-def _entropies(logits: Tensor, differentiate: bool) -> Tensor:
-    with torch.set_grad_enabled(differentiate and torch.is_grad_enabled()):
-        every = logits.log_softmax(-1)
-        return -(every.exp() * every).sum(-1)
 
 
 @contextmanager

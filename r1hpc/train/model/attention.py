@@ -34,7 +34,6 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import OWN_ATTENTIONS
 
 GATED = ("gate", "gate_norm")
-"""Implementations with a gamma."""
 OURS = OWN_ATTENTIONS
 """Implementations whose weights are wrong under any other."""
 GAMMA = "gate_gamma"
@@ -61,6 +60,11 @@ _transformers_own = sdpa_attention.use_gqa_in_sdpa
 sdpa_attention.use_gqa_in_sdpa = shares_heads
 
 
+def base_model(network: Any) -> Any:
+    """Return the transformers model, also from inside a peft model."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
 def check_implementation(name: str) -> None:
     """Raise ConfigError if transformers has no attention of this name."""
     known = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
@@ -69,10 +73,9 @@ def check_implementation(name: str) -> None:
 
 
 def add_gates(network: nn.Module, implementation: str) -> None:
-    """Give every exchangeable attention layer what `implementation` needs: a gamma of 0.5, or nothing.
+    """Give every exchangeable attention layer a gamma of 0.5 if `implementation` has one.
 
-    Raises:
-        ConfigError: an implementation of this file for a model whose attention is built in.
+    Raise ConfigError if it is of this file and the model's attention is built in.
     """
     if implementation not in OURS:
         return

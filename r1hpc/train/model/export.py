@@ -1,9 +1,5 @@
 """Export the model as a Hugging Face folder, written by all ranks together under any ZeRO stage.
 
-    export_model(engine.module, group, folder, tokenizer)
-    AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    PeftModel.from_pretrained(base, folder / "adapter")         # the adapters alone, over their base model
-
 Rank 0 writes one file of weights at a time and holds no more than that. Adapters are merged into the weights
 and also stored alone, in `adapter/`, for peft. The folder appears by a rename once everything is on disk. A
 folder that names an attention of ours (train/model/attention.py) needs r1hpc: transformers alone would
@@ -11,7 +7,6 @@ compute something else.
 """
 
 import copy
-import filecmp
 import json
 import math
 import re
@@ -32,7 +27,7 @@ from safetensors.torch import save_file
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_atomic, write_json
 from r1hpc.tasks.text.tokenizer import TokenizerFiles
-from r1hpc.train.model.attention import OURS
+from r1hpc.train.model.attention import OURS, base_model
 from r1hpc.train.model.low_precision import dequantized, is_nf4, is_turned, whole_size
 from r1hpc.train.model.sequence import own_name
 from r1hpc.train.parallel.distributed import Group
@@ -83,8 +78,8 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
     The weights keep the module's precision: bf16 if DeepSpeed trains bf16. Adapters are merged. The
     tokenizer's files are those the run began with, and both configurations name every token that ends a
     completion, so a stage that starts from the folder prompts and stops like one that starts from the
-    original. A folder with the same content is left alone; another one is moved aside, replaced and removed:
-    between two renames there is no folder, but never a partial one.
+    original. An earlier folder is moved aside, replaced and removed: between two renames there is no folder,
+    but never a partial one.
 
     Args:
         network: the transformers model in the engine's module, or a peft model around it.
@@ -94,9 +89,12 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
     """
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     parts = _split(weights_of(network))
-    files = {_file_name(index, len(parts)): weights for index, weights in enumerate(parts)}
+    files = {"model.safetensors": parts[0]}
+    if len(parts) > 1:
+        files = {f"model-{n:05d}-of-{len(parts):05d}.safetensors": part for n, part in enumerate(parts, 1)}
     with _all_fail_with_rank_0(group, staging):
-        _prepare(folder, staging, group.rank)
+        if group.rank == 0:
+            _prepare(folder, staging)
     for name, weights in files.items():
         tensors = {}
         for weight in weights:
@@ -107,7 +105,12 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
             if group.rank == 0:
                 save_file(tensors, staging / name, metadata={"format": "pt"})
                 failpoint("export.file")
-    adapters = _adapters(network)
+    adapters = {}
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            with GatheredParameters([parameter]):
+                # peft's live names contain the adapter's name, its files do not.
+                adapters[_OF_ADAPTER.sub("", name)] = parameter.detach().cpu().clone().contiguous()
     with _all_fail_with_rank_0(group, staging):
         if group.rank == 0:
             if adapters:
@@ -116,17 +119,6 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
             as_open_as_the_rest(staging)
             failpoint("export.small")
             _publish(staging, folder)
-
-
-def _adapters(network: Any) -> dict[str, torch.Tensor]:
-    """Return the adapters' matrices on rank 0, named as in peft's own files. Collective."""
-    found = {}
-    for name, parameter in network.named_parameters():
-        if ".lora_" in name:
-            with GatheredParameters([parameter]):
-                # peft's live names contain the adapter's name, its files do not.
-                found[_OF_ADAPTER.sub("", name)] = parameter.detach().cpu().clone().contiguous()
-    return found
 
 
 def _write_adapters(network: Any, adapters: dict[str, torch.Tensor], folder: Path) -> None:
@@ -145,7 +137,7 @@ def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
     Args:
         every_name: a tied one under each of its names.
     """
-    base = _base(network)
+    base = base_model(network)
     adapters = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     turned = {f"{name}.weight" for name, module in base.named_modules() if is_turned(module)}
     seen: set[int] = set()
@@ -162,14 +154,9 @@ def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
     return weights
 
 
-def _base(network: Any) -> Any:
-    """Return the transformers model, also from inside a peft model."""
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
-
-
 def exported_config(network: Any) -> dict[str, Any]:
     """Return the folder's config.json. It names an attention of ours; transformers' own never does."""
-    base = _base(network)
+    base = base_model(network)
     config = copy.deepcopy(base.config)
     config.use_cache = True  # build_model turns it off for training
     config.dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
@@ -245,10 +232,6 @@ def _split(weights: list[Weight]) -> list[list[Weight]]:
     return files
 
 
-def _file_name(index: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-
-
 @contextmanager
 def _all_fail_with_rank_0(group: Group, staging: Path) -> Iterator[None]:
     """Raise rank 0's error on all ranks, so that none waits in the next collective."""
@@ -267,7 +250,7 @@ def _write_small_files(
     network: Any, tokenizer: TokenizerFiles | None, staging: Path, files: dict[str, list[Weight]]
 ) -> None:
     values = exported_config(network)
-    generation = copy.deepcopy(getattr(_base(network), "generation_config", None))
+    generation = copy.deepcopy(getattr(base_model(network), "generation_config", None))
     if generation is not None:
         generation.use_cache = True
         said = json.loads(generation.to_json_string())
@@ -295,10 +278,8 @@ def _write(path: Path, value: Any) -> None:
     write_json(path, value, mode=0o666)  # as far as the umask allows, like the weights
 
 
-def _prepare(folder: Path, staging: Path, rank: int) -> None:
+def _prepare(folder: Path, staging: Path) -> None:
     """Create an empty staging folder, and remove leftovers of a killed export."""
-    if rank != 0:
-        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     moved_aside = _moved_aside(folder)
     if moved_aside.exists() and not folder.exists():
@@ -309,12 +290,9 @@ def _prepare(folder: Path, staging: Path, rank: int) -> None:
 
 
 def _publish(staging: Path, folder: Path) -> None:
-    for path in _files(staging):
+    for path in filter(Path.is_file, staging.rglob("*")):
         fsync_file(path)
     fsync_dir(staging)
-    if folder.is_dir() and _same_content(staging, folder):
-        shutil.rmtree(staging)
-        return
     if folder.exists():
         folder.rename(_moved_aside(folder))
         failpoint("export.moved_aside")
@@ -325,15 +303,3 @@ def _publish(staging: Path, folder: Path) -> None:
 
 def _moved_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
-
-
-def _same_content(one: Path, other: Path) -> bool:
-    names = [str(path.relative_to(one)) for path in _files(one)]
-    if names != [str(path.relative_to(other)) for path in _files(other)]:
-        return False
-    _, differing, unreadable = filecmp.cmpfiles(one, other, names, shallow=False)
-    return not differing and not unreadable
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())

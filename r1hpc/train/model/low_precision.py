@@ -2,11 +2,6 @@
 
 QLoRA (arXiv 2305.14314), model.base_quantization=nf4:
 
-    network = from_pretrained(folder, **four_bits(lie))     # transformers rounds tensor by tensor
-    finish(network, lie.dtype)                              # ready to be trained and saved
-    value = dequantized(parameter)                          # what its layer multiplies by
-    load_adapters(weights, network)                         # out of a checkpoint
-
 bitsandbytes rounds every linear layer but the output head to NF4 in blocks of 64; embeddings, norms and the
 head keep the training precision. A block's scale is its largest magnitude, and each weight the nearest of 16
 values, so every attempt makes the same bits from the same files, and checkpoints hold adapters alone. The
@@ -14,8 +9,6 @@ paper's second quantisation, of the scales, is left out: it subtracts a mean of 
 depends on the number of threads.
 
 FP8 by torchao (Micikevicius et al., arXiv 2209.05433), train.precision=fp8:
-
-    network = compute_in_fp8(network, config.train)
 
 Weights stay bf16 and the optimizer's fp32. Each linear layer rounds its input, its weight and its output's
 gradient to 8 bits for each product, scaled by the current largest value: no state, so a checkpoint holds
@@ -42,11 +35,7 @@ _SIDE = 16
 
 
 def four_bits(lie: Placement) -> dict[str, Any]:
-    """Return arguments for from_pretrained to round each tensor as it is read, on its device.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed.
-    """
+    """Return arguments for from_pretrained to round each tensor as it is read, on its device."""
     from transformers import BitsAndBytesConfig
 
     try:
@@ -135,11 +124,7 @@ def held_bytes(network: nn.Module) -> int:
 
 
 def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
-    """Load a checkpoint's weights into the network; the names are DeepSpeed's.
-
-    Raises:
-        ResumeError: it holds other weights, or a trained one is missing.
-    """
+    """Load a checkpoint's weights, by DeepSpeed's names; raise ResumeError for those of another network."""
     missing, unexpected = dst.load_state_dict(src, strict=False)
     lacking = sorted({*missing} - unsaved(dst))
     if lacking or unexpected:
@@ -155,11 +140,7 @@ def _without_scales(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any
 
 
 def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
-    """Return the network with its linear layers replaced in place; names and ZeRO's shares stay.
-
-    Raises:
-        ConfigError: torchao is not installed, or no layer can be exchanged.
-    """
+    """Return the network with its linear layers replaced in place; names and ZeRO's shares stay."""
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
@@ -169,9 +150,12 @@ def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
     recipe = replace(
         Float8LinearConfig.from_recipe_name(train.fp8_recipe), emulate=train.fp8_emulate, pad_inner_dim=True
     )
-    convert_to_float8_training(
-        network, config=recipe, module_filter_fn=lambda module, name: module is not head and _fits(module)
-    )
+
+    def fits(module: nn.Module, name: str) -> bool:
+        sides = (getattr(module, "in_features", 0), getattr(module, "out_features", 0))
+        return module is not head and all(side and side % _SIDE == 0 for side in sides)
+
+    convert_to_float8_training(network, config=recipe, module_filter_fn=fits)
     if not any(is_fp8(module) for module in network.modules()):
         raise ConfigError(
             f"train.precision=fp8: no layer of {type(network).__name__} has sides that are multiples of "
@@ -183,8 +167,3 @@ def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
 def is_fp8(module: nn.Module) -> bool:
     """True for a layer of torchao."""
     return type(module).__name__ == "Float8Linear"
-
-
-def _fits(module: nn.Module) -> bool:
-    sides = (getattr(module, "in_features", 0), getattr(module, "out_features", 0))
-    return all(side and side % _SIDE == 0 for side in sides)

@@ -1,8 +1,5 @@
 """Build any Hugging Face causal language model from a config or local weights, and add adapters.
 
-    network = build_model(config.model, hf_config, seed)
-    network = wrap_lora(network, config.model)          # model.lora_rank=8
-
 Low-rank adapters (Hu et al., arXiv 2106.09685) use peft, the optional extra `lora`: the model is frozen, and
 small matrices beside its layers are trained. DeepSpeed trains and saves the wrapped model like any other;
 train/model/export.py merges the adapters into the weights.
@@ -43,12 +40,16 @@ def build_model(
         lie: dtype, device and division of its parameters; None: complete, in fp32, on the CPU.
 
     Raises:
-        ConfigError: an unknown model_type or attention, a model.path without weights (and not
-            from_scratch), weights that are missing or of another shape, each by its name, or weights
-            trained with another attention than model.attn_implementation.
+        ConfigError: an unknown model_type or attention, or weights that are missing, of another shape, or
+            trained with another attention.
     """
     check_implementation(model.attn_implementation)
-    _check_same_attention(model, hf_config)
+    trained = hf_config.get("attn_implementation")  # named by an export (train/model/export.py)
+    if trained in OURS and trained != model.attn_implementation and not model.from_scratch:
+        raise ConfigError(
+            f"the weights in {model.path} were trained with attn_implementation={trained}, the run has "
+            f"model.attn_implementation={model.attn_implementation}: set it to {trained}"
+        )
     torch.manual_seed(seed)
     config = _auto_config(hf_config)
     config.use_cache = False
@@ -91,7 +92,10 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
     if model.lora_rank < 1:
         raise ConfigError("model.lora_rank is 0: give the rank of the adapters, for example 8")
     _refuse_tied_targets(network, model)
-    peft = _import_peft()
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("model.lora_rank needs peft: pip install 'r1hpc[lora]'") from None
     config = peft.LoraConfig(
         r=model.lora_rank,
         lora_alpha=model.lora_alpha,
@@ -191,16 +195,6 @@ def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> Non
         )
 
 
-def _check_same_attention(model: ModelConfig, hf_config: dict[str, Any]) -> None:
-    """Refuse weights whose folder names an attention of ours (train/model/export.py) under any other."""
-    trained = hf_config.get("attn_implementation")
-    if trained in OURS and trained != model.attn_implementation and not model.from_scratch:
-        raise ConfigError(
-            f"the weights in {model.path} were trained with attn_implementation={trained}, the run has "
-            f"model.attn_implementation={model.attn_implementation}: set it to {trained}"
-        )
-
-
 def _auto_config(hf_config: dict[str, Any]) -> Any:
     values = {key: value for key, value in hf_config.items() if key != "attn_implementation"}
     model_type = values.pop("model_type", None)
@@ -208,11 +202,3 @@ def _auto_config(hf_config: dict[str, Any]) -> Any:
         return AutoConfig.for_model(model_type, **values)
     except ValueError as error:
         raise ConfigError(f"model_type {json.dumps(model_type)}: {str(error).splitlines()[0]}") from None
-
-
-def _import_peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError("model.lora_rank needs peft: pip install 'r1hpc[lora]'") from None
-    return peft

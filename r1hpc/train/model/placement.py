@@ -1,9 +1,5 @@
 """Place a model's weights while it is built: each as it will be trained, as soon as it exists.
 
-    lie = Placement(torch.bfloat16, group.device, sharding=deepspeed_config(...))     # sharding: ZeRO 3 only
-    with lie.each_loaded(): network = AutoModelForCausalLM.from_pretrained(...)
-    with lie.each_made(): network = AutoModelForCausalLM.from_config(...)
-
 Building in fp32 for DeepSpeed puts the whole model in host memory on every rank, four bytes a parameter: 220
 GiB for a 7B on eight ranks. Here each tensor is rounded to the training precision, moved to the rank's
 device, and under ZeRO 3 divided over the ranks, before the next one is read or drawn. The host holds one full
@@ -96,7 +92,12 @@ class Placement:
         children = [child for child in module.children() if not isinstance(child, PreTrainedModel)]
         owners = [(owner, name) for owner in (module, *children) for name in owner._parameters]
         own = {key: parameter for key in owners if (parameter := key[0]._parameters[key[1]]) is not None}
-        with self._gathered(list(own.values())):
+        with ExitStack() as stack:
+            if self.sharding is not None:
+                import deepspeed
+
+                divided = [parameter for parameter in own.values() if hasattr(parameter, "ds_id")]
+                stack.enter_context(deepspeed.zero.GatheredParameters(divided, modifier_rank=0))
             for (owner, name), parameter in own.items():
                 whole = parameter.detach().to("cpu", torch.float32, copy=True)
                 owner._parameters[name] = nn.Parameter(whole, parameter.requires_grad)
@@ -108,16 +109,6 @@ class Placement:
                     assert found is not None, "initialising a module removes no parameter"
                     parameter.data.copy_(found.data)
                     owner._parameters[name] = parameter
-
-    @contextmanager
-    def _gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        with ExitStack() as stack:
-            if self.sharding is not None:
-                import deepspeed
-
-                divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-                stack.enter_context(deepspeed.zero.GatheredParameters(divided, modifier_rank=0))
-            yield
 
     @cached_property
     def _convert(self) -> Any:

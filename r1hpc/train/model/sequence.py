@@ -1,10 +1,5 @@
 """Share every sequence among the ranks of a group: sequence parallelism (Ulysses, arXiv 2309.14509).
 
-    sequence = share_sequences(group, config.train.sequence_parallel)
-    sequence.attend(engine, attn_implementation)                  # once, before the first step
-    ids = sequence.part(ids)                                      # (rows, T) -> (rows, T / size)
-    engine(input_ids=ids, position_ids=sequence.positions(ids))
-
 A model computes token by token except in its attention. There the ranks of a group exchange: each gets some
 heads of the complete sequence, attends, and returns to the others the results for their tokens.
 
@@ -28,7 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.train.model.attention import exchangeable
+from r1hpc.train.model.attention import base_model, exchangeable
 from r1hpc.train.parallel.distributed import Group
 
 PREFIX = "ulysses_"
@@ -36,7 +31,6 @@ PREFIX = "ulysses_"
 _REFUSED = ("s_aux", "position_bias", "indices")
 """Attention arguments that some models need per head, or for some tokens only."""
 _TRIED = 8
-"""Tokens on each rank of the test sequence."""
 _MOST, _MOST_FP32 = 0.05, 1e-3
 """Change of the logits allowed by rounding, relative to their spread, as a root mean square."""
 
@@ -83,7 +77,7 @@ class SequenceGroup:
         """
         if self.size == 1:
             return
-        network = _causal_lm(engine.module)
+        network = base_model(engine.module)
         if not _only_attends(network):
             raise _refused(network, implementation)
         vocabulary = network.config.get_text_config().vocab_size
@@ -202,10 +196,6 @@ def _only_attends(network: Any) -> bool:
         and sum(1 for _ in exchangeable(network)) >= layers
         and not any(isinstance(module, nn.Conv1d) for module in network.modules())
     )
-
-
-def _causal_lm(network: Any) -> Any:
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def _refused(network: Any, implementation: str) -> ConfigError:

@@ -1,8 +1,5 @@
 """Average gradients over the ranks in fewer bytes, and count the bytes: train.gradient_compression.
 
-    exchange = exchange_of(config.train, engine, group)  # the engine's backward goes through it from now on
-    exchange.take_bytes()                                # sent by this rank since the last call
-
 int8      a block of 256 values becomes 8-bit integers and a scale, twice: on the way to the rank that sums
           a part of the gradient, and back.
 powersgd  a matrix (rows, cols) becomes two of `rank` columns (Vogels et al., arXiv 1905.13727); vectors stay.
@@ -101,7 +98,7 @@ class Compressor(GradientExchange, ABC):
         engine.buffered_allreduce_fallback = self._reduce
 
     def state(self) -> dict[str, Any]:
-        """Return this rank's state for a checkpoint: the tensors themselves."""
+        """Return this rank's tensors for a checkpoint."""
         return {"errors": self.errors, "factors": self.factors}
 
     @torch.no_grad()
@@ -143,7 +140,6 @@ class Compressor(GradientExchange, ABC):
         self.reduce({name: p.grad for name, p in self._parameters.items() if p.grad is not None})
 
     def _mean(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the mean of each tensor over the ranks, fp32."""
         if not tensors:
             return []
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
@@ -152,20 +148,6 @@ class Compressor(GradientExchange, ABC):
         flat.div_(self._group.world_size)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-    def _swap(self, parts: torch.Tensor) -> torch.Tensor:
-        """Return (world_size, bytes): row r is rank r's row for this rank."""
-        received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts)
-        self._count(1, parts.nbytes)
-        return received
-
-    def _collect(self, part: torch.Tensor) -> torch.Tensor:
-        """Return every rank's part, (world_size, bytes)."""
-        gathered = part.new_empty(self._group.world_size, part.numel())
-        dist.all_gather(list(gathered.unbind()), part)
-        self._count(1, gathered.nbytes)
-        return gathered
 
 
 class Int8(Compressor):
@@ -195,10 +177,16 @@ class Int8(Compressor):
                 self.errors[name].add_(gradients[name])
             packed = _packed(row.view(world_size, -1))
             row.sub_(_unpacked(packed).view(-1))
-            mean = _unpacked(self._swap(packed)).sum(0).div_(world_size)
+            received = torch.empty_like(packed)  # row r is rank r's row for this rank
+            dist.all_to_all_single(received, packed)
+            self._count(1, packed.nbytes)
+            mean = _unpacked(received).sum(0).div_(world_size)
             packed = _packed(mean.view(1, -1))
             row.view(world_size, -1)[rank].add_(mean.sub_(_unpacked(packed)[0]), alpha=world_size)
-            result = _unpacked(self._collect(packed.view(-1))).view(-1)
+            gathered = packed.new_empty(world_size, packed.numel())  # every rank's part
+            dist.all_gather(list(gathered.unbind()), packed.view(-1))
+            self._count(1, gathered.nbytes)
+            result = _unpacked(gathered).view(-1)
             for name in names:
                 part = result[: gradients[name].numel()]
                 gradients[name].copy_(part.view(gradients[name].shape))
@@ -217,7 +205,10 @@ class PowerSgd(Compressor):
             width = min(rank, rows, cols)
             if parameter.dim() > 1 and width * (rows + cols) < rows * cols:
                 self.errors[name] = torch.zeros(parameter.shape, device=group.device)
-                self.factors[name] = _first_factor(name, cols, width, seed).to(group.device)
+                # The same on every rank and in every attempt.
+                digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+                draws = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+                self.factors[name] = torch.randn(cols, width, generator=draws).to(group.device)
 
     def reduce(self, gradients: Tensors) -> None:
         whole = [name for name in gradients if name not in self.factors]
@@ -239,7 +230,6 @@ class PowerSgd(Compressor):
 
 
 def _bucketed(parameters: Mapping[str, torch.nn.Parameter]) -> list[list[str]]:
-    """Group the names, in order, by about _BUCKET values."""
     groups: list[list[str]] = [[]]
     held = 0
     for name, parameter in parameters.items():
@@ -267,13 +257,6 @@ def _unpacked(packed: torch.Tensor) -> torch.Tensor:
     scales = packed[:, num_blocks * _BLOCK :].contiguous().view(torch.float32)
     blocks = integers.reshape(packed.shape[0], num_blocks, _BLOCK).float()
     return blocks.mul_(scales[..., None]).flatten(1)
-
-
-def _first_factor(name: str, cols: int, width: int, seed: int) -> torch.Tensor:
-    """Return a random factor, the same on every rank and in every attempt."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    draws = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.randn(cols, width, generator=draws)
 
 
 def _read(path: Path) -> dict[str, Tensors]:

@@ -1,7 +1,5 @@
 """Form the group of ranks: rank, device, the few collectives the loop needs, and the record of ranks' times.
 
-RankTimes(run, attempt, node, group).step(step, step_time_s, own_s)     # on all ranks: metrics/ranks.jsonl
-
 `launch` makes a new rendezvous store for each attempt; an inherited MASTER_ADDR or RANK is ignored.
 """
 
@@ -24,7 +22,6 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.ranks import RankTimeWriter
 
 _TIMES_EVERY = 10
-"""Steps between two records."""
 _STORE_TIMEOUT = datetime.timedelta(minutes=10)
 # The watchdog ends a hopeless wait and names the cause; waiting for a slow rank may take hours.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
@@ -96,9 +93,6 @@ def join(
     Args:
         waits: entered wherever this rank waits for the others.
         beat: called during long work, as a sign of life.
-
-    Raises:
-        R1hpcError: a GPU run on a node where torch finds none, or DeepSpeed was imported for another device.
     """
     if use_gpu and not torch.cuda.is_available():
         raise R1hpcError(
@@ -206,11 +200,7 @@ def leave() -> None:
 
 
 def device_index(local_rank: int, num_visible: int) -> int:
-    """Return this rank's visible GPU: Slurm shows a task all GPUs of the node, or (--gpus-per-task) its own.
-
-    Raises:
-        R1hpcError: it sees several, and fewer than there are ranks on the node.
-    """
+    """Return this rank's visible GPU: Slurm shows a task all GPUs of the node, or its own."""
     if local_rank < num_visible:
         return local_rank
     if num_visible == 1:  # else NCCL fails: "Duplicate GPU detected"
@@ -264,7 +254,10 @@ class RankTimes:
         self._group = group
         self._times: list[tuple[float, float]] = []
         self._writer: RankTimeWriter | None = None
-        places: list[tuple[str, str | None]] = group.gather((node, _gpu_uuid(group)))
+        uuid = None
+        if group.device.type == "cuda":
+            uuid = f"GPU-{torch.cuda.get_device_properties(group.device).uuid}"
+        places: list[tuple[str, str | None]] = group.gather((node, uuid))
         if group.rank == 0:
             nodes, uuids = zip(*places, strict=True)
             self._writer = RankTimeWriter(run, attempt, nodes, uuids)
@@ -286,9 +279,3 @@ class RankTimes:
                 global_step=global_step, num_steps=len(self._times), step_time_s=times, wait_s=waits
             )
         self._times = []
-
-
-def _gpu_uuid(group: Group) -> str | None:
-    if group.device.type != "cuda":
-        return None
-    return f"GPU-{torch.cuda.get_device_properties(group.device).uuid}"

@@ -81,19 +81,8 @@ def inference_config(config: RunConfig, *, world_size: int, on_host: bool) -> di
     }
 
 
-def build_inference_engine(network: torch.nn.Module, ds_config: dict[str, Any]) -> Any:
-    """Return a DeepSpeedEngine around a model that is not trained."""
-    engine, *_ = deepspeed.initialize(model=network, config=ds_config, dist_init_required=False)
-    engine.eval()
-    return engine
-
-
 def check_precision(train: TrainConfig) -> None:
-    """Refuse a precision the device lacks, before anything is built.
-
-    Raises:
-        TrainError: fp8, fp16 or bf16 without hardware for it.
-    """
+    """Refuse a precision the device lacks, before anything is built."""
     precision, device = train.precision, deepspeed.accelerator.get_accelerator()
     supported = {
         Precision.fp32: True,
@@ -123,7 +112,7 @@ def has_fp8() -> bool:
 def build_engine(
     network: torch.nn.Module, ds_config: dict[str, Any], parameters: Parameters | None = None
 ) -> Any:
-    """Return the DeepSpeedEngine around the model."""
+    """Return the DeepSpeedEngine around a model that is trained."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     engine, _, _, _ = deepspeed.initialize(
         model=network, model_parameters=parameters or trainable, config=ds_config, dist_init_required=False
@@ -161,7 +150,6 @@ class Accumulated(NamedTuple):
     """One optimizer step on this rank."""
 
     loss: float
-    """Sum over the micro batches."""
     grad_norm: float
     """Over all ranks, before clipping."""
     forward_s: float
@@ -170,11 +158,7 @@ class Accumulated(NamedTuple):
 
 
 def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
-    """Run backward for each micro batch and, at the boundary, the optimizer step.
-
-    Args:
-        losses: a generator that runs the forward passes one by one.
-    """
+    """Run backward for each loss that the generator makes and, at the boundary, the optimizer step."""
     total, norm = torch.zeros((), device=engine.device), None
     watch = _Stopwatch(on_gpu=engine.device.type == "cuda")
     for loss in watch.timed(losses):

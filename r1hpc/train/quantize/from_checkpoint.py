@@ -1,7 +1,5 @@
 """Export a checkpoint's model as a Hugging Face folder, in one process, without GPU or the run's ranks.
 
-    export_checkpoint(config, checkpoint, folder, tokenizer, vocab_size=None)
-
 The weights are those that a run ending at this step would leave in its `model/`: in its training precision,
 with adapters merged and without a critic.
 """
@@ -43,21 +41,17 @@ def export_checkpoint(
     tokenizer: TokenizerFiles | None,
     vocab_size: int | None = None,
 ) -> None:
-    """Write the model of a verified checkpoint into `folder`, as train.model.export.export_model does.
+    """Write the model of a verified checkpoint of a run into `folder`, as export_model does.
 
-    Args:
-        config: the run's.
-        vocab_size: the dataset's, for a model whose config leaves it out.
-
-    Raises:
-        ResumeError: the weights are not those of the run's model.
-        SaveError: it could not be written; what was in `folder` is untouched.
+    `vocab_size` is the dataset's, for a model whose config leaves it out. Raise ResumeError if the weights
+    are not those of the run's model.
     """
-    weights = _weights(checkpoint)
+    if checkpoint.manifest.meta["zero_stage"] == 3:  # each rank holds a part
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path), _TAG)
+    else:
+        weights = load_file(checkpoint.path / _TAG / "mp_rank_00_model_states.pt")["module"]
     if _CRITIC in weights:
-        weights = {
-            key.removeprefix("policy."): value for key, value in weights.items() if key.startswith("policy.")
-        }
+        weights = {k.removeprefix("policy."): v for k, v in weights.items() if k.startswith("policy.")}
     lie = Placement(DTYPES[config.train.precision], torch.device("cpu"))
     network = build_policy(config, load_model_config(config, vocab_size), lie)
     try:
@@ -68,14 +62,3 @@ def export_checkpoint(
     except (RuntimeError, ResumeError) as error:
         raise ResumeError(f"{checkpoint.path} does not hold the run's model: {error}") from None
     export_model(network, _Alone(0, 0, 1, torch.device("cpu")), folder, tokenizer)
-
-
-def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return every weight of the engine's module, on the CPU."""
-    if checkpoint.manifest.meta["zero_stage"] == 3:  # each rank holds a part
-        found: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path), _TAG)
-        return found
-    module: dict[str, torch.Tensor] = load_file(checkpoint.path / _TAG / "mp_rank_00_model_states.pt")[
-        "module"
-    ]
-    return module

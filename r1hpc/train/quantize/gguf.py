@@ -1,7 +1,5 @@
 """Convert a GGUF model (llama.cpp's format) to a Hugging Face folder, if transformers reads its architecture.
 
-    convert_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), Path("models/SmolLM2-135M-Instruct"))
-
 Needs the package gguf (the optional extra of that name). Quantised weights are multiplied out and kept in
 bf16. What quantisation lost stays lost: the folder is for training, not a benchmark of the original.
 """
@@ -23,12 +21,7 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write config.json, safetensors in bf16, the tokenizer and its chat template into `folder`.
-
-    Raises:
-        R1hpcError: the package gguf is not installed.
-        UsageError: transformers cannot read the file.
-    """
+    """Write config.json, safetensors in bf16, the tokenizer and its chat template into `folder`."""
     try:
         import gguf  # transformers needs it too, and its error is long
     except ImportError:

@@ -1,12 +1,5 @@
 """Measure a folder's model: size, perplexity, accuracy, speed. Compare a quantised export with its original.
 
-    with open_bench(config, folder, code) as bench:     # config: of the run whose task is used
-        before, after = bench.measure(folder), bench.measure(exported)
-        texts = bench.training_texts(128)               # token ids, to calibrate on
-
-    report = export_measured(config, Path("runs/r1/grpo/model"), Path("int8"), Asked("int8"))
-    report.verdict.no_worse, report.to_json()
-
 The questions are the run's held-out ones or its test files, in its prompt form, answered greedily. The texts
 are questions of its task with the completions the task shows: held-out ones for the perplexity, ones of the
 training part for calibration.
@@ -42,11 +35,8 @@ from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
 
 _SEED = 0
 _MOST_TEXTS = 256
-"""Held-out texts of the perplexity."""
 _AT_ONCE = 32
-"""Questions decoded together, if the run does not set it."""
 RECORD = "r1hpc-quantization.json"
-"""The measurements, in the export's folder."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +44,8 @@ class Measured:
     """The measurements of one model."""
 
     num_bytes: int
-    """Bytes of its weights on disk."""
     perplexity: float
     num_tokens: int
-    """Tokens of the perplexity's mean."""
     tokens_per_second: float
     """Over all answers together, decoded greedily by transformers on `device`."""
     device: str
@@ -77,27 +65,21 @@ class Bench:
         self._num_items = num_items(config)
 
     def measure(self, folder: Path) -> Measured:
-        """Measure in fp32 on the CPU, in the folder's own precision on a GPU.
-
-        Raises:
-            UsageError: transformers cannot read it.
-        """
+        """Measure in fp32 on the CPU, in the folder's own precision on a GPU."""
         on_gpu = self.device.type == "cuda"
         network = load_folder(folder, self.device, "auto" if on_gpu else torch.float32)
         perplexity, num_tokens = self._perplexity(network)
-        self._judge.engine.sync_weights(network)
+        judge = self._judge
+        judge.engine.sync_weights(network)
+        items = [judge.evaluated.item(index, held_out=True) for index in range(self._num_items)]
+        before_s = judge.sampling_s
         try:
-            return self._asked(folder, perplexity, num_tokens)
+            scored = judge.complete(items, 1, 0.0, _SEED, should_stop=lambda: False)
         finally:
-            self._judge.engine.release()  # or both models would be in memory
-
-    def _asked(self, folder: Path, perplexity: float, num_tokens: int) -> Measured:
-        items = [self._judge.evaluated.item(index, held_out=True) for index in range(self._num_items)]
-        before_s = self._judge.sampling_s
-        scored = self._judge.complete(items, 1, 0.0, _SEED, should_stop=lambda: False)
+            judge.engine.release()  # or both models would be in memory
         assert scored is not None, "nobody asks it to stop"
         answers = [_line(item, *one[0]) for item, one in zip(items, scored, strict=True)]
-        speed = sum(line["greedy_length"] for line in answers) / (self._judge.sampling_s - before_s)
+        speed = sum(line["greedy_length"] for line in answers) / (judge.sampling_s - before_s)
         size = sum(path.stat().st_size for path in weight_files(folder))
         return Measured(size, perplexity, num_tokens, speed, self.device.type, answers)
 
@@ -133,9 +115,6 @@ def open_bench(
         folder: the folder with the tokenizer.
         code: the run's frozen code, if it has any.
         num_questions: in place of the run's evaluate.num_items.
-
-    Raises:
-        UsageError: the task or its files cannot be used, or there are fewer questions.
     """
     asked = _asked(config, folder, num_questions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -207,7 +186,6 @@ class Report:
 
     asked: Asked
     questions: str
-    """The task or the test files."""
     quantized: Quantized
     before: Measured
     after: Measured
@@ -217,11 +195,14 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return it without the answers."""
         found = self.comparison
+        figures = [
+            {k: v for k, v in asdict(each).items() if k != "answers"} for each in (self.before, self.after)
+        ]
         return {
             **asdict(self.asked),
             **asdict(self.quantized),
-            "original": _figures(self.before),
-            "export": _figures(self.after),
+            "original": figures[0],
+            "export": figures[1],
             "questions": self.questions,
             "num_questions": found.num_questions,
             "accuracy": asdict(found.accuracy),
@@ -236,11 +217,7 @@ def export_measured(
 ) -> Report:
     """Quantise the model of `source` into `folder`, read it back, and run both on a run's questions.
 
-    Args:
-        config, code: see measure.open_bench.
-
-    Raises:
-        UsageError: see quantize and open_bench.
+    `config` and `code` are as for open_bench.
     """
     with open_bench(config, source, code, asked.num_questions) as bench:
         texts = bench.training_texts(asked.num_texts) if asked.num_texts else None
@@ -255,10 +232,6 @@ def export_measured(
     report = Report(asked, bench.questions, quantized, before, after, comparison, verdict)
     write_json(folder / RECORD, report.to_json())
     return report
-
-
-def _figures(measured: Measured) -> dict[str, Any]:
-    return {key: value for key, value in asdict(measured).items() if key != "answers"}
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,5 @@
 """Quantise a model's weights to integers, in the format of vLLM and transformers (compressed-tensors).
 
-    quantize(Path("runs/r1/grpo/model"), Path("int8"), "int8", texts=None)
-
 int8: weights and activations of 8 bits (W8A8), with a scale per output channel of a weight and per input
 token. w4a16: weights of 4 bits, with a scale per group of inputs; activations stay. Values round to the
 nearest. With `texts` an int8 model is first made easier to round (SmoothQuant). Embedding and output head
@@ -17,14 +15,14 @@ up_proj to down_proj is smoothed too, as AWQ does (2306.00978).
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -56,7 +54,6 @@ class Quantized:
     """How much of a model was quantised."""
 
     num_quantized: int
-    """Parameters quantised."""
     num_parameters: int
     group_size: int | None
     """Inputs that share a scale; None: the complete output channel."""
@@ -71,12 +68,7 @@ def check_installed() -> None:
 
 
 def check_source(folder: Path, *, calibrated: bool) -> None:
-    """Refuse a model that cannot be quantised, before GPU-hours are spent.
-
-    Raises:
-        UsageError: no model folder, one that is quantised already, with an attention that only r1hpc
-            computes, or of a family that calibration does not know.
-    """
+    """Refuse a model that cannot be quantised, before GPU-hours are spent."""
     file = folder / "config.json"
     if not file.is_file():
         raise UsageError(f"{folder} is no model folder: it has no config.json")
@@ -90,8 +82,11 @@ def check_source(folder: Path, *, calibrated: bool) -> None:
             f"{folder} was trained with attn_implementation={values['attn_implementation']}, which neither "
             "vLLM nor transformers computes: it cannot be served, quantised or not"
         )
-    if calibrated:
-        check_family(str(values.get("model_type")))
+    if calibrated and values.get("model_type") not in _FAMILIES:
+        raise UsageError(
+            f"--calibrate knows the layers of {', '.join(_FAMILIES)}; this is {values.get('model_type')}: "
+            "export it without"
+        )
 
 
 def quantize(
@@ -109,17 +104,15 @@ def quantize(
         texts: token ids to calibrate on; None: no calibration.
         device: computes, and holds the model in fp32.
         compensate: changes the weights in place, between setting the scales and rounding.
-
-    Raises:
-        UsageError: the model has no layer that can be quantised, layers of no group size that vLLM has, or
-            a mixture of experts.
     """
     from compressed_tensors.compressors import compress_module
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
     network = load_folder(source, device)
     own = AutoConfig.from_pretrained(source, local_files_only=True).dtype or torch.float32
-    layers = dict(_layers(network))
+    head = network.get_output_embeddings()
+    named = dict(network.named_modules())
+    layers = {n: m for n, m in named.items() if isinstance(m, nn.Linear) and m is not head}
     num = sum(parameter.numel() for parameter in network.parameters())
     if not layers or any(parameter.ndim > 2 for parameter in network.parameters()):
         what = "experts in one tensor" if layers else "no linear layers that compressed-tensors knows"
@@ -127,7 +120,8 @@ def quantize(
     if texts is not None and scheme == "int8":
         smooth(network, texts)
     form = _form(scheme, layers)
-    config = QuantizationConfig(config_groups={"group_0": form}, ignore=[_head(network)])
+    ignored = next((name for name, module in named.items() if module is head), "lm_head")
+    config = QuantizationConfig(config_groups={"group_0": form}, ignore=[ignored])
     apply_quantization_config(network, config)
     for layer in layers.values():
         _set_scale(layer, own)
@@ -146,9 +140,6 @@ def load_folder(folder: Path, device: torch.device = _CPU, dtype: torch.dtype | 
 
     A quantised one computes as its scheme says: weights are multiplied out at the first forward pass,
     activations rounded at each. So its answers are measured, not the speed of integers.
-
-    Raises:
-        UsageError: tensors are missing, or it cannot be read at all.
     """
     said = logging.get_verbosity()
     logging.set_verbosity_error()  # missing tensors are refused below
@@ -165,19 +156,6 @@ def load_folder(folder: Path, device: torch.device = _CPU, dtype: torch.dtype | 
     if missing:
         raise UsageError(f"{folder} lacks {len(missing)} tensors, among them {missing[0]}: copy it again")
     return network.to(device).eval()
-
-
-def _layers(network: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the linear layers except the output head, with their names."""
-    head = network.get_output_embeddings()
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            yield name, module
-
-
-def _head(network: PreTrainedModel) -> str:
-    head = network.get_output_embeddings()
-    return next((name for name, module in network.named_modules() if module is head), "lm_head")
 
 
 def _form(scheme: str, layers: dict[str, nn.Linear]) -> Any:
@@ -222,7 +200,6 @@ def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None
 
 
 def _name_scheme(network: Any, folder: Path) -> None:
-    """Write into config.json how to read the weights."""
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationStatus
 
@@ -231,38 +208,26 @@ def _name_scheme(network: Any, folder: Path) -> None:
     compressor.update_config(str(folder))
 
 
-def check_family(model_type: str) -> None:
-    """Raise UsageError if the layers of this family are not known."""
-    if model_type not in _FAMILIES:
-        raise UsageError(
-            f"--calibrate knows the layers of {', '.join(_FAMILIES)}; this is {model_type}: export it without"
-        )
-
-
 @torch.no_grad()
 def smooth(network: Any, texts: Sequence[Sequence[int]]) -> None:
     """Move outliers into the weights, in place; the network's output is unchanged."""
-    pairs = list(_pairs(network))
+    pairs = [
+        (layer.get_submodule(maker), [layer.get_submodule(reader) for reader in readers])
+        for layer in network.model.layers
+        for maker, readers in _PAIRS
+    ]
     largest = _largest_inputs(network, [readers[0] for _, readers in pairs], texts)
     for maker, readers in pairs:
         weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
-        factors = _factors(largest[readers[0]], weights)
+        inputs = largest[readers[0]]
+        factors = torch.exp2(
+            ((inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()) / 2).round()
+        )
         maker.weight.div_(factors if maker.weight.ndim == 1 else factors[:, None])
         if getattr(maker, "bias", None) is not None:
             maker.bias.div_(factors)
         for reader in readers:
             reader.weight.mul_(factors)
-
-
-def _pairs(network: Any) -> Iterator[tuple[Any, list[Any]]]:
-    for layer in network.model.layers:
-        for maker, readers in _PAIRS:
-            yield layer.get_submodule(maker), [layer.get_submodule(reader) for reader in readers]
-
-
-def _factors(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    logs = (inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()) / 2
-    return torch.exp2(logs.round())
 
 
 def _largest_inputs(

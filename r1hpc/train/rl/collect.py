@@ -1,7 +1,5 @@
 """Collect a rollout: sample, reward, save each finished batch at once, and stop between batches on request.
 
-    rollout = collector.collect(session, rollout_index, first_item)      # None when a stop was requested
-
 A batch is the prompts that one rank decodes together. Once rewarded it is written to rollouts/window-<rollout
 index>/batch-<first item>-<groups>.npz, with the id of the policy that sampled it. After a preemption, on any
 number of ranks, only missing groups are sampled. Each completion has its own random stream, so with the same
@@ -14,24 +12,20 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.tasks.problems.task import Item, members
+from r1hpc.tasks.problems.task import members
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.rl.rollout import Groups, Rollout, read_groups, varied, write_groups
 from r1hpc.train.rollout.policy import policy_of
 from r1hpc.train.rollout.sampler import Judge
-from r1hpc.train.rollout.torch_engine import Samples
 
 _IN_CHECKPOINT = "stage_rank_0_"
-"""Prefix of a batch's name in a checkpoint."""
 
 
 class Collector:
@@ -49,40 +43,28 @@ class Collector:
         further items, in at most rl.max_resamples more rounds. If too few are found, equal groups fill the
         rollout.
         """
-        engine = self._judge.engine
+        config, engine = self._job.config, self._judge.engine
         policy_id = engine.sync_weights(policy_of(session.engine))
-        rollout = self._collected(session, rollout_index, first_item, policy_id)
-        engine.release()
-        return rollout
-
-    def _collected(
-        self, session: Session, rollout_index: int, first_item: int, policy_id: str
-    ) -> Rollout | None:
-        config = self._job.config
         self._rollout_s = self._reward_s = 0.0
-        wanted, rounds = config.rollout.num_prompts, []
-        chosen = count(first_item)
+        wanted, rounds, end = config.rollout.num_prompts, list[Groups](), first_item
         for _ in range(1 + config.rl.max_resamples):
-            items = list(islice(chosen, wanted))
-            done = self._round(session, rollout_index, items, policy_id)
+            done = self._round(session, rollout_index, range(end, end + wanted), policy_id)
             if done is None:
-                return None
+                break
+            end += wanted
             rounds.append(done)
             groups = Groups.joined(rounds)
             teaching = varied(groups, config.reward.terms.get("overlong", 0.0))
             if config.rl.max_resamples == 0 or teaching.sum() >= wanted:
                 break
+        engine.release()
+        if done is None:
+            return None
         if config.rl.max_resamples:
             # Prefer groups with unequal rewards, then restore the order of the items.
             groups = groups.select(np.sort(np.argsort(~teaching, kind="stable")[:wanted]))
-        return Rollout(
-            groups,
-            policy_id,
-            items[-1] + 1 - first_item,
-            self._rollout_s,
-            self._reward_s,
-            engine_facts=self._judge.engine.facts(),
-        )
+        times = self._rollout_s, self._reward_s
+        return Rollout(groups, policy_id, end - first_item, *times, engine_facts=engine.facts())
 
     def _round(
         self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str
@@ -90,16 +72,19 @@ class Collector:
         """Sample and reward `items` batch by batch, each batch on one rank."""
         job, group = self._job, self._job.group
         done: dict[int, Groups] = group.broadcast(self._already_done(rollout_index, items, policy_id))
-        shares = [[item for item in share if item not in done] for share in self._shares(items)]
-        missing = [share for share in shares if share]
+        # Every rank gets some.
+        share = -(-len(items) // group.world_size)
+        size = min(job.config.rollout.prompts_per_batch or share, share)
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
+        missing = [left for batch in batches if (left := [item for item in batch if item not in done])]
         fresh: list[Groups] = []
-        for share in missing[group.rank :: group.world_size]:
-            made = self._batch(share)
+        for batch in missing[group.rank :: group.world_size]:
+            made = self._batch(batch)
             if made is None:
                 break
             job.run.rollouts.mkdir(mode=0o700, exist_ok=True)
             self._journal(rollout_index).mkdir(mode=0o700, exist_ok=True)
-            name = f"batch-{share[0]:012d}-{len(share)}.npz"
+            name = f"batch-{batch[0]:012d}-{len(batch)}.npz"
             write_groups(self._journal(rollout_index) / name, made, policy_id)
             fresh.append(made)
         # A rank that was asked to stop made less than its share: then all ranks leave the rollout here.
@@ -110,17 +95,8 @@ class Collector:
             done |= _by_item(part)
         return Groups.joined([done[item] for item in items])
 
-    def _shares(self, items: Sequence[int]) -> list[Sequence[int]]:
-        """Cut the items into batches, so that every rank gets some."""
-        share = -(-len(items) // self._job.group.world_size)
-        size = min(self._job.config.rollout.prompts_per_batch or share, share)
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
     def _already_done(self, rollout_index: int, items: Sequence[int], policy_id: str) -> dict[int, Groups]:
-        """Return the groups an earlier attempt finished with this policy, on any number of ranks.
-
-        Only rank 0 reads.
-        """
+        """Return the groups an earlier attempt finished with this policy; only rank 0 reads."""
         found: dict[int, Groups] = {}
         if self._job.group.rank != 0:
             return found
@@ -132,13 +108,11 @@ class Collector:
             if policy == policy_id:
                 found |= {item: one for item, one in _by_item([groups]).items() if item in items}
         if found:
-            print(
-                f"rollout {rollout_index}: {len(found)} of {len(items)} groups were already done", flush=True
-            )
+            done = f"{len(found)} of {len(items)} groups were already done"
+            print(f"rollout {rollout_index}: {done}", flush=True)
         return found
 
     def _batch(self, indices: Sequence[int]) -> Groups | None:
-        """Sample and reward one batch; None when a stop was requested."""
         rollout, judge, started = self._job.config.rollout, self._judge, time.monotonic()
         items = [judge.task.item(index) for index in indices]
         failpoint("rollout.batch")
@@ -154,12 +128,8 @@ class Collector:
             return None
         started = time.monotonic()
         failpoint("reward.begin")
-        groups = self._rewarded(items, samples)
+        scored = judge.score(items, samples, self.stop_requested)
         self._reward_s += time.monotonic() - started
-        return groups
-
-    def _rewarded(self, items: Sequence[Item], samples: Samples) -> Groups | None:
-        scored = self._judge.score(items, samples, self.stop_requested)
         if scored is None:
             return None
         scores = [score for group in scored for _, score in group]
@@ -179,7 +149,6 @@ class Collector:
         return [self._judge.prompt(self._judge.task.item(int(item))) for item in groups.items]
 
     def labels(self, groups: Groups) -> list[str]:
-        """Return the label of each group's task; empty if the run has one task."""
         task = self._judge.task
         if not members(task).keys() - {""}:
             return []
@@ -194,7 +163,15 @@ class Collector:
 
         There are some only if a stop was requested during sampling.
         """
-        return partial(_copy_into, self._batches(rollout_index))
+        batches = self._batches(rollout_index)
+
+        def copy_into(folder: Path) -> None:
+            for batch in batches:
+                # Missing if training is two rollouts ahead: this checkpoint's state does not need it.
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(batch, folder / f"{_IN_CHECKPOINT}{batch.name}")
+
+        return copy_into
 
     def restore_batches(self, rollout_index: int, folder: Path) -> None:
         """Copy a checkpoint's batches back beside those written after it, on rank 0."""
@@ -217,7 +194,6 @@ class Collector:
         return self._job.requests.poll()[0]
 
     def _journal(self, rollout_index: int) -> Path:
-        """Return the folder of a rollout's finished batches."""
         return self._job.run.rollouts / f"window-{rollout_index:08d}"
 
     def _batches(self, rollout_index: int) -> list[Path]:
@@ -227,10 +203,3 @@ class Collector:
 def _by_item(parts: Sequence[Groups]) -> dict[int, Groups]:
     """Return each group by itself, as wide as its batch was."""
     return {int(item): part.select([at]) for part in parts for at, item in enumerate(part.items)}
-
-
-def _copy_into(batches: Sequence[Path], folder: Path) -> None:
-    for batch in batches:
-        # Missing if training is two rollouts ahead: this checkpoint's state does not need it.
-        with suppress(FileNotFoundError):
-            shutil.copyfile(batch, folder / f"{_IN_CHECKPOINT}{batch.name}")

@@ -1,7 +1,5 @@
 """Train with GRPO, PPO or on-policy distillation, rollout by rollout.
 
-    outcome = run(job)      # on every rank
-
 Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/sampler.py
 asks the engine and the verifier), then update.py (advantages and losses; the formulas are in
 losses/algorithms.py).
@@ -30,13 +28,12 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import BatchPlan
 from r1hpc.tasks.reward.rewards import label
 from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
-from r1hpc.telemetry.diagnosis.rl_health import health_warnings
 from r1hpc.telemetry.records.evaluations import evaluations_path
-from r1hpc.train.generate.evaluate import HeldOut
-from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
-from r1hpc.train.loop import loop, step_records
-from r1hpc.train.loop.session import Job, Plan, Session, StepResult
+from r1hpc.train.generate.evaluate import Asking, HeldOut, refuse_other_asking
+from r1hpc.train.loop import loop
+from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
 from r1hpc.train.model.export import export_model
+from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_rollout, save_rollout
@@ -52,14 +49,11 @@ from r1hpc.train.rollout.policy import (
 from r1hpc.train.rollout.sampler import open_judge
 from r1hpc.train.rollout.torch_engine import logprob_limit
 
-_HEALTH_STEPS = 20
-"""Steps between two health checks, each over as many steps."""
-
 
 def run(job: Job) -> Outcome:
     """Train until the last step or until a stop is requested."""
-    loop.check_device(job)
     config = job.config
+    check_precision(config.train)
     with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
         check_teacher_tokens(config)
         asking = Asking(judge.evaluated.id, judge.asking_id)
@@ -108,13 +102,10 @@ class RlStage:
         self._tokens = 0
         self._rollout: Rollout | None = None
         self._experience: Experience | None = None
-        self._recent: list[dict[str, Any]] = []
 
     def begin(self, session: Session) -> bool:
         """Run the evaluation due where this attempt starts; False if a stop was requested."""
-        step, every = session.first_step - 1, self._job.config.evaluate.every
-        is_due = step == 0 or (every > 0 and step % every == 0)
-        return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
+        return self._evaluated(session, session.first_step - 1)
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
         """Take one update. First run the evaluation due after the step before it, and sample a new rollout if
@@ -146,16 +137,14 @@ class RlStage:
         num_tokens = int(self._rollout.groups.lengths[rows].sum())
         self._tokens += num_tokens
         if job.group.rank == 0:
-            facts = self._facts(self._rollout, sums, now - updating)
-            done = step_records.StepRecord(
+            done = StepRecord(
                 tokens=self._tokens,
                 step_tokens=num_tokens,
                 step_time_s=now - started,
                 used=self._used(self._rollout),
-                extra=facts,
+                extra=self._facts(self._rollout, sums, now - updating),
             )
-            step_records.record(session, step, result, done)
-            self._watch_health(session, step, facts)
+            loop.record(session, step, result, done)
         self._advance(self._rollout)
         return result
 
@@ -163,7 +152,8 @@ class RlStage:
         """Run the evaluation due after `step`, whose checkpoint is being written by now. `finish` runs the
         last one. False if a stop was requested; the next attempt then begins with it."""
         every = self._job.config.evaluate.every
-        return not every or step % every != 0 or self._evaluate(session, step)
+        is_due = step == 0 or (every > 0 and step % every == 0)
+        return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
 
     def _evaluate(self, session: Session, step: int) -> bool:
         began = time.monotonic()
@@ -243,6 +233,11 @@ class RlStage:
         """Return a step's fields of train.jsonl, except loss and rate. Its first update has the rollout
         times."""
         is_first = self._update == 0
+        importance = {
+            "importance_weight": sums.per_token(sums.importance),
+            "importance_capped_share": sums.per_token(sums.importance_capped),
+            "importance_effective_share": sums.effective_share(),
+        }
         return {
             **rollout.facts(
                 self._collector.labels(rollout.groups), by_group=self._job.config.rl.algorithm == "grpo"
@@ -252,7 +247,7 @@ class RlStage:
             "entropy": sums.per_token(sums.entropy),
             "clip_fraction": sums.per_token(sums.clipped),
             "logprob_difference": sums.per_token(sums.difference) if is_first else None,
-            **self._importance(sums),
+            **(importance if self._updater.corrects_importance else {}),
             "rollout_time_s": rollout.rollout_time_s if is_first else 0.0,
             "reward_time_s": rollout.reward_time_s if is_first else 0.0,
             "update_time_s": update_time_s,
@@ -262,16 +257,6 @@ class RlStage:
             **(rollout.engine_facts if is_first else {}),
         }
 
-    def _importance(self, sums: Sums) -> dict[str, Any]:
-        """Return the statistics of the importance weights, if they are used."""
-        if not self._updater.corrects_importance:
-            return {}
-        return {
-            "importance_weight": sums.per_token(sums.importance),
-            "importance_capped_share": sums.per_token(sums.importance_capped),
-            "importance_effective_share": sums.effective_share(),
-        }
-
     def _used(self, rollout: Rollout) -> dict[str, Any]:
         """Return the ledger's entry: a rollout's items count at its first update."""
         if self._update == 0:
@@ -279,15 +264,6 @@ class RlStage:
         else:
             first, num, checksum = self._next_item + rollout.num_items, 0, 0
         return {"first_sample": first, "num_samples": num, "checksum": checksum}
-
-    def _watch_health(self, session: Session, step: int, facts: dict[str, Any]) -> None:
-        """Warn, every _HEALTH_STEPS steps, when they look like a known way to fail."""
-        self._recent = [*self._recent[-(_HEALTH_STEPS - 1) :], {"global_step": step, **facts}]
-        if len(self._recent) < _HEALTH_STEPS or step % _HEALTH_STEPS:
-            return
-        for finding in health_warnings(self._recent):
-            session.metrics.event("warning", global_step=step, code=finding.code, text=finding.sentence)
-            print(f"warning, {finding.code}: {finding.sentence}", flush=True)
 
 
 def has_kept(run: RunDir) -> bool:

@@ -4,14 +4,7 @@
     write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
     save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
-    for mine in deal(experience.total_lengths(), rows, group, micro_batch_size): ...
-    batch = lay_out(experience, mine, pad, device)      # completions of similar length, padded side by side
-
-Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members. A
-Tally adds up an update's sums on the device, which is read once at the end:
-
-    tally.add(entropy=entropies.sum())
-    sums = Sums(*group.sum(tally.numbers()))
+Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
 """
 
 import hashlib
@@ -65,40 +58,23 @@ class Groups:
         """Return only these groups, in this order."""
         chosen = np.asarray(groups, np.int64)
         rows = (chosen[:, None] * self.num_members + np.arange(self.num_members)).ravel()
-        return Groups(
-            items=self.items[chosen],
-            tokens=self.tokens[rows],
-            logprobs=self.logprobs[rows],
-            lengths=self.lengths[rows],
-            ended=self.ended[rows],
-            rewards=self.rewards[rows],
-            correct=self.correct[rows],
-            terms={name: values[rows] for name, values in self.terms.items()},
-        )
+        arrays = {name: values[rows] for name, values in vars(self).items() if name not in ("items", "terms")}
+        terms = {name: values[rows] for name, values in self.terms.items()}
+        return Groups(items=self.items[chosen], terms=terms, **arrays)
 
     @staticmethod
     def joined(parts: Sequence["Groups"]) -> "Groups":
         """Concatenate groups, padded to the longest."""
         longest = max(part.tokens.shape[1] for part in parts)
-        names = parts[0].terms
 
         def column(name: str) -> Any:
-            return np.concatenate([getattr(part, name) for part in parts])
-
-        def padded(name: str) -> Any:
             arrays = [getattr(part, name) for part in parts]
-            return np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for a in arrays])
+            if arrays[0].ndim == 2:
+                arrays = [np.pad(each, ((0, 0), (0, longest - each.shape[1]))) for each in arrays]
+            return np.concatenate(arrays)
 
-        return Groups(
-            items=column("items"),
-            tokens=padded("tokens"),
-            logprobs=padded("logprobs"),
-            lengths=column("lengths"),
-            ended=column("ended"),
-            rewards=column("rewards"),
-            correct=column("correct"),
-            terms={name: np.concatenate([part.terms[name] for part in parts]) for name in names},
-        )
+        terms = {name: np.concatenate([part.terms[name] for part in parts]) for name in parts[0].terms}
+        return Groups(**{name: column(name) for name in vars(parts[0]) if name != "terms"}, terms=terms)
 
 
 @dataclass(frozen=True)
@@ -107,7 +83,6 @@ class Rollout:
 
     groups: Groups
     policy_id: str
-    """Id of the weights that sampled it."""
     num_items: int
     """Items used up, dropped groups included."""
     rollout_time_s: float = 0.0
@@ -116,8 +91,7 @@ class Rollout:
     values: npt.NDArray[np.float64] | None = None
     """(n, longest), after a resume under PPO: the critic's values before the updates made since."""
     old_logprobs: npt.NDArray[np.float64] | None = None
-    """The same, with importance correction and for GSPO in half precision: the trainer's own
-    log-probabilities, by the policy that sampled."""
+    """The same, as Experience.old_logprobs."""
     engine_facts: dict[str, float] = field(default_factory=dict)
     """This rank's fields of train.jsonl about the weight update before it."""
 
@@ -182,10 +156,7 @@ def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_
 
 
 def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
-    """Write atomically: a killed process leaves a complete file or none.
-
-    Not fsynced: a file damaged by a power cut fails its zip checksum and is sampled again.
-    """
+    """Write atomically. Not fsynced: a file damaged by a power cut fails its checksum and is not used."""
     arrays = {name: value for name, value in vars(groups).items() if name != "terms"}
     arrays |= {f"{_TERM}{name}": values for name, values in groups.terms.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -195,11 +166,7 @@ def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
 
 
 def read_groups(path: Path) -> tuple[str, Groups]:
-    """Return what write_groups wrote: policy id and groups.
-
-    Raises:
-        StateError: the file is not one of ours, or damaged.
-    """
+    """Return policy id and groups; raise StateError if the file is not one of ours, or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -237,7 +204,6 @@ class Experience:
 
     groups: Groups
     prompts: tuple[tuple[int, ...], ...]
-    """Tokens of each group's prompt."""
     advantages: Floats
     """(n, longest); 0 beyond each completion."""
     counts: npt.NDArray[np.bool_]

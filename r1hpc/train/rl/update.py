@@ -1,9 +1,5 @@
 """Compute the losses of one update on a rollout's completions: GRPO, PPO or distillation from a teacher.
 
-    experience = updater.prepare(engine, rollout, prompts)           # once per rollout
-    rows = updater.rows_of(experience, update)                       # updates_per_rollout times
-    losses = updater.losses(engine, experience, rows, is_first, tally)    # for loop.optimizer_step
-
 Every rank knows the whole rollout, so all ranks deal the rows alike. Rows that give no gradient are left out,
 the rest is sorted by length and dealt: a micro batch holds rows of similar length, and all ranks have equally
 many.
@@ -14,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from r1hpc.config.schema.run import RunConfig
@@ -29,7 +24,7 @@ from r1hpc.train.losses.algorithms import (
     value_loss,
     whiten,
 )
-from r1hpc.train.losses.logits import OutputHead, Teacher
+from r1hpc.train.losses.logits import OutputHead, Scores, Teacher
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rl.rollout import Experience, MicroBatch, Rollout, Rows, Tally, deal, lay_out
 from r1hpc.train.rollout.policy import Reference, policy_of
@@ -97,7 +92,9 @@ class Updater:
         # After a resume between two updates the critic has changed since GAE used it: take the saved values.
         values = rollout.values
         if values is None:
-            values = self._worked_out(engine, bare, self._critic_values)
+            values = self._worked_out(
+                engine, bare, lambda engine, batch: _outputs(engine, batch, of_policy=False)[1]
+            )
         advantages, returns = gae(groups.rewards, values, groups.lengths, rl.gamma, rl.gae_lambda)
         whitened = whiten(advantages, inside & counts[:, None])
         return Experience(groups, tuple(prompts), whitened, counts, returns, values, old_logprobs)
@@ -119,10 +116,17 @@ class Updater:
             is_first: no update has been made since the rollout, so the trainer's policy is the sampler's.
             tally: adds up while the losses are made.
         """
-        weights = self._token_weights(experience, rows)
-        taught = rows[self._teaches(experience, rows, weights)]
+        rl, groups = self._config.rl, experience.groups
+        # (n,): a token's weight in each completion. Rows left out of the computation count too: the
+        # denominator must depend neither on the number of ranks nor on which rows give no gradient.
+        weights, longest = np.zeros(len(groups.lengths)), self._config.rollout.max_completion_length
+        weights[rows] = token_weights(groups.lengths[rows], experience.counts[rows], rl.loss_level, longest)
+        teaches = weights[rows] > 0
+        # Without KL and entropy only an advantage pulls at a row.
+        if rl.skip_tied_groups and rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
+            teaches &= np.abs(experience.advantages[rows]).max(1) > 0
         size = self._config.train.micro_batch_size
-        micro_batches = deal(experience.total_lengths(), taught, self._group, size)
+        micro_batches = deal(experience.total_lengths(), rows[teaches], self._group, size)
         for number, mine in enumerate(micro_batches):
             # The number of micro batches depends on the rollout, so DeepSpeed cannot count to the last.
             engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
@@ -137,29 +141,6 @@ class Updater:
             # DeepSpeed averages over the ranks, but the weights are made for a sum over them.
             yield loss * self._group.world_size
 
-    def _token_weights(self, experience: Experience, rows: Rows) -> Floats:
-        """Return (n,): a token's weight in each completion, so that the sum over `rows` is the mean wanted.
-
-        Rows left out of the computation count too: the denominator must depend neither on the number of ranks
-        nor on which rows give no gradient.
-        """
-        weights = np.zeros(len(experience.groups.lengths))
-        weights[rows] = token_weights(
-            experience.groups.lengths[rows],
-            experience.counts[rows],
-            self._config.rl.loss_level,
-            self._config.rollout.max_completion_length,
-        )
-        return weights
-
-    def _teaches(self, experience: Experience, rows: Rows, weights: Floats) -> npt.NDArray[np.bool_]:
-        """True for rows with weight, and with an advantage unless KL or entropy pulls at them."""
-        teaches: npt.NDArray[np.bool_] = weights[rows] > 0
-        rl = self._config.rl
-        if rl.skip_tied_groups and rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
-            teaches &= np.abs(experience.advantages[rows]).max(1) > 0
-        return teaches
-
     def _loss(
         self,
         experience: Experience,
@@ -169,7 +150,7 @@ class Updater:
         is_first: bool,
         tally: Tally,
     ) -> torch.Tensor:
-        """Return this micro batch's part of the loss."""
+        """Return this micro batch's part of the loss: the policy's, the critic's and the entropy's."""
         rl, logprobs = self._config.rl, forward.logprobs
         sampled = batch.spread(experience.groups.logprobs)
         per_token = batch.mask * torch.from_numpy(weights).to(logprobs)[:, None]
@@ -181,7 +162,11 @@ class Updater:
             loss = (forward.divergences * per_token).sum()
         else:
             loss = self._policy_loss(experience, batch, forward, per_token, sampled, is_first, tally)
-            loss = loss + self._critic_loss(experience, batch, forward, per_token, tally)
+        if forward.values is not None and experience.values is not None and experience.returns is not None:
+            old, targets = batch.spread(experience.values), batch.spread(experience.returns)
+            critic = value_loss(forward.values.float(), old, targets, per_token, rl.value_clip)
+            tally.add(value_loss=critic)
+            loss = loss + rl.value_coef * critic
         if rl.entropy_coef:
             loss = loss - rl.entropy_coef * (forward.entropies * per_token).sum()
         return loss
@@ -196,7 +181,6 @@ class Updater:
         is_first: bool,
         tally: Tally,
     ) -> torch.Tensor:
-        """Return the policy's clipped loss with its KL term."""
         rl, logprobs = self._config.rl, forward.logprobs
         # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
         # trainer's own values avoid the rounding of the sampler and of other micro batches.
@@ -214,121 +198,65 @@ class Updater:
                 importance_squared=(importance**2).sum(),
                 importance_capped=(importance >= rl.importance_cap).sum(),
             )
+        advantages = batch.spread(experience.advantages)
         terms = policy_terms(
-            logprobs,
-            old,
-            batch.spread(experience.advantages),
-            per_token,
-            batch.mask,
-            rl,
-            forward.reference,
-            importance,
+            logprobs, old, advantages, per_token, batch.mask, rl, forward.reference, importance
         )
         tally.add(clipped=terms.clipped, kl=terms.kl)
         return terms.loss
 
-    def _critic_loss(
-        self,
-        experience: Experience,
-        batch: MicroBatch,
-        forward: Forward,
-        per_token: torch.Tensor,
-        tally: Tally,
-    ) -> torch.Tensor | float:
-        """Return the loss of PPO's critic; 0 without a critic."""
-        if forward.values is None or experience.values is None or experience.returns is None:
-            return 0.0
-        critic = value_loss(
-            forward.values.float(),
-            batch.spread(experience.values),
-            batch.spread(experience.returns),
-            per_token,
-            self._config.rl.value_clip,
-        )
-        tally.add(value_loss=critic)
-        return self._config.rl.value_coef * critic
-
     def _forward(self, engine: Any, batch: MicroBatch) -> Forward:
-        values: list[torch.Tensor] = []
-        teacher = self._teacher(engine, batch)
+        """Run the policy, PPO's critic, and before them the reference or teacher."""
+        rl, teacher, reference = self._config.rl, None, None
+        if self._reference is not None:
+            with torch.no_grad(), self._reference.policy(engine) as network:
+                if self._distills:
+                    head, run = self._head(network), lambda: _outputs(network, batch)[0]
+                    teacher = Teacher(head.logits(run, batch.targets, batch.positions), rl.jsd_beta)
+                else:
+                    scores = self._scores(network, batch, lambda: _outputs(network, batch)[0])
+                    reference = batch.placed(scores.logprobs)
+        values: list[torch.Tensor | None] = []
 
-        def run() -> torch.Tensor:
-            logits, found = self._logits_and_values(engine, batch)
-            values[:] = [] if found is None else [found]
+        def run_policy() -> torch.Tensor:
+            logits: torch.Tensor
+            logits, found = _outputs(engine, batch)
+            values[:] = [found]
             return logits
 
-        scores = self._head(policy_of(engine)).scores(
-            run,
-            batch.targets,
-            batch.positions,
-            temperature=self._config.rollout.temperature,
+        needs_gradient = rl.entropy_coef > 0
+        scores = self._scores(
+            engine,
+            batch,
+            run_policy,
             with_entropies=True,
-            differentiate_entropies=self._config.rl.entropy_coef > 0,
+            differentiate_entropies=needs_gradient,
             teacher=teacher,
         )
-        return Forward(
-            batch.placed(scores.logprobs),
-            batch.placed(scores.entropies),
-            values[0] if values else None,
-            self._reference_logprobs(engine, batch),
-            batch.placed(scores.divergences),
+        logprobs, entropies, divergences = map(
+            batch.placed, (scores.logprobs, scores.entropies, scores.divergences)
         )
+        return Forward(logprobs, entropies, values[0], reference, divergences)
 
-    def _logits_and_values(self, engine: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept)
-        return out if self._is_ppo else (out.logits, None)
-
-    def _teacher(self, engine: Any, batch: MicroBatch) -> Teacher | None:
-        """Return the teacher's logits of each completion token; None without a teacher."""
-        if self._reference is None or not self._distills:
-            return None
-        with torch.no_grad(), self._reference.policy(engine) as network:
-            logits = self._head(policy_of(network)).logits(
-                lambda: network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits,
-                batch.targets,
-                batch.positions,
-            )
-        return Teacher(logits, self._config.rl.jsd_beta)
-
-    def _reference_logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor | None:
-        if self._reference is None or self._distills:
-            return None
-        with torch.no_grad(), self._reference.policy(engine) as network:
-            scores = self._head(policy_of(network)).scores(
-                lambda: network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits,
-                batch.targets,
-                batch.positions,
-                temperature=self._config.rollout.temperature,
-            )
-            return batch.placed(scores.logprobs)
+    def _scores(
+        self, network: Any, batch: MicroBatch, run: Callable[[], torch.Tensor], **more: Any
+    ) -> Scores:
+        temperature = self._config.rollout.temperature
+        return self._head(network).scores(
+            run, batch.targets, batch.positions, temperature=temperature, **more
+        )
 
     def _head(self, network: Any) -> OutputHead:
         """Return the head of the policy or reference, kept for what it learns about the network."""
+        network = policy_of(network)
         if id(network) not in self._heads:
             self._heads[id(network)] = OutputHead(network, self._config.train.logits_chunk_tokens)
         return self._heads[id(network)]
 
-    def _critic_values(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
-        _, values = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, of_policy=False)
-        assert values is not None, "PPO has a critic"
-        found: torch.Tensor = values
-        return found
-
     def _logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
-        scores = self._head(policy_of(engine)).scores(
-            lambda: self._logits(engine, batch),
-            batch.targets,
-            batch.positions,
-            temperature=self._config.rollout.temperature,
-        )
-        return batch.placed(scores.logprobs)
-
-    def _logits(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
-        """Return the policy's logits, without the critic."""
         alone = {"of_critic": False} if self._is_ppo else {}
-        out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, **alone)
-        found: torch.Tensor = out[0] if self._is_ppo else out.logits
-        return found
+        scores = self._scores(engine, batch, lambda: _outputs(engine, batch, **alone)[0])
+        return batch.placed(scores.logprobs)
 
     @torch.no_grad()
     def _worked_out(
@@ -347,3 +275,9 @@ class Updater:
             if len(mine):
                 found[mine] = batch.gathered(values, groups.tokens.shape[1])
         return self._group.sum_array(found)
+
+
+def _outputs(network: Any, batch: MicroBatch, **more: bool) -> Any:
+    """Return (logits, values) of the last positions; values are None without a critic."""
+    out = network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, **more)
+    return out if isinstance(out, tuple) else (out.logits, None)

@@ -1,9 +1,5 @@
 """Answer one message after another, token by token.
 
-    speaker = Speaker(ModelConfig(path="runs/r1/grpo/model"))
-    for piece in speaker.answer([{"role": "user", "content": "2 + 2?"}], limits):
-        print(piece, end="")
-
 Prompts have the form of training (prompt_format.py), and sampling is the same (torch_engine.py): on the first
 GPU in the folder's own precision, else on the CPU in fp32.
 """
@@ -55,16 +51,11 @@ class Speaker:
         self._network.to(self._device)
         positions = getattr(self._network.config.get_text_config(), "max_position_embeddings", None)
         self._positions: int = positions or sys.maxsize
-        """Learned positions end here."""
         self.keeps_turns = self._form.template is not None
         """True if it sees earlier messages; without a template each message stands alone."""
 
     def answer(self, messages: Sequence[Mapping[str, str]], limits: Limits) -> Iterator[str]:
-        """Yield the text as it is generated, an opened `<think>` included.
-
-        Raises:
-            UsageError: the template refuses the messages, or the vocabulary lacks a character.
-        """
+        """Yield the text as it is generated, an opened `<think>` included."""
         prompt = encode(self._tokenizer, self._form.conversation(messages))
         if len(prompt) >= self._positions:
             raise UsageError(

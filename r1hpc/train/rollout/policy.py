@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import deepspeed
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.model.placement import Placement
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.parallel.engine import Parameters, build_inference_engine, deepspeed_config, inference_config
+from r1hpc.train.parallel.engine import Parameters, deepspeed_config, inference_config
 from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
 
 DTYPES = {
@@ -116,7 +117,6 @@ class Reference:
     network: Any
     """A model, or DeepSpeed's engine around a divided one; None with LoRA."""
     id: str
-    """Id of its weights."""
 
     @contextmanager
     def policy(self, engine: Any) -> Iterator[Any]:
@@ -137,8 +137,7 @@ class Reference:
 def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
     """Return the teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None without either.
 
-    Args:
-        hf_config: of the model that is trained.
+    `hf_config` is that of the model that is trained.
     """
     config, where = job.config, reference_place(job.config)
     teacher = load_teacher_config(config)
@@ -155,7 +154,9 @@ def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
     network = build_model(config.model, hf_config, config.train.seed, lie).requires_grad_(False).eval()
     if lie.sharding is None:
         return Reference(network, weights_id(config, job.group))
-    return Reference(build_inference_engine(network, lie.sharding), weights_id(config, job.group))
+    engine, *_ = deepspeed.initialize(model=network, config=lie.sharding, dist_init_required=False)
+    engine.eval()
+    return Reference(engine, weights_id(config, job.group))
 
 
 def build_rollout_engine(

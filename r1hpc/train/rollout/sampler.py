@@ -1,10 +1,5 @@
 """Turn a task's items into judged completions: encode the prompts, sample, let the verifier score.
 
-    with open_judge(job, zero_stage=0) as (judge, hf_config):
-        judge.engine.sync_weights(network)                         # all ranks together
-        samples = judge.sample(items, 4, 1.0, seed, should_stop)   # None when a stop was requested
-        scored = judge.score(items, samples, should_stop)
-
 Rollouts, evaluations and rejection sampling share it. It checks `should_stop` in between, so that a rank
 stops within seconds of a request.
 """
@@ -46,10 +41,8 @@ from r1hpc.train.rollout.policy import build_rollout_engine
 from r1hpc.train.rollout.torch_engine import WHOLE, Cut, Request, RolloutEngine, Samples, streams
 
 _GROUPS_AT_ONCE = 16
-"""Groups whose answers are verified together."""
 
 Scored = list[tuple[Completion, Score]]
-"""The completions of one item with their scores."""
 ShouldStop = Callable[[], bool]
 
 
@@ -79,16 +72,11 @@ class Asker:
 
     @cached_property
     def asking_id(self) -> str:
-        """Return the id of its prompt form; see tasks.text.tokenizer.asking_id."""
+        """Return the id of its prompt form."""
         return asking_id(self._config.model, self._form, self._ids)
 
     def prompt(self, item: Item) -> tuple[int, ...]:
-        """Return the tokens of the prompt in the model's prompt form.
-
-        Raises:
-            ConfigError: longer than rollout.max_prompt_length.
-            UsageError: a character not in the vocabulary, or a prompt that the chat template refuses.
-        """
+        """Return the tokens of the prompt in the model's prompt form; raise UsageError if it has none."""
         return self._encode(item.prompt, item.where)
 
     def sample(
@@ -129,7 +117,10 @@ class Asker:
                 return None
             for (_, answers), scores in zip(part, found, strict=True):
                 scored.append(list(zip(answers, scores, strict=True)))
-        self._say_failures()
+        for sentence in self._scorer.sentences():  # unjudged, or failed in custom code: each kind once
+            if sentence not in self._said:
+                self._said.add(sentence)
+                print(f"warning: {sentence}; the completion counts as wrong", flush=True)
         return scored
 
     def read(self, samples: Samples, num_items: int) -> list[list[Completion]]:
@@ -164,14 +155,6 @@ class Asker:
                 return None
             done += scored
         return done
-
-    def _say_failures(self) -> None:
-        """Report completions that count as wrong, unjudged or failed in custom code, each kind once."""
-        assert self._scorer is not None, "what was scored has a scorer"
-        for sentence in self._scorer.sentences():
-            if sentence not in self._said:
-                self._said.add(sentence)
-                print(f"warning: {sentence}; the completion counts as wrong", flush=True)
 
     def _encoded(self, text: str, where: str) -> tuple[int, ...]:
         return prompt_ids(self.tokenizer, self._form, text, where, self._config.rollout.max_prompt_length)
@@ -215,11 +198,7 @@ class Judge(Asker):
 def open_judge(job: Job, zero_stage: int) -> Iterator[tuple[Judge, dict[str, Any]]]:
     """Yield the judge of the run's task, and the config.json of its model.
 
-    Args:
-        zero_stage: layout of the weights for engine.sync_weights; 0: complete on every rank.
-
-    Raises:
-        ConfigError: the run needs more held-out items than the task has.
+    `zero_stage` is the layout of the weights for engine.sync_weights; 0: complete on every rank.
     """
 
     def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
@@ -238,11 +217,7 @@ def judge_with(
     build_engine: Callable[[dict[str, Any], SpecialIds], RolloutEngine],
     code: Path | None = None,
 ) -> Iterator[tuple[Judge, dict[str, Any]]]:
-    """Do as open_judge, with the engine that `build_engine` makes of config.json and the special tokens.
-
-    Args:
-        code: see tasks.registry.make_task.
-    """
+    """Do as open_judge, with the engine that `build_engine` makes of config.json and the special tokens."""
     tokenizer = load_tokenizer(config.model)
     benchmarks = Benchmarks.of(config) if config.stage in ("rl", "evaluate") else None
     task: Task

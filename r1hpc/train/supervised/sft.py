@@ -1,14 +1,8 @@
 """Fine-tune: next-token prediction on the completions of prompt and completion pairs.
 
-    outcome = run(job)      # on every rank
-
 Only tokens with the role of a completion have a loss: the mean over all completion tokens of the global
 batch, so it does not depend on how rows are spread over ranks. With data.packing a row holds several
-documents, each with positions from 0 and attention inside itself:
-
-    inputs, positions = map(packed_form(attn_implementation), (inputs, positions))
-    engine(input_ids=inputs, position_ids=positions)
-    check_apart(engine, attn_implementation)            # once, before the first step
+documents, each with positions from 0 and attention inside itself.
 
 transformers finds the documents by their positions (masking_utils.find_packed_sequence_indices) and hides the
 others: by a block mask if the attention takes a mask, as sdpa does, and by lengths for flash attention, then
@@ -44,20 +38,20 @@ from r1hpc.tasks.text.tokenizer import (
 )
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Plan, Session
+from r1hpc.train.model.attention import base_model
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
+from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.rollout.policy import build_policy, placement
-from r1hpc.train.supervised.mixing import Mixing
-from r1hpc.train.supervised.supervised import SupervisedStage, batch_plan, by_rank_0, open_once
+from r1hpc.train.supervised.supervised import Mixing, SupervisedStage, batch_plan, by_rank_0, open_once
 
 _LENGTH = 6
-"""Tokens of each of the two test documents."""
 _MOST = 1e-2
 """Change of the logits allowed by another order of addition, relative to their spread."""
 
 
 def run(job: Job) -> Outcome:
     """Train until the last step or until a stop is requested."""
-    loop.check_device(job)
+    check_precision(job.config.train)
     config, group, batch = job.config, job.group, batch_plan(job)
     dataset_path = job.dataset_path
     assert dataset_path is not None, "begin sees to the dataset"
@@ -123,9 +117,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         self._validation = validation
         self._lowest: float | None = None
         self._since = 0
-        """Validations since the lowest loss."""
         self._validated = 0
-        """The last step at which a due validation was done."""
 
     def begin(self, session: Session) -> bool:
         """Also run the validation at which the last attempt was stopped; False if this one is stopped too."""
@@ -232,10 +224,8 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         super().read_state(folder, meta)
         self._lowest, self._since, *step = meta.get("validation", (None, 0))  # older checkpoints lack it
-        if self._lowest is not None and not math.isfinite(
-            self._lowest
-        ):  # a nan was once taken for the lowest
-            self._lowest = None
+        if self._lowest is not None and not math.isfinite(self._lowest):
+            self._lowest = None  # a nan was once taken for the lowest
         self._validated = step[0] if step else meta["global_step"]  # which skipped none
 
     def tokens_in(self, meta: dict[str, Any]) -> int:
@@ -246,7 +236,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
 
 
 def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:
-    """Return the held-out documents, if any; `order_id` returns the id of the order with them."""
+    """Choose the held-out documents; `order_id` returns the id of the order with them."""
     data = job.config.data
     if not data.validation_documents:
         return None
@@ -279,37 +269,24 @@ def packed_form(attn_implementation: str) -> Callable[[torch.Tensor], torch.Tens
 
 @torch.no_grad()
 def check_apart(engine: Any, attn_implementation: str) -> None:
-    """Refuse a model in which a document sees the one before it in its row. Collective.
-
-    Raises:
-        ConfigError: the first document's tokens change the logits of the second.
-    """
+    """Refuse a model in which a document sees the one before it in its row. Collective."""
     network = engine.module
-    if "position_ids" not in inspect.signature(_causal_lm(network).forward).parameters:
+    if "position_ids" not in inspect.signature(base_model(network).forward).parameters:
         raise _refused(network, attn_implementation)
     was_training = network.training
     engine.eval()
-    one, other = (_second_of_two(engine, first) for first in (0, 1))
+    positions, logits = torch.tensor([list(range(_LENGTH)) * 2], device=engine.device), []
+    for token in (0, 1):  # the first document; the second one stays the same
+        ids = torch.tensor([[token] * _LENGTH + [0, 1] * (_LENGTH // 2)], device=engine.device)
+        logits.append(engine(input_ids=ids, position_ids=positions).logits[0, _LENGTH:].float())
     engine.train(was_training)
+    one, other = logits
     if float((one - other).abs().max()) > _MOST * float(one.std()):
         raise _refused(network, attn_implementation)
 
 
-def _second_of_two(engine: Any, token: int) -> torch.Tensor:
-    """Return the logits of the second document, after a first one made of `token`."""
-    first, second = [token] * _LENGTH, [0, 1] * (_LENGTH // 2)
-    ids = torch.tensor([first + second], device=engine.device)
-    positions = torch.tensor([list(range(_LENGTH)) * 2], device=engine.device)
-    logits: torch.Tensor = engine(input_ids=ids, position_ids=positions).logits
-    return logits[0, _LENGTH:].float()
-
-
-def _causal_lm(network: Any) -> Any:
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
-
-
 def _refused(network: Any, attn_implementation: str) -> ConfigError:
     return ConfigError(
-        f"data.packing: a {type(_causal_lm(network)).__name__} with model.attn_implementation="
+        f"data.packing: a {type(base_model(network)).__name__} with model.attn_implementation="
         f"{attn_implementation} does not keep the documents of a row apart: set data.packing=false"
     )

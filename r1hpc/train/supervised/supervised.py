@@ -1,8 +1,8 @@
-"""Run an optimizer step on a fixed batch of tokens, for pretraining and fine-tuning.
+"""Run an optimizer step on a fixed batch of tokens, for pretraining and fine-tuning; pretrain.
 
-    class Pretraining(SupervisedStage[StepBatch]): ...   # defines its losses and how many tokens count
-
-A step's samples follow from its number, so a resumed run reads on where it was, on any number of ranks.
+A step's samples follow from its number, so a resumed run reads on where it was, on any number of ranks. If
+the sources are mixed, a checkpoint holds every change of their weights that has begun, as a segment of the
+order (data/read/mixture.py). Those are fixed; later ones can change.
 """
 
 import time
@@ -16,18 +16,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.data.format.manifest import DatasetManifest
+from r1hpc.data.read.loader import BatchLoader, StepBatch
+from r1hpc.data.read.mixture import Change, Mixture
+from r1hpc.data.read.reader import TokenDataset, open_dataset
+from r1hpc.data.read.sampler import DocumentMixture, WindowMixture, open_plan
+from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.topology.batch import BatchPlan, solve_batch
-from r1hpc.tasks.text.tokenizer import TokenizerFiles
-from r1hpc.train.loop import loop, step_records
-from r1hpc.train.loop.session import Job, Session, StepResult
+from r1hpc.tasks.text.tokenizer import TokenizerFiles, check_data_tokens, exported_tokenizer
+from r1hpc.train.loop import loop
+from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
 from r1hpc.train.losses.logits import OutputHead
 from r1hpc.train.model.export import export_model
-from r1hpc.train.model.sequence import SequenceGroup
+from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.supervised.mixing import Mixing
+from r1hpc.train.parallel.engine import check_precision
+from r1hpc.train.parallel.errors import ResumeError
+from r1hpc.train.rollout.policy import build_policy, placement
 
 
 class Batch(Protocol):
@@ -66,9 +75,6 @@ def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
     """Open a dataset on rank 0 and return it on every rank; on each other node one rank checks its files.
 
     A dataset has thousands of files: a metadata server suffers when every rank asks for each of them.
-
-    Raises:
-        R1hpcError: rank 0's error, on every rank; or a file that this node does not see.
     """
     found = by_rank_0(group, open_it)
     if group.local_rank == 0 and group.rank != 0:
@@ -77,11 +83,7 @@ def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
 
 
 def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
-    """Return on every rank what rank 0 makes.
-
-    Raises:
-        R1hpcError: rank 0's error, on every rank.
-    """
+    """Return on every rank what rank 0 makes, or raise its R1hpcError on every rank."""
     found: MadeT | R1hpcError | None = None
     if group.rank == 0:
         try:
@@ -92,6 +94,90 @@ def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
     if isinstance(made, R1hpcError):
         raise made
     return made
+
+
+class Loader(Protocol):
+    """Interface of a loader that gives a rank its batches by a plan."""
+
+    plan: Any
+
+    def order_id(self, plan: Any) -> str: ...
+
+
+class Mixing:
+    """The mixture of one run, the same on every rank. Without a mixture it does nothing."""
+
+    def __init__(self, loader: Loader, config: RunConfig) -> None:
+        self._loader = loader
+        self._batch = config.train.global_batch_size
+        is_mixed = isinstance(loader.plan, WindowMixture | DocumentMixture)
+        self._mixture: Mixture | None = loader.plan.mixture if is_mixed else None
+
+    @property
+    def base_id(self) -> str:
+        """Return the id of the order before any weight has changed."""
+        return self._order_id(())
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """Return the weight of each source in `step`, for train.jsonl."""
+        return self._weights(step, "mix_") if self._changes else {}
+
+    def announce(self, session: Session, step: int) -> None:
+        """Record an event on rank 0 if other weights begin after `step`."""
+        if not any(change.first_sample == step * self._batch for change in self._changes):
+            return
+        weights, order_id = self._weights(step + 1), self._order_id(self._drawn_from(step + 1))
+        session.metrics.event("mix", global_step=step, from_step=step + 1, weights=weights, order_id=order_id)
+        said = ", ".join(f"{name} {weight:.1%}" for name, weight in weights.items())
+        print(f"from step {step + 1} on: {said}", flush=True)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Return the manifest entry of a checkpoint after `step`; empty if no weight has changed by then."""
+        held = self._drawn_from(step)
+        return {"mix": {"changes": _plain(held), "order_id": self._order_id(held)}} if held else {}
+
+    def check(self, meta: dict[str, Any]) -> None:
+        """Raise ResumeError if the changes of a checkpoint differ from the schedule before its step."""
+        step, saved = int(meta["global_step"]), meta.get("mix", {"changes": [], "order_id": self.base_id})
+        held = self._drawn_from(step)
+        if saved["changes"] != _plain(held) or saved["order_id"] != self._order_id(held):
+            changes = "; ".join(
+                f"from step {first // self._batch + 1} on "
+                + ", ".join(
+                    f"{name} {weight:.4g}" for name, weight in zip(self._names, weights, strict=False)
+                )
+                for first, weights in saved["changes"]
+            )
+            raise ResumeError(
+                f"the checkpoint was trained up to step {step} with {changes or 'no change of weights'}, and "
+                f"data.mix.schedule says otherwise: only what begins at from_step {step + 1} or later can be "
+                "changed"
+            )
+
+    @property
+    def _changes(self) -> tuple[Change, ...]:
+        return self._mixture.changes if self._mixture is not None else ()
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self._mixture.names if self._mixture is not None else ()
+
+    def _weights(self, step: int, prefix: str = "") -> dict[str, float]:
+        assert self._mixture is not None, "only a mixture has weights"
+        weights = self._mixture.weights_of(step - 1)
+        return {f"{prefix}{name}": weight for name, weight in zip(self._names, weights, strict=True)}
+
+    def _drawn_from(self, step: int) -> list[Change]:
+        """Return the changes that `step` or an earlier one was drawn from."""
+        return [change for change in self._changes if change.first_sample < step * self._batch]
+
+    def _order_id(self, changes: Sequence[Change]) -> str:
+        plan = self._loader.plan
+        return self._loader.order_id(plan if self._mixture is None else plan.with_changes(changes))
+
+
+def _plain(changes: Sequence[Change]) -> list[Any]:
+    return [[change.first_sample, list(change.weights)] for change in changes]
 
 
 class SupervisedStage(ABC, Generic[BatchT]):
@@ -116,10 +202,9 @@ class SupervisedStage(ABC, Generic[BatchT]):
         chosen: torch.Tensor | None = None,
         **more: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the sum over the targets (rows, T) at flat positions `chosen`, or all; the model gets
-        `more`.
+        """Return the sum over the targets (rows, T) at flat positions `chosen`, or all.
 
-        If ranks share a sequence, all of it concerns this rank's part.
+        The model gets `more`. If ranks share a sequence, all of it concerns this rank's part.
         """
         if self._sequence.size > 1:
             more = {**more, "position_ids": self._sequence.positions(inputs)}
@@ -151,11 +236,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
         return {}
 
     def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
-        """Run what is due after step `step`, on all ranks, if no stop was requested.
-
-        Returns:
-            More for train.jsonl; whether a stop was requested meanwhile.
-        """
+        """Run what is due after step `step`; return more for train.jsonl, and whether to stop."""
         return {}, False
 
     def begin(self, session: Session) -> bool:
@@ -187,16 +268,23 @@ class SupervisedStage(ABC, Generic[BatchT]):
             result = replace(result, stop=stop)
         session.rank_times.step(step, step_time_s, data_time_s + result.forward_s)
         if job.group.rank == 0:
-            done = step_records.StepRecord(
+            num_positions, attended = self.computed(batch)
+            per_token = loop.model_flops_per_token(session.hf_config, attended)
+            done = StepRecord(
                 tokens=self._tokens,
                 step_tokens=num_tokens,
                 step_time_s=step_time_s,
-                used=self._used(step, result),
+                used={
+                    "first_sample": (step - 1) * job.config.train.global_batch_size,
+                    "num_samples": int(result.sums[0]),
+                    "sample_sum": int(result.sums[1]),
+                    "checksum": int(result.sums[2]),
+                },
                 data_time_s=data_time_s,
-                flops=_flops(session, *self.computed(batch)),
+                flops=None if per_token is None else per_token * num_positions,
                 extra=self.facts(batch) | self._mixing.facts(step) | more,
             )
-            step_records.record(session, step, result, done)
+            loop.record(session, step, result, done)
             self._mixing.announce(session, step)
         return result
 
@@ -237,17 +325,88 @@ class SupervisedStage(ABC, Generic[BatchT]):
     def kept(self, step: int) -> int:
         return 0
 
-    def _used(self, step: int, result: StepResult) -> dict[str, Any]:
-        num_samples, sample_sum, checksum = map(int, result.sums[:3])
-        return {
-            "first_sample": (step - 1) * self._job.config.train.global_batch_size,
-            "num_samples": num_samples,
-            "sample_sum": sample_sum,
-            "checksum": checksum,
-        }
+
+def pretrain(job: Job) -> Outcome:
+    """Pretrain on windows of sharded text until the last step or until a stop is requested."""
+    check_precision(job.config.train)
+    config, group, batch = job.config, job.group, batch_plan(job)
+    dataset_path = job.dataset_path
+    assert dataset_path is not None, "begin sees to the dataset"
+    dataset = open_once(group, lambda: open_dataset(dataset_path, verify=config.data.verify))
+    order = open_plan(
+        dataset,
+        config.data.seq_len,
+        config.data.seed,
+        batch.global_batch_size,
+        num_samples=config.train.num_steps * batch.global_batch_size,
+        mix=config.data.mix,
+    )
+    has_weights = config.model.path is not None and not config.model.from_scratch
+    if has_weights and Path(str(config.model.path), "tokenizer.json").is_file():
+        check_data_tokens(dataset.tokenizer_path, replace(config.model, tokenizer=None))
+    hf_config = load_model_config(config, dataset.vocab_size)
+    job.watchdog.beat("building the model")
+    sequence = share_sequences(group, config.train.sequence_parallel)
+    loader = BatchLoader(
+        dataset,
+        order,
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        rank=sequence.data_rank,
+        world_size=sequence.data_world_size,
+    )
+    mixing = Mixing(loader, config)
+    stage = Pretraining(job, loader.batch, mixing, sequence, tokenizer_of_data(dataset))
+    plan = Plan(
+        network=build_policy(config, hf_config, placement(config, group, divided=True)),
+        hf_config=hf_config,
+        batch=batch,
+        data_id=dataset.id,
+        order_id=mixing.base_id,
+    )
+    return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-def _flops(session: Session, num_positions: int, attended: int) -> float | None:
-    """Return the model FLOPs of a global batch; None if unknown for the model."""
-    per_token = step_records.model_flops_per_token(session.hf_config, attended)
-    return None if per_token is None else per_token * num_positions
+class Pretraining(SupervisedStage[StepBatch]):
+    """The stage: every position of every window has a loss."""
+
+    def __init__(
+        self,
+        job: Job,
+        batch_of: Callable[[int], StepBatch],
+        mixing: Mixing,
+        sequence: SequenceGroup,
+        tokenizer: TokenizerFiles,
+    ) -> None:
+        super().__init__(job, batch_of, mixing, sequence)
+        self._tokenizer = tokenizer
+
+    def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
+        part = self._sequence.part
+        micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
+        # Every rank has equally many, so the mean over the ranks is the mean over all targets.
+        num_targets = part(micro_batches[..., 1:]).numel()
+        for micro_batch in self.last_marked(engine, micro_batches):
+            inputs, targets = part(micro_batch[:, :-1]), part(micro_batch[:, 1:])
+            yield self.cross_entropy(engine, inputs, targets) / num_targets
+
+    def num_tokens(self, batch: StepBatch) -> int:
+        train = self._job.config.train
+        return train.global_batch_size * self._job.config.data.seq_len
+
+    def computed(self, batch: StepBatch) -> tuple[int, int]:
+        return self.num_tokens(batch), self._job.config.data.seq_len
+
+    def tokenizer_files(self) -> TokenizerFiles:
+        return self._tokenizer
+
+    def tokens_in(self, meta: dict[str, Any]) -> int:
+        return int(meta["next_sample"]) * self._job.config.data.seq_len
+
+
+def tokenizer_of_data(dataset: TokenDataset) -> TokenizerFiles:
+    """Return a dataset's tokenizer and end-of-document id; for a dataset of ids, the id alone."""
+    folder, end = dataset.tokenizer_path, dataset.eos_id
+    if folder is None:
+        return TokenizerFiles({}, (end,))
+    return exported_tokenizer(ModelConfig(tokenizer=str(folder)), end)
