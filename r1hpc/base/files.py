@@ -46,8 +46,14 @@ def fsync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `content`, durably. Readers see the old file or the new one."""
+    """Replace `path` by `content`, durably. Readers see the old file or the new one.
+
+    A device or a pipe (/dev/null, /dev/stdout) is written into: root would replace it.
+    """
     raw = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(raw)
+        return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:

@@ -95,6 +95,14 @@ def test_appends_of_many_processes_do_not_mix(tmp_path: Path) -> None:
         assert [record["i"] for record in records if record["n"] == name * 300] == list(range(200))
 
 
+def test_write_atomic_leaves_a_device_in_place(tmp_path: Path) -> None:
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    write_atomic(link, "text")
+    assert link.is_symlink()
+    assert link.is_char_device()
+
+
 @pytest.mark.parametrize("content", ["text", b"\x00bytes", ""])
 def test_write_atomic_replaces_the_whole(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "x"

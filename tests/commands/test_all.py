@@ -28,7 +28,7 @@ def test_a_command_is_light_and_answers_a_wrong_flag_with_the_right_one(command:
         [*argv[:3], "--run-root", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (nothing.returncode, nothing.stdout) == (2, "")
-    assert "R1HPC_RUN_ROOT" in nothing.stderr
+    assert ("status --all" if command == "cancel" else "R1HPC_RUN_ROOT") in nothing.stderr
     assert "Traceback" not in nothing.stderr
 
 

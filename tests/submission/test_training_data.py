@@ -69,7 +69,6 @@ def refused(*overrides: str) -> str:
             'data.mix.schedule=[{"from_step":2,"weights":{"mine":1}}]',
             "data.mix.schedule[0].weights names no source 'mine'",
         ),
-        ("model.config.hidden_size=4", "embed_tokens.weight is (27, 8) there and (27, 4) in the config"),
         ("model.lora_rank=2 model.lora_targets=[q]", "model.lora_targets=['q']: no module in the weights of"),
         ("model.path=no model.tokenizer=null", "model.path {here}/no is not a folder"),
     ],
