@@ -90,9 +90,7 @@ class OutputHead:
             logprobs = -F.cross_entropy(logits, wanted, reduction="none")
             entropies = divergences = torch.zeros_like(logprobs)
             if with_entropies:
-                with torch.set_grad_enabled(differentiate_entropies and torch.is_grad_enabled()):
-                    every = logits.log_softmax(-1)
-                    entropies = -(every.exp() * every).sum(-1)
+                entropies = _entropies(logits, differentiate_entropies)
             if teacher is not None and told is not None:
                 divergences = divergence(logits, _tempered(told, temperature), teacher.beta)
             return torch.stack([logprobs, entropies, divergences], -1)
@@ -150,6 +148,13 @@ def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
 def _picked(values: Tensor, chosen: Tensor | None) -> Tensor:
     """Map (rows, k, width) to (num_chosen, width)."""
     return values.flatten(0, 1) if chosen is None else values.flatten(0, 1)[chosen]
+
+
+def _entropies(logits: Tensor, differentiate: bool) -> Tensor:
+    # A function of its own, so that its (n, vocab) tensor is gone before the divergence makes more.
+    with torch.set_grad_enabled(differentiate and torch.is_grad_enabled()):
+        every = logits.log_softmax(-1)
+        return -(every.exp() * every).sum(-1)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
