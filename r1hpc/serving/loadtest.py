@@ -56,8 +56,11 @@ class Target:
             StateError: says which.
         """
         client = Client(self.url)
-        must_prove = self.key is not None and self.is_proven
-        known = client.is_ours(self.key) if must_prove else client.ask("/health", None)  # type: ignore[arg-type]
+        known: int | None
+        if self.key is not None and self.is_proven:
+            known = client.is_ours(self.key)
+        else:
+            known = client.ask("/health", None)
         if known is None:
             raise StateError(f"nobody answers at {self.url}")
         if not known:

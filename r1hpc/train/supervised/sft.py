@@ -37,11 +37,10 @@ from r1hpc.tasks.text.tokenizer import (
     vocabulary_size,
 )
 from r1hpc.train.loop import loop
-from r1hpc.train.loop.session import Job, Plan, Session
+from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.model.attention import base_model
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.parallel.engine import check_precision
-from r1hpc.train.rollout.policy import build_policy, placement
 from r1hpc.train.supervised.supervised import Mixing, SupervisedStage, batch_plan, by_rank_0, open_once
 
 _LENGTH = 6
@@ -91,14 +90,7 @@ def run(job: Job) -> Outcome:
     job.watchdog.beat("building the model")
     mixing = Mixing(loader, config)
     stage = FineTuning(job, loader.batch, mixing, sequence, rows)
-    plan = Plan(
-        network=build_policy(config, hf_config, placement(config, group, divided=True)),
-        hf_config=hf_config,
-        batch=batch,
-        data_id=dataset.id,
-        order_id=mixing.base_id,
-    )
-    return loop.train(loop.set_up(job, stage, plan), stage)
+    return stage.train(hf_config, batch, dataset.id)
 
 
 class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):

@@ -300,6 +300,18 @@ class SupervisedStage(ABC, Generic[BatchT]):
         self._mixing.check(meta)
         self._tokens = self.tokens_in(meta)
 
+    def train(self, hf_config: dict[str, Any], batch: BatchPlan, data_id: str) -> Outcome:
+        """Build the model, and train until the last step or until a stop is requested."""
+        job, config = self._job, self._job.config
+        plan = Plan(
+            network=build_policy(config, hf_config, placement(config, job.group, divided=True)),
+            hf_config=hf_config,
+            batch=batch,
+            data_id=data_id,
+            order_id=self._mixing.base_id,
+        )
+        return loop.train(loop.set_up(job, self, plan), self)
+
     @abstractmethod
     def tokens_in(self, meta: dict[str, Any]) -> int:
         """Return the tokens trained on until a checkpoint."""
@@ -357,14 +369,7 @@ def pretrain(job: Job) -> Outcome:
     )
     mixing = Mixing(loader, config)
     stage = Pretraining(job, loader.batch, mixing, sequence, tokenizer_of_data(dataset))
-    plan = Plan(
-        network=build_policy(config, hf_config, placement(config, group, divided=True)),
-        hf_config=hf_config,
-        batch=batch,
-        data_id=dataset.id,
-        order_id=mixing.base_id,
-    )
-    return loop.train(loop.set_up(job, stage, plan), stage)
+    return stage.train(hf_config, batch, dataset.id)
 
 
 class Pretraining(SupervisedStage[StepBatch]):
