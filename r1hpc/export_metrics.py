@@ -57,7 +57,11 @@ def _export(run: RunDir, arguments: Any) -> dict[str, Any]:
         writer, where = TensorBoardWriter(folder), {"folder": str(folder)}
     else:
         writer, where = WandbWriter(run, run.report, arguments.project), {"project": arguments.project}
-    count = writer.steps(list(read_steps(run).effective.values()))
+    try:
+        count = writer.steps(list(read_steps(run).effective.values()))
+    except BaseException:
+        writer.close(failed=True)
+        raise
     writer.close()
     return {"steps": count, **where}
 

@@ -313,9 +313,7 @@ def _compare(arguments: Any, form: str) -> int:
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
     if arguments.out is not None or form == "html":
-        raise UsageError(
-            "--compare makes no page: leave out --out and --format html, or use r1hpc compare A B --out FILE"
-        )
+        raise UsageError("--compare makes no page: leave out --out and --format html")
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
     differences, num_steps = compare(a, b), len(read_steps(a).effective)
     if not differences and not num_steps:

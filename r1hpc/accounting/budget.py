@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from r1hpc.accounting.forecast import NOTHING, Spread, total
@@ -41,7 +41,7 @@ def day(text: str | None, where: str, end: bool = False) -> float | None:
     if text is None:
         return None
     try:
-        found = date.fromisoformat(text)
+        found = datetime.fromisoformat(text).date()
     except ValueError:
         raise ConfigError(f"{where} is {text!r}: write a day such as 2026-10-01") from None
     return (datetime(found.year, found.month, found.day) + timedelta(days=end)).timestamp()

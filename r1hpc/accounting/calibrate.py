@@ -26,12 +26,16 @@ from r1hpc.accounting.correction import (
 )
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
+from r1hpc.config import load
+from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.estimate_run import CPU_PRIOR
+from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.telemetry.records.lines import Devices, read_tail
 
@@ -217,7 +221,13 @@ def _estimate(run: RunDir, key: str) -> Spread:
     value = before.get(key) if isinstance(before, dict) else before
     if value is None:
         raise _LeftOutError("no estimate")
-    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
+    known = _assumptions(stored)
+    is_eager = known.get("stage") in ("rl", *ONLY_SAMPLING) and _engine(run) == "sampler"
+    is_of_before = {
+        "node_hours": known.get("cpu_prior") != CPU_PRIOR,
+        "gpu_hours": is_eager and known.get("eager_layer_s") != EAGER_LAYER_S,
+    }
+    if is_of_before[key]:
         raise _LeftOutError("estimated by an earlier version")
     spread = Spread.read(value)
     if spread is None:
@@ -225,6 +235,14 @@ def _estimate(run: RunDir, key: str) -> Spread:
     if not 0 < spread.p50 < math.inf:
         raise _LeftOutError("an estimate of nothing")
     return spread
+
+
+def _engine(run: RunDir) -> str:
+    """Return the engine that decodes in a run; the default if its configuration cannot be read."""
+    try:
+        return load.read(run.config).rollout.engine
+    except R1hpcError:
+        return RolloutConfig().engine
 
 
 def _read_cache(run_root: Path) -> dict[str, Any]:

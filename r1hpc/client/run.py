@@ -195,8 +195,8 @@ class Run:
 
         If steps are short, this is the agreement of the step before, so that no rank waits here.
         """
-        line = {"global_step": step, "time": time.time(), "step_time_s": step_time_s}
-        line |= {name: _number(value) for name, value in self._seen.items()}
+        line = {name: _number(value) for name, value in self._seen.items()}
+        line |= {"global_step": step, "time": time.time(), "step_time_s": step_time_s}
         agreed = self._settle()
         self._ask(line, self._samples)
         self._seen, self._samples = {}, (0, 0, 0)

@@ -9,7 +9,7 @@ replaces the model of the presets, whose model.config and model.tokenizer belong
 appear only once; plain scalars are YAML 1.2's.
 
     read_yaml(path)                     # a configuration
-    read_yaml(path, UniqueKeyLoader)    # a recipe or a budget, whose days are YAML 1.1's
+    read_yaml(path, UniqueKeyLoader)    # a recipe
     yaml.dump(content, Dumper=Dumper)
 """
 

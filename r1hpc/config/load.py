@@ -7,6 +7,7 @@ one. `${key}` is OmegaConf's interpolation, of plain values alone; the section `
 shell.
 """
 
+import copy
 import dataclasses
 import os
 import re
@@ -32,7 +33,7 @@ from r1hpc.config.trl_names import name_here
 _T = TypeVar("_T")
 _OF_THE_SHELL = ("setup",)
 """Keys of the section `cluster` that the job's shell reads."""
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_REFERENCE = re.compile(r"(?<!\\)\$\{([\w.]+)\}")
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
 _REMOVED = {
@@ -193,13 +194,25 @@ def read(path: Path) -> RunConfig:
 
 def restore(layer: dict[str, Any]) -> RunConfig:
     """Return the configuration from `as_layer`'s plain form; a missing key behaves as before it existed."""
-    layer = merged([_BEFORE, layer])
+    layer = without_removed(merged([_BEFORE, layer]))
+    _check_keys(layer, RunConfig, "")
+    return cast(RunConfig, _section(RunConfig, layer, ""))
+
+
+def without_removed(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return a layer of an earlier version without the settings that are gone."""
+    layer = copy.deepcopy(layer)
     for section, keys in _REMOVED.items():
         values = value_at(layer, section)
         for key in keys if isinstance(values, dict) else ():
             values.pop(key, None)
-    _check_keys(layer, RunConfig, "")
-    return cast(RunConfig, _section(RunConfig, layer, ""))
+    return layer
+
+
+def is_removed(key: str) -> bool:
+    """True if earlier versions had this dotted key."""
+    section, _, name = key.rpartition(".")
+    return name in _REMOVED.get(section, ())
 
 
 def read_section(path: Path, schema: type[_T]) -> _T:
@@ -240,11 +253,11 @@ def _with_references(content: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list):
             for item in value:
                 check(item, key)
-        elif isinstance(value, str) and "${" in _REFERENCE.sub("", value):
+        elif isinstance(value, str) and re.search(r"(?<!\\)\$\{", _REFERENCE.sub("", value)):
             raise ConfigError(f"{printable(key)} holds a ${{ that is no reference such as ${{train.seed}}")
         for name in _REFERENCE.findall(value) if isinstance(value, str) else ():
             found = value_at(values, name)
-            if found is None or isinstance(found, dict | list) or "${" in str(found):
+            if found in (None, "???") or isinstance(found, dict | list) or "${" in str(found):
                 raise ConfigError(
                     f"{printable(key)} holds ${{{name}}}: only a key with a plain value can be referred to, "
                     "as in ${train.seed}; write the value itself"
@@ -277,6 +290,8 @@ def _section(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 def _typed(key: str, value: Any, annotation: Any) -> Any:
     """Return a value in the type of its setting: 1 becomes 1.0 for a number and "1" for text."""
+    if value == "???":
+        raise ConfigError(f"{key} is ???, a placeholder: write its value")
     origin, kinds = get_origin(annotation), get_args(annotation)
     if isinstance(value, dict) and (origin is dict or annotation is Any):
         for name in value:
@@ -418,6 +433,8 @@ def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
     """Return a hint: the key's name here, else the nearest key, else where all are listed."""
     if (here := name_here(key)) is not None:
         return f": here it is {here}"
+    if is_removed(key):
+        return ", which is gone: leave it out"
     near = nearest(key, [*(f"{prefix}{name}" for name in fields), *known_keys()])
     return near or "; python -m r1hpc.settings lists all"
 

@@ -93,7 +93,7 @@ def _serve(ports: Sequence[int], awaited: set[str]) -> None:
     with listener:
         listener.settimeout(0.1)
         while awaited and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):  # nobody came, or whoever came says nothing
+            with contextlib.suppress(OSError, ValueError):  # nobody came, or says nothing or no text
                 visitor, _ = listener.accept()
                 visitor.settimeout(1.0)
                 with visitor, visitor.makefile("rw") as lines:
@@ -127,5 +127,7 @@ def _ask_time(name: str, host: str, ports: Sequence[int]) -> tuple[float | None,
                 why = "another program listens there"
             except OSError as error:
                 why = error.strerror or str(error)
+            except ValueError:  # no text
+                why = "another program listens there"
         time.sleep(0.2)  # the first node may start later
     return None, None, f"no connection to {host}, ports {', '.join(map(str, ports))}: {why}"

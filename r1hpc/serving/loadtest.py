@@ -205,7 +205,7 @@ def ask(target: Target, path: str, body: Mapping[str, Any], before: float = math
         with Client(target.url).post(path, target.key, {"model": target.model, **body}, _TIMEOUT_S) as stream:
             _read(stream, answer, began, before)
     except urllib.error.HTTPError as error:
-        answer.failure, answer.detail = f"HTTP {error.code}", _message(error.read())
+        answer.failure, answer.detail = f"HTTP {error.code}", _message(error)
     except TimeoutError:
         answer.failure = "no answer in time"
     except (OSError, http.client.HTTPException) as error:
@@ -239,13 +239,21 @@ def _read(stream: Any, answer: Answer, began: float, before: float) -> None:
                 answer.num_tokens += 1
                 if answer.first_s is None:
                     answer.first_s = time.monotonic() - began
-        answer.num_tokens = (event.get("usage") or {}).get("completion_tokens", answer.num_tokens)
+        counted = (event.get("usage") or {}).get("completion_tokens")
+        if isinstance(counted, int):
+            answer.num_tokens = counted
     if not is_done:
         answer.failure = "connection broken"
+    elif answer.first_s is None:
+        answer.failure = "no token"
 
 
-def _message(body: bytes) -> str:
-    """Return the message of OpenAI's error object, or the body."""
+def _message(error: urllib.error.HTTPError) -> str:
+    """Return the message of OpenAI's error object, or the body; empty if the server breaks off."""
+    try:
+        body = error.read()
+    except (OSError, http.client.HTTPException):
+        return ""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, LookupError, TypeError):

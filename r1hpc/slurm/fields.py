@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.names import printable
+from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import parse_time
 
 if TYPE_CHECKING:  # only for types: the flags of `submit --help` need no schema
@@ -99,6 +99,19 @@ _OWNED: dict[str, str] = {
     "uid": "jobs are submitted as yourself",
     "gid": "jobs are submitted as yourself",
 }
+# The long options of sbatch(1) of Slurm 24.11 that are neither a flag here nor owned. sbatch also takes
+# their beginnings (`signa`), which would get past _OWNED.
+_OPTIONS = frozenset(
+    """
+    acctg-freq batch bb bbf begin cluster-constraint container container-id contiguous core-spec cores-
+    per-socket cpu-freq cpus-per-gpu deadline delay-boot distribution extra extra-node-info gpu-bind gpu-
+    freq gpus-per-socket gres-flags hint ignore-pbs input kill-on-invalid-dep licenses mcs-label mem-bind
+    mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile ntasks-per-core ntasks-per-socket oom-
+    kill-step overcommit oversubscribe prefer priority profile propagate quiet reboot resv-ports segment
+    sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time-min tmp tres-bind tres-
+    per-task use-min-nodes verbose wait-all-nodes wckey
+    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
+)
 
 
 def check(option: str, value: str, shown_as: str | None = None) -> str:
@@ -118,7 +131,7 @@ def check_extra(options: Mapping[str, str]) -> dict[str, str]:
     """Return the `--sbatch KEY=VALUE` options, if all may be passed on.
 
     Raises:
-        UsageError: a key that r1hpc sets itself, or a bad value.
+        UsageError: a key that is no sbatch long option, one that r1hpc sets itself, or a bad value.
     """
     for key, value in options.items():
         if not re.fullmatch(_OTHER_KEY, key):
@@ -130,6 +143,8 @@ def check_extra(options: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"--sbatch {key}: not possible, {_OWNED[key]}")
         if key in _HAVE_A_FLAG:
             raise UsageError(f"--sbatch {key}: use the flag --{key} itself")
+        if key not in _OPTIONS:
+            raise UsageError(f"--sbatch {key}: sbatch has no such option{nearest(key, _OPTIONS)}")
         if value:
             check(key, value, f"--sbatch {key}")
     return dict(options)

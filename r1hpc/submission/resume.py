@@ -138,7 +138,9 @@ def _set_for_the_cluster(run: RunDir) -> list[str]:
     frozen = load.as_layer(load.read(run.config))
     # Use their values as they took effect: a record is redacted, and a requested profile came after it.
     return [
-        f"{key}={json.dumps(value_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")
+        f"{key}={json.dumps(value_at(frozen, key))}"
+        for key in sorted(keys)
+        if key.startswith("cluster.") and not load.is_removed(key)
     ]
 
 

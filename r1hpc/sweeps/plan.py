@@ -88,7 +88,8 @@ def config_of(definition: Definition, point: Point) -> RunConfig:
         ConfigError, UsageError: a value is impossible.
     """
     varied = [f"{key}={value}" for key, value in point.settings.items() if is_setting(key)]
-    config = load.merge_layers(definition.layers, [*definition.overrides, *varied], definition.cluster)
+    layers = [load.without_removed(layer) for layer in definition.layers]
+    config = load.merge_layers(layers, [*definition.overrides, *varied], definition.cluster)
     for key in (key for key in point.settings if not is_setting(key)):
         args = [word.replace(f"{{{key}}}", point.settings[key]) for word in config.script.args]
         if args == config.script.args:

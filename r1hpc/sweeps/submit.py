@@ -165,7 +165,7 @@ def _carry_out(
         try:
             if order.executor == "slurm":
                 _queue(steps, ready, order, at_most, jobs)
-            else:
+            elif ready:
                 runs = [step.run for step in steps if step.job_id is not None]
                 runs += [planned.run for planned in ready]
                 job_id = start_run.supervise(sweep, ready, runs, order, lock, at_most or 1)

@@ -1,6 +1,7 @@
 """Try out a run's task and rewards before submission: make them, and ask one question of each task."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from r1hpc.tasks.problems.registry import Mixture, make_task, parts_of
 from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members
 from r1hpc.tasks.problems.user_task import OwnTask
 from r1hpc.tasks.reward.rewards import Scorer
-from r1hpc.tasks.reward.terms import term_named
+from r1hpc.tasks.reward.terms import TERMS, term_named
 
 _MOST_ASKED = 20_000
 
@@ -118,9 +119,15 @@ def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
 
 
 def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: Path | None) -> None:
-    for name in config.reward.terms:
-        if not is_own(name):
-            term_named(name)
+    if code is None:
+        for name in config.reward.terms:
+            if not is_own(name):
+                term_named(name)
+    else:  # the frozen code of a resumed run may have terms that are gone here
+        known = {
+            name: weight for name, weight in config.reward.terms.items() if is_own(name) or name in TERMS
+        }
+        config = replace(config, reward=replace(config.reward, terms=known))
     if not names_in(config):  # built-in terms are tested: no process is started
         return
     longest = config.rollout.max_completion_length

@@ -276,6 +276,22 @@ def test_a_reference_leads_to_a_plain_value(item: str, said: str) -> None:
         load(None, [item])
 
 
+def test_a_value_that_must_be_given_is_not_the_default() -> None:
+    for items in (["train.lr=???"], ["data.path=???"], ["notify.url=${model.path}", "model.path=???"]):
+        with pytest.raises(ConfigError, match=r"write its value|write the value itself"):
+            load(None, items)
+
+
+def test_an_escaped_reference_is_left_to_the_script() -> None:
+    found = load(None, ["stage=script", "script.path=/x.py", "script.args=['\\${HOME}/x', '${stage}']"])
+    assert found.script.args == ["${HOME}/x", "script"]
+
+
+def test_a_setting_that_is_gone_is_called_that() -> None:
+    with pytest.raises(ConfigError, match=r"'cluster\.network_gbit_s', which is gone: leave it out"):
+        load(None, ["cluster.network_gbit_s=10"])
+
+
 def test_a_reference_to_what_the_command_line_sets() -> None:
     found = load(None, ["data.seed=${train.seed}", "train.seed=7", "model.config={model_type: '${stage}'}"])
     assert (found.data.seed, found.model.config) == (7, {"model_type": "pretrain"})

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import threading
 import time
@@ -63,13 +64,31 @@ def test_digests_tell_an_edit_from_a_copy(tmp_path: Path) -> None:
     build_dataset(recipe, tmp_path / "out", check_inputs=True)
     state = path.stat()
     os.utime(path, ns=(0, 0))
-    assert "written again since" in build_dataset(recipe, tmp_path / "out").note
-    assert build_dataset(recipe, tmp_path / "out", check_inputs=True).note == ""
+    assert build_dataset(recipe, tmp_path / "out").note == ""
     path.write_text(path.read_text().swapcase())
+    assert "have changed since (texts/docs/003.txt)" in build_dataset(recipe, tmp_path / "out").note
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert build_dataset(recipe, tmp_path / "out").note == ""
-    again = build_dataset(recipe, tmp_path / "out", check_inputs=True).note
-    assert "inputs have changed since (texts/docs/003.txt)" in again
+    assert "have changed since" in build_dataset(recipe, tmp_path / "out", check_inputs=True).note
+
+
+def test_a_changed_file_beside_the_inputs_is_noticed(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    made = build_dataset(write_recipe(tmp_path), tmp_path / "first").path
+    shutil.copytree(made / "tokenizer", tmp_path / "tok")
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text('{"text": "one two three four five six seven eight nine"}\n')
+    own = {"kind": "path", "path": "tok"}
+    recipe = write_recipe(tmp_path, tokenizer=own, decontaminate={"against": ["held.jsonl"]})
+    assert build_dataset(recipe, tmp_path / "out").note == ""
+    assert build_dataset(recipe, tmp_path / "out").note == ""
+    before = held_out.read_text()
+    held_out.write_text('{"text": "nine eight seven six five four three two one"}\n')
+    assert "have changed since" in build_dataset(recipe, tmp_path / "out").note
+    held_out.write_text(before)
+    assert build_dataset(recipe, tmp_path / "out").note == ""
+    (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages }}")
+    assert "have changed since" in build_dataset(recipe, tmp_path / "out").note
 
 
 def test_a_dataset_of_an_earlier_version_is_there_with_a_note(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from r1hpc.preflight import network
 from r1hpc.preflight.network import PeerFacts
 from r1hpc.preflight.node import NodeFacts
 from r1hpc.preflight.nodes import Answers, NodeReport, judge_nodes, pieces_of, read_reports, texts_of
 from r1hpc.preflight.versions import VersionFacts
+from r1hpc.slurm.rank_env import choose_port
 from tests.preflight.doctors import ROOT, bad, doctor
 
 
@@ -162,3 +165,19 @@ def test_nodes_outside_an_allocation_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "salloc --nodes=2" in done.stderr
+
+
+def test_bytes_of_a_stranger_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_PATIENCE_S", 1.0)
+    with choose_port() as listener:
+        listener.listen()
+
+        def answer() -> None:
+            while True:
+                visitor, _ = listener.accept()
+                visitor.sendall(b"\xff\xfb\x01\n")
+                visitor.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        *_, why = network._ask_time("n1", "127.0.0.1", [listener.getsockname()[1]])
+    assert "another program listens there" in str(why)

@@ -271,7 +271,7 @@ def test_short_steps_do_not_wait_for_another_rank_and_all_stop_at_the_same(tmp_p
         "    if step in (4, 6) and run.rank == 1:\n"
         "        time.sleep(2)\n"
         "        os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None\n"
-        "    run.log(loss=step + run.rank)\n"
+        "    run.log(loss=step + run.rank, global_step=99)\n"
         "    run.used(1, 2 * step - 2 + run.rank, 2**70 + run.rank)\n"
         "    began = time.monotonic()\n"
         "    stop = run.end_step(step, 0.01).stop\n"

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,30 @@ def test_what_makes_no_test_is_one_sentence(words: list[str], said: str) -> None
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert len(done.stderr.splitlines()) <= 2
+
+
+def _answers(*raw: bytes) -> str:
+    """Serve these answers, one a connection, and close each; return the URL."""
+    listener = choose_port()
+    listener.listen()
+
+    def serve() -> None:
+        for each in raw:
+            visitor, _ = listener.accept()
+            with visitor:
+                visitor.recv(65536)
+                visitor.sendall(each)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_an_answer_without_a_token_and_one_that_breaks_off_are_failures() -> None:
+    stream = b'data: {"choices": [{"finish_reason": "stop"}], "usage": {"completion_tokens": null}}\n\n'
+    url = _answers(
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + stream,
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 100\r\n\r\nshort",
+    )
+    target = loadtest.Target("x", url, "m")
+    assert loadtest.ask(target, "/v1/completions", {}).failure == "no token"
+    assert loadtest.ask(target, "/v1/completions", {}).failure == "HTTP 500"

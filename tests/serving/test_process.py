@@ -70,7 +70,9 @@ def test_an_option_that_goes_past_the_key_is_refused(word: str) -> None:
         load(None, [*SERVED, f"serve.options=['{word}']"])
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "*", "''", "0"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "[::]", "*", "''", "0", "0x0", "0.0", "0:0:0:0:0:0:0:0", "::ffff:0.0.0.0"]
+)
 def test_every_address_of_a_node_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="every address"):
         load(None, [*SERVED, f"serve.host={host!r}" if host != "''" else "serve.host=''"])

@@ -153,6 +153,15 @@ def test_time_zero_is_refused() -> None:
         fields.check("time", "0:00")
 
 
+def test_what_sbatch_does_not_know_is_refused_here() -> None:
+    with pytest.raises(UsageError, match="sbatch has no such option"):
+        fields.check_extra({"hetjob": "1"})
+    with pytest.raises(UsageError, match="did you mean 'licenses'"):
+        fields.check_extra({"license": "x"})
+    with pytest.raises(UsageError, match="sbatch has no such option"):
+        fields.check_extra({"signa": "USR2@5"})
+
+
 def test_a_folder_anybody_may_rename_is_refused(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

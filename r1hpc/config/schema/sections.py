@@ -1,7 +1,9 @@
 """Define the settings of DeepSpeed, of changing data mixtures (data.mix), of servers and of scripts."""
 
+import ipaddress
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +39,6 @@ _OURS = {
     "-tp": "resources.gpus_per_node",
 }
 """vLLM's options that have a setting here."""
-_EVERY_ADDRESS = ("", "*", "0", "0.0.0.0", "::", "::0")
 _CLOSED = (
     *("--api-key", "--middleware", "--root-path", "--uds", "--config", "--api-server-count", "--headless"),
     *(
@@ -164,13 +165,28 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.host is not None and not self.host.isprintable():
             raise ConfigError(f"serve.host={self.host!r} is no name or address of a node")
-        if self.host is not None and self.host.strip("[]") in _EVERY_ADDRESS:
+        if self.host is not None and _is_every_address(self.host.strip("[]")):
             raise ConfigError(
                 f"serve.host={self.host!r} is every address of a node, and others are on its networks too: "
                 "name one, or leave it out for the node's own"
             )
         for word in self.options:
             _check_option(word.partition("=")[0].replace("_", "-"))
+
+
+def _is_every_address(host: str) -> bool:
+    """True for 0.0.0.0 and ::, in any spelling that a socket accepts."""
+    if host in ("", "*"):
+        return True
+    import socket  # deferred: --help must be quick
+
+    with suppress(OSError):
+        return not any(socket.inet_aton(host))  # 0, 0x0, 0.0
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address).is_unspecified
+    return False
 
 
 def _check_option(name: str) -> None:

@@ -9,6 +9,8 @@ bytes with any number of workers, however often it was killed.
 """
 
 import contextlib
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from r1hpc.base.files import read_json, write_json
 from r1hpc.corpus.build.encode import SourceCount, Vocabulary
 from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
 from r1hpc.corpus.build.tokenize import PART
-from r1hpc.corpus.build.vocabulary import FILES
+from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.build.writer import PartResult
 from r1hpc.corpus.engine.units import WorkOff, local_pool
 from r1hpc.corpus.engine.work_dir import (
@@ -36,7 +38,7 @@ from r1hpc.corpus.engine.work_dir import (
     work_folder,
 )
 from r1hpc.corpus.recipe import Recipe, load_recipe
-from r1hpc.corpus.sources.fields import SourceSpan
+from r1hpc.corpus.sources.fields import SourceSpan, template_digest
 from r1hpc.corpus.sources.read import list_spans
 from r1hpc.data.format.documents import Role
 from r1hpc.data.format.errors import ClearedError, DataError, DatasetMissingError
@@ -44,6 +46,7 @@ from r1hpc.data.format.manifest import (
     FORMAT,
     INPUT_STATES,
     LEFT_OUT,
+    MADE_WITH,
     MANIFEST,
     PARTS,
     TOKENIZER,
@@ -174,7 +177,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
         existing = _find_existing(recipe, out)  # made while this build waited for the work folder
         if existing:
             return existing
-        states = _input_states(recipe, spans, check_inputs)
+        states = _input_states(recipe, spans, lambda _: check_inputs)
         made = run_stages(recipe, spans, work, how)
         content = _gather(work, made)
         results = [PartResult.from_record(unit_record(path)) for path in made.parts]
@@ -185,6 +188,8 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
         manifest |= _preparation(recipe, made)
         dataset_id = write_manifest(content, manifest)
         write_json(content / INPUT_STATES, states, mode=0o644)
+        if beside := _files_beside(recipe):
+            write_json(content / MADE_WITH, beside, mode=0o644)
         if left_out_by_source := _left_out_of_plain(recipe, results):
             write_json(content / LEFT_OUT, left_out_by_source, mode=0o644)
         failpoint("data.build.publish")
@@ -289,24 +294,18 @@ def _inputs_hash(spans: list[SourceSpan]) -> str:
     return digest([[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans])
 
 
-def _input_states(recipe: Recipe, spans: list[SourceSpan], digests: bool) -> dict[str, dict[str, Any]]:
-    """Return size, time and perhaps digest of all files of a dataset, the inputs by source and name."""
-    named = {(span.source, span.path) for span in spans}
-    paths = {
-        f"{recipe.sources[number].name}/{name}": recipe.resolve(recipe.sources[number].root) / name
-        for number, name in sorted(named)
-    }
-    beside = [*(recipe.decontaminate.against if recipe.decontaminate else ()), recipe.tokenizer.path]
-    beside += [source.chat_template for source in recipe.sources]
-    for each in filter(None, beside):
-        path = recipe.resolve(each)
-        paths |= {f"{each}/{name}": path / name for name in FILES} if path.is_dir() else {each: path}
-    found = {}
-    for key, path in paths.items():
+def _input_states(
+    recipe: Recipe, spans: list[SourceSpan], is_digested: Callable[[str], bool]
+) -> dict[str, dict[str, Any]]:
+    """Return size, time and, if requested, sha256 of the inputs, by source and name."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, name in sorted({(span.source, span.path) for span in spans}):
+        source = recipe.sources[number]
+        path, key = recipe.resolve(source.root) / name, f"{source.name}/{name}"
         with contextlib.suppress(OSError):  # unreadable ones were put aside
             status = path.stat()
             found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-            found[key] |= {"sha256": file_digest(path)["sha256"]} if digests else {}
+            found[key] |= file_digest(path) if is_digested(key) else {}
     return found
 
 
@@ -330,31 +329,56 @@ def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> Bui
 
 
 def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
-    """Return a note about files that have changed since the build, as sizes, times or digests tell."""
-    record = manifest.path / INPUT_STATES
+    """Return a note about files that have changed since the build."""
     # Missing inputs do not harm an existing dataset.
     with contextlib.suppress(UsageError, StateError, OSError):
         spans = list_spans(recipe)
-        was = read_json(record) if record.is_file() else {}
-        now = _input_states(recipe, spans, check_inputs)
         is_same = _inputs_hash(spans) == manifest.content["inputs_hash"]
-        both = sorted(set(was) & set(now))
-        if is_same and all(was[name]["size"] == now[name]["size"] for name in both):
-            if not was:
-                return "an earlier version built it: only the names and sizes of inputs could be compared"
-            if check_inputs and not all("sha256" in state for state in was.values()):
-                return "it was built without --check-inputs: there are no digests to compare with"
-            kind = "sha256" if check_inputs else "mtime_ns"
-            touched = [name for name in both if was[name][kind] != now[name][kind]]
-            if not touched:
-                return ""
-            if check_inputs:
-                return f"inputs have changed since ({_few(touched)}); build into a new folder to use them"
-            return (
-                f"inputs were written again since ({_few(touched)}), with the same sizes: if their content "
-                "has changed, build into a new folder (--check-inputs records digests, which tell)"
-            )
+        beside = _files_beside(recipe)
+        record = manifest.path / MADE_WITH
+        was = read_json(record) if record.is_file() else beside  # older versions kept none
+        if is_same and was == beside and _has_tokenizer_of(recipe, manifest):
+            return _edited(recipe, spans, manifest.path / INPUT_STATES, check_inputs)
     return "the inputs have changed since; build into a new folder to use them"
+
+
+def _edited(recipe: Recipe, spans: list[SourceSpan], record: Path, check_inputs: bool) -> str:
+    """Return a note about inputs of the same names and sizes that have changed; a digest decides if known."""
+    if not record.is_file():
+        return "an earlier version built it: only the names and sizes of inputs could be compared"
+    was, now = read_json(record), _input_states(recipe, spans, lambda _: False)
+    touched = {name for name, state in now.items() if state["mtime_ns"] != was.get(name, {}).get("mtime_ns")}
+    asked = touched | (set(was) if check_inputs else set())
+    known = {name: was[name]["sha256"] for name in asked if "sha256" in was.get(name, {})}
+    found = _input_states(recipe, spans, known.__contains__) if known else {}
+    if changed := sorted(name for name in known if found.get(name, {}).get("sha256") != known[name]):
+        return f"inputs have changed since ({_few(changed)}); build into a new folder to use them"
+    if unsure := sorted(touched - set(known)):
+        return (
+            f"inputs were written again since ({_few(unsure)}), with the same sizes: if their content has "
+            "changed, build into a new folder (with --check-inputs, which tells next time)"
+        )
+    if check_inputs and len(known) < len(was):
+        return "it was built without --check-inputs: there are no digests to compare with"
+    return ""
+
+
+def _files_beside(recipe: Recipe) -> dict[str, str]:
+    """Return digests of the files beside the inputs that decide what is kept and how it is written, by their
+    names in the recipe. The tokenizer's are in the dataset."""
+    against = recipe.decontaminate.against if recipe.decontaminate else ()
+    found = {name: str(file_digest(recipe.resolve(name))["sha256"]) for name in against}
+    named = {source.chat_template: source for source in recipe.sources if source.chat_template}
+    return found | {name: template_digest(recipe, source) for name, source in named.items()}
+
+
+def _has_tokenizer_of(recipe: Recipe, manifest: DatasetManifest) -> bool:
+    if recipe.tokenizer.kind != "path" or recipe.tokenizer.path is None:
+        return True
+    files = existing_files(recipe.resolve(recipe.tokenizer.path))
+    now = {f"{TOKENIZER}/{name}": hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+    then = {name: entry["sha256"] for name, entry in manifest.files.items()}
+    return now == {name: sha256 for name, sha256 in then.items() if name.startswith(f"{TOKENIZER}/")}
 
 
 def _few(names: list[str]) -> str:

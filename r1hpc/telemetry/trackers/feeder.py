@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from r1hpc.base.run_dir import RunDir
@@ -156,19 +155,19 @@ class _Prometheus:
         self._next_at = 0.0
 
     def take(self, steps: Sequence[Step]) -> None:
+        from r1hpc.telemetry.trackers.prometheus import write_textfile
+
         if time.monotonic() >= self._next_at:
-            self._write()
+            write_textfile(self._run, self._folder)
             self._next_at = time.monotonic() + _PROMETHEUS_PERIOD_S
 
     def close(self) -> None:
-        path = self._write()
-        if self._folder is not None:
-            path.unlink()
+        from r1hpc.telemetry.trackers.prometheus import textfile, write_textfile
 
-    def _write(self) -> Path:
-        from r1hpc.telemetry.trackers.prometheus import write_textfile
-
-        return write_textfile(self._run, self._folder)
+        if self._folder is None:
+            write_textfile(self._run)
+        else:  # a run that is over is not scraped for ever
+            textfile(self._run, self._folder).unlink(missing_ok=True)
 
 
 _TRACKERS: dict[str, Any] = {"tensorboard": _tensorboard, "wandb": _wandb, "prometheus": _Prometheus}

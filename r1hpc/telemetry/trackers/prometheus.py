@@ -64,13 +64,18 @@ _HELP = {
 Sample = tuple[str, dict[str, str], float]
 
 
+def textfile(run: RunDir, folder: str | Path | None) -> Path:
+    """Return the path of the run's file; see write_textfile."""
+    return run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
+
+
 def write_textfile(run: RunDir, folder: str | Path | None = None) -> Path:
     """Replace the run's file by its current values; return its path.
 
     Args:
         folder: the collector's own, where the site's node_exporter reads it as another user; None: the run's.
     """
-    path = run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
+    path = textfile(run, folder)
     write_atomic(path, render(collect(run)), 0o600 if folder is None else 0o644)
     return path
 
