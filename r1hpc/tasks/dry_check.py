@@ -12,7 +12,7 @@ from r1hpc.tasks.problems.asked import asked, repeated
 from r1hpc.tasks.problems.benchmark import Benchmarks, named_sets
 from r1hpc.tasks.problems.demonstrations import check_demonstrations
 from r1hpc.tasks.problems.file import QuestionFile, check_one_split
-from r1hpc.tasks.problems.registry import Mixture, make_task, parts_of
+from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of, weights_of
 from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members
 from r1hpc.tasks.problems.user_task import OwnTask
 from r1hpc.tasks.reward.rewards import Scorer
@@ -47,6 +47,7 @@ def check_questions(
         items += _one_of_each(tasks[0], config)
         items += _asked(tasks[0], config)
         if code is None:  # a resumed run goes on as it was begun
+            check_weights(weights_of(config.task))
             for each in parts_of(config.task).values():
                 if each.name in FILES:
                     check_one_split(Path(each.options["path"]))

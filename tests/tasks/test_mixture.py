@@ -62,6 +62,18 @@ def test_weights_that_are_too_far_apart() -> None:
         _mix(sums=1, game=1e-6)
 
 
+def test_weights_that_rounding_changes_are_refused_for_a_new_run(tmp_path: Path) -> None:
+    def check(sums: float, game: float, code: Path | None = None) -> None:
+        mix = {"sums": {"name": "chain_sum", "weight": sums}, "game": {"name": "countdown", "weight": game}}
+        check_questions(RunConfig(stage="traces", task=TaskConfig(mix=mix)), code)
+
+    with pytest.raises(UsageError, match="would become sums: 99, game: 1"):
+        check(150, 1)
+    check(150, 1, code=tmp_path)  # a resumed run keeps 99 to 1
+    check(99, 1)
+    check(0.7, 0.3)
+
+
 def test_a_task_with_too_few_held_out_questions_limits_the_mixture(tmp_path: Path) -> None:
     mix: dict[str, Any] = {"sums": {"name": "chain_sum", "weight": 1}}
     mix |= {"mine": {"name": "file", "weight": 3, "options": {"path": _questions(tmp_path, 30)}}}

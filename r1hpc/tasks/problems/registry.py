@@ -26,6 +26,8 @@ from r1hpc.tasks.problems.user_task import OwnTask
 
 _FINEST = 100
 """Denominator to which weights are rounded."""
+_TOLERANCE = 0.01
+"""Relative change of a weight that rounding may cause."""
 _MOST_IN_A_BLOCK = 1000
 _MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
     "chain_sum": ChainSum,
@@ -59,6 +61,11 @@ class Mixture:
         """Return the task of an item, without making the item."""
         block, place = divmod(index, self._size)
         return self._block(block)[place][0]
+
+    def items_of(self, label: str, items: range) -> range:
+        """Return a task's own items in the blocks that lie completely in these items."""
+        count = self._counts[label]
+        return range(-(-items.start // self._size) * count, items.stop // self._size * count)
 
     def num_questions(self, held_out: bool = False) -> int | None:
         """Return how many items can be asked before one of the tasks repeats itself."""
@@ -94,6 +101,23 @@ def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
             f"none below one in {_FINEST}"
         )
     return {label: count // common for label, count in counts.items()}
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights of a new run that rounding would change; an older run keeps its rounded weights.
+
+    Raises:
+        UsageError: names the rounded weights.
+    """
+    counts = counts_of(weights)
+    for label, weight in weights.items():
+        exact = weight / sum(weights.values())
+        if abs(counts[label] / sum(counts.values()) - exact) > _TOLERANCE * exact:
+            proportion = ", ".join(f"{label}: {count}" for label, count in counts.items())
+            raise UsageError(
+                f"task.mix: the weights {dict(weights)} are too fine, and would become {proportion}: give "
+                f"these, or others of which none is below one in {_FINEST}"
+            )
 
 
 def make_task(
