@@ -57,7 +57,7 @@ def test_rl_asks_none_of_the_items_that_the_cold_start_showed(r1: Definition, tm
     assert _first_item(tmp_path, "grpo:task.seed=1") is None, "other questions are nobody's"
 
 
-def test_a_stage_begins_after_what_was_shown_in_its_order(r1: Definition) -> None:
+def test_a_file_in_another_order_is_not_other_questions(r1: Definition) -> None:
     questions = TaskConfig("file", options={"path": "/data/train.parquet"})
     traces = replace(r1.stage("traces").config, task=questions)
     needs: dict[str, tuple[str, ...]] = {"traces": (), "grpo": ("traces",)}
@@ -68,7 +68,8 @@ def test_a_stage_begins_after_what_was_shown_in_its_order(r1: Definition) -> Non
 
     assert first_item() == 60000
     assert first_item(seed=1, first=7) == 7
-    assert first_item(seed=1) is None, "a list in another order: its questions may come again"
+    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* Set grpo:task.seed=0"):
+        first_item(seed=1)
 
 
 _AFTER: dict[str, tuple[str, ...]] = {"traces": (), "grpo": ("traces",)}
@@ -132,7 +133,7 @@ def test_a_file_in_a_mixture_is_begun_after_what_was_shown_of_it(tmp_path: Path,
     assert _begins(mixed, mixed).task.first_item == 70
 
 
-def test_a_list_of_own_code_is_known_by_its_content(tmp_path: Path) -> None:
+def test_a_list_of_own_code_in_another_order_is_refused(tmp_path: Path) -> None:
     text = """
         class Words:
             def __len__(self): return 50
@@ -145,6 +146,11 @@ def test_a_list_of_own_code_is_known_by_its_content(tmp_path: Path) -> None:
     copy.mkdir()
     again = TaskConfig(f"{write(copy, 'words.py', text)}:Words")
     assert _begins(words, again).task.first_item == 70
+    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* Set grpo:task.seed=0"):
+        _begins(words, replace(again, seed=1))
+    mixed = TaskConfig(mix={"sums": {"name": "chain_sum"}, "own": {"name": words.name, "seed": 1}})
+    with pytest.raises(UsageError, match=r"another order, .* Set grpo:task.mix.own.seed=0"):
+        _begins(words, mixed)
     assert _begins(words, replace(again, seed=1, first_item=3)).task.first_item == 3
     doubling = TaskConfig(f"{drawn}:Doubling")
     assert _begins(doubling, replace(doubling, seed=1)).task.first_item is None, "drawn from an endless list"
@@ -165,7 +171,7 @@ def test_the_chain_for_gsm8k_asks_no_question_twice_before_it_says_so(tmp_path: 
         job, ChainDir(tmp_path / "c"), [f"task.options.path={path}", "grpo:train.num_steps=500"]
     )
     (said,) = repeated(longer.stage("grpo").config, task)
-    assert re.search(r"is asked 16,000 items, and 6,\d\d\d questions come before one comes again", said)
+    assert re.search(r"items 1,600 to 17,599, .* 6,\d\d\d different .* on they come again", said)
 
 
 def test_a_second_rl_stage_goes_on_after_the_first(r1: Definition) -> None:

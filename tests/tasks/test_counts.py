@@ -1,4 +1,4 @@
-"""A note says if a stage asks more items than its task has questions."""
+"""A stage that asks more questions than there are is told from which item on they come again."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,7 @@ from r1hpc.config.schema.rl import GenerateConfig, RlConfig, RolloutConfig, Task
 from r1hpc.config.schema.run import RunConfig, TrainConfig
 from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.problems.asked import asked_items, repeated
+from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.registry import make_task
 
 
@@ -31,46 +32,96 @@ def _rl(task: TaskConfig, num_steps: int, **rl: Any) -> RunConfig:
     return RunConfig(stage="rl", task=task, rollout=rollout, train=train, rl=RlConfig(**rl))
 
 
-def test_a_pass_is_asked_without_a_note(task: TaskConfig) -> None:
+def test_rl_is_told_where_a_pass_ends(task: TaskConfig) -> None:
     there = make_task(task).num_questions()
     assert there
-    one_pass = _rl(replace(task, first_item=7), there // 8)
-    assert asked_items(one_pass) == range(7, 7 + there // 8 * 8)
+    first = there % 8
+    one_pass = _rl(replace(task, first_item=first), there // 8)
+    assert asked_items(one_pass) == range(first, there)
     assert _notes(one_pass) == []
+    (said,) = _notes(_rl(replace(task, first_item=first + 1), there // 8))
+    assert said.startswith(
+        f"task file is asked items {first + 1} to {there}, and has {there} different questions"
+    )
+    assert f"from item {there} on they come again" in said
     (said,) = _notes(_rl(task, 100))
-    assert said == f"task file is asked 800 items, and {there} questions come before one comes again"
+    assert f"is asked items 0 to 799, and has {there} different" in said
     (said,) = _notes(_rl(task, 10, max_resamples=2))
-    assert "asked up to 240 items" in said
+    assert "items 0 to at most 239, and" in said
+
+
+def test_rl_beyond_the_first_pass_is_told(task: TaskConfig) -> None:
+    a_pass = make_task(task).num_questions() or 0
+    (said,) = _notes(_rl(replace(task, first_item=a_pass), 1))
+    assert said.endswith("all of them are among the earlier items, which earlier stages may have shown")
+
+
+def test_a_pass_has_a_question_as_often_as_it_stands_in_the_list(tmp_path: Path) -> None:
+    rows = [{"question": f"{n % 90}+0", "answer": str(n % 90)} for n in range(100)]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskConfig("file", options={"path": str(tmp_path / "twice.jsonl")})
+    made = make_task(task)
+    assert isinstance(made, QuestionFile)
+    a_pass, different = made.items_per_pass(), made.num_questions()
+    assert different < a_pass
+    at = 7 * a_pass - 5
+
+    def notes(num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=at)
+        return _notes(RunConfig(stage="generate", task=task, generate=wanted))
+
+    assert notes(5) == []
+    (said,) = notes(6)
+    assert f"has {different} different questions: from item {at + 5} on they come again" in said
+
+
+def test_of_few_questions_that_are_drawn_no_item_is_promised() -> None:
+    few = TaskConfig(options={"num_terms": 2})
+    there = make_task(few).num_questions() or 0
+
+    def notes(num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=11)
+        return _notes(RunConfig(stage="generate", task=few, generate=wanted))
+
+    assert notes(there) == []
+    (said,) = notes(there + 1)
+    assert said.endswith(f"from item {there + 11} on at the latest they come again")
 
 
 @pytest.mark.parametrize(("stage", "held_out"), [("traces", False), ("generate", False), ("generate", True)])
 def test_demonstrations_and_completions_are_told_too(task: TaskConfig, stage: str, held_out: bool) -> None:
     there = make_task(task).num_questions(held_out) or 0
 
-    def notes(num_items: int) -> list[str]:
-        wanted = GenerateConfig(num_items=num_items, first_item=2, held_out=held_out)
+    def notes(first_item: int, num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=first_item, held_out=held_out)
         return _notes(RunConfig(stage=stage, task=task, generate=wanted))
 
-    assert notes(there) == []
-    (said,) = notes(there + 1)
+    assert notes(2, there - 2) == []
+    assert notes(1000 * there, there) == [], "far on, and still one pass"
+    (said,) = notes(2, there)
     assert ("held-out questions" in said) == held_out
+    assert said.endswith(f"from item {there} on they come again")
 
 
-def test_of_questions_without_end_nothing_is_said() -> None:
+def test_of_questions_that_are_drawn_nothing_is_said() -> None:
     assert _notes(RunConfig(stage="generate", generate=GenerateConfig(num_items=10**6))) == []
 
 
-def test_the_scarcest_task_of_a_mixture_counts(task: TaskConfig) -> None:
+def test_of_several_tasks_each_is_looked_at(task: TaskConfig) -> None:
     part = {"name": "file", "options": task.options}
     mixed = TaskConfig(mix={"sums": {**part, "weight": 2}, "drawn": {"name": "chain_sum"}})
     there = make_task(task).num_questions() or 0
 
-    def notes(num_items: int) -> list[str]:
-        return _notes(RunConfig(stage="generate", task=mixed, generate=GenerateConfig(num_items=num_items)))
+    def notes(first_item: int, num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=first_item)
+        return _notes(RunConfig(stage="generate", task=mixed, generate=wanted))
 
-    assert notes(there // 2 * 3) == []
-    (said,) = notes(there // 2 * 3 + 1)
-    assert said.startswith("task sums + drawn is asked")
+    one_pass = there // 2 * 3
+    assert notes(0, one_pass) == notes(2 * 3 * there, one_pass) == []
+    assert notes(one_pass - 2, 4) == [], "no block lies wholly in these"
+    (said,) = notes(one_pass - 3, 9)
+    assert said.startswith(f"task sums is asked its items {one_pass // 3 * 2 - 2} to ")
+    assert said.endswith(f"has {there} different questions: from item {there} on they come again")
 
 
 def test_a_new_run_is_told_and_one_of_before_is_not(task: TaskConfig, tmp_path: Path) -> None:

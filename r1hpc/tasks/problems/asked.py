@@ -1,12 +1,12 @@
 """Find which items of its task a stage asks, and from which item another task asks none of them.
 
-The questions of a task follow from its settings: the file and its columns, the digest of custom code, a
+The questions of a task follow from its settings: the file and its column, the digest of custom code, a
 generator with its options; not the template or the judge. No file of questions is read for it.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from r1hpc.config.plugins import locate
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
+from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.gym import PREFIX
-from r1hpc.tasks.problems.registry import counts_of, make_task, parts_of, weights_of
-from r1hpc.tasks.problems.task import Task
+from r1hpc.tasks.problems.registry import Mixture, counts_of, make_task, parts_of, weights_of
+from r1hpc.tasks.problems.task import Task, members
+from r1hpc.tasks.problems.user_task import OwnTask
 
 _NO_QUESTIONS = ("template", "judge")
 """Options that change the form or judging of a question, not the question."""
@@ -45,25 +47,52 @@ def asked_items(config: RunConfig) -> range:
 
 
 def repeated(config: RunConfig, task: Task) -> list[str]:
-    """Return a sentence if a stage asks more items than there are questions."""
+    """Return a sentence for each task of which a stage asks questions again."""
     items, held_out = asked(config)
-    there = task.num_questions(held_out) if items else None
-    if there is None or len(items) <= there:
-        return []
-    most = "up to " if config.rl.max_resamples else ""
-    part = "held-out questions" if held_out else "questions"
-    return [
-        f"task {task.name} is asked {most}{len(items):,} items, and {there:,} {part} come before one comes "
-        "again"
-    ]
+    most = "at most " if config.rl.max_resamples else ""
+    notes = []
+    for label, each in members(task).items():
+        own = task.items_of(label, items) if isinstance(task, Mixture) else items
+        if own and (again := _again(each, own, held_out, is_rl=config.stage == "rl")):
+            name = f"{label} is asked its" if label else f"{task.name} is asked"
+            notes.append(f"task {name} items {own.start:,} to {most}{own.stop - 1:,}, and has {again}")
+    return notes
+
+
+def _again(task: Task, items: range, held_out: bool, is_rl: bool) -> str:
+    """Return how many questions there are and when they come again; empty if they do not."""
+    there = task.num_questions(held_out)
+    if not there:
+        return ""
+    has = f"{there:,} different {'held-out ' * held_out}questions"
+    if not isinstance(task, QuestionFile | OwnTask):  # drawn: some come again before all were asked
+        end = items.start + there
+        again = f"at most {has}: from item {end:,} on at the latest they come again"
+        return again if end < items.stop else ""
+    a_pass = task.items_per_pass(held_out) or there
+    again_at = (items.start // a_pass + 1) * a_pass
+    if again_at < items.stop:
+        return f"{has}: from item {again_at:,} on they come again"
+    if is_rl and items.start >= a_pass:
+        return f"{has}: all of them are among the earlier items, which earlier stages may have shown"
+    return ""
 
 
 @dataclass(frozen=True)
 class _Part:
     questions: tuple[object, ...]
-    """The settings that decide which question an item is."""
+    """The settings that decide the set of questions."""
+    order: Mapping[str, object]
+    """The settings that decide which of them an item is."""
     share: int
     """Its items in a block of the mixture; 1 for a single task."""
+    label: str = field(compare=False)
+    config: TaskConfig = field(compare=False)
+
+    def is_listed(self) -> bool:
+        """True if its questions are a list, so that `order` gives the same ones in another order."""
+        name = self.config.name
+        return name in FILES or (is_own(name) and make_task(self.config).num_questions() is not None)
 
 
 @dataclass(frozen=True)
@@ -79,8 +108,7 @@ class _Layout:
 
 def first_beyond(task: TaskConfig, shown: TaskConfig, end: int) -> int:
     """Return the item from which `task` asks no question of the items of `shown` below `end`; 0 if they have
-    none in common, or in another order. A drawn question can still repeat by chance, and so does a list once
-    it is finished.
+    none in common. A drawn question can still repeat by chance, and so does a list once it is finished.
 
     Raises:
         UsageError: there is no such task, option or weight.
@@ -92,34 +120,58 @@ def first_beyond(task: TaskConfig, shown: TaskConfig, end: int) -> int:
     return max(
         (
             -(-blocks * their.share // our.share) * ours.block
-            for our in ours.parts
-            for their in theirs.parts
-            if our.questions == their.questions
+            for our, their in _pairs(ours, theirs)
+            if our.order == their.order
         ),
         default=0,
     )
+
+
+def reordered(task: TaskConfig, shown: TaskConfig) -> dict[str, tuple[object, object]]:
+    """Return the settings by which `task` asks a list of `shown` in another order, so that its questions can
+    come anywhere: {key: (its value in `task`, in `shown`)}; empty if there is no such list.
+
+    Raises:
+        UsageError: there is no such task, option or weight, or custom code fails.
+    """
+    pairs = list(_pairs(_layout(task), _layout(shown)))
+    in_order = [our.label for our, their in pairs if our.order == their.order]
+    return {
+        f"task.{f'mix.{our.label}.' if our.label else ''}{name}": (value, their.order[name])
+        for our, their in pairs
+        if our.label not in in_order and our.is_listed()
+        for name, value in our.order.items()
+        if value != their.order[name]
+    }
+
+
+def _pairs(ours: _Layout, theirs: _Layout) -> Iterator[tuple[_Part, _Part]]:
+    """Yield the pairs of parts of both that have the same questions."""
+    for our in ours.parts:
+        yield from ((our, their) for their in theirs.parts if our.questions == their.questions)
 
 
 def _layout(task: TaskConfig) -> _Layout:
     counts, parts = counts_of(weights_of(task)), parts_of(task)
     return _Layout(
         task.seed if task.mix else None,
-        tuple(_Part(_questions(part), counts[label]) for label, part in parts.items()),
+        tuple(_Part(*_questions(part), counts[label], label, part) for label, part in parts.items()),
     )
 
 
-def _questions(config: TaskConfig) -> tuple[object, ...]:
+def _questions(config: TaskConfig) -> tuple[tuple[object, ...], Mapping[str, object]]:
+    """Return the settings that decide the set of questions, and those that decide their order."""
     name, options = config.name, dict(config.options)
     if isinstance(options.get("path"), str):
         options["path"] = str(Path(options["path"]).resolve())
     if name in FILES:
-        path = options.get("path")
-        return "file", path, config.question, config.seed, config.choices, config.drop_longer
+        order = {"seed": config.seed, "choices": config.choices, "drop_longer": config.drop_longer}
+        return ("file", options.get("path"), config.question), order
     if is_own(name):
-        return (*_named_by_content(name), config.seed, _text(options))
+        return (*_named_by_content(name), _text(options)), {"seed": config.seed}
     if name.startswith(PREFIX):
-        return name, config.seed, _text({k: v for k, v in options.items() if k not in _NO_QUESTIONS})
-    return (make_task(config).id,)
+        return (name, config.seed, _text({k: v for k, v in options.items() if k not in _NO_QUESTIONS})), {}
+    return (make_task(config).id,), {}
 
 
 def _named_by_content(spec: str) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ of test files gets the list of what those stages trained on, for its contaminati
 from collections.abc import Mapping
 from dataclasses import replace
 
+from r1hpc.base.errors import UsageError
 from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.problems.asked import asked_items, first_beyond
+from r1hpc.tasks.problems.asked import asked_items, first_beyond, reordered
 from r1hpc.tasks.problems.registry import parts_of
 
 
@@ -18,16 +19,24 @@ def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) ->
     """Return a stage's configuration with the values that follow from the stages before it.
 
     Raises:
-        UsageError: the task does not exist.
+        UsageError: the task does not exist, or RL asks a list of an earlier stage in another order.
     """
     if config.stage == "rl" and config.task.first_item is None:
-        return _with_first_item(config, earlier)
+        return _with_first_item(name, config, earlier)
     if config.stage == "evaluate" and (config.evaluate.path or config.evaluate.sets):
         return _with_trained_on(config, earlier)
     return config
 
 
-def _with_first_item(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+    for before, each in earlier.items():
+        if asked_items(each) and (settings := reordered(config.task, each.task)):
+            ours = " ".join(f"{key}={value}" for key, (value, _) in settings.items())
+            theirs = " ".join(f"{name}:{key}={value}" for key, (_, value) in settings.items())
+            raise UsageError(
+                f"{ours} asks the questions of the earlier stage {before} in another order, so some come "
+                f"again. Set {theirs} to begin after them, or choose {name}:task.first_item yourself"
+            )
     shown = [(each.task, items.stop) for each in earlier.values() if (items := asked_items(each))]
     first = max((first_beyond(config.task, task, end) for task, end in shown), default=0)
     return replace(config, task=replace(config.task, first_item=first)) if first else config
