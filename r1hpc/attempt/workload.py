@@ -34,8 +34,8 @@ class Facts:
     run: RunDir
     frozen: RunConfig | None = None
     """The configuration of the resumed run; None for a new run."""
-    to_come: Sequence[Path] = ()
-    """Folders of other stages of the chain, whose outputs do not exist yet."""
+    others: Mapping[Path, RunConfig] = field(default_factory=dict)
+    """The other stages of the chain, by their folders."""
     expected_model: Mapping[str, Any] | None = None
     """The config.json that an earlier stage will leave in model.path."""
     expected_teacher: Mapping[str, Any] | None = None
@@ -45,6 +45,11 @@ class Facts:
     executor: str = ""
     """slurm or local."""
     gpus_per_node: int = 0
+
+    @property
+    def to_come(self) -> Sequence[Path]:
+        """Folders of other stages of the chain, whose outputs do not exist yet."""
+        return tuple(self.others)
 
     @property
     def is_new(self) -> bool:

@@ -80,12 +80,16 @@ def plan_steps(
     steps: dict[str, StageStep] = {}
     for stage in definition.stages:
         try:
-            others = [chain.stage(each.name).path for each in definition.stages if each.name != stage.name]
+            others = {
+                chain.stage(name).path: config
+                for name, config in definition.configs.items()
+                if name != stage.name
+            }
             own = overrides_of(stage.name, order.overrides, definition.names, chain)
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
             facts = OrderFacts(
                 chain.stage(stage.name),
-                to_come=tuple(others),
+                others=others,
                 expected_model=_expected(stage.config.model.path, chain, models),
                 expected_teacher=_expected(stage.config.rl.teacher, chain, models),
                 tokenizer_folder=tokenizers[stage.name],

@@ -56,12 +56,15 @@ def check_questions(
             for task in members(tasks[0]).values():
                 if isinstance(task, OwnTask):
                     task.check_pure()
-                for sentence in task.left_out() if isinstance(task, QuestionFile) else ():
+                for sentence in task.notes() if isinstance(task, QuestionFile) else ():
                     note(sentence)
     if benchmarks is not None:
         if code is None:
             for part in named_sets(config).values():
                 check_one_split(Path(part["path"]))
+            for benchmark in benchmarks.members.values():
+                for sentence in benchmark.notes:
+                    note(sentence)
         tasks.append(benchmarks)
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # the stage of a resumed run refuses that by itself

@@ -128,7 +128,7 @@ class Training(Workload):
         if facts.is_new and facts.executor == "slurm" and facts.gpus_per_node:
             refuse_long_build(facts.run, config)
         notes = other_tokenizer(config) if config.model.tokenizer is not None else []
-        return [*notes, *(seldom_meant(config) if facts.is_new else ())]
+        return [*notes, *(seldom_meant(config, facts.others) if facts.is_new else ())]
 
     def connect(self, name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
         from r1hpc.train.checks.chain_items import connected

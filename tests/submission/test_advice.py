@@ -99,6 +99,21 @@ def test_test_files_are_answered_at_length() -> None:
     assert seldom_meant(_config(ModelConfig(path="x"), "evaluate", evaluate=sets, rollout=longer)) == []
 
 
+def test_a_stage_that_asks_otherwise_than_the_one_that_trains_its_model_says_so(tmp_path: Path) -> None:
+    """All of a chain is planned before the first of its runs is there."""
+    others = {
+        tmp_path / "sft": _config(ModelConfig(path="base", system_prompt="Think."), "sft"),
+        tmp_path / "base": _config(ModelConfig(path="base", system_prompt="Think."), "pretrain"),
+    }
+    model = ModelConfig(path=str(tmp_path / "sft" / "model"))
+    later = _config(model, train=TrainConfig(lr=1e-6))
+    (said,) = seldom_meant(later, others)
+    assert said.startswith("model.system_prompt is None here, and was 'Think.' in sft, which trained")
+    for folder in ("base/model", "sft/export", "other/model"):
+        of_others = replace(later, model=ModelConfig(path=str(tmp_path / folder)))
+        assert seldom_meant(of_others, others) == []
+
+
 def test_checkpoints_that_do_not_fit_under_the_run_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,18 @@ def test_one_that_is_too_long_does_not_wait_for_the_cold_start(tmp_path: Path) -
             submit([*words, f"{stage}:rollout.max_prompt_length=2"])
 
 
+def test_a_stage_in_another_form_than_the_one_that_trains_its_model_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = _words(tmp_path, str(write_teacher(tmp_path / "model")))
+    assert submit([*words[:-1], "runs"]) == 0
+    assert "which trained this model" not in capsys.readouterr().out
+    assert submit([*words[:-1], "runs", "after:rollout.max_completion_length=4"]) == 0
+    said = "rollout.max_completion_length is 4 here, and was 8 in grpo, which trained this model"
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_name_on_the_hub_is_its_folder_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,15 @@ def test_what_cannot_teach_is_refused(spoil: Callable[[Path], None], said: str, 
         submit(["jobs/rl_smoke.yaml", *_HERE, *DISTILL, f"rl.teacher={folder}"])
 
 
+def test_a_teacher_that_ends_otherwise_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_teacher(tmp_path / "teacher")
+    words = (*DISTILL, f"rl.teacher={folder}")
+    assert not any("ends an answer" in note for note in planned(capsys, tmp_path, *words)["notes"])
+    _edit("tokenizer_config.json", lambda config: config.update(eos_token="7"))(folder)
+    (said,) = [note for note in planned(capsys, tmp_path, *words)["notes"] if "ends an answer" in note]
+    assert said.startswith("rl.teacher ends an answer with 7, and the student's completions go on")
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [({"vocab_size": 20}, "20 rows for 27 tokens"), ({"n_positions": 8}, "rl.teacher has 8 positions")],

@@ -140,3 +140,20 @@ def test_of_several_files_the_one_that_has_too_few_says_how_to_ask_fewer(tmp_pat
     sets = {"few": {"path": _file(tmp_path, "few.jsonl", 3)}, "many": {"path": _file(tmp_path, "m.jsonl", 9)}}
     with pytest.raises(UsageError, match=r"set evaluate.sets.few.num_items=3, or leave it out"):
         _asked(_config(sets=sets, num_items=8))
+
+
+def _noted(config: RunConfig) -> list[str]:
+    notes: list[str] = []
+    check_questions(config, note=notes.append)
+    return notes
+
+
+def test_solutions_without_an_answer_that_is_marked_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "solved.jsonl"
+    solutions = ["2 and 2 is 4\n#### 4", "#### 4", r"\boxed{4}", "4 apples", "As 2 and 2 is 4 it is 4."]
+    rows = [{"question": f"{n}?", "answer": answer} for n, answer in enumerate(solutions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (said,) = _noted(_config(path=str(path)))
+    assert said.startswith(f"1 of 5 answers in {path} have neither #### nor a box")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[2:]))
+    assert _noted(_config(path=str(path))) == []

@@ -284,7 +284,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None
     assert sum(parts) == 39
     items = [task.item(index) for index in range(task.items_per_pass())]
     assert all(len(item.prompt) <= 16 for item in items)
-    (sentence,) = task.left_out()
+    (sentence,) = task.notes()
     assert sentence.startswith(f"1 of 40 rows of {tmp_path}/sums.jsonl are left out, the first is ")
     assert "sums.jsonl:34: " in sentence
     assert task.id != whole.id, "a run that goes on asks the same rows"

@@ -24,6 +24,7 @@ from r1hpc.tasks.problems.file import (
     read_questions,
     table_batches,
     tables_in,
+    unmarked,
 )
 from r1hpc.tasks.problems.task import TEMPLATE, Item, check_template, fill, task_id
 
@@ -42,6 +43,8 @@ class Benchmark:
         for row in rows:
             different.setdefault((row.text, row.answer), row)
         self.questions = tuple(different.values())
+        self.notes = unmarked(rows, str(path))
+        """Sentences on answers that may be solutions."""
         if not rows:
             raise UsageError(f"{path} has no question")
         content = {"sha256": digest, "template": template, **columns.unusual(), **named_judge(judge)}

@@ -38,6 +38,9 @@ from r1hpc.tasks.problems.task import TEMPLATE, Item, Listed, check_options, che
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
+_MOST_MARKED = 0.5
+_WORDS_OF_AN_ANSWER = 6
+"""An answer with more words is a solution, or a part of one."""
 _BOX = re.compile(r"\\(boxed|fbox)\b")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
@@ -70,6 +73,8 @@ class Question:
     answer: str
     thinking: str = ""
     choices: tuple[str, ...] = ()
+    is_marked: bool = field(default=False, compare=False)
+    """A mark or a box showed which part of the text is the answer."""
     where: str = field(default="", compare=False)
     """The file and its line, or row."""
 
@@ -97,6 +102,18 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return questions, whole
+
+
+def unmarked(questions: Sequence[Question], name: str) -> list[str]:
+    """Return a note if some answers are solutions without a mark among others that have one."""
+    marked = sum(each.is_marked for each in questions)
+    whole = sum(not each.is_marked and len(each.answer.split()) > _WORDS_OF_AN_ANSWER for each in questions)
+    if not whole or marked < _MOST_MARKED * len(questions):
+        return []
+    return [
+        f"{whole:,} of {len(questions):,} answers in {name} have neither {_MARK} nor a box, as the others "
+        "have: all of their text is taken as the answer. Leave those lines out, or mark their answers"
+    ]
 
 
 def tables_in(path: Path) -> list[Path]:
@@ -225,7 +242,9 @@ def _free(where: str, text: str, answer: str) -> Question:
         thinking, final = _BOX.sub("", answer), boxed.content
     elif not mark:
         thinking, final = "", answer
-    question = Question(text, out_of_box(final.strip()), _CALCULATOR.sub("", thinking).strip(), where=where)
+    is_marked = bool(mark) or boxed is not None
+    said, thinking = out_of_box(final.strip()), _CALCULATOR.sub("", thinking).strip()
+    question = Question(text, said, thinking, is_marked=is_marked, where=where)
     if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
         raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; fix the line")
     return question
@@ -317,6 +336,10 @@ class QuestionFile:
         self._listed = Listed(
             ("jsonl", config.seed), [each.text for each in self._questions], str(self._path)
         )
+
+    def notes(self) -> list[str]:
+        """Return sentences about what may be unintended."""
+        return [*self.left_out(), *unmarked(self._questions, str(self._path))]
 
     def left_out(self) -> list[str]:
         """Return a sentence on the rows that task.drop_longer left out, if there are any."""

@@ -56,6 +56,7 @@ def check_models(
     notes = _slips(config.model.config)
     if config.rl.teacher:
         _check_teacher(config, expected_teacher, tokenizer_to_come=tokenizer_to_come)
+        notes += [] if tokenizer_to_come else _other_end(config)
     return notes
 
 
@@ -179,6 +180,27 @@ def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tok
         check_teacher_tokens(config)
 
 
+def _other_end(config: RunConfig) -> list[str]:
+    """Return a note if a teacher ends its answers with a token that does not end the student's."""
+    if not Path(config.rl.teacher or "", "tokenizer.json").is_file():
+        return []
+    from r1hpc.tasks.text.tokenizer import load_tokenizer, special_ids  # the tokenizers library
+
+    teacher = ModelConfig(path=config.rl.teacher)
+    tokenizer = load_tokenizer(teacher)
+    try:
+        end = special_ids(tokenizer, teacher).eos
+    except UsageError:  # a teacher needs neither end tokens nor a chat template
+        return []
+    if end in special_ids(load_tokenizer(config.model), config.model).stops:
+        return []
+    return [
+        f"rl.teacher ends an answer with {tokenizer.id_to_token(end)}, and the student's completions go on "
+        f"after it, up to rollout.max_completion_length: add its id, {end}, to eos_token_id in the student's "
+        "generation_config.json, or start from a student fine-tuned to the teacher's chat template"
+    ]
+
+
 def tokenizer_is_to_come(config: RunConfig, expected_model: Mapping[str, Any] | None) -> bool:
     """True if an earlier stage has yet to write the tokenizer."""
     return expected_model is not None and config.model.tokenizer is None
@@ -207,11 +229,15 @@ def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
         )
 
 
-def seldom_meant(config: RunConfig) -> list[str]:
-    """Return notes worth reading before GPU-hours are spent."""
+def seldom_meant(config: RunConfig, others: Mapping[Path, RunConfig] = {}) -> list[str]:
+    """Return notes worth reading before GPU-hours are spent.
+
+    Args:
+        others: the other stages of the chain, by their folders.
+    """
     notes = [*_without_effect(config), *_rates(config)]
     if config.stage in SAMPLED_STAGES:
-        notes += [*_asked_otherwise(config), *_short_answers(config)]
+        notes += [*_asked_otherwise(config, others), *_short_answers(config)]
     return notes
 
 
@@ -243,17 +269,19 @@ def _rates(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _asked_otherwise(config: RunConfig) -> Iterator[str]:
+def _asked_otherwise(config: RunConfig, others: Mapping[Path, RunConfig]) -> Iterator[str]:
     """Yield notes if prompts differ from those of the run that trained the model, or answers end earlier."""
     folder = Path(config.model.path or "")
     run = RunDir(folder.parent)
-    if folder.name != run.model.name or not run.config.is_file():
+    if folder.name != run.model.name:
         return
-    try:
-        before = load.read(run.config)
-    except R1hpcError:  # another tool's folder
-        return
-    if before.stage == "pretrain":
+    before = others.get(run.path)
+    if run.config.is_file():
+        try:
+            before = load.read(run.config)
+        except R1hpcError:  # another tool's folder
+            return
+    if before is None or before.stage == "pretrain":
         return
     pairs: dict[str, tuple[Any, Any]] = {
         f"model.{name}": (getattr(before.model, name), getattr(config.model, name))
