@@ -17,6 +17,8 @@ choose_accelerator({use_gpu})
 import deepspeed
 print(deepspeed.accelerator.get_accelerator().device_name())
 """
+# Threads of torch and DeepSpeed may abort an interpreter that takes itself apart.
+_LEAVE = "\nimport os, sys; sys.stdout.flush(); os._exit(0)"
 _TOO_LATE = """
 import deepspeed
 from torch._C._distributed_c10d import HashStore
@@ -31,7 +33,7 @@ except R1hpcError as error:
 
 def python(code: str, accelerator: str) -> str:
     environment = {**os.environ, "DS_ACCELERATOR": accelerator}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code + _LEAVE]
     done = subprocess.run(
         command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120, check=True
     )
