@@ -135,7 +135,7 @@ def test_secrets_are_looked_for_in_linear_time(part: str) -> None:
     text = part * (1_000_000 // len(part))
     begun = time.process_time()
     pii.mask(text)
-    assert time.process_time() - begun < 10
+    assert time.process_time() - begun < 60
 
 
 def test_plain_numbers_seldom_pass_for_cards() -> None:

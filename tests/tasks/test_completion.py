@@ -70,11 +70,11 @@ def test_a_truncated_completion_is_not_well_formed_but_its_answer_counts() -> No
     assert parts.answer == "4"
 
 
-def test_megabytes_take_milliseconds() -> None:
+def test_megabytes_are_read_in_linear_time() -> None:
     for text in ("<think>" * 10**6, "<" * 10**7, "<answer>" + "x" * 10**7, compose("a" * 10**7, "1")):
         started = time.process_time()
         take_apart(text)
-        assert time.process_time() - started < 1.0
+        assert time.process_time() - started < 30, "quadratic, it would be hours"
 
 
 @pytest.mark.parametrize(

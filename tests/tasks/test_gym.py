@@ -13,6 +13,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import RewardConfig, TaskConfig
 from r1hpc.tasks.grading import judge_gym
 from r1hpc.tasks.grading.completion import compose
+from r1hpc.tasks.problems import gym_worker
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, held_out_key, is_held_out
 from r1hpc.tasks.reward.rewards import Completion, Scorer
@@ -179,9 +180,18 @@ def test_a_source_that_its_generator_cannot_make_is_passed_over(monkeypatch: pyt
 def test_a_generator_of_few_items_says_how_many(gcd: Task) -> None:
     assert gcd.num_questions(held_out=True) is None
     few = _task("gcd", size=40, template="{question}")
-    assert few.num_questions(held_out=True) == 40, "at most"
     for held_out in (False, True):
-        asked = {few.item(index, held_out).prompt for index in range(100)}
+        asked = {few.item(index, held_out).prompt for index in range(400)}
+        assert few.num_questions(held_out) == len(asked)
         assert {is_held_out(held_out_key(question)) for question in asked} == {held_out}
-    with pytest.raises(UsageError, match=r"evaluate.num_items is 41, but .* no more than 40 held-out"):
-        check_num_held_out(few, 41)
+    there = few.num_questions(held_out=True)
+    assert there
+    check_num_held_out(few, there)
+    with pytest.raises(UsageError, match=rf"evaluate.num_items is 40, but .* no more than {there} held-out"):
+        check_num_held_out(few, 40)
+
+
+def test_where_there_are_too_many_to_count_there_are_as_many_as_indices() -> None:
+    handler, size = gym_worker.ready("gcd", 5, {"size": 1001})
+    assert (handler(gym_worker.COUNT), size) == (None, 1001)
+    assert _task("gcd", size=1001).num_questions(held_out=True) == 1001

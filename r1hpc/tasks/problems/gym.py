@@ -8,12 +8,13 @@ part of the task's identity: another version may ask other questions.
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import util
 from typing import Any
 
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.tasks.grading.completion import TAGS, compose
-from r1hpc.tasks.problems.gym_worker import ENDLESS
+from r1hpc.tasks.problems.gym_worker import COUNT, ENDLESS
 from r1hpc.tasks.problems.task import (
     TEMPLATE,
     Draws,
@@ -60,8 +61,16 @@ class ReasoningGym:
         return Item(index, prompt, entry["answer"] or "", {"source_index": source})
 
     def num_questions(self, held_out: bool = False) -> int | None:
-        """Return the number of indices of a finite generator."""
-        return None if self._num_sources >= ENDLESS else self._num_sources
+        """Count by asking every index if the generator has few; with more, return the number of indices."""
+        if self._num_sources >= ENDLESS:
+            return None
+        return self._num_sources if self._counts is None else self._counts[held_out]
+
+    @cached_property
+    def _counts(self) -> list[int] | None:
+        """Return the different questions in training, and held out; None if unknown."""
+        counts: list[int] | None = self._ask(COUNT)
+        return counts
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         """Return the generator's answer, without thinking: the package has none."""
@@ -82,10 +91,9 @@ class ReasoningGym:
             f"{self.name} fails to make items, the last with {entry['error']}: change its options"
         )
 
-    def _ask(self, source: int) -> Any:
+    def _ask(self, request: int | str) -> Any:
         try:
-            return self._source.ask(source, _LIMIT_S)
+            return self._source.ask(request, _LIMIT_S)
         except (DiedError, TimedOutError) as error:
-            raise R1hpcError(
-                f"{self.name} failed to make item {source}: {error}; change its options"
-            ) from None
+            what = "count its items" if request == COUNT else f"make item {request}"
+            raise R1hpcError(f"{self.name} failed to {what}: {error}; change its options") from None

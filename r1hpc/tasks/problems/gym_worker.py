@@ -4,19 +4,25 @@
 
 Some generators iterate over sets of strings, so that the same seed and index give another question in every
 process. PYTHONHASHSEED cannot be set from inside; the parent sets it. The reply to an index is {"question",
-"answer"}, with a null answer if the generator has none, or {"error"} if it fails.
+"answer"}, with a null answer if the generator has none, or {"error"} if it fails. The reply to "count" is the
+number of different questions over all indices of a finite one, [in training, held out], or null if too many.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.tasks.problems.task import held_out_key, is_held_out
 from r1hpc.tasks.sandbox.serve import Handler, serve
 
 ENDLESS = 2**31
+COUNT = "count"
+_MOST_COUNTED = 1000
+"""Counting the 500 of a finite generator without a size takes 4 s at most."""
 
 
 def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, int]:
@@ -24,7 +30,10 @@ def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, 
     dataset = make(generator, seed, options)
     size = len(dataset) if "size" in options else num_sources(dataset)
 
-    def handler(index: int) -> dict[str, Any]:
+    def handler(request: Any) -> Any:
+        return _counts(asked, size) if request == COUNT else asked(request)
+
+    def asked(index: int) -> dict[str, Any]:
         try:
             entry = dataset[index]
         # Third-party code: one index that fails must not end a run.
@@ -64,6 +73,18 @@ def num_sources(dataset: Any) -> int:
     except IndexError:
         return len(dataset)
     return ENDLESS
+
+
+def _counts(asked: Callable[[int], dict[str, Any]], size: int) -> list[int] | None:
+    """Count different questions of both parts among the first `size` indices; None if they are many."""
+    if size > _MOST_COUNTED:
+        return None
+    different: dict[bool, set[str]] = {False: set(), True: set()}
+    for index in range(size):
+        question = asked(index).get("question")
+        if question is not None:
+            different[is_held_out(held_out_key(question))].add(question)
+    return [len(different[False]), len(different[True])]
 
 
 if __name__ == "__main__":
