@@ -39,11 +39,13 @@ if TYPE_CHECKING:  # only for types: --help must be quick
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _read(argv)
+    from r1hpc.plan.hours.from_flags import refuse_without_progress
     from r1hpc.plan.hours.text import estimate_text
 
     if arguments.method != "measured" and (chain := _chain_file(arguments)):
         return _print_chain(chain, arguments)
     found = _answer(arguments)
+    refuse_without_progress(found, arguments)
     found, correction = _corrected(found, arguments)
     print_result({**found.to_json(), **correction}, estimate_text(found), arguments.json)
     return 0

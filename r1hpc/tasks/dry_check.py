@@ -19,6 +19,7 @@ from r1hpc.tasks.reward.rewards import Scorer
 from r1hpc.tasks.reward.terms import TERMS, term_named
 
 _MOST_ASKED = 20_000
+_TRIED_OF_DRAWN = 64
 
 
 def check_questions(
@@ -97,18 +98,22 @@ def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
 
 
 def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
-    """Yield the questions of each list until it repeats itself; drawn ones are alike."""
-    listed = {
-        label: each for label, each in members(task).items() if isinstance(each, QuestionFile | OwnTask)
-    }
-    left = {label: min(each.items_per_pass(held_out) or 0, _MOST_ASKED) for label, each in listed.items()}
+    """Yield the questions of each list until it repeats itself, and a few of the drawn ones."""
+    left = {label: _worth_a_look(each, held_out) for label, each in members(task).items()}
     for index in items:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
-        if left.get(label):
+        if left[label]:
             left[label] -= 1
             yield task.item(index, held_out)
         if not any(left.values()):
             return
+
+
+def _worth_a_look(task: Task, held_out: bool) -> int:
+    """Return how many questions to try. Drawn ones are much alike and may be slow, held-out ones most."""
+    if isinstance(task, QuestionFile | OwnTask):
+        return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)
+    return 0 if held_out else _TRIED_OF_DRAWN
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:

@@ -203,6 +203,9 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("--parms 7B", "--params"),
         ("train --tokens 1T", "--tokens does not go with train, which settles it: give train.num_steps=N"),
         ("train --precision fp16", "give train.precision=NAME"),
+        ("--params 7B --tokens 1T --preemptions-per-day 200", "an interruption every 7 min 12 s"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --preemptions-per-day 200", "an interruption every"),
+        ("--params 7B --data-gb -3", "--data-gb is -3: it must be above 0"),
         ("--params 7B --rl-sequences 9k --num-gpus 8 --prompt-length nan", "--prompt-length is nan"),
         ("--params 7B --rl-sequences 9k --num-gpus 8 --logprob-passes -5", "--logprob-passes is -5"),
         ("--params 7B --rl-sequences 9k --num-gpus 8 --max-completion-length 0", "-completion-length is 0"),
@@ -215,7 +218,7 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("--params 7B --rl-sequences 9k --tokens 1T", "--tokens does not go with --rl-sequences"),
         (
             "--params 7B --tokens 1T --prompt-length 9",
-            "--prompt-length does not go with pretraining or tuning",
+            "go with pretraining or tuning: leave it out, or give --rl-sequences N too",
         ),
         ("--params 7B --model-config x.json --tokens 1T", "--params does not go with --model-config"),
         ("--params 7B --tokens 1T --data-gb 9", "--tokens and --data-gb both set the amount"),

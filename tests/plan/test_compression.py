@@ -44,6 +44,19 @@ def test_what_does_not_go_together_is_refused(words: tuple[str, ...], said: str)
 
 
 @pytest.mark.parametrize(
+    ("zero", "near", "said"),
+    [
+        (2, 2, "zero_hpz_partition_size is of deepspeed.zero_stage=3, and this run has 2"),
+        (3, 3, "3 does not divide the run's 4 ranks"),
+    ],
+)
+def test_a_second_copy_where_it_cannot_be(zero: int, near: int, said: str) -> None:
+    words = (f"deepspeed.zero_stage={zero}", PLUS_PLUS % f"zero_hpz_partition_size: {near}")
+    with pytest.raises(UsageError, match=said):
+        check_layout(load.load(None, [*ON_CPUS, "resources.ranks_per_node=4", *words]))
+
+
+@pytest.mark.parametrize(
     "words",
     [
         (),

@@ -34,6 +34,21 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes, said: str)
     assert read_tensors(tmp_path) == {"a": (4,)}
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_of_pytorch_that_is_none_is_named(tmp_path: Path, is_zip: bool) -> None:
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(4)}, file, _use_new_zipfile_serialization=is_zip)
+    assert read_tensors(tmp_path) == {}
+    whole = file.read_bytes()
+    for content in (b"", b"<html>404 Not Found</html>", *([whole[:-40]] if is_zip else [])):
+        file.write_bytes(content)
+        with pytest.raises(
+            ConfigError, match=r"pytorch_model\.bin is no weights file of PyTorch, or is cut off"
+        ):
+            read_tensors(tmp_path)
+
+
 def test_lora_targets_are_names_of_modules(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     layer = "model.layers.0"

@@ -13,7 +13,7 @@ from r1hpc.plan.memory.fit import way_out
 from r1hpc.plan.memory.run import memory_of_run, misfits
 from r1hpc.plan.memory.step import MemoryPlan
 from r1hpc.plan.model.shape import model_shape
-from r1hpc.plan.run import make_plan
+from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.topology.batch import Topology
 from tests.plan.test_run_memory import NODES_OF_A100, QWEN_7B, QWEN_32B, grpo
 
@@ -138,14 +138,39 @@ def test_the_hosts_memory_that_the_job_asks_for_is_known_to_the_plan() -> None:
     assert ways() == ways("resources.mem=much"), "which sbatch refuses"
 
 
-def test_with_a_given_accumulation_what_breaks_the_batch_is_not_proposed() -> None:
+def test_a_given_accumulation_follows_the_batch() -> None:
+    """As a user would set it; each proposal gives the global batch of 512."""
     words = [f"model.config={QWEN_7B}".replace("'", ""), "cluster.gpu_type=a100-40gb", "data.seq_len=4096"]
     words += ["train.global_batch_size=512", "train.precision=bf16", "deepspeed.zero_stage=2"]
-    words += ["resources.nodes=2", "train.micro_batch_size=16", "train.gradient_accumulation_steps=2"]
-    plan = make_plan(load.load("train", words), gpus_per_node=8)
-    assert plan.memory is not None
-    ways = plan.memory.way_out.removeprefix("it would fit with ").split(", or with ")
-    assert ways == ["deepspeed.zero_stage=3", "train.micro_batch_size=8 and resources.nodes=4"]
+
+    def plan_of(*more: str) -> RunPlan:
+        return make_plan(load.load("train", [*words, *more]), gpus_per_node=8)
+
+    def ways(*more: str) -> list[str]:
+        plan = plan_of(*more)
+        assert plan.memory is not None
+        found = plan.memory.way_out.removeprefix("it would fit with ").split(", or with ")
+        for way in found:
+            changed = plan_of(*more, *way.split(" and "))
+            assert changed.memory is not None
+            assert list(misfits(changed.memory, gpu_gib=40, host_gib=None)) == [], way
+            assert changed.batch.global_batch_size == 512
+        return found
+
+    given = "train.gradient_accumulation_steps"
+    assert ways("resources.nodes=2", "train.micro_batch_size=16", f"{given}=2") == [
+        f"train.micro_batch_size=8 and {given}=4",
+        "deepspeed.zero_stage=3",  # leaves the batch as it is
+    ]
+    wider = ways("resources.nodes=1", "train.micro_batch_size=8", f"{given}=8")
+    assert f"resources.nodes=2 and {given}=4" in wider
+
+
+def test_a_stage_that_only_samples_has_no_accumulation_to_follow() -> None:
+    asked = replace(grpo(), stage="evaluate", train=TrainConfig(gradient_accumulation_steps=4))
+    asked = replace(asked, evaluate=replace(asked.evaluate, num_samples=64))
+    ways = proposed(replace(asked, rollout=replace(asked.rollout, prompts_per_batch=8)), QWEN_7B, 40)
+    assert all("accumulation" not in way for way in ways)
 
 
 def test_nothing_that_does() -> None:

@@ -1,5 +1,5 @@
-"""Prompts of a stage whose model an earlier stage will leave: checked at submission, by the tokenizer of the
-folder that the chain begins with."""
+"""Prompts are checked at submission: of a stage whose model an earlier stage will leave, by the tokenizer of
+the folder that the chain begins with."""
 
 import json
 from pathlib import Path
@@ -55,6 +55,15 @@ def test_a_stage_in_another_form_than_the_one_that_trains_its_model_is_told(
     assert submit([*words[:-1], "runs", "after:rollout.max_completion_length=4"]) == 0
     said = "rollout.max_completion_length is 4 here, and was 8 in grpo, which trained this model"
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_long_one_among_drawn_ones_is_found(tmp_path: Path) -> None:
+    """Of nine characters is the 48th, the first with more than eight."""
+    words = ["jobs/rl_smoke.yaml", "--executor", "local", "--dry-run", "--run-root", str(tmp_path)]
+    words += ["task={name: countdown, options: !replace {num_numbers: 2, max_number: 10, max_target: 99}}"]
+    assert submit([*words, "rollout.max_prompt_length=9"]) == 0
+    with pytest.raises(UsageError, match=r"a prompt has 9 tokens: raise rollout\.max_prompt_length"):
+        submit([*words, "rollout.max_prompt_length=8"])
 
 
 def test_a_name_on_the_hub_is_its_folder_in_the_cache(

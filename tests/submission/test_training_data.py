@@ -116,6 +116,14 @@ def test_a_line_that_is_no_trace_is_named(tmp_path: Path, line: str, said: str) 
     assert "on_invalid" not in message
 
 
+def test_a_long_one_is_found_however_far_on_it_stands(tmp_path: Path) -> None:
+    """Ten MiB of blanks before it: what is taken apart line by line are the first eight."""
+    with Path("mine.jsonl").open("w") as file:
+        file.write(f'{{"prompt": "1", "completion": "2"{" " * 1000}}}\n' * 10_000)
+        file.write(f'{{"prompt": "1", "completion": "{"2" * 3000}"}}\n')
+    assert f"the trace of {tmp_path}/mine.jsonl:10001 has 3,002 tokens" in refused()
+
+
 def test_a_model_that_is_nowhere_is_named_before_its_tokenizer() -> None:
     assert "on the login node: `hf download Of/Nobody`" in refused(
         "model.path=Of/Nobody", "model.tokenizer=null"

@@ -13,6 +13,7 @@ from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.grading.completion import take_apart
 from r1hpc.tasks.problems.demonstrations import demonstrate
 from r1hpc.tasks.problems.registry import make_task
+from tests.tasks.own_code import TASK, write
 
 _TRACES = RunConfig(stage="traces", task=TaskConfig(options={"num_terms": 3}))
 
@@ -53,6 +54,21 @@ def test_an_answer_without_reasoning_to_show_is_found_before_the_queue(
         check_questions(config)
     with pytest.raises(UsageError, match=r"no reasoning before #### .* set generate\.thinking_share=0"):
         check_questions(mixed)
+
+
+def test_of_ones_own_task_many_are_tried(tmp_path: Path) -> None:
+    """One of a hundred cannot be shown."""
+    text = TASK.replace(
+        "return f\"{metadata['number']}+",
+        "return '</think>' if prompt == '2*7=' else f\"{metadata['number']}+",
+    )
+    config = RunConfig(
+        stage="traces",
+        task=TaskConfig(f"{write(tmp_path, 'mine.py', text)}:Doubling"),
+        generate=GenerateConfig(num_items=1000, thinking_share=1.0),
+    )
+    with pytest.raises(UsageError, match=r"mine\.py:Doubling: the thinking of item \d+ holds one of <think>"):
+        check_questions(config)
 
 
 @pytest.mark.parametrize("answer", ["\\boxed{42}", "Six times seven. #### \\boxed{42}"])

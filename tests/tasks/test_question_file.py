@@ -100,7 +100,9 @@ def test_the_splits_of_a_folder_are_not_taken_for_one(tmp_path: Path) -> None:
         _write(tmp_path / f"{name}.parquet", [_GSM8K])
     with pytest.raises(UsageError, match=r"several splits .*test-0.* and train-0.*: name the files of") as e:
         check_one_split(tmp_path)
-    one, every = (Path(words) for words in str(e.value).rpartition("as in ")[2].split(", or all of them by "))
+    one, every = (
+        Path(words) for words in str(e.value).rpartition("as in ")[2].split(", or name all of them by ")
+    )
     assert one == tmp_path / "*train*.parquet"
     for path, count in ((one, 2), (every, 3), (tmp_path / "test-*", 1)):
         check_one_split(path)
@@ -113,7 +115,9 @@ def test_the_splits_of_a_folder_are_not_taken_for_one(tmp_path: Path) -> None:
 def test_a_pattern_of_two_splits_is_refused_as_their_folder_is(tmp_path: Path) -> None:
     for name in ("gsm8k-test", "gsm8k-train"):
         _write(tmp_path / f"{name}.jsonl", [_GSM8K])
-    with pytest.raises(UsageError, match=r"several splits .* as in .*/gsm8k-train\.jsonl, or all of them"):
+    with pytest.raises(
+        UsageError, match=r"several splits .* as in .*/gsm8k-train\.jsonl, or name all of them"
+    ):
         check_one_split(tmp_path / "gsm8k-*.jsonl")
     check_one_split(tmp_path / "gsm8k-train.jsonl")
 
@@ -128,7 +132,16 @@ def test_a_pattern_of_two_splits_is_refused_as_their_folder_is(tmp_path: Path) -
 def test_of_a_split_of_several_files_all_are_named(tmp_path: Path, names: Sequence[str], one: str) -> None:
     for name in names:
         _write(tmp_path / f"{name}.jsonl", [_GSM8K])
-    with pytest.raises(UsageError, match=rf"as in {tmp_path}/{one}, or all of them"):
+    with pytest.raises(UsageError, match=rf"as in {tmp_path}/{one}, or name all of them"):
+        check_one_split(tmp_path)
+
+
+def test_no_pattern_is_advised_that_names_other_files(tmp_path: Path) -> None:
+    for name in ("Train_0", "Train_1", "test_0"):
+        _write(tmp_path / f"{name}.jsonl", [_GSM8K])
+    with pytest.raises(
+        UsageError, match=r": put the files of one into a folder of its own, or name all of them by"
+    ):
         check_one_split(tmp_path)
 
 

@@ -21,7 +21,7 @@ from r1hpc.train.checkpoint.deepspeed_io import CheckpointFiles
 from r1hpc.train.checkpoint.identity import Identity, base_facts, precision_of
 from r1hpc.train.checkpoint.snapshot import Snapshots
 from r1hpc.train.model.export import export_model, weights_of
-from r1hpc.train.model.low_precision import held_bytes, is_nf4, load_adapters
+from r1hpc.train.model.low_precision import is_nf4, load_adapters
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import build_engine, deepspeed_config
 from r1hpc.train.parallel.errors import ResumeError
@@ -292,6 +292,13 @@ def test_a_row_of_broken_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(SHAPES["llama"], "intermediate_size", 96)
     with pytest.raises(ConfigError, match=r"linear layers of 96 inputs"):
         alone(configured(model_folder(tmp_path / "model")))
+
+
+def held_bytes(network: torch.nn.Module) -> int:
+    """Return the bytes of all parameters, with the scales of those in four bits."""
+    parameters: list[Any] = list(network.parameters())
+    scales = sum(p.quant_state.absmax.nbytes for p in parameters if is_nf4(p))
+    return int(sum(p.nbytes for p in parameters) + scales)
 
 
 def test_it_is_held_in_9_sixteenths_of_a_byte_a_weight(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> Non
             raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")
         _refuse(parser, arguments, _NOT_OF_RL, "--rl-sequences")
     else:
-        _refuse(parser, arguments, _RL, "pretraining or tuning")
+        instead = "leave it out, or give --rl-sequences N too"
+        _refuse(parser, arguments, _RL, "pretraining or tuning", instead)
         if arguments.model_config is not None:
             _refuse(parser, arguments, ("params", "active-params", "layers", "hidden-size"), "--model-config")
         if arguments.tokens is not None and arguments.data_gb is not None:
@@ -149,10 +150,16 @@ def refuse_settled_by_chain(parser: ArgumentParser, arguments: argparse.Namespac
         raise UsageError("a chain has a number of GPUs for each stage: give STAGE:resources.nodes=N instead")
 
 
-def _refuse(parser: ArgumentParser, arguments: argparse.Namespace, flags: Iterable[str], by: str) -> None:
+def _refuse(
+    parser: ArgumentParser,
+    arguments: argparse.Namespace,
+    flags: Iterable[str],
+    by: str,
+    instead: str = "leave it out",
+) -> None:
     for name in flags:
         key = name.replace("-", "_")
         if getattr(arguments, key) != parser.get_default(key):
             setting = _IN_A_JOB_FILE.get(name) if arguments.target is not None else None
-            instead = f"give {setting}" if setting else "leave it out"
-            raise UsageError(f"--{name} does not go with {by}: {instead}")
+            way = f"give {setting}" if setting else instead
+            raise UsageError(f"--{name} does not go with {by}: {way}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import parse_json
+from r1hpc.base.units import format_duration
 from r1hpc.plan.hours.baselines import BYTES_PER_TOKEN
 from r1hpc.plan.hours.estimate import Estimate, estimate, seed_estimate
 from r1hpc.plan.hours.goodput import FailureRates
@@ -22,8 +23,10 @@ from r1hpc.plan.hours.workload import (
 from r1hpc.plan.model.shape import ModelShape, model_shape
 from r1hpc.plan.topology.gpus import Gpu, find_gpu
 
+_LEAST_GOODPUT = 0.01
 _LONGEST_S = 1e9
 _MOST_SEQUENCES = 1e15
+_MOST_GB = 4e8
 _LARGEST_NUMBER = 1e6
 """Most TFLOP/s, GiB or TB/s of a card."""
 _AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
@@ -64,6 +67,21 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
             save_interval_s=arguments.save_every_s,
         )
     return found.assuming(gpu_given=arguments.gpu is not None)
+
+
+def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
+    """Refuse an estimate for a site that fails faster than the run makes progress.
+
+    Raises:
+        UsageError: names the flags.
+    """
+    lost = found.goodput
+    if lost is not None and lost.goodput < _LEAST_GOODPUT:
+        raise UsageError(
+            f"an interruption every {format_duration(86400 / lost.interruptions_per_day)}, each with a "
+            f"restart of {format_duration(arguments.restart_s)}, leaves no time for progress: give fewer "
+            "--preemptions-per-day, more --gpu-hours-per-failure or a shorter --restart-s"
+        )
 
 
 def rates_of_flags(arguments: argparse.Namespace) -> FailureRates:
@@ -135,6 +153,7 @@ def _tokens(arguments: argparse.Namespace) -> float:
         return _count(arguments, "tokens")
     if arguments.data_gb is None:
         raise UsageError("give --tokens, for example 1T, or --data-gb, the text in GB")
+    check_amount("--data-gb", arguments.data_gb, _MOST_GB)
     return float(arguments.data_gb * 1e9 / BYTES_PER_TOKEN)
 
 

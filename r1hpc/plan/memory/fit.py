@@ -61,7 +61,7 @@ def way_out(
     def words(changes: Sequence[_Change]) -> str | None:
         """Return the description if these changes make it fit, else None."""
         try:
-            changed, where = _changed(config, shape, topology, changes)
+            changed, where, changes = _changed(config, shape, topology, changes)
         except UsageError:
             return None
         plan = memory_of_run(changed, shape, where, seq_len, card_gib, teacher_parameters)
@@ -125,8 +125,9 @@ def _halves(number: int) -> list[int]:
 
 def _changed(
     config: RunConfig, shape: ModelShape, topology: Topology, changes: Sequence[_Change]
-) -> tuple[RunConfig, Topology]:
-    """Return the run with changed settings.
+) -> tuple[RunConfig, Topology, list[_Change]]:
+    """Return the run with changed settings, and these with the accumulation that gives the global batch, if
+    another one is set.
 
     Raises:
         UsageError: a run would refuse them.
@@ -134,14 +135,23 @@ def _changed(
     decided = replace(config.resources, gpus_per_node=topology.gpus_per_node, nodes=topology.num_nodes)
     changed = replace(config, resources=decided)
     for change in changes:
-        section = replace(getattr(changed, change.section), **{change.key: change.value})
-        changed = replace(changed, **{change.section: section})
+        changed = _with(changed, change)
     where = replace(topology, num_nodes=changed.resources.nodes)
-    batch_of(changed, where)
+    key, given = "gradient_accumulation_steps", changed.train.gradient_accumulation_steps
+    steps = batch_of(_with(changed, _Change("train", key, None)), where).gradient_accumulation_steps
+    follows = []
+    if changed.stage in TRAINED_STAGES and given not in (None, steps):
+        follows = [_Change("train", key, steps)]
+        changed = _with(changed, *follows)
     check_layout(changed)
     if is_quantized(changed):
         check_nf4(shape)
-    return changed, where
+    return changed, where, [*changes, *follows]
+
+
+def _with(config: RunConfig, change: _Change) -> RunConfig:
+    section = replace(getattr(config, change.section), **{change.key: change.value})
+    return replace(config, **{change.section: section})
 
 
 def _share_needed(

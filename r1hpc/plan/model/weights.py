@@ -6,6 +6,7 @@ A file is 8 bytes of length (little-endian), a JSON header of that length, and t
 
 import json
 import struct
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ Shape = tuple[int, ...]
 _POINTER = b"version https://git-lfs.github.com/"
 _MOST_HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch.serialization.MAGIC_NUMBER, pickled."""
 _KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2")
 _ENDS = ("lm_head", "embed_tokens", "wte")
 """Embeddings and output heads of the families."""
@@ -116,7 +119,7 @@ def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
         hf_config: model.path/config.json with the changes of model.config.
 
     Raises:
-        ConfigError: a file is a git-lfs pointer, cut off or no safetensors; a name in model.lora_targets
+        ConfigError: a file is a git-lfs pointer, cut off or no weights file; a name in model.lora_targets
             matches no module.
     """
     if model.path is None or model.from_scratch:
@@ -138,6 +141,8 @@ def read_tensors(folder: Path) -> dict[str, Shape]:
         _refuse_pointer(path)
         if path.suffix == ".safetensors":
             tensors |= _read_header(path)
+        elif not _is_torch_file(path):
+            raise ConfigError(f"{path} is no weights file of PyTorch, or is cut off: copy it again")
     return tensors
 
 
@@ -148,6 +153,12 @@ def _refuse_pointer(path: Path) -> None:
                 f"{path} is a pointer of git-lfs, not the weights: fetch them by `git lfs pull` in "
                 f"{path.parent}"
             )
+
+
+def _is_torch_file(path: Path) -> bool:
+    """True for files of torch.save: a zip archive, or before PyTorch 1.6 a pickled number first."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(len(_OLD_TORCH)) == _OLD_TORCH)
 
 
 def _read_header(path: Path) -> dict[str, Shape]:

@@ -35,6 +35,8 @@ def check_layout(config: RunConfig) -> None:
     check_precision(config)
     if is_quantized(config):
         check_base(config)
+    if config.deepspeed.extra:
+        _check_hpz(config)
     if config.train.gradient_compression != "none":
         check_compression(config)
 
@@ -219,6 +221,25 @@ def check_compression(config: RunConfig) -> None:
         raise UsageError(
             f"{setting} does not go with train.precision=fp16: what a step leaves to the next is of the loss "
             "scale of the moment, and an overflow would stay in it; take bf16 or fp32"
+        )
+
+
+def _check_hpz(config: RunConfig) -> None:
+    zero, key = config.deepspeed.extra.get("zero_optimization"), "zero_hpz_partition_size"
+    near = int(zero.get(key) or 1) if isinstance(zero, Mapping) else 1
+    if near <= 1:
+        return
+    if config.deepspeed.zero_stage != 3:
+        raise UsageError(
+            f"deepspeed.extra.zero_optimization.{key} is of deepspeed.zero_stage=3, and this run has "
+            f"{config.deepspeed.zero_stage}: remove it"
+        )
+    resources = config.resources
+    ranks = resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
+    if ranks % near:
+        raise UsageError(
+            f"deepspeed.extra.zero_optimization.{key}: {near} does not divide the run's {ranks} ranks: take "
+            "the number of ranks on a node"
         )
 
 

@@ -1,5 +1,6 @@
 """Show a task's own worked answers for stage traces, some with thinking, in the form that will be counted."""
 
+import time
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
@@ -9,9 +10,12 @@ from r1hpc.tasks.problems.asked import asked_items
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.registry import Mixture
 from r1hpc.tasks.problems.task import Draws, Item, Task, members
+from r1hpc.tasks.problems.user_task import OwnTask
 
 _FINE = 10**6
 _MOST_TRIED = 20_000
+_TRIED_OF_OWN, _OWN_S = 500, 10.0
+"""As many as that time allows."""
 _TRIED_OF_OTHERS = 16
 """For tasks that make their questions: these are alike, and may be slow."""
 
@@ -54,12 +58,15 @@ def check_demonstrations(task: Task, config: RunConfig) -> None:
     Raises:
         UsageError: as `demonstrate`.
     """
-    left = {
-        label: each.items_per_pass() if isinstance(each, QuestionFile) else _TRIED_OF_OTHERS
-        for label, each in members(task).items()
-    }
+    tried, until = dict.fromkeys(members(task), 0), time.monotonic() + _OWN_S
     for index in asked_items(config)[:_MOST_TRIED]:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
-        if left[label]:
-            left[label] -= 1
+        tried[label] += 1
+        if tried[label] <= _most_tried(members(task)[label], until):
             demonstrate(task, config, index)
+
+
+def _most_tried(task: Task, until: float) -> int:
+    if isinstance(task, QuestionFile):
+        return task.items_per_pass()
+    return _TRIED_OF_OWN if isinstance(task, OwnTask) and time.monotonic() < until else _TRIED_OF_OTHERS

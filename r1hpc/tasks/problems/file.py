@@ -179,10 +179,13 @@ def check_one_split(path: Path) -> None:
         folder, suffix = files[0].parent, files[0].suffix
         split, one = next((each for each in splits.items() if each[0] == "train"), next(iter(splits.items())))
         pattern = one[0].name if len(one) == 1 else f"*{split}*{suffix}"
+        way = f"name the files of one, as in {folder / pattern}"
+        if of_one_kind(folder / pattern) != one:
+            way = "put the files of one into a folder of its own"
         names = " and ".join(of_split[0].name for of_split in splits.values())
         raise UsageError(
-            f"{path} holds several splits of a dataset ({names}): name the files of one, as in "
-            f"{folder / pattern}, or all of them by {folder / f'*{suffix}'}"
+            f"{path} holds several splits of a dataset ({names}): {way}, or name "
+            f"all of them by {folder / f'*{suffix}'}"
         )
 
 

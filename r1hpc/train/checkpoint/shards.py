@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -24,17 +24,9 @@ from r1hpc.train.parallel.errors import ResumeError
 
 PREFIX = "weights_rank_"
 Weights = dict[str, torch.Tensor]
-
-
-class Piece(NamedTuple):
-    """Elements [start, start + len(values)) of one flattened weight. Saved as a plain tuple."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    values: torch.Tensor
-    same: tuple[str, ...]
-    """Other names of the same tensor (tied weights)."""
+Piece = tuple[str, tuple[int, ...], int, torch.Tensor, tuple[str, ...]]
+"""(name, shape, start, values, other names of a tied weight): elements [start, start + len(values)) of one
+flattened weight."""
 
 
 def part_name(rank: int) -> str:
@@ -50,12 +42,12 @@ def take_weights(state: dict[str, Any]) -> tuple[dict[str, Any], Weights]:
     return {**state, "module": rest}, {name: module[name] for name in module if name in names}
 
 
-def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, ...]]:
+def pieces_of(weights: Weights, rank: int, world_size: int) -> list[Piece]:
     """Return rank `rank`'s pieces: its `world_size`-th of all bytes, as views if a weight is contiguous."""
     aliases = _aliases(weights)
     total = sum(weights[names[0]].nbytes for names in aliases)
     first, last = (total * edge // world_size for edge in (rank, rank + 1))
-    pieces: list[tuple[Any, ...]] = []
+    pieces: list[Piece] = []
     offset = 0
     for name, *same in aliases:
         weight = weights[name].detach()
@@ -65,7 +57,7 @@ def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, .
         )
         if start < stop or (weight.numel() == 0 and rank == 0):
             values = weight.reshape(-1)[start:stop]
-            pieces.append(tuple(Piece(name, tuple(weight.shape), start, values, tuple(same))))
+            pieces.append((name, tuple(weight.shape), start, values, tuple(same)))
         offset += weight.nbytes
     return pieces
 

@@ -1,10 +1,10 @@
 """Check training data before the run is queued: its dataset, or its traces line by line.
 
-The ranks read everything; here it is a few MiB of traces, and a dataset's manifest.
+The ranks read everything; here it is a few MiB, the longest lines of a GiB, and a dataset's manifest.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from r1hpc.base.units import format_bytes
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.corpus.build.from_traces import list_inputs, source_names
 from r1hpc.corpus.recipe import find_recipe, load_recipe
-from r1hpc.corpus.sources.lines import also_said, iter_lines, line_number, parse_trace
+from r1hpc.corpus.sources.lines import Line, also_said, is_compressed, iter_lines, line_number, parse_trace
 from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.format.mix import check_schedule
 from r1hpc.train.supervised.dataset import folder_of_recipe
 
 _READ_BYTES = 8 << 20
-"""Bytes of all traces, in order, whose lines are parsed: a tenth of a second."""
+"""Bytes of all traces, in order, whose lines are all parsed: a tenth of a second."""
+_SCANNED_BYTES = 1 << 30
+"""Bytes of uncompressed files in which the longest lines are looked for: some seconds."""
 _ENCODED_BYTES = 512 << 10
 _ENCODED_TRACES = 64
 _FORM = '{"prompt": "…", "completion": "…"}'
@@ -169,22 +171,52 @@ def _left_out(files: Iterable[Path]) -> list[str]:
 
 
 def _longest(files: Iterable[Path]) -> list[_Trace]:
-    """Return the longest traces in the first _READ_BYTES of the files, the longest first."""
-    traces, read = [], 0
+    """Return the longest traces: by characters in the first _READ_BYTES, whose lines are all parsed, and by
+    bytes of the line behind them. The longest first.
+
+    Raises:
+        UsageError: names file and number of a line that is no trace.
+    """
+    lines, first, read = _lines(files), [], 0
+    for path, line in lines:
+        first.append(_parsed(path, line))
+        read += line.size
+        if read >= _READ_BYTES:
+            break
+    found = heapq.nlargest(_ENCODED_TRACES, first, key=_characters)
+    behind = heapq.nlargest(_ENCODED_TRACES, lines, key=lambda placed: placed[1].size)
+    return sorted([*found, *(_parsed(path, line) for path, line in behind)], key=_characters, reverse=True)
+
+
+def _characters(trace: _Trace) -> int:
+    return len(trace.prompt) + len(trace.completion)
+
+
+def _lines(files: Iterable[Path]) -> Iterator[tuple[Path, Line]]:
+    """Yield the lines in order, as far as they are checked; compressed files take longer to read."""
+    read = 0
     for path in files:
-        for line in iter_lines(path, 0, max(0, _READ_BYTES - read)):
+        most = _READ_BYTES if is_compressed(path.name) else _SCANNED_BYTES
+        for line in iter_lines(path, 0, max(0, most - read)):
+            if line.fault:
+                raise _no_trace(path, line, line.fault)
             read += line.size
-            try:
-                if line.fault:
-                    raise ValueError(line.fault)
-                prompt, completion = (text.decode() for text in parse_trace(line.raw))
-            except ValueError as error:
-                raise UsageError(
-                    f"{path}:{line_number(path, line.position)}: {error}. A line of data.traces is {_FORM}: "
-                    "correct it, or leave it out"
-                ) from None
-            traces.append(_Trace(path, line.position, prompt, completion))
-    return heapq.nlargest(_ENCODED_TRACES, traces, key=lambda each: len(each.prompt) + len(each.completion))
+            yield path, line
+
+
+def _parsed(path: Path, line: Line) -> _Trace:
+    try:
+        prompt, completion = (text.decode() for text in parse_trace(line.raw))
+    except ValueError as error:
+        raise _no_trace(path, line, str(error)) from None
+    return _Trace(path, line.position, prompt, completion)
+
+
+def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
+    return UsageError(
+        f"{path}:{line_number(path, line.position)}: {fault}. A line of data.traces is {_FORM}: correct it, "
+        "or leave it out"
+    )
 
 
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:

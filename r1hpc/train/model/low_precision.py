@@ -116,13 +116,6 @@ def is_turned(layer: Any) -> bool:
     return getattr(layer, "source_cls", None) is Conv1D
 
 
-def held_bytes(network: nn.Module) -> int:
-    """Return the bytes of all parameters, with the scales of those in four bits."""
-    parameters: list[Any] = list(network.parameters())
-    scales = sum(p.quant_state.absmax.nbytes for p in parameters if is_nf4(p))
-    return int(sum(p.nbytes for p in parameters) + scales)
-
-
 def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
     """Load a checkpoint's weights, by DeepSpeed's names; raise ResumeError for those of another network."""
     missing, unexpected = dst.load_state_dict(src, strict=False)
