@@ -8,6 +8,7 @@
 Control characters are removed: a log can contain anything a model or a library printed.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from r1hpc.base.choose_run import add_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import fit
 
 if TYPE_CHECKING:
     from r1hpc.api import Chain
@@ -68,7 +70,7 @@ def _print_tail(run: RunDir, arguments: Any) -> None:
         about = {"run_id": run.run_id, "attempt": attempt, "rank": arguments.rank, "path": str(path)}
         print_json({**about, "lines": lines})
     else:
-        print("\n".join(lines), end="\n" if lines else "")
+        print(fit("\n".join(lines), sys.stdout), end="\n" if lines else "")
 
 
 def _follow_chain(chain: "Chain", rank: int, lines: int) -> int:
@@ -92,7 +94,7 @@ def _follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> int:
 
     try:
         for line in follow(run, rank, attempt, lines):
-            print(line, flush=True)
+            print(fit(line, sys.stdout), flush=True)
     except KeyboardInterrupt:
         return 130
     return 0

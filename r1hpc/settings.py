@@ -30,7 +30,7 @@ from r1hpc.base.tables import terminal_width
 if TYPE_CHECKING:
     from r1hpc.config.origins import Setting
 
-_LONGEST_VALUE = 48
+_SHORTEST_VALUE, _LONGEST_VALUE = 8, 48
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,14 +104,21 @@ def _frozen(given: str, run_root: str | None) -> "dict[str, list[Setting]]":
 
 
 def _table(settings: "Sequence[Setting]") -> str:
-    key_width, source_width = (
-        max((len(text) for text in column), default=0)
-        for column in ([each.key for each in settings], [each.source for each in settings])
+    key_width = max((len(each.key) for each in settings), default=0)
+    room = terminal_width() - key_width - 4
+    sources = [_end(each.source, room - _SHORTEST_VALUE) for each in settings]
+    most = min(_LONGEST_VALUE, max(_SHORTEST_VALUE, room - max(map(len, sources), default=0)))
+    values = [_short(each.value, most) for each in settings]
+    value_width = max(map(len, values), default=0)
+    return "\n".join(
+        f"{each.key:{key_width}}  {value:{value_width}}  {source}"
+        for each, value, source in zip(settings, values, sources, strict=True)
     )
-    most = min(_LONGEST_VALUE, max(8, terminal_width() - key_width - source_width - 4))
-    rows = [(each.key, _short(each.value, most), each.source) for each in settings]
-    value_width = max((len(value) for _, value, _ in rows), default=0)
-    return "\n".join(f"{key:{key_width}}  {value:{value_width}}  {source}" for key, value, source in rows)
+
+
+def _end(path: str, most: int) -> str:
+    """Cut a path on the left: its end is the file's name."""
+    return path if len(path) <= most else f"…{path[1 - most :]}"
 
 
 def _short(value: Any, most: int) -> str:

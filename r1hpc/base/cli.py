@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.extras import extra_of, how_to_install
 from r1hpc.base.names import at_home, nearest, printable
-from r1hpc.base.tables import has_colours
+from r1hpc.base.tables import fit, has_colours
 
 _MOST = 1000
 """Most characters in a line of an error message."""
@@ -99,7 +99,8 @@ class ArgumentParser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_short(printable(message))}\n(see {self.prog} --help)\n")
+        message = fit(f"{self.prog}: {_short(printable(message))}", sys.stderr)
+        self.exit(2, f"{message}\n(see {self.prog} --help)\n")
 
 
 def offer(action: argparse.Action, completer: str) -> None:
@@ -133,29 +134,33 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except R1hpcError as error:
-        mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
-        print(f"{mark} {_short(printable(str(error)))}", file=sys.stderr)
+        _print_error(_short(printable(str(error))))
         status = error.exit_status
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "r1hpc":
             raise
-        print(f"error: {_missing(error.name)}", file=sys.stderr)
+        _print_error(_missing(error.name))
         status = 1
     except BrokenPipeError:  # `... | head` closed our stdout: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
         what = _what_refuses(error)
-        print(f"error: {error.strerror or error}{': ' if what else ''}{what}", file=sys.stderr)
+        _print_error(f"{error.strerror or error}{': ' if what else ''}{what}")
         status = 1
     except RuntimeError as error:
         if not str(error).startswith("Symlink loop"):  # of Path.resolve, which raises no OSError for it
             raise
-        print(f"error: {printable(str(error))}: name another path", file=sys.stderr)
+        _print_error(f"{printable(str(error))}: name another path")
         status = 1
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def _print_error(message: str) -> None:
+    mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
+    print(f"{mark}{fit(f'error: {message}', sys.stderr).removeprefix('error:')}", file=sys.stderr)
 
 
 def _what_refuses(error: OSError) -> str:

@@ -8,10 +8,10 @@
 
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from r1hpc.base.names import printable
@@ -33,14 +33,28 @@ _COLOURS = {
 _STATE = re.compile(rf"(?m)(?:^|(?<=  )|(?<=: ))(?:{'|'.join(_COLOURS)})(?=  |:|$)")
 
 
-def terminal_width() -> int:
-    """Return the columns of stdout's terminal, else $COLUMNS, else 100."""
-    if sys.stdout is not None and sys.stdout.isatty():
-        columns = shutil.get_terminal_size((_WIDTH, 24)).columns
-    else:
-        given = os.environ.get("COLUMNS", "")
-        columns = int(given) if given.isdecimal() and given.isascii() and len(given) < 5 else _WIDTH
-    return max(_NARROWEST, columns)
+def terminal_width(out: TextIO | None = None) -> int:
+    """Return $COLUMNS, else the columns of the terminal `out` (default: stdout), else 100."""
+    out = sys.stdout if out is None else out
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given) if given.isdecimal() and given.isascii() and len(given) < 5 else 0
+    if not columns and out is not None and out.isatty():
+        with suppress(OSError):  # a terminal that is gone
+            columns = os.get_terminal_size(out.fileno()).columns
+    return max(_NARROWEST, columns or _WIDTH)
+
+
+def fit(text: str, out: TextIO | None) -> str:
+    """Wrap lines that are wider than the terminal `out`; no change if it is none.
+
+    Words are not broken. Lines that begin with a space belong to tables and tracebacks, and stay as they are.
+    """
+    if out is None or not out.isatty():
+        return text
+    fill = textwrap.TextWrapper(
+        terminal_width(out), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    ).fill
+    return "\n".join(line if line.startswith(" ") else fill(line) for line in text.split("\n"))
 
 
 def text_width() -> int:

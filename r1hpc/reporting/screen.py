@@ -26,6 +26,7 @@ _MOST_GPU_ROWS = 16
 """More GPUs are shown as one row for each node."""
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 _CURVE_WIDTH = 40
+_LINES_BESIDE_CURVES = 11
 _NOISE = 1e-9
 """A relative difference this small comes from arithmetic, not from the run."""
 _STYLES = {"running": "green", "finished": "bold green", "failed": "bold red", "cancelled": "red"}
@@ -45,10 +46,10 @@ def follow_screen(now: Callable[[], Shown], every_s: float, stopping: threading.
     console = Console(highlight=False)
     shown = now()
     try:
-        with Live(_Screen(shown), console=console, screen=True, auto_refresh=False) as live:
+        with Live(_Screen(shown, is_cut=True), console=console, screen=True, auto_refresh=False) as live:
             while not (shown.is_over or stopping.wait(every_s)):
                 shown = now()
-                live.update(_Screen(shown), refresh=True)
+                live.update(_Screen(shown, is_cut=True), refresh=True)
     finally:
         console.print(_Screen(shown))
 
@@ -77,16 +78,20 @@ def _print_on(now: Callable[[], Shown], every_s: float, stopping: threading.Even
 class _Screen:
     """The complete screen, for the terminal's width at drawing time."""
 
-    def __init__(self, shown: Shown) -> None:
-        self._shown = shown
+    def __init__(self, shown: Shown, is_cut: bool = False) -> None:
+        """`is_cut`: the terminal shows only as many lines as it has."""
+        self._shown, self._is_cut = shown, is_cut
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = self._shown
         if shown.chain:
             yield Text(printable(shown.chain))
-        yield from (_title(shown), _bar(shown), Text())
+        # On a low terminal the hours and the attempt matter more than the later curves.
+        most = max(1, console.height - _LINES_BESIDE_CURVES) if self._is_cut else len(shown.curves)
+        gap = [Text()] if most >= len(shown.curves) else []
+        yield from (_title(shown), _bar(shown), *gap)
         if not shown.progress.in_parts:  # parts have no curves
-            yield from (_curves(shown), Text())
+            yield from (_curves(shown, most), *gap)
         yield _facts(shown)
         yield from (Text(f"note: {printable(note)}", style="yellow") for note in shown.ledger.notes)
         yield from _gpus(shown, options.max_width)  # last, because a low terminal cuts there
@@ -121,12 +126,13 @@ def _bar(shown: Shown) -> RenderableType:
     return row
 
 
-def _curves(shown: Shown) -> RenderableType:
+def _curves(shown: Shown, most: int) -> RenderableType:
     rows: list[tuple[str, str, RenderableType]] = [
         (_NAMES.get(key, key), f"{values[-1]:{_FORMS.get(key, '.4f')}}", _Curve(values))
         for key, values in shown.curves.items()
         if values
     ]
+    del rows[most:]
     if shown.held_out is not None:
         step, accuracy = shown.held_out
         rows.append(("held out", f"{accuracy:.3f}", f"greedy, step {step:,}"))

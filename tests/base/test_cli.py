@@ -1,5 +1,6 @@
 """The frame of every command: exit status, one clear error, one JSON object."""
 
+import io
 import json
 import subprocess
 import sys
@@ -42,6 +43,32 @@ def test_errors_of_a_user(
         run_command(_raising(error), [])
     assert ended.value.code == status
     assert capfd.readouterr() == ("", line)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_long_error_is_wrapped_on_a_terminal_and_its_paths_are_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = f"/{'x' * 90}"
+    message = f"{path} is no run: name {'a folder ' * 10}that r1hpc made\n  as it stands {'x ' * 50}"
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(SystemExit):
+        run_command(_raising(UsageError(message)), [])
+    first, *rest, last = terminal.getvalue().splitlines()
+    assert first == "error:"
+    assert path in rest[0]
+    assert all(len(line) <= 80 for line in rest if path not in line)
+    assert last == f"  as it stands {'x ' * 50}"
+    with pytest.raises(SystemExit):
+        ArgumentParser(prog="r1hpc submit").parse_args([f"--{'word ' * 30}"])
+    assert all(len(line) <= 80 for line in terminal.getvalue().splitlines()[-3:])
 
 
 def test_a_bug_keeps_its_traceback() -> None:

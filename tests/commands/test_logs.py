@@ -1,11 +1,13 @@
 """logs: the end of a rank's log, and what follows it."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from r1hpc import logs
 from r1hpc.base.errors import StateError, UsageError
+from tests.base.test_cli import Terminal
 from tests.commands.commands import as_json, as_text
 from tests.recorded import RecordedRun
 
@@ -18,6 +20,19 @@ def test_logs_shows_the_end_of_the_last_attempt(
     assert len(as_json(logs, ["demo"], capsys)["lines"]) == 25
     assert logs.main(["demo", "-n", "0"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_on_a_terminal_a_long_line_is_wrapped_between_words(
+    finished: RecordedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = finished.run.rank_log(2, 0)
+    log.write_text(f"{'word ' * 30}\n    at = {'^' * 90}\n")
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert logs.main(["demo"]) == 0
+    first, second, third = terminal.getvalue().splitlines()
+    assert (len(first), second[:6], third) == (79, "  word", f"    at = {'^' * 90}")
 
 
 def test_attempts_are_numbered_from_1(finished: RecordedRun) -> None:

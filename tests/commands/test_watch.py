@@ -163,6 +163,17 @@ def test_on_a_terminal_it_is_redrawn_and_leaves_the_last_state(at_work: Recorded
     assert b"40 of 40" in left
 
 
+def test_a_low_terminal_shows_one_curve_and_all_facts(at_work: RecordedRun) -> None:
+    terminal = Terminal(at_work.run.path, 40, lines=12)
+    wait_until(lambda: b"attempt" in terminal.drawn, 30)
+    finish(at_work)
+    assert terminal.wait() == 0
+    screen, _, left = terminal.drawn.partition(_LEAVE)
+    assert b"loss" in screen
+    assert b"gradient norm" not in screen
+    assert b"gradient norm" in left
+
+
 def test_ctrl_c_ends_the_watching_and_not_the_run(at_work: RecordedRun) -> None:
     terminal = Terminal(at_work.run.path, 80)
     wait_until(lambda: _ENTER in terminal.drawn, 30)
