@@ -71,6 +71,16 @@ def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
     cluster.clear()
 
 
+@pytest.fixture
+def prompt_cluster(idle_cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster where no signal comes so late that it meets the next attempt."""
+    before = idle_cluster.kill_wait, idle_cluster.message_timeout
+    idle_cluster.set_waits(kill_wait=8, message_timeout=15)
+    yield idle_cluster
+    idle_cluster.clear()
+    idle_cluster.set_waits(*before)
+
+
 @pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the cluster one worker. Slow tests are those in slow.txt, with dear fixtures or a time-out."""

@@ -12,7 +12,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -334,16 +334,6 @@ def start(root: Path, name: str, kind: str, cluster: Cluster, clock: str = "", s
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
     """Return one folder for all, so that the dataset is built once, and the runs that nobody touched."""
     return tmp_path_factory.mktemp("storms"), {}
-
-
-@pytest.fixture
-def prompt_cluster(idle_cluster: Cluster) -> Iterator[Cluster]:
-    """A cluster where no signal comes so late that it meets the next attempt."""
-    before = idle_cluster.kill_wait, idle_cluster.message_timeout
-    idle_cluster.set_waits(kill_wait=8, message_timeout=15)
-    yield idle_cluster
-    idle_cluster.clear()
-    idle_cluster.set_waits(*before)
 
 
 @pytest.mark.slurm

@@ -130,9 +130,8 @@ class _Keeper:
             run.leave(self._step)
 
     def _positions(self) -> dict[str, Any]:
-        starts: dict[int, _Start] = {
-            number: (None, generator_states(loader)) for number, loader in enumerate(self._loaders)
-        }
+        starts = dict(self._loaded_starts)  # of loaders that this attempt has not iterated
+        starts |= {number: (None, generator_states(loader)) for number, loader in enumerate(self._loaders)}
         iterations = dict(self._iterations)
         for number, (loader, start) in self._open.items():
             if loader.end_of_dataloader:  # a resume begins the next iteration

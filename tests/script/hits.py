@@ -63,12 +63,12 @@ def hit(
     ]
     submit(root, "hit", *given, job=str(SCRIPTS / script), env=faults)
     wait_attempt(run, 3, 600)
-    wait_until("waiting rank", lambda: recorded(run, 3) >= steps[2] - 1, 600, run)
+    wait_held(run, 3, steps[2])
     kill_rank(run, 0, signal.SIGTERM)
     time.sleep(2)  # until it is handed on
     term.touch()
     wait_attempt(run, 4, 600)
-    wait_until("waiting rank", lambda: recorded(run, 4) >= steps[3] - 1, 600, run)
+    wait_held(run, 4, steps[3])
     stop.touch()
     wait_over(run, 600)
     submit(root, "hit", "--resume")
@@ -80,6 +80,11 @@ def hit(
 def recorded(run: RunDir, attempt: int) -> int:
     """Steps that this attempt has recorded; the record of the last may wait for the step after it."""
     return run.train_metrics.read_text().count(f'"attempt": {attempt},') if run.train_metrics.exists() else 0
+
+
+def wait_held(run: RunDir, attempt: int, step: int) -> None:
+    """Wait until rank 0 is held at the end of this attempt's `step`th step."""
+    wait_until(f"step of attempt {attempt}", lambda: recorded(run, attempt) >= max(1, step - 1), 600, run)
 
 
 def words_of(text: str) -> list[str]:

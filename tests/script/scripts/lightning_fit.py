@@ -4,6 +4,7 @@
 import argparse
 import hashlib
 import json
+import os
 import random
 
 import torch
@@ -60,10 +61,12 @@ class Model(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
 
 
+ranks_of_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 trainer = Trainer(
     accelerator="cpu",
-    devices=1,
-    max_epochs=2,
+    devices=ranks_of_node,
+    num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // ranks_of_node,
+    max_epochs=4,
     val_check_interval=7,
     log_every_n_steps=1,
     logger=CSVLogger(arguments.out),

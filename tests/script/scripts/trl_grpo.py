@@ -4,6 +4,7 @@
 import argparse
 import hashlib
 import json
+import os
 
 import torch
 from datasets import Dataset
@@ -26,7 +27,7 @@ tokenizer = PreTrainedTokenizerFast(
 config = GPT2Config(
     vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2, eos_token_id=1, pad_token_id=0
 )
-base = f"{arguments.out}-base"  # the reference model is loaded from a folder
+base = f"{arguments.out}-base-{os.environ.get('RANK', '0')}"  # the reference model is loaded from a folder
 GPT2LMHeadModel(config).save_pretrained(base)
 
 
@@ -42,7 +43,7 @@ trainer = GRPOTrainer(
     reward_funcs=reward,
     args=GRPOConfig(
         output_dir=arguments.out,
-        max_steps=24,
+        max_steps=30,
         per_device_train_batch_size=4,
         steps_per_generation=2,
         num_iterations=2,
