@@ -76,7 +76,7 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
     """Return the totals of an open file. Memory grows by 16 bytes a record."""
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
         # Deferred: importing numpy and Arrow takes 0.1 s, which a report of one run should not pay.
-        from r1hpc.accounting.totals import sum_dump
+        from r1hpc.accounting.sacct_totals import sum_dump
 
         return sum_dump(file, source, selection)
     allocations = []

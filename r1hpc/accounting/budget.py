@@ -286,7 +286,7 @@ def _marks_passed(
     of = f"of {format_hours(granted)} GPU-hours are spent or promised"
     if new:
         share = 100 * after / granted
-        yield f"with {_who(requests)} {share:.0f} % {of}: past the mark at {100 * max(new):.0f} %"
+        yield f"with {_who(requests)}, {share:.0f} % {of}: above the warning level of {100 * max(new):.0f} %"
     elif budget.passed(before):
         yield f"{100 * before / granted:.0f} % {of}"
     over = total([committed, asked]).p90 + spent - granted

@@ -47,7 +47,7 @@ class Allocation:
 
 
 def to_allocation(record: JobRecord) -> Allocation:
-    """Convert a sacct record; a running one counts its elapsed time, a suspended one not its pauses."""
+    """Convert a sacct record. A running job counts its time so far; suspended time does not count."""
     start = record.start or 0.0
     return Allocation(
         start=start,

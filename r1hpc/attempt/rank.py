@@ -83,7 +83,7 @@ def run_rank(run_dir: str) -> NoReturn:
 
 
 def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
-    """Return when to save first, and when the run's own GPU-hours are used up."""
+    """Return when to save first, when the run's GPU-hours and the job's time end, and the warning time."""
     if context.rank != 0:
         return Clock()
     now, end = time.monotonic(), read_facts(run, context.attempt).ends_at

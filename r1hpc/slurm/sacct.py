@@ -5,7 +5,7 @@ Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the
 requeued job, and the file does not show that they are missing. sacct does not escape a separator inside a job
 name. Times are Unix seconds, or sacct's local times.
 
-accounting.totals reads millions of rows by column with the same rules, and returns unusual rows to
+accounting.sacct_totals reads millions of rows by column with the same rules, and returns unusual rows to
 `read_rows`.
 """
 

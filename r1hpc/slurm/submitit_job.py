@@ -49,8 +49,8 @@ def _leave_payload(executor: "_Executor", run: RunDir) -> str:
             if executor.job_id is None:
                 raise
             raise LostSubmissionError(
-                f"job {executor.job_id} is in the queue, and what its ranks read could not be written "
-                f"({error.strerror}): submit again once that is fixed"
+                f"job {executor.job_id} was queued, but the file its ranks read could not be written "
+                f"({error.strerror}): fix that, then submit again"
             ) from error
     return str(job.job_id)
 

@@ -116,7 +116,10 @@ def test_over_budget_lets_it_through_unless_the_group_forbids_it() -> None:
 
 def test_marks_and_a_p90_that_does_not_fit_are_warnings() -> None:
     first = judge(110, 120, spent=700).warnings[0]
-    assert first == "with this run 81 % of 1,000 GPU-hours are spent or promised: past the mark at 80 %"
+    assert (
+        first
+        == "with this run, 81 % of 1,000 GPU-hours are spent or promised: above the warning level of 80 %"
+    )
     assert "60 % of 1,000" in judge(10, 12, spent=600).warnings[0]
     risky = judge(200, 500, spent=700)
     assert risky.allowed

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.accounting import account, totals
+from r1hpc.accounting import account, sacct_totals
 from r1hpc.accounting.account import hours_of_file, hours_of_lines
 from r1hpc.accounting.hours import Selection
-from r1hpc.accounting.totals import sum_dump
+from r1hpc.accounting.sacct_totals import sum_dump
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.sacct import pick_records
 from tests.accounting.dumps import COLUMNS, Truth, write_dump
@@ -92,7 +92,7 @@ def test_what_is_usual_is_never_read_row_by_row(tmp_path: Path, monkeypatch: pyt
     """The speed hangs on it: names with separators, records that stand there twice, jobs that wait."""
     path = tmp_path / "dump.txt"
     truth = write_dump(path, 15_000, 7)
-    monkeypatch.delattr(totals.ColumnReader, "_by_rows")
+    monkeypatch.delattr(sacct_totals.ColumnReader, "_by_rows")
     assert in_seconds(hours_of_file(path, Selection())) == as_seconds(truth)
 
 
@@ -100,7 +100,7 @@ def test_blocks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "dump.txt"
     truth = write_dump(path, 3000, 3)
     for size in (400, 1000, 65537):
-        monkeypatch.setattr(totals, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(sacct_totals, "_BLOCK_BYTES", size)
         with path.open("rb") as file:
             assert in_seconds(sum_dump(file, "dump.txt", Selection())) == as_seconds(truth)
 
@@ -287,7 +287,7 @@ def outcome(read: Callable[..., dict[str, Any]], content: bytes, **selected: Any
 
 def check_that_both_agree(content: bytes, zone: str, size: int, selected: dict[str, Any]) -> None:
     with clock_of(zone), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(totals, "_BLOCK_BYTES", size)
+        patch.setattr(sacct_totals, "_BLOCK_BYTES", size)
         assert outcome(by_columns, content, **selected) == outcome(by_rows, content, **selected)
 
 

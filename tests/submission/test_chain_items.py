@@ -22,7 +22,7 @@ from r1hpc.submission.chain.file import (
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.resume import reconfigured
-from r1hpc.tasks.problems.asked import asked_items, repeated
+from r1hpc.tasks.problems.asked_items import asked_items, repeated
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import check_num_held_out
 from tests.recorded import RecordedRun

@@ -148,7 +148,7 @@ def test_a_job_whose_payload_could_not_be_written_keeps_its_folder_and_is_adopte
     sbatch.write_text(whole.replace("exec ", "") + away)
     failed = submit(place.root, str(place.file), env=place.environment())
     assert failed.returncode == 1
-    assert "job 1 is in the queue, and what its ranks read could not be written" in failed.stderr
+    assert "job 1 was queued, but the file its ranks read could not be written" in failed.stderr
     run = place.chain.stage("one")
     assert f"{run.path} is kept for it" in failed.stderr
     sbatch.write_text(whole)

@@ -1,9 +1,10 @@
-"""End a parent process that sends no sign for SECONDS and cannot run Python either.
+"""Abort a parent process that sends no sign of life for SECONDS.
 
     python backstop.py SECONDS      # stdin is a pipe: each byte is a sign; end of file ends this process
 
-This is a separate process because no thread can act while another holds the interpreter lock in C. The parent
-gets SIGABRT, and faulthandler writes its stacks. Time in which either process is suspended does not count.
+This is a separate process because no thread of the parent can act while another holds the interpreter lock in
+C. The parent gets SIGABRT, and faulthandler writes its stacks. Time in which either process is suspended does
+not count.
 It starts without the packages, so it imports only the standard library.
 """
 

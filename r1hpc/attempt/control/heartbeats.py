@@ -38,7 +38,7 @@ class RunningClock:
         self._ran_s = 0.0
 
     def now(self) -> float:
-        """Return the seconds run since the clock was made. Call it every `period_s`."""
+        """Return the seconds this process ran, without suspensions. Call it every `period_s`."""
         asked_at = time.monotonic()
         elapsed = asked_at - self._asked_at
         self._asked_at = asked_at

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from r1hpc.data.read.order import splitmix64
+
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
@@ -149,7 +151,9 @@ class TextBatch:
     def hashes(self, segments: Segments) -> Hashes:
         """Return a 64-bit hash of each segment's bytes: polynomial modulo 2^64, mixed."""
         _, inverse = _power_table(len(self.bytes))
-        return mix((self._prefix[segments.stop] - self._prefix[segments.start]) * inverse[segments.start])
+        return splitmix64(
+            (self._prefix[segments.stop] - self._prefix[segments.start]) * inverse[segments.start]
+        )
 
     @cached_property
     def _prefix(self) -> Hashes:
@@ -259,7 +263,7 @@ def ngrams(hashes: Hashes, document: Ints, size: int) -> tuple[Hashes, Ints]:
     for offset in range(size):
         found = longer_ngrams(found, hashes[offset : offset + count])
     inside = np.flatnonzero(document[:count] == document[size - 1 :])
-    return mix(found[inside]), inside
+    return splitmix64(found[inside]), inside
 
 
 def longer_ngrams(rolled: Hashes, words: Hashes) -> Hashes:
@@ -267,16 +271,9 @@ def longer_ngrams(rolled: Hashes, words: Hashes) -> Hashes:
     return rolled * np.uint64(_ODD) + words
 
 
-def mix(values: Hashes) -> Hashes:
-    """Apply the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def of_document(hashes: Hashes, document: Ints) -> Hashes:
     """Return hashes that are equal only within one document."""
-    return hashes ^ mix(document.astype(np.uint64) + np.uint64(1))
+    return hashes ^ splitmix64(document.astype(np.uint64) + np.uint64(1))
 
 
 def _spread(starts: Bools, width: int) -> Bools:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, mix, ngrams
+from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, ngrams
 from r1hpc.corpus.recipe import MinhashRecipe
+from r1hpc.data.read.order import splitmix64
 
 Signatures = npt.NDArray[np.uint32]
 Bands = Callable[[int], Signatures]
@@ -109,7 +110,7 @@ def _candidates(part: Signatures) -> Hashes:
     """Return packed pairs (earlier, later) of a bucket: each document with its first and previous one."""
     keys = np.zeros(len(part), dtype=np.uint64)
     for column in part.T:
-        keys = mix(keys * np.uint64(31) + column)
+        keys = splitmix64(keys * np.uint64(31) + column)
     filled = np.flatnonzero((part != _EMPTY).any(axis=1))
     order = filled[np.argsort(keys[filled], kind="stable")]
     if len(order) < 2:

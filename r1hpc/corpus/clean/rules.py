@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1hpc.corpus.clean.batch import Bools, Hashes, Ints, Segments, TextBatch, longer_ngrams, mix, of_document
+from r1hpc.corpus.clean.batch import Bools, Hashes, Ints, Segments, TextBatch, longer_ngrams, of_document
+from r1hpc.data.read.order import splitmix64
 
 # Gopher.
 MIN_WORDS, MAX_WORDS = 50, 100_000
@@ -183,7 +184,7 @@ def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Rep
         first, rolled = first[longer], longer_ngrams(rolled[longer], hashes[first[longer] + size - 1])
         inside = document[first] == document[first + size - 1]
         first, rolled = first[inside], rolled[inside]
-        keys = of_document(mix(rolled), document[first])
+        keys = of_document(splitmix64(rolled), document[first])
         order = np.argsort(keys)
         begin, end = _edges(keys[order])
         repeated = order[~(begin & end)]

@@ -13,7 +13,7 @@ MIX_BY = ("tokens", "documents")
 
 @dataclass(frozen=True)
 class MixRecipe:
-    """The shares in which training sees the sources (see data/read/mixture.py)."""
+    """The sampling weights of the sources (see data/read/mixture.py)."""
 
     by: str = "tokens"
     weights: dict[str, float] = field(default_factory=dict)

@@ -26,7 +26,6 @@ from r1hpc.data.format.manifest import digest
 ORDER_VERSION = "feistel-8/1"
 MAX_DOMAIN = 2**62
 _ROUNDS = 8
-_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -189,12 +188,12 @@ def _feistel(
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right + key) >> (np.uint64(64) - half))
+        left, right = right, left ^ (splitmix64(right + key) >> (np.uint64(64) - half))
     return (left << half) | right
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Apply the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014); its high bits are used."""
-    values = (values ^ (values >> np.uint64(30))) * _MULTIPLIERS[0]
-    values = (values ^ (values >> np.uint64(27))) * _MULTIPLIERS[1]
+def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Apply the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -34,7 +34,7 @@ _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 class ChainSum:
-    """10^num_terms questions (num_terms=6), a tenth of them held out."""
+    """Running sums of num_terms digits (default 6), modulo 10: 10^num_terms questions, a tenth held out."""
 
     name = "chain_sum"
     judge = "exact"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.grading.completion import out_of_box, take_apart
-from r1hpc.tasks.problems.asked import asked_items
+from r1hpc.tasks.problems.asked_items import asked_items
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.registry import Mixture
 from r1hpc.tasks.problems.task import Draws, Item, Task, members

@@ -87,9 +87,7 @@ class ReasoningGym:
             entry: dict[str, Any] = self._ask(source)
             if "error" not in entry:
                 return held_out_key(entry["question"]), (source, entry)
-        raise UsageError(
-            f"{self.name} fails to make items, the last with {entry['error']}: change its options"
-        )
+        raise UsageError(f"{self.name} cannot make items (last error: {entry['error']}): change its options")
 
     def _ask(self, request: int | str) -> Any:
         try:

@@ -262,7 +262,7 @@ class Listed:
         return self._different[held_out]
 
     def items_per_pass(self, held_out: bool) -> int:
-        """Return the items of a pass: more than the different questions if the list repeats some."""
+        """Return the items of one pass over the list. A repeated question counts each time."""
         return len(self._parts[held_out])
 
     def _shuffled(self, epoch: int, held_out: bool) -> list[int]:

@@ -21,7 +21,7 @@ _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGU
 
 
 def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
-    """Serve; `ready` returns the handler of requests, and the parent's first message."""
+    """Answer the parent's requests. `ready` returns their handler, and the first message to the parent."""
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     _die_with(parent)

@@ -43,7 +43,7 @@ class Mark(NamedTuple):
 
 
 def mark_of(path: Path, size: int | None = None) -> Mark | None:
-    """Return the mark at byte `size` (None: the end); None if the file is shorter. A missing file has 0."""
+    """Return the mark at byte `size`, by default the end; None if the file is shorter. Missing: size 0."""
     try:
         file = open_plain(path)
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.problems.asked import asked_items, first_beyond, reordered
+from r1hpc.tasks.problems.asked_items import asked_items, first_beyond, reordered
 from r1hpc.tasks.problems.registry import parts_of
 
 

@@ -1,8 +1,8 @@
 """Train with GRPO, PPO or on-policy distillation, rollout by rollout.
 
 Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/sampler.py
-asks the engine and the verifier), then update.py (advantages and losses; the formulas are in
-losses/algorithms.py).
+asks the engine and the verifier, and tasks/reward/rewards.py scores), then update.py (advantages and losses;
+the formulas are in losses/algorithms.py).
 
 A rollout is followed by updates_per_rollout optimizer steps (loop.optimizer_step). Each is a step of the
 loop, so a checkpoint can fall between two updates of a rollout. (TRL would generate again from the newer
@@ -105,12 +105,12 @@ class RlStage:
 
     def begin(self, session: Session) -> bool:
         """Run the evaluation due where this attempt starts; False if a stop was requested."""
-        return self._evaluated(session, session.first_step - 1)
+        return self._evaluate_if_due(session, session.first_step - 1)
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
         """Take one update. First run the evaluation due after the step before it, and sample a new rollout if
         the last one is used up. None if a stop was requested meanwhile."""
-        if step > session.first_step and not self._evaluated(session, step - 1):
+        if step > session.first_step and not self._evaluate_if_due(session, step - 1):
             return None
         job, engine, started = self._job, session.engine, time.monotonic()
         job.watchdog.beat(f"rollout for step {step}")
@@ -148,9 +148,9 @@ class RlStage:
         self._advance(self._rollout)
         return result
 
-    def _evaluated(self, session: Session, step: int) -> bool:
-        """Run the evaluation due after `step`, whose checkpoint is being written by now. `finish` runs the
-        last one. False if a stop was requested; the next attempt then begins with it."""
+    def _evaluate_if_due(self, session: Session, step: int) -> bool:
+        """Evaluate after `step` if that is due, while its checkpoint is written. `finish` runs the last one.
+        False if a stop was requested; the next attempt then begins with it."""
         every = self._job.config.evaluate.every
         is_due = step == 0 or (every > 0 and step % every == 0)
         return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)

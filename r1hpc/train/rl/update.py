@@ -182,6 +182,7 @@ class Updater:
         tally: Tally,
     ) -> torch.Tensor:
         rl, logprobs = self._config.rl, forward.logprobs
+        # Experience has old log-probabilities if works_out_old_policy says so; otherwise the sampler's count.
         # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
         # trainer's own values avoid the rounding of the sampler and of other micro batches.
         if is_first and (self.num_updates == 1 or experience.old_logprobs is not None):

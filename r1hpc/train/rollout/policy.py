@@ -82,8 +82,8 @@ def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | 
 
 
 def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placement) -> ActorCritic:
-    """Return the policy and a critic with the same initial weights. They are read or drawn twice, since
-    divided weights cannot be copied."""
+    """Return the policy and a critic with the same initial weights. These are loaded or drawn twice, because
+    sharded weights cannot be copied."""
     policy = build_policy(config, hf_config, lie)
     network = ActorCritic(policy, build_policy(config, hf_config, lie).base_model)
     lie.put_rest(network)

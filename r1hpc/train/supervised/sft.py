@@ -261,7 +261,7 @@ def packed_form(attn_implementation: str) -> Callable[[torch.Tensor], torch.Tens
 
 @torch.no_grad()
 def check_apart(engine: Any, attn_implementation: str) -> None:
-    """Refuse a model in which a document sees the one before it in its row. Collective."""
+    """Refuse a model that attends across documents packed into one row. Collective."""
     network = engine.module
     if "position_ids" not in inspect.signature(base_model(network).forward).parameters:
         raise _refused(network, attn_implementation)

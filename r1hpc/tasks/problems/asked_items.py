@@ -1,4 +1,4 @@
-"""Find which items of its task a stage asks, and from which item another task asks none of them.
+"""Find the items that a stage asks, and from which item on another task asks none of the same questions.
 
 The questions of a task follow from its settings: the file and its column, the digest of custom code, a
 generator with its options; not the template or the judge. No file of questions is read for it.
