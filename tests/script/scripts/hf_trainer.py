@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", required=True)
 parser.add_argument("--pause", type=float, default=0.0, help="seconds of a batch of an evaluation")
+parser.add_argument("--every", type=int, default=9, help="steps between two checkpoints")
 arguments = parser.parse_args()
 
 torch.set_num_threads(1)
@@ -47,8 +48,8 @@ trainer = Trainer(
         gradient_accumulation_steps=2,
         logging_steps=3,
         eval_strategy="steps",
-        eval_steps=9,
-        save_steps=9,
+        eval_steps=arguments.every,
+        save_steps=arguments.every,
         save_total_limit=1,
         train_sampling_strategy="group_by_length",
         load_best_model_at_end=True,

@@ -13,6 +13,7 @@ from r1hpc.client.run import attempt
 from r1hpc.client.states import TorchState
 
 parser = argparse.ArgumentParser()
+parser.add_argument("--out")
 parser.add_argument("--steps", type=int, default=60)
 parser.add_argument("--pause", type=float, default=0.0)
 arguments = parser.parse_args()

@@ -25,7 +25,6 @@ class Blob:
 
 run, state = attempt(), Blob()
 run.resume(state)
-print("resumed", state.step, flush=True)
 for step in run.steps(1_000_000, save_every=1, state=state):
     state.step = step
     run.log(loss=1.0 / step)
