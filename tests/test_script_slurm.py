@@ -25,6 +25,8 @@ _SCRIPTS = {
     "fsdp2": ("{steps}", "{pause}"),
 }
 _LIBRARIES = {
+    "hf_trainer": (),
+    "trl_sft": (),
     "accelerate_loop": ("script.resume_args=[--resume,'{checkpoint}']",),
     "lightning_fit": ("checkpoint.save_every=5",),
 }

@@ -26,6 +26,8 @@ from r1hpc.client.streams import set_streams, streams
 
 # After a resume vLLM holds no weights of any step, and the first step is kept by itself.
 _NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
+# Training begins with the step that it resumes from: equal to that does not mean unchanged.
+_ALWAYS_KEPT = ("_globalstep_last_logged",)
 _WRAPPED = (
     "training_step",
     "prediction_step",
@@ -117,7 +119,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the Trainer's checkpoint lacks; do the evaluation that the last attempt left."""
         trainer, kept, self._kept = self._trainer, self._kept, {}
-        self._baseline = fingerprints(trainer, _NOT_KEPT)
+        self._baseline = fingerprints(trainer, (*_NOT_KEPT, *_ALWAYS_KEPT))
         self._recorded = state.global_step
         self._began = time.monotonic()
         if not kept:
