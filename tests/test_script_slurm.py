@@ -27,6 +27,7 @@ _SCRIPTS = {
 _LIBRARIES = {
     "hf_trainer": (),
     "trl_sft": (),
+    "trl_grpo": (),
     "accelerate_loop": ("script.resume_args=[--resume,'{checkpoint}']",),
     "lightning_fit": ("checkpoint.save_every=5",),
 }
