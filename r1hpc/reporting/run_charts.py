@@ -225,12 +225,14 @@ def _over_steps(
 
 
 def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]) -> None:
-    """Label the last value: below a high line, because the attempts are named above."""
-    (low, high), (x, value) = limits, curve.last
-    y = min(max(value, low), high)
-    dot(axes, x, y, name, f"{value:.4g}", 7)
-    place = {"va": "top", "xytext": (-2, -6)} if y > low + 0.7 * (high - low) else {"xytext": (-2, 6)}
-    note(axes, x, y, f"{value:.3g}", ha="right", fontweight="bold", **place)
+    """Mark the last value; its number is above the chart, where it hides no step."""
+    x, value = curve.last
+    dot(axes, x, min(max(value, limits[0]), limits[1]), name, f"{value:.4g}", 7)
+    _at_top_right(axes, f"last {value:.3g}")
+
+
+def _at_top_right(axes: Axes, words: str) -> None:
+    axes.set_title(words, loc="right", fontweight="bold", color=colour("ink"))
 
 
 def _draw_curve(axes: Axes, curve: Curve, name: str, limits: tuple[float, float], label: str) -> None:
@@ -268,7 +270,7 @@ def _throughput(data: RunData) -> Chart | None:
     has_mfu = _known(data.column("mfu"))
     if not has_mfu and not _known(data.column("tokens_per_second")):
         return None
-    unit = "% of dense bf16 peak, without recomputation" if has_mfu else "tokens per second"
+    unit = "% of dense bf16 peak" if has_mfu else "tokens per second"
     key, factor = ("mfu", 100.0) if has_mfu else ("tokens_per_second", 1.0)
     lines = [
         (name, _by_time(steps, key, factor)) for name, steps in (("useful", data.steps), ("lost", data.lost))
@@ -290,7 +292,7 @@ def _throughput(data: RunData) -> Chart | None:
             days = [time / DAY for time in data.saves]
             axes.plot(days, [0] * len(days), "^", color=colour("good"), ms=6, mew=0, clip_on=False, zorder=5)
             note(axes, days[0], 0, "checkpoints", "good", xytext=(0, 7))
-        note(axes, end / DAY, 0.02 * high, mean, ha="right", xytext=(-4, 2), fontweight="bold")
+        _at_top_right(axes, mean)
 
     return Chart("throughput", "MFU" if has_mfu else "Throughput", f"{unit} over time: {mean}", draw)
 

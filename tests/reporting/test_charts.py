@@ -100,12 +100,16 @@ def test_a_run_is_drawn_with_its_attempts_causes_and_lost_steps() -> None:
     assert charts["reward"].label.startswith("mean reward over the optimizer steps: 0.75")
     assert set(charts) == {"loss", "lr", "reward", "throughput", "utilisation", "power", "memory"}
     loss = inline(charts["loss"])
-    assert {"loss", "optimizer step", "#2 finished", "redone", "1"} <= set(texts(loss))
+    assert {"loss", "optimizer step", "#2 finished", "redone", "last 1"} <= set(texts(loss))
     assert "<title>#1 node fail</title>" in loss
     assert "<title>steps 51 to 60 were taken again</title>" in loss
     assert "held-out, greedy" in texts(inline(charts["reward"]))
     assert charts["throughput"].title == "MFU"
     assert "mean 40" in texts(inline(charts["throughput"]))
+    for name, unit, number in (("loss", "loss", "last 1"), ("throughput", "% of dense bf16 peak", "mean 40")):
+        for svg in svgs(inline(charts[name])):
+            heights = {node.text: node.get("y") for node in svg.iter("text")}
+            assert heights[unit] == heights[number], "the number is above the curve, and hides no step"
     assert charts["power"].label == "watts a GPU, 2 GPUs: median and range"
 
 
