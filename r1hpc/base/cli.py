@@ -69,11 +69,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; an unknown flag's error names the nearest known one."""
-        return self._known(*self.parse_known_args(self._typed_words(args), namespace))
+        words = self._typed_words(args)
+        return self._known(words, *self.parse_known_args(words, namespace))
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse positional arguments and flags in any order, with the same errors."""
-        return self._known(*self.parse_known_intermixed_args(self._typed_words(args), namespace))
+        words = self._typed_words(args)
+        return self._known(words, *self.parse_known_intermixed_args(words, namespace))
 
     def _typed_words(self, args: Sequence[str] | None) -> list[str]:
         answer_tab(self)
@@ -91,11 +93,11 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"argument {'/'.join(action.option_strings)}: -- is no value")
         return super()._get_values(action, arg_strings)
 
-    def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
+    def _known(self, words: Sequence[str], namespace: Any, unknown: Sequence[str]) -> Any:
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = nearest(unknown[0].split("=")[0], flags)
-            self.error(f"unknown argument {printable(unknown[0])!r}{near}")
+            self.error(f"unknown argument {printable(unknown[0])!r}{near}{_after_dashes(words)}")
         return namespace
 
     def error(self, message: str) -> NoReturn:
@@ -205,8 +207,13 @@ def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]
     """
     files = [each for each in arguments if "=" not in each]
     if len(files) > 1:
-        raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: a run has one")
+        both = f"{printable(files[0])} and {printable(files[1])}"
+        raise UsageError(f"two files, {both}: a run has one{_after_dashes(files)}")
     return files[0] if files else None, [each for each in arguments if "=" in each]
+
+
+def _after_dashes(words: Sequence[str]) -> str:
+    return ". The script's own arguments go after --" if any(each.endswith(".py") for each in words) else ""
 
 
 def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -310,7 +310,12 @@ def _typed(key: str, value: Any, annotation: Any) -> Any:
     if origin is list:
         raise ConfigError(f"{key} is a list: write {key}=[VALUE, VALUE]")
     if isinstance(value, dict | list):
-        raise ConfigError(f"{key} is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
+        if isinstance(value, list):
+            raise ConfigError(f"{key} is one value, not a list")
+        fix = ""
+        if list(value.values()) == [None]:  # {checkpoint}
+            fix = f": quote the braces, '{{{printable(str(next(iter(value))))}}}'"
+        raise ConfigError(f"{key} is one value, not a mapping{fix}")
     kind = kinds[0] if type(None) in kinds else annotation
     if kind in _KINDS:
         accepted, read_as, wanted = _KINDS[kind]

@@ -32,6 +32,8 @@ from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, wri
 from r1hpc.slurm.rank_env import RankContext, choose_port, network_interface_to
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
 
+FILLED = ("run", "checkpoint", "steps", "save_every")
+"""Names that are filled in script.args and script.resume_args, as {run}."""
 _POLL_S = 0.2
 _LOOK_EVERY_S = 5.0
 _FIRST_S = 1.5
@@ -93,14 +95,9 @@ def command_of(run: RunDir, config: RunConfig, newest: Path | None) -> list[str]
     script = config.script
     assert script.path is not None
     words = [*script.args, *script.resume_args] if newest else _for_a_fresh_start(script.args)
-    values = {
-        "{run}": str(run.path),
-        "{checkpoint}": str(newest or ""),
-        "{steps}": str(script.steps or ""),
-        "{save_every}": str(config.checkpoint.save_every),
-    }
-    for name, value in values.items():
-        words = [word.replace(name, value) for word in words]
+    values = (run.path, newest or "", script.steps or "", config.checkpoint.save_every)
+    for name, value in zip(FILLED, values, strict=True):
+        words = [word.replace(f"{{{name}}}", str(value)) for word in words]
     return [*_interpreter(config), script.path, *words]
 
 

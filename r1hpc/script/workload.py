@@ -1,6 +1,7 @@
 """Run anybody's own training script: the script workload."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object, write_json
+from r1hpc.base.names import nearest
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
@@ -28,7 +30,6 @@ _PROMISES = {
     "transformers": "transformers' Trainer stops at a step's end and resumes to the bit",
     "lightning": "Lightning stops at a step's end and resumes to the bit",
     "accelerate": "Accelerate's save_state is committed by one rename; the script loads it itself",
-    "": "its own checkpoints are passed on",
 }
 
 
@@ -43,9 +44,11 @@ class Script(Workload):
         _check_command(script)
         found = _look(script)
         _check_resume(script, found)
+        _check_names(script)
         if script.python and found.library:
             refuse_without("script.python", script.python, ["xxhash"])
-        return Checked(config, [f"{Path(script.path).name}: {_PROMISES[found.library]}", *found.notes])
+        promise = _PROMISES.get(found.library) or _own_promise(script)
+        return Checked(config, [f"{Path(script.path).name}: {promise}", *found.notes])
 
     def check(self, config: RunConfig, facts: Facts) -> list[str]:
         """Refuse several ranks for a script that saves on one of them alone."""
@@ -120,9 +123,45 @@ def _check_command(script: ScriptConfig) -> None:
         raise UsageError(f"script.cwd={script.cwd} is no folder")
 
 
+def _is_told(script: ScriptConfig) -> bool:
+    return bool(script.resume_args) or any("{checkpoint}" in word for word in script.args)
+
+
+def _own_promise(script: ScriptConfig) -> str:
+    if not script.checkpoints:
+        return "it has no checkpoints: it begins anew after each preemption"
+    if _is_told(script):
+        return "its newest complete checkpoint is passed on"
+    return (
+        "after a preemption it must find its newest checkpoint by itself; if it does not, add "
+        "-- --resume {checkpoint}, or script.resume_args"
+    )
+
+
+def _check_names(script: ScriptConfig) -> None:
+    """Refuse {chekpoint}, and a sweep's {wd} without values. A template such as ckpt-{epoch}.pt passes."""
+    from r1hpc.script.rank import FILLED
+
+    for word in (*script.args, *script.resume_args):
+        for name in re.findall(r"(?<!\$)\{([A-Za-z_]\w*)\}", word):
+            is_whole = word.rpartition("=")[2] == f"{{{name}}}"
+            near = nearest(name, FILLED)
+            if name not in FILLED and (is_whole or near):
+                known = ", ".join(f"{{{each}}}" for each in FILLED)
+                raise UsageError(
+                    f"script.args: nothing fills {{{name}}}{near}. Known are {known}, and in a sweep the "
+                    f"names it varies, {name}=A,B"
+                )
+
+
 def _check_resume(script: ScriptConfig, found: Look) -> None:
     """Refuse a script whose checkpoints nobody knows."""
-    is_told = bool(script.resume_args) or any("{checkpoint}" in word for word in script.args)
+    is_told = _is_told(script)
+    if not found.library and is_told and not script.checkpoints:
+        raise UsageError(
+            f"{Path(str(script.path)).name} would begin anew after each preemption: {{checkpoint}} and "
+            "script.resume_args need the pattern of its checkpoints, script.checkpoints='out/checkpoint-*'"
+        )
     if found.library in ("", "accelerate") and script.checkpoints is None and not is_told:
         raise UsageError(
             f"{Path(str(script.path)).name} would begin anew after each preemption: name its checkpoints, "

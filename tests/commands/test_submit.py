@@ -115,6 +115,8 @@ def test_sbatch_variables_yield_to_flags_and_beat_the_job_file(place: Path) -> N
         (("resources.partition='`touch canary`'",), "--partition"),
         (("cluster.python=python;touch canary",), "cluster.python"),
         (("a.yaml", "b.yaml"), "a run has one"),
+        (("train.py", "--lr", "3"), "The script's own arguments go after --"),
+        (("train.py", "{checkpoint}"), "The script's own arguments go after --"),
         (("--nodes", "four"), "not a whole number"),
         (("train.num_stesp=4",), "train.num_steps"),
         (("--resume",), "--resume goes with --run-name"),

@@ -59,6 +59,31 @@ def test_a_script_that_would_fail_in_the_queue_is_refused(tmp_path: Path) -> Non
     assert "script.args uses {steps}" in refusal(LOOP, "script.args=[--steps, '{steps}']")
     assert "torchrun starts processes of its own" in refusal(LOOP, "script.python=torchrun")
     assert "is no folder" in refusal(LOOP, "script.cwd=/nowhere")
+    resume, checkpoints = "script.args=[--resume, '{checkpoint}']", "script.checkpoints='out/*'"
+    assert "need the pattern of its checkpoints" in refusal(own, resume)
+    assert "need the pattern of its checkpoints" in refusal(
+        own, "script.resume_args=[--again]", "script.checkpoints=''"
+    )
+    assert "nothing fills {wd}. Known are {run}, " in refusal(own, "script.args=['--wd={wd}']", checkpoints)
+    wrong = refusal(own, "script.args=['out-{chekpoint}']", checkpoints)
+    assert "nothing fills {chekpoint} (did you mean 'checkpoint'?)" in wrong
+    with pytest.raises(UsageError, match=r"quote the braces, '\{checkpoint\}'"):
+        load(str(own), ["script.args=[--resume,{checkpoint}]"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["script.checkpoints=''"], "it begins anew after each preemption"),
+        (["script.checkpoints='c*.pt'"], "it must find its newest checkpoint by itself"),
+        (["script.checkpoints='c*.pt'", "script.resume_args=[-r]"], "checkpoint is passed on"),
+        (["script.checkpoints='c*.pt'", "script.args=['--name=ckpt-{epoch}.pt']"], "by itself"),
+    ],
+)
+def test_how_a_script_of_its_own_resumes_is_told(tmp_path: Path, overrides: list[str], said: str) -> None:
+    (tmp_path / "own.py").write_text("")
+    config = with_absolute_paths(load(str(tmp_path / "own.py"), overrides))
+    assert said in SCRIPT.check_settings(config, Facts(RunDir("run"))).notes[0]
 
 
 def test_the_newest_complete_checkpoint_of_its_own_is_passed_on(tmp_path: Path) -> None:
