@@ -31,8 +31,10 @@ def attach(module: ModuleType) -> None:
     def fit(trainer: Any, *args: Any, **kwargs: Any) -> Any:
         run = attempt()
         run.lead("lightning")
-        trainer.callbacks.append(_Keeper(trainer, run).callback(module))
+        keeper = _Keeper(trainer, run)
+        trainer.callbacks.append(keeper.callback(module))
         done = original(trainer, *args, **kwargs)
+        keeper.end()
         run.finish(trainer.global_step)
         return done
 
@@ -148,6 +150,11 @@ class _Keeper:
     def _loaders(self) -> list[Any]:
         found: list[Any] = self._trainer.fit_loop._combined_loader.flattened
         return found
+
+    def end(self) -> None:
+        """Let the script draw on as it would have, if it resumed after the last step."""
+        if self._kept:
+            set_streams(self._kept["streams"])
 
     # Steps
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.telemetry.records.attempts import Cause
-from tests.runs import submit, wait_over, wait_until
+from tests.runs import at, submit, wait_over, wait_until
 from tests.script.hits import SCRIPTS, alone, hit, words_of
 
 pytestmark = pytest.mark.timeout(1200)
@@ -60,6 +60,17 @@ def test_trl(tmp_path: Path, script: str) -> None:
 def test_lightning(tmp_path: Path) -> None:
     # Step 20's save is killed: one resume is inside an epoch, one at its end.
     assert_equal(tmp_path, "lightning_fit.py", "checkpoint.save_every=5", steps=(11, 2, 4, 7))
+
+
+@pytest.mark.soak
+def test_lightning_killed_after_its_last_save_validates_with_the_same_random_numbers(tmp_path: Path) -> None:
+    given = ["resources.gpus_per_node=0", "checkpoint.save_every=20", "--", "--out", str(tmp_path / "out")]
+    faults = at("commit.rename.after:kill9:0:3:1")  # steps 20, 40 and 60, the last
+    run = submit(tmp_path, "hit", *given, job=str(SCRIPTS / "lightning_fit.py"), env=faults).run
+    assert [attempt.cause for attempt in wait_over(run, 600)] == [Cause.crash, Cause.finished]
+    last = words_of(run.rank_log(2, 0).read_text())
+    assert len(last) == 2
+    assert set(last) < set(alone("lightning_fit.py", tmp_path / "alone"))
 
 
 @pytest.mark.soak
