@@ -12,15 +12,16 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import parse_object
+from r1hpc.base.files import parse_object, read_json
 from r1hpc.base.names import at_home, check_name
 
+_T = TypeVar("_T")
 _NO_CLUSTER = "none"
 _COLUMNS = (("question", "problem", "prompt", "query"), ("answer", "solution", "expected", "label"))
 _JOB = """\
@@ -28,10 +29,10 @@ _JOB = """\
 # GRPO on your questions. Every setting: r1hpc settings {name}
 include: [rl/r1, deepspeed/zero1]
 stage: rl
-model: {{path: {model}}}
+model: {{path: {model}{changes}}}
 task: {{name: file, question: {question}, answer: {answer}, options: {{path: {data}}}}}
 reward: {{terms: {{{terms}}}}}    # weights
-rollout: {{num_prompts: {prompts}, num_generations: 8, max_prompt_length: 256, max_completion_length: 512}}
+rollout: {{num_prompts: {prompts}, num_generations: 8, {lengths}}}
 train: {{num_steps: 100, global_batch_size: {batch}, micro_batch_size: 4, lr: 1e-6, precision: {precision}}}
 evaluate: {{every: 20, num_items: 16, num_samples: 4}}    # on held-out questions
 checkpoint: {{save_every: 20}}
@@ -42,28 +43,33 @@ resources: {{nodes: 1, gpus_per_node: {gpus}, time: "04:00:00"}}
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.config.assets import assets, cluster_profiles, own_profiles
+    from r1hpc.plan.model.shape import canonical, dropouts
 
     job = Path(arguments.out)
     if job.exists():
         raise UsageError(f"{job} exists: name another file with --out")
     if not job.parent.is_dir():
         raise UsageError(f"there is no folder {job.parent}: make it, or name another file with --out")
-    model = _existing(_answer(arguments, "model", "Model, a Hugging Face folder"), "config.json")
-    data = _existing(_answer(arguments, "data", "Questions, a JSONL or Parquet file"))
+    model = _answer(arguments, "model", "Model, a Hugging Face folder", _folder)
+    data = _answer(arguments, "data", "Questions, a JSONL or Parquet file", _existing)
     question, answer = _columns(data, arguments)
-    reward = _reward(_answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", "accuracy"))
-    cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _NO_CLUSTER)
-    gpus = int(_answer(arguments, "gpus_per_node", "GPUs per node, 0 for CPUs", _gpus(cluster)))
+    reward = _answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", _reward, "accuracy")
+    cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _cluster, _NO_CLUSTER)
+    gpus = _answer(arguments, "gpus_per_node", "GPUs per node, 0 for CPUs", _number, _gpus(cluster))
     written = [job]
     if cluster not in (_NO_CLUSTER, *cluster_profiles()):
-        written.append(own_profiles() / f"{check_name(cluster, '--cluster')}.yaml")
+        written.append(own_profiles() / f"{cluster}.yaml")
         _write_profile(written[-1], arguments, gpus)
     terms = {reward: 1.0} if reward == "accuracy" else {"accuracy": 1.0, reward: 0.1}
     prompts, batch, precision = (32, 256, "bf16") if gpus else (8, 64, "fp32")
+    hf_config = read_json(model / "config.json", dict[str, Any])
+    drops = ", ".join(f"{key}: 0" for key in dropouts(hf_config))
     text = _JOB.format(
         schema=assets("jobs") / "schema.json",
         name=job,
         model=_quoted(str(model)),
+        changes=f", config: {{{drops}}}" if drops else "",  # sampler and trainer must run the same policy
+        lengths="max_prompt_length: {}, max_completion_length: {}".format(*_lengths(canonical(hf_config))),
         question=_quoted(question),
         answer=_quoted(answer),
         data=_quoted(str(data)),
@@ -95,39 +101,59 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _answer(arguments: Namespace, name: str, question: str, usual: str = "") -> str:
-    """Return the flag's value, else the answer of a person, else the usual one.
+def _answer(
+    arguments: Namespace, name: str, question: str, checked: Callable[[str], _T], usual: str = ""
+) -> _T:
+    """Return the flag's value, else the answer of a person, else the usual one. A person is asked again.
 
     Raises:
-        UsageError: there is none, and nobody to ask.
+        UsageError: it is refused or missing, and there is nobody to ask.
     """
-    flag = f"--{name.replace('_', '-')}"
-    given = getattr(arguments, name)
-    if given is None:
-        given = _ask(f"{question}{f' [{usual}]' if usual else ''}")
-    given = given or usual
-    if not given:
-        raise UsageError(f"{flag} is missing: {question[:1].lower()}{question[1:]}")
-    if name == "gpus_per_node" and not (given.isascii() and given.isdecimal() and len(given) < 4):
-        raise UsageError(f"{flag} {given} is not a number of GPUs")
-    return str(given)
+    flag, given = f"--{name.replace('_', '-')}", getattr(arguments, name)
+    while True:
+        answer = _ask(f"{question}{f' [{usual}]' if usual else ''}") if given is None else given
+        try:
+            if not (answer or usual):
+                raise UsageError(f"{flag} is missing: {question[:1].lower()}{question[1:]}")
+            return checked(answer or usual)
+        except UsageError as error:
+            if given is not None or answer is None:
+                raise
+            print(f"{error}. Once more:", file=sys.stderr)
 
 
-def _ask(question: str) -> str:
-    """Return a person's answer; empty if there is nobody to ask."""
+def _ask(question: str) -> str | None:
+    """Return a person's answer; None if there is nobody to ask."""
     if sys.stdin is None or not sys.stdin.isatty():
-        return ""
+        return None
     try:
         return input(f"{question}: ").strip()
     except EOFError:
-        return ""
+        return None
 
 
-def _existing(given: str, inside: str = "") -> Path:
+def _existing(given: str) -> Path:
     path = Path(at_home(given)).resolve()
-    if not (path / inside).exists():
-        raise UsageError(f"there is no {path / inside}" + (": name a Hugging Face folder" if inside else ""))
+    if not path.exists():
+        raise UsageError(f"there is no {path}")
     return path
+
+
+def _folder(given: str) -> Path:
+    try:
+        return _existing(f"{given}/config.json").parent
+    except UsageError as error:
+        raise UsageError(f"{error}: name a Hugging Face folder") from None
+
+
+def _cluster(given: str) -> str:
+    return check_name(given, "--cluster")
+
+
+def _number(given: str) -> int:
+    if not (given.isascii() and given.isdecimal() and len(given) < 4):
+        raise UsageError(f"--gpus-per-node {given} is not a number of GPUs")
+    return int(given)
 
 
 def _columns(data: Path, arguments: Namespace) -> tuple[str, str]:
@@ -146,6 +172,14 @@ def _columns(data: Path, arguments: Namespace) -> tuple[str, str]:
             raise UsageError(f"{data} has no column {given}, but {', '.join(keys)}: give --{name} COLUMN")
         found.append(given)
     return found[0], found[1]
+
+
+def _lengths(model: dict[str, Any]) -> tuple[int, int]:
+    """Return the tokens of a prompt and of a completion: 256 and 512, or what fits the model's positions."""
+    positions = model.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions >= 768:
+        return 256, 512
+    return positions // 3, positions - positions // 3
 
 
 def _reward(given: str) -> str:

@@ -18,7 +18,8 @@ def write_teacher(folder: Path, seed: int = 7, **shape: Any) -> Path:
     from r1hpc.config.schema.run import ModelConfig
     from r1hpc.tasks.text.tokenizer import exported_tokenizer
 
-    made = {"vocab_size": 27, "n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 32} | shape
+    made = {"vocab_size": 27, "n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 32}
+    made |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} | shape
     torch.manual_seed(seed)
     ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     network = GPT2LMHeadModel(GPT2Config(initializer_range=0.2, **made, **ids))

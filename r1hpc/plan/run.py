@@ -19,7 +19,7 @@ from r1hpc.plan.memory.run import (
     saved_bytes,
 )
 from r1hpc.plan.memory.step import MemoryPlan
-from r1hpc.plan.model.families import UnknownModelError
+from r1hpc.plan.model.families import FAMILIES, UnknownModelError
 from r1hpc.plan.model.shape import (
     ModelShape,
     canonical,
@@ -289,7 +289,11 @@ def _shape(
         check_model_type(model["model_type"])
         shape = None
     positions = shape.max_position_embeddings if shape else values.get("max_position_embeddings")
-    _check_positions(config, positions, "the model", ", or raise model.config.max_position_embeddings")
+    has_weights = config.model.path is not None and not config.model.from_scratch
+    family = FAMILIES.get(str(values.get("model_type")))
+    is_fixed = has_weights and family is not None and family.learned_positions
+    hint = "" if is_fixed else ", or raise model.config.max_position_embeddings"
+    _check_positions(config, positions, "the model", hint)
     return shape if model.get("vocab_size") is not None else None
 
 

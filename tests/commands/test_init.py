@@ -1,6 +1,7 @@
 """init: from a model, a file of questions and a reward to a job that can be planned."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,8 @@ def test_a_job_and_a_profile_are_written_and_found(place: Path, capsys: pytest.C
         init.main(["--out", "own.yaml"])
 
 
-def test_it_asks_a_person(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([str(_MODEL), "questions.jsonl", "", "", "0"])
+def test_it_asks_a_person_until_the_answer_will_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["nowhere", str(_MODEL), "questions.jsonl", "", "", "many", "0"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert init.main([]) == 0
@@ -47,6 +48,18 @@ def test_it_asks_a_person(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.reward.terms["accuracy"] == 1.0
     assert (config.resources.gpus_per_node, config.train.precision.value) == (0, "fp32")
     assert not (place / "home").exists()
+
+
+def test_the_job_fits_the_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2 folders have dropout and learned positions; RL would refuse the first and not fit the second."""
+    shutil.copytree(_MODEL, place / "model")
+    stated = json.loads((place / "model/config.json").read_text()) | {"n_positions": 100, "resid_pdrop": 0.1}
+    (place / "model/config.json").write_text(json.dumps(stated))
+    words = ["--model", "model", "--data", "questions.jsonl"]
+    assert init.main(words) == 0
+    config = load.load("job.yaml")
+    assert config.model.config["resid_pdrop"] == 0
+    assert (config.rollout.max_prompt_length, config.rollout.max_completion_length) == (33, 67)
 
 
 def test_a_profile_that_is_there_is_not_written_again(place: Path) -> None:

@@ -71,3 +71,13 @@ def test_a_slip_in_the_name_of_a_shape_is_noted() -> None:
     config = load.load("smoke", ["model.config.num_hidden_layer=48", "model.config.rope_theta=1e4"])
     (note,) = check_models(config, None, None)
     assert note == "model.config.num_hidden_layer changes no shape: did you mean num_hidden_layers?"
+
+
+def test_dropout_is_refused_in_rl_with_the_words_that_end_it() -> None:
+    rl = ["stage=rl", "rollout.num_generations=4"]
+    drops = {**_PHI, "rope_parameters": _LONG, "resid_pdrop": 0.1, "attention_dropout": 0.0}
+    with pytest.raises(ConfigError, match=r"dropout \(resid_pdrop\).* add model\.config\.resid_pdrop=0"):
+        check_models(_asks(*rl), drops, None)
+    check_models(_asks(*rl, "model.config.resid_pdrop=0"), drops, None)
+    check_models(_asks(*rl, "rollout.max_logprob_difference=1"), drops, None)
+    check_models(_asks(), drops, None)

@@ -166,6 +166,12 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     return {aliases.get(key, key): value for key, value in config.items()}
 
 
+def dropouts(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys by which the language model has dropout; not those of a classifier's head."""
+    drops = (key for key, value in config.items() if key.endswith(("pdrop", "dropout")) and value)
+    return [key for key in drops if not key.startswith(("summary", "classifier"))]
+
+
 def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     """Return the family and every value it needs: its defaults, the config, and derived values.
 

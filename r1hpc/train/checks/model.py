@@ -21,7 +21,7 @@ from r1hpc.config.schema.run import ModelConfig, RunConfig, TrainConfig, WandbCo
 from r1hpc.config.schema.sections import zero_converts
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.model.families import ALIASES, FAMILIES
-from r1hpc.plan.model.shape import SHAPE_NAMES, load_model_config, load_teacher_config, teacher_of
+from r1hpc.plan.model.shape import SHAPE_NAMES, dropouts, load_model_config, load_teacher_config, teacher_of
 from r1hpc.plan.model.weights import check_tensors, check_weights
 from r1hpc.plan.topology.checks import check_base_shape, is_quantized, rope_types
 
@@ -85,12 +85,23 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
         refuse_for_vllm(config, hf_config)
     elif config.stage in SAMPLED_STAGES:
         _refuse_two_rotations(config, hf_config)
+    if config.stage == "rl" and config.rollout.max_logprob_difference is None:
+        _refuse_dropout(hf_config)
     if not is_to_come and model.path is not None and not model.from_scratch:
         check_weights(model)
         _refuse_integers(config, hf_config)
         check_tensors(model, hf_config)
         if is_quantized(config):
             check_base_shape(config, hf_config)
+
+
+def _refuse_dropout(hf_config: Mapping[str, Any]) -> None:
+    """Refuse dropout in RL: the sampler has none, so it would not run the trainer's policy."""
+    if drops := dropouts(hf_config):
+        raise ConfigError(
+            f"the model's config.json has dropout ({', '.join(drops)}); in RL the trainer runs the sampler's "
+            "policy, which has none: add " + " ".join(f"model.config.{key}=0" for key in drops)
+        )
 
 
 def _refuse_adapted_head(config: RunConfig) -> None:

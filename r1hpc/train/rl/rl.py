@@ -169,7 +169,7 @@ class RlStage:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
                 f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
-                "(another attention, precision or template, or dropout in the model's config.json?)"
+                "(another attention, precision or template, or dropout?)"
             )
 
     def _advance(self, rollout: Rollout) -> None:
