@@ -25,6 +25,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct
 setup: $(READY)
 
 $(READY): pyproject.toml
+	@echo "Installing some 2 GB into $(VENV): it takes minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	touch $@

@@ -112,7 +112,8 @@ def _needs(config: RunConfig, facts: ClusterFacts, here: bool) -> tuple[int | No
     size = decision.plan.checkpoint_bytes
     # The new checkpoint is complete before the oldest is removed.
     needed = None if size is None else size * (config.checkpoint.keep + 1)
-    return needed, [ok("job", "; ".join(decision.notes) or "it fits the partition")]
+    fits = "it fits the partition" if here else "there is no Slurm here to compare it with"
+    return needed, [ok("job", "; ".join(decision.notes) or fits)]
 
 
 def _expected_gpus(config: RunConfig) -> int | None:

@@ -75,7 +75,7 @@ def test_a_slip_in_the_name_of_a_shape_is_noted() -> None:
 
 def test_dropout_is_refused_in_rl_with_the_words_that_end_it() -> None:
     rl = ["stage=rl", "rollout.num_generations=4"]
-    drops = {**_PHI, "rope_parameters": _LONG, "resid_pdrop": 0.1, "attention_dropout": 0.0}
+    drops = {**_PHI, "resid_pdrop": 0.1, "attention_dropout": 0.0}
     with pytest.raises(ConfigError, match=r"dropout \(resid_pdrop\).* add model\.config\.resid_pdrop=0"):
         check_models(_asks(*rl), drops, None)
     check_models(_asks(*rl, "model.config.resid_pdrop=0"), drops, None)
