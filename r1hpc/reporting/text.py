@@ -127,7 +127,8 @@ def _attempts(ledger: RunLedger) -> str:
     attempts = ledger.summary.attempts
     if not attempts:
         return "No attempt has begun yet."
-    rows = [_attempt_row(each, ledger.split_of(each), ledger.gpus_of(each)) for each in attempts]
+    endless = "running" if ledger.state == "running" else "no recorded end"
+    rows = [_attempt_row(each, ledger.split_of(each), ledger.gpus_of(each), endless) for each in attempts]
     table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7, 8, 9}, indent="  ")
     return "\n".join(["Attempts", table, *details_text([each.attempt for each in attempts])])
 
@@ -137,13 +138,14 @@ def details_text(attempts: Sequence[Attempt]) -> list[str]:
     return [wrap(f"#{each.attempt}: {each.detail}", "  ") for each in attempts if each.detail]
 
 
-def _attempt_row(each: AttemptSummary, held: Split, gpus: int) -> tuple[str, ...]:
-    """Return a row; `held` is the wall time of its allocation, `gpus` the number in it."""
+def _attempt_row(each: AttemptSummary, held: Split, gpus: int, endless: str) -> tuple[str, ...]:
+    """Return a row; `held` is the wall time of its allocation, `gpus` the number in it; `endless` stands for
+    a cause that is not recorded."""
     attempt = each.attempt
     committed = attempt.last_committed_step
     return (
         str(attempt.attempt),
-        attempt.cause.value if attempt.cause else "no recorded end",
+        attempt.cause.value if attempt.cause else endless,
         time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
         format_duration(held.allocated / 1000),
         str(attempt.nodes),
