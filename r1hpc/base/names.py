@@ -52,12 +52,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     for other in known:
         mine, theirs = _own_parts(word, other)
         likeness = difflib.SequenceMatcher(None, mine, theirs).ratio()
-        # resources.gpus for resources.gpus_per_node; two letters swapped
-        if (len(mine) >= 3 and theirs.startswith(f"{mine}_")) or sorted(mine) == sorted(theirs):
+        if sorted(mine) == sorted(theirs):  # letters swapped
+            likeness = max(likeness, 0.9)
+        # resources.gpus for resources.gpus_per_node; one wrong letter in a short word
+        elif (len(mine) >= 3 and theirs.startswith(f"{mine}_")) or _differ_by_a_letter(mine, theirs):
             likeness = max(likeness, 0.75)
         if likeness > most:
             best, most = other, likeness
     return f" (did you mean {best!r}?)" if best else ""
+
+
+def _differ_by_a_letter(mine: str, theirs: str) -> bool:
+    return len(mine) == len(theirs) > 1 and sum(map(str.__ne__, mine, theirs)) == 1
 
 
 def _own_parts(word: str, other: str) -> tuple[str, str]:

@@ -188,8 +188,16 @@ def write_yaml(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> RunConfig:
-    """Return the configuration frozen in a run folder."""
-    return restore(read_yaml(path))
+    """Return the configuration frozen in a run folder.
+
+    Raises:
+        ConfigError: names the file, and what is wrong in it.
+    """
+    layer = read_yaml(path)
+    try:
+        return restore(layer)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged, or from another version of r1hpc: {error}") from None
 
 
 def restore(layer: dict[str, Any]) -> RunConfig:

@@ -52,3 +52,26 @@ def test_a_chain_shows_the_settings_of_each_stage(tmp_path: Path, capsys: pytest
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"r1 has been submitted: leave out train.lr=1"):
         settings.main([*words, "train.lr=1"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wrong"),
+    [("stages:", "stages_:", "'stages' is missing"), ("seed: 0", "sead: 0", "unknown key 'data.sead'")],
+)
+def test_a_damaged_chain_or_run_names_its_file_and_what_is_wrong(
+    tmp_path: Path, before: str, after: str, wrong: str
+) -> None:
+    chain = ChainDir(tmp_path / "r1")
+    sft = load.load(None, ["stage=sft"])
+    chain.stage("sft").create()
+    save_definition(Definition("r1.yaml", "", (Stage("sft", (), sft),)), chain)
+    load.save(sft, chain.stage("sft").config)
+    for path in (chain.definition, chain.stage("sft").config):
+        text = path.read_text()
+        if before not in text:
+            continue
+        path.write_text(text.replace(before, after))
+        with pytest.raises(UsageError) as refused:
+            settings.main([str(path.parent)])
+        assert str(path) in str(refused.value)
+        assert wrong in str(refused.value)

@@ -73,6 +73,8 @@ def test_good_overrides(override: str, expected: Any) -> None:
     [
         ("train.nmu_steps=2", r"'train.nmu_steps' \(did you mean 'train.num_steps'\?\)"),
         ("trian.lr=2", "unknown key 'trian'"),
+        ("script.cad=x", "did you mean 'script.cwd'"),
+        ("rollout.to_pk=2", "did you mean 'rollout.top_k'"),
         ("resources.node=2", "did you mean 'resources.nodes'"),
         ("cluster.partion=x", "did you mean 'cluster.partition'"),
         ("train.num_steps", "is not KEY=VALUE"),

@@ -146,8 +146,12 @@ def open_definition(chain: ChainDir) -> Definition:
             for item in content["stages"]
         )
         return Definition(content["source"], content["digest"], stages)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{chain.definition} is from another version of r1hpc ({error!r})") from None
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        wrong = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"{chain.definition} is damaged, or from another version of r1hpc: {wrong}. Restore it, name the "
+            "folder of a stage, or submit the job file under another --run-name"
+        ) from None
 
 
 def override(
