@@ -63,6 +63,7 @@ def _parser() -> ArgumentParser:
 
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
+    from r1hpc.telemetry.diagnosis.summary import names_of
     from r1hpc.telemetry.records.evaluations import read_answers, results
 
     name, at, step = given.rpartition("@")
@@ -71,6 +72,11 @@ def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]
     if step and not (step.isascii() and step.isdecimal()):
         raise UsageError(f"{printable(given)!r}: a step is a number, as in {printable(name)}@60")
     run = choose_run(name, run_root, lambda run: bool(results(run)))
+    if names_of(run)[0] == "script":
+        raise UsageError(
+            f"{run.run_id} is the run of a script and has no evaluation: to compare the steps of two, "
+            "python -m r1hpc.report --compare A B"
+        )
     number, answers = read_answers(run, int(step) if step else None)
     return full_name(run) + ("" if number is None else f"@{number}"), answers
 

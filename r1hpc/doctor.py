@@ -13,12 +13,21 @@ and removes them.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.cli import ArgumentParser, add_cluster, add_run_root, print_json, run_command
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_cluster,
+    add_run_root,
+    file_and_overrides,
+    print_json,
+    run_command,
+    split_script_words,
+)
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import default_run_root
 from r1hpc.base.tables import coloured, wrap
@@ -28,7 +37,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    words, of_script = split_script_words(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_intermixed_args(words)
+    job, overrides = file_and_overrides(arguments.words)
     if arguments.node_part is not None:
         from r1hpc.preflight.nodes import node_part
 
@@ -40,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.preflight.run_all import examine
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
-    found = examine(arguments.job, root, arguments.nodes, arguments.cluster, arguments.partition)
+    overrides += of_script
+    found = examine(job, root, arguments.nodes, arguments.cluster, arguments.partition, overrides)
     profile, file = found.profile, arguments.write_profile
     if file is not None:
         profile = {**profile, "name": file.stem}
@@ -59,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.doctor", description=__doc__)
     parser.add_argument(
-        "job", nargs="?", metavar="JOB.yaml | SCRIPT.py", help="a job whose needs are held against the site"
+        "words",
+        nargs="*",
+        metavar="JOB.yaml | SCRIPT.py | KEY=VALUE",
+        help="a job whose needs are held against the site, and its overrides",
     )
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="look at N nodes of this allocation")
     add_cluster(parser)

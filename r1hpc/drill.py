@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from r1hpc.base.cli import (
     ArgumentParser,
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"the undisturbed run did not finish, so there is nothing to compare with: see "
             f"python -m r1hpc.status {quiet.path}"
         )
+    if not quiet.metrics():
+        _refuse_without_steps(arguments.job)
     runs = [quiet]
     checks: list[Check] = []
     done: list[Done] = []
@@ -156,6 +159,7 @@ def _refuse_job(arguments: Any) -> None:
     from r1hpc.config.assets import find_job
     from r1hpc.config.load import is_chain_file, load
     from r1hpc.config.stages import TRAINED_STAGES
+    from r1hpc.script.look import look_at
 
     if is_chain_file(find_job(arguments.job)):
         raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
@@ -166,11 +170,21 @@ def _refuse_job(arguments: Any) -> None:
             raise UsageError(
                 "a drill shortens the script: hand its steps in by {steps}, as in -- --max_steps {steps}"
             )
+        script = Path(str(config.script.path))
+        if script.is_file() and script.suffix == ".py" and not look_at(script).library:
+            _refuse_without_steps(script.name)
         return
     if stage not in TRAINED_STAGES:
         raise UsageError(
             f"{arguments.job} is of stage {stage}, which takes no steps to compare: give a job that trains"
         )
+
+
+def _refuse_without_steps(name: str) -> NoReturn:
+    raise UsageError(
+        f"{name} reports no steps, so a drill has nothing to compare: a loop of your own reports them with "
+        "attempt() of r1hpc.client.run. Without them, run it twice, preempt one, and compare its files"
+    )
 
 
 def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list[Done]:

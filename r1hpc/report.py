@@ -317,7 +317,10 @@ def _compare(arguments: Any, form: str) -> int:
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
     differences, num_steps = compare(a, b), len(read_steps(a).effective)
     if not differences and not num_steps:
-        raise UsageError(f"{a.run_id} and {b.run_id} have taken no step: there is nothing to compare")
+        raise UsageError(
+            f"{a.run_id} and {b.run_id} report no steps: there is nothing to compare. A script's own loop "
+            "reports them with attempt() of r1hpc.client.run"
+        )
     if form == "json":
         print_json({"identical": not differences, "differences": [d._asdict() for d in differences]})
     elif form == "csv":

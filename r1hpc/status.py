@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1hpc.base.choose_run import add_run, choose_run, folders_with, list_runs, unreadable
@@ -178,7 +179,7 @@ def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
     if shown["job_id"]:
         lines.append(f"  job {printable(shown['job_id'])} ({printable(shown['executor'] or '?')})")
     lines += _of_its_log(run, situation)
-    lines += [f"  {_progress(shown)}", f"  {_kept(shown)}"]
+    lines += [f"  {_progress(shown)}", f"  {_kept(shown, run)}"]
     lines += [f"  {name}: {value}" for name, value in shown["card"].items()]
     if situation.history.attempts:
         rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
@@ -240,11 +241,15 @@ def _progress(shown: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _kept(shown: dict[str, Any]) -> str:
+def _kept(shown: dict[str, Any], run: RunDir) -> str:
+    from r1hpc.checkpoint.complete import recorded
+
     step, used = shown["last_committed_step"], f"{shown['used']:.2f} {shown['unit']} so far"
     if shown["requests"] is not None or shown["in_parts"]:
         return used
     kept = f"checkpoint of step {step} is committed" if step is not None else "no checkpoint yet"
+    if step is None and (own := [*recorded(run)]):  # written by a script itself
+        kept = f"newest checkpoint {printable(Path(own[-1]).name)}"
     return f"{kept}; {used}"
 
 

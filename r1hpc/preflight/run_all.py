@@ -1,6 +1,7 @@
 """Run every check of `doctor`, in order: Slurm, the run root, the job, this machine or the nodes."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ class Examination:
 
 
 def examine(
-    job: str | None, root: Path, num_nodes: int | None, cluster: str | None, partition: str | None = None
+    job: str | None,
+    root: Path,
+    num_nodes: int | None,
+    cluster: str | None,
+    partition: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Examination:
     """Check this machine, or `num_nodes` nodes of the current allocation.
 
@@ -49,7 +55,7 @@ def examine(
         UsageError: `num_nodes` outside an allocation, or more than it has; an invalid SBATCH_* variable or
             profile.
     """
-    config = load(job, overrides_from_environment(os.environ), cluster)
+    config = load(job, [*overrides_from_environment(os.environ), *overrides], cluster)
     fields.check_cluster(config.cluster)
     if partition is not None:
         config = replace(config, resources=replace(config.resources, partition=partition))

@@ -233,7 +233,7 @@ def _gpus_of_this_machine(asked: int | None, nodes: int, is_dry_run: bool) -> in
         return per_node
     raise UsageError(
         f"this job is for GPUs, and this machine has {found or 'none'}: submit it on a login node of a "
-        "cluster, look at it with --dry-run, or start it on CPUs here with --gpus-per-node 0"
+        "cluster, look at it with --dry-run, or start it on CPUs here with resources.gpus_per_node=0"
     )
 
 

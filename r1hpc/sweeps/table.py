@@ -34,6 +34,7 @@ from r1hpc.telemetry.records.rungs import lower_is_better
 _MOST_DRAWN = 40
 _MOST_FAILED = 10
 _FIRST_CHOICES = ("pass@1", "reward", "loss")
+_OF_EACH_STEP = ("grad_norm", "lr", "tokens", "step_time_s", "data_time_s", "tokens_per_second", "mfu")
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's 97.5 % quantiles for 1 to 10 degrees of freedom."""
 
@@ -198,6 +199,9 @@ def _numbers(run: RunDir, stage: str) -> dict[str, float]:
             found[name] = float(text.split()[0])
         except (ValueError, IndexError):
             continue
+    for step in last_steps(run, 1):  # last, so that none of these is the number compared by default
+        others = {name: step.number(name) for name in _OF_EACH_STEP if name not in found}
+        found |= {name: float(number) for name, number in others.items() if number is not None}
     return found
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.compare import main
 from r1hpc.config import load
 from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
+from tests.recorded import RecordedRun
 
 
 def line(index: int, num_correct: int, greedy: bool, **other: Any) -> dict[str, Any]:
@@ -46,6 +48,12 @@ def rl(tmp_path: Path) -> RunDir:
     return run
 
 
+def test_the_run_of_a_script_is_compared_by_report(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "own", stage="script")
+    with pytest.raises(UsageError, match=r"r1hpc.report --compare"):
+        main([str(made.run.path), str(made.run.path)])
+
+
 def test_a_better_step_is_told_and_shown(rl: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"{rl.path}@0", f"{rl.path}@60"]
     assert main(words) == 0
@@ -69,7 +77,6 @@ def test_a_run_and_itself_are_not_told_apart(rl: RunDir, capsys: pytest.CaptureF
 
 
 def test_what_cannot_be_compared_is_refused(rl: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    from r1hpc.base.errors import UsageError
 
     for words, what in (
         (f"{rl.path}@7", "grpo has no evaluation after step 7; it was evaluated after steps 0, 60"),

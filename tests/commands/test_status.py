@@ -6,10 +6,12 @@ import pytest
 
 from r1hpc import cancel, status
 from r1hpc.attempt.state import state as attempt_state
-from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.attempt.state.state import JobReport, State, judge, newest_job, read_situation
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_records
+from r1hpc.checkpoint.complete import record_complete
 from r1hpc.slurm.requeue import JobState
+from r1hpc.telemetry.records.attempts import read_history
 from tests.cluster import Cluster
 from tests.commands.commands import Supervised, as_json, as_text, submit_recorded
 from tests.recorded import RecordedRun
@@ -41,6 +43,25 @@ def test_status_before_the_first_attempt(root: Path, capsys: pytest.CaptureFixtu
     assert (shown["state"], shown["attempt"], shown["attempts"]) == ("queued", None, [])
     assert "as of the run folder" in shown["detail"]
     assert "no checkpoint yet" in as_text(status, [], capsys)
+
+
+def test_a_checkpoint_that_a_script_wrote_itself_is_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(root / "demo")
+    (root / "ckpt_120.pt").write_text("weights")
+    record_complete(made.run, root / "ckpt_120.pt")
+    assert "newest checkpoint ckpt_120.pt; " in as_text(status, [], capsys)
+
+
+def test_a_local_run_that_was_ended_between_two_attempts_tells_how_to_go_on(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("local-1", "local")
+    made.attempt(1, 3, "preempted")
+    found = judge(made.run, read_history(made.run), newest_job(made.run), JobReport(False, detail="gone"))
+    assert found[1].endswith("the next attempt never began: submit --run-name demo --resume")
 
 
 def submitted_and_said(root: Path, text: str) -> RecordedRun:

@@ -296,3 +296,9 @@ def test_what_cannot_be_drilled_is_refused_before_anything_runs(
     with pytest.raises(UsageError, match=said):
         command.main([*words, "--executor", "local", "--run-root", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_script_that_reports_no_steps_is_not_drilled(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("")
+    with pytest.raises(UsageError, match=r"plain.py reports no steps.*attempt\(\)"):
+        command.main([str(tmp_path / "plain.py"), "script.checkpoints='c'", "--", "{steps}"])

@@ -29,6 +29,7 @@ from r1hpc.script.workload import SCRIPT
 from r1hpc.slurm.rank_env import choose_port
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF, Attempt, Cause, reason_to_stop
 from r1hpc.telemetry.records.metrics import audit_ledger, compare, read_ledger, read_steps
+from tests.preflight.doctors import doctor
 from tests.runs import CHECKOUT, command_output, submit, wait_over, wait_step
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -183,6 +184,11 @@ def test_doctor_says_what_a_script_can_be_promised(tmp_path: Path) -> None:
     assert [each.state for each in found] == [CheckState.ok, CheckState.warn]
     assert "stops at a step's end and resumes to the bit" in found[0].detail
     assert "train.py, line 3: random numbers drawn in workers" in found[1].detail
+    own = tmp_path / "own.py"
+    own.write_text("")
+    words = [ON_CPU, "script.checkpoints='c*.pt'", "--", "--from={checkpoint}"]
+    detail = doctor(tmp_path / "runs", str(own), *words)["script"]["detail"]
+    assert detail == "own.py: its newest complete checkpoint is passed on"
 
 
 def test_what_a_resume_cannot_repeat_is_noted(tmp_path: Path) -> None:

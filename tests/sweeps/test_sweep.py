@@ -54,7 +54,7 @@ def write_point(sweep: SweepDir, name: str, losses: Sequence[float], finished: b
     run.config.write_text("stage: pretrain\n")
     metrics = MetricWriter(run, 1)
     for step, loss in enumerate(losses, start=1):
-        metrics.step(global_step=step, loss=loss)
+        metrics.step(global_step=step, loss=loss, step_time_s=0.5)
     if finished:
         run.finished.write_text("{}")
     return run
@@ -130,6 +130,8 @@ def test_the_table_has_means_and_intervals_over_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="--by one of loss"):
         read_table(sweep, "pass@1")
+    assert read_table(sweep, "step_time_s").rows[0].mean == 0.5
+    assert read_table(sweep).by == "loss"
 
 
 def write_program(folder: Path, name: str, script: str) -> None:

@@ -19,6 +19,13 @@ from tests.recorded import bytes_read
 from tests.telemetry.scenes import MOVING, SPINNING, Scene, codes, only, played
 
 
+def test_a_silent_script_that_the_watchdog_ended_is_told_to_print(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, stage="script")
+    scene.silence(20)
+    (finding,) = [each for each in scene.end("hang").findings if each.code == "hang"]
+    assert "rank 0 printed nothing for train.hang_timeout_s" in finding.advice
+
+
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)

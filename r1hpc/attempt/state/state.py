@@ -17,7 +17,7 @@ from r1hpc.attempt.state.slurm_records import kept_records, learn, own_records, 
 from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, judge_unended, record_of_attempt
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_object
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.contract import HELD
 from r1hpc.slurm.rank_env import expand_nodelist
@@ -216,14 +216,14 @@ def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) 
         return State.unknown, f"{why} (attempt {lost} is on disk)" if lost else "never submitted"
     between = State.requeued if last else State.queued
     if job is not None and job.event != "begin":
-        return _of_job(report, State.queued if job.event == "submitted" else between, last is None)
+        return _of_job(run, report, State.queued if job.event == "submitted" else between, last is None)
     assert last is not None, "a begin made the job reference"
     if last.cause is None:
         return _of_attempt(run, last, report)
     if last.cause in (Cause.finished, Cause.stopped, Cause.cancelled):
         return State(last.cause.value), last.detail
     if last.requeued:
-        return _of_job(report, between, False)
+        return _of_job(run, report, between, False)
     said = ": ".join(filter(None, (last.cause.value, last.detail)))
     return State.failed, "; not continued: ".join(filter(None, (said, last.not_continued)))
 
@@ -345,7 +345,7 @@ def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> 
     )
 
 
-def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State, str]:
+def _of_job(run: RunDir, report: JobReport, waiting: State, never_began: bool) -> tuple[State, str]:
     """Judge a job that was submitted and has not begun an attempt since."""
     if report.alive is None:
         return waiting, _as_of_folder(report)
@@ -354,9 +354,10 @@ def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State
         return waiting, report.detail if report.pending else begins
     if report.cancelled:
         return State.cancelled, report.detail
-    return State.failed, report.detail + (
-        "; it never began" if never_began else "; the next attempt never began"
-    )
+    if never_began:
+        return State.failed, f"{report.detail}; it never began"
+    how = "" if is_chain_or_sweep(run.path.parent) else f": submit --run-name {run.run_id} --resume"
+    return State.failed, f"{report.detail}; the next attempt never began{how}"
 
 
 def _of_attempt(run: RunDir, last: Attempt, report: JobReport) -> tuple[State, str]:

@@ -93,6 +93,7 @@ class Facts:
     """The finish times of its parts, the oldest first; None: its stage is not made in parts."""
     has_all_parts: bool = False
     """Only the stage's last work is left, which rank 0 does alone."""
+    is_script: bool = False
 
     @property
     def silence_s(self) -> float:
@@ -137,7 +138,8 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     k = attempt.attempt
     newest = last_steps(run, count=steps_budget, tail_bytes=steps_budget)
     steps = tuple(step for step in newest if step.attempt == k)
-    in_parts = names_of(run)[0] in STAGES_IN_PARTS
+    stage = names_of(run)[0]
+    in_parts = stage in STAGES_IN_PARTS
     pieces = finish_times(run.all_parts if in_parts else run.all_batches, attempt.start, end)
     told = _times(read_tail(events_path(run), max_bytes // 16).records, k)
     progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *told, *pieces])
@@ -158,6 +160,7 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
         is_partial=not all(tail.is_whole for tail in tails) or _size(run.train_metrics) > steps_budget,
         parts=tuple(pieces) if in_parts else None,
         has_all_parts=in_parts and _has_all_parts(run),
+        is_script=stage == "script",
     )
 
 

@@ -101,12 +101,16 @@ def hang(facts: Facts) -> Iterable[Finding]:
     odd = (
         f" Look first at {_names(others)}, which did not wait with the others." if spinning and others else ""
     )
-    yield error(
-        "hang",
-        sentence,
+    advice = (
         "read the stacks in the rank logs: one rank is missing from a collective, has died, or has lost its "
-        f"network.{odd}",
+        f"network.{odd}"
     )
+    if ended_as_hang and facts.is_script and not facts.steps:  # its output is the only sign of life
+        advice = (
+            "rank 0 printed nothing for train.hang_timeout_s: let it print more often, or raise that. If it "
+            "hung, the stacks are in the rank logs"
+        )
+    yield error("hang", sentence, advice)
 
 
 def input_bound(facts: Facts) -> Iterable[Finding]:

@@ -70,7 +70,7 @@ def open_rungs(run: RunDir) -> Rungs | None:
 
 
 def lower_is_better(number: str) -> bool:
-    return "loss" in number or "perplexity" in number
+    return "loss" in number or "perplexity" in number or number.endswith("_time_s")
 
 
 def stopped_at(sweep: Path) -> dict[str, int]:
