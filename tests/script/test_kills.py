@@ -14,7 +14,7 @@ LONG = [pytest.mark.soak, pytest.mark.timeout(3600)]
 @pytest.mark.parametrize(
     ("script", "library", "kills", "words"),
     [
-        ("saves_often.py", "r1hpc.client.run", 20, []),
+        ("saves_often.py", "r1hpc.client.run", 12, []),
         pytest.param("saves_often.py", "r1hpc.client.run", 200, [], marks=LONG),
         pytest.param("own_loop.py", "torch", 200, [], marks=LONG),
         pytest.param("hf_trainer.py", "transformers.trainer", 200, ["--every", "2"], marks=LONG),
