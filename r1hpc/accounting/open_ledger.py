@@ -350,8 +350,8 @@ def measured_run(run: RunDir, now: float) -> Estimate:
 def _plan(run: RunDir) -> RunPlan:
     try:
         return RunPlan.from_json(read_json(run.plan))
-    except StateError as error:
-        raise StateError(f"{run.plan}: {error}; or take --method flops") from None
+    except (StateError, FileNotFoundError) as error:
+        raise StateError(f"{run.run_id}: {error}; or take --method flops") from None
 
 
 def _seconds(summary: RunSummary, on_gpus: bool) -> dict[int, float]:

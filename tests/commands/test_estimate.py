@@ -87,10 +87,13 @@ def test_a_chain_is_estimated_stage_by_stage(tmp_path: Path, capsys: pytest.Capt
     assert "not estimated: traces" in capsys.readouterr().out
 
 
-def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_plan_of_another_version_or_a_missing_one_is_refused(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "runs" / "old")
     write_json(made.run.plan, {"num_steps": 40})
     with pytest.raises(StateError, match=r"another version.*--method flops"):
+        main([str(made.run.path), "--method", "measured"])
+    made.run.plan.unlink()
+    with pytest.raises(StateError, match=r"plan.json is missing; or take --method flops"):
         main([str(made.run.path), "--method", "measured"])
 
 
