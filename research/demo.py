@@ -56,7 +56,8 @@ class Demo:
     def play(self) -> None:
         submit = ("submit", _JOB, "--run-name", self.name, "--executor", "local")
         killed, twin = f"{self.name}/killed", f"{self.name}/twin"
-        self._print("A tiny model learns to think. We kill its run twice and compare it with a twin.\n")
+        self._print("A tiny model learns to think. Its task: the last digit of the sum of six digits.")
+        self._print("We kill its run twice and compare it with a twin.\n")
         self._command(*submit, is_shown=False)
         self._wait_for("traces", "write demonstrations; 30 % of them think")
         self._wait_for("sft", "cold start: learn to answer, by supervised fine-tuning")
