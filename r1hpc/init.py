@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"there is no folder {job.parent}: make it, or name another file with --out")
     model = _answer(arguments, "model", "Model, a Hugging Face folder", _folder)
     data = _answer(arguments, "data", "Questions, a JSONL or Parquet file", _existing)
+    hf_config = read_json(model / "config.json", dict[str, Any])
     question, answer = _columns(data, arguments)
     reward = _answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", _reward, "accuracy")
     cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _cluster, _NO_CLUSTER)
@@ -62,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_profile(written[-1], arguments, gpus)
     terms = {reward: 1.0} if reward == "accuracy" else {"accuracy": 1.0, reward: 0.1}
     prompts, batch, precision = (32, 256, "bf16") if gpus else (8, 64, "fp32")
-    hf_config = read_json(model / "config.json", dict[str, Any])
     drops = ", ".join(f"{key}: 0" for key in dropouts(hf_config))
     text = _JOB.format(
         schema=assets("jobs") / "schema.json",
@@ -140,10 +140,10 @@ def _existing(given: str) -> Path:
 
 
 def _folder(given: str) -> Path:
-    try:
-        return _existing(f"{given}/config.json").parent
-    except UsageError as error:
-        raise UsageError(f"{error}: name a Hugging Face folder") from None
+    path = Path(at_home(given)).resolve()
+    if not (path / "config.json").exists():
+        raise UsageError(f"there is no {path / 'config.json'}: name a Hugging Face folder")
+    return path
 
 
 def _cluster(given: str) -> str:

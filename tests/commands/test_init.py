@@ -54,11 +54,16 @@ def test_the_job_fits_the_model(place: Path, capsys: pytest.CaptureFixture[str])
     """GPT-2 folders have dropout and learned positions; RL would refuse the first and not fit the second."""
     shutil.copytree(_MODEL, place / "model")
     stated = json.loads((place / "model/config.json").read_text()) | {"n_positions": 100, "resid_pdrop": 0.1}
-    (place / "model/config.json").write_text(json.dumps(stated))
+    (place / "blob").write_text(json.dumps(stated))
+    (place / "model/config.json").unlink()
+    (place / "model/config.json").symlink_to(place / "blob")
     words = ["--model", "model", "--data", "questions.jsonl"]
     assert init.main(words) == 0
     config = load.load("job.yaml")
     assert config.model.config["resid_pdrop"] == 0
+    assert config.model.path == str(place / "model"), (
+        "not where a cache keeps the file that config.json links to"
+    )
     assert (config.rollout.max_prompt_length, config.rollout.max_completion_length) == (33, 67)
 
 

@@ -4,8 +4,7 @@
 
 This is a separate process because no thread of the parent can act while another holds the interpreter lock in
 C. The parent gets SIGABRT, and faulthandler writes its stacks. Time in which either process is suspended does
-not count.
-It starts without the packages, so it imports only the standard library.
+not count. It starts without the packages, so it imports only the standard library.
 """
 
 import os
