@@ -9,6 +9,7 @@ The job trains the model with GRPO. Both files are plain YAML, to be changed by 
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from argparse import Namespace
@@ -34,7 +35,7 @@ task: {{name: file, question: {question}, answer: {answer}, options: {{path: {da
 reward: {{terms: {{{terms}}}}}    # weights
 rollout: {{num_prompts: {prompts}, num_generations: 8, {lengths}}}
 train: {{num_steps: 100, global_batch_size: {batch}, micro_batch_size: 4, lr: 1e-6, precision: {precision}}}
-evaluate: {{every: 20, num_items: 16, num_samples: 4}}    # on held-out questions
+evaluate: {{every: 20, num_items: {held_out}, num_samples: 4}}    # on held-out questions
 checkpoint: {{save_every: 20}}
 resources: {{nodes: 1, gpus_per_node: {gpus}, time: "04:00:00"}}
 """
@@ -43,7 +44,9 @@ resources: {{nodes: 1, gpus_per_node: {gpus}, time: "04:00:00"}}
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.config.assets import assets, cluster_profiles, own_profiles
+    from r1hpc.config.schema.rl import TaskConfig
     from r1hpc.plan.model.shape import canonical, dropouts
+    from r1hpc.tasks.problems.registry import make_task
 
     job = Path(arguments.out)
     if job.exists():
@@ -57,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reward = _answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", _reward, "accuracy")
     cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _cluster, _NO_CLUSTER)
     gpus = _answer(arguments, "gpus_per_node", "GPUs per node, 0 for CPUs", _number, _gpus(cluster))
+    task = make_task(TaskConfig("file", question=question, answer=answer, options={"path": str(data)}))
     written = [job]
     if cluster not in (_NO_CLUSTER, *cluster_profiles()):
         written.append(own_profiles() / f"{cluster}.yaml")
@@ -73,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         question=_quoted(question),
         answer=_quoted(answer),
         data=_quoted(str(data)),
+        held_out=min(16, task.num_questions(held_out=True) or 16),
         terms=", ".join(f"{_quoted(name)}: {weight}" for name, weight in terms.items()),
         prompts=prompts,
         batch=batch,
@@ -183,8 +188,21 @@ def _lengths(model: dict[str, Any]) -> tuple[int, int]:
 
 
 def _reward(given: str) -> str:
-    file, colon, name = given.rpartition(":")
-    return f"{_existing(file)}:{name}" if colon and file.endswith(".py") else given
+    file, _, name = given.rpartition(":") if ".py:" in given else (given, "", "")
+    if not file.endswith(".py"):
+        return given
+    functions = _functions(_existing(file))
+    if name not in functions:
+        raise UsageError(f"{given} names no function: write {file}:NAME, with one of {', '.join(functions)}")
+    return f"{_existing(file)}:{name}"
+
+
+def _functions(file: Path) -> list[str]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{file} is no Python: {error}") from None
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
 def _gpus(cluster: str) -> str:

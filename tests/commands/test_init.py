@@ -33,6 +33,7 @@ def test_a_job_and_a_profile_are_written_and_found(place: Path, capsys: pytest.C
     config = load.load("own.yaml", [], "mine")
     assert (config.stage, config.model.path) == ("rl", str(_MODEL))
     assert (config.task.question, config.task.answer) == ("problem", "solution")
+    assert config.evaluate.num_items == 2, "as many as are held out of the 50"
     assert config.reward.terms == {"accuracy": 1.0, f"{place}/rewards.py:brevity": 0.1}
     assert (config.cluster.name, config.cluster.partition, config.cluster.gpus_per_node) == ("mine", "gpu", 4)
     with pytest.raises(UsageError, match=r"own.yaml exists: name another file with --out"):
@@ -92,6 +93,14 @@ def test_a_first_line_that_is_no_object_is_refused(line: str, place: Path) -> No
             "has no column q, but problem",
         ),
         (["--model", str(_MODEL), "--data", "questions.jsonl", "--reward", "no.py:f"], "there is no .*no.py"),
+        (
+            ["--model", str(_MODEL), "--data", "questions.jsonl", "--reward", "rewards.py"],
+            "with one of brevity",
+        ),
+        (
+            ["--model", str(_MODEL), "--data", "questions.jsonl", "--reward", "rewards.py:b"],
+            "with one of brevity",
+        ),
         (["--model", str(_MODEL), "--data", "rewards.py", "--cluster", "a/b"], "--cluster"),
     ],
 )

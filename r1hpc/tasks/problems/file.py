@@ -330,7 +330,8 @@ class QuestionFile:
             self._questions = list(compress(self._questions, kept))
             if not self._questions:
                 raise UsageError(
-                    f"every prompt of {self._path} is longer than rollout.max_prompt_length: raise it"
+                    f"every prompt of {self._path} is longer than rollout.max_prompt_length: raise it, or "
+                    "shorten task.options.template"
                 )
             if self._dropped:
                 content["kept"] = hashlib.sha256(bytes(kept)).hexdigest()

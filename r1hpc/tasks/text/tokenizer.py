@@ -158,10 +158,10 @@ def prompt_ids(
     except UsageError as error:
         raise UsageError(f"{at}{error}") from None
     if len(ids) > most:
-        drop = "; task.drop_longer=true leaves out a task's longer rows" if where else ""
+        shorter = "; or shorten task.options.template; task.drop_longer=true leaves out a task's longer rows"
         raise TooLongError(
             f"{at}a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most} "
-            f"({prompt!r:.80}){drop}"
+            f"({prompt!r:.80}){shorter if where else ''}"
         )
     return ids
 
