@@ -282,7 +282,7 @@ def test_a_mended_template_renders_again(tmp_path: Path, own: bool, prepared: bo
     assert not build_dataset(recipe, out).note
     path.write_text(path.read_text().replace("!", "?"))
     load_template.cache_clear()
-    assert "written again since" in build_dataset(recipe, out).note
+    assert "inputs have changed since" in build_dataset(recipe, out).note
 
 
 def test_messages_need_a_template(tmp_path: Path) -> None:
