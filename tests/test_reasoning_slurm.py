@@ -38,11 +38,11 @@ def _follow_through(
     [pytest.param(GRPO, id="grpo"), pytest.param(PPO, id="ppo", marks=pytest.mark.soak)],
 )
 def test_ended_in_every_phase_it_is_the_same_run(
-    tmp_path: Path, idle_cluster: Cluster, algorithm: tuple[str, ...]
+    tmp_path: Path, prompt_cluster: Cluster, algorithm: tuple[str, ...]
 ) -> None:
-    quiet = _follow_through(idle_cluster, tmp_path, "quiet", algorithm)
+    quiet = _follow_through(prompt_cluster, tmp_path, "quiet", algorithm)
     run = _follow_through(
-        idle_cluster, tmp_path, "disturbed", algorithm, R1HPC_FAILPOINT=",".join(DISTURBANCES)
+        prompt_cluster, tmp_path, "disturbed", algorithm, R1HPC_FAILPOINT=",".join(DISTURBANCES)
     )
     causes = [attempt.cause for attempt in read_history(run).attempts]
     expected = [Cause.preempted if n in STOPPED else Cause.crash for n in range(1, len(DISTURBANCES) + 1)]
