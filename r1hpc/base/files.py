@@ -48,10 +48,11 @@ def fsync_file(path: Path) -> None:
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Replace `path` by `content`, durably. Readers see the old file or the new one.
 
-    A device or a pipe (/dev/null, /dev/stdout) is written into: root would replace it.
+    A device, or a link to a pipe (/dev/null, /dev/stdout), is written into: root would replace it. A named
+    pipe is replaced: a write would wait for a reader.
     """
     raw = content.encode() if isinstance(content, str) else content
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and (path.is_symlink() or not path.is_fifo()):
         path.write_bytes(raw)
         return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")

@@ -95,6 +95,12 @@ def test_appends_of_many_processes_do_not_mix(tmp_path: Path) -> None:
         assert [record["i"] for record in records if record["n"] == name * 300] == list(range(200))
 
 
+def test_write_atomic_does_not_wait_for_a_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.json")
+    write_atomic(tmp_path / "state.json", "{}")
+    assert (tmp_path / "state.json").read_text() == "{}"
+
+
 def test_write_atomic_leaves_a_device_in_place(tmp_path: Path) -> None:
     link = tmp_path / "null"
     link.symlink_to("/dev/null")
