@@ -14,6 +14,8 @@
 Every error that a user can cause is an R1hpcError; its message names the fix. See docs/api.md.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -23,22 +25,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from r1hpc.attempt.state.state import Situation, State, read_situation
 from r1hpc.base.choose_run import choose_run
 from r1hpc.base.cli import print_json
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.submission.chain.folder import ChainDir, choose_chain
-from r1hpc.telemetry.records.attempts import Attempt
-from r1hpc.telemetry.records.metrics import Step, read_steps
 
 # Calls import what they need: reading a run's state loads no estimator.
 if TYPE_CHECKING:
     from r1hpc.attempt.state.cancel import Cancellation
+    from r1hpc.attempt.state.state import Situation, State
     from r1hpc.plan.run import RunPlan
     from r1hpc.submission.chain.state import ChainSituation
     from r1hpc.submission.plan_run import PlannedRun
     from r1hpc.submission.submit import SubmittedRun
     from r1hpc.submission.submit_chain import SubmittedChain
+    from r1hpc.telemetry.records.attempts import Attempt
+    from r1hpc.telemetry.records.metrics import Step
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """{"train.lr": 3e-5, "grpo:train.lr": 1e-6} or ["train.lr=3e-5"], as on the command line."""
@@ -71,6 +73,8 @@ class Run:
 
     def situation(self) -> Situation:
         """Return the state and the facts behind it."""
+        from r1hpc.attempt.state.state import read_situation
+
         return read_situation(self.folder)
 
     @property
@@ -87,6 +91,8 @@ class Run:
 
     def metrics(self) -> list[Step]:
         """Return the optimizer steps behind the current weights, in order."""
+        from r1hpc.telemetry.records.metrics import read_steps
+
         steps = read_steps(self.folder).effective
         return [steps[number] for number in sorted(steps)]
 
@@ -107,7 +113,7 @@ class Run:
         job = self.situation().job
         return follow(self.folder, job.job_id if job is not None else "", out)
 
-    def cancel(self, save_first: bool = False) -> "Cancellation":
+    def cancel(self, save_first: bool = False) -> Cancellation:
         """End its job without a requeue; with `save_first` the run saves and ends by itself.
 
         Raises:
@@ -117,7 +123,7 @@ class Run:
 
         return cancel(self.folder, save_first)
 
-    def resume(self, *, nodes: int | None = None, overrides: Overrides = (), **options: Any) -> "Submission":
+    def resume(self, *, nodes: int | None = None, overrides: Overrides = (), **options: Any) -> Submission:
         """Continue the run, perhaps on other nodes or with more steps. Takes the options of `submit`."""
         where: dict[str, Any] = {"run_root": self.path.parent, "run_name": self.run_id, "resume": True}
         done = submit(nodes=nodes, overrides=overrides, **where, **options)
@@ -154,7 +160,7 @@ class Chain:
         """Return finished if all stages are, running if any is active, else the first unfinished's state."""
         return self.situation().state
 
-    def situation(self) -> "ChainSituation":
+    def situation(self) -> ChainSituation:
         """Return the state of the chain and of each stage."""
         from r1hpc.submission.chain.state import read_chain_situation
 
@@ -168,7 +174,7 @@ class Chain:
         runs = [stage.run for stage in self.situation().stages if stage.situation is not None]
         return results_text(read_results(open_ledger(run, time.time()) for run in runs))
 
-    def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
+    def cancel(self, save_first: bool = False) -> dict[str, Cancellation]:
         """Cancel every stage that waits or runs, the last one first."""
         from r1hpc.submission.chain.state import cancel_chain
 
@@ -179,10 +185,10 @@ class Chain:
 class Submission:
     """The result of `submit` for a run."""
 
-    submitted: "SubmittedRun"
+    submitted: SubmittedRun
 
     @property
-    def planned(self) -> "PlannedRun":
+    def planned(self) -> PlannedRun:
         return self.submitted.planned
 
     @property
@@ -196,7 +202,7 @@ class Submission:
         return self.submitted.job_id
 
     @property
-    def plan(self) -> "RunPlan":
+    def plan(self) -> RunPlan:
         return self.planned.plan
 
     @property
@@ -232,7 +238,7 @@ class Submission:
 class ChainSubmission:
     """The result of `submit` for a chain."""
 
-    submitted: "SubmittedChain"
+    submitted: SubmittedChain
 
     @property
     def chain(self) -> Chain:
@@ -244,7 +250,7 @@ class ChainSubmission:
         return dict(self.submitted.jobs)
 
     @property
-    def planned(self) -> "dict[str, PlannedRun]":
+    def planned(self) -> dict[str, PlannedRun]:
         """Plan, script and estimate of each stage that gets a job."""
         return {s.stage.name: s.planned for s in self.submitted.steps if s.planned is not None}
 
@@ -282,7 +288,7 @@ class ChainSubmission:
             file=out,
             flush=True,
         )
-        return 0 if now.state is State.finished else 1
+        return 0 if now.state == "finished" else 1
 
 
 def submit(

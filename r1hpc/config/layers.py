@@ -1,4 +1,4 @@
-"""Merge configuration files key by key, and read and write YAML safely.
+"""Merge configuration files key by key, drop settings that are gone, and read and write YAML safely.
 
     merged([preset, job], [{"reward": {"terms": {REPLACE: True, "accuracy": 1.0}}}])
 
@@ -13,6 +13,7 @@ appear only once; plain scalars are YAML 1.2's.
     yaml.dump(content, Dumper=Dumper)
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -23,10 +24,17 @@ from typing import Any, cast
 import yaml
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.base.files import write_atomic
 from r1hpc.base.names import printable
 from r1hpc.config.schema.rl import DEFAULT_TERMS
 from r1hpc.config.schema.run import RunConfig, section_of
 
+REMOVED = {
+    "data.mix": ("online", "every", "smoothing"),
+    "rl": ("by_pass_rate",),
+    "cluster": ("network_gbit_s",),
+}
+"""Settings that earlier runs have and today's code ignores."""
 REPLACE, MERGE = "!replace", "!merge"
 """Keys that mark a mapping as replacing the earlier ones, or adding to them; no setting has these names."""
 Layer = dict[str, Any]
@@ -173,6 +181,22 @@ for _tag, _pattern, _first in (
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
+def without_removed(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return a layer of an earlier version without the settings that are gone."""
+    layer = copy.deepcopy(layer)
+    for section, keys in REMOVED.items():
+        values = value_at(layer, section)
+        for key in keys if isinstance(values, dict) else ():
+            values.pop(key, None)
+    return layer
+
+
+def is_removed(key: str) -> bool:
+    """True if earlier versions had this dotted key."""
+    section, _, name = key.rpartition(".")
+    return name in REMOVED.get(section, ())
+
+
 def read_yaml(path: Path, loader: type[UniqueKeyLoader] = Loader) -> dict[str, Any]:
     """Return the keys and values of a YAML file; an empty file has none.
 
@@ -195,3 +219,8 @@ def read_yaml(path: Path, loader: type[UniqueKeyLoader] = Loader) -> dict[str, A
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
     return content
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write keys and values durably, so that `read_yaml` returns them."""
+    write_atomic(path, yaml.dump(content, Dumper=Dumper, sort_keys=False))

@@ -7,7 +7,6 @@ one. `${key}` is OmegaConf's interpolation, of plain values alone; the section `
 shell.
 """
 
-import copy
 import dataclasses
 import os
 import re
@@ -19,11 +18,22 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 import yaml
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.files import write_atomic
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
 from r1hpc.config.assets import find_include, find_job, find_profile, shown
-from r1hpc.config.layers import MERGE, REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets, value_at
+from r1hpc.config.layers import (
+    MERGE,
+    REMOVED,
+    REPLACE,
+    KeyTwiceError,
+    Loader,
+    is_removed,
+    merged,
+    over_presets,
+    value_at,
+    without_removed,
+    write_yaml,
+)
 from r1hpc.config.layers import read_yaml as read_yaml
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of, settings_of
@@ -36,12 +46,6 @@ _OF_THE_SHELL = ("setup",)
 _REFERENCE = re.compile(r"(?<!\\)\$\{([\w.]+)\}")
 _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 """Behaviour of runs made before these settings existed, if it differs from today's default."""
-_REMOVED = {
-    "data.mix": ("online", "every", "smoothing"),
-    "rl": ("by_pass_rate",),
-    "cluster": ("network_gbit_s",),
-}
-"""Settings that earlier runs have and today's code ignores."""
 
 
 def load(
@@ -147,7 +151,7 @@ def renewed(config: RunConfig, old: dict[str, Any]) -> dict[str, Any]:
     A key that it lacks is left out if its value matches the old behaviour. One removed since is kept.
     """
     layer: dict[str, Any] = _known_keys_only(as_layer(config), old, as_layer(restore({})))
-    for section, keys in _REMOVED.items():
+    for section, keys in REMOVED.items():
         before = value_at(old, section) or {}
         for key in (key for key in keys if key in before):
             value_at(layer, section)[key] = before[key]
@@ -182,11 +186,6 @@ def as_layer(config: RunConfig) -> dict[str, Any]:
     return layer
 
 
-def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    """Write keys and values durably, so that `read_yaml` returns them."""
-    write_atomic(path, yaml.dump(content, Dumper=Dumper, sort_keys=False))
-
-
 def read(path: Path) -> RunConfig:
     """Return the configuration frozen in a run folder.
 
@@ -205,22 +204,6 @@ def restore(layer: dict[str, Any]) -> RunConfig:
     layer = without_removed(merged([_BEFORE, layer]))
     _check_keys(layer, RunConfig, "")
     return cast(RunConfig, _section(RunConfig, layer, ""))
-
-
-def without_removed(layer: dict[str, Any]) -> dict[str, Any]:
-    """Return a layer of an earlier version without the settings that are gone."""
-    layer = copy.deepcopy(layer)
-    for section, keys in _REMOVED.items():
-        values = value_at(layer, section)
-        for key in keys if isinstance(values, dict) else ():
-            values.pop(key, None)
-    return layer
-
-
-def is_removed(key: str) -> bool:
-    """True if earlier versions had this dotted key."""
-    section, _, name = key.rpartition(".")
-    return name in _REMOVED.get(section, ())
 
 
 def read_section(path: Path, schema: type[_T]) -> _T:
@@ -317,12 +300,11 @@ def _typed(key: str, value: Any, annotation: Any) -> Any:
         raise ConfigError(f"{key} is a mapping: write {key}={{NAME: VALUE}}, or {key}.NAME=VALUE")
     if origin is list:
         raise ConfigError(f"{key} is a list: write {key}=[VALUE, VALUE]")
-    if isinstance(value, dict | list):
-        if isinstance(value, list):
-            raise ConfigError(f"{key} is one value, not a list")
-        fix = ""
-        if list(value.values()) == [None]:  # {checkpoint}
-            fix = f": quote the braces, '{{{printable(str(next(iter(value))))}}}'"
+    if isinstance(value, list):
+        raise ConfigError(f"{key} is one value, not a list")
+    if isinstance(value, dict):
+        is_name = list(value.values()) == [None]  # {checkpoint}
+        fix = f": quote the braces, '{{{printable(str(next(iter(value))))}}}'" if is_name else ""
         raise ConfigError(f"{key} is one value, not a mapping{fix}")
     kind = kinds[0] if type(None) in kinds else annotation
     if kind in _KINDS:

@@ -8,7 +8,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.assets import assets, own_profiles
-from r1hpc.config.load import write_yaml
+from r1hpc.config.layers import write_yaml
 from r1hpc.plan.topology.gpus import find_gpu, smaller_cards
 from r1hpc.preflight.nodes import NodeReport
 from r1hpc.slurm.probe import ClusterFacts

@@ -17,6 +17,7 @@ from r1hpc.attempt.state.state import read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
+from r1hpc.config.layers import without_removed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.slurm import contract, defaults, queue
@@ -88,7 +89,7 @@ def config_of(definition: Definition, point: Point) -> RunConfig:
         ConfigError, UsageError: a value is impossible.
     """
     varied = [f"{key}={value}" for key, value in point.settings.items() if is_setting(key)]
-    layers = [load.without_removed(layer) for layer in definition.layers]
+    layers = [without_removed(layer) for layer in definition.layers]
     config = load.merge_layers(layers, [*definition.overrides, *varied], definition.cluster)
     for key in (key for key in point.settings if not is_setting(key)):
         args = [word.replace(f"{{{key}}}", point.settings[key]) for word in config.script.args]

@@ -30,6 +30,7 @@ from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.assets import find_job
+from r1hpc.config.layers import write_yaml
 from r1hpc.config.schema.rl import RewardConfig
 from r1hpc.submission.chain.file import open_definition, without_stage
 from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
@@ -211,11 +212,11 @@ def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = (
     source = study.path / f"seed{seed}.yaml"
     if order.purpose is not Purpose.dry_run:
         _write_study(study)
-        load.write_yaml(source, {"stages": stages})
+        write_yaml(source, {"stages": stages})
         return submit_chain(chain, source, order)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / source.name
-        load.write_yaml(source, {"stages": stages})
+        write_yaml(source, {"stages": stages})
         return submit_chain(chain, source, order)
 
 

@@ -10,6 +10,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
+from r1hpc.config.layers import write_yaml
 from r1hpc.config.load import read
 from r1hpc.slurm.script import FUNCTIONS
 from r1hpc.submission.order import Order
@@ -197,7 +198,7 @@ def test_a_run_begun_before_rl_kl_gradient_is_resumed_with_the_gradient_it_had(t
     made = RecordedRun(tmp_path / "a")
     frozen = load.as_layer(load.load("rl_smoke", ["rl.kl_coef=0.01"]))
     del frozen["rl"]["kl_gradient"]
-    load.write_yaml(made.run.config, frozen)
+    write_yaml(made.run.config, frozen)
     order = Order(run_root=tmp_path, run_name="a", resume=True, overrides=("train.num_steps=99",))
     config = reconfigured(made.run, order)
     assert (config.rl.kl_gradient, config.train.num_steps) == ("value", 99)
@@ -208,12 +209,12 @@ def test_a_run_begun_before_rl_kl_gradient_is_resumed_with_the_gradient_it_had(t
 def test_a_resume_sets_notify_unless_its_code_is_older(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "a")
     frozen = load.as_layer(load.load("smoke"))
-    load.write_yaml(made.run.config, frozen)
+    write_yaml(made.run.config, frozen)
     words = ("notify.url=https://x.org", "cluster.environment.A=1")
     order = Order(run_root=tmp_path, run_name="a", resume=True, overrides=words)
     assert reconfigured(made.run, order).notify.url == "https://x.org"
     del frozen["notify"]
-    load.write_yaml(made.run.config, frozen)
+    write_yaml(made.run.config, frozen)
     with pytest.raises(UsageError, match=r"its own code, which is older and has no notify\.url: leave"):
         reconfigured(made.run, order)
     assert reconfigured(made.run, replace(order, overrides=words[1:])).cluster.environment == {"A": "1"}

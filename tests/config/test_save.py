@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.load import as_layer, load, read, read_yaml, renew, save, write_yaml
+from r1hpc.config.layers import read_yaml, write_yaml
+from r1hpc.config.load import as_layer, load, read, renew, save
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 
 

@@ -7,6 +7,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
 from r1hpc.config.assets import find_job
+from r1hpc.config.layers import write_yaml
 from r1hpc.config.schema.run import Precision
 from r1hpc.submission.chain.file import (
     Definition,
@@ -261,7 +262,7 @@ def test_a_chain_that_goes_on_keeps_to_the_keys_its_frozen_code_knows(tmp_path: 
     config = older["stages"][0]["config"]
     del config["notify"]
     config["data"]["mix"]["online"] = "odm"
-    load.write_yaml(chain.definition, older)
+    write_yaml(chain.definition, older)
     save_definition(override(open_definition(chain), ["train.num_steps=9"], chain), chain)
     config["train"]["num_steps"] = 9
     assert load.read_yaml(chain.definition) == older

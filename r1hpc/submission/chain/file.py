@@ -28,7 +28,7 @@ from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
-from r1hpc.config.layers import leaves, over_presets, value_at
+from r1hpc.config.layers import leaves, over_presets, value_at, write_yaml
 from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.submission.chain.folder import TAKEN_NAMES, ChainDir
@@ -122,7 +122,7 @@ def save_definition(definition: Definition, chain: ChainDir) -> None:
         "folder": str(chain.path),
         "stages": stages,
     }
-    load.write_yaml(chain.definition, content)
+    write_yaml(chain.definition, content)
 
 
 def by_its_first_path(chain: ChainDir) -> ChainDir:
