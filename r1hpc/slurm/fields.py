@@ -103,13 +103,13 @@ _OWNED: dict[str, str] = {
 # their beginnings (`signa`), which would get past _OWNED.
 _OPTIONS = frozenset(
     """
-    acctg-freq batch bb bbf begin cluster-constraint container container-id contiguous core-spec cores-
-    per-socket cpu-freq cpus-per-gpu deadline delay-boot distribution extra extra-node-info gpu-bind gpu-
-    freq gpus-per-socket gres-flags hint ignore-pbs input kill-on-invalid-dep licenses mcs-label mem-bind
-    mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile ntasks-per-core ntasks-per-socket oom-
-    kill-step overcommit oversubscribe prefer priority profile propagate quiet reboot resv-ports segment
-    sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time-min tmp tres-bind tres-
-    per-task use-min-nodes verbose wait-all-nodes wckey
+    acctg-freq batch bb bbf begin cluster-constraint container container-id contiguous core-spec
+    cores-per-socket cpu-freq cpus-per-gpu deadline delay-boot distribution extra extra-node-info
+    gpu-bind gpu-freq gpus-per-socket gres-flags hint ignore-pbs input kill-on-invalid-dep licenses
+    mcs-label mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile ntasks-per-core
+    ntasks-per-socket oom-kill-step overcommit oversubscribe prefer priority profile propagate quiet
+    reboot resv-ports segment sockets-per-node spread-job stepmgr switches thread-spec threads-per-core
+    time-min tmp tres-bind tres-per-task use-min-nodes verbose wait-all-nodes wckey
     """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
 )
 

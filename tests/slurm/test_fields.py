@@ -162,6 +162,11 @@ def test_what_sbatch_does_not_know_is_refused_here() -> None:
         fields.check_extra({"signa": "USR2@5"})
 
 
+@pytest.mark.parametrize("name", ["cores-per-socket", "gpu-freq", "oom-kill-step", "tres-per-task", "nice"])
+def test_what_sbatch_knows_is_handed_on(name: str) -> None:
+    assert fields.check_extra({name: "1"}) == {name: "1"}
+
+
 def test_a_folder_anybody_may_rename_is_refused(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
