@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.cluster import Cluster, ClusterBusyError, ClusterError
-from tests.cluster.cluster import in_use
+from tests.cluster.daemons import in_use
 from tests.cluster.packages import install, unavailable
 
 _WHY_NOT = pytest.StashKey[str | None]()

@@ -24,7 +24,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.slurm.requeue import resubmit
 from r1hpc.telemetry.records.attempts import Cause
 from tests.cluster import Cluster
-from tests.cluster.cluster import GRACE_SECONDS
+from tests.cluster.daemons import GRACE_SECONDS
 from tests.light_runs import LightRun
 from tests.runs import CHECKOUT, go_on, is_halted, run_environment, submit, wait_over, wait_until
 

@@ -16,7 +16,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.attempts import Cause, read_history
 from r1hpc.telemetry.records.metrics import read_steps
 from tests.cluster import Cluster
-from tests.cluster.cluster import GRACE_SECONDS
+from tests.cluster.daemons import GRACE_SECONDS
 from tests.runs import (
     Submitted,
     assert_same_data,

@@ -1,4 +1,5 @@
-"""The Slurm cluster the tests run on. See cluster.py for the class, __main__.py for the command line."""
+"""The Slurm cluster the tests run on. daemons.py starts and stops it, cluster.py breaks and mends it,
+__main__.py is its command line."""
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.network import INTERFACE
