@@ -32,8 +32,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.stages import TRAINED_STAGES
-from r1hpc.plan.hours.estimate import Estimate
-from r1hpc.plan.hours.measured import measured_estimate
+from r1hpc.plan.hours.estimate import Estimate, measured_estimate
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.plan.topology.batch import updates_per_rollout
@@ -284,26 +283,21 @@ def _own_waits(costs: Sequence[AttemptCost], submitted: Sequence[float]) -> list
     return waits
 
 
-def _untracked(ledger: RunLedger, records: Sequence[JobRecord]) -> str:
-    if not any(cost.by_slurm and cost.allocation.gpus for cost in ledger.attempts):
-        return ""
-    if any(record.gpus for record in records):
+def _note(ledger: RunLedger, note: str, records: Sequence[JobRecord]) -> str:
+    if ledger.source == "run":
+        return note if ledger.jobs or note else "no job of this run was Slurm's"
+    alone = [each for cost in ledger.attempts if not cost.by_slurm for each in cost.inside]
+    if alone:
+        numbers = ", ".join(str(each.attempt.attempt) for each in alone)
+        jobs = ", ".join(dict.fromkeys(str(each.attempt.job_id) for each in alone))
+        return f"sacct has no record of attempt {numbers} (job {jobs}): the run's own record counts for it"
+    has_gpus = any(cost.by_slurm and cost.allocation.gpus for cost in ledger.attempts)
+    if not has_gpus or any(record.gpus for record in records):
         return ""
     return (
         "Slurm's records name no GPU (its AccountingStorageTRES lacks gres/gpu): times are by sacct, GPUs "
         "by the run's own record"
     )
-
-
-def _note(ledger: RunLedger, note: str, records: Sequence[JobRecord]) -> str:
-    if ledger.source == "run":
-        return note if ledger.jobs or note else "no job of this run was Slurm's"
-    alone = [each for cost in ledger.attempts if not cost.by_slurm for each in cost.inside]
-    if not alone:
-        return _untracked(ledger, records)
-    numbers = ", ".join(str(each.attempt.attempt) for each in alone)
-    jobs = ", ".join(dict.fromkeys(str(each.attempt.job_id) for each in alone))
-    return f"sacct has no record of attempt {numbers} (job {jobs}): the run's own record counts for it"
 
 
 def _positive(value: Any) -> Any:
@@ -317,7 +311,11 @@ def measured_run(run: RunDir, now: float) -> Estimate:
         UsageError: a stage without steps, no attempt, or too few steps to measure.
         StateError: its plan is of another version.
     """
-    plan, config = _plan(run), read(run.config)
+    try:
+        plan = RunPlan.from_json(read_json(run.plan))
+    except (StateError, FileNotFoundError) as error:
+        raise StateError(f"{run.run_id}: {error}; or take --method flops") from None
+    config = read(run.config)
     if config.stage not in TRAINED_STAGES and not (config.stage == "script" and plan.num_steps):
         raise UsageError(
             f"{run.run_id} is of stage {config.stage}, which takes no steps to measure: "
@@ -345,13 +343,6 @@ def measured_run(run: RunDir, now: float) -> Estimate:
     return replace(
         found, baselines=planned.baselines, memory=planned.memory, assumptions={**card, **found.assumptions}
     )
-
-
-def _plan(run: RunDir) -> RunPlan:
-    try:
-        return RunPlan.from_json(read_json(run.plan))
-    except (StateError, FileNotFoundError) as error:
-        raise StateError(f"{run.run_id}: {error}; or take --method flops") from None
 
 
 def _seconds(summary: RunSummary, on_gpus: bool) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Plan a run: compute everything that follows from its configuration before GPUs are requested."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, TypedDict
@@ -212,25 +213,17 @@ def _memory(
     teacher_parameters: int | None,
     max_nodes: int | None,
 ) -> MemoryPlan:
-    card = _card_gib(config) if topology.num_gpus else COMMON_CARD_GIB
+    card = COMMON_CARD_GIB
+    if topology.num_gpus and (gpu_type := gpu_type_of(config)):
+        with contextlib.suppress(UnknownGpuError):
+            card = find_gpu(gpu_type).memory_gib
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
-    if (
-        not topology.num_gpus
-        or config.stage == "serve"
-        or not [*misfits(memory, gpu_gib=card, host_gib=None)]
-    ):
-        return memory
-    host = asked_host_gib(config)
-    found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes, host)
-    return replace(memory, way_out=found)
-
-
-def _card_gib(config: RunConfig) -> float:
-    gpu_type = gpu_type_of(config)
-    try:
-        return find_gpu(gpu_type).memory_gib if gpu_type else COMMON_CARD_GIB
-    except UnknownGpuError:
-        return COMMON_CARD_GIB
+    must_fit = topology.num_gpus and config.stage != "serve"
+    if must_fit and [*misfits(memory, gpu_gib=card, host_gib=None)]:
+        host = asked_host_gib(config)
+        found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes, host)
+        return replace(memory, way_out=found)
+    return memory
 
 
 def _longest_sequence(config: RunConfig) -> tuple[int, str]:

@@ -9,8 +9,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.units import parse_time
 from r1hpc.config import load, paths
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.hours.baselines import text_gigabytes
-from r1hpc.plan.hours.estimate import Estimate, seed_estimate
+from r1hpc.plan.hours.estimate import Estimate, seed_estimate, text_gigabytes
 from r1hpc.plan.hours.estimate_run import as_if_on_gpus
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.run import RunPlan, make_plan

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1hpc.plan.hours.baselines import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
+from r1hpc.plan.hours.estimate import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
 from r1hpc.plan.hours.mfu import NAMES
 from r1hpc.plan.hours.quantiles import Z90
 from r1hpc.plan.hours.rl import LENGTH_SD

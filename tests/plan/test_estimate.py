@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import amount
-from r1hpc.plan.hours.baselines import baselines, seed_formula
-from r1hpc.plan.hours.estimate import Estimate, estimate, seed_estimate
+from r1hpc.plan.hours.estimate import (
+    Estimate,
+    baselines,
+    estimate,
+    measured_estimate,
+    seed_estimate,
+    seed_formula,
+)
 from r1hpc.plan.hours.goodput import FailureRates
-from r1hpc.plan.hours.measured import measured_estimate
 from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.plan.hours.text import estimate_text, summary_line
 from r1hpc.plan.hours.workload import Workload

@@ -6,14 +6,9 @@ from typing import Any
 
 import pytest
 
-from r1hpc.plan.hours.memory_options import (
-    MemoryOptions,
-    guessed_shape,
-    memory_options,
-    option_of,
-    usable_gib,
-)
+from r1hpc.plan.hours.memory_options import MemoryOptions, guessed_shape, memory_options, option_of
 from r1hpc.plan.hours.workload import Workload
+from r1hpc.plan.memory.run import usable_gib
 from r1hpc.plan.model.shape import ModelShape, model_shape
 from r1hpc.plan.topology.gpus import find_gpu
 from research.estimator.published_rows import Published, read_published, read_table
@@ -126,4 +121,4 @@ def test_published_runs_that_need_sharding_are_refused_without() -> None:
     work = Workload.of_counts(params=30e9, tokens=1e9, gpu=find_gpu("h100"), num_gpus=8, seq_len=8192)
     options = memory_options(work)
     assert {option.zero_stage for option in options.fits if not option.offload} == {3}
-    assert usable_gib(find_gpu("h100")) < 80
+    assert usable_gib(find_gpu("h100").memory_gib) < 80

@@ -4,15 +4,21 @@ hours = FLOPs / (peak x MFU x goodput). FLOPs follow exactly from the shape; MFU
 published runs (mfu.py); goodput is the share left by failures, preemptions, restarts and saves (goodput.py).
 `ideal_gpu_hours` come from throughput x tokens; `gpu_hours` are billed: they include goodput and part of the
 further losses of published long runs (evaluation, stalls, restarts by hand); the rest widens the interval.
+
+Beside it stand the simple estimates in use today, for comparison, and the measured estimate of a run that has
+taken steps. The seed formula is from the article this project started from: parameters in units of 10^8,
+times 0.8, plus 0.3 for each GB of text. It adds where cost multiplies; no constant repairs that.
 """
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_duration
-from r1hpc.plan.hours.baselines import BYTES_PER_TOKEN, baselines, seed_formula
 from r1hpc.plan.hours.goodput import SAVE_S, FailureRates, Overhead, overhead
 from r1hpc.plan.hours.memory_options import MemoryOptions, memory_options
 from r1hpc.plan.hours.mfu import Coefficients, MfuBelief, mfu_belief, num_gpus_of, run_weight
@@ -28,6 +34,17 @@ CONVENTION = (
 _WALL_EXAMPLES = (8, 64, 512)
 LEAST_GOODPUT = 1e-6
 """Below this goodput the hours are computed at it: a run that never ends has none."""
+BYTES_PER_TOKEN = 4.0
+"""English text, roughly; 3.5 to 4.5 for usual tokenizers."""
+CONSTANT_MFU = (0.35, 0.40, 0.50)
+_BIGSCIENCE_TFLOPS = 150.0
+_FEWEST_STEPS = 5
+_FEWEST_ROLLOUTS = 2
+_DRIFT = 0.03
+"""Standard deviation of ln(speed) between the measured and the coming steps: nodes, neighbours. Assumed."""
+_WARM_UP = 0.1
+"""The first part of the steps, which compile and fill caches, is left out."""
+_LEAST_USEFUL = 0.05
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,113 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
         baselines=baselines(work),
         memory=memory_options(work),
     )
+
+
+def seed_formula(params: float, gigabytes: float) -> float:
+    """Return the GPU-hours of the article's formula: 86 for 7 B parameters and 100 GB; it prints 560.
+
+    >>> seed_formula(7e9, 100)
+    86.0
+    """
+    return params / 1e8 * 0.8 + gigabytes * 0.3
+
+
+def text_gigabytes(tokens: float) -> float:
+    return tokens * BYTES_PER_TOKEN / 1e9
+
+
+def six_nd(work: Workload, mfu: float) -> float:
+    """Return 6 x active params x tokens (Kaplan et al., arXiv 2001.08361) at constant MFU, no attention."""
+    return 6 * work.active_params * work.tokens / (mfu * work.gpu.peak_flops) / 3600
+
+
+def eight_nd(work: Workload) -> float:
+    """Apply BLOOM's planning rule: 8ND, with recomputation (arXiv 2104.04473, section 5.1), at 150 of 312
+    TFLOP/s; the same share of other peaks."""
+    rate = _BIGSCIENCE_TFLOPS / 312 * work.gpu.peak_flops
+    return 8 * work.active_params * work.tokens / rate / 3600
+
+
+def baselines(work: Workload) -> dict[str, float]:
+    """Return the GPU-hours of every baseline that needs no fit."""
+    constant = {f"6nd_at_{round(100 * mfu)}": six_nd(work, mfu) for mfu in CONSTANT_MFU}
+    return {
+        "seed_formula": seed_formula(work.params, text_gigabytes(work.tokens)),
+        **constant,
+        "8nd_at_150_tflops": eight_nd(work),
+    }
+
+
+def measured_estimate(
+    seconds: Mapping[int, float],
+    *,
+    num_steps: int,
+    num_gpus: int = 0,
+    num_nodes: int = 0,
+    hours_spent: float,
+    useful: float,
+    updates_per_rollout: int = 1,
+) -> Estimate:
+    """Return the final cost of the run: the steps taken predict the steps to come.
+
+    Steps are counted, not tokens: the loss tokens of an SFT step depend on its samples, and those of an RL
+    step on which completions taught something.
+
+    Args:
+        seconds: GPU-seconds (of a CPU run node-seconds) of each lasting step, by its number from 1.
+        num_gpus, num_nodes: the current numbers; 0 GPUs is a CPU run, counted in node-hours.
+        hours_spent: GPU-hours, of a CPU run node-hours, of all attempts so far, busy or idle.
+        useful: the part of them spent on lasting steps.
+        updates_per_rollout: of stage rl, whose first update after a rollout carries the rollout's time.
+
+    Raises:
+        UsageError: too few steps for an estimate.
+    """
+    means = _means(seconds, updates_per_rollout)
+    samples = updates_per_rollout > 1
+    if len(means) < (_FEWEST_ROLLOUTS if samples else _FEWEST_STEPS):
+        rollouts = f"{_FEWEST_ROLLOUTS} whole rollouts of {updates_per_rollout} steps"
+        asked = rollouts if samples else f"{_FEWEST_STEPS} steps"
+        raise UsageError(
+            f"--method measured needs at least {asked}, and the run has {len(seconds)} steps: let it run, or "
+            "take --method flops"
+        )
+    steady = means[int(_WARM_UP * len(means)) :]
+    each = statistics.median(steady)
+    # From the median absolute deviation: one slow step must not dominate.
+    logs = [math.log(s) for s in steady]
+    center = statistics.median(logs)
+    sd = 1.4826 * statistics.median(abs(value - center) for value in logs)
+    log_sd = math.hypot(_DRIFT, sd / math.sqrt(len(steady)))
+    left = max(0, num_steps - len(seconds)) * each / 3600 / max(useful, _LEAST_USEFUL)
+    hours = Spread.log_normal(left, math.hypot(log_sd, 0.5 * (1 - useful))) + hours_spent
+    ideal = Spread.log_normal(num_steps * each / 3600, log_sd)
+    unit = "rollout" if samples else "step"
+    return Estimate(
+        method="measured",
+        gpu_hours=hours if num_gpus else None,
+        node_hours=None if num_gpus else hours,
+        ideal_gpu_hours=ideal if num_gpus else None,
+        wall_hours={num_gpus: hours * (1 / num_gpus)} if num_gpus else {},
+        assumptions={
+            "steps_measured": len(seconds),
+            "num_steps": num_steps,
+            "step_time_s": each / (num_gpus or num_nodes),
+            "num_gpus": num_gpus or None,
+            "gpu_hours_spent" if num_gpus else "node_hours_spent": hours_spent,
+            "useful_part": useful,
+        },
+        notes=(f"{len(seconds) / num_steps:.0%} of the steps are done; the rest at the median {unit}",),
+    )
+
+
+def _means(seconds: Mapping[int, float], updates_per_rollout: int) -> Sequence[float]:
+    """Return the mean step of each rollout whose updates are all there, in order."""
+    rollouts: defaultdict[int, list[float]] = defaultdict(list)
+    for step in sorted(seconds):
+        rollouts[(step - 1) // updates_per_rollout].append(seconds[step])
+    whole = [each for each in rollouts.values() if len(each) == updates_per_rollout]
+    return [statistics.fmean(each) for each in whole]
 
 
 def shares_of(variances: Mapping[str, float]) -> dict[str, float]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.hours.baselines import baselines
-from r1hpc.plan.hours.estimate import Estimate, estimate
+from r1hpc.plan.hours.estimate import Estimate, baselines, estimate
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.hours.memory_options import Beside, MemoryOptions, memory_options
 from r1hpc.plan.hours.quantiles import Spread
@@ -257,12 +256,20 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
     rollout, params, world = config.rollout, float(plan.num_parameters or 0), plan.topology.world_size
     active = params if shape is None else float(shape.num_active_parameters)
     is_rl, has_critic = config.stage == "rl", config.rl.algorithm == "ppo"
+    per_rollout = rollout.num_prompts * rollout.num_generations
+    # Before the first step, after the last, and between (train/rl/rl.py).
+    every = config.evaluate.every
+    num_evaluations = 2 + ((config.train.num_steps - 1) // every if every else 0)
+    # The parameters that one token meets in the teacher or reference. An older plan has only the total.
+    reference = active if config.rl.kl_coef > 0 else 0.0
+    if plan.teacher_parameters:
+        reference = float(plan.teacher_active_parameters or plan.teacher_parameters)
     return RlWork(
         params=params,
         gpu=gpu,
         num_gpus=plan.topology.num_gpus,
         num_rollouts=math.ceil(config.train.num_steps / updates_per_rollout(config)) if is_rl else 1,
-        sequences_per_rollout=_sampled(config),
+        sequences_per_rollout=per_rollout if is_rl else num_items(config) * sum(_answers(config)),
         prompt_length=rollout.max_prompt_length,
         completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
         max_completion_length=rollout.max_completion_length,
@@ -280,10 +287,10 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         num_iterations=config.rl.num_iterations,
         critic_params=active if has_critic else 0.0,
         critic_passes=int(has_critic),
-        reference_params=_reference_params(config, plan, active),
+        reference_params=reference,
         recompute=config.model.activation_checkpointing,
         rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
-        num_evaluations=_num_evaluations(config) if is_rl else 0,
+        num_evaluations=num_evaluations if is_rl else 0,
         evaluation_batches=_evaluation_batches(config, world) if is_rl else (),
         is_trained=is_rl,
         is_whole=True,
@@ -300,31 +307,10 @@ def _cache_tokens(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape 
     return max(0.0, sequences) * (config.rollout.max_prompt_length + config.rollout.max_completion_length)
 
 
-def _reference_params(config: RunConfig, plan: RunPlan, active: float) -> float:
-    """Return the parameters that one token meets in the teacher or reference; 0 without either. An older plan
-    has only the teacher's total."""
-    if plan.teacher_parameters:
-        return float(plan.teacher_active_parameters or plan.teacher_parameters)
-    return active if config.rl.kl_coef > 0 else 0.0
-
-
-def _sampled(config: RunConfig) -> int:
-    """Return the completions of a rollout or of a sampling stage, including an evaluation's greedy ones."""
-    if config.stage == "rl":
-        return config.rollout.num_prompts * config.rollout.num_generations
-    return num_items(config) * sum(_answers(config))
-
-
 def _answers(config: RunConfig) -> tuple[int, ...]:
     """Return the completions of each item decoded together, by kind: an evaluation's greedy one, and its
     samples."""
     return (config.generate.num_samples,) if config.stage == "generate" else (1, config.evaluate.num_samples)
-
-
-def _num_evaluations(config: RunConfig) -> int:
-    """Count stage rl's evaluations: before the first step, after the last, and between (train/rl/rl.py)."""
-    every = config.evaluate.every
-    return 2 + ((config.train.num_steps - 1) // every if every else 0)
 
 
 def _rollout_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:

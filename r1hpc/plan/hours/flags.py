@@ -97,18 +97,9 @@ def add_flags(parser: ArgumentParser) -> None:
         for name, (metavar, kind, default, text) in flags.items():
             group.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
         if flags is _LAYOUT:
-            _add_memory_savers(group)
-
-
-def _add_memory_savers(group: Any) -> None:
-    group.add_argument(
-        "--recompute",
-        nargs="?",
-        const="full",
-        metavar="HOW",
-        help=f"activation checkpointing: {', '.join(RECOMPUTATION)}; without HOW full",
-    )
-    group.add_argument("--offload", action="store_true", help="the optimizer is in host memory")
+            how = f"activation checkpointing: {', '.join(RECOMPUTATION)}; without HOW full"
+            group.add_argument("--recompute", nargs="?", const="full", metavar="HOW", help=how)
+            group.add_argument("--offload", action="store_true", help="the optimizer is in host memory")
 
 
 def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:

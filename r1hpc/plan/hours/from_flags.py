@@ -7,8 +7,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import parse_json
 from r1hpc.base.units import format_duration
-from r1hpc.plan.hours.baselines import BYTES_PER_TOKEN
-from r1hpc.plan.hours.estimate import Estimate, estimate, seed_estimate
+from r1hpc.plan.hours.estimate import BYTES_PER_TOKEN, Estimate, estimate, seed_estimate
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.hours.rl import RlWork, estimate_rl
 from r1hpc.plan.hours.workload import (

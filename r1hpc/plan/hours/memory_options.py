@@ -6,7 +6,8 @@ optimizer's fp32 weights and moments, and the gradients, in host memory. LoRA, t
 are not included: r1hpc trains with DeepSpeed's ZeRO.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
@@ -14,10 +15,9 @@ from typing import Any
 from r1hpc.config.schema.run import Precision
 from r1hpc.plan.hours.mfu import mfu_belief, num_gpus_of
 from r1hpc.plan.hours.workload import Workload
-from r1hpc.plan.memory.run import usable_gib as usable_of
+from r1hpc.plan.memory.run import usable_gib
 from r1hpc.plan.memory.step import MemoryPlan, Zero, largest_tensor, memory_per_gpu
 from r1hpc.plan.model.shape import ModelShape, model_shape
-from r1hpc.plan.topology.gpus import Gpu
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _VOCABULARY = 32000
@@ -99,17 +99,24 @@ def memory_options(
     Micro batches beyond the global batch are left out.
     """
     shape, num_gpus = shape or guessed_shape(work), num_gpus_of(work)
-    every = list(_every_option(shape, work, num_gpus, beside))
-    usable = usable_gib(work.gpu)
+    stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
+    tokens = math.inf if work.tokens_per_step is None else work.tokens_per_step
+    micros = [micro for micro in MICRO_BATCHES if micro <= max(1.0, tokens / work.seq_len / num_gpus)]
+    every = [
+        option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload), beside)
+        for stage, micro, recompute, offload in product(stages, micros, ("none", "full"), (False, True))
+        if not offload or stage >= 2
+    ]
+    usable = usable_gib(work.gpu.memory_gib)
     fitting = [option for option in every if option.total_gib <= usable]
     fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
+    # Only the fastest micro batch for each stage, recomputation and offload.
+    best: dict[tuple[int, str, bool], Option] = {}
+    for option in fitting:
+        best.setdefault((option.zero_stage, option.recompute, option.offload), option)
     smallest = min(every, key=lambda option: option.total_gib)
-    least = None if fitting else _least_gpus(shape, work, beside)
-    return MemoryOptions(usable, num_gpus, tuple(_undominated(fitting)), smallest, least)
-
-
-def usable_gib(gpu: Gpu) -> float:
-    return usable_of(gpu.memory_gib)
+    least = None if fitting else _least_gpus(shape, work, beside, usable)
+    return MemoryOptions(usable, num_gpus, tuple(best.values()), smallest, least)
 
 
 def guessed_shape(work: Workload) -> ModelShape:
@@ -152,7 +159,10 @@ def option_of(
         is_offloaded=work.offload,
     )
     if beside:
-        held = _with_sampler(held, beside(stage, world))
+        rl = beside(stage, world)
+        held = replace(
+            held, reference_gib=rl.reference_gib, sampler_gib=rl.sampler_gib, sampler_stays=rl.sampler_stays
+        )
     states = held.parameters_gib + held.gradients_gib + held.optimizer_gib
     training = held.activations_gib + held.logits_gib
     more = held.sampler_gib if held.sampler_stays else max(0.0, held.sampler_gib - training)
@@ -172,22 +182,6 @@ def option_of(
     )
 
 
-def _with_sampler(plan: MemoryPlan, run: MemoryPlan) -> MemoryPlan:
-    return replace(
-        plan, reference_gib=run.reference_gib, sampler_gib=run.sampler_gib, sampler_stays=run.sampler_stays
-    )
-
-
-def _every_option(
-    shape: ModelShape, work: Workload, num_gpus: int, beside: Beside | None
-) -> Iterator[Option]:
-    stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
-    choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
-    for stage, micro, recompute, offload in choices:
-        if not offload or stage >= 2:
-            yield option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload), beside)
-
-
 def _configured(
     work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
 ) -> Workload:
@@ -203,26 +197,9 @@ def _configured(
     )
 
 
-def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
-    if work.tokens_per_step is None:
-        return list(MICRO_BATCHES)
-    most = work.tokens_per_step / work.seq_len / num_gpus
-    return [micro for micro in MICRO_BATCHES if micro <= max(1.0, most)]
-
-
-def _undominated(options: list[Option]) -> Iterator[Option]:
-    """Keep only the fastest micro batch for each stage, recomputation and offload."""
-    seen = set()
-    for option in options:
-        kind = (option.zero_stage, option.recompute, option.offload)
-        if kind not in seen:
-            seen.add(kind)
-            yield option
-
-
-def _least_gpus(shape: ModelShape, work: Workload, beside: Beside | None) -> int | None:
+def _least_gpus(shape: ModelShape, work: Workload, beside: Beside | None, usable_gib: float) -> int | None:
     for gpus in (1 << exponent for exponent in range(15)):
         option = option_of(shape, _configured(work, gpus, 3, 1, "full", False), beside)
-        if option.total_gib <= usable_gib(work.gpu):
+        if option.total_gib <= usable_gib:
             return gpus
     return None

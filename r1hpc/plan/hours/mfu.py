@@ -88,7 +88,9 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
     return {
         "one": 1.0,
         "size": 1e3 * max(work.active_params, _SMALLEST) ** (-1 / 3) - 0.5,
-        "recompute": _recomputed(work.recompute),
+        # The repeated part; selective recomputation repeats only attention's core: 2.7 % of the step
+        # (arXiv 2205.05198, table 4).
+        "recompute": {"full": 1.0, "selective": 0.1}.get(work.recompute or "", 0.0),
         "recompute_unknown": float(work.recompute is None),
         "attention": work.attention_share - _USUAL_ATTENTION,
         "scale": math.log10(gpus / 64),
@@ -111,26 +113,17 @@ def shared_effects(work: Workload, family_sd: float) -> tuple[float, ...]:
     return family_sd, _ATTENTION_SD * (work.attention_share - _USUAL_ATTENTION)
 
 
-def usual_num_gpus(params: float) -> float:
-    """Return the usual GPUs of published pretraining runs of this size, roughly: 64 for 1 B, 250 for 10 B."""
-    return min(1024.0, max(8.0, 64 * math.pow(params / 1e9, 0.6)))
-
-
 def num_gpus_of(work: Workload) -> int:
     """Return the given GPUs, else the usual number, rounded up to complete copies of a model."""
     ways = work.model_parallel or 1
-    return work.num_gpus or ways * math.ceil(round(usual_num_gpus(work.active_params)) / ways)
+    # As in published pretraining runs of this size, roughly: 64 for 1 B parameters, 250 for 10 B.
+    usual = min(1024.0, max(8.0, 64 * math.pow(work.active_params / 1e9, 0.6)))
+    return work.num_gpus or ways * math.ceil(round(usual) / ways)
 
 
 def tokens_per_gpu(work: Workload, gpus: float) -> float | None:
     """Return the tokens of one optimizer step on one GPU."""
     return None if work.tokens_per_step is None else work.tokens_per_step / gpus
-
-
-def _recomputed(recompute: str | None) -> float:
-    """Return the repeated part; selective recomputation repeats only attention's core: 2.7 % of the step
-    (arXiv 2205.05198, table 4)."""
-    return {"full": 1.0, "selective": 0.1}.get(recompute or "", 0.0)
 
 
 def _is_sharded(work: Workload, gpus: float) -> bool:
@@ -280,21 +273,15 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
         effects["precision"] = math.log(SLOWER[work.precision])
     mean = math.fsum(effects.values())
     # A second forward pass lowers the reachable maximum.
-    most = math.log(
-        _REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / (4 / 3 if work.recompute == "full" else 1)
-    )
-    variances = _variances(known, work, x, weight)
-    return MfuBelief(min(mean, most), math.sqrt(math.fsum(variances.values())), effects, variances)
-
-
-def _variances(known: Coefficients, work: Workload, x: list[float], weight: float) -> dict[str, float]:
-    """Return the variances by source, widened by the errors on left-out families."""
-    scale = known.width_scale**2
+    passes = 4 / 3 if work.recompute == "full" else 1
+    most = math.log(_REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / passes)
+    scale = known.width_scale**2  # widens by the errors on left-out families
     level, attention = shared_effects(work, known.family_sd)
-    return {
+    variances = {
         "software stack and its tuning": scale * level**2,
         "attention kernel": scale * attention**2,
         "between runs of one team": scale * (known.noise_sd**2 + weight * known.run_noise_sd**2),
         "few published runs like this one": scale * known.posterior.variance(x),
         "what goes wrong in a long run": (weight * known.run_spread) ** 2,
     }
+    return MfuBelief(min(mean, most), math.sqrt(math.fsum(variances.values())), effects, variances)

@@ -16,14 +16,12 @@ be.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.plan.hours.baselines import baselines
-from r1hpc.plan.hours.estimate import LEAST_GOODPUT, Estimate, shares_of
+from r1hpc.plan.hours.estimate import LEAST_GOODPUT, Estimate, baselines, shares_of
 from r1hpc.plan.hours.goodput import FailureRates, overhead
 from r1hpc.plan.hours.memory_options import Beside, memory_options
 from r1hpc.plan.hours.mfu import (
@@ -337,7 +335,14 @@ def estimate_rl(
     """
     phases = _phases(work, stage)
     total = math.fsum(phases.values())
-    variances = _variances(work, stage, total)
+    shorter = replace(work, completion_length=max(1.0, work.completion_length / _STEP))
+    elasticity = math.log(total / math.fsum(_phases(shorter, stage).values())) / math.log(_STEP)
+    known = coefficients().rl
+    variances = {  # of ln(hours); the fit's errors cover only one stack
+        "software stack and its tuning": known["stack_sd"] ** 2,
+        "length of the completions": (elasticity * LENGTH_SD) ** 2,
+        "between runs of one stack": known["log_sd"] ** 2,
+    }
     ideal = Spread.log_normal(total, math.sqrt(math.fsum(variances.values())))
     lost = overhead(rates or FailureRates(), work.num_gpus)
     hours = ideal * (1 / max(lost.goodput, LEAST_GOODPUT))
@@ -361,19 +366,6 @@ def _phases(work: RlWork, stage: str) -> dict[str, float]:
     known = coefficients().rl
     phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
     return {name: phases[name] for name in ("prefill", "decode")} if stage in ONLY_SAMPLING else phases
-
-
-def _variances(work: RlWork, stage: str, total: float) -> Mapping[str, float]:
-    """Return the variances of ln(hours), by source. The fit's errors cover only one stack."""
-    known = coefficients().rl
-    shorter = replace(work, completion_length=max(1.0, work.completion_length / _STEP))
-    grown = total / math.fsum(_phases(shorter, stage).values())
-    elasticity = math.log(grown) / math.log(_STEP)
-    return {
-        "software stack and its tuning": known["stack_sd"] ** 2,
-        "length of the completions": (elasticity * LENGTH_SD) ** 2,
-        "between runs of one stack": known["log_sd"] ** 2,
-    }
 
 
 def _as_training(work: RlWork, shape: ModelShape | None) -> Workload:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import amount, format_duration
 from r1hpc.plan.hours.estimate import Estimate
+from r1hpc.plan.hours.memory_options import MemoryOptions
 from r1hpc.plan.hours.quantiles import Spread
 
 _SHOWN_ASSUMPTIONS = (
@@ -18,7 +19,16 @@ _HANGING = " " * 11
 
 def estimate_text(found: Estimate) -> str:
     """Return everything worth reading, the hours first."""
-    return "\n".join([*_hours(found), *_reasons(found), *_memory(found), *_baselines(found), *_notes(found)])
+    lines = [wrap(line, hanging=_HANGING) for line in _lines(found)]
+    # A CPU run has no GPU for these, and the article's formula ignores the card.
+    if found.gpu_hours is not None and found.method != "seed":
+        if found.memory is not None:
+            lines += _memory(found.memory)
+        if found.baselines:
+            parts = (f"{name} {amount(hours)}" for name, hours in found.baselines.items())
+            lines.append(wrap(f"baselines  {', '.join(parts)}", hanging=_HANGING))
+    lines += [wrap(f"note       {note}", hanging=_HANGING) for note in found.notes]
+    return "\n".join(lines)
 
 
 def hours_text(hours: Spread) -> str:
@@ -38,52 +48,42 @@ def summary_line(found: Estimate) -> str:
     return f"{hours.text(what)}{until}"
 
 
-def _hours(found: Estimate) -> Iterator[str]:
-    yield wrap(f"estimate   {summary_line(found)}", hanging=_HANGING)
+def _lines(found: Estimate) -> Iterator[str]:
+    """Yield the hours and what they rest on, before wrapping."""
+    yield f"estimate   {summary_line(found)}"
     if found.ideal_gpu_hours:
-        line = f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
-        yield wrap(line, hanging=_HANGING)
+        yield f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
     for gpus, wall in found.wall_hours.items():
         p10, p50, p90 = (format_duration(3600 * hours) for hours in (wall.p10, wall.p50, wall.p90))
-        yield wrap(
-            f"wall       {p50} on {gpus} GPU{'s' if gpus > 1 else ''} ({p10} to {p90})", hanging=_HANGING
-        )
-
-
-def _reasons(found: Estimate) -> Iterator[str]:
-    if found.mfu:
-        mfu = found.mfu
-        line = f"MFU        {mfu.p50:.1%} expected in a step, between {mfu.p10:.1%} and {mfu.p90:.1%}"
-        yield wrap(line, hanging=_HANGING)
-    if found.flops:
-        flops = found.flops
-        line = (
+        yield f"wall       {p50} on {gpus} GPU{'s' if gpus > 1 else ''} ({p10} to {p90})"
+    if mfu := found.mfu:
+        yield f"MFU        {mfu.p50:.1%} expected in a step, between {mfu.p10:.1%} and {mfu.p90:.1%}"
+    if flops := found.flops:
+        yield (
             f"FLOPs      {flops['total']:.3g} (full square of attention), {flops['total_causal']:.3g} "
             f"(causal), {flops['hardware']:.3g} with recomputation"
         )
-        yield wrap(line, hanging=_HANGING)
     if lost := found.goodput:
         warned = round(lost.interruptions_per_day - 86400 / lost.mtbf_s, 6)
         preempted = f" and {warned:g} preemptions a day" if warned > 0 else ""
-        line = (
+        yield (
             f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}{preempted}; "
             f"save every {format_duration(lost.optimal_interval_s)} (Daly)"
         )
-        yield wrap(line, hanging=_HANGING)
     if found.phases:
         total = sum(found.phases.values())
         parts = (f"{name} {hours / total:.0%}" for name, hours in found.phases.items() if hours > 0)
-        yield wrap(f"phases     {', '.join(parts)}", hanging=_HANGING)
+        yield f"phases     {', '.join(parts)}"
     if found.drivers:
         parts = (f"{name} {part:.0%}" for name, part in found.drivers.items())
-        yield wrap(f"width      {', '.join(parts)}", hanging=_HANGING)
+        yield f"width      {', '.join(parts)}"
     assumed = found.assumptions
     shown = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
     if shown.get("active_params") == shown.get("params"):
         shown.pop("active_params", None)
     if shown:
         parts = (f"{name} {_value(value)}" for name, value in shown.items())
-        yield wrap(f"assumed    {', '.join(parts)}", hanging=_HANGING)
+        yield f"assumed    {', '.join(parts)}"
 
 
 def _value(value: object) -> str:
@@ -92,15 +92,7 @@ def _value(value: object) -> str:
     return amount(value) if isinstance(value, float) else str(value)
 
 
-def _is_about_gpus(found: Estimate) -> bool:
-    """True if it is about GPUs: not for CPU runs, nor for the article's formula, which ignores the card."""
-    return found.gpu_hours is not None and found.method != "seed"
-
-
-def _memory(found: Estimate) -> Iterator[str]:
-    if found.memory is None or not _is_about_gpus(found):
-        return
-    options = found.memory
+def _memory(options: MemoryOptions) -> Iterator[str]:
     cards = "the GPU" if options.num_gpus == 1 else f"each of {options.num_gpus} GPUs"
     yield f"memory     {options.usable_gib:.0f} GiB usable on {cards}"
     if not options.fits:
@@ -121,14 +113,3 @@ def _memory(found: Estimate) -> Iterator[str]:
     ]
     heads = ("ZeRO", "micro", "recompute", "offload", "states", "activations", "GiB", "MFU")
     yield format_table(heads, rows, right={0, 1, 4, 5, 6}, indent=_HANGING)
-
-
-def _baselines(found: Estimate) -> Iterator[str]:
-    if found.baselines and _is_about_gpus(found):
-        parts = (f"{name} {amount(hours)}" for name, hours in found.baselines.items())
-        yield wrap(f"baselines  {', '.join(parts)}", hanging=_HANGING)
-
-
-def _notes(found: Estimate) -> Iterator[str]:
-    for note in found.notes:
-        yield wrap(f"note       {note}", hanging=_HANGING)
