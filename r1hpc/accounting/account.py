@@ -8,8 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -52,8 +51,13 @@ def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
     Raises:
         StateError: the header or a line has another format; names the file, the line and the fix.
     """
-    with _readable_twice(path) as file:
-        return hours_of_lines(file, str(path), selection)
+    with path.open("rb") as file:
+        if file.seekable():
+            return hours_of_lines(file, str(path), selection)
+        with tempfile.TemporaryFile() as copy:  # a pipe has no size, and cannot be read twice
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            return hours_of_lines(copy, str(path), selection)
 
 
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
@@ -89,16 +93,3 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
 def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
     """Return the totals of the runs' own records, for when Slurm's accounting cannot be asked."""
     return fold_hours(selection.clip(held for ledger in ledgers for held in ledger.allocations))
-
-
-@contextmanager
-def _readable_twice(path: Path) -> Iterator[IO[bytes]]:
-    """Yield the file itself, or a copy of what came through a pipe."""
-    with path.open("rb") as file:
-        if file.seekable():
-            yield file
-            return
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(file, copy)
-            copy.seek(0)
-            yield copy

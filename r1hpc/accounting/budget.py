@@ -19,7 +19,7 @@ from r1hpc.config.schema.ranges import ranged
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.slurm.queue import TresLimit
 
-OVERRIDE_FLAG = "--over-budget"
+_LESS = "ask for less (train.num_steps, --nodes), "
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,17 @@ def check_budget(
     warnings += _slurm_warnings(limits, requests)
     refusal = None if budget is None else _refusal(budget, requests, spent, committed, now or time.time())
     if refusal is None or budget is None:
-        return Verdict(True, _left(budget, requests, spent, committed), tuple(warnings))
+        rest = ""
+        if budget is not None and budget.gpu_hours is not None:
+            after = budget.gpu_hours - spent - total([committed, needed(requests)]).p50
+            granted = format_hours(budget.gpu_hours)
+            rest = f"after {_who(requests)} about {_hours_or_none(after)} of {granted} GPU-hours are left"
+            rest += budget.until
+        return Verdict(True, rest, tuple(warnings))
     fact, key, less = refusal
     if over_budget and budget.override:
         return Verdict(True, f"over budget: {fact}", tuple(warnings))
-    flag = f", or submit with {OVERRIDE_FLAG} REASON" if budget.override else ""
+    flag = ", or submit with --over-budget REASON" if budget.override else ""
     return Verdict(False, f"{fact}; {less}change {key} in {budget.path}{flag}", tuple(warnings))
 
 
@@ -214,9 +220,6 @@ def format_range(hours: Spread) -> str:
 
 def format_day(moment: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(moment))
-
-
-_LESS = "ask for less (train.num_steps, --nodes), "
 
 
 def _refusal(
@@ -265,7 +268,22 @@ def _warnings(
 ) -> Iterator[str]:
     """Yield warnings: marks these runs would pass, a rest too small for their P90, and unknown costs."""
     if budget.gpu_hours is not None:
-        yield from _marks_passed(budget, budget.gpu_hours, requests, spent, committed)
+        granted, asked = budget.gpu_hours, needed(requests)
+        before, after = spent + committed.p50, spent + committed.p50 + asked.p50
+        new = [mark for mark in budget.passed(after) if mark not in budget.passed(before)]
+        of = f"of {format_hours(granted)} GPU-hours are spent or promised"
+        if new:
+            share, level = 100 * after / granted, 100 * max(new)
+            yield f"with {_who(requests)}, {share:.0f} % {of}: above the warning level of {level:.0f} %"
+        elif budget.passed(before):
+            yield f"{100 * before / granted:.0f} % {of}"
+        over = total([committed, asked]).p90 + spent - granted
+        if after <= granted and over > 0:
+            whose = "its" if len(requests) == 1 else "their"
+            yield (
+                f"at {whose} P90 ({format_hours(asked.p90)} GPU-hours) {_who(requests)} and those before "
+                f"exceed the budget by {format_hours(over)}"
+            )
     guessed = [each for each in requests if each.rest is None]
     for words, count in (
         ("time limit was counted instead", sum(each.ceiling is not None for each in guessed)),
@@ -275,27 +293,6 @@ def _warnings(
             yield f"the run has no estimate: its {words}"
         elif count:
             yield f"{count} of these {len(requests)} runs without an estimate: the {words}"
-
-
-def _marks_passed(
-    budget: Budget, granted: float, requests: Sequence[RunRequest], spent: float, committed: Spread
-) -> Iterator[str]:
-    asked = needed(requests)
-    before, after = spent + committed.p50, spent + committed.p50 + asked.p50
-    new = [mark for mark in budget.passed(after) if mark not in budget.passed(before)]
-    of = f"of {format_hours(granted)} GPU-hours are spent or promised"
-    if new:
-        share = 100 * after / granted
-        yield f"with {_who(requests)}, {share:.0f} % {of}: above the warning level of {100 * max(new):.0f} %"
-    elif budget.passed(before):
-        yield f"{100 * before / granted:.0f} % {of}"
-    over = total([committed, asked]).p90 + spent - granted
-    if after <= granted and over > 0:
-        whose = "its" if len(requests) == 1 else "their"
-        yield (
-            f"at {whose} P90 ({format_hours(asked.p90)} GPU-hours) {_who(requests)} and those before exceed "
-            f"the budget by {format_hours(over)}"
-        )
 
 
 def _counted_by(limit: TresLimit, requests: Sequence[RunRequest]) -> list[RunRequest]:
@@ -350,13 +347,3 @@ def _slurm_warnings(limits: Sequence[TresLimit], requests: Sequence[RunRequest])
 
 def _owner(limit: TresLimit) -> str:
     return limit.owner if limit.card is None else f"{limit.owner} ({limit.tres})"
-
-
-def _left(budget: Budget | None, requests: Sequence[RunRequest], spent: float, committed: Spread) -> str:
-    if budget is None or budget.gpu_hours is None:
-        return ""
-    after = budget.gpu_hours - spent - total([committed, needed(requests)]).p50
-    return (
-        f"after {_who(requests)} about {_hours_or_none(after)} of {format_hours(budget.gpu_hours)} GPU-hours "
-        f"are left{budget.until}"
-    )

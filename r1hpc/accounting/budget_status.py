@@ -4,6 +4,7 @@ Slurm answers if it can: sacct for what an account has spent, squeue for jobs th
 its own GrpTRESMins. Otherwise the run folders are counted, and `notes` says so.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +37,6 @@ PACE_DAYS = 14
 """Two weeks cover a group's weekdays and weekends alike."""
 _LEAST_DAYS = 3
 """A pace measured over fewer days does not predict the next months."""
-_NO_BUDGET = Budget(Path())
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def read_budget_status(
     budget: Budget | None, runs: Sequence[RunLedger], now: float, ask_slurm: bool = True
 ) -> BudgetStatus:
     """Return what is spent of the budget's period, and what is promised."""
-    period = budget or _NO_BUDGET
+    period = budget or Budget(Path())
     said = (
         _ask(period, now) if ask_slurm else _SlurmAnswers(notes=_uncounted(period, "this run is not Slurm's"))
     )
@@ -167,8 +167,11 @@ def check_submission(
     now = time.time()
     budget = load_budget(find_budget(run_root))
     limits: Sequence[TresLimit] = ()
-    if ask_slurm:
-        limits = _limits_of(account or (budget.account if budget else None), qos)
+    charged = account or (budget.account if budget else None)
+    if ask_slurm and not (charged is None and qos is None):
+        # Slurm enforces them itself: a missing warning must not stop a submission.
+        with contextlib.suppress(SlurmError):
+            limits = gpu_limits(charged, qos)
     if budget is None:
         return check_budget(None, requests, limits=limits)
     elsewhere: tuple[str, ...] = ()
@@ -234,15 +237,6 @@ def _uncounted(period: Budget, why: str) -> tuple[str, ...]:
         return ()
     whose = f"not of all jobs of account {period.account}"
     return (f"spent is of the runs under the run root, {whose}: {why}",)
-
-
-def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
-    if account is None and qos is None:
-        return ()
-    try:
-        return gpu_limits(account, qos)
-    except SlurmError:
-        return ()  # Slurm enforces them itself; a missing warning must not stop a submission
 
 
 def _midnight(day: str) -> float:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -74,26 +74,23 @@ def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[s
     hours: Spread | None = getattr(found, key)
     if hours is None:
         return found, {}
-    result = correction(planned_run(found, stage, hours), site.runs)
+    known = found.assumptions
+    planned = Planned(
+        resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
+        stage=stage,
+        estimate=hours,
+        # The default number of GPUs counts as unknown.
+        num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
+        num_nodes=int(known.get("nodes") or 0),
+        params=known.get("params"),
+    )
+    result = correction(planned, site.runs)
     if not result.num_runs:
         return found, {}
     now = result.corrected
     wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
     changed: dict[str, Any] = {key: now, "wall_hours": wall}
     return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
-
-
-def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
-    """Return what a correction needs from an estimate. The default number of GPUs counts as unknown."""
-    known = found.assumptions
-    return Planned(
-        resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
-        stage=stage,
-        estimate=hours,
-        num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
-        num_nodes=int(known.get("nodes") or 0),
-        params=known.get("params"),
-    )
 
 
 def resource_name(name: str) -> str:
@@ -169,7 +166,22 @@ def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
             raise _LeftOutError("no time on record")
     except _LeftOutError as error:
         return {"mark": mark, "left_out": str(error)}, True
-    finished = _finished_run(ledger, resource, estimate, mark[0] / 1e9)
+    last = ledger.summary.attempts[-1].attempt
+    params = _assumptions(read_object(run.estimate)).get("params")
+    used = ledger.used - ledger.unused  # an estimate covers only the requested GPUs
+    finished = FinishedRun(
+        run_id=ledger.run_id,
+        resource=resource,
+        stage=ledger.stage,
+        finished_at=mark[0] / 1e9,
+        estimate=estimate,
+        hours=used,
+        source=ledger.source,
+        useful_share=ledger.parts["useful"] / used,
+        num_gpus=last.gpus,
+        num_nodes=last.nodes,
+        params=float(params) if isinstance(params, int | float) and params > 0 else None,
+    )
     # slurmdbd gets the end a little after the run itself, and may know only some of the jobs.
     is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
     return {"mark": mark, "run": asdict(finished)}, is_final
@@ -262,44 +274,30 @@ def _is_entry(entry: Any) -> bool:
     return run is None or (run.keys() <= known and Spread.read(run["estimate"]) is not None)
 
 
-def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
-    last = ledger.summary.attempts[-1].attempt
-    params = _assumptions(read_object(ledger.run.estimate)).get("params")
-    return FinishedRun(
-        run_id=ledger.run_id,
-        resource=resource,
-        stage=ledger.stage,
-        finished_at=finished_at,
-        estimate=estimate,
-        hours=ledger.used - ledger.unused,  # an estimate covers only the requested GPUs
-        source=ledger.source,
-        useful_share=ledger.parts["useful"] / (ledger.used - ledger.unused),
-        num_gpus=last.gpus,
-        num_nodes=last.nodes,
-        params=float(params) if isinstance(params, int | float) and params > 0 else None,
-    )
-
-
 def site_json(site: Site) -> dict[str, Any]:
     """Return by resource: its runs, the effect of the corrections so far, and the next one."""
-    resources = {name: _as_json(site, name) for name in site.resources}
+    resources = {}
+    for name in site.resources:
+        scored = score(site.of(name))
+        shown = effect(scored)
+        resources[name] = {
+            "unit": _unit(name),
+            "correction": _next(site, name).to_json(),
+            "effect": None if shown is None else asdict(shown),
+            "runs": [each.to_json() for each in scored],
+        }
     return {"resources": resources, "num_runs": len(site.runs), "left_out": dict(site.left_out)}
 
 
 def site_text(site: Site) -> str:
     """Return a table for each resource."""
-    return "\n\n".join([*(_as_text(site, name) for name in site.resources), _left_out(site)])
-
-
-def _as_json(site: Site, resource: str) -> dict[str, Any]:
-    scored = score(site.of(resource))
-    shown = effect(scored)
-    return {
-        "unit": _unit(resource),
-        "correction": _next(site, resource).to_json(),
-        "effect": None if shown is None else asdict(shown),
-        "runs": [each.to_json() for each in scored],
-    }
+    if site.left_out:
+        reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(site.left_out.items()))
+        last = wrap(f"Left out: {reasons}.")
+    else:
+        num = len(site.runs)
+        last = f"{num} finished run{'s' * (num != 1)}, none left out"
+    return "\n\n".join([*(_as_text(site, name) for name in site.resources), last])
 
 
 def _next(site: Site, resource: str) -> Correction:
@@ -312,7 +310,19 @@ def _as_text(site: Site, resource: str) -> str:
     scored = score(site.of(resource))
     table = format_table(_HEADINGS, [_row(each) for each in scored], right={2, 3, *range(5, 10)}, indent="  ")
     following = wrap(f"Next estimate: {_next(site, resource).basis}.", "  ", "  ")
-    return "\n".join([f"{resource} ({_unit(resource)})", table, following, *_effect(scored)])
+    lines = [f"{resource} ({_unit(resource)})", table, following]
+    shown = effect(scored)
+    if shown is not None:
+        before, after, num = shown.before, shown.after, shown.num_runs
+        runs = "1 run" if num == 1 else f"{num} runs"
+        text = (
+            f"Over the {runs} with one like it before: as estimated, a median error of "
+            f"{before.median_error:.0%}, P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} "
+            f"inside; corrected by those before, {after.median_error:.0%}, P90/P10 {after.median_width:.1f}, "
+            f"{after.num_inside} of {num} inside."
+        )
+        lines.append(wrap(text, "  ", "  "))
+    return "\n".join(lines)
 
 
 def _row(each: Scored) -> tuple[str, ...]:
@@ -328,29 +338,6 @@ def _row(each: Scored) -> tuple[str, ...]:
         f"{each.error_before:.0%}",
         f"{each.error_after:.0%}" if each.num_before else "-",
     )
-
-
-def _effect(scored: Sequence[Scored]) -> list[str]:
-    shown = effect(scored)
-    if shown is None:
-        return []
-    before, after, num = shown.before, shown.after, shown.num_runs
-    runs = "1 run" if num == 1 else f"{num} runs"
-    text = (
-        f"Over the {runs} with one like it before: as estimated, a median error of "
-        f"{before.median_error:.0%}, P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} inside; "
-        f"corrected by those before, {after.median_error:.0%}, P90/P10 {after.median_width:.1f}, "
-        f"{after.num_inside} of {num} inside."
-    )
-    return [wrap(text, "  ", "  ")]
-
-
-def _left_out(site: Site) -> str:
-    if not site.left_out:
-        num = len(site.runs)
-        return f"{num} finished run{'s' * (num != 1)}, none left out"
-    reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(site.left_out.items()))
-    return wrap(f"Left out: {reasons}.")
 
 
 def _unit(resource: str) -> str:

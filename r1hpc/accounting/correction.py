@@ -103,10 +103,6 @@ class FinishedRun:
     """None: unknown."""
 
     @property
-    def log_ratio(self) -> float:
-        return math.log(self.hours / self.estimate.p50)
-
-    @property
     def useful_wall_hours(self) -> float:
         return self.hours * self.useful_share / (self.num_gpus or self.num_nodes)
 
@@ -180,30 +176,28 @@ class Correction:
 def correction(planned: Planned, runs: Sequence[FinishedRun]) -> Correction:
     """Compute the correction from finished runs, oldest first; those on other resources are ignored."""
     here = [run for run in runs if run.resource == planned.resource and run.estimate.p50 > 0]
-    near = _near(planned, here)
+    alike = [
+        run
+        for run in here
+        if run.stage == planned.stage
+        and _says_something_of(run, planned)
+        and _closeness(planned, run.planned) >= LEAST_CLOSENESS
+    ]
+    near = alike[-MOST_RUNS:]
     others = len(here) - len(near)
     if not near:
         return Correction(planned, 0, others, 0.0, 1.0, 1.0)
     tau2 = _site_variance(planned.estimate)
     closeness = [_closeness(planned, run.planned) for run in near]
-    logs = [run.log_ratio for run in near]
+    logs = [math.log(run.hours / run.estimate.p50) for run in near]
     clipped = _clipped(logs, closeness)
-    noise2 = [_run_variance(clipped, closeness) * _settling(run) for run in near]
+    variance = _run_variance(clipped, closeness)
+    settling = [1.0 if run.is_startup else 1 + SETTLING_HOURS / run.useful_wall_hours for run in near]
+    noise2 = [variance * factor for factor in settling]
     middle, rest2 = _posterior(planned, near, clipped, noise2)
     before = math.sqrt(tau2 + RUN_SPREAD**2)
     after = math.sqrt(rest2 + _run_variance(logs, closeness))
     return Correction(planned, len(near), others, 1 - rest2 / tau2, math.exp(middle), after / before)
-
-
-def _near(planned: Planned, runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    alike = [
-        run
-        for run in runs
-        if run.stage == planned.stage
-        and _says_something_of(run, planned)
-        and _closeness(planned, run.planned) >= LEAST_CLOSENESS
-    ]
-    return alike[-MOST_RUNS:]
 
 
 def _says_something_of(run: FinishedRun, planned: Planned) -> bool:
@@ -230,10 +224,6 @@ def _site_variance(estimate: Spread) -> float:
     width = math.log(estimate.p90 / max(estimate.p10, 1e-9 * estimate.p90))
     whole = (width / (2 * Z90)) ** 2 or (math.log(TYPICAL_FACTOR) / Z90) ** 2
     return max(whole - RUN_SPREAD**2, whole / 2)
-
-
-def _settling(run: FinishedRun) -> float:
-    return 1.0 if run.is_startup else 1 + SETTLING_HOURS / run.useful_wall_hours
 
 
 def _run_variance(logs: Sequence[float], closeness: Sequence[float]) -> float:

@@ -41,20 +41,13 @@ def remaining(estimate: Spread, used: float) -> Spread:
     run. There a tail without a scale of its own takes over, which grows with what was used.
     """
     passed = estimate.chance_below(used)
-    if passed > _TAIL:
-        return _overrun(estimate, used)
-    levels = (passed + (1 - passed) * share for share in (0.1, 0.5, 0.9))
-    return Spread(*(max(0.0, estimate.at(NORMAL.inv_cdf(level)) - used) for level in levels))
-
-
-def _overrun(estimate: Spread, used: float) -> Spread:
-    """Return the rest by a Pareto distribution with the slope that the estimate has at _TAIL.
-
-    An estimate that was so wrong counts as no narrower than that of a run without an estimate.
-    """
+    if passed <= _TAIL:
+        levels = (passed + (1 - passed) * share for share in (0.1, 0.5, 0.9))
+        return Spread(*(max(0.0, estimate.at(NORMAL.inv_cdf(level)) - used) for level in levels))
+    # A Pareto distribution with the slope that the estimate has at _TAIL. An estimate that was so wrong
+    # counts as no narrower than that of a run without an estimate.
     side = max(TYPICAL_FACTOR, estimate.p90 / estimate.p50 if estimate.p50 > 0 else 0.0)
-    z = NORMAL.inv_cdf(_TAIL)
-    index = NORMAL.pdf(z) / (1 - _TAIL) * Z90 / math.log(side)
+    index = NORMAL.pdf(NORMAL.inv_cdf(_TAIL)) / (1 - _TAIL) * Z90 / math.log(side)
     return Spread(*(used * ((1 - share) ** (-1 / index) - 1) for share in (0.1, 0.5, 0.9)))
 
 

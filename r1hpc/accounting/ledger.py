@@ -237,13 +237,11 @@ class RunLedger:
             return by_progress(self.used, min(1.0, self.share_done))
         if self.planned is not None:
             return remaining(self.planned, self.used)
-        return NOTHING if self.ceiling is None else until_limit(max(0.0, self.ceiling - self._used_now))
-
-    @property
-    def _used_now(self) -> float:
-        """Return the hours of the running attempt, since the time limit is for one."""
+        if self.ceiling is None:
+            return NOTHING
         is_running = self.situation.state is State.running and self.attempts
-        return self.attempts[-1].hours if is_running else 0.0
+        used_now = self.attempts[-1].hours if is_running else 0.0  # the time limit is for one attempt
+        return until_limit(max(0.0, self.ceiling - used_now))
 
     @property
     def ratio(self) -> float | None:

@@ -84,8 +84,10 @@ class _Table:
         surplus = self._end - self._first - len(self._names)
         if surplus.min(initial=0) < 0 or (surplus.any() and not self.has("jobname")):
             raise ValueError("a row without its number of cells")
-        counts = self._is_job_that_started()
-        self._first, self._end = self._first[counts], self._end[counts]
+        jobs, starts = self.column("jobid"), self.column("start")
+        is_step = pc.or_(pc.match_substring(jobs, "."), pc.equal(jobs, ""))
+        left_out: Bools = np.asarray(pc.or_(is_step, pc.is_in(starts, pa.array(list(NEVER)))))
+        self._first, self._end = self._first[~left_out], self._end[~left_out]
 
     def has(self, name: str) -> bool:
         return name in self._names
@@ -98,12 +100,6 @@ class _Table:
         index = self._first + at if from_left else self._end - (len(self._names) - at)
         cells = self._cells.take(pa.array(index))
         return pc.ascii_rtrim(cells, "\r\n") if at == len(self._names) - 1 else cells
-
-    def _is_job_that_started(self) -> Bools:
-        jobs, starts = self.column("jobid"), self.column("start")
-        is_step = pc.or_(pc.match_substring(jobs, "."), pc.equal(jobs, ""))
-        left_out: Bools = np.asarray(pc.or_(is_step, pc.is_in(starts, pa.array(list(NEVER)))))
-        return ~left_out
 
 
 class ColumnReader:
@@ -149,13 +145,15 @@ class ColumnReader:
         jobs, resources = table.column("jobid"), table.column("alloctres")
         starts = self._moments(table.column("start"))
         in_tres = partial(nodes_of, "")
+        # 1 for the first of the known runs; 0 for none of them.
+        run = pc.index_in(jobs, pa.array(list(self._run_of), pa.string()))
         block = {
             "job": np.fromiter(map(hash, jobs.to_pylist()), np.int64, len(jobs)),
             "start": starts,
             "seconds": self._seconds(table, starts),
             "gpus": _each(resources, gpus_of),
             "nodes": _whole(table.column("nnodes")) if table.has("nnodes") else _each(resources, in_tres),
-            "run": self._runs(jobs),
+            "run": np.asarray(pc.fill_null(run, -1)) + 1,
         }
         unknown = np.zeros_like(starts)
         for key in KEYS:
@@ -182,11 +180,6 @@ class ColumnReader:
         if seconds.min(initial=0) < 0 or seconds.max(initial=0) > LONGEST_S:
             raise ValueError("no time that a job ran")
         return seconds
-
-    def _runs(self, jobs: Any) -> Ints:
-        """Return 1 for the first of the known runs; 0 for none of them."""
-        found = pc.index_in(jobs, pa.array(list(self._run_of), pa.string()))
-        return np.asarray(pc.fill_null(found, -1)) + 1
 
     def _code(self, key: str, name: str) -> int:
         codes = self.codes[key]
@@ -278,11 +271,16 @@ class _Sums:
     def add(self, block: Block, counts: Bools) -> None:
         """Count the records of a block for which `counts` is true."""
         begin, end = block["start"].astype(np.int64), block["start"] + block["seconds"].astype(np.int64)
-        if self._selection.start is not None:
-            begin = np.maximum(begin, self._selection.start)
-        if self._selection.end is not None:
-            end = np.minimum(end, self._selection.end)
-        chosen = np.flatnonzero(counts & self._is_selected(block, begin, end))
+        since, until = self._selection.start, self._selection.end
+        if since is not None:
+            begin = np.maximum(begin, since)
+        if until is not None:
+            end = np.minimum(end, until)
+        selected = counts if since is None and until is None else counts & (end > begin)
+        for key in ("user", "account"):
+            if (wanted := getattr(self._selection, key)) is not None:
+                selected = selected & (block[key] == self._codes[key].get(wanted, -1))
+        chosen = np.flatnonzero(selected)
         begin, held = begin[chosen], (end - begin)[chosen]
         gpus, nodes = block["gpus"][chosen], block["nodes"][chosen]
         self._gpu_seconds += float((gpus * held).sum())
@@ -294,15 +292,6 @@ class _Sums:
                 np.bincount(codes, gpus * held, len(names)),
                 np.bincount(codes, minlength=len(names)),
             )
-
-    def _is_selected(self, block: Block, begin: Ints, end: Ints) -> Bools:
-        selected = np.ones(len(begin), np.bool_)
-        for key in ("user", "account"):
-            if (wanted := getattr(self._selection, key)) is not None:
-                selected &= block[key] == self._codes[key].get(wanted, -1)
-        if self._selection.start is not None or self._selection.end is not None:
-            selected &= end > begin
-        return selected
 
     def to_hours(self) -> dict[str, Any]:
         by: dict[str, dict[str, float]] = {"day": self._days.totals()}
