@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.run_dir is None:
         raise UsageError("cancel needs the name of a run: python -m r1hpc.status --all lists them")
-    from r1hpc.sweeps.folder import SweepDir
+    from r1hpc.sweeps.definition import SweepDir
 
     if sweep := SweepDir.find(arguments.run_dir, arguments.run_root):
         from r1hpc.sweeps.plan import cancel_sweep

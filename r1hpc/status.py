@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
     from r1hpc.attempt.state.state import Situation, State
     from r1hpc.submission.chain.folder import ChainDir
-    from r1hpc.sweeps.folder import SweepDir
+    from r1hpc.sweeps.definition import SweepDir
     from r1hpc.telemetry.records.attempts import Attempt
 
 _Folder = TypeVar("_Folder", bound="ChainDir")
@@ -256,7 +256,7 @@ def _kept(shown: dict[str, Any], run: RunDir) -> str:
 def _show_all(arguments: Any) -> int:
     from r1hpc.accounting.open_ledger import open_ledgers
     from r1hpc.submission.chain.folder import list_chains
-    from r1hpc.sweeps.folder import SweepDir
+    from r1hpc.sweeps.definition import SweepDir
 
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     word, given = file_and_overrides(arguments.words)
-    from r1hpc.sweeps.folder import SweepDir
+    from r1hpc.sweeps.definition import SweepDir
 
     sweep = SweepDir.find(word, arguments.run_root) if word is not None and not given else None
     if sweep is not None:
@@ -91,7 +91,7 @@ def _submit(
     from r1hpc.config.assets import find_job
     from r1hpc.slurm.flags import all_overrides
     from r1hpc.submission.order import Order, Purpose
-    from r1hpc.sweeps.grid import read_words
+    from r1hpc.sweeps.definition import read_words
     from r1hpc.sweeps.submit import submit_sweep
 
     if job is not None and not given:

@@ -24,8 +24,7 @@ from r1hpc.slurm import contract, defaults, queue
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, share_done
 from r1hpc.submission.resume import OF_THE_PLACE, plan_inside
-from r1hpc.sweeps.folder import Definition, SweepDir
-from r1hpc.sweeps.grid import Point, is_setting
+from r1hpc.sweeps.definition import Definition, Point, SweepDir, is_setting
 from r1hpc.telemetry.records.rungs import stopped_at
 
 _MOST_TRIED = 8
@@ -144,7 +143,10 @@ class Planner:
         for old, step in zip(steps, new, strict=True):
             group = tuple(step.point.settings[key] for key in keys)
             first.setdefault(group, step)
-            shares[group] = shares.get(group, 0.0) + _share_left(old)
+            left = 1.0
+            if old.action is Action.resume:
+                left -= share_done(old.run, load.read(old.run.config).train.num_steps)
+            shares[group] = shares.get(group, 0.0) + left
         return [_times(self.plan(step), shares[group]) for group, step in first.items()]
 
     def _matters(self, key: str, steps: Sequence[PointStep]) -> bool:
@@ -176,12 +178,6 @@ def _times(planned: PlannedRun, factor: float) -> PlannedRun:
     most = planned.plan.gpu_hours_ceiling
     plan = replace(planned.plan, gpu_hours_ceiling=None if most is None else most * factor)
     return replace(planned, plan=plan, estimate={**(planned.estimate or {}), **known} or None)
-
-
-def _share_left(step: PointStep) -> float:
-    if step.action is not Action.resume:
-        return 1.0
-    return 1.0 - share_done(step.run, load.read(step.run.config).train.num_steps)
 
 
 def cancel_sweep(sweep: SweepDir, save_first: bool = False) -> dict[str, str]:

@@ -27,8 +27,7 @@ from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
 from r1hpc.submission.submit import budget_held
-from r1hpc.sweeps.folder import Definition, SweepDir
-from r1hpc.sweeps.grid import Grid
+from r1hpc.sweeps.definition import Definition, Grid, SweepDir
 from r1hpc.sweeps.plan import MAY_CHANGE, Planner, PointStep, choose, config_of
 from r1hpc.telemetry.records.rungs import Halving
 

@@ -25,7 +25,7 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.reporting.drawing import Axes, Chart, dot, listed, named_rows, number_axis, save_png
 from r1hpc.reporting.style import colour
 from r1hpc.slurm import defaults
-from r1hpc.sweeps.folder import SweepDir
+from r1hpc.sweeps.definition import SweepDir
 from r1hpc.sweeps.plan import Action, PointStep, choose, config_of
 from r1hpc.telemetry.records.attempts import gpu_hours_used, read_history
 from r1hpc.telemetry.records.metrics import last_steps

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.sweeps.grid import points_of, read_words
+from r1hpc.sweeps.definition import points_of, read_words
 
 
 def test_lists_and_ranges_vary_and_single_values_are_for_all() -> None:

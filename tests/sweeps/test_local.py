@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from r1hpc.base.lock import is_free
-from r1hpc.sweeps.folder import SweepDir
+from r1hpc.sweeps.definition import SweepDir
 from r1hpc.telemetry.records.attempts import read_history
 from tests.runs import wait_until
 from tests.sweeps.sweeping import actions, call, sweep, wait_states

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.sweeps.folder import SweepDir
+from r1hpc.sweeps.definition import SweepDir
 from r1hpc.telemetry.records.attempts import Cause, read_history
 from tests.cluster import Cluster
 from tests.runs import wait_attempt

@@ -15,8 +15,7 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import plan_new_run
-from r1hpc.sweeps.folder import Definition, SweepDir
-from r1hpc.sweeps.grid import Point, points_of, read_words
+from r1hpc.sweeps.definition import Definition, Point, SweepDir, points_of, read_words
 from r1hpc.sweeps.plan import choose
 from r1hpc.sweeps.submit import _lanes, submit_sweep
 from r1hpc.sweeps.table import read_table

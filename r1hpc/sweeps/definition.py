@@ -1,9 +1,15 @@
-"""Read the settings that a sweep varies, and name its points.
+"""Define a sweep: the settings it varies, its points, and its folder.
 
     grid, fixed = read_words(["train.lr=1e-4,3e-4", "train.seed=0..2", "train.num_steps=50"])
     points_of(grid)[0].name          # lr_1e-4-seed_0
 
 A name that is no setting is a placeholder: `lr=1e-4,3e-4` fills `{lr}` in script.args.
+
+<run_root>/<sweep>/
+    sweep.json          the job, the varied settings and all points
+    shared/             the frozen code, which each point links to
+    rungs/              which points were stopped early, see telemetry.records.rungs
+    <point>/            an ordinary run folder
 """
 
 import hashlib
@@ -11,11 +17,17 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import printable
+from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.submission.chain.folder import ChainDir
+from r1hpc.telemetry.records.rungs import Halving
 
 _MOST_POINTS = 100_000
 _NOT_SO_MANY = f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values"
@@ -84,3 +96,44 @@ def _name(labels: Sequence[str], settings: Mapping[str, str]) -> str:
         return text
     digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:8]
     return f"{plain[: _LONGEST_NAME - 9]}-{digest}"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A sweep as frozen in its folder."""
+
+    source: str
+    """The job file."""
+    layers: list[dict[str, Any]]
+    """Its contents, the later wins."""
+    overrides: list[str]
+    """For every point."""
+    cluster: str | None
+    grids: list[Grid]
+    """One for each call that added points."""
+    rungs: Halving | None = None
+    """None: every point runs to its end."""
+
+    def points(self) -> list[Point]:
+        """Return all points, in the order in which they were added."""
+        found = {point.name: point for grid in self.grids for point in points_of(grid)}
+        return list(found.values())
+
+
+class SweepDir(ChainDir):
+    """Paths of one sweep, with the lock and the supervisor's log of a chain."""
+
+    @property
+    def definition(self) -> Path:
+        return self.path / SWEEP
+
+    @property
+    def shared(self) -> RunDir:
+        return RunDir(self.path / "shared")
+
+    def save(self, definition: Definition) -> None:
+        write_json(self.definition, asdict(definition))
+
+    def read(self) -> Definition:
+        """Return what `save` wrote."""
+        return Definition(**read_json(self.definition, Definition))
