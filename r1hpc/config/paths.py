@@ -1,7 +1,12 @@
-"""Find the files, models and custom code that a configuration names, and make their paths absolute."""
+"""Find the files, models and custom code that a configuration names, and make their paths absolute.
+
+A model may be a Hugging Face Hub name: it is found in the local cache. Nothing is downloaded: the nodes of
+most clusters have no network.
+"""
 
 import dataclasses
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -10,7 +15,6 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import matching
-from r1hpc.config.hub import is_hub_name, local_folder
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 
@@ -19,6 +23,7 @@ FILES = ("file", "jsonl")
 TABLES = (".parquet", ".arrow")
 KINDS = (".jsonl", *TABLES)
 _NOT_OURS = ("reasoning_gym:",)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -125,9 +130,7 @@ def _absolute(name: Any) -> Any:
 def named_by(path: Path) -> list[Path]:
     """Return a file, a folder's files, or those matching a pattern in the path's last part; sorted.
 
-    Raises:
-        UsageError: it is no pattern.
-        OSError: the folder cannot be listed.
+    Raise UsageError if it is no pattern, OSError if the folder cannot be listed.
     """
     found = sorted(path.iterdir()) if path.is_dir() else matching(path)
     # `datasets` leaves such caches from map() or filter() beside the data.
@@ -192,3 +195,34 @@ def _absolute_code(name: Any) -> Any:
         return name
     target, _, attribute = name.rpartition(":")
     return f"{Path(target).absolute()}:{attribute}" if target.endswith(".py") else name
+
+
+def _hub_cache() -> Path:
+    """Return huggingface_hub's cache folder (HF_HUB_CACHE in its documentation)."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+
+def is_hub_name(name: str) -> bool:
+    """True if `name` can only be a name on the Hub: owner/name, and no such folder here."""
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def local_folder(name: str) -> str:
+    """Return the cached snapshot of a Hub name: `main`, else the only one. Any other name is unchanged."""
+    if not is_hub_name(name):
+        return name
+    folder = _hub_cache() / f"models--{name.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    wanted = main.read_text().strip() if main.is_file() else "*"
+    found = list((folder / "snapshots").glob(wanted))
+    return str(found[0]) if len(found) == 1 else name
+
+
+def how_to_fetch(name: str) -> str:
+    """Explain how to fetch a Hub name that is not in the cache."""
+    target = f"models/{name.split('/')[1]}"
+    return (
+        f"no such folder here, and as a name on the Hub not in the local cache ({_hub_cache()}); on the "
+        f"login node: `hf download {name}`, or with `--local-dir {target}` for model.path={target}"
+    )

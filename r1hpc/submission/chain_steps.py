@@ -18,7 +18,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import paths
-from r1hpc.config.hub import local_folder
+from r1hpc.config.paths import local_folder
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.model.shape import load_model_config

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.hub import local_folder
-from r1hpc.config.paths import with_absolute_paths
+from r1hpc.config.paths import local_folder, with_absolute_paths
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.plan.model.shape import load_model_config
 

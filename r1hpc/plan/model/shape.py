@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.hub import how_to_fetch, is_hub_name, local_folder
+from r1hpc.config.paths import how_to_fetch, is_hub_name, local_folder
 from r1hpc.plan.model.families import ALIASES, FAMILIES, Family, UnknownModelError
 
 if TYPE_CHECKING:
