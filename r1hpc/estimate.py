@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
+    add_job_words,
     add_run_root,
     file_and_overrides,
-    offer,
     print_result,
     run_command,
 )
@@ -38,7 +39,12 @@ if TYPE_CHECKING:  # only for types: --help must be quick
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _read(argv)
+    from r1hpc.plan.hours.flags import refuse_settled
+
+    parser = _parser()
+    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
+    arguments.target, arguments.overrides = file_and_overrides(arguments.words)
+    refuse_settled(parser, arguments)
     from r1hpc.plan.hours.from_flags import refuse_without_progress
     from r1hpc.plan.hours.text import estimate_text
 
@@ -51,24 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(argv: Sequence[str] | None) -> argparse.Namespace:
-    from r1hpc.plan.hours.flags import refuse_settled
-
-    parser = _parser()
-    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
-    arguments.target, arguments.overrides = file_and_overrides(arguments.words)
-    refuse_settled(parser, arguments)
-    return arguments
-
-
 def _parser() -> ArgumentParser:
     from r1hpc.plan.hours.flags import METHODS, add_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
-    words = parser.add_argument(
-        "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="a job file, or flags alone"
-    )
-    offer(words, "r1hpc.config.assets:job_words")
+    add_job_words(parser, "JOB.yaml | KEY=VALUE", "a job file, or flags alone")
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
@@ -111,30 +104,32 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> Estimate:
-    from r1hpc.plan.hours.from_flags import estimate_of_flags
+    from r1hpc.plan.hours.from_flags import estimate_of_flags, rates_of_flags
 
     if arguments.method == "measured":
-        return _of_measured_run(arguments)
+        from r1hpc.accounting.open_ledger import measured_run
+        from r1hpc.base.choose_run import choose_run
+
+        if arguments.target is None:
+            raise UsageError(
+                "--method measured needs a run: python -m r1hpc.estimate RUN_DIR --method measured"
+            )
+        return measured_run(choose_run(arguments.target, arguments.run_root), time.time())
     if arguments.target is not None:
-        return _of_job(arguments)
+        from r1hpc.submission.job_estimate import estimate_job
+
+        return estimate_job(
+            arguments.target,
+            arguments.overrides,
+            cluster=arguments.cluster,
+            gpu=arguments.gpu,
+            num_gpus=arguments.num_gpus,
+            rates=rates_of_flags(arguments),
+            by_article=arguments.method == "seed",
+        )
     if arguments.overrides:
         raise UsageError(f"{printable(arguments.overrides[0])} changes a job file, and none is given")
     return estimate_of_flags(arguments)
-
-
-def _of_job(arguments: argparse.Namespace) -> Estimate:
-    from r1hpc.plan.hours.from_flags import rates_of_flags
-    from r1hpc.submission.job_estimate import estimate_job
-
-    return estimate_job(
-        arguments.target,
-        arguments.overrides,
-        cluster=arguments.cluster,
-        gpu=arguments.gpu,
-        num_gpus=arguments.num_gpus,
-        rates=rates_of_flags(arguments),
-        by_article=arguments.method == "seed",
-    )
 
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
@@ -155,17 +150,6 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
         note = f"corrected by this site's runs: {extra['correction']['basis']}{before}"
         now = replace(now, notes=(note, *now.notes))
     return now, extra
-
-
-def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
-    import time
-
-    from r1hpc.accounting.open_ledger import measured_run
-    from r1hpc.base.choose_run import choose_run
-
-    if arguments.target is None:
-        raise UsageError("--method measured needs a run: python -m r1hpc.estimate RUN_DIR --method measured")
-    return measured_run(choose_run(arguments.target, arguments.run_root), time.time())
 
 
 if __name__ == "__main__":

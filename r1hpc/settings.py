@@ -15,9 +15,9 @@ from r1hpc.base.choose_run import choose_run
 from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
+    add_job_words,
     add_run_root,
     file_and_overrides,
-    offer,
     print_result,
     run_command,
 )
@@ -35,16 +35,19 @@ _SHORTEST_VALUE, _LONGEST_VALUE = 8, 48
 
 def main(argv: Sequence[str]) -> int:
     """Print the settings and return the exit status."""
-    arguments = _parser().parse_intermixed_args(list(argv))
-    if arguments.reference:
-        from r1hpc.config.reference import reference
+    parser = ArgumentParser(prog="python -m r1hpc.settings", description=__doc__)
+    add_job_words(parser, "JOB.yaml | CHAIN | KEY=VALUE", "job file, or run or chain; overrides")
+    parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
+    parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
+    parser.add_argument("--schema", action="store_true", help="jobs/schema.json: JSON Schema of job files")
+    add_cluster(parser)
+    add_run_root(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_intermixed_args(list(argv))
+    if arguments.reference or arguments.schema:
+        from r1hpc.config.reference import reference, schema_text
 
-        print(reference(), end="")
-        return 0
-    if arguments.schema:
-        from r1hpc.config.json_schema import as_text
-
-        print(as_text(), end="")
+        print(reference() if arguments.reference else schema_text(), end="")
         return 0
     file, overrides = file_and_overrides(arguments.words)
     stages = _frozen(file, arguments.run_root) if file else {}
@@ -63,24 +66,6 @@ def main(argv: Sequence[str]) -> int:
     text = "\n\n".join(f"{name}\n{_table(found)}".lstrip("\n") for name, found in stages.items())
     print_result(shown.get("", shown), text, arguments.json)
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.settings", description=__doc__)
-    words = parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="JOB.yaml | CHAIN | KEY=VALUE",
-        help="job file, or run or chain; overrides",
-    )
-    offer(words, "r1hpc.config.assets:job_words")
-    parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
-    parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
-    parser.add_argument("--schema", action="store_true", help="jobs/schema.json: JSON Schema of job files")
-    add_cluster(parser)
-    add_run_root(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
 
 
 def _frozen(given: str, run_root: str | None) -> "dict[str, list[Setting]]":

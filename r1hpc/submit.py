@@ -27,7 +27,14 @@ from types import ModuleType
 from typing import Any
 
 from r1hpc.base.choose_run import RUN_NAMES
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command, split_script_words
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_job_words,
+    file_and_overrides,
+    offer,
+    run_command,
+    split_script_words,
+)
 from r1hpc.base.run_dir import run_root_of
 
 
@@ -72,13 +79,7 @@ def _parser() -> ArgumentParser:
     from r1hpc.slurm.flags import add_submission_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.submit", description=__doc__)
-    words = parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="JOB.yaml | SCRIPT.py | KEY=VALUE",
-        help="job file or script, dotted overrides",
-    )
-    offer(words, "r1hpc.config.assets:job_words")
+    add_job_words(parser, "JOB.yaml | SCRIPT.py | KEY=VALUE", "job file or script, dotted overrides")
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
     name = parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")
     offer(name, RUN_NAMES)
@@ -106,8 +107,7 @@ def _prepare_inside_job(
 ) -> int:
     """For sbatch/train.sh: print this job's ranks per node and the path of its run folder.
 
-    Raises:
-        MustNotGoOnError, NotTheNodeError: their statuses tell the script that the node is not at fault.
+    The statuses of MustNotGoOnError and NotTheNodeError tell the script that the node is not at fault.
     """
     from r1hpc.attempt.rivals import MustNotGoOnError, is_final, refuse_a_full_disk
     from r1hpc.base.errors import R1hpcError

@@ -19,8 +19,8 @@ from typing import Any
 
 from r1hpc.base.cli import (
     ArgumentParser,
+    add_job_words,
     file_and_overrides,
-    offer,
     print_result,
     refuse_folder,
     run_command,
@@ -32,8 +32,21 @@ from r1hpc.base.tables import wrap
 
 
 def main(argv: Sequence[str]) -> int:
+    from r1hpc.slurm.flags import add_submission_flags
+
+    parser = ArgumentParser(prog="python -m r1hpc.sweep", description=__doc__)
+    add_job_words(parser, "JOB.yaml | KEY=A,B | KEY=0..9 | SWEEP", "job and values, or a sweep")
+    parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
+    parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
+    parser.add_argument(
+        "--keep", type=_share, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
+    )
+    parser.add_argument("--by", metavar="NUMBER", help="compare by loss, reward, pass@1, ...")
+    parser.add_argument("--run-name", metavar="NAME", help="of the sweep; default JOB-sweep")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="with SWEEP: also draw a chart, as PNG")
+    add_submission_flags(parser)
     words, of_script = split_script_words(argv)
-    arguments = _parser().parse_intermixed_args(words)
+    arguments = parser.parse_intermixed_args(words)
     os.umask(0o077)
     word, given = file_and_overrides(arguments.words)
     from r1hpc.sweeps.definition import SweepDir
@@ -52,26 +65,6 @@ def main(argv: Sequence[str]) -> int:
         text = as_text(shown)
     print_result(shown, text, arguments.json)
     return 0
-
-
-def _parser() -> ArgumentParser:
-    from r1hpc.slurm.flags import add_submission_flags
-
-    parser = ArgumentParser(prog="python -m r1hpc.sweep", description=__doc__)
-    words = parser.add_argument(
-        "words", nargs="*", metavar="JOB.yaml | KEY=A,B | KEY=0..9 | SWEEP", help="job and values, or a sweep"
-    )
-    offer(words, "r1hpc.config.assets:job_words")
-    parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
-    parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
-    parser.add_argument(
-        "--keep", type=_share, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
-    )
-    parser.add_argument("--by", metavar="NUMBER", help="compare by loss, reward, pass@1, ...")
-    parser.add_argument("--run-name", metavar="NAME", help="of the sweep; default JOB-sweep")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="with SWEEP: also draw a chart, as PNG")
-    add_submission_flags(parser)
-    return parser
 
 
 def _share(given: str) -> float:

@@ -131,7 +131,11 @@ def answer_tab(parser: argparse.ArgumentParser) -> None:
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; an R1hpcError becomes its message on stderr."""
-    _write_whatever_comes()
+    # Output fails quietly if it is closed (`>&-`) or cannot hold a character (LANG=C).
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -185,14 +189,6 @@ def _missing(module: str) -> str:
     )
 
 
-def _write_whatever_comes() -> None:
-    """Let output fail quietly if it is closed (`>&-`) or cannot hold a character (LANG=C)."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-
-
 def _short(message: str) -> str:
     """Shorten long lines of a message; the end, which names the fix, is kept."""
     lines = message.splitlines()
@@ -200,11 +196,7 @@ def _short(message: str) -> str:
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the arguments beside the flags: at most one file, and KEY=VALUE overrides, in any order.
-
-    Raises:
-        UsageError: there are two files.
-    """
+    """Return the file, if any, and the KEY=VALUE overrides beside the flags. Two files are a UsageError."""
     files = [each for each in arguments if "=" not in each]
     if len(files) > 1:
         both = f"{printable(files[0])} and {printable(files[1])}"
@@ -226,11 +218,7 @@ def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def refuse_folder(out: Path | None) -> None:
-    """Refuse a folder, or nothing, as --out FILE.
-
-    Raises:
-        UsageError: names a file in it.
-    """
+    """Raise UsageError if --out FILE is a folder, or nothing."""
     if out is not None and (out.is_dir() or not out.name):
         raise UsageError(f"--out {printable(str(out))} is a folder: name a file, {out / 'report.html'}")
 
@@ -242,10 +230,13 @@ def print_json(value: Any) -> None:
 
 def print_result(shown: Any, text: str, as_json: bool) -> None:
     """Print the result of a command: the one JSON object of --json, or the text for a person."""
-    if as_json:
-        print_json(shown)
-    else:
-        print(text)
+    print(json.dumps(shown) if as_json else text)
+
+
+def add_job_words(parser: argparse.ArgumentParser, metavar: str, about: str) -> None:
+    """Add the arguments `words` for file_and_overrides: a job and KEY=VALUE, which TAB completes."""
+    words = parser.add_argument("words", nargs="*", metavar=metavar, help=about)
+    offer(words, "r1hpc.config.assets:job_words")
 
 
 def add_run_root(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,12 @@
-"""Document every setting with its type, default and meaning, from the schema's source.
+"""Document every setting with its type, default and meaning: as a page, and as JSON Schema for editors.
 
-A field's meaning is the string below it in the schema; a class docstring describes its section.
+A field's meaning is the string below it in the schema's source; a class docstring describes its section.
 """
 
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 from enum import Enum
 from types import NoneType
@@ -13,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 from r1hpc.config.schema.ranges import range_of
 from r1hpc.config.schema.run import RunConfig, section_of
+from r1hpc.config.stages import STAGES
 
 _HEAD = """# Settings
 
@@ -21,17 +23,18 @@ schema by `python -m r1hpc.settings --reference`. What a run would have, and whi
 came from: `python -m r1hpc.settings JOB.yaml [KEY=VALUE …]`.
 
 """
-
-
 _TYPES = {
-    str: "text",
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-    list: "list",
-    dict: "mapping",
-    NoneType: "null",
+    str: ("text", "string"),
+    int: ("whole number", "integer"),
+    float: ("number", "number"),
+    bool: ("true or false", "boolean"),
+    list: ("list", "array"),
+    dict: ("mapping", "object"),
+    NoneType: ("null", "null"),
 }
+"""In words, and in JSON Schema."""
+_BOUNDS = {"least": "minimum", "above": "exclusiveMinimum", "most": "maximum", "below": "exclusiveMaximum"}
+_STRINGS = {"type": "array", "items": {"type": "string"}}
 
 
 def reference() -> str:
@@ -90,8 +93,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{each.value}`" for each in annotation)
     origin = get_origin(annotation)
     if origin in _TYPES:
-        return _TYPES[origin]
-    return " or ".join(_TYPES[part] for part in get_args(annotation) or (annotation,))
+        return _TYPES[origin][0]
+    return " or ".join(_TYPES[part][0] for part in get_args(annotation) or (annotation,))
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:
@@ -109,3 +112,67 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of a job file, of one run or of a chain with `stages`, as text."""
+    run = _schema_section(RunConfig)
+    sections = {name: shape for name, shape in run["properties"].items() if "properties" in shape}
+    run["properties"] |= {name: {"$ref": f"#/definitions/{name}"} for name in sections}
+    include = {**_STRINGS, "description": "Presets in configs/, or files; the later wins."}
+    run["properties"] = {"include": include, **run["properties"]}
+    run["properties"]["stage"]["examples"] = list(STAGES)
+    names = {"name": {"type": "string"}, "needs": {**_STRINGS, "description": "Stages that come before it."}}
+    stage = {**run, "properties": {**names, **run["properties"]}, "required": ["name"]}
+    stages = {"type": "array", "items": stage, "description": "A chain: each stage is a job of its own."}
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "r1hpc job file",
+        **run,
+        "properties": {**run["properties"], "stages": stages},
+        "definitions": sections,
+    }
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def _schema_section(schema: type) -> dict[str, Any]:
+    said = meanings(schema)
+    fields = {}
+    for each in dataclasses.fields(schema):
+        section, meaning = section_of(each), said.get(each.name, "")
+        fields[each.name] = _schema_section(section) if section else _schema_setting(each, meaning)
+    return {
+        "type": ["object", "null"],
+        "description": " ".join((schema.__doc__ or "").split()),
+        "properties": fields,
+        "additionalProperties": False,
+    }
+
+
+def _schema_setting(field: "dataclasses.Field[Any]", meaning: str) -> dict[str, Any]:
+    allowed, shape = range_of(field), _shape(field.type)
+    if allowed is not None:
+        limits = {word: getattr(allowed, name) for name, word in _BOUNDS.items()}
+        limits = {word: limit for word, limit in limits.items() if limit is not None}
+        if allowed.choices:
+            limits["enum"] = [*allowed.choices, *([None] if "null" in shape["type"] else [])]
+        inner = {"array": "items", "object": "additionalProperties"}.get(str(shape["type"]))
+        shape = {**shape, inner: limits} if inner else {**shape, **limits}
+    if field.default is not dataclasses.MISSING:
+        shape["default"] = field.default.value if isinstance(field.default, Enum) else field.default
+    return {**shape, "description": meaning} if meaning else shape
+
+
+def _shape(annotation: Any) -> dict[str, Any]:
+    if annotation is Any:
+        return {}
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return {"enum": [each.value for each in annotation]}
+    if get_origin(annotation) is dict:
+        return {"type": "object"}
+    if get_origin(annotation) is list:
+        return {"type": "array", "items": _shape(get_args(annotation)[0])}
+    parts = [_shape(part) for part in get_args(annotation)]
+    if not parts:
+        return {"type": _TYPES[annotation][1]}
+    return {"type": [part["type"] for part in parts]} if all("type" in part for part in parts) else {}
