@@ -29,7 +29,7 @@ from r1hpc.base.cli import (
     split_script_words,
 )
 from r1hpc.base.errors import UsageError
-from r1hpc.base.run_dir import default_run_root
+from r1hpc.base.run_dir import run_root_of
 from r1hpc.base.tables import coloured, wrap
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.preflight.profile import profile_name, write_profile
     from r1hpc.preflight.run_all import examine
 
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
-    overrides += of_script
+    root, overrides = run_root_of(arguments.run_root), [*overrides, *of_script]
     found = examine(job, root, arguments.nodes, arguments.cluster, arguments.partition, overrides)
     profile, file = found.profile, arguments.write_profile
     if file is not None:

@@ -34,11 +34,7 @@ def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[st
 
 
 def existing_run_root(given: str | None) -> Path:
-    """Return the run root, which must exist.
-
-    Raises:
-        UsageError: there is no such folder.
-    """
+    """Return the run root; raise UsageError if there is no such folder."""
     root = run_root_of(given)
     if not root.is_dir():
         raise UsageError(
@@ -52,11 +48,8 @@ def choose_run(
 ) -> RunDir:
     """Return the run folder `given`, or of that name under the run root; by default your newest run there.
 
-    Args:
-        pick: a chain stands for the newest of its stages that this holds for; None: a chain is refused.
-
-    Raises:
-        UsageError: no such run, or none at all; or it is a chain, or none of its stages will do.
+    A chain stands for the newest of its stages that `pick` holds for; without `pick` it is refused. Raise
+    UsageError if there is no such run, or none at all.
     """
     root = run_root_of(run_root)
     if given is None:
@@ -71,8 +64,9 @@ def choose_run(
         return open_run(next((run for run in runs if is_yours(run.path)), runs[0]).path)
     for path in places_of(given, run_root):
         if (path / CHAIN).is_file():
-            stage = _newest_stage(path, pick) if pick is not None else None
-            if stage is not None:
+            begun = [RunDir(each) for each in folders_with(path, "attempts.jsonl")]
+            begun.sort(key=lambda run: _time_of(run.attempts) or 0.0, reverse=True)
+            if pick is not None and (stage := next(filter(pick, begun), None)) is not None:
                 print(f"{path.name}: stage {stage.run_id}", file=sys.stderr)
                 return open_run(stage.path)
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
@@ -87,17 +81,11 @@ def _is_sweep(path: Path) -> UsageError:
     return UsageError(f"{path} is a sweep: see it by `r1hpc sweep {path}`, or name {path / 'POINT'}")
 
 
-def _newest_stage(chain: Path, pick: Callable[[RunDir], bool]) -> RunDir | None:
-    begun = [RunDir(path) for path in folders_with(chain, "attempts.jsonl")]
-    begun.sort(key=lambda run: _time_of(run.attempts) or 0.0, reverse=True)
-    return next(filter(pick, begun), None)
-
-
 def list_runs(root: Path) -> list[RunDir]:
     """Return the runs under a run root, the last submitted first, without those of `unreadable`."""
-    marks = [(RunDir(path), _config_time(path)) for path in _folders(root)]
-    found = [(time, run.run_id, run) for run, time in marks if time is not None]
-    return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
+    times = {path: _time_of(path / "config.yaml") for path in _folders(root)}
+    found = [(time, path.name, path) for path, time in times.items() if time is not None]
+    return [RunDir(path) for _, _, path in sorted(found, reverse=True)]
 
 
 def is_yours(path: Path) -> bool:
@@ -114,16 +102,17 @@ def all_runs(root: Path) -> list[RunDir]:
     A stage that a chain reuses from another one is that one's.
     """
     found = list_runs(root)
-    stages = [run for path in _folders(root) if _config_time(path) is None for run in list_runs(path)]
-    found += [run for run in stages if not run.path.is_symlink()]
-    return sorted(found, key=lambda run: _config_time(run.path) or 0.0, reverse=True)
+    for path in _folders(root):
+        if _time_of(path / "config.yaml") is None:
+            found += [run for run in list_runs(path) if not run.path.is_symlink()]
+    return sorted(found, key=lambda run: _time_of(run.config) or 0.0, reverse=True)
 
 
 def unreadable(root: Path) -> list[str]:
     """Return a sentence on each folder that may be a run but cannot be read as one."""
     said = []
     folders = _folders(root)
-    inside = [inner for path in folders if _config_time(path) is None for inner in _folders(path)]
+    inside = [inner for path in folders if _time_of(path / "config.yaml") is None for inner in _folders(path)]
     for path in (*folders, *inside):
         try:
             if (path / "attempts.jsonl").is_file() and not (path / "config.yaml").is_file():
@@ -146,12 +135,8 @@ def _folders(root: Path) -> list[Path]:
         return []
 
 
-def _config_time(path: Path) -> float | None:
-    """Return the time a run's config.yaml was written; None if it is missing or cannot be read."""
-    return _time_of(path / "config.yaml")
-
-
 def _time_of(mark: Path) -> float | None:
+    """Return the time a file was written; None if it is missing or cannot be read."""
     try:
         return mark.stat().st_mtime if mark.is_file() else None
     except OSError:

@@ -29,16 +29,12 @@ _BATCH_LINES = 256
 
 def fsync_dir(path: Path) -> None:
     """Make a folder's entries durable; fsync of a file does not cover its name."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_file(path, os.O_DIRECTORY)
 
 
-def fsync_file(path: Path) -> None:
+def fsync_file(path: Path, flags: int = 0) -> None:
     """Make the bytes of an existing file durable."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(fd)
     finally:
@@ -84,11 +80,7 @@ def files_of_lines(folder: Path) -> list[Path]:
 
 def matching(path: Path) -> list[Path]:
     """Return the file or folder itself, else the files that match a pattern in the path's last part
-    (`train-*.parquet`), sorted by name.
-
-    Raises:
-        UsageError: it is no pattern.
-    """
+    (`train-*.parquet`), sorted by name. Raise UsageError if it is no pattern."""
     if path.exists():
         return [path]
     if not any(sign in path.name for sign in "*?["):
@@ -102,9 +94,8 @@ def matching(path: Path) -> list[Path]:
 def open_plain(path: Path) -> BinaryIO:
     """Open a file for reading bytes; never block on a pipe.
 
-    Raises:
-        FileNotFoundError: there is none.
-        StateError: it is a folder, a pipe or a device, or cannot be read.
+    Raise FileNotFoundError if there is none, StateError for a folder, a pipe, a device, or a file that cannot
+    be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -121,9 +112,8 @@ def open_plain(path: Path) -> BinaryIO:
 def read_json(path: Path, shape: Any = Any) -> Any:
     """Return the value in a JSON file.
 
-    Raises:
-        FileNotFoundError: there is none.
-        StateError: not JSON, or another shape; names the file and what is wrong.
+    Raise FileNotFoundError if there is none; StateError, which names the mistake, if it is not JSON or of
+    another shape.
     """
     with open_plain(path) as file:
         raw = file.read()
@@ -176,8 +166,7 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
 def read_records(path: Path, shape: Any = Any) -> list[dict[str, Any]]:
     """Return all complete JSON objects of that shape in a file of lines; empty if the file is missing.
 
-    Raises:
-        StateError: it is no plain file, or cannot be read.
+    Raise StateError if it is no plain file, or cannot be read.
     """
     return list(iter_records(path, shape))
 
@@ -281,8 +270,7 @@ class GrowingFile:
 def check_owned(path: Path) -> None:
     """Refuse a file that somebody else could have planted, before unpickling or executing it.
 
-    Raises:
-        StateError: a symlink, a file of another user, or one that others may write.
+    Raise StateError for a symlink, a file of another user, or one that others may write.
     """
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):

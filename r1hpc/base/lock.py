@@ -27,14 +27,9 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def held(path: Path, name: str, role: str) -> Iterator[int]:
-    """Hold the lock; yield the descriptor, which a child process may inherit and keep.
+    """Hold the lock on `name` as `role`; yield the descriptor, which a child process may inherit and keep.
 
-    Args:
-        name: what is locked, for the message.
-        role: who holds it, for the message to others.
-
-    Raises:
-        UsageError: another process holds it; the message says which.
+    Raise UsageError if another process holds it; the message says which.
     """
     fd = hold(path, role)
     if fd is None:

@@ -25,11 +25,7 @@ def check_name(value: str, what: str) -> str:
 
 
 def at_home(path: str) -> str:
-    """Return a path with a leading ~/ replaced by the home folder.
-
-    Raises:
-        UsageError: there is no home folder.
-    """
+    """Return a path with a leading ~/ replaced by the home folder; raise UsageError if there is none."""
     if not path.startswith("~/"):
         return path
     found = path if os.environ.get("HOME") == "" else os.path.expanduser(path)  # noqa: PTH111

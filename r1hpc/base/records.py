@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, NamedTuple
 
@@ -26,8 +26,7 @@ Check = Callable[[Any], str | None]
 """Returns the mistake, to follow the value's name (" is 'two', not a number"), or None."""
 _MOST_SHOWN = 40
 _LARGEST = 2**63
-_NO_DEFAULT = dataclasses.MISSING
-_MISSING = object()
+_MISSING = dataclasses.MISSING
 
 
 class Between(NamedTuple):
@@ -71,32 +70,22 @@ def check_of(shape: Any) -> Check:
         return _list_of(check_of(arguments[0]))
     if origin in (dict, Mapping):
         return _mapping_of(check_of(arguments[1]))
-    return _check_of_class(origin or shape)
-
-
-def _check_of_class(shape: Any) -> Check:
+    shape = origin or shape
     if shape in _PLAIN:
         return _PLAIN[shape]
     if issubclass(shape, Enum):
         return _one_of([each.value for each in shape])
     hints = typing.get_type_hints(shape, include_extras=True)
     if dataclasses.is_dataclass(shape):
-        optional = {f.name for f in dataclasses.fields(shape) if _has_default(f)}
-        return _object(hints, optional)
+        required = {f.name for f in dataclasses.fields(shape) if f.default is f.default_factory is _MISSING}
+        return _object(hints, required)
     if typing.is_typeddict(shape):
-        plain = typing.get_type_hints(shape)
-        kept = {name: _without_notrequired(hint) for name, hint in hints.items()}
-        return _object(kept, set(plain) - shape.__required_keys__)
+        for name, hint in hints.items():
+            if typing.get_origin(hint) is typing.NotRequired:
+                hints[name] = typing.get_args(hint)[0]
+        return _object(hints, shape.__required_keys__)
     assert issubclass(shape, tuple), f"{shape} is no shape"
     return _row([check_of(hint) for hint in hints.values()])
-
-
-def _has_default(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is not _NO_DEFAULT or field.default_factory is not _NO_DEFAULT
-
-
-def _without_notrequired(hint: Any) -> Any:
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
 
 
 def _boolean(value: Any) -> str | None:
@@ -202,19 +191,18 @@ def _mapping_of(check: Check) -> Check:
     return checked
 
 
-def _object(hints: Mapping[str, Any], optional: set[str]) -> Check:
-    checks = [(name, check_of(hint), name in optional) for name, hint in hints.items()]
+def _object(hints: Mapping[str, Any], required: Collection[str]) -> Check:
+    checks = [(name, check_of(hint), name in required) for name, hint in hints.items()]
 
     def checked(value: Any) -> str | None:
         if not isinstance(value, dict):
             return _not(value, "an object")
-        for name, check, may_be_missing in checks:
+        for name, check, is_required in checks:
             each = value.get(name, _MISSING)
             if each is _MISSING:
-                if may_be_missing:
-                    continue
-                return f".{name} is missing"
-            if (said := check(each)) is not None:
+                if is_required:
+                    return f".{name} is missing"
+            elif (said := check(each)) is not None:
                 return f".{name}{said}"
         return None
 

@@ -149,9 +149,7 @@ def places_of(given: str | Path, run_root: str | Path | None) -> tuple[Path, Pat
 def open_run(path: Path | str) -> RunDir:
     """Return the run folder at `path`, or of that name under the run root.
 
-    Raises:
-        UsageError: there is none.
-        StateError: others may write the folder.
+    Raise UsageError if there is none, StateError if others may write the folder.
     """
     run = find_run(path)
     check_private(run)
@@ -159,11 +157,8 @@ def open_run(path: Path | str) -> RunDir:
 
 
 def find_run(path: Path | str) -> RunDir:
-    """Return the run folder like open_run, for callers that neither execute nor unpickle its files.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the run folder like open_run, also one that others may write: for callers that neither
+    execute nor unpickle its files."""
     for candidate in (Path(path), default_run_root() / path):
         run = RunDir(candidate)
         if run.config.is_file() or run.attempts.is_file():
@@ -176,10 +171,6 @@ def find_run(path: Path | str) -> RunDir:
 
 
 def check_private(run: RunDir) -> None:
-    """Refuse a run folder that others may write, since its files are executed.
-
-    Raises:
-        StateError: others may write the folder.
-    """
+    """Raise StateError if others may write a run folder, since its files are executed."""
     if run.path.stat().st_mode & 0o022:
         raise StateError(f"others may write the run folder {run.path}; run: chmod go-w {run.path}")
