@@ -3,14 +3,16 @@
 Loads no YAML, since completion must be quick.
 """
 
+import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
+from r1hpc.config.schema.ranges import range_of
 from r1hpc.config.schema.run import settings_of
 
 
@@ -29,8 +31,7 @@ def own_profiles() -> Path:
 def find_job(name: str, what: str = "job") -> Path:
     """Return the job file at path `name`, or of that name in jobs/ (with or without .yaml).
 
-    Raises:
-        ConfigError: neither exists (names the known jobs), or it is a folder.
+    Raise ConfigError if neither exists (names the known jobs), or it is a folder.
     """
     jobs = assets("jobs")
     # jobs/smoke.yaml works from any folder; another folder's name must not lead to a job of ours.
@@ -50,11 +51,7 @@ def find_job(name: str, what: str = "job") -> Path:
 def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path, *own: Path) -> Path:
     """Return the first candidate that is a file.
 
-    Args:
-        own: the user's folders that were searched too.
-
-    Raises:
-        ConfigError: there is none; lists the YAML files of `folder` and `own`.
+    If there is none, ConfigError lists the YAML files of `folder` and of `own`, the user's folders.
     """
     for candidate in candidates:
         if candidate.is_file():
@@ -104,8 +101,9 @@ def job_words(prefix: str, **_: Any) -> list[str]:
     """Complete jobs by name and setting keys; after `KEY=` the named values it may have."""
     if "=" in prefix:
         key = prefix.partition("=")[0]
-        return [f"{key}={value}" for value in dict(_settings()).get(key, ())]
-    return [*names_in("jobs"), *(f"{key}=" for key, _ in _settings())]
+        fields = dict(settings_of())
+        return [f"{key}={value}" for value in (_values(fields[key]) if key in fields else ())]
+    return [*names_in("jobs"), *(f"{key}=" for key, _ in settings_of())]
 
 
 def cluster_profiles(**_: Any) -> list[str]:
@@ -120,15 +118,10 @@ def recipes(**_: Any) -> list[str]:
     return names_in("shards")
 
 
-def _settings() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (dotted key, its named values) of each setting."""
-    for key, field in settings_of():
-        yield key, _names(field.type, field.metadata.get("range"))
-
-
-def _names(hint: Any, allowed: Any) -> tuple[str, ...]:
-    if hint is bool:
+def _values(field: "dataclasses.Field[Any]") -> Iterable[str]:
+    """Return the named values that a setting may have."""
+    if field.type is bool:
         return ("true", "false")
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return tuple(str(member.value) for member in hint)
-    return tuple(map(str, getattr(allowed, "choices", ())))
+    if isinstance(field.type, type) and issubclass(field.type, Enum):
+        return [str(member.value) for member in field.type]
+    return map(str, getattr(range_of(field), "choices", ()))

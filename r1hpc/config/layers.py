@@ -200,8 +200,7 @@ def is_removed(key: str) -> bool:
 def read_yaml(path: Path, loader: type[UniqueKeyLoader] = Loader) -> dict[str, Any]:
     """Return the keys and values of a YAML file; an empty file has none.
 
-    Raises:
-        ConfigError: unreadable, too large, not valid, or not keys and values.
+    Raise ConfigError if it is unreadable, too large, not valid, or does not hold keys and values.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:

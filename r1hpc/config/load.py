@@ -49,9 +49,7 @@ _BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
 
 
 def load(
-    job: Path | str | None = None,
-    overrides: Sequence[str] = (),
-    cluster: str | None = None,
+    job: Path | str | None = None, overrides: Sequence[str] = (), cluster: str | None = None
 ) -> RunConfig:
     """Return the RunConfig of a job file, a cluster profile and `key=value` overrides.
 
@@ -69,11 +67,7 @@ def load(
 
 
 def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the files of a job with their contents, the later wins.
-
-    Raises:
-        ConfigError: no such job, or it is a chain.
-    """
+    """Return the files of a job with their contents, the later wins. A chain is refused."""
     path = find_job(str(job))
     content = read_job(path)
     if "stages" in content:
@@ -115,11 +109,7 @@ def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | No
 def merge_layers(
     layers: Sequence[dict[str, Any]], overrides: Sequence[str] = (), cluster: str | None = None
 ) -> RunConfig:
-    """Return the RunConfig of layers, the cluster profile and overrides; the later wins.
-
-    Raises:
-        ConfigError: as `load`.
-    """
+    """Return the RunConfig of layers, the cluster profile and overrides; the later wins."""
     profile = profile_layer(cluster)
     if profile is not None:
         layers = [*layers, profile[1]]
@@ -187,11 +177,7 @@ def as_layer(config: RunConfig) -> dict[str, Any]:
 
 
 def read(path: Path) -> RunConfig:
-    """Return the configuration frozen in a run folder.
-
-    Raises:
-        ConfigError: names the file, and what is wrong in it.
-    """
+    """Return the configuration frozen in a run folder; a ConfigError names the file and what is wrong."""
     layer = read_yaml(path)
     try:
         return restore(layer)
@@ -207,16 +193,12 @@ def restore(layer: dict[str, Any]) -> RunConfig:
 
 
 def read_section(path: Path, schema: type[_T]) -> _T:
-    """Return a YAML file that has a schema of its own (a budget, a campaign), checked as settings are.
-
-    Raises:
-        ConfigError: names the file, and the key or value.
-    """
+    """Return a YAML file that has a schema of its own (a budget, a campaign), checked as settings are."""
     return as_section(read_yaml(path), schema, str(path))
 
 
 def as_section(values: Mapping[str, Any], schema: type[_T], where: str) -> _T:
-    """Return plain values in their schema; an empty one is the default. `where`: for errors, see above."""
+    """Return plain values in their schema; an empty one is the default. A ConfigError begins with `where`."""
     known = [each.name for each in dataclasses.fields(cast(Any, schema))]
     try:
         for key in values:
@@ -354,8 +336,7 @@ def _plain(value: Any) -> Any:
 def parse_override(item: str) -> dict[str, Any]:
     """Return `section.key=value` as nested keys; mappings are marked, since `=` replaces the earlier one.
 
-    Raises:
-        ConfigError: not KEY=VALUE, not YAML, or not a key of the schema.
+    Raise ConfigError if it is not KEY=VALUE, not YAML, or not a key of the schema.
     """
     key, sign, text = item.partition("=")
     if not sign or not key:

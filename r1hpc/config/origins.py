@@ -31,11 +31,7 @@ class Setting:
 def resolved(
     job: Path | str | None = None, overrides: Sequence[str] = (), cluster: str | None = None
 ) -> list[Setting]:
-    """Return every key of the schema, in its order.
-
-    Raises:
-        ConfigError: as `load`.
-    """
+    """Return every key of the schema, in its order, with its value after `load`."""
     values = as_layer(load(job, overrides, cluster))
     layers = list(named_layers(job)) if job is not None else []
     profile = profile_layer(cluster)

@@ -63,11 +63,7 @@ def template_file(model: ModelConfig, code: Path | None = None) -> Path:
 
 
 def find(spec: str) -> Plugin:
-    """Return the current files of a name.
-
-    Raises:
-        ConfigError: no such file or module, or a name that cannot be imported.
-    """
+    """Return the current files of a name; raise ConfigError if there are none or it cannot be imported."""
     target, _, attribute = spec.rpartition(":")
     if not is_own(spec) or (Path(spec).is_absolute() and not target.endswith(".py")):
         template = Path(spec).absolute()
@@ -94,11 +90,8 @@ def find(spec: str) -> Plugin:
 def locate(spec: str, code: Path | None = None) -> Plugin:
     """Return the verified frozen copy in `code`/plugins; if nothing is frozen, the current files.
 
-    Args:
-        code: a run's frozen code; None: this package's location, which in a job is the frozen code.
-
-    Raises:
-        ConfigError: like `find`, or the copy was changed.
+    Without `code` it looks beside this package, which in a job is the frozen code. Raise ConfigError like
+    `find`, or if the copy was changed.
     """
     folder = (code or _CODE) / FOLDER
     entry = _index(folder).get(spec)
@@ -129,11 +122,7 @@ def freeze_plugins(specs: Iterable[str], code: Path, copy: Callable[[str, str], 
 
 
 def refuse_changes(specs: Iterable[str], code: Path) -> None:
-    """Refuse to continue a run if its custom code changed since it was frozen.
-
-    Raises:
-        ConfigError: names the code, and how to continue.
-    """
+    """Refuse to continue a run if its custom code changed since it was frozen (ConfigError)."""
     for spec in specs:
         entry = _index(code / FOLDER).get(spec)
         if entry is None:
@@ -162,11 +151,7 @@ def freeze_files(named: Mapping[str, Sequence[Path]], code: Path) -> None:
 
 
 def refuse_changed_files(code: Path) -> None:
-    """Refuse to continue a run if its question files changed since it was frozen.
-
-    Raises:
-        ConfigError: names the files, and how to continue.
-    """
+    """Refuse to continue a run if its question files changed since it was frozen (ConfigError)."""
     record = code / FOLDER / _FILES
     for path, digests in (read_json(record) if record.is_file() else {}).items():
         files = of_one_kind(Path(path))

@@ -81,8 +81,7 @@ LOOKS: dict[str, Look] = {
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-{1,4}(?!-)[^-]*)*(?:-----END [A-Z ]*-----)?"),
     ),
     "a line of a .netrc": Look(
-        ("machine ",),
-        re.compile(r"\bmachine[ \t]+\S+\s+(?:(?:login|account)\s+\S+\s+)*password\s+\S+"),
+        ("machine ",), re.compile(r"\bmachine[ \t]+\S+\s+(?:(?:login|account)\s+\S+\s+)*password\s+\S+")
     ),
 }
 
@@ -141,20 +140,15 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
     text = _USERINFO.sub(rf"\1{REDACTED}@", text)
     for look in LOOKS.values():
         text = look.pattern.sub(REDACTED, text)
-    return _ASSIGNED.sub(_hide_value, text)
-
-
-def _hide_value(found: re.Match[str]) -> str:
-    if _PLAIN.fullmatch(found["value"]):
-        return found[0]
-    return f"{found['name']}{REDACTED}"
+    return _ASSIGNED.sub(
+        lambda found: found[0] if _PLAIN.fullmatch(found["value"]) else f"{found['name']}{REDACTED}", text
+    )
 
 
 def refuse_secrets(config: "RunConfig", overrides: Sequence[str]) -> None:
     """Refuse a configuration with a secret in clear text, before anything is written.
 
-    Raises:
-        ConfigError: names the key, never the value.
+    The ConfigError names the key, never the value.
     """
     known = secret_values(os.environ)
     for name, value in config.cluster.environment.items():

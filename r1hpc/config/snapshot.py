@@ -43,8 +43,7 @@ def freeze(
     overrides: Sequence[str],
     shared: RunDir | None = None,
 ) -> None:
-    """Write config.yaml, code/ (custom code in code/plugins/) and environment.json into an existing run
-    folder.
+    """Write config.yaml, code/ (custom code in code/plugins/) and environment.json into a run folder.
 
     Args:
         argv, overrides: as given; recorded redacted.
@@ -97,7 +96,7 @@ def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
                 f"{Path(place).relative_to(target)} holds what looks like {kind}: it would be copied into "
                 "the run folder. Take it out of the code, then submit again"
             )
-        with open(place, "xb", opener=_private) as file:
+        with open(place, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(content)
 
     package = Path(load.__file__).resolve().parent.parent
@@ -109,10 +108,6 @@ def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
     plugins.freeze_plugins(own, target, copy)
     for path, _, _ in os.walk(target):
         Path(path).chmod(0o700)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
@@ -164,6 +159,11 @@ def _describe_process(argv: Sequence[str], overrides: Sequence[str], known: Sequ
         for name, value in sorted(os.environ.items())
         if (name in names or name.startswith(prefixes)) and not is_secret_name(name)
     }
+    packages: dict[str, str] = {}  # from the names of the metadata folders alone
+    for folder in dict.fromkeys(sys.path):
+        for path in sorted(Path(folder or ".").glob("*.dist-info")):
+            name, _, version = path.name.removesuffix(".dist-info").partition("-")
+            packages.setdefault(name, version)
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
@@ -172,16 +172,6 @@ def _describe_process(argv: Sequence[str], overrides: Sequence[str], known: Sequ
         "overrides": [redact(item, known) for item in overrides],
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",  # platform() runs uname
-        "packages": _packages(),
+        "packages": dict(sorted(packages.items(), key=lambda pair: pair[0].lower())),
         "environment": environment,
     }
-
-
-def _packages() -> dict[str, str]:
-    """Return every installed distribution and its version, from the metadata folder names alone."""
-    found: dict[str, str] = {}
-    for folder in dict.fromkeys(sys.path):
-        for path in sorted(Path(folder or ".").glob("*.dist-info")):
-            name, _, version = path.name.removesuffix(".dist-info").partition("-")
-            found.setdefault(name, version)
-    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))

@@ -46,11 +46,7 @@ _TIMEOUT_S = 30.0
 
 
 def check_stage(stage: str) -> None:
-    """Refuse a stage that nobody provides.
-
-    Raises:
-        ConfigError: names the nearest stage.
-    """
+    """Refuse a stage that nobody provides; the ConfigError names the nearest one."""
     if stage not in WORKLOADS and stage not in _others():
         known = (*STAGES, *_others())
         raise ConfigError(f"stage is {stage!r}{nearest(stage, known)}; it may be one of {', '.join(known)}")
@@ -59,8 +55,7 @@ def check_stage(stage: str) -> None:
 def find_workload(stage: str) -> Any:
     """Return the workload of a stage.
 
-    Raises:
-        ConfigError: no package provides the stage, or its package cannot be imported.
+    Raise ConfigError if no package provides the stage, or its package cannot be imported.
     """
     if stage in WORKLOADS:
         module, _, name = WORKLOADS[stage].partition(":")
@@ -80,14 +75,9 @@ def _others() -> dict[str, Any]:
 
 
 def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ()) -> None:
-    """Refuse a run whose interpreter lacks a package.
-
-    Raises:
-        UsageError: a package is missing; the message names the command that installs it.
-    """
-    in_image = executor == "slurm" and config.cluster.container.image is not None
-    if in_image:  # an image cannot be inspected from here
-        return
+    """Refuse a run whose interpreter lacks a package; the UsageError names the command that installs it."""
+    if executor == "slurm" and config.cluster.container.image is not None:
+        return  # an image cannot be inspected from here
     require(f"stage={config.stage}", needed, None, config, executor)
     if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES:
         extra = "vllm" if config.resources.gpus_per_node else "vllm-cpu"
@@ -105,16 +95,16 @@ def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ())
 def require(
     setting: str, packages: Sequence[str], extra: str | None, config: RunConfig, executor: str
 ) -> None:
-    """Refuse a setting whose packages are missing.
+    """Raise UsageError for a setting whose packages are missing.
 
-    Args:
-        extra: of r1hpc, which brings the packages. None: the one that brings the first missing package.
-
-    Raises:
-        UsageError: one is missing.
+    `extra` of r1hpc brings the packages. None: the one that brings the first missing package.
     """
     python = config.cluster.python if executor == "slurm" else None
-    missing = _missing(packages, python)
+    if python is None or python == sys.executable:
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    else:  # what only the nodes can tell counts as installed
+        lacking = _lacking(python, OPTIONAL.union(packages)) if packages else []
+        missing = [name for name in packages if name in lacking]
     if missing:
         several, on_slurm = len(missing) > 1, executor == "slurm"
         raise UsageError(
@@ -125,24 +115,12 @@ def require(
 
 
 def refuse_without(setting: str, python: str, packages: Sequence[str]) -> None:
-    """Refuse another interpreter that lacks a package.
-
-    Raises:
-        UsageError: names the package.
-    """
+    """Raise UsageError if another interpreter lacks a package."""
     if lacking := _lacking(python, frozenset(packages)):
         raise UsageError(
             f"{setting}={python} lacks {', '.join(lacking)}, which the checkpoints need: "
             f"`{python} -m pip install {' '.join(lacking)}`"
         )
-
-
-def _missing(packages: Sequence[str], python: str | None) -> list[str]:
-    """Return those that are not installed. If only the nodes can tell, they count as installed."""
-    if python is None or python == sys.executable:
-        return [name for name in packages if importlib.util.find_spec(name) is None]
-    lacking = _lacking(python, OPTIONAL.union(packages)) if packages else []
-    return [name for name in packages if name in lacking]
 
 
 @functools.cache

@@ -69,11 +69,7 @@ def range_of(field: "dataclasses.Field[Any]") -> Range | None:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Check every setting of a section and its subsections against its range.
-
-    Raises:
-        ConfigError: the first one out of range, or that no file can hold.
-    """
+    """Raise ConfigError for the first setting that is out of its range, or that no file can hold."""
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):

@@ -153,11 +153,7 @@ class RolloutConfig:
                 )
 
     def check_new(self) -> None:
-        """Refuse values that only older runs may keep when they continue.
-
-        Raises:
-            ConfigError: an option of vLLM that may change what is sampled.
-        """
+        """Refuse options of vLLM that may change what is sampled; older runs may keep them."""
         for name, value in self.vllm_options.items():
             if name == "enable_sleep_mode" and value is not False:
                 raise ConfigError(
@@ -254,11 +250,7 @@ class RlConfig:
         self._refuse_idle(_OF_REWARDS)
 
     def check_new(self) -> None:
-        """Refuse values that only older runs may keep when they continue.
-
-        Raises:
-            ConfigError: a setting has no effect in this algorithm.
-        """
+        """Refuse settings without effect in this algorithm; older runs may keep them."""
         if self.algorithm == "ppo" and self.baseline != "group":
             raise ConfigError(
                 f"rl.baseline={self.baseline} has no use with PPO, whose baseline is its critic: remove it"

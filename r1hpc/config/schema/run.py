@@ -88,10 +88,8 @@ class ModelConfig:
                 "model.config needs model_type (for example qwen2), or give model.path; "
                 "to change a preset's, write config: !merge {...}"
             )
-        if self.base_quantization != "none":
-            self._check_base()
-
-    def _check_base(self) -> None:
+        if self.base_quantization == "none":
+            return
         quantized = f"model.base_quantization={self.base_quantization}"
         if not self.lora_rank:
             raise ConfigError(

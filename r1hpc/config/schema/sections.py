@@ -68,11 +68,7 @@ class DeepspeedConfig:
     setting here are refused."""
 
     def check_new(self) -> None:
-        """Refuse keys of `extra` that have a setting here; older runs that have some may continue.
-
-        Raises:
-            ConfigError: names the setting.
-        """
+        """Refuse keys of `extra` that have a setting here; older runs that have some may continue."""
         for path, ours in _OWN_OF_DEEPSPEED.items():
             value: Any = self.extra
             for name in path.split("."):
