@@ -75,7 +75,10 @@ def _dispatch(argv: Sequence[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
         return _answer_tab(os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])])
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
+        print("usage: r1hpc COMMAND ... (r1hpc COMMAND --help for each; r1hpc --version)")
+        for heading, commands in GROUPS.items():
+            lines = [f"  {name:14} {purpose}" for name, purpose in commands.items()]
+            print(f"\n{heading}:", *lines, sep="\n")
         return 0
     if argv[0] in ("-V", "--version"):
         print(f"r1hpc {__version__}")
@@ -111,13 +114,6 @@ def _answer_tab(line: str) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     return int(importlib.import_module(f"r1hpc.{name.replace('-', '_')}").main(argv))
-
-
-def _help() -> str:
-    lines = ["usage: r1hpc COMMAND ... (r1hpc COMMAND --help for each; r1hpc --version)"]
-    for heading, commands in GROUPS.items():
-        lines += ["", f"{heading}:", *(f"  {name:14} {purpose}" for name, purpose in commands.items())]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,17 @@ from r1hpc.base.run_dir import run_root_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.budget", description=__doc__)
+    parser.add_argument(
+        "--budget", type=Path, metavar="FILE", help="default $R1HPC_BUDGET, RUN_ROOT/budget.yaml, configs/"
+    )
+    campaign = parser.add_argument(
+        "--campaign", metavar="NAME", help="a plan of stages; default the budget's"
+    )
+    offer(campaign, "r1hpc.config.assets:campaigns")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_run_root(parser)
+    arguments = parser.parse_args(argv)
     from r1hpc.accounting.budget import find_budget, load_budget
     from r1hpc.accounting.budget_status import read_budget_status
     from r1hpc.accounting.campaign import follow_campaign
@@ -38,20 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join(budget_text(path, budget, status, progress, notes, now))
     print_result(budget_json(path, budget, status, progress, notes), text, arguments.json)
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.budget", description=__doc__)
-    parser.add_argument(
-        "--budget", type=Path, metavar="FILE", help="default $R1HPC_BUDGET, RUN_ROOT/budget.yaml, configs/"
-    )
-    campaign = parser.add_argument(
-        "--campaign", metavar="NAME", help="a plan of stages; default the budget's"
-    )
-    offer(campaign, "r1hpc.config.assets:campaigns")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_run_root(parser)
-    return parser
 
 
 if __name__ == "__main__":

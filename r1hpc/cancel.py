@@ -9,20 +9,26 @@ this run's.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from r1hpc.base.choose_run import RUN_NAMES
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
 from r1hpc.base.errors import UsageError
 
-if TYPE_CHECKING:
-    from r1hpc.api import Chain
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.cancel", description=__doc__)
+    run = parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
+    )
+    offer(run, RUN_NAMES)
+    add_run_root(parser)
+    parser.add_argument("--save-first", action="store_true", help="let it save and end by itself")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
     from r1hpc.api import Chain, open_run_or_chain
 
+    shown: dict[str, Any]
     if arguments.run_dir is None:
         raise UsageError("cancel needs the name of a run: python -m r1hpc.status --all lists them")
     from r1hpc.sweeps.definition import SweepDir
@@ -33,38 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         points = cancel_sweep(sweep, arguments.save_first)
         shown = {"sweep": sweep.name, "sweep_dir": str(sweep.path), "points": points}
         text = "\n".join(points.values()) or f"{sweep.name}: no point waits or runs"
-        print_result(shown, text, arguments.json)
-        return 0
-    chosen = open_run_or_chain(arguments.run_dir, arguments.run_root)
-    if isinstance(chosen, Chain):
-        return _cancel_chain(chosen, arguments.save_first, arguments.json)
-    done = chosen.cancel(save_first=arguments.save_first)
-    about = {"run_id": chosen.run_id, "run_dir": str(chosen.path), "job_id": done.job_id}
-    print_result({**about, "action": done.action, "said": done.text}, done.text, arguments.json)
-    return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.cancel", description=__doc__)
-    run = parser.add_argument(
-        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
-    )
-    offer(run, RUN_NAMES)
-    add_run_root(parser)
-    parser.add_argument("--save-first", action="store_true", help="let it save and end by itself")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
-
-
-def _cancel_chain(chain: "Chain", save_first: bool, as_json: bool) -> int:
-    done = chain.cancel(save_first=save_first)
-    stages = [
-        {"stage": name, "run_dir": str(chain[name].path), "action": each.action, "said": each.text}
-        for name, each in done.items()
-    ]
-    shown = {"chain": chain.name, "chain_dir": str(chain.path), "stages": stages}
-    text = "\n".join(each.text for each in done.values())
-    print_result(shown, text or f"{chain.name}: no stage waits or runs", as_json)
+    elif isinstance(chosen := open_run_or_chain(arguments.run_dir, arguments.run_root), Chain):
+        cancelled = chosen.cancel(save_first=arguments.save_first)
+        stages = [
+            {"stage": name, "run_dir": str(chosen[name].path), "action": each.action, "said": each.text}
+            for name, each in cancelled.items()
+        ]
+        shown = {"chain": chosen.name, "chain_dir": str(chosen.path), "stages": stages}
+        text = "\n".join(each.text for each in cancelled.values())
+        text = text or f"{chosen.name}: no stage waits or runs"
+    else:
+        done = chosen.cancel(save_first=arguments.save_first)
+        shown = {"run_id": chosen.run_id, "run_dir": str(chosen.path), "job_id": done.job_id}
+        shown |= {"action": done.action, "said": done.text}
+        text = done.text
+    print_result(shown, text, arguments.json)
     return 0
 
 

@@ -33,23 +33,6 @@ _GREY, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    _check(arguments)
-    model, template, boxed = _model(arguments)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    from r1hpc.train.rollout.chat import Limits, Speaker
-
-    speaker = Speaker(model)
-    limits = Limits(arguments.max_tokens, arguments.temperature, arguments.seed)
-    if arguments.json:
-        print_json(_asked(speaker, limits, arguments.ask, template, boxed))
-    else:
-        _talk(speaker, limits, [arguments.ask] if arguments.ask is not None else _typed(), template)
-    return 0
-
-
-def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.chat", description=__doc__)
     add_run(parser, "a run, a chain (its newest model), or a Hugging Face folder")
     parser.add_argument("--ask", metavar="TEXT", help="ask this, and end")
@@ -59,7 +42,26 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (0)")
     parser.add_argument("--json", action="store_true", help="with --ask: one JSON object on stdout")
-    return parser
+    arguments = parser.parse_args(argv)
+    _check(arguments)
+    model, template, boxed = _model(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    from r1hpc.train.rollout.chat import Limits, Speaker
+
+    speaker = Speaker(model)
+    limits = Limits(arguments.max_tokens, arguments.temperature, arguments.seed)
+    if arguments.json:
+        from r1hpc.tasks.grading.completion import take_apart
+
+        text = "".join(speaker.answer([_message(arguments.ask, template)], limits))
+        parts = take_apart(text, boxed=boxed)
+        print_json(
+            {"question": arguments.ask, "text": text, "thinking": parts.thinking, "answer": parts.answer}
+        )
+    else:
+        _talk(speaker, limits, [arguments.ask] if arguments.ask is not None else _typed(), template)
+    return 0
 
 
 def _check(arguments: Any) -> None:
@@ -133,16 +135,6 @@ def _typed() -> Iterator[str]:
         except EOFError:
             print()
             return
-
-
-def _asked(
-    speaker: "Speaker", limits: "Limits", question: str, template: str | None, boxed: bool
-) -> dict[str, Any]:
-    from r1hpc.tasks.grading.completion import take_apart
-
-    text = "".join(speaker.answer([_message(question, template)], limits))
-    parts = take_apart(text, boxed=boxed)
-    return {"question": question, "text": text, "thinking": parts.thinking, "answer": parts.answer}
 
 
 def _talk(

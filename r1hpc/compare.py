@@ -28,29 +28,6 @@ _HEADINGS = ("", "A", "B", "B - A", "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    from r1hpc.tasks.stats.comparison import compare_answers
-
-    (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
-    found = compare_answers(a, b)
-    head, rows, tests = _head(found, name_a, name_b), _rows(found), _tests(found)
-    if arguments.json:
-        print_json(
-            {
-                "a": name_a,
-                "b": name_b,
-                "verdict": found.verdict or None,
-                **asdict(found),
-                "disagreements": len(found.disagreements),
-            }
-        )
-        return 0
-    table = format_table(_HEADINGS, rows, right=range(1, len(_HEADINGS)), indent="  ")
-    print("\n".join([*head, "", table, "", *(wrap(each, hanging="  ") for each in tests)]))
-    return 0
-
-
-def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.compare", description=__doc__)
     for name in ("a", "b"):
         run = parser.add_argument(
@@ -59,7 +36,26 @@ def _parser() -> ArgumentParser:
         offer(run, RUN_NAMES)
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
+    arguments = parser.parse_args(argv)
+    from r1hpc.tasks.stats.comparison import compare_answers
+
+    (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
+    found = compare_answers(a, b)
+    if arguments.json:
+        shown = {"a": name_a, "b": name_b, "verdict": found.verdict or None, **asdict(found)}
+        print_json({**shown, "disagreements": len(found.disagreements)})
+        return 0
+    lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions in both"]
+    for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
+        lines += [f"  {count:,} more of {who} alone are left out"] if count else []
+    table = format_table(_HEADINGS, _rows(found), right=range(1, len(_HEADINGS)), indent="  ")
+    won = found.discordance
+    p_values = (
+        f"p {found.p_value:.2g} for the accuracy. Greedy answers right in A alone: {won.only_a}, in B "
+        f"alone: {won.only_b}; McNemar p {won.p_value:.2g}"
+    )
+    print(*lines, "", table, "", wrap(p_values, hanging="  "), wrap(_verdict(found), hanging="  "), sep="\n")
+    return 0
 
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
@@ -81,13 +77,6 @@ def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]
     return full_name(run) + ("" if number is None else f"@{number}"), answers
 
 
-def _head(found: Comparison, name_a: str, name_b: str) -> list[str]:
-    lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions in both"]
-    for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
-        lines += [f"  {count:,} more of {who} alone are left out"] if count else []
-    return lines
-
-
 def _rows(found: Comparison) -> list[list[str]]:
     what = "accuracy of the samples" if found.is_sampled else "accuracy of the greedy answers"
     rows = [_row(what, found.accuracy)]
@@ -104,15 +93,6 @@ def _row(what: str, figure: Difference, digits: int = 3) -> list[str]:
     interval = f"[{figure.low:+.{digits}f}, {figure.high:+.{digits}f}]"
     values = (f"{figure.a:.{digits}f}", f"{figure.b:.{digits}f}", f"{figure.b - figure.a:+.{digits}f}")
     return [what, *values, interval]
-
-
-def _tests(found: Comparison) -> list[str]:
-    won = found.discordance
-    return [
-        f"p {found.p_value:.2g} for the accuracy. Greedy answers right in A alone: {won.only_a}, in B "
-        f"alone: {won.only_b}; McNemar p {won.p_value:.2g}",
-        _verdict(found),
-    ]
 
 
 def _verdict(found: Comparison) -> str:

@@ -25,7 +25,12 @@ if TYPE_CHECKING:  # only for types: --help must be quick
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.diagnose", description=__doc__)
+    add_run(parser)
+    parser.add_argument("--attempt", type=int, metavar="K", help="default: the newest")
+    parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
     from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
     from r1hpc.telemetry.diagnosis.summary import names_of
     from r1hpc.telemetry.records.attempts import read_history
@@ -42,15 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     diagnosis = diagnose(run, attempt, end=_end(run, history, attempt), max_bytes=budget)
     print_result(asdict(diagnosis), coloured("\n".join(as_lines(diagnosis))), arguments.json)
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.diagnose", description=__doc__)
-    add_run(parser)
-    parser.add_argument("--attempt", type=int, metavar="K", help="default: the newest")
-    parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
 
 
 def _choose(run: RunDir, history: History, number: int | None) -> Attempt:

@@ -151,11 +151,7 @@ def _submit(arguments: Any, name: str, *more: str) -> Run:
 
 
 def _refuse_job(arguments: Any) -> None:
-    """Refuse an unsuitable job before anything is submitted.
-
-    Raises:
-        UsageError: it is a chain, or of a stage whose runs are not compared step by step.
-    """
+    """Refuse a chain, or a stage whose runs are not compared step by step, before anything is submitted."""
     from r1hpc.config.assets import find_job
     from r1hpc.config.load import is_chain_file, load
     from r1hpc.config.stages import TRAINED_STAGES
@@ -214,7 +210,7 @@ def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list
             refused = "the run was over before: give more --steps"
         done.append(Done(each.name, last, each.causes, each.may_lose_steps, refused, each.way))
         if refused is None:
-            _wait_attempt(run, last + 1)
+            _wait_step(run, 0, last + 1)
     return done
 
 
@@ -289,22 +285,14 @@ def _job(run: Run) -> Any:
     return job
 
 
-def _step(run: Run) -> int:
+def _wait_step(run: Run, step: int, attempt: int = 0) -> None:
+    """Wait until that attempt, or a later one, has taken that step, or a later one."""
     from r1hpc.telemetry.records.metrics import last_steps
 
-    newest = last_steps(run.folder, 1)
-    return newest[-1].global_step if newest else 0
+    def is_there() -> bool:
+        return any(each.global_step >= step and each.attempt >= attempt for each in last_steps(run.folder, 1))
 
-
-def _wait_step(run: Run, step: int) -> None:
-    _wait(run, lambda: _step(run) >= step)
-
-
-def _wait_attempt(run: Run, attempt: int) -> None:
-    """Wait until that attempt has taken a step."""
-    from r1hpc.telemetry.records.metrics import last_steps
-
-    _wait(run, lambda: any(step.attempt >= attempt for step in last_steps(run.folder, 1)))
+    _wait(run, is_there)
 
 
 def _wait_over(run: Run) -> str:
@@ -316,8 +304,7 @@ def _wait_over(run: Run) -> str:
 def _wait(run: Run, reached: Callable[[], bool]) -> None:
     """Wait until `reached`, or until the run is over: the verdict then shows the result.
 
-    Raises:
-        R1hpcError: neither happened within an hour, not counting its time in the queue.
+    Raise R1hpcError if neither happened within an hour, not counting its time in the queue.
     """
     deadline, asked = time.monotonic() + _PATIENCE_S, time.monotonic()
     while not reached():

@@ -63,11 +63,11 @@ def _source(arguments: Any) -> RunDir | Path:
         return given
     if arguments.quantize is not None and arguments.run_dir and (given / "config.json").is_file():
         return given
-    return choose_run(arguments.run_dir, arguments.run_root, _has_checkpoint)
-
-
-def _has_checkpoint(run: RunDir) -> bool:
-    return (run.model / "config.json").is_file() or any(run.checkpoints.glob("step-*"))
+    return choose_run(
+        arguments.run_dir,
+        arguments.run_root,
+        lambda run: (run.model / "config.json").is_file() or any(run.checkpoints.glob("step-*")),
+    )
 
 
 def _as_json(source: RunDir | Path, out: Path, done: dict[str, Any]) -> dict[str, Any]:
@@ -156,13 +156,9 @@ def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
     from r1hpc.train.quantize.quantize import check_installed, check_source
 
     check_installed()
-    report = None
     with _original(source, out, arguments.step) as (original, done):
         check_source(original, calibrated=arguments.calibrate is not None)
-        if task is None:
-            _appear(out, lambda staging: _unmeasured(original, staging, arguments.quantize))
-        else:
-            report = _appear(out, lambda staging: _measured(task, original, staging, arguments))
+        report = _appear(out, lambda staging: _quantize(task, original, staging, arguments))
     found = report.to_json() if report else {"scheme": arguments.quantize}
     lines = _report_lines(report) if report else ["not measured: its loss of accuracy is unknown"]
     text = "\n".join([f"{_made(source, arguments.out, done)}, {arguments.quantize}", *lines])
@@ -171,11 +167,7 @@ def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
 
 
 def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
-    """Return the run whose questions are used.
-
-    Raises:
-        UsageError: there is none, or it has no task.
-    """
+    """Return the run whose questions are used; raise UsageError if there is none, or it has no task."""
     from r1hpc.config.load import read
     from r1hpc.config.schema.rl import TaskConfig
 
@@ -210,14 +202,14 @@ def _original(source: RunDir | Path, out: Path, step: int | None) -> Iterator[tu
             shutil.rmtree(made, ignore_errors=True)
 
 
-def _unmeasured(source: Path, staging: Path, scheme: str) -> None:
-    from r1hpc.train.quantize.quantize import quantize
-
+def _quantize(task: RunDir | None, source: Path, staging: Path, arguments: Any) -> "Report | None":
+    """Make the quantised folder; return its quality, measured on the questions of a run, if any."""
     staging.mkdir()
-    quantize(source, staging, scheme, None)
+    if task is None:
+        from r1hpc.train.quantize.quantize import quantize
 
-
-def _measured(task: RunDir, source: Path, staging: Path, arguments: Any) -> "Report":
+        quantize(source, staging, arguments.quantize, None)
+        return None
     from r1hpc.config.load import read
     from r1hpc.train.quantize.measure import Asked, export_measured
 
@@ -227,7 +219,6 @@ def _measured(task: RunDir, source: Path, staging: Path, arguments: Any) -> "Rep
         num_questions=arguments.num_questions,
         margin=_MARGIN if arguments.margin is None else arguments.margin,
     )
-    staging.mkdir()
     code = task.code if task.code.is_dir() else None
     with contextlib.redirect_stdout(sys.stderr):
         return export_measured(read(task.config), source, staging, asked, code)
@@ -235,10 +226,11 @@ def _measured(task: RunDir, source: Path, staging: Path, arguments: Any) -> "Rep
 
 def _report_lines(report: "Report") -> list[str]:
     before, after, found = report.before, report.after, report.comparison
-    accuracy = found.accuracy
+    accuracy, made = found.accuracy, report.quantized
+    share = f"{made.num_quantized / made.num_parameters:.0%} of the parameters are integers"
     rows = [
         ("", "original", report.asked.scheme, ""),
-        ("size, MB", f"{before.num_bytes / 1e6:.1f}", f"{after.num_bytes / 1e6:.1f}", _share(report)),
+        ("size, MB", f"{before.num_bytes / 1e6:.1f}", f"{after.num_bytes / 1e6:.1f}", share),
         (
             "perplexity",
             f"{before.perplexity:.3f}",
@@ -264,11 +256,6 @@ def _report_lines(report: "Report") -> list[str]:
         f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {rest}".rstrip() for a, b, c, rest in rows
     ]
     return [*table, report.verdict.text]
-
-
-def _share(report: "Report") -> str:
-    made = report.quantized
-    return f"{made.num_quantized / made.num_parameters:.0%} of the parameters are integers"
 
 
 def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
@@ -308,9 +295,7 @@ def _appear(out: Path, make: Callable[[Path], _Made]) -> _Made:
 def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
     """Return the checkpoint of a step, else the newest that verifies.
 
-    Raises:
-        UsageError: this step has none; the message lists the steps.
-        StateError: there is none, or none verifies.
+    Raise UsageError, which lists the steps, if this step has none; StateError if there is none that verifies.
     """
     from r1hpc.checkpoint.store import CheckpointStore
 

@@ -20,7 +20,13 @@ from r1hpc.base.run_dir import RunDir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.export_metrics", description=__doc__)
+    add_run(parser)
+    parser.add_argument("--to", choices=("tensorboard", "prometheus", "wandb"), required=True)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument("--project", default="r1hpc", help="--to wandb: the project")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
     if arguments.to == "wandb" and arguments.out:
         raise UsageError("--to wandb takes no --out: W&B's own files go to RUN/report/wandb")
     if arguments.to == "prometheus" and arguments.out is not None and not arguments.out.is_dir():
@@ -30,16 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = ", ".join(f"{key} {value}" for key, value in written.items())
     print_result({"run_id": full_name(run), "to": arguments.to, **written}, text, arguments.json)
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.export_metrics", description=__doc__)
-    add_run(parser)
-    parser.add_argument("--to", choices=("tensorboard", "prometheus", "wandb"), required=True)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
-    parser.add_argument("--project", default="r1hpc", help="--to wandb: the project")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
 
 
 def _export(run: RunDir, arguments: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_config = read_json(model / "config.json", dict[str, Any])
     question, answer = _columns(data, arguments)
     reward = _answer(arguments, "reward", "Reward, accuracy or FILE.py:NAME", _reward, "accuracy")
-    cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", _cluster, _NO_CLUSTER)
+    checked = partial(check_name, what="--cluster")
+    cluster = _answer(arguments, "cluster", "Cluster, a name of your choice, or none", checked, _NO_CLUSTER)
     gpus = _answer(arguments, "gpus_per_node", "GPUs per node, 0 for CPUs", _number, _gpus(cluster))
     task = make_task(TaskConfig("file", question=question, answer=answer, options={"path": str(data)}))
     written = [job]
@@ -111,8 +113,7 @@ def _answer(
 ) -> _T:
     """Return the flag's value, else the answer of a person, else the usual one. A person is asked again.
 
-    Raises:
-        UsageError: it is refused or missing, and there is nobody to ask.
+    Raise UsageError if it is refused or missing, and there is nobody to ask.
     """
     flag, given = f"--{name.replace('_', '-')}", getattr(arguments, name)
     while True:
@@ -151,10 +152,6 @@ def _folder(given: str) -> Path:
     return path
 
 
-def _cluster(given: str) -> str:
-    return check_name(given, "--cluster")
-
-
 def _number(given: str) -> int:
     if not (given.isascii() and given.isdecimal() and len(given) < 4):
         raise UsageError(f"--gpus-per-node {given} is not a number of GPUs")
@@ -191,18 +188,15 @@ def _reward(given: str) -> str:
     file, _, name = given.rpartition(":") if ".py:" in given else (given, "", "")
     if not file.endswith(".py"):
         return given
-    functions = _functions(_existing(file))
+    path = _existing(file)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} is no Python: {error}") from None
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     if name not in functions:
         raise UsageError(f"{given} names no function: write {file}:NAME, with one of {', '.join(functions)}")
-    return f"{_existing(file)}:{name}"
-
-
-def _functions(file: Path) -> list[str]:
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{file} is no Python: {error}") from None
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return f"{path}:{name}"
 
 
 def _gpus(cluster: str) -> str:

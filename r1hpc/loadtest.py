@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.choose_run import RUN_NAMES, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.files import write_json
 from r1hpc.base.names import printable
-from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1hpc.serving.loadtest import Level, Target
+
+    Results = Sequence[tuple[Target, Sequence[Level]]]
 
 _TABLE_WIDTH = 200
 _HEADINGS = (
@@ -40,13 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     os.umask(0o077)
-    from r1hpc.serving.loadtest import Prompts, ask, measure
+    from r1hpc.serving.address import read_key
+    from r1hpc.serving.await_server import address_now
+    from r1hpc.serving.loadtest import Prompts, Target, ask, measure
 
     prompts = Prompts(arguments.prompt_tokens, arguments.max_tokens, _prompts_of(arguments.prompts))
     results: list[tuple[Target, list[Level]]] = []
     for server in arguments.servers:
         run = None if "://" in server else choose_run(server, arguments.run_root)
-        target = _target_of_url(server, arguments) if run is None else _target_of_run(run)
+        if run is None:
+            target = _target_of_url(server, arguments)
+        else:
+            address = address_now(run)
+            target = Target(full_name(run), address.place.url, address.model, read_key(run))
+            target.check()
         first = ask(target, *prompts.next())
         if first.failure:
             detail = f": {first.detail}" if first.detail else ""
@@ -57,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{level.clients} clients: {level.requests_per_s:.3g}/s", file=sys.stderr, flush=True)
         results.append((target, levels))
         if run is not None:
-            _keep(run, _as_json([(target, levels)], arguments))
+            run.loadtests.mkdir(mode=0o700, exist_ok=True)
+            path = run.loadtests / f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"
+            write_json(path, _as_json([(target, levels)], arguments))
+            print(path, file=sys.stderr)
     print_result(_as_json(results, arguments), "\n".join(_lines(results)), arguments.json)
     return 1 if any(level.failures for _, levels in results for level in levels) else 0
 
@@ -145,17 +157,6 @@ def _prompts_of(path: Path | None) -> list[Mapping[str, Any]]:
     return found
 
 
-def _target_of_run(run: RunDir) -> "Target":
-    from r1hpc.serving.address import read_key
-    from r1hpc.serving.await_server import address_now
-    from r1hpc.serving.loadtest import Target
-
-    address = address_now(run)
-    target = Target(full_name(run), address.place.url, address.model, read_key(run))
-    target.check()
-    return target
-
-
 def _target_of_url(given: str, arguments: argparse.Namespace) -> "Target":
     from r1hpc.serving.loadtest import Target
 
@@ -208,7 +209,7 @@ def _first_model(url: str, key: str | None) -> str:
         ) from None
 
 
-def _lines(results: "Sequence[tuple[Target, Sequence[Level]]]") -> list[str]:
+def _lines(results: "Results") -> list[str]:
     from r1hpc.base.tables import format_table
 
     rows = [_row(target, level) for target, levels in results for level in levels]
@@ -234,7 +235,7 @@ def _row(target: "Target", level: "Level") -> tuple[str, ...]:
     )
 
 
-def _compared(results: "Sequence[tuple[Target, Sequence[Level]]]") -> list[str]:
+def _compared(results: "Results") -> list[str]:
     """Compare two servers under the largest load that both had."""
     if len(results) != 2:
         return []
@@ -251,9 +252,7 @@ def _compared(results: "Sequence[tuple[Target, Sequence[Level]]]") -> list[str]:
     ]
 
 
-def _as_json(
-    results: "Sequence[tuple[Target, Sequence[Level]]]", arguments: argparse.Namespace
-) -> dict[str, Any]:
+def _as_json(results: "Results", arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "prompts": str(arguments.prompts) if arguments.prompts else f"{arguments.prompt_tokens} random words",
         "max_tokens": arguments.max_tokens,
@@ -267,15 +266,6 @@ def _as_json(
             for target, levels in results
         ],
     }
-
-
-def _keep(run: RunDir, content: dict[str, Any]) -> None:
-    from r1hpc.base.files import write_json
-
-    run.loadtests.mkdir(mode=0o700, exist_ok=True)
-    path = run.loadtests / f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"
-    write_json(path, content)
-    print(path, file=sys.stderr)
 
 
 if __name__ == "__main__":

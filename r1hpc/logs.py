@@ -10,7 +10,7 @@ Control characters are removed: a log can contain anything a model or a library 
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import add_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
@@ -23,8 +23,20 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    _check(arguments)
+    parser = ArgumentParser(prog="python -m r1hpc.logs", description=__doc__)
+    add_run(parser, "a run or a chain: its folder or its name")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help="global rank (0)")
+    parser.add_argument("--attempt", type=int, metavar="K", help="default: the last one")
+    parser.add_argument("-n", "--lines", type=int, default=50, metavar="LINES", help="how many (50)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
+    if arguments.lines < 0:
+        raise UsageError(f"-n {arguments.lines}: give a number of lines, 0 or more")
+    if arguments.json and arguments.follow:
+        raise UsageError("--json prints one object and ends: leave -f out")
+    if arguments.attempt is not None and arguments.attempt < 1:
+        raise UsageError(f"--attempt {arguments.attempt}: attempts are numbered from 1")
     from r1hpc.api import Chain, open_run_or_chain
 
     chosen = open_run_or_chain(arguments.run_dir, arguments.run_root)
@@ -36,31 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = chosen.folder
     if arguments.follow:
         return _follow(run, arguments.rank, arguments.attempt, arguments.lines)
-    _print_tail(run, arguments)
-    return 0
-
-
-def _check(arguments: Any) -> None:
-    if arguments.lines < 0:
-        raise UsageError(f"-n {arguments.lines}: give a number of lines, 0 or more")
-    if arguments.json and arguments.follow:
-        raise UsageError("--json prints one object and ends: leave -f out")
-    if arguments.attempt is not None and arguments.attempt < 1:
-        raise UsageError(f"--attempt {arguments.attempt}: attempts are numbered from 1")
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.logs", description=__doc__)
-    add_run(parser, "a run or a chain: its folder or its name")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help="global rank (0)")
-    parser.add_argument("--attempt", type=int, metavar="K", help="default: the last one")
-    parser.add_argument("-n", "--lines", type=int, default=50, metavar="LINES", help="how many (50)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
-
-
-def _print_tail(run: RunDir, arguments: Any) -> None:
     from r1hpc.attempt.state.logs import clean, find_log, last_attempt, tail
 
     attempt = arguments.attempt or last_attempt(run)
@@ -71,6 +58,7 @@ def _print_tail(run: RunDir, arguments: Any) -> None:
         print_json({**about, "lines": lines})
     else:
         print(fit("\n".join(lines), sys.stdout), end="\n" if lines else "")
+    return 0
 
 
 def _follow_chain(chain: "Chain", rank: int, lines: int) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -23,16 +23,19 @@ from r1hpc.base.names import printable
 from r1hpc.base.tables import format_table
 from r1hpc.base.units import format_bytes
 
-if TYPE_CHECKING:  # --help must be quick
-    from r1hpc.telemetry.gpu.nvml import Nvml
-
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
 _ANY_WIDTH = 1000
 """Process names are never cut off."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.monitor", description=__doc__)
+    parser.add_argument("--period", type=float, default=1.0, metavar="S", help="seconds between readings (1)")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--out", type=Path, metavar="FILE", help="append readings to FILE, show nothing")
+    shown.add_argument("--once", action="store_true", help="read once and exit")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
     from r1hpc.telemetry.gpu.sampler import MIN_PERIOD_S
 
     if not MIN_PERIOD_S <= arguments.period <= 3600:
@@ -45,19 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    if arguments.out:
-        return _record(arguments, stopping)
-    return _show(arguments, stopping)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.monitor", description=__doc__)
-    parser.add_argument("--period", type=float, default=1.0, metavar="S", help="seconds between readings (1)")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--out", type=Path, metavar="FILE", help="append readings to FILE, show nothing")
-    shown.add_argument("--once", action="store_true", help="read once and exit")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
+    return _record(arguments, stopping) if arguments.out else _show(arguments, stopping)
 
 
 def _show(arguments: Any, stopping: threading.Event) -> int:
@@ -70,8 +61,10 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
             about = {"node": _node(), "source": nvml.source, "driver": nvml.driver, "notes": nvml.notes}
             print_json({"time": time.time(), **about, "gpus": readings})
         else:
+            stub = " (source=stub: a test library, these numbers mean nothing)" * (nvml.source == "stub")
+            title = f"{_node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, driver {printable(nvml.driver)}{stub}"
             table = format_table(_HEADINGS, [_row(reading) for reading in readings], width=_ANY_WIDTH)
-            print("\n".join([*_title(nvml), table]), flush=True)
+            print("\n".join([title, *(f"note: {note}" for note in nvml.notes), table]), flush=True)
         if arguments.once or stopping.wait(arguments.period):
             break
     nvml.close()
@@ -95,12 +88,6 @@ def _record(arguments: Any, stopping: threading.Event) -> int:
 
 def _node() -> str:
     return socket.gethostname().split(".")[0]
-
-
-def _title(nvml: "Nvml") -> list[str]:
-    source = " (source=stub: a test library, these numbers mean nothing)" if nvml.source == "stub" else ""
-    title = f"{_node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, driver {printable(nvml.driver)}{source}"
-    return [title, *(f"note: {note}" for note in nvml.notes)]
 
 
 def _row(reading: dict[str, Any]) -> tuple[str, ...]:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.hours import Selection
     from r1hpc.accounting.open_ledger import RunReport
     from r1hpc.slurm.sacct import JobRecord
-    from r1hpc.telemetry.records.metrics import Difference
 
 _MOST_DIFFERENCES = 10
 _SECONDS_DIGITS = 9
@@ -74,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = {job for run in runs for job in all_slurm_jobs(run)}
     records = _records_of(jobs, arguments.sacct_file, selection)
     reports = [_select(report_run(run, now, records), selection) for run in runs]
-    plots = {each.run.path: draw(each) for each in reports} if arguments.plots else {}
+    plots: dict[Path, list[Path]] = {}
+    if arguments.plots:
+        from r1hpc.reporting.page import draw_pngs  # deferred: no other format draws
+
+        plots = {each.run.path: draw_pngs(each.run, each.ledger.summary) for each in reports}
     _print_reports(reports, plots, selection, form)
     return 0
 
@@ -126,14 +129,6 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     if not submitted:
         raise UsageError(f"no stage of the chain {chain.name} was submitted yet: there is nothing to report")
     return submitted
-
-
-def draw(found: RunReport) -> list[Path]:
-    """Draw the run's plots in its report folder; return their paths."""
-    # Deferred: no other format draws.
-    from r1hpc.reporting.page import draw_pngs
-
-    return draw_pngs(found.run, found.ledger.summary)
 
 
 def _selection(arguments: Any) -> Selection:
@@ -222,10 +217,10 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     now = time.time()
     runs: list[RunDir] | None = None
     hours: dict[str, Any] | None = None
-    if not arguments.run_dirs:
-        existing_run_root(arguments.run_root)
-    else:
+    if arguments.run_dirs:
         runs = _named(arguments.run_dirs, arguments.run_root)
+    else:
+        existing_run_root(arguments.run_root)
     file = arguments.sacct_file
     jobs = known_jobs(root) if runs is None else {job for run in runs for job in all_slurm_jobs(run)}
     if runs is None and file is not None and not file.is_file():
@@ -261,7 +256,7 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
         if note:
             print(note, file=sys.stderr)
     else:
-        print("\n".join([hours_text(hours), *([wrap(note)] if note else [])]))
+        print(hours_text(hours), *([wrap(note)] if note else []), sep="\n")
     return 0
 
 
@@ -325,21 +320,17 @@ def _compare(arguments: Any, form: str) -> int:
         print_json({"identical": not differences, "differences": [d._asdict() for d in differences]})
     elif form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([Difference._fields, *differences])
-    else:
-        print(_differences_text(a, b, differences, num_steps))
-    return 1 if differences else 0
-
-
-def _differences_text(a: RunDir, b: RunDir, differences: Sequence[Difference], num_steps: int) -> str:
-    if not differences:
+    elif not differences:
         what = f"loss, grad_norm and lr of all {num_steps} steps" if num_steps > 1 else "their one step"
-        return f"{a.run_id} and {b.run_id} are the same to the bit: {what}"
-    steps = sorted({difference.global_step for difference in differences})
-    lines = [f"{a.run_id} and {b.run_id} differ in {len(steps)} steps, first in step {steps[0]}:"]
-    lines += [f"  step {d.global_step}  {d.key}: {d.a}  {d.b}" for d in differences[:_MOST_DIFFERENCES]]
-    if len(differences) > _MOST_DIFFERENCES:
-        lines.append(f"  and {len(differences) - _MOST_DIFFERENCES} more (--json lists all)")
-    return "\n".join(lines)
+        print(f"{a.run_id} and {b.run_id} are the same to the bit: {what}")
+    else:
+        steps = {d.global_step for d in differences}
+        print(f"{a.run_id} and {b.run_id} differ in {len(steps)} steps, first in step {min(steps)}:")
+        for d in differences[:_MOST_DIFFERENCES]:
+            print(f"  step {d.global_step}  {d.key}: {d.a}  {d.b}")
+        if len(differences) > _MOST_DIFFERENCES:
+            print(f"  and {len(differences) - _MOST_DIFFERENCES} more (--json lists all)")
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

@@ -34,21 +34,33 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(list(argv))
     os.umask(0o077)
     out = sys.stderr if arguments.json else sys.stdout  # stdout is for the JSON object
-    run = _server_there(arguments.model, arguments.run_root)
-    if run is None:
+    run = _run_named(arguments.model, arguments.run_root)
+    from r1hpc.config.load import read
+    from r1hpc.serving.await_server import await_server
+
+    if run is not None and read(run.config).stage == "serve":
+        _refuse_changes(run, arguments)
+    else:
         run = _submit(arguments, argv, out)
         if run is None or arguments.no_wait:
             return 0
-    else:
-        _refuse_changes(run, arguments)
-    from r1hpc.serving.await_server import await_server
 
     try:
         address = await_server(run, out)
     except KeyboardInterrupt:
         print(f"\nno longer waiting; for its address: python -m r1hpc.serve {run.path}", file=sys.stderr)
         return 130
-    print_result(_as_object(run, address), _as_text(run, address), arguments.json)
+    shown = {  # the key itself is never printed
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "url": address.place.url,
+        "model": address.model,
+        "key_file": str(run.server_key),
+        "node": address.place.node,
+        "attempt": address.attempt,
+        "ssh": _ssh(address),
+    }
+    print_result(shown, _as_text(run, address), arguments.json)
     return 0
 
 
@@ -68,15 +80,6 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _server_there(given: str, run_root: str | None) -> RunDir | None:
-    run = _run_named(given, run_root)
-    if run is None:
-        return None
-    from r1hpc.config.load import read
-
-    return run if read(run.config).stage == "serve" else None
-
-
 def _refuse_changes(run: RunDir, arguments: argparse.Namespace) -> None:
     """Refuse options for an existing server: only its address can be shown."""
     plain = vars(_parser().parse_intermixed_args([arguments.model]))
@@ -89,9 +92,7 @@ def _refuse_changes(run: RunDir, arguments: argparse.Namespace) -> None:
 
 
 def _run_named(given: str, run_root: str | None) -> RunDir | None:
-    if (Path(given) / "config.json").is_file():
-        return None
-    return choose_run(given, run_root)
+    return None if (Path(given) / "config.json").is_file() else choose_run(given, run_root)
 
 
 def _model(given: str, run_root: str | None) -> tuple[Path, str]:
@@ -152,20 +153,6 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
     }
     given = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
     return all_overrides([*given, *arguments.words], arguments)
-
-
-def _as_object(run: RunDir, address: "Address") -> dict[str, Any]:
-    """Return the object of --json. The key itself is never printed."""
-    return {
-        "run_id": run.run_id,
-        "run_dir": str(run.path),
-        "url": address.place.url,
-        "model": address.model,
-        "key_file": str(run.server_key),
-        "node": address.place.node,
-        "attempt": address.attempt,
-        "ssh": _ssh(address),
-    }
 
 
 def _as_text(run: RunDir, address: "Address") -> str:

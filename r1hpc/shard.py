@@ -212,8 +212,8 @@ def _plan(arguments: Namespace) -> int:
     found = describe(recipe, list_spans(recipe))
     if arguments.json:
         print_json(found)
-        return 0
-    print_plan(found)
+    else:
+        print_plan(found)
     return 0
 
 
@@ -224,8 +224,8 @@ def _status(arguments: Namespace) -> int:
     found = read_progress(arguments.dir)
     if arguments.json:
         print_json(found)
-        return 0
-    print_progress(arguments.dir, found)
+    else:
+        print_progress(arguments.dir, found)
     return 0
 
 
@@ -236,8 +236,8 @@ def _audit(arguments: Namespace) -> int:
     found = audit(arguments.dir)
     if arguments.json:
         print_json(found)
-        return 0
-    print_audit(found)
+    else:
+        print_audit(found)
     return 0
 
 

@@ -39,28 +39,27 @@ _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "commi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
+    add_run(parser, "a run or a chain: its folder or its name")
+    parser.add_argument("--all", action="store_true", help="all runs under the run root")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args(argv)
+    from r1hpc.accounting.open_ledger import settled_ledger
     from r1hpc.submission.chain.folder import choose_chain
 
     if arguments.all:
         return _show_all(arguments)
     chain = choose_chain(arguments.run_dir, arguments.run_root)
     if chain is None:
-        shown, text = _run_now(choose_run(arguments.run_dir, arguments.run_root))
+        run, now = choose_run(arguments.run_dir, arguments.run_root), time.time()
+        ledger = settled_ledger(run, now)
+        shown = as_json(ledger)
+        text = as_text(ledger, shown, now)
     else:
         shown, ledgers = _chain_now(chain)
         text = chain_as_text(shown, ledgers)
     print_result(shown, coloured(text), arguments.json)
     return 0
-
-
-def _run_now(run: RunDir) -> tuple[dict[str, Any], str]:
-    from r1hpc.accounting.open_ledger import settled_ledger
-
-    now = time.time()
-    ledger = settled_ledger(run, now)
-    shown = as_json(ledger)
-    return shown, as_text(ledger, shown, now)
 
 
 def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], dict[str, RunLedger]]:
@@ -117,14 +116,6 @@ def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
 
 def _number(value: object) -> str:
     return "-" if value is None else str(value)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
-    add_run(parser, "a run or a chain: its folder or its name")
-    parser.add_argument("--all", action="store_true", help="all runs under the run root")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
 
 
 def as_json(ledger: RunLedger) -> dict[str, Any]:

@@ -29,7 +29,11 @@ _CHAIN_EVERY_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = ArgumentParser(prog="python -m r1hpc.watch", description=__doc__)
+    add_run(parser, "a run or a chain: its folder or its name")
+    parser.add_argument("--once", action="store_true", help="show it once")
+    parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two (2)")
+    arguments = parser.parse_args(argv)
     if not 0.2 <= arguments.every <= 86400:
         raise UsageError(f"--every {arguments.every:g} is not between 0.2 and 86400 seconds")
     from r1hpc.reporting.progress import Watched
@@ -57,14 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("no longer watching; the run is left alone", file=sys.stderr)
         return 130
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.watch", description=__doc__)
-    add_run(parser, "a run or a chain: its folder or its name")
-    parser.add_argument("--once", action="store_true", help="show it once")
-    parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two (2)")
-    return parser
 
 
 class _ChainWatched:
