@@ -39,26 +39,7 @@ if TYPE_CHECKING:  # only for types: --help must be quick
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from r1hpc.plan.hours.flags import refuse_settled
-
-    parser = _parser()
-    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
-    arguments.target, arguments.overrides = file_and_overrides(arguments.words)
-    refuse_settled(parser, arguments)
-    from r1hpc.plan.hours.from_flags import refuse_without_progress
-    from r1hpc.plan.hours.text import estimate_text
-
-    if arguments.method != "measured" and (chain := _chain_file(arguments)):
-        return _print_chain(chain, arguments)
-    found = _answer(arguments)
-    refuse_without_progress(found, arguments)
-    found, correction = _corrected(found, arguments)
-    print_result({**found.to_json(), **correction}, estimate_text(found), arguments.json)
-    return 0
-
-
-def _parser() -> ArgumentParser:
-    from r1hpc.plan.hours.flags import METHODS, add_flags
+    from r1hpc.plan.hours.flags import METHODS, add_flags, refuse_settled
 
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
     add_job_words(parser, "JOB.yaml | KEY=VALUE", "a job file, or flags alone")
@@ -67,7 +48,19 @@ def _parser() -> ArgumentParser:
     add_run_root(parser)
     add_cluster(parser)
     add_flags(parser)
-    return parser
+    arguments: argparse.Namespace = parser.parse_intermixed_args(argv)
+    arguments.target, arguments.overrides = file_and_overrides(arguments.words)
+    refuse_settled(parser, arguments)
+    from r1hpc.plan.hours.from_flags import refuse_without_progress
+    from r1hpc.plan.hours.text import estimate_text
+
+    if arguments.method != "measured" and (chain := _chain_file(arguments)):
+        return _print_chain(chain, arguments, parser)
+    found = _answer(arguments)
+    refuse_without_progress(found, arguments)
+    found, correction = _corrected(found, arguments)
+    print_result({**found.to_json(), **correction}, estimate_text(found), arguments.json)
+    return 0
 
 
 def _chain_file(arguments: argparse.Namespace) -> Path | None:
@@ -81,13 +74,13 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
     return job if is_chain_file(job) else None
 
 
-def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
+def _print_chain(job: Path, arguments: argparse.Namespace, parser: ArgumentParser) -> int:
     from r1hpc.plan.hours.flags import refuse_settled_by_chain
     from r1hpc.plan.topology.gpus import find_gpu
     from r1hpc.submission.chain_estimate import estimate_chain
     from r1hpc.submission.order import Order, Purpose
 
-    refuse_settled_by_chain(_parser(), arguments, job)
+    refuse_settled_by_chain(parser, arguments, job)
     card = []
     if arguments.gpu:
         card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}", "resources.gpu_type=null"]

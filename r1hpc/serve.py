@@ -12,6 +12,7 @@ r1hpc.cancel SERVER`; after a preemption it comes back with the same key. See do
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -95,20 +96,6 @@ def _run_named(given: str, run_root: str | None) -> RunDir | None:
     return None if (Path(given) / "config.json").is_file() else choose_run(given, run_root)
 
 
-def _model(given: str, run_root: str | None) -> tuple[Path, str]:
-    """Return the folder to serve, and the model name for clients."""
-    run = _run_named(given, run_root)
-    if run is None:
-        folder = Path(given).absolute()
-        return folder, folder.name
-    if not (run.model / "config.json").is_file():
-        raise StateError(
-            f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes one of "
-            "its newest checkpoint; then serve DIR"
-        )
-    return run.model, run.run_id
-
-
 def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> RunDir | None:
     """Submit the server and print how to follow it; return None after a dry run."""
     from r1hpc import api
@@ -136,17 +123,21 @@ def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> Run
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
     """Return overrides, the last wins: SBATCH_* variables, our own flags, KEY=VALUE, sbatch's flags."""
-    import json
-
     from r1hpc.slurm.flags import all_overrides
 
     bare = [word for word in arguments.words if "=" not in word]
     if bare:
         raise UsageError(f"one model is served, and {bare[0]} is another: leave it out")
-    folder, name = _model(arguments.model, arguments.run_root)
+    run = _run_named(arguments.model, arguments.run_root)
+    if run is not None and not (run.model / "config.json").is_file():
+        raise StateError(
+            f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes one of "
+            "its newest checkpoint; then serve DIR"
+        )
+    folder = Path(arguments.model).absolute()
     chosen = {
-        "model.path": str(folder),
-        "serve.model_name": name,
+        "model.path": str(folder if run is None else run.model),
+        "serve.model_name": folder.name if run is None else run.run_id,
         "resources.gpus_per_node": arguments.gpus,
         "serve.idle_minutes": arguments.idle,
         "serve.python": arguments.python,

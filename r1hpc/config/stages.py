@@ -20,15 +20,10 @@ from r1hpc.base.extras import OPTIONAL, how_to_install
 from r1hpc.base.names import nearest
 from r1hpc.config.schema.run import Precision, RunConfig
 
-_TRAINING, _SERVING = "r1hpc.train.workload:TRAINING", "r1hpc.serving.workload:SERVING"
+_TRAINING = "r1hpc.train.workload:TRAINING"
 WORKLOADS = {
-    "pretrain": _TRAINING,
-    "traces": _TRAINING,
-    "sft": _TRAINING,
-    "rl": _TRAINING,
-    "generate": _TRAINING,
-    "evaluate": _TRAINING,
-    "serve": _SERVING,
+    **dict.fromkeys(("pretrain", "traces", "sft", "rl", "generate", "evaluate"), _TRAINING),
+    "serve": "r1hpc.serving.workload:SERVING",
     "script": "r1hpc.script.workload:SCRIPT",
 }
 """The stages of this package. By name, so that a stage is imported only when needed."""

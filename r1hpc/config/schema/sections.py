@@ -41,13 +41,8 @@ _OURS = {
 """vLLM's options that have a setting here."""
 _CLOSED = (
     *("--api-key", "--middleware", "--root-path", "--uds", "--config", "--api-server-count", "--headless"),
-    *(
-        "--ssl-keyfile",
-        "--ssl-certfile",
-        "--data-parallel-external-lb",
-        "--data-parallel-hybrid-lb",
-        "--omni",
-    ),
+    *("--ssl-keyfile", "--ssl-certfile", "--data-parallel-external-lb", "--data-parallel-hybrid-lb"),
+    "--omni",
 )
 """vLLM's options that would bypass the key, or make the server unreachable."""
 
