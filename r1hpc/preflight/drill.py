@@ -50,11 +50,11 @@ def disturbances(
         only_ways: leave out those without a warning: killed ranks, a requeue.
     """
     preempted = (Cause.preempted, Cause.timeout)  # USR2 is also the warning before a time limit
-    apply_preemptor = partial(preempt_by_qos, options=preemptor)
+    by_qos = partial(preempt_by_qos, options=preemptor)
     warned = [
         Disturbance("preemption (USR2)", preempt, preempted, way="usr2"),
         Disturbance("preemption (SIGTERM)", _terminate_ranks, preempted, way="term"),
-        Disturbance("preemption (another QOS)", apply_preemptor, preempted, way="preempt"),
+        Disturbance("preemption (another QOS)", by_qos, preempted, way="preempt"),
     ]
     others = [
         Disturbance("ranks killed (SIGKILL)", _kill_step, (Cause.crash,), True),
@@ -212,23 +212,20 @@ class Check:
 def judge_attempts(attempts: Sequence[Attempt], done: Sequence[Done], save_every: int) -> list[Check]:
     """Check that each disturbance ended its attempt with its own cause, and how many steps it cost."""
     by_number = {attempt.attempt: attempt for attempt in attempts}
-    checks = [_judge_one(each, by_number, save_every) for each in done if each.refused is None]
+    checks = []
+    for each in (each for each in done if each.refused is None):
+        ended, following = by_number[each.attempt], by_number.get(each.attempt + 1)
+        lost = (ended.last_step or 0) - ((following.resumed_from or 0) if following else 0)
+        allowed = save_every if each.may_lose_steps else 0
+        passed = ended.cause in each.causes and following is not None and lost <= allowed
+        words = f"attempt {each.attempt} ended by {ended.cause} at step {ended.last_step}"
+        checks.append(Check(each.name, passed, f"{words}; {lost} steps taken again, {allowed} allowed"))
     expected = len(checks) + 1
     detail = ", ".join(attempt.cause.value if attempt.cause else "no end" for attempt in attempts)
     finished = bool(attempts) and attempts[-1].cause is Cause.finished and len(attempts) == expected
     if not checks:
         checks.append(Check("disturbed at all", False, "nothing could be done to the job: nothing is proved"))
     return [*checks, Check(f"{expected} attempts, the last one finished", finished, detail)]
-
-
-def _judge_one(done: Done, attempts: dict[int, Attempt], save_every: int) -> Check:
-    ended = attempts[done.attempt]
-    following = attempts.get(done.attempt + 1)
-    lost = (ended.last_step or 0) - ((following.resumed_from or 0) if following else 0)
-    allowed = save_every if done.may_lose_steps else 0
-    passed = ended.cause in done.causes and following is not None and lost <= allowed
-    words = f"attempt {done.attempt} ended by {ended.cause} at step {ended.last_step}"
-    return Check(done.name, passed, f"{words}; {lost} steps taken again, {allowed} allowed")
 
 
 def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
@@ -238,9 +235,8 @@ def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
     seen = f"{steps} steps"
     if differences:
         first = differences[0]
-        seen = (
-            f"{len(differences)} differ, first step {first.global_step} {first.key}: {first.a} and {first.b}"
-        )
+        values = f"{first.a} and {first.b}"
+        seen = f"{len(differences)} differ, first step {first.global_step} {first.key}: {values}"
     ours, theirs = ({n: r.data for n, r in read_ledger(run).items()} for run in (disturbed, quiet))
     audit = audit_ledger(disturbed)
     odd = [*audit.missing_steps, *audit.repeated_samples, *audit.skipped_samples]

@@ -48,8 +48,11 @@ def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared:
     if len(names) < 2:
         return PeerFacts(sees_file=sees, lock_respected=respected)
     peer = names[1] if rank == 0 else names[0]
-    interface, unreachable = _route(peer)
-    offset = trip = None
+    interface = unreachable = offset = trip = None
+    try:
+        interface = network_interface_to(peer)
+    except R1hpcError as error:
+        unreachable = str(error)
     if rank == 0:
         _serve(ports, set(names[1:]))
     elif unreachable is None:
@@ -57,19 +60,11 @@ def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared:
     return PeerFacts(peer, interface, unreachable, offset, trip, sees, respected)
 
 
-def _route(peer: str) -> tuple[str | None, str | None]:
-    try:
-        return network_interface_to(peer), None
-    except R1hpcError as error:
-        return None, str(error)
-
-
 def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
-    held = shared / "held"
     with contextlib.suppress(OSError):
         (shared / f"node-{name}").touch()
     try:
-        with held.open("r+") as file:
+        with (shared / "held").open("r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -2,9 +2,9 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from r1hpc.base.units import GIB, format_bytes
@@ -48,12 +48,17 @@ def collect_node(asked_interface: str | None = None, versions: VersionFacts | No
         versions: those of the interpreter of jobs, if it is not this one.
     """
     environ = os.environ
-    total, free = _space_of(Path("/dev/shm"))
+    names = {_OF_PROFILE: asked_interface}
+    names |= {name: environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}
+    total = free = None
+    with suppress(OSError):
+        space = os.statvfs("/dev/shm")
+        total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
     return NodeFacts(
         name=environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0],
         versions=versions or collect_versions(environ),
         interfaces=tuple(name for _, name in socket.if_nameindex()),
-        named_interfaces=_named_interfaces(asked_interface, environ),
+        named_interfaces={who: value for who, value in names.items() if value},
         shm_bytes=total,
         shm_free_bytes=free,
         **_collect_gpus(),
@@ -61,10 +66,7 @@ def collect_node(asked_interface: str | None = None, versions: VersionFacts | No
 
 
 def judge_node(
-    facts: NodeFacts,
-    expected_gpus: int | None,
-    image: str | None = None,
-    runs_jobs: bool = True,
+    facts: NodeFacts, expected_gpus: int | None, image: str | None = None, runs_jobs: bool = True
 ) -> list[SiteFinding]:
     """Return the findings about a node by itself.
 
@@ -75,17 +77,16 @@ def judge_node(
     """
     num_gpus = len(facts.gpus) if facts.driver is not None else expected_gpus
     versions = judge_versions(facts.versions, facts.driver, num_gpus)
+    if image:
+        detail = f"ranks run in {image}, which this host cannot check"
+        fix = "look inside it: pip check, and torch.version.cuda against the driver of the nodes"
+        versions = [unknown(finding.check, detail, fix) for finding in versions]
     return [
-        *([_not_of(image, finding.check) for finding in versions] if image else versions),
+        *versions,
         *_judge_interfaces(facts, runs_jobs),
         _judge_shm(facts, expected_gpus),
         *_judge_gpus(facts, expected_gpus),
     ]
-
-
-def _not_of(image: str, check: str) -> SiteFinding:
-    fix = "look inside it: pip check, and torch.version.cuda against the driver of the nodes"
-    return unknown(check, f"ranks run in {image}, which this host cannot check", fix)
 
 
 def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:
@@ -96,9 +97,9 @@ def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:
             continue
         names = [name.split(":")[0] for name in value.removeprefix("=").split(",")]
         exact = value.startswith("=") or not who.startswith("NCCL_")
-        there = [
-            n for n in facts.interfaces for name in names if n == name or (not exact and n.startswith(name))
-        ]
+        there = any(
+            n == name or (not exact and n.startswith(name)) for n in facts.interfaces for name in names
+        )
         if not there and who == _OF_PROFILE and not runs_jobs:
             fix = "look on the nodes with --nodes, inside an allocation"
             found.append(unknown("network interface", f"this machine has no {value}, which {who} names", fix))
@@ -117,9 +118,8 @@ def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:
 def _judge_shm(facts: NodeFacts, expected_gpus: int | None) -> SiteFinding:
     needed = _SHM_PER_RANK * max(2, expected_gpus or 0)
     if facts.shm_bytes is None:
-        return fail(
-            "/dev/shm", "there is none", "mount a tmpfs there: NCCL and data loaders share memory by it"
-        )
+        fix = "mount a tmpfs there: NCCL and data loaders share memory by it"
+        return fail("/dev/shm", "there is none", fix)
     detail = f"{format_bytes(facts.shm_free_bytes or 0)} free of {format_bytes(facts.shm_bytes)}"
     if facts.shm_bytes < needed:
         return fail("/dev/shm", detail, f"give the container at least {format_bytes(needed)} (--shm-size)")
@@ -187,17 +187,3 @@ def _collect_gpus() -> dict[str, Any]:
     readings = [device.static() | device.sample(links=True) for device in nvml.devices]
     nvml.close()
     return {"driver": nvml.driver, "gpus": readings, "gpu_notes": tuple(nvml.notes)}
-
-
-def _named_interfaces(asked: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    named = {_OF_PROFILE: asked} if asked else {}
-    variables = {name: environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}
-    return {**named, **{name: value for name, value in variables.items() if value}}
-
-
-def _space_of(path: Path) -> tuple[int | None, int | None]:
-    try:
-        space = os.statvfs(path)
-    except OSError:
-        return None, None
-    return space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize

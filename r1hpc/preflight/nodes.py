@@ -8,10 +8,8 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.cluster import ClusterConfig
@@ -38,11 +36,6 @@ class NodeReport:
     node: NodeFacts
     peers: PeerFacts
 
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> "NodeReport":
-        versions = VersionFacts(**value["node"]["versions"])
-        return NodeReport(NodeFacts(**{**value["node"], "versions": versions}), PeerFacts(**value["peers"]))
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -61,24 +54,28 @@ def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
     Raises:
         UsageError: this is no allocation, or a smaller one.
     """
-    _check_allocation(num_nodes, os.environ)
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UsageError(
+            f"--nodes looks at the nodes of an allocation, and this is none: "
+            f"salloc --nodes={num_nodes} --time=10 python -m r1hpc.doctor --nodes {num_nodes}"
+        )
+    has = int(os.environ.get("SLURM_JOB_NUM_NODES") or num_nodes)
+    if num_nodes > has:
+        raise UsageError(f"--nodes {num_nodes}: job {os.environ['SLURM_JOB_ID']} has {has}")
     with _shared_folder(root) as (shared, is_locked):
         asked = {"interface": cluster.network_interface, "ports": _free_ports(), "shared": str(shared)}
         step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]
-        program = _program(cluster, json.dumps(asked))
+        words = [*interpreter(cluster), "-m", "r1hpc.doctor", "--node-part", json.dumps(asked)]
+        # After the lines of the profile, as in a job script. Not as "$@", which a line such as
+        # `source setvars.sh` would read.
+        program = f"{site_lines(cluster.setup, cluster.environment)}exec {shlex.join(words)}"
         try:
-            said, complaint = call([*step, "--kill-on-bad-exit=0", *program], _TIMEOUT_S), ""
+            said = call([*step, "--kill-on-bad-exit=0", "bash", "-c", program], _TIMEOUT_S)
+            complaint = ""
         except SlurmError as error:
             said, complaint = error.stdout, error.stderr.strip() or str(error)
         files = tuple(sorted(path.name.removeprefix("node-") for path in shared.glob("node-*")))
     return Answers(tuple(read_reports(said)), complaint, files, is_locked)
-
-
-def _program(cluster: ClusterConfig, asked: str) -> list[str]:
-    """Return the command of the node part, after the lines of the profile as in a job script."""
-    words = [*interpreter(cluster), "-m", "r1hpc.doctor", "--node-part", asked]
-    # Not as "$@", which a line such as `source setvars.sh` would read.
-    return ["bash", "-c", f"{site_lines(cluster.setup, cluster.environment)}exec {shlex.join(words)}"]
 
 
 def node_part(asked: str) -> str:
@@ -101,8 +98,9 @@ def pieces_of(node: int, text: str) -> Iterator[str]:
 
 def read_reports(text: str) -> Iterator[NodeReport]:
     """Yield the reports among everything else that the nodes' start-up files print."""
-    for said in texts_of(text):
-        yield NodeReport.from_json(json.loads(said))
+    for said in map(json.loads, texts_of(text)):
+        versions = VersionFacts(**said["node"]["versions"])
+        yield NodeReport(NodeFacts(**{**said["node"], "versions": versions}), PeerFacts(**said["peers"]))
 
 
 def texts_of(text: str) -> Iterator[str]:
@@ -129,19 +127,16 @@ def judge_nodes(
     """
     reports = answers.reports
     each = {r.node.name: judge_node(r.node, expected_gpus, image) for r in reports}
-    found = [_judge_answers(answers, num_nodes), *_merged(each)]
-    if not reports:
-        return found
-    return [*found, _judge_sameness(reports, image), *_judge_files(answers), *_judge_network(reports)]
-
-
-def _judge_answers(answers: Answers, num_nodes: int) -> SiteFinding:
-    names = [report.node.name for report in answers.reports]
+    names = [report.node.name for report in reports]
+    ran = ok("nodes", f"{', '.join(names)} ran the check")
     if len(names) < num_nodes:
         said = " | ".join(answers.complaint.splitlines()[:3]) or "they printed nothing"
         fix = "name a python that all nodes have (profile key `python`), and what it needs in `setup`"
-        return fail("nodes", f"{len(names)} of {num_nodes} nodes ran the check: {said}", fix)
-    return ok("nodes", f"{', '.join(names)} ran the check")
+        ran = fail("nodes", f"{len(names)} of {num_nodes} nodes ran the check: {said}", fix)
+    found = [ran, *_merged(each)]
+    if not reports:
+        return found
+    return [*found, _judge_sameness(reports, image), *_judge_files(answers), *_judge_network(reports)]
 
 
 def _judge_sameness(reports: Sequence[NodeReport], image: str | None) -> SiteFinding:
@@ -175,9 +170,8 @@ def _judge_files(answers: Answers) -> list[SiteFinding]:
     fix = "put runs on a file system that all nodes mount: --run-root DIR, or R1HPC_RUN_ROOT"
     found = []
     if blind:
-        found.append(
-            fail("shared run root", f"{', '.join(blind)} cannot see a file made by this machine", fix)
-        )
+        detail = f"{', '.join(blind)} cannot see a file made by this machine"
+        found.append(fail("shared run root", detail, fix))
     if unseen:
         found.append(fail("shared run root", f"files made by {', '.join(unseen)} are not seen here", fix))
     loose = [r.node.name for r in reports if r.peers.lock_respected is False and answers.is_locked]
@@ -185,9 +179,8 @@ def _judge_files(answers: Answers) -> list[SiteFinding]:
         mend = "mount it with locks for the whole cluster (Lustre: flock, not localflock)"
         found.append(warn("locks between nodes", f"{', '.join(loose)} took a lock that is held here", mend))
     tried = answers.is_locked and all(r.peers.lock_respected is not None for r in reports)
-    return found or [
-        ok("shared run root", f"{'files and locks' if tried else 'files'} are seen from every node")
-    ]
+    seen = "files and locks" if tried else "files"
+    return found or [ok("shared run root", f"{seen} are seen from every node")]
 
 
 def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
@@ -205,10 +198,10 @@ def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
     if loops:
         fix = "name the interface that leads to the other nodes, or none"
         found.append(fail("network interface", f"lo is named, but reaches no other node: {loops[0]}", fix))
-    return [*found, *judge_clocks({r.node.name: r.peers for r in reports})]
+    return [*found, *_judge_clocks({r.node.name: r.peers for r in reports})]
 
 
-def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
+def _judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
     """Judge clocks against the first node's. An offset within the round trip is unknown, so not judged."""
     offsets = {
         name: max(0.0, abs(peer.clock_offset_s) - (peer.round_trip_s or 0.0) / 2)
@@ -228,35 +221,21 @@ def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
 def _merged(by_node: Mapping[str, Sequence[SiteFinding]]) -> list[SiteFinding]:
     """Merge findings on which the nodes agree; add node names to the others."""
     who: dict[SiteFinding, list[str]] = {}
+    details: dict[str, str] = {}
     for name, findings in by_node.items():
         for finding in findings:
-            key = (
-                finding
-                if finding.state is not CheckState.ok
-                else SiteFinding(finding.check, CheckState.ok, "")
-            )
+            key = finding
+            if finding.state is CheckState.ok:
+                key = ok(finding.check, "")
+                details[finding.check] = finding.detail
             who.setdefault(key, []).append(name)
-    details = {
-        f.check: f.detail for findings in by_node.values() for f in findings if f.state is CheckState.ok
-    }
     return [
         SiteFinding(f.check, f.state, f"{', '.join(names)}: {f.detail or details[f.check]}", f.fix)
         for f, names in who.items()
     ]
 
 
-def _check_allocation(num_nodes: int, environ: Mapping[str, str]) -> None:
-    if "SLURM_JOB_ID" not in environ:
-        raise UsageError(
-            f"--nodes looks at the nodes of an allocation, and this is none: "
-            f"salloc --nodes={num_nodes} --time=10 python -m r1hpc.doctor --nodes {num_nodes}"
-        )
-    has = int(environ.get("SLURM_JOB_NUM_NODES") or num_nodes)
-    if num_nodes > has:
-        raise UsageError(f"--nodes {num_nodes}: job {environ['SLURM_JOB_ID']} has {has}")
-
-
-@contextmanager
+@contextlib.contextmanager
 def _shared_folder(root: Path) -> Iterator[tuple[Path, bool]]:
     """Yield a folder under the run root with a file, and whether the file is locked while the nodes look. A
     file system without locks has its own finding (`file locks`); the other checks still run."""
@@ -264,17 +243,13 @@ def _shared_folder(root: Path) -> Iterator[tuple[Path, bool]]:
     folder.mkdir(mode=0o700, parents=True)
     try:
         with (folder / "held").open("w") as held:
-            yield folder, _locks(held)
+            is_locked = False
+            with contextlib.suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX)
+                is_locked = True
+            yield folder, is_locked
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locks(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
 
 
 def _free_ports() -> list[int]:

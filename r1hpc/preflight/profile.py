@@ -9,7 +9,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.config.assets import assets, own_profiles
 from r1hpc.config.layers import write_yaml
-from r1hpc.plan.topology.gpus import find_gpu, smaller_cards
+from r1hpc.plan.topology.gpus import known_card, smaller_cards
 from r1hpc.preflight.nodes import NodeReport
 from r1hpc.slurm.probe import ClusterFacts
 
@@ -29,8 +29,8 @@ def profile_of(
     GPUs are left out if none was seen: another partition may have some.
 
     Args:
-        partition: as the user named it. The default is left to Slurm, and to a site that routes jobs.
-        qos: as the user named it. The default is left to Slurm: it is the account's.
+        partition, qos, account: as the user named them. Defaults are left to Slurm: a site may route jobs,
+            and the default QOS is the account's.
         python: as the user named it; None: this interpreter.
     """
     gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
@@ -74,9 +74,7 @@ def write_profile(path: Path, profile: dict[str, Any]) -> None:
 
 
 def _gpu_type(name: str | None) -> str | None:
-    try:
-        if name and smaller_cards(name):
-            return name.lower()  # a submission then reports which GPU it assumes
-        return find_gpu(name).name.lower() if name else None
-    except UsageError:
-        return None
+    if name and smaller_cards(name):
+        return name.lower()  # a submission then reports which GPU it assumes
+    card = known_card(name)
+    return card.name.lower() if card else None

@@ -123,11 +123,11 @@ def _needs(config: RunConfig, facts: ClusterFacts, here: bool) -> tuple[int | No
 
 
 def _expected_gpus(config: RunConfig) -> int | None:
-    given = config.resources.gpus_per_node
-    if given is None:
-        given = config.cluster.gpus_per_node
     allocated = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    return given if given is not None else int(allocated) if allocated.isdecimal() else None
+    for given in (config.resources.gpus_per_node, config.cluster.gpus_per_node):
+        if given is not None:
+            return given
+    return int(allocated) if allocated.isdecimal() else None
 
 
 def judge_cluster(facts: ClusterFacts, slurm_is_here: bool) -> list[SiteFinding]:
@@ -201,7 +201,5 @@ def _judge_requeue(facts: ClusterFacts) -> SiteFinding:
             "not finished. Only an operator can release it; ask for MaxBatchRequeue=5, Slurm's default"
         )
         return warn("requeue", detail, fix)
-    detail = (
-        f"allowed; MaxBatchRequeue={most}: Slurm holds a job after {most} failed launches or exits inside "
-    )
-    return ok("requeue", f"{detail}the grace time, which r1hpc's own requeues are not")
+    held = f"Slurm holds a job after {most} failed launches or exits inside the grace time"
+    return ok("requeue", f"allowed; MaxBatchRequeue={most}: {held}, which r1hpc's own requeues are not")

@@ -47,7 +47,7 @@ def collect_storage(root: Path) -> StorageFacts:
         return StorageFacts(str(root), error=_words(error))
     try:
         space = os.statvfs(folder)
-        written, seconds, write_error = _timed_write(folder / "bandwidth", _WRITE_BYTES)
+        written, seconds, write_error = _timed_write(folder / "bandwidth")
         return StorageFacts(
             path=str(root),
             free_bytes=space.f_bavail * space.f_frsize,
@@ -70,7 +70,11 @@ def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[
     if facts.error is not None:
         fix = "choose a folder that you may write, on a file system that all nodes share: --run-root DIR"
         return [fail("run root", f"{facts.path}: {facts.error}", fix)]
-    return [_judge_room(facts, needed_bytes), _judge_speed(facts), _judge_locks(facts)]
+    locks = ok("file locks", "flock holds")
+    if facts.locks is not None:
+        fix = "mount it with locks (Lustre: -o flock; NFS: without nolock), or take another file system"
+        locks = fail("file locks", f"{facts.path}: {facts.locks}", fix)
+    return [_judge_room(facts, needed_bytes), _judge_speed(facts), locks]
 
 
 def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
@@ -102,21 +106,14 @@ def _judge_speed(facts: StorageFacts) -> SiteFinding:
     return ok("run root speed", f"{detail}; as checkpoint.assumed_bandwidth_gib_s: {rate / GIB:.2g}")
 
 
-def _judge_locks(facts: StorageFacts) -> SiteFinding:
-    if facts.locks is not None:
-        fix = "mount it with locks (Lustre: -o flock; NFS: without nolock), or take another file system"
-        return fail("file locks", f"{facts.path}: {facts.locks}", fix)
-    return ok("file locks", "flock holds")
-
-
-def _timed_write(path: Path, count: int) -> tuple[int, float | None, str | None]:
+def _timed_write(path: Path) -> tuple[int, float | None, str | None]:
     """Return (bytes written, seconds with fsync, error). Random bytes: a file system may compress."""
     block, written = os.urandom(_BLOCK_BYTES), 0
     began = time.perf_counter()
     try:
         with path.open("wb", buffering=0) as file:
-            while written < count and time.perf_counter() - began < _LONGEST_WRITE_S:
-                written += file.write(block[: count - written])
+            while written < _WRITE_BYTES and time.perf_counter() - began < _LONGEST_WRITE_S:
+                written += file.write(block[: _WRITE_BYTES - written])
             os.fsync(file.fileno())
     except OSError as error:
         return written, None, _words(error)
@@ -124,9 +121,8 @@ def _timed_write(path: Path, count: int) -> tuple[int, float | None, str | None]
 
 
 def _how_locks_fail(folder: Path) -> str | None:
-    path = folder / "lock"
     try:
-        with path.open("w") as held, path.open("w") as other:
+        with (folder / "lock").open("w") as held, (folder / "lock").open("w") as other:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

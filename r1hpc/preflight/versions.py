@@ -96,12 +96,22 @@ def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None
     if facts.no_answer is not None:
         fix = "look on the nodes with --nodes, inside an allocation; or correct `python` in the profile"
         return [unknown("packages", f"{facts.executable} cannot be asked here: {facts.no_answer}", fix)]
-    return [
-        _judge_packages(facts),
-        *([_judge_cuda(facts, driver, num_gpus)] if "torch" in facts.packages else []),
-        *_judge_toolkit(facts),
-        *_judge_nccl(facts),
-    ]
+    found = [_judge_packages(facts)]
+    if "torch" in facts.packages:
+        found.append(_judge_cuda(facts, driver, num_gpus))
+    if facts.toolkit_cuda is not None and facts.torch_cuda is not None:
+        detail = f"CUDA toolkit {facts.toolkit_cuda}, torch built for CUDA {facts.torch_cuda}"
+        major = facts.torch_cuda.split(".")[0]
+        if facts.toolkit_cuda.split(".")[0] == major:
+            found.append(ok("CUDA toolkit", detail))
+        else:  # DeepSpeed refuses to compile then (op_builder/builder.py)
+            fix = f"module load a CUDA {major} toolkit (profile key `setup`): DeepSpeed compiles with it"
+            found.append(warn("CUDA toolkit", detail, fix))
+    if facts.foreign_nccl is not None:
+        detail = f"{facts.foreign_nccl} is loaded in place of the NCCL that torch was tested with"
+        fix = "unload that module, or take it out of LD_LIBRARY_PATH and LD_PRELOAD"
+        found.append(warn("NCCL", detail, fix))
+    return found
 
 
 def _judge_packages(facts: VersionFacts) -> SiteFinding:
@@ -120,55 +130,23 @@ def _judge_packages(facts: VersionFacts) -> SiteFinding:
 
 
 def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> SiteFinding:
-    if facts.torch_cuda is None:
+    check, cuda = "torch and driver", facts.torch_cuda
+    if cuda is None:
         if num_gpus:
-            return fail(
-                "torch and driver",
-                f"torch {facts.packages['torch']} is a CPU build, and the node has {num_gpus} GPUs",
-                "install the CUDA build of torch (https://pytorch.org/get-started)",
-            )
-        return ok("torch and driver", "torch is a CPU build, and no GPU is asked of it here")
+            detail = f"torch {facts.packages['torch']} is a CPU build, and the node has {num_gpus} GPUs"
+            return fail(check, detail, "install the CUDA build of torch (https://pytorch.org/get-started)")
+        return ok(check, "torch is a CPU build, and no GPU is asked of it here")
     if driver is None:
-        return unknown(
-            "torch and driver", f"torch is built for CUDA {facts.torch_cuda}; no driver here to compare"
-        )
-    oldest = _OLDEST_DRIVER.get(int(facts.torch_cuda.split(".")[0]))
-    if oldest is None or not _numbers(driver):
-        return unknown(
-            "torch and driver", f"torch for CUDA {facts.torch_cuda}, driver {driver}: no rule for these"
-        )
-    if _numbers(driver) < oldest:
+        return unknown(check, f"torch is built for CUDA {cuda}; no driver here to compare")
+    oldest = _OLDEST_DRIVER.get(int(cuda.split(".")[0]))
+    version = tuple(int(part) for part in re.findall(r"\d+", driver)[:3])
+    if oldest is None or not version:
+        return unknown(check, f"torch for CUDA {cuda}, driver {driver}: no rule for these")
+    if version < oldest:
         needed = ".".join(map(str, oldest))
-        return fail(
-            "torch and driver",
-            f"driver {driver} is too old for torch's CUDA {facts.torch_cuda}, which needs {needed}",
-            "install a torch built for an older CUDA, or ask for a newer driver",
-        )
-    return ok("torch and driver", f"driver {driver} serves torch's CUDA {facts.torch_cuda}")
-
-
-def _judge_toolkit(facts: VersionFacts) -> list[SiteFinding]:
-    """Compare major versions: DeepSpeed refuses to compile if they differ (op_builder/builder.py)."""
-    if facts.toolkit_cuda is None or facts.torch_cuda is None:
-        return []
-    detail = f"CUDA toolkit {facts.toolkit_cuda}, torch built for CUDA {facts.torch_cuda}"
-    if facts.toolkit_cuda.split(".")[0] != facts.torch_cuda.split(".")[0]:
-        major = facts.torch_cuda.split(".")[0]
-        fix = f"module load a CUDA {major} toolkit (profile key `setup`): DeepSpeed compiles with it"
-        return [warn("CUDA toolkit", detail, fix)]
-    return [ok("CUDA toolkit", detail)]
-
-
-def _judge_nccl(facts: VersionFacts) -> list[SiteFinding]:
-    if facts.foreign_nccl is None:
-        return []
-    return [
-        warn(
-            "NCCL",
-            f"{facts.foreign_nccl} is loaded in place of the NCCL that torch was tested with",
-            "unload that module, or take it out of LD_LIBRARY_PATH and LD_PRELOAD",
-        )
-    ]
+        detail = f"driver {driver} is too old for torch's CUDA {cuda}, which needs {needed}"
+        return fail(check, detail, "install a torch built for an older CUDA, or ask for a newer driver")
+    return ok(check, f"driver {driver} serves torch's CUDA {cuda}")
 
 
 def _installed(name: str) -> str | None:
@@ -217,8 +195,7 @@ def _cuda_of_toolkit(environ: Mapping[str, str]) -> str | None:
     if not home:
         return None
     try:
-        value = json.loads((Path(home) / "version.json").read_text())
-        return str(value["cuda"]["version"])
+        return str(json.loads((Path(home) / "version.json").read_text())["cuda"]["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -228,10 +205,6 @@ def _foreign_nccl(environ: Mapping[str, str]) -> str | None:
     folders = [Path(part) for part in environ.get("LD_LIBRARY_PATH", "").split(":") if part]
     in_path = [str(folder / "libnccl.so.2") for folder in folders if (folder / "libnccl.so.2").exists()]
     return next(iter([*preloaded, *(path for path in in_path if "site-packages" not in path)]), None)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 if __name__ == "__main__":

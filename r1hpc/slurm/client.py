@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
-from typing import IO
+from typing import IO, TypeVar
 
 from r1hpc.base.errors import R1hpcError
 
@@ -37,6 +37,7 @@ _MAYBE_ARRIVED = (
     "Header lengths are longer than data received",
     "Unexpected message received",
 )
+_Result = TypeVar("_Result")
 
 
 class SlurmError(R1hpcError):
@@ -78,45 +79,24 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
     Raises:
         SlurmError: no such command, it took too long, or it exited with a status other than 0.
     """
-    return _run(argv, timeout_s, env, subprocess.PIPE).stdout
-
-
-def call_for_stderr(
-    argv: Sequence[str], text: str, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
-) -> str:
-    """Call with `text` on stdin and return stderr, where `sbatch --test-only` answers.
-
-    Raises:
-        SlurmError: like `call`.
-    """
-    return _run(argv, timeout_s, env, subprocess.PIPE, text).stderr
-
-
-def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> None:
-    """Call with stdout going into an open file: for answers too long to hold in memory.
-
-    Raises:
-        SlurmError: like `call`.
-    """
-    _run(argv, timeout_s, None, file)
+    return run(argv, timeout_s, env).stdout
 
 
 def retry(
-    action: Callable[[], object],
+    action: Callable[[], _Result],
     is_final: Callable[[SlurmError], bool],
     patience_s: float,
     sleep: Callable[[float], None],
     clock: Callable[[], float],
-) -> SlurmError | None:
-    """Run `action` until it succeeds, fails for good or time is up; return the last error, or None."""
+) -> _Result:
+    """Run `action` until it succeeds, fails for good or time is up; return its result, or raise its error."""
     deadline = clock() + patience_s
     for pause in chain(_BACK_OFF_S, repeat(_LONGEST_PAUSE_S)):
         try:
-            action()
-            return None
+            return action()
         except SlurmError as error:
             if is_final(error) or clock() + pause > deadline:
-                return error
+                raise
             print(f"{' '.join(str(error).split())}: trying again in {pause:g} s", file=sys.stderr, flush=True)
         sleep(pause)
     raise AssertionError("the pauses never end")
@@ -127,13 +107,18 @@ def without_advice(error: SlurmError) -> str:
     return str(error).splitlines()[0].split(": run this")[0]
 
 
-def _run(
+def run(
     argv: Sequence[str],
     timeout_s: float,
-    env: Mapping[str, str] | None,
-    stdout: "int | IO[bytes]",
+    env: Mapping[str, str] | None = None,
+    stdout: "int | IO[bytes]" = subprocess.PIPE,
     text: str = "",
 ) -> "subprocess.CompletedProcess[str]":
+    """Run one Slurm command like `call`, with `text` on stdin.
+
+    Args:
+        stdout: an open file for an answer that is too long to hold in memory.
+    """
     shown = shlex.join(argv)
     # Slurm's output in the form that is parsed here.
     environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"} if env is None else dict(env)

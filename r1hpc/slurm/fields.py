@@ -32,10 +32,7 @@ RULES: dict[str, tuple[str, str]] = {
     "partition": (_WORDS, "names of letters, digits and . _ + -, separated by commas"),
     "account": (r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", "letters, digits and . _ @ + -"),
     "qos": (r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", "letters, digits and . _ @ + -"),
-    "constraint": (
-        r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:=&|*()\[\]+-]*",
-        "feature names joined by & | , * ( ) [ ]",
-    ),
+    "constraint": (r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:=&|*()\[\]+-]*", "feature names joined by & | , * ( ) [ ]"),
     "nodelist": (r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*", "node names such as n1,gpu[01-08]"),
     "exclude": (r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*", "node names such as n1,gpu[01-08]"),
     "reservation": (_WORDS, "names of letters, digits and . _ + -"),
@@ -329,18 +326,11 @@ def refuse_shell_overrides(overrides: Sequence[str]) -> None:
 def _match(pattern: str, words: str, value: str, what: str) -> None:
     if re.fullmatch(pattern, value):
         return
-    raise UsageError(
-        f"{what} {printable(value)!r} is refused{_first_bad(pattern, value)}: it may hold {words}"
-    )
-
-
-def _first_bad(pattern: str, value: str) -> str:
-    """Return the character up to which the value could still have matched, found by trying its prefixes."""
+    why = ""
     if not value:
-        return " because it is empty"
-    if value.startswith("-"):
-        return " because it begins with '-'"
-    for char in value:
-        if not re.search(r"[\w ./+@=,:%*()\[\]&|^~-]", char):
-            return f" because of {char!a}"
-    return ""
+        why = " because it is empty"
+    elif value.startswith("-"):
+        why = " because it begins with '-'"
+    elif bad := re.search(r"[^\w ./+@=,:%*()\[\]&|^~-]", value):
+        why = f" because of {bad[0]!a}"
+    raise UsageError(f"{what} {printable(value)!r} is refused{why}: it may hold {words}")

@@ -15,8 +15,6 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.slurm import fields
 
-_HEADING = "resources (sbatch's own flags)"
-
 
 @dataclass(frozen=True)
 class _Flag:
@@ -91,7 +89,7 @@ def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) 
     def shown(text: str) -> str:
         return text if "--help-slurm" in sys.argv else argparse.SUPPRESS
 
-    group = parser.add_argument_group(_HEADING)
+    group = parser.add_argument_group("resources (sbatch's own flags)")
     parser.set_defaults(**{flag.key: None for flag in FLAGS})
     for flag in FLAGS:
         if flag.names[-1] in leave_out:
@@ -174,4 +172,4 @@ def _gpus(value: str, shown_as: str) -> list[str]:
 def _gres(value: str, shown_as: str) -> list[str]:
     gpus, others = fields.read_gres(value, shown_as)
     found = _gpus(gpus, "--gres") if gpus else []
-    return [*found, *([f"resources.sbatch.gres={json.dumps(others)}"] if others else [])]
+    return found + ([f"resources.sbatch.gres={json.dumps(others)}"] if others else [])

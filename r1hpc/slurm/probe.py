@@ -83,8 +83,9 @@ def probe_cluster(
     name = fields.get("PartitionName", partition)
     associations = _associations(said.get("default qos", ""), name, config.get("ClusterName"))
     chosen_qos = qos or _default_qos(associations)
-    qos_row = _rows(said.get("qos", "")).get(chosen_qos or "", [])
-    mode, grace = _preemption(config, fields, said.get("qos"), chosen_qos)
+    rows = {row[0]: row for row in _split(said.get("qos", "")) if len(row) >= 4}
+    qos_row = rows.get(chosen_qos or "", [])
+    mode, grace = _preemption(config, fields, rows, chosen_qos)
     gpus, gpu_type = read_gpus(said.get("nodes"), name)
     signal = f"{config.get('PreemptParameters', '')},{config.get('SlurmctldParameters', '')}"
     return ClusterFacts(
@@ -94,7 +95,7 @@ def probe_cluster(
         preempt_type=config.get("PreemptType"),
         preempt_mode=mode,
         grace_s=grace,
-        preemptors=_preemptors(_rows(said.get("qos", "")), associations),
+        preemptors=_preemptors(rows, associations),
         kill_wait_s=_count(config.get("KillWait")),
         sends_user_signal="send_user_signal" in signal if config else None,
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
@@ -164,8 +165,8 @@ def read_gpus(text: str | None, partition: str | None) -> tuple[int | None, str 
     if text is None:
         return None, None
     kinds: dict[tuple[int, str | None], int] = {}
-    for line in text.splitlines():
-        name, nodes, gres = (line.split("|") + ["", ""])[:3]
+    for row in _split(text):
+        name, nodes, gres = (row + ["", ""])[:3]
         if partition is None or name == partition:
             kind = _gpus_in(gres)
             kinds[kind] = kinds.get(kind, 0) + int(nodes or 0)
@@ -184,7 +185,10 @@ def _ask(commands: Mapping[str, list[str]]) -> dict[str, str | SlurmError]:
 
 
 def _preemption(
-    config: Mapping[str, str], partition: Mapping[str, str], qos_table: str | None, qos: str | None
+    config: Mapping[str, str],
+    partition: Mapping[str, str],
+    rows: Mapping[str, Sequence[str]],
+    qos: str | None,
 ) -> tuple[str | None, int | None]:
     """Return a job's PreemptMode and GraceTime, the QOS's or the partition's (slurm.conf(5), PreemptType)."""
     kind = config.get("PreemptType")
@@ -194,10 +198,7 @@ def _preemption(
         return "OFF", 0
     if kind == "preempt/partition_prio":
         return partition.get("PreemptMode", config.get("PreemptMode")), _count(partition.get("GraceTime"))
-    if qos_table is None or qos is None:
-        return config.get("PreemptMode"), None
-    rows = _rows(qos_table)
-    if qos not in rows:
+    if qos is None or qos not in rows:
         return config.get("PreemptMode"), None
     if not any(qos in row[3].split(",") for row in rows.values()):
         return "OFF", 0  # no QOS may preempt this one
@@ -213,14 +214,14 @@ def _preemptors(
     return tuple((name, victim) for name, victim in pairs if victim in own)
 
 
-def _rows(qos_table: str) -> dict[str, list[str]]:
-    return {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
+def _split(table: str) -> list[list[str]]:
+    return [line.split("|") for line in table.splitlines()]
 
 
 def _associations(text: str, partition: str | None, cluster: str | None) -> list[list[str]]:
     """Return the user's associations for jobs in this partition; columns are _ASSOC_FIELDS. One slurmdbd may
     serve several clusters, and lists them all."""
-    rows = [row for line in text.splitlines() if len(row := line.split("|")) > 5]
+    rows = [row for row in _split(text) if len(row) > 5]
     return [row for row in rows if row[4] in ("", partition) and cluster in (None, row[5])]
 
 

@@ -9,7 +9,7 @@ remainder may be more than hours minus hours. Slurm enforces its own number, so 
 
 import getpass
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +48,14 @@ class QueuedJob:
         return self.gpus * max(0, self.time_limit_s - self.elapsed_s) / 3600
 
 
-def ask_squeue(account: str, timeout_s: float = 10.0) -> list[QueuedJob]:
+def ask_squeue(account: str) -> list[QueuedJob]:
     """Return the jobs of an account.
 
     Raises:
         SlurmError: squeue or slurmctld did not answer.
     """
     columns = ",".join(f"{field}:|" for field in _FIELDS)
-    return read_squeue(call(["squeue", "-h", "-r", "-a", "-O", columns, f"-A{account}"], timeout_s))
+    return read_squeue(call(["squeue", "-h", "-r", "-a", "-O", columns, f"-A{account}"], 10.0))
 
 
 def read_squeue(text: str) -> list[QueuedJob]:
@@ -151,17 +151,16 @@ class TresLimit:
 
     @property
     def owner(self) -> str:
-        whole = f"{self.kind} {self.name}"
-        return f"{whole}, user {self.user}" if self.user else whole
+        return f"{self.kind} {self.name}" + (f", user {self.user}" if self.user else "")
 
 
-def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 10.0) -> list[TresLimit]:
+def gpu_limits(account: str | None, qos: str | None = None) -> list[TresLimit]:
     """Return the GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
 
     Raises:
         SlurmError: slurmctld did not answer, or hides it.
     """
-    text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], timeout_s)
+    text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], 10.0)
     return read_assoc_mgr(text, account, qos, getpass.getuser())
 
 
@@ -178,7 +177,12 @@ def read_assoc_mgr(
     rows = [dict(re.findall(_KEYS, line)) for line in text.splitlines()]
     accounts = [row for row in rows if row.get("Account") and not row.get("UserName")]
     parents = {row["Account"].lower(): row.get("ParentAccount", "").split("(")[0].lower() for row in accounts}
-    wanted = {each for name in _names(account) for each in _line_of(name, parents)}
+    wanted: set[str] = set()
+    for name in (account or "").split(","):
+        above: str | None = name.strip().lower()  # as Slurm keeps the names of accounts
+        while above and above not in wanted:
+            wanted.add(above)
+            above = parents.get(above)
     found: list[TresLimit] = []
     for row in rows:
         owner = row.get("UserName", "").split("(")[0]
@@ -191,20 +195,6 @@ def read_assoc_mgr(
             if name and (account is None or name.lower() in wanted):
                 found += _limits("account", name, owner, row)
     return found
-
-
-def _names(account: str | None) -> list[str]:
-    """Split names at commas; Slurm keeps account names in lower case."""
-    return [name.strip().lower() for name in (account or "").split(",") if name.strip()]
-
-
-def _line_of(account: str | None, parents: dict[str, str]) -> Iterator[str]:
-    """Yield the account and the accounts above it."""
-    seen: set[str] = set()
-    while account and account not in seen:
-        seen.add(account)
-        yield account
-        account = parents.get(account)
 
 
 def _limits(kind: str, name: str, user: str, row: dict[str, str]) -> Sequence[TresLimit]:

@@ -153,7 +153,15 @@ def expand_nodelist(text: str) -> tuple[str, ...]:
     Raises:
         StateError: unbalanced brackets or a bad range.
     """
-    return tuple(name for item in _split(text) for name in _expand_item(item))
+    names: list[str] = []
+    for item in _split(text):
+        found = [""]
+        # "a[1-2]b[3,4]c" splits into alternating text and bracket contents.
+        for index, part in enumerate(re.split(r"\[([^\]]*)\]", item)):
+            choices = _expand_ranges(part, item) if index % 2 else [part]
+            found = [name + choice for name in found for choice in choices]
+        names += found
+    return tuple(names)
 
 
 def expand_counts(text: str) -> tuple[int, ...]:
@@ -286,15 +294,6 @@ def _split(text: str) -> list[str]:
     if depth:
         raise StateError(f"cannot read the node list {text!r}: unbalanced brackets")
     return [item for item in [*items, text[start:]] if item]
-
-
-def _expand_item(item: str) -> list[str]:
-    names = [""]
-    # "a[1-2]b[3,4]c" splits into alternating text and bracket contents.
-    for index, part in enumerate(re.split(r"\[([^\]]*)\]", item)):
-        choices = _expand_ranges(part, item) if index % 2 else [part]
-        names = [name + choice for name in names for choice in choices]
-    return names
 
 
 def _expand_ranges(text: str, item: str) -> list[str]:

@@ -54,7 +54,6 @@ class JobState:
     """Set once Slurm has chosen the job to be preempted."""
     restarts: int = 0
     requeue: bool = True
-    """The job may be requeued."""
     limit_at: float | None = None
     """The end of its time limit, by slurmctld's clock. A suspension moves this, a preemption does not."""
     excluded: str = ""
@@ -169,12 +168,15 @@ def requeue(
         if not job_state(job_id).is_requeued:
             raise SlurmError(f"job {job_id} ended just before it could be requeued", 0)
 
-    error = retry(ask, _is_final, patience_s, sleep, clock)
-    if error is None or _ALREADY_PENDING in _said(error):
-        return True
-    if _says(error, _FORBIDDEN):
-        return False
-    raise error
+    try:
+        retry(ask, _is_final, patience_s, sleep, clock)
+    except SlurmError as error:
+        if _says(error, (_ALREADY_PENDING,)):
+            return True
+        if _says(error, _FORBIDDEN):
+            return False
+        raise
+    return True
 
 
 def resubmit(
@@ -200,17 +202,13 @@ def resubmit(
 
     options = [f"--dependency=afterany:{after}"] if after else []
     options += [f"--exclude={exclude}"] if exclude else []
-    answer: list[str] = []
-    error = retry(
-        lambda: answer.append(sbatch(script, script.parent, options, sleep=sleep, clock=clock)),
+    new_id = retry(
+        lambda: sbatch(script, script.parent, options, sleep=sleep, clock=clock),
         lambda error: not error.unreachable or isinstance(error, LostSubmissionError),
         patience_s,
         sleep,
         clock,
     )
-    if error is not None:
-        raise error
-    new_id = answer[0]
     payload.carry_over(script.parent, new_id)
     return new_id
 
@@ -222,11 +220,8 @@ def _is_final(error: SlurmError) -> bool:
 
 
 def _says(error: SlurmError, answers: tuple[str, ...]) -> bool:
-    return any(words in _said(error) for words in answers)
-
-
-def _said(error: SlurmError) -> str:
-    return f"{error.stdout} {error.stderr}".lower()
+    said = f"{error.stdout} {error.stderr}".lower()
+    return any(words in said for words in answers)
 
 
 def _field(fields: str, name: str) -> str:

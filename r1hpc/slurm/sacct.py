@@ -21,7 +21,7 @@ from typing import IO, Annotated
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
-from r1hpc.slurm.client import call, call_into
+from r1hpc.slurm.client import call, run
 
 # Columns of every sacct since 20.02: an unknown one is an error (Restarts came with 24.11). JobName is last:
 # it may hold the separator.
@@ -98,13 +98,9 @@ def parse_records(lines: Sequence[str]) -> list[JobRecord]:
 
 @contextmanager
 def ask_sacct_file(
-    start: str | None = None,
-    end: str | None = None,
-    user: str | None = None,
-    account: str | None = None,
-    timeout_s: float = 600.0,
+    start: str | None, end: str | None, user: str | None, account: str | None, timeout_s: float
 ) -> Iterator[IO[bytes]]:
-    """Yield an unnamed file with all jobs of a user or an account, by default this user's.
+    """Yield an unnamed file with all jobs of a user or an account; without either this user's.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
@@ -115,7 +111,7 @@ def ask_sacct_file(
     if account is not None and user is None:
         argv.append("--allusers")
     with tempfile.TemporaryFile() as file:
-        call_into(file, argv, timeout_s)
+        run(argv, timeout_s, stdout=file)
         file.seek(0)
         yield file
 

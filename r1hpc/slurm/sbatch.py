@@ -23,7 +23,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import StateError
 from r1hpc.config.redact import find_secret, is_secret_name
-from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call, call_for_stderr, retry, without_advice
+from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call, retry, run, without_advice
 from r1hpc.slurm.queue import jobs_by_folder
 
 _REFUSAL_TIMEOUT_S = 10.0
@@ -84,12 +84,6 @@ def with_choices(error: SlurmError) -> SlurmError:
     return error
 
 
-def is_for_good(error: SlurmError) -> bool:
-    """True if sbatch would always refuse a job that `sbatch --test-only` refused with this error."""
-    said = error.stderr.casefold()
-    return not error.unreachable and not any(words in said for words in _OF_THE_MOMENT)
-
-
 def _associations(column: str) -> set[str]:
     user = pwd.getpwuid(os.getuid()).pw_name
     question = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user}", f"format={column}"]
@@ -98,13 +92,10 @@ def _associations(column: str) -> set[str]:
 
 def _partitions() -> str:
     """Return the partitions with a node's resources; GPUs in Slurm's notation."""
-    rows = [
-        line.split("|")
-        for line in call(["sinfo", "-h", "-o", "%R|%D|%c|%m|%G|%l"], _REFUSAL_TIMEOUT_S).split()
-    ]
+    lines = call(["sinfo", "-h", "-o", "%R|%D|%c|%m|%G|%l"], _REFUSAL_TIMEOUT_S).split()
     shown = [
         f"{name}: {nodes} nodes of {cpus} CPUs, {memory} MB, {gres}, up to {limit}".replace(", (null)", "")
-        for name, nodes, cpus, memory, gres, limit in rows
+        for name, nodes, cpus, memory, gres, limit in (line.split("|") for line in lines)
     ]
     return "\n  ".join(["partitions here (-p PARTITION):", *shown[:_MOST]])
 
@@ -201,9 +192,18 @@ def sbatch(
         LostSubmissionError: there may be a job.
         StateError: the queue has a job of this folder that is not recorded.
     """
-    before = _jobs_in(folder, sleep, clock)
-    if known is not None and set(before) - set(known):
-        _refuse_unknown(folder, known)  # those that have not ended
+    # A silent Slurm is asked again: nothing is submitted yet.
+    jobs = retry(
+        lambda: jobs_by_folder(all_states=True), lambda error: not error.unreachable, PATIENCE_S, sleep, clock
+    )
+    before = set(jobs.get(folder, ()))
+    if known is not None and before - set(known):
+        unknown = [job for job in jobs_by_folder().get(folder, ()) if job not in known]  # not ended
+        if unknown:
+            raise StateError(
+                f"job {unknown[-1]} of {folder.name} is in the queue, and its submission was cut off before "
+                f"it was written down: scancel {unknown[-1]}, then submit again"
+            )
     try:
         return read_job_id(call(["sbatch", "--parsable", *options, str(script)], _TIMEOUT_S, exported()))
     except SlurmError as error:
@@ -212,7 +212,7 @@ def sbatch(
         lost: SlurmError | StateError = error
     except StateError as error:
         lost = error
-    found = _find_again(folder, set(before), lost, sleep, clock)
+    found = _find_again(folder, before, lost, sleep, clock)
     if found is None:
         raise lost
     print(f"the job is there: {found}", file=sys.stderr)
@@ -236,36 +236,19 @@ def try_out(text: str) -> Trial:
         SlurmError: it would refuse the job.
     """
     try:
-        answer = call_for_stderr(["sbatch", "--test-only"], text, _TRIAL_S, exported())
+        answer = run(["sbatch", "--test-only"], _TRIAL_S, exported(), text=text).stderr
     except SlurmError as error:
-        is_silent = error.unreachable or NO_CONFIGURATION in error.stderr
-        if not is_silent and is_for_good(error):
+        if error.unreachable or NO_CONFIGURATION in error.stderr:
+            why = without_advice(error)
+            return Trial(f"Slurm was not asked whether it would take this: {why}", was_heard=False)
+        if not any(words in error.stderr.casefold() for words in _OF_THE_MOMENT):
             raise with_choices(error) from None
-        if is_silent:
-            return Trial(
-                f"Slurm was not asked whether it would take this: {without_advice(error)}", False, False
-            )
         said = " ".join(error.stderr.split())
         return Trial(f"Slurm refuses this, unless that is for nodes that are down at the moment: {said}")
     found = re.search(r"to start at (\S+) .*\bon nodes? (\S+)", answer)
     if found:
         return Trial(f"as its queue stands, Slurm would start this at {found[1]} on {found[2]}", starts=True)
     return Trial(" ".join(answer.split()) or "Slurm would take this")
-
-
-def _jobs_in(folder: Path, sleep: Callable[[float], None], clock: Callable[[], float]) -> list[str]:
-    """Return the folder's jobs, also ended ones. A silent Slurm is asked again: nothing is submitted yet."""
-    answers: list[dict[Path, list[str]]] = []
-    error = retry(
-        lambda: answers.append(jobs_by_folder(all_states=True)),
-        lambda error: not error.unreachable,
-        PATIENCE_S,
-        sleep,
-        clock,
-    )
-    if error is not None:
-        raise error
-    return answers[0].get(folder, [])
 
 
 def read_job_id(answer: str) -> str:
@@ -282,18 +265,9 @@ def read_job_id(answer: str) -> str:
     return found[1]
 
 
-def _refuse_unknown(folder: Path, known: Collection[str]) -> None:
-    unknown = [job for job in jobs_by_folder().get(folder, ()) if job not in known]
-    if unknown:
-        raise StateError(
-            f"job {unknown[-1]} of {folder.name} is in the queue, and its submission was cut off before it "
-            f"was written down: scancel {unknown[-1]}, then submit again"
-        )
-
-
 def _find_again(
     folder: Path,
-    before: Collection[str],
+    before: set[str],
     lost: SlurmError | StateError,
     sleep: Callable[[float], None],
     clock: Callable[[], float],
@@ -305,7 +279,7 @@ def _find_again(
     looks = 0
     while looks < _LOOKS:
         try:
-            new = set(jobs_by_folder(all_states=True).get(folder, ())) - set(before)
+            new = set(jobs_by_folder(all_states=True).get(folder, ())) - before
         except SlurmError as error:
             if clock() > deadline:
                 raise LostSubmissionError(

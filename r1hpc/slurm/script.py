@@ -12,7 +12,7 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,43 +32,31 @@ _MOST_EXCLUDED = 4
 """Nodes that could not begin a job before it gives up: then the nodes are not at fault."""
 
 
-def rank_words(container: ContainerConfig, binds: Sequence[str], has_gpus: bool) -> list[str]:
-    """Return the words before `-m r1hpc.launch rank`; empty if ranks run on the host."""
-    if container.image is None:
-        return []
+def _in_container(
+    container: ContainerConfig, binds: Sequence[str], has_gpus: bool
+) -> tuple[list[str], list[str]]:
+    """Return the words before `-m r1hpc.launch rank`, and srun's options; the latter only for Pyxis."""
     if container.runtime == "pyxis":
-        return [container.python]
+        mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
+        step = [f"--container-image={container.image}", f"--container-mounts={mounts}", *container.options]
+        return [container.python], step
     start = [container.runtime, "exec", *(["--nv"] if has_gpus else []), "--bind", ",".join(binds)]
-    return [*start, *container.options, container.image, container.python]
-
-
-def step_words(container: ContainerConfig, binds: Sequence[str]) -> list[str]:
-    """Return srun's options for Pyxis; empty without it."""
-    if container.image is None or container.runtime != "pyxis":
-        return []
-    mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
-    return [f"--container-image={container.image}", f"--container-mounts={mounts}", *container.options]
+    return [*start, *container.options, str(container.image), container.python], []
 
 
 def binds_of(config: RunConfig, run_root: Path) -> list[str]:
     """Return the folders the ranks need, then the profile's: run root (with its datasets), data, models,
     question files."""
     models = (config.model.path, config.model.tokenizer, config.rl.teacher)
-    files = (*files_in(config), *config.evaluate.trained_on)
-    needed: Iterable[str | None] = (
-        *(str(run_root), config.data.path, *models),
-        *(folder for model in models for folder in _linked_to(model)),
-        *(path if Path(path).is_dir() else str(Path(path).parent) for path in files),
-    )
+    needed = [str(run_root), config.data.path, *models]
+    for model in models:
+        if model is not None and Path(model).is_dir():  # its files may be links, as in the Hub's cache
+            links = (file for file in Path(model).iterdir() if file.is_symlink())
+            needed += sorted({str(link.resolve().parent) for link in links})
+    for path in (*files_in(config), *config.evaluate.trained_on):
+        needed.append(path if Path(path).is_dir() else str(Path(path).parent))
     folders = [name for name in needed if name is not None and name.startswith("/")]
     return list(dict.fromkeys([*folders, *config.cluster.container.binds]))
-
-
-def _linked_to(model: str | None) -> list[str]:
-    """Return the folders that a model's files link to, as in the Hub's cache."""
-    if model is None or not Path(model).is_dir():
-        return []
-    return sorted({str(file.resolve().parent) for file in Path(model).iterdir() if file.is_symlink()})
 
 
 @dataclass(frozen=True)
@@ -130,8 +118,8 @@ def make_script(
     step = [f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []
     if cluster.container.image is not None:
         binds = binds_of(config, run.path.parent)
-        rank = rank_words(cluster.container, binds, gpus_per_node > 0)
-        step += step_words(cluster.container, binds)
+        rank, more = _in_container(cluster.container, binds, gpus_per_node > 0)
+        step += more
     chosen: dict[str, str | int | None] = {
         "job-name": resources.job_name or run.run_id[:64],
         "nodes": resources.nodes,
@@ -202,7 +190,7 @@ def render(script: Script) -> str:
         SITE=site or "# (nothing)\n",
         RUN_DIR=shlex.quote(str(script.run_dir)),
         PYTHON=_words(script.python) if len(script.python) > 1 else shlex.quote(script.python[0]),
-        RANK_LINES=rank_lines(script) if script.rank or script.step or not script.by_submitit else "",
+        RANK_LINES=_rank_lines(script) if script.rank or script.step or not script.by_submitit else "",
         RANKS_PER_NODE=str(script.ranks_per_node),
         CONTRACT=str(script.contract),
         SOURCE=_fill(script_text.SOURCE, MOST_EXCLUDED=str(_MOST_EXCLUDED + script.num_excluded)),
@@ -247,15 +235,15 @@ def site_lines(setup: Sequence[str], environment: Mapping[str, str]) -> str:
     return "".join(f"{line}\n" for line in [*setup, *exports])
 
 
-def rank_lines(script: Script) -> str:
+def _rank_lines(script: Script) -> str:
     """Return the arrays that both scripts give to srun to start ranks."""
     return f"RANK={_words(script.rank or script.python)}\nSTEP={_words(script.step)}\n"
 
 
 def site_file(script: Script) -> str:
     """Return the file that sbatch/train.sh reads, once the run folder is made."""
-    contract_line = f"CONTRACT={script.contract}\n"
-    return site_lines(script.setup, script.environment) + rank_lines(script) + contract_line
+    site = site_lines(script.setup, script.environment)
+    return f"{site}{_rank_lines(script)}CONTRACT={script.contract}\n"
 
 
 def _words(words: Sequence[str]) -> str:

@@ -7,8 +7,7 @@ executor below writes the script of `slurm.script` and keeps submitit's payload,
 import os
 import pkgutil
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
@@ -34,14 +33,17 @@ def submit(run: RunDir, num_tasks: int = 1, known: Collection[str] | None = None
     return _leave_payload(_Executor(run, num_tasks, known=known), run)
 
 
-def adopt(run: RunDir, job_id: str, num_tasks: int = 1) -> None:
+def adopt(run: RunDir, job_id: str) -> None:
     """Leave the payload for a job whose submission was cut off after sbatch took it; the job waits for it."""
     if not payload.path_of(run.path, job_id).exists():
-        _leave_payload(_Executor(run, num_tasks, job_id=job_id), run)
+        _leave_payload(_Executor(run, 1, job_id=job_id), run)
 
 
 def _leave_payload(executor: "_Executor", run: RunDir) -> str:
-    with _private_files():
+    # submitit creates files with the caller's umask, which may let a group write a pickle. A folder with a
+    # default ACL ignores the umask (umask(2)): see payload.make_private.
+    before = os.umask(0o077)
+    try:
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
         try:
             job = executor.submit(pkgutil.resolve_name(".".join(payload.ENTRY_POINT)), str(run.path))
@@ -52,6 +54,8 @@ def _leave_payload(executor: "_Executor", run: RunDir) -> str:
                 f"job {executor.job_id} was queued, but the file its ranks read could not be written "
                 f"({error.strerror}): fix that, then submit again"
             ) from error
+    finally:
+        os.umask(before)
     return str(job.job_id)
 
 
@@ -77,16 +81,3 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
         self.job_id = self.job_id or sbatch(self._run.script, self._run.path, known=self._known)
         failpoint("sbatch.answered")
         return SlurmJob(folder=self.folder, job_id=self.job_id, tasks=list(range(self._tasks)))
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Create private files: submitit uses the caller's umask, which may let a group write a pickle.
-
-    A folder with a default ACL ignores the umask (umask(2)): see payload.make_private.
-    """
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)

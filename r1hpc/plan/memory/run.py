@@ -108,11 +108,8 @@ def memory_of_run(
     if config.stage == "rl":
         on_device, on_host = _reference(config, shape, world, teacher_parameters)
         away += on_host
-        plan = replace(
-            plan,
-            logits_gib=_rl_logits_bytes(config, shape) / GIB,
-            reference_gib=on_device / GIB,
-        )
+        logits_gib = _rl_logits_bytes(config, shape) / GIB
+        plan = replace(plan, logits_gib=logits_gib, reference_gib=on_device / GIB)
         plan = _with_sampler(plan, config, shape, topology, card_gib)
     host = _host_gib(config, shape, topology, away)
     if not topology.num_gpus:
@@ -152,26 +149,22 @@ def is_offloaded(config: RunConfig) -> bool:
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
     """Yield sentences: what does not fit, what uses the memory, and what would help. None: that memory is
     unknown."""
-    if gpu_gib is not None and (found := list(_too_much(plan, gpu_gib))):
+    found = []
+    if gpu_gib is not None and plan.total_gib > usable_gib(gpu_gib):
+        card = f"a card of {gpu_gib:.0f} GiB has {usable_gib(gpu_gib):.0f}"
+        found.append(f"each GPU would hold {held(plan, 0)}, and {card}")
+    if gpu_gib is not None and plan.vllm_given_gib < plan.vllm_least_gib:
+        found.append(
+            f"vLLM starts in no less than {plan.vllm_least_gib:.1f} GiB of each GPU (the weights, what it "
+            f"works in and a cache of one sequence), and has {plan.vllm_given_gib:.1f} by "
+            "rollout.vllm_options (gpu_memory_utilization, 0.3 if not given, or kv_cache_memory_bytes)"
+        )
+    if found:
         yield "; ".join(["does not fit: " + ", and ".join(found), *filter(None, [plan.way_out])])
     if host_gib is not None and plan.host_gib > host_gib:
         yield (
             f"does not fit: a node would hold {plan.host_gib:.0f} GiB in its own memory, and the job asks "
             f"for {host_gib:.0f}: raise resources.mem"
-        )
-
-
-def _too_much(plan: MemoryPlan, card_gib: float) -> Iterator[str]:
-    if plan.total_gib > usable_gib(card_gib):
-        yield (
-            f"each GPU would hold {held(plan, 0)}, and a card of {card_gib:.0f} GiB has "
-            f"{usable_gib(card_gib):.0f}"
-        )
-    if plan.vllm_given_gib < plan.vllm_least_gib:
-        yield (
-            f"vLLM starts in no less than {plan.vllm_least_gib:.1f} GiB of each GPU (the weights, what it "
-            f"works in and a cache of one sequence), and has {plan.vllm_given_gib:.1f} by "
-            "rollout.vllm_options (gpu_memory_utilization, 0.3 if not given, or kv_cache_memory_bytes)"
         )
 
 
@@ -213,23 +206,19 @@ def held(plan: MemoryPlan, digits: int = 1) -> str:
 def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> MemoryPlan:
     """Plan a complete model on each rank, with the memory for sampling."""
     weights = shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB
-    plan = MemoryPlan(weights, gradients_gib=0.0, optimizer_gib=0.0, activations_gib=0.0, logits_gib=0.0)
-    plan = _with_sampler(plan, config, shape, topology, card_gib)
+    plan = _with_sampler(_weights_alone(weights), config, shape, topology, card_gib)
     return replace(plan, host_gib=topology.ranks_per_node * _PROCESS_GIB)
 
 
 def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
     width = 4 if config.serve.dtype == "float32" else 2
     weights = shape.num_parameters * width / GIB
-    plan = MemoryPlan(
-        weights / max(1, topology.num_gpus),
-        gradients_gib=0.0,
-        optimizer_gib=0.0,
-        activations_gib=0.0,
-        logits_gib=0.0,
-    )
     host = topology.num_gpus * _PROCESS_GIB if topology.num_gpus else _PROCESS_GIB + weights
-    return replace(plan, host_gib=host)
+    return replace(_weights_alone(weights / max(1, topology.num_gpus)), host_gib=host)
+
+
+def _weights_alone(gib: float) -> MemoryPlan:
+    return MemoryPlan(gib, gradients_gib=0.0, optimizer_gib=0.0, activations_gib=0.0, logits_gib=0.0)
 
 
 def num_trained(config: RunConfig, shape: ModelShape) -> int:
@@ -285,10 +274,9 @@ def copied_bytes(config: RunConfig, shape: ModelShape, topology: Topology) -> tu
 def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
     """Return the logits of an update: of scored completions, and all of a teacher's."""
     tokens = config.train.micro_batch_size * config.rollout.max_completion_length
-    told = (
-        0 if config.rl.teacher is None else tokens * shape.vocab_size * WEIGHT_BYTES[config.train.precision]
-    )
-    return told + logits_bytes(shape, tokens, config.train.logits_chunk_tokens, rl_tensors(config))
+    width = WEIGHT_BYTES[config.train.precision]
+    taught = 0 if config.rl.teacher is None else tokens * shape.vocab_size * width
+    return taught + logits_bytes(shape, tokens, config.train.logits_chunk_tokens, rl_tensors(config))
 
 
 def adapter_widths(shape: ModelShape) -> int:
@@ -311,11 +299,7 @@ def _reference(
         return whole, 0.0
     # Gathered layers of the reference and of the policy exist at different times.
     part = whole / world_size
-    return (
-        (part if where == "divided" else 0.0, part if where == "host" else 0.0)
-        if where != "none"
-        else (0.0, 0.0)
-    )
+    return part if where == "divided" else 0.0, part if where == "host" else 0.0
 
 
 def _with_sampler(
@@ -334,22 +318,21 @@ def _with_sampler(
 
 
 def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> float:
-    """Return the cache of the rows decoded together and, in stage rl under ZeRO 3, a full policy."""
-    cache = _cache_gib(config, shape, rows_together(config, topology.world_size))
-    if config.stage != "rl" or config.deepspeed.zero_stage != 3:
-        return cache
-    if config.model.lora_rank:
-        return frozen_bytes(config, shape) / GIB + cache
-    return shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB + cache
+    """Return the memory for the rows decoded together and, in stage rl under ZeRO 3, a full policy.
 
-
-def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:
-    """Return keys and values of `rows` full-length sequences, one layer's twice, and logits."""
+    For each row keys and values of a full-length sequence, one layer's twice, and logits.
+    """
     width = WEIGHT_BYTES[config.train.precision]
     length = config.rollout.max_prompt_length + config.rollout.max_completion_length
     layer = 2 * shape.num_key_value_heads * shape.head_dim * width * length
     # fp32 logits of the next token, their probabilities and the running sums for choosing a token.
-    return rows * (layer * (shape.num_layers + 1) + 3 * 4 * shape.vocab_size) / GIB
+    row = layer * (shape.num_layers + 1) + 3 * 4 * shape.vocab_size
+    cache = rows_together(config, topology.world_size) * row / GIB
+    if config.stage != "rl" or config.deepspeed.zero_stage != 3:
+        return cache
+    if config.model.lora_rank:
+        return frozen_bytes(config, shape) / GIB + cache
+    return shape.num_parameters * width / GIB + cache
 
 
 def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloaded: float) -> float:
@@ -357,9 +340,7 @@ def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloade
     `offloaded` bytes of each rank."""
     precision, ranks = config.train.precision, topology.ranks_per_node
     largest = shape.vocab_size * shape.hidden_size * (4 + WEIGHT_BYTES[precision])
-    saved = 0
-    if config.checkpoint.asynchronous:
-        _, saved = copied_bytes(config, shape, topology)
+    saved = copied_bytes(config, shape, topology)[1] if config.checkpoint.asynchronous else 0
     return ranks * _PROCESS_GIB + (ranks * (largest + offloaded) + saved) / GIB
 
 

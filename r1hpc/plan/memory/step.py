@@ -244,11 +244,16 @@ def memory_per_gpu(
     """Return one GPU's memory at the peak of a step with Adam; `host_gib` is what the rank has offloaded."""
     tokens = micro_batch_size * seq_len
     parameters, gradients, optimizer = zero.states
+    layer = zero.width * shape.saved_values + 4 * shape.saved_fp32_values
+    kept = shape.num_layers * layer
+    if activation_checkpointing:
+        # Full recomputation keeps each layer's input, and rebuilds one layer at a time.
+        kept = shape.num_layers * zero.width * shape.hidden_size + layer
     plan = MemoryPlan(
         parameters_gib=parameters / GIB,
         gradients_gib=gradients / GIB,
         optimizer_gib=optimizer / GIB,
-        activations_gib=tokens * _activation_bytes(shape, zero.width, activation_checkpointing) / GIB,
+        activations_gib=tokens * kept / GIB,
         logits_gib=logits_bytes(shape, tokens, logits_chunk_tokens, LOSS_TENSORS) / GIB,
         buffers_gib=zero.buffers / GIB,
         step_gib=zero.step / GIB,
@@ -342,11 +347,3 @@ def _optimizer_bytes(precision: Precision, zero_stage: int) -> int:
     if precision is Precision.fp32 and zero_stage == 0:
         return _MOMENT_BYTES
     return _MASTER_BYTES + _MOMENT_BYTES
-
-
-def _activation_bytes(shape: ModelShape, width: int, checkpointing: bool) -> int:
-    layer = width * shape.saved_values + 4 * shape.saved_fp32_values
-    if not checkpointing:
-        return shape.num_layers * layer
-    # Full recomputation keeps each layer's input, and rebuilds one layer at a time.
-    return shape.num_layers * width * shape.hidden_size + layer

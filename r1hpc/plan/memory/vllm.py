@@ -71,15 +71,23 @@ def vllm_memory(
     """
     if config.rollout.engine != "vllm":
         return None
-    weights = _weight_bytes(config, shape) / GIB
+    width = WEIGHT_BYTES[config.train.precision]
+    # The full weights in the trainer's precision, adapters merged; a tied head is a separate tensor there
+    # (train/rollout/weight_sync.py, served_config).
+    is_tied = shape.num_parameters == shape.num_body_parameters
+    head = shape.vocab_size * shape.hidden_size if is_tied else 0
+    weights = (shape.num_parameters + head) * width / GIB
     sequence = _sequence_bytes(config, shape) / GIB
     given_cache = _whole(config, _CACHE)
     if not topology.num_gpus:
         held = weights + (given_cache or _DEFAULT_CPU_CACHE) / GIB
         return VllmMemory(held, weights + sequence, held, held, weights, sleeps=False)
     tokens, rows = vllm_batch(config, card_gib, num_sequences(config, topology.world_size))
+    # The peak of its trial pass: in a layer, about what one keeps for a backward pass; or during sampling.
+    drawing = rows * shape.vocab_size * (4 * _DRAWING_TENSORS + width)
+    working = max(tokens * shape.saved_values * width, drawing)
     graphs = 0.0 if config.rollout.vllm_options.get("enforce_eager") else _GRAPHS_GIB
-    fixed = weights + _working_bytes(config, shape, tokens, rows) / GIB + _WORKSPACES_GIB + graphs
+    fixed = weights + working / GIB + _WORKSPACES_GIB + graphs
     share = card_gib * _share(config)
     given = share if given_cache is None else fixed + given_cache / GIB
     least = fixed + sequence
@@ -114,14 +122,6 @@ def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, car
     return f"rollout.vllm_options.{_SHARE}={percent / 100:g}"
 
 
-def _weight_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Return the full weights in the trainer's precision, adapters merged; a tied head is a separate tensor
-    there (train/rollout/weight_sync.py, served_config)."""
-    is_tied = shape.num_parameters == shape.num_body_parameters
-    head = shape.vocab_size * shape.hidden_size if is_tied else 0
-    return (shape.num_parameters + head) * WEIGHT_BYTES[config.train.precision]
-
-
 def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Return keys and values of a full-length sequence, by kv_cache_dtype; forms of less than 8 bits take
     less than counted here."""
@@ -137,13 +137,6 @@ def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 def _longest(config: RunConfig) -> int:
     return config.rollout.max_prompt_length + config.rollout.max_completion_length
-
-
-def _working_bytes(config: RunConfig, shape: ModelShape, tokens: int, rows: int) -> int:
-    """Return the peak of vLLM's trial pass: in a layer, about what one keeps for a backward pass; or during
-    sampling."""
-    width = WEIGHT_BYTES[config.train.precision]
-    return max(tokens * shape.saved_values * width, rows * shape.vocab_size * (4 * _DRAWING_TENSORS + width))
 
 
 def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None) -> tuple[int, int]:

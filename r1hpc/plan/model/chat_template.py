@@ -87,7 +87,9 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
     is_file = path.is_file() and path.name != TOKENIZER_FILE
     folder = tokenizer or (path if path.is_dir() else path.parent)
     config = _read_json(folder / _CONFIG)
-    text = path.read_text(encoding="utf-8") if is_file else _find(folder, config)
+    text = path.read_text(encoding="utf-8") if is_file else _text_of(folder, config)
+    if text is None:
+        raise UsageError(f"{folder} has no chat template ({_FILE}, or chat_template in {_CONFIG})")
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_blocks()]
     )
@@ -99,7 +101,10 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
         compiled = environment.from_string(text)
     except TemplateError as error:
         raise UsageError(f"chat template of {path} does not compile: {error}") from None
-    return ChatTemplate(text, compiled, _variables(config), special_tokens(folder / TOKENIZER_FILE))
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    named = {name: v.get("content") if isinstance(v, Mapping) else v for name, v in tokens.items()}
+    variables = {name: token for name, token in named.items() if isinstance(token, str)}
+    return ChatTemplate(text, compiled, variables, special_tokens(folder / TOKENIZER_FILE))
 
 
 def _generation_blocks() -> Any:
@@ -123,27 +128,13 @@ def has_template(folder: Path) -> bool:
     return _text_of(folder, _read_json(folder / _CONFIG)) is not None
 
 
-def _find(folder: Path, config: Mapping[str, Any]) -> str:
-    text = _text_of(folder, config)
-    if text is None:
-        raise UsageError(f"{folder} has no chat template ({_FILE}, or chat_template in {_CONFIG})")
-    return text
-
-
 def _text_of(folder: Path, config: Mapping[str, Any]) -> str | None:
     if (folder / _FILE).is_file():
         return (folder / _FILE).read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {item.get("name"): item.get("template") for item in template}
-        template = named.get("default")
+        template = {item.get("name"): item.get("template") for item in template}.get("default")
     return template if isinstance(template, str) else None
-
-
-def _variables(config: Mapping[str, Any]) -> dict[str, str]:
-    found = {name: value for name, value in config.items() if name.endswith("_token")}
-    texts = {name: v.get("content") if isinstance(v, Mapping) else v for name, v in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def special_tokens(file: Path) -> tuple[str, ...]:

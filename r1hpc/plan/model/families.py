@@ -52,12 +52,6 @@ class Family:
         """Return the norms of a layer over hidden_size."""
         return self.norm_vectors // self.norm_width
 
-    def attention_biases(self, values: Mapping[str, Any]) -> tuple[bool, bool]:
-        return _flag(self.qkv_bias, values), _flag(self.out_bias, values)
-
-    def mlp_bias(self, values: Mapping[str, Any]) -> bool:
-        return _flag(self.mlp_bias_key, values)
-
     def mlp_tensors_saved(self, values: Mapping[str, Any]) -> int:
         """Return the tensors as wide as the MLP that a layer keeps for its backward pass.
 
@@ -68,9 +62,6 @@ class Family:
             return 4
         return 5 if values.get("activation_function") == "gelu_new" else 2
 
-    def qk_norm_size(self, queries: int, keys: int, head_dim: int) -> int:
-        return {"": 0, "head": 2 * head_dim, "full": queries + keys}[self.qk_norm]
-
     def experts(self, values: Mapping[str, Any], index: int) -> Experts | None:
         """Return the experts of layer `index` (from 0), or None for an ordinary MLP."""
         if not self.expert_keys or index in (values.get("mlp_only_layers") or ()):
@@ -80,7 +71,8 @@ class Family:
         return Experts(**{name: values[key] for name, key in self.expert_keys.items()})
 
 
-def _flag(setting: str | bool, values: Mapping[str, Any]) -> bool:
+def is_set(setting: str | bool, values: Mapping[str, Any]) -> bool:
+    """Return a family's setting, which may be a key of the config."""
     return bool(values.get(setting)) if isinstance(setting, str) else setting
 
 

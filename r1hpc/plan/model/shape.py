@@ -14,18 +14,12 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.base.names import nearest, printable
 from r1hpc.config.paths import how_to_fetch, is_hub_name, local_folder
-from r1hpc.plan.model.families import ALIASES, FAMILIES, Family, UnknownModelError
+from r1hpc.plan.model.families import ALIASES, FAMILIES, Family, UnknownModelError, is_set
 
 if TYPE_CHECKING:
     from r1hpc.config.schema.run import ModelConfig, RunConfig
 
-_NEEDED = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-    "max_position_embeddings",
-)
+_NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 SHAPE_NAMES = (*_NEEDED, "intermediate_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 """The keys that define a model's shape, under Llama's names."""
 
@@ -226,9 +220,10 @@ def _vector(size: int) -> _Count:
 def _attention(family: Family, values: Mapping[str, Any]) -> _Count:
     queries, keys = widths(values)
     hidden = values["hidden_size"]
-    qkv_bias, out_bias = family.attention_biases(values)
-    count = _linear(hidden, queries + 2 * keys, qkv_bias) + _linear(queries, hidden, out_bias)
-    return count + _vector(family.qk_norm_size(queries, keys, values["head_dim"]))
+    count = _linear(hidden, queries + 2 * keys, is_set(family.qkv_bias, values))
+    count += _linear(queries, hidden, is_set(family.out_bias, values))
+    norms = {"": 0, "head": 2 * values["head_dim"], "full": queries + keys}
+    return count + _vector(norms[family.qk_norm])
 
 
 def widths(values: Mapping[str, Any]) -> tuple[int, int]:
@@ -240,7 +235,7 @@ def widths(values: Mapping[str, Any]) -> tuple[int, int]:
 def _mlp(family: Family, values: Mapping[str, Any], index: int) -> _Count:
     experts = family.experts(values, index)
     hidden = values["hidden_size"]
-    bias = family.mlp_bias(values)
+    bias = is_set(family.mlp_bias_key, values)
     if experts is None:
         return _block(hidden, values["intermediate_size"], family.gated_mlp, bias)
     one = _block(hidden, experts.width, family.gated_mlp, bias)

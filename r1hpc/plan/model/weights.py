@@ -44,16 +44,23 @@ def check_weights(model: ModelConfig) -> None:
     folder = Path(model.path)
     files = weight_files(folder)
     if not files:
+        get = "copy them there"
+        others = sorted({path.name for form in _OTHER_FORMS for path in folder.glob(form)})
+        if others:
+            get = (
+                f"it holds {first_of(others, 3)}; transformers' AutoModelForCausalLM.from_pretrained(DIR)"
+                ".save_pretrained(DIR) writes them as safetensors"
+            )
         raise ConfigError(
             f"model.path {folder} has neither {' nor '.join(_FORMS)} (nor the {_INDEX} of one), the only "
-            f"weights that are loaded: {_how_to_get(folder)}, or set model.from_scratch=true to train its "
+            f"weights that are loaded: {get}, or set model.from_scratch=true to train its "
             "architecture from random weights"
         )
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise ConfigError(
             f"model.path {folder} lacks {len(missing)} of the files that its {_INDEX} names: "
-            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; copy them there"
+            f"{first_of(missing, 3)}; copy them there"
         )
 
 
@@ -62,8 +69,13 @@ def weight_files(folder: Path) -> list[Path]:
     for form in _FORMS:
         if (folder / form).is_file():
             return [folder / form]
-        if (folder / f"{form}{_INDEX}").is_file():
-            return [folder / name for name in _indexed(folder / f"{form}{_INDEX}")]
+        index = folder / f"{form}{_INDEX}"
+        if index.is_file():
+            try:
+                names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ConfigError(f'{index} has no "weight_map" of file names: restore it') from None
+            return [folder / str(name) for name in names]
     return []
 
 
@@ -88,28 +100,9 @@ def refuse_misshapen(weights: str, mismatched: Iterable[tuple[str, Sequence[int]
         )
 
 
-def first_of(names: Sequence[str]) -> str:
-    """Return five names, and dots if there are more."""
-    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-
-
-def _how_to_get(folder: Path) -> str:
-    others = sorted({path.name for form in _OTHER_FORMS for path in folder.glob(form)})
-    if not others:
-        return "copy them there"
-    seen = f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
-    return (
-        f"it holds {seen}; transformers' AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR) "
-        "writes them as safetensors"
-    )
-
-
-def _indexed(index: Path) -> list[str]:
-    try:
-        names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f'{index} has no "weight_map" of file names: restore it') from None
-    return [str(name) for name in names]
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and dots if there are more."""
+    return f"{', '.join(names[:most])}{' ...' if len(names) > most else ''}"
 
 
 def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
@@ -138,21 +131,17 @@ def read_tensors(folder: Path) -> dict[str, Shape]:
     """
     tensors: dict[str, Shape] = {}
     for path in weight_files(folder):
-        _refuse_pointer(path)
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ConfigError(
+                    f"{path} is a pointer of git-lfs, not the weights: fetch them by `git lfs pull` in "
+                    f"{path.parent}"
+                )
         if path.suffix == ".safetensors":
             tensors |= _read_header(path)
         elif not _is_torch_file(path):
             raise ConfigError(f"{path} is no weights file of PyTorch, or is cut off: copy it again")
     return tensors
-
-
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise ConfigError(
-                f"{path} is a pointer of git-lfs, not the weights: fetch them by `git lfs pull` in "
-                f"{path.parent}"
-            )
 
 
 def _is_torch_file(path: Path) -> bool:
@@ -172,15 +161,7 @@ def _read_header(path: Path) -> dict[str, Shape]:
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
         end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        struct.error,
-    ) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ConfigError(f"{path} is no safetensors file ({error}): copy it again") from None
     if size < end:
         raise ConfigError(f"{path} is cut off: it has {size:,} of {end:,} bytes; copy it again")

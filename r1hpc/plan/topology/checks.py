@@ -10,17 +10,15 @@ from r1hpc.config.schema.run import OWN_ATTENTIONS, Precision, RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.model.families import UnknownModelError
 from r1hpc.plan.model.shape import ModelShape, model_shape
-from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
+from r1hpc.plan.topology.gpus import gpu_type_of, known_card
 
-_FP8_STAGES = ("pretrain", "sft")
-_STAGES = ("pretrain", "sft")
+_SUPERVISED = ("pretrain", "sft")
 _ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
 """Attentions called with complete heads and a mask."""
 _LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
 """Rotary frequencies that depend on the longest current position, which differs between ranks; `su` is an
 older name for longrope."""
-
-QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+_QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
 """ZeRO++'s keys for sending weights in 8 bits."""
 NF4_BLOCK = 64
 """Weights per scale."""
@@ -34,11 +32,11 @@ def check_layout(config: RunConfig) -> None:
     """
     check_precision(config)
     if is_quantized(config):
-        check_base(config)
+        _check_base(config)
     if config.deepspeed.extra:
         _check_hpz(config)
     if config.train.gradient_compression != "none":
-        check_compression(config)
+        _check_compression(config)
 
 
 def check_precision(config: RunConfig) -> None:
@@ -53,10 +51,26 @@ def check_precision(config: RunConfig) -> None:
             "train.precision=fp16 trains on GPUs only, and resources.gpus_per_node is 0: take "
             "train.precision=bf16 or fp32"
         )
-    if precision is Precision.fp8:
-        _check_settings(config)
-        if not config.train.fp8_emulate:
-            _check_card(config)
+    if precision is not Precision.fp8:
+        return
+    if config.stage not in _SUPERVISED:
+        raise UsageError(
+            f"train.precision=fp8 is for the stages {' and '.join(_SUPERVISED)}: a model samples in bf16, "
+            f"and {config.stage} would compare one with the other; take train.precision=bf16"
+        )
+    if config.model.lora_rank:
+        raise UsageError(
+            "train.precision=fp8 trains whole weights, and model.lora_rank asks for adapters: take "
+            "train.precision=bf16 with them, or model.lora_rank=0"
+        )
+    if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
+        # Seen in torchao 0.18: each Float8Linear saves the gathered weight for its backward pass.
+        raise UsageError(
+            "train.precision=fp8 under deepspeed.zero_stage=3 would keep every layer's whole weights on each "
+            "GPU until the backward pass: add model.activation_checkpointing=true, or take zero_stage=2"
+        )
+    if not config.train.fp8_emulate:
+        _check_card(config)
 
 
 def check_new_precision(config: RunConfig) -> None:
@@ -76,34 +90,11 @@ def check_new_precision(config: RunConfig) -> None:
         )
     if precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
         return
-    gpu_type = gpu_type_of(config) if config.resources.gpus_per_node else None
-    try:
-        card = find_gpu(gpu_type) if gpu_type else None
-    except UnknownGpuError:
-        return
+    card = known_card(gpu_type_of(config)) if config.resources.gpus_per_node else None
     if card is not None and not card.has_bf16:
         raise UsageError(
             f"{card.name} has no bf16 arithmetic (that begins with Ampere), and would emulate it slowly: "
             "take train.precision=fp16 with deepspeed.zero_stage=1 or higher, or fp32"
-        )
-
-
-def _check_settings(config: RunConfig) -> None:
-    if config.stage not in _FP8_STAGES:
-        raise UsageError(
-            f"train.precision=fp8 is for the stages {' and '.join(_FP8_STAGES)}: a model samples in bf16, "
-            f"and {config.stage} would compare one with the other; take train.precision=bf16"
-        )
-    if config.model.lora_rank:
-        raise UsageError(
-            "train.precision=fp8 trains whole weights, and model.lora_rank asks for adapters: take "
-            "train.precision=bf16 with them, or model.lora_rank=0"
-        )
-    if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
-        # Seen in torchao 0.18: each Float8Linear saves the gathered weight for its backward pass.
-        raise UsageError(
-            "train.precision=fp8 under deepspeed.zero_stage=3 would keep every layer's whole weights on each "
-            "GPU until the backward pass: add model.activation_checkpointing=true, or take zero_stage=2"
         )
 
 
@@ -120,11 +111,8 @@ def _check_card(config: RunConfig) -> None:
             "train.precision=fp8: not every card has it (it begins with Ada and Hopper, an A100 has none); "
             "say which there are, for example cluster.gpu_type=h100"
         )
-    try:
-        card = find_gpu(gpu_type)
-    except UnknownGpuError:
-        return  # the node checks
-    if not card.has_fp8:
+    card = known_card(gpu_type)  # None: the node checks
+    if card is not None and not card.has_fp8:
         raise UsageError(f"{card.name} has no FP8 arithmetic (that begins with Ada and Hopper): {instead}")
 
 
@@ -133,14 +121,9 @@ def is_quantized(config: RunConfig) -> bool:
     return config.model.base_quantization == "nf4"
 
 
-def check_base(config: RunConfig) -> None:
-    """Refuse settings that conflict with a base in 4 bits.
-
-    Raises:
-        UsageError: names an alternative.
-    """
+def _check_base(config: RunConfig) -> None:
     zero = config.deepspeed.extra.get("zero_optimization")
-    for key in QUANTIZED_WEIGHTS:
+    for key in _QUANTIZED_WEIGHTS:
         if isinstance(zero, Mapping) and zero.get(key):
             raise UsageError(
                 f"deepspeed.extra.zero_optimization.{key} would round what model.base_quantization=nf4 has "
@@ -197,12 +180,7 @@ def refused_width(width: int) -> str:
     )
 
 
-def check_compression(config: RunConfig) -> None:
-    """Refuse impossible combinations of train.gradient_compression.
-
-    Raises:
-        UsageError: names the conflict and an alternative.
-    """
+def _check_compression(config: RunConfig) -> None:
     setting = f"train.gradient_compression={config.train.gradient_compression}"
     if config.stage not in TRAINED_STAGES:
         raise UsageError(f"{setting} has no use in stage {config.stage}, which has no gradients: remove it")
@@ -251,9 +229,9 @@ def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
     """
     size = config.train.sequence_parallel
     asked = f"train.sequence_parallel={size}"
-    if config.stage not in _STAGES:
+    if config.stage not in _SUPERVISED:
         raise ConfigError(
-            f"{asked} is for pretraining and fine-tuning only (stages {' and '.join(_STAGES)}), and the "
+            f"{asked} is for pretraining and fine-tuning only (stages {' and '.join(_SUPERVISED)}), and the "
             f"stage is {config.stage}: leave it out"
         )
     if ranks_per_node % size:

@@ -85,8 +85,7 @@ def peak_flops(device_name: str) -> float | None:
     >>> peak_flops("Radeon") is None
     True
     """
-    words = _words(device_name)
-    cards = _of_form(_of_family(device_name, words), words)
+    cards = _named(device_name)
     return cards[0].peak_flops if cards else None
 
 
@@ -127,8 +126,7 @@ def smaller_cards(name: str) -> list[str]:
     >>> smaller_cards("a100-80gb"), smaller_cards("h100"), smaller_cards("Radeon")
     ([], [], [])
     """
-    words = _words(name)
-    cards = [] if _memory_in(words) else _of_form(_of_family(name, words), words)
+    cards = [] if _memory_in(_words(name)) else _named(name)
     return [gpu.name for gpu in cards if gpu.memory_gib < cards[0].memory_gib]
 
 
@@ -138,9 +136,8 @@ def is_named(gpu: Gpu, name: str) -> bool:
     >>> is_named(find_gpu("a100-40gb"), "a100"), is_named(find_gpu("a100-40gb"), "a100-80gb")
     (True, False)
     """
-    words = _words(name)
-    cards, asked = _of_form(_of_family(name, words), words), _memory_in(words)
-    return gpu in cards and (not asked or int(gpu.memory_gib) in asked)
+    asked = _memory_in(_words(name))
+    return gpu in _named(name) and (not asked or int(gpu.memory_gib) in asked)
 
 
 def is_slice(name: str) -> bool:
@@ -166,6 +163,12 @@ def _of_family(name: str, words: set[str]) -> list[Gpu]:
     return [] if is_slice(name) else [gpu for gpu in GPUS if gpu.family in words]
 
 
+def _named(name: str) -> list[Gpu]:
+    """Return the cards of the family and form factor in a name, of any memory."""
+    words = _words(name)
+    return _of_form(_of_family(name, words), words)
+
+
 def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:
     """Return the cards of the form factor in `words`; all if it names none that exists."""
     forms = {_FORMS[word] for word in words if word in _FORMS}
@@ -180,14 +183,15 @@ def gpu_type_of(config: "RunConfig") -> str | None:
     cluster's: sites also give cards their own names.
     """
     asked, usual = config.resources.gpu_type, config.cluster.gpu_type
-    if asked is None or not (is_slice(asked) or _card(asked)):
+    if asked is None or not (is_slice(asked) or known_card(asked)):
         return usual
-    card = _card(usual)
+    card = known_card(usual)
     # The cluster's name may add the memory of the same card.
     return usual if card is not None and is_named(card, asked) else asked
 
 
-def _card(name: str | None) -> Gpu | None:
+def known_card(name: str | None) -> Gpu | None:
+    """Return the card like `find_gpu`; None if there is no name, or it is not in the table."""
     try:
         return find_gpu(name) if name else None
     except UnknownGpuError:

@@ -55,7 +55,16 @@ def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
     """Return a sentence if some of `num_ranks` get no work in a stage or a rollout; generate.items_per_part
     must be set."""
     if config.stage == "rl":
-        return _idle_in_rollouts(config, num_ranks)
+        # A prompt goes to one rank with all of its completions.
+        prompts = config.rollout.num_prompts
+        shares = -(-prompts // rollout_prompts(config, num_ranks))
+        if shares >= num_ranks:
+            return []
+        return [
+            f"{num_ranks - shares} of {num_ranks} ranks wait in each rollout: {prompts} prompts are dealt "
+            f"whole, and make {shares} shares; set rollout.num_prompts to a multiple of the ranks, or take "
+            "fewer ranks"
+        ]
     if config.stage not in STAGES_IN_PARTS or (parts := num_parts(config)) >= num_ranks:
         return []
     size, items = _settled_size(config), num_items(config)
@@ -63,18 +72,6 @@ def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
     return [
         f"{num_ranks - parts} of {num_ranks} ranks get nothing to do: {items} items in parts of {size} make "
         f"{parts}; take {parts} ranks or fewer{automatic if size > 1 else ''}"
-    ]
-
-
-def _idle_in_rollouts(config: RunConfig, num_ranks: int) -> list[str]:
-    """Return the same for rollouts: a prompt goes to one rank with all of its completions."""
-    prompts = config.rollout.num_prompts
-    shares = -(-prompts // rollout_prompts(config, num_ranks))
-    if shares >= num_ranks:
-        return []
-    return [
-        f"{num_ranks - shares} of {num_ranks} ranks wait in each rollout: {prompts} prompts are dealt whole, "
-        f"and make {shares} shares; set rollout.num_prompts to a multiple of the ranks, or take fewer ranks"
     ]
 
 
