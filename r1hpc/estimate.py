@@ -77,7 +77,7 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
 def _print_chain(job: Path, arguments: argparse.Namespace, parser: ArgumentParser) -> int:
     from r1hpc.plan.hours.flags import refuse_settled_by_chain
     from r1hpc.plan.topology.gpus import find_gpu
-    from r1hpc.submission.chain_estimate import estimate_chain
+    from r1hpc.submission.estimate import estimate_chain
     from r1hpc.submission.order import Order, Purpose
 
     refuse_settled_by_chain(parser, arguments, job)
@@ -109,7 +109,7 @@ def _answer(arguments: argparse.Namespace) -> Estimate:
             )
         return measured_run(choose_run(arguments.target, arguments.run_root), time.time())
     if arguments.target is not None:
-        from r1hpc.submission.job_estimate import estimate_job
+        from r1hpc.submission.estimate import estimate_job
 
         return estimate_job(
             arguments.target,

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.state.state import Situation, State, all_slurm_jobs, read_situation
+from r1hpc.attempt.state.state import State, all_slurm_jobs, read_situation
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
@@ -149,26 +149,22 @@ def _choose(
     situation = read_situation(run)
     if situation.state is State.finished:
         return StageStep(stage, run, Action.skip)
-    if situation.state.is_at_work and situation.job is not None:
-        _refuse_two_places(situation, order)
+    job = situation.job
+    if situation.state.is_at_work and job is not None:
+        if job.is_slurm != (order.executor == "slurm"):
+            where = "in Slurm" if job.is_slurm else "on a machine of its own"
+            raise UsageError(
+                f"it is {situation.state} {where} as {job.job_id}: go on with the executor "
+                "it was submitted with, or cancel the chain first"
+            )
         waits_in_vain = any(steps[name].action.makes_a_job for name in stage.needs)
         pending = order.executor == "slurm" and situation.state is State.queued
         action = Action.renew if pending and waits_in_vain else Action.leave
-        return StageStep(stage, run, action, job_id=situation.job.job_id)
-    lost = [job for job in unrecorded.get(run.path, ()) if job not in all_slurm_jobs(run)]
+        return StageStep(stage, run, action, job_id=job.job_id)
+    lost = [job_id for job_id in unrecorded.get(run.path, ()) if job_id not in all_slurm_jobs(run)]
     if lost:
         return StageStep(stage, run, Action.adopt, job_id=lost[-1])
     return StageStep(stage, run, Action.resume)
-
-
-def _refuse_two_places(situation: Situation, order: Order) -> None:
-    assert situation.job is not None
-    if situation.job.is_slurm != (order.executor == "slurm"):
-        where = "in Slurm" if situation.job.is_slurm else "on a machine of its own"
-        raise UsageError(
-            f"it is {situation.state} {where} as {situation.job.job_id}: go on with the executor "
-            "it was submitted with, or cancel the chain first"
-        )
 
 
 def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:

@@ -26,13 +26,7 @@ from r1hpc.config.stages import SAMPLED_STAGES, check_packages
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.topology.gpus import (
-    FLAGS_INSTEAD,
-    UnknownGpuError,
-    find_gpu,
-    gpu_type_of,
-    smaller_cards,
-)
+from r1hpc.plan.topology.gpus import FLAGS_INSTEAD, UnknownGpuError, find_gpu, gpu_type_of, smaller_cards
 from r1hpc.slurm import defaults, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.slurm.sbatch import Trial, try_out, withheld
@@ -245,29 +239,24 @@ def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
     fit."""
     if facts.plan.memory is None:
         return []
+    gpu_type = gpu_type_of(config)
     try:
-        card = find_gpu(gpu_type_of(config) or ASSUMED_GPU).memory_gib
+        card = find_gpu(gpu_type or ASSUMED_GPU).memory_gib
     except UnknownGpuError:  # the estimate has reported it
         card = None
     # A resumed run can seldom change what would make it fit.
     memory = facts.plan.memory
     memory = memory if facts.is_new else replace(memory, way_out="")
-    assumed = _assumed_card(config) if facts.is_new and config.stage != "serve" else []
-    return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *assumed]
-
-
-def _assumed_card(config: RunConfig) -> list[str]:
-    """Return a note if memory and hours are planned for a GPU that the cluster may not have."""
-    gpu_type = gpu_type_of(config)
+    notes = [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config))]
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
-    if not others:
-        return []
-    planned = find_gpu(gpu_type or ASSUMED_GPU)
-    names = f"{planned.name.lower()} or {others[0].lower()}"
-    return [
-        f"memory and hours are planned for {planned.name}: say which cards there are, "
-        f"cluster.gpu_type={names}",
-    ]
+    if others and facts.is_new and config.stage != "serve":  # the cluster may have one of these
+        planned = find_gpu(gpu_type or ASSUMED_GPU)
+        names = f"{planned.name.lower()} or {others[0].lower()}"
+        notes.append(
+            f"memory and hours are planned for {planned.name}: say which cards there are, "
+            f"cluster.gpu_type={names}"
+        )
+    return notes
 
 
 def little_room(config: RunConfig, facts: OrderFacts) -> list[str]:

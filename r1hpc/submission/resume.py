@@ -56,22 +56,25 @@ def plan_resumed_run(order: Order) -> PlannedRun:
         raise UsageError(f"{run.run_id} is {now.state} as job {job}: cancel it first, or touch {run.stop}")
     config = reconfigured(run, order)
     frozen = load.read(run.config)
-    if run.finished.exists() and config.stage == "serve":
-        raise UsageError(
-            f"{run.run_id} is a server that ended, at its time limit or idle: start another one with "
-            f"`python -m r1hpc.serve {config.model.path}`"
-        )
-    if run.finished.exists() and config.stage not in TRAINED_STAGES:
-        raise UsageError(f"{run.run_id} is finished and cannot be extended: start another run")
-    if run.finished.exists() and _was_stopped_early(run, frozen):
-        raise UsageError(
-            f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "
-            f"begin another run from it, model.path={run.model}"
-        )
-    if run.finished.exists() and config.train.num_steps <= frozen.train.num_steps:
-        raise UsageError(
-            f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
-        )
+    if run.finished.exists():
+        if config.stage == "serve":
+            raise UsageError(
+                f"{run.run_id} is a server that ended, at its time limit or idle: start another one with "
+                f"`python -m r1hpc.serve {config.model.path}`"
+            )
+        if config.stage not in TRAINED_STAGES:
+            raise UsageError(f"{run.run_id} is finished and cannot be extended: start another run")
+        last_step = read_object(run.finished).get("global_step")
+        is_short = isinstance(last_step, int) and last_step < frozen.train.num_steps
+        if frozen.train.early_stopping and is_short:
+            raise UsageError(
+                f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "
+                f"begin another run from it, model.path={run.model}"
+            )
+        if config.train.num_steps <= frozen.train.num_steps:
+            raise UsageError(
+                f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
+            )
     return plan_run(config, OrderFacts(run, frozen, order=order))
 
 
@@ -88,15 +91,6 @@ def plan_inside(parent: str, config: RunConfig | None, facts: OrderFacts, ask: A
     planned = plan_run(config, facts, ask(facts.order.executor, *defaults.place_in_cluster(config)))
     name = planned.config.resources.job_name or f"{parent}.{facts.run.run_id}"
     return replace(planned, script=planned.script.with_options({"job-name": name[:64]}))
-
-
-def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:
-    last_step = read_object(run.finished).get("global_step")
-    return (
-        bool(config.train.early_stopping)
-        and isinstance(last_step, int)
-        and last_step < config.train.num_steps
-    )
 
 
 def reconfigured(run: RunDir, order: Order) -> RunConfig:

@@ -39,10 +39,17 @@ def start(planned: PlannedRun, order: Order) -> str:
     Raises:
         R1hpcError: the folder cannot be made, or Slurm refuses.
     """
+    run = planned.run
     with written(planned, order):
         failpoint("submit.written")
         asked_at = time.time()
-        job_id = _hand_over(planned)
+        if planned.executor == "local":
+            process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
+            job_id = f"local-{process.pid}"
+        else:
+            from r1hpc.slurm.submitit_job import submit  # loads submitit, which a dry run does not need
+
+            job_id = submit(run, planned.plan.topology.world_size, known=all_slurm_jobs(run))
     failpoint("submit.asked")
     record_submission(planned, order, job_id, asked_at)
     return job_id
@@ -56,7 +63,8 @@ def written(planned: PlannedRun, order: Order) -> Iterator[None]:
     Nobody else submits a new run meanwhile. The caller that resumes one already holds its lock.
     """
     run = planned.run
-    before = {} if planned.is_new else {path: _content(path) for path in _renewed(run)}
+    renewed = (run.config, run.plan, run.estimate, run.script, run.shell_functions, *_switches(run))
+    before = {} if planned.is_new else {path: _content(path) for path in renewed}
     if planned.is_new:
         create(run)
     try:
@@ -143,10 +151,6 @@ def _switches(run: RunDir) -> tuple[Path, ...]:
     return run.stop, run.save, run.finished
 
 
-def _renewed(run: RunDir) -> tuple[Path, ...]:
-    return run.config, run.plan, run.estimate, run.script, run.shell_functions, *_switches(run)
-
-
 def _content(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
@@ -221,16 +225,6 @@ def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: 
         overrides=[redact(item) for item in order.overrides],
         **({"over_budget": redact(order.over_budget)} if order.over_budget is not None else {}),
     )
-
-
-def _hand_over(planned: PlannedRun) -> str:
-    run = planned.run
-    if planned.executor == "local":
-        process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
-        return f"local-{process.pid}"
-    from r1hpc.slurm.submitit_job import submit  # loads submitit, which a dry run does not need
-
-    return submit(run, planned.plan.topology.world_size, known=all_slurm_jobs(run))
 
 
 def _not_written(path: Path, error: OSError, free: int) -> Exception:

@@ -131,9 +131,14 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
     if run.config.is_file() and any(s.get("job_id") == job_id for s in read_history(run).submissions):
         config = load.read(run.config)  # a requeued job: everything is already decided
         return ranks_per_node(config, config.resources.gpus_per_node or 0), run, ()
-    order = _as_allocated(order, run)
-    if _is_half_made(run):
-        shutil.rmtree(run.path)  # this job was preempted while it made the folder
+    # What sbatch was really given goes over what the job file says.
+    source = run.config if order.resume else order.job or DEFAULT_JOB
+    is_cpu_run = load.load(source, order.overrides, order.cluster).resources.gpus_per_node == 0
+    actual = defaults.overrides_of_allocation(os.environ, is_cpu_run)
+    order = replace(order, executor="slurm", overrides=(*order.overrides, *actual))
+    is_ours = run.logs.is_dir() and run.checkpoints.is_dir() and run.ledger.is_dir()
+    if is_ours and not read_run_events(run)[0] and not any(run.checkpoints.iterdir()):
+        shutil.rmtree(run.path)  # never submitted: this job was preempted while it made the folder
     with budget_held(order.counted_root):
         planned = plan_within_budget(order)
         planned = replace(planned, script=replace(planned.script, by_submitit=False))
@@ -141,17 +146,3 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
             write_atomic(run.path / "site.sh", script.site_file(planned.script))
         start_run.record_submission(planned, order, job_id, time.time())
     return planned.script.ranks_per_node, run, planned.notes
-
-
-def _as_allocated(order: Order, run: RunDir) -> Order:
-    """Return the order with what sbatch was really given over what the job file says."""
-    source = run.config if order.resume else order.job or DEFAULT_JOB
-    is_cpu_run = load.load(source, order.overrides, order.cluster).resources.gpus_per_node == 0
-    actual = defaults.overrides_of_allocation(os.environ, is_cpu_run)
-    return replace(order, executor="slurm", overrides=(*order.overrides, *actual))
-
-
-def _is_half_made(run: RunDir) -> bool:
-    """True if the folder is ours and was never submitted: no event, no checkpoint."""
-    ours = run.logs.is_dir() and run.checkpoints.is_dir() and run.ledger.is_dir()
-    return ours and not read_run_events(run)[0] and not any(run.checkpoints.iterdir())

@@ -1,17 +1,21 @@
-"""Submit a chain file, or continue an existing chain by its name."""
+"""Submit a chain file, or continue an existing chain by its name.
+
+A new chain may begin with finished stages of an earlier one. A reused stage is a link in the chain's folder:
+it is finished, so nothing runs, and the stages after it read what it left.
+"""
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1hpc.attempt.state.state import newest_job, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.names import printable
-from r1hpc.base.run_dir import RunDir
-from r1hpc.config import paths, plugins
+from r1hpc.base.names import nearest, printable
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.config import load, paths, plugins
 from r1hpc.slurm import defaults
 from r1hpc.slurm.client import SlurmError
 from r1hpc.submission import start_run
@@ -23,13 +27,13 @@ from r1hpc.submission.chain.file import (
     override,
     read_definition,
     save_definition,
+    stages_before,
 )
 from r1hpc.submission.chain.folder import SUBMISSION, ChainDir, held, supervisor_pid
 from r1hpc.submission.chain_steps import Action, StageStep, carry_out_on_slurm, plan_steps
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import check_budget, show_to_slurm
-from r1hpc.submission.resume import changed_keys, forbidden_changes
-from r1hpc.submission.reuse import find_reused, link, notes_on
+from r1hpc.submission.resume import OF_THE_PLACE, changed_keys, flat, forbidden_changes
 from r1hpc.telemetry.records.attempts import record
 
 
@@ -71,8 +75,8 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
     if os.path.lexists(chain.path):
         _clear_leftovers(chain)
     definition = read_definition(source, chain, order.overrides, order.cluster)
-    reused = find_reused(definition, order)
-    notes = [*notes, *notes_on(reused, definition, chain)]
+    reused = _find_reused(definition, order)
+    notes = [*notes, *_notes_on_reused(reused, definition, chain)]
     steps, said = _plan(chain, definition, order, reused=reused)
     if order.is_dry_run:
         return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
@@ -81,7 +85,8 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
     with held(chain, SUBMISSION) as lock:
         if chain.definition.is_file():
             raise UsageError(f"another submission has just begun {chain.name}: submit it again to go on")
-        link(chain, reused)
+        for name, run in reused.items():
+            chain.stage(name).path.symlink_to(run.path)
         failpoint("chain.linked")
         save_definition(definition, chain)
         failpoint("chain.frozen")
@@ -125,7 +130,6 @@ def _plan(
     """Return the action for each stage, within the budget for all together, and the notes."""
     steps, kept = plan_steps(chain, definition, order, reused), []
     if frozen is not None:
-        _refuse_changes(frozen, steps)
         kept = _kept_as_they_are(frozen, steps)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.counted_root, order.over_budget)
@@ -227,32 +231,31 @@ def _changed_code(frozen: Definition, chain: ChainDir) -> list[str]:
     return notes
 
 
-def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
+def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[str]:
+    """Return a sentence for each running stage that was given other settings.
+
+    Raises:
+        UsageError: a stage without a new job was given settings that would make it another run.
+    """
+    notes = []
     for step in steps:
-        before = frozen.stage(step.stage.name).config
-        wrong = forbidden_changes(before, step.stage.config)
         if step.action.makes_a_job:
             continue
-        if before.train.num_steps != step.stage.config.train.num_steps:
+        before, given = frozen.stage(step.stage.name).config, step.stage.config
+        wrong = forbidden_changes(before, given)
+        if before.train.num_steps != given.train.num_steps:
             wrong.append("train.num_steps")
         if wrong:
             raise UsageError(
                 f"stage {step.stage.name} is {step.action}: {', '.join(wrong)} cannot change any more. "
                 "Give what is meant for one stage as STAGE:KEY=VALUE, or take another --run-name"
             )
-
-
-def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[str]:
-    """Return a sentence for each running stage that was given other settings."""
-    notes = []
-    for step in steps:
-        if step.action in (Action.leave, Action.adopt):
-            changed = changed_keys(frozen.stage(step.stage.name).config, step.stage.config)
-            if changed:
-                notes.append(
-                    f"stage {step.stage.name} is at work or in the queue and keeps its {', '.join(changed)}: "
-                    f"for other ones cancel it first (python -m r1hpc.cancel {step.run.path})"
-                )
+        changed = changed_keys(before, given)
+        if changed and step.action in (Action.leave, Action.adopt):
+            notes.append(
+                f"stage {step.stage.name} is at work or in the queue and keeps its {', '.join(changed)}: "
+                f"for other ones cancel it first (python -m r1hpc.cancel {step.run.path})"
+            )
     return notes
 
 
@@ -281,3 +284,63 @@ def _merged_notes(steps: Sequence[StageStep]) -> list[str]:
         note if len(names) == len(planned) else f"{note} ({', '.join(names)})"
         for note, names in stages.items()
     ]
+
+
+def _find_reused(definition: Definition, order: Order) -> dict[str, RunDir]:
+    """Return the finished runs that take the place of stages, by stage.
+
+    Raises:
+        UsageError: no such chain or stage, or it is not finished.
+    """
+    found: dict[str, RunDir] = {}
+    if order.from_stage is not None:
+        name, chain = _named(order.from_stage, Path(definition.source).stem, definition, order)
+        again = [each for each in definition.names if name in (each, *stages_before(each, definition.needs))]
+        kept = [each for each in definition.names if each not in again]
+        found |= {each: chain.stage(each) for each in kept if chain.stage(each).finished.exists()}
+        missing = [each for each in stages_before(name, definition.needs) if each not in found]
+        if missing:
+            raise UsageError(
+                f"--from {name}: {chain.name} has not finished {missing[0]}, which comes before it"
+            )
+    for item in order.reuse:
+        if ":" not in item:
+            raise UsageError(f"--reuse {printable(item)}: write CHAIN:STAGE")
+        name, chain = _named(item, "", definition, order)
+        found[name] = chain.stage(name)
+        if not found[name].finished.exists():
+            raise UsageError(f"--reuse {printable(item)}: it has not finished, so there is nothing to reuse")
+    return {name: open_run(run.path.resolve()) for name, run in found.items()}
+
+
+def _named(given: str, usual: str, definition: Definition, order: Order) -> tuple[str, ChainDir]:
+    chain_name, _, stage = given.rpartition(":")
+    if stage not in definition.names:
+        known = ", ".join(definition.names)
+        raise UsageError(
+            f"there is no stage {printable(stage)!r}{nearest(stage, definition.names)}; there are: {known}"
+        )
+    chain = ChainDir.find(chain_name or usual, order.run_root)
+    if chain is None:
+        raise UsageError(
+            f"there is no chain {printable(chain_name or usual)} under {order.run_root.absolute()}: name one "
+            f"as CHAIN:{stage}"
+        )
+    return stage, chain
+
+
+def _notes_on_reused(reused: Mapping[str, RunDir], definition: Definition, chain: ChainDir) -> list[str]:
+    """Return a sentence on each reused stage, with the settings that the file has otherwise."""
+    notes = []
+    for name, run in reused.items():
+        before, other = flat(load.read(run.config)), run.path.parent
+        changed = [
+            key
+            for key, value in sorted(flat(definition.stage(name).config).items())
+            if not key.startswith(OF_THE_PLACE)
+            and value not in (None, before.get(key))  # None: derived at submission
+            and str(before.get(key)).replace(f"{other}/", f"{chain.path}/") != str(value)
+        ]
+        differs = f", which ran with another {', '.join(changed)}" if changed else ""
+        notes.append(f"stage {name} is that of {other.name}{differs}")
+    return notes

@@ -75,16 +75,16 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     where = plan.topology
     ranks = "GPUs" if where.num_gpus else "CPU ranks"
     per_node = where.gpus_per_node or where.ranks_per_node
-    lines = [
-        *_model_line(planned),
-        ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
-    ]
+    lines = [*_model_line(planned), ("nodes", f"{where.num_nodes} x {per_node} {ranks}")]
     if planned.config.stage == "serve":
-        lines.append(_served_line(planned))
+        idle = planned.config.serve.idle_minutes
+        when = f"without a request for {format_duration(60 * idle)}, or " if idle else ""
+        lines.append(("ends", f"{when}at its time limit"))
     elif planned.config.stage in PLANNED_STAGES:
         lines.append(_batch_line(planned))
     if planned.prompt is not None:
-        lines.append(("asks", _shortened(repr(planned.prompt))))
+        shown = repr(planned.prompt)  # cut in the middle, the question; its form is at both ends
+        lines.append(("asks", shown if len(shown) <= 400 else f"{shown[:250]} ... {shown[-145:]}"))
     if planned.config.stage in ("rl", "evaluate"):
         lines += _learning_lines(planned.config)
     if plan.memory is not None and where.num_gpus:
@@ -116,11 +116,6 @@ def _learning_lines(config: RunConfig) -> list[tuple[str, str]]:
     return [*reward, ("tests", f"{num} questions x {asked.num_samples} samples of {source}{when}")]
 
 
-def _shortened(text: str) -> str:
-    """Cut the middle of a long prompt, which is the question; its form is at both ends."""
-    return text if len(text) <= 400 else f"{text[:250]} ... {text[-145:]}"
-
-
 def _batch_line(planned: PlannedRun) -> tuple[str, str]:
     plan, shared = planned.plan, planned.config.train.sequence_parallel
     batch, world = plan.batch, plan.topology.world_size
@@ -133,12 +128,6 @@ def _batch_line(planned: PlannedRun) -> tuple[str, str]:
         f"{reader} x {batch.gradient_accumulation_steps} accumulated x {readers}; "
         f"{plan.num_steps} steps",
     )
-
-
-def _served_line(planned: PlannedRun) -> tuple[str, str]:
-    idle = planned.config.serve.idle_minutes
-    when = f"without a request for {format_duration(60 * idle)}, or " if idle else ""
-    return "ends", f"{when}at its time limit"
 
 
 def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
@@ -239,18 +228,14 @@ def _stored(path: Path) -> Any:
     return read_json(path, dict[str, Any]) if path.is_file() else None
 
 
-def _ends(prompt: str) -> tuple[str, str]:
-    """Return the ends of a prompt, which show its form; the question is between."""
-    return prompt[:40], prompt[-30:]
-
-
 def _plan_text(step: StageStep, forms: set[tuple[str, str]]) -> str:
     """Return the plan, with a prompt if its form is not in `forms`, to which it is added."""
     needs = f"after {', '.join(step.stage.needs)}" if step.stage.needs else "at once"
     already = "" if step.action is Action.submit else f" ({step.action})"
     lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]
     if step.planned is not None:
-        form = _ends(step.planned.prompt or "")
+        prompt = step.planned.prompt or ""
+        form = prompt[:40], prompt[-30:]  # the question is between
         shown = [
             (name, text) for name, text in plan_lines(step.planned) if name != "asks" or form not in forms
         ]

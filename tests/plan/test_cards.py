@@ -12,7 +12,7 @@ from r1hpc.plan.hours.estimate_run import estimate_of_run
 from r1hpc.plan.run import make_plan
 from r1hpc.plan.topology.checks import check_precision
 from r1hpc.plan.topology.gpus import UnknownGpuError, gpu_type_of
-from r1hpc.submission.job_estimate import estimate_job
+from r1hpc.submission.estimate import estimate_job
 from tests.plan.test_run_memory import QWEN_7B
 
 

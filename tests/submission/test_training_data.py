@@ -11,7 +11,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.config.schema.sections import DeepspeedConfig
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.submission.job_estimate import estimate_job
+from r1hpc.submission.estimate import estimate_job
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run
 from r1hpc.tasks.text.tokenizer import character_tokenizer

@@ -107,16 +107,14 @@ def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancell
         StateError: a stage's job is another run's, another user's or on another host.
         SlurmError: Slurm did not answer.
     """
-    open_stages = [stage for stage in read_chain_situation(chain).stages if stage.is_at_work]
-    return {stage.name: _cancel_stage(stage, save_first) for stage in reversed(open_stages)}
-
-
-def _cancel_stage(stage: StageSituation, save_first: bool) -> Cancellation:
-    situation = stage.situation
-    assert situation is not None, "it is at work"
-    # The supervisor of a chain is one process for all waiting stages: STOP affects only this stage.
-    job = situation.job
-    is_queued_here = situation.state is State.queued and job is not None and job.pid is not None
-    if save_first or is_queued_here:
-        return touch_stop(stage.run, situation)
-    return cancel_job(stage.run, situation)
+    done = {}
+    for stage in reversed(read_chain_situation(chain).stages):
+        situation = stage.situation
+        if situation is None or not situation.state.is_at_work:
+            continue
+        # The supervisor of a chain is one process for all waiting stages: STOP affects only this stage.
+        job = situation.job
+        is_queued_here = situation.state is State.queued and job is not None and job.pid is not None
+        end = touch_stop if save_first or is_queued_here else cancel_job
+        done[stage.name] = end(stage.run, situation)
+    return done

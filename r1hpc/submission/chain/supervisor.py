@@ -46,17 +46,14 @@ class ChainSupervisor:
             self._wait_for_room(self._at_most)
             if not (run in self._elsewhere or run.finished.exists() or self._stopping or unmet(run)):
                 print(f"{self._chain.name}: {run.run_id} begins", flush=True)
-                self._run(run)
+                self._stages.append(start_detached(["local", str(run.path)], run, run.logs / "local.out"))
+                if self._stopping:  # the signal came just before the start
+                    self._pass_on()
         self._wait_for_room(1)
         left = [run.run_id for run in self._runs if not run.finished.exists()]
         said = f"ends, since {', '.join(left)} did not finish" if left else "every stage is finished"
         print(f"{self._chain.name}: {said}", flush=True)
         return 1 if left else 0
-
-    def _run(self, run: RunDir) -> None:
-        self._stages.append(start_detached(["local", str(run.path)], run, run.logs / "local.out"))
-        if self._stopping:  # the signal came just before the start
-            self._pass_on()
 
     def _wait_for_room(self, at_most: int) -> None:
         """Wait until fewer than so many stages run; once stopping, for those that were started here."""
