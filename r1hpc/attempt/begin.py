@@ -146,7 +146,9 @@ def _begin(
     history = read_history(run)
     reason = (
         reason_to_stop(history.since_submission, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
-        or _cancelled(run, history, job_id)
+        # Slurm restarts a job requeued just after its scancel. An unrecorded job belongs to a newer
+        # submission, which is recorded after sbatch.
+        or ("it was cancelled" if history.is_cancelled and job_named(run, job_id) is not None else None)
         or _out_of_hours(history, config)
     )
     if reason is not None:
@@ -252,14 +254,6 @@ def _record_excluded(run: RunDir, config: RunConfig, job_id: str) -> None:
         reason = said.read_text().strip() if said.is_file() else "it could not write into the run folder"
         print(f"{run.run_id} goes on without node {node}: {reason}", file=sys.stderr)
         record(run, "excluded", node=node, reason=reason, job_id=job_id)
-
-
-def _cancelled(run: RunDir, history: History, job_id: str) -> str | None:
-    """Return why a cancel forbids another attempt; Slurm restarts a job requeued just after its scancel."""
-    # An unrecorded job belongs to a newer submission, which is recorded after sbatch.
-    if not history.is_cancelled or job_named(run, job_id) is None:
-        return None
-    return "it was cancelled"
 
 
 def _out_of_hours(history: History, config: RunConfig) -> str | None:

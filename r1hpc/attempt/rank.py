@@ -135,19 +135,11 @@ def _failure(context: RankContext, error: BaseException) -> RankOutcome:
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, LeftAloneError):
         return RankOutcome(context.rank, LEFT_ALONE, context.node_name, detail=first)
-    return RankOutcome(
-        context.rank,
-        FAILED,
-        context.node_name,
-        cause=_cause_of(error).value,
-        detail=f"{type(error).__name__}: {first}"[:500],
-    )
-
-
-def _cause_of(error: BaseException) -> Cause:
+    cause = Cause.crash
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Cause.oom
+        cause = Cause.oom
     # Configuration errors are permanent. A full disk, a slow node or a bad read may pass: those are crashes.
-    if isinstance(error, (UsageError, FinalError)):
-        return Cause.refused
-    return Cause.crash
+    elif isinstance(error, (UsageError, FinalError)):
+        cause = Cause.refused
+    detail = f"{type(error).__name__}: {first}"[:500]
+    return RankOutcome(context.rank, FAILED, context.node_name, cause=cause.value, detail=detail)

@@ -31,7 +31,12 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
         OSError: from the file system; the store is as before.
     """
     target = root / staging.name
-    _complete(staging, records, raw)
+    with at("commit.check"):
+        folders = check_sealed(staging, records)
+    write_new(staging / MANIFEST_NAME, raw, staging / f".{MANIFEST_NAME}.tmp", "commit.manifest")
+    for folder in folders:
+        with at("commit.fsync_staging"):
+            make_private(folder)
     manifest = decode(raw, target / MANIFEST_NAME)
     kept = _good_one(target, manifest.attempt)
     fence.check(staging.parent)
@@ -63,15 +68,6 @@ def point_latest(root: Path, target: Path, own: Path) -> None:
         write_new(root / LATEST, f"{target.name}\n".encode(), own / f".{LATEST}.tmp", "commit.latest")
     except OSError as error:
         _log.warning("%s not updated: %s", root / LATEST, error.strerror)
-
-
-def _complete(staging: Path, records: list[FileRecord], raw: bytes) -> None:
-    with at("commit.check"):
-        folders = check_sealed(staging, records)
-    write_new(staging / MANIFEST_NAME, raw, staging / f".{MANIFEST_NAME}.tmp", "commit.manifest")
-    for folder in folders:
-        with at("commit.fsync_staging"):
-            make_private(folder)
 
 
 def _good_one(target: Path, attempt: int) -> Checkpoint | None:

@@ -171,7 +171,14 @@ def decode(raw: bytes, path: Path) -> Manifest:
     if body.get("format") != FORMAT:
         raise StateError(f"{path} has format {body.get('format')!r}; this r1hpc reads format {FORMAT}")
     try:
-        return _manifest(body)
+        files = tuple(FileRecord(**record) for record in body["files"])
+        for name, count in Counter(record.name for record in files).items():
+            if count > 1:
+                raise StateError(f"{name} is listed twice")
+        if not isinstance(body["meta"], dict):
+            raise TypeError("meta is not an object")
+        step, attempt, created = int(body["step"]), int(body["attempt"]), float(body["created"])
+        return Manifest(step, attempt, created, files, dict(body["meta"]))
     except (StateError, KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path} cannot be used: {error}") from None
 
@@ -217,15 +224,3 @@ def read_plain(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise StateError(f"{path} is not a plain file")
         return file.read()
-
-
-def _manifest(body: dict[str, Any]) -> Manifest:
-    files = tuple(FileRecord(**record) for record in body["files"])
-    for name, count in Counter(record.name for record in files).items():
-        if count > 1:
-            raise StateError(f"{name} is listed twice")
-    if not isinstance(body["meta"], dict):
-        raise TypeError("meta is not an object")
-    return Manifest(
-        int(body["step"]), int(body["attempt"]), float(body["created"]), files, dict(body["meta"])
-    )

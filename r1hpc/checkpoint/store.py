@@ -386,15 +386,12 @@ class CheckpointStore:
                 continue
             if good >= self.keep:
                 older.append(found.step)
-            elif found.checkpoint and self._is_good(found.checkpoint, reads=reads):
-                good += 1
+            elif found.checkpoint:
+                known = self._verified.get(found.path)
+                is_known = known is not None and known == fingerprint(found.path)
+                if is_known or (reads and not self.verify(found.checkpoint)):
+                    good += 1
         return older[::-1]
-
-    def _is_good(self, checkpoint: Checkpoint, *, reads: bool) -> bool:
-        known = self._verified.get(checkpoint.path)
-        if known is not None and known == fingerprint(checkpoint.path):
-            return True
-        return reads and not self.verify(checkpoint)
 
     def sweep(self, attempt: int) -> None:
         """Remove hidden trash and what dead incarnations left: the run is over, so no `begin` will."""

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from r1hpc.client.plain import generator_states, set_generators
 from r1hpc.client.run import Run, attempt
-from r1hpc.client.streams import set_streams, streams
+from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
 _FILE = "lightning.ckpt"
 _SUMS = ("value", "cumulated_batch_size")

@@ -195,7 +195,7 @@ class Run:
 
         If steps are short, this is the agreement of the step before, so that no rank waits here.
         """
-        line = {name: _number(value) for name, value in self._seen.items()}
+        line = {name: n.item() if hasattr(n, "item") else n for name, n in self._seen.items()}  # tensors
         line |= {"global_step": step, "time": time.time(), "step_time_s": step_time_s}
         agreed = self._settle()
         self._ask(line, self._samples)
@@ -424,8 +424,3 @@ def _sync_file_system(folder: Path) -> None:
             raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
     finally:
         os.close(fd)
-
-
-def _number(value: Any) -> Any:
-    """Return a tensor's number; other values as they are."""
-    return value.item() if hasattr(value, "item") else value

@@ -1,4 +1,4 @@
-"""Seed, save and restore every random stream of a rank: torch, CUDA, numpy, Python."""
+"""Seed, save and restore every random stream of a rank: torch, CUDA, numpy, Python, those of its loaders."""
 
 import json
 import random
@@ -46,6 +46,34 @@ def set_streams(saved: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = json.loads(saved["python"])
     random.setstate((version, tuple(internal), gauss_next))
+
+
+def generators(loader: Any) -> list[torch.Generator]:
+    """Return the random generators of a DataLoader and its samplers."""
+    found: list[torch.Generator] = []
+    waiting, seen = [loader], []
+    while waiting:
+        each = waiting.pop()
+        seen.append(each)
+        for name in ("generator", "sampler", "batch_sampler", "base_dataloader"):
+            part = getattr(each, name, None)
+            if isinstance(part, torch.Generator) and all(part is not other for other in found):
+                found.append(part)
+            elif part is not None and all(part is not other for other in seen):
+                waiting.append(part)
+    return found
+
+
+def generator_states(*loaders: Any) -> list[torch.Tensor]:
+    """Return the states of the loaders' random generators."""
+    return [each.get_state() for loader in loaders for each in generators(loader)]
+
+
+def set_generators(states: list[torch.Tensor], *loaders: Any) -> None:
+    """Set the generators to what `generator_states` returned."""
+    ours = [each for loader in loaders for each in generators(loader)]
+    for generator, state in zip(ours, states, strict=False):
+        generator.set_state(state.cpu())
 
 
 def _uses_gpu() -> bool:

@@ -10,19 +10,22 @@ resume.
 import functools
 import inspect
 import os
+import pickle
 import shutil
 import time
+from collections import defaultdict, deque
+from collections.abc import Container
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.trainer_callback import TrainerCallback
 
 from r1hpc.base.errors import UsageError
-from r1hpc.client.plain import changed, fingerprints, generator_states, restore, set_generators
 from r1hpc.client.run import Run, attempt
-from r1hpc.client.streams import set_streams, streams
+from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
 # After a resume vLLM holds no weights of any step, and the first step is kept by itself.
 _NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
@@ -40,6 +43,7 @@ _WRAPPED = (
     "_run_epoch",
 )
 _KEPT_BEST = 2
+_LEAVES = (bool, int, float, str, bytes, torch.Tensor, np.ndarray, np.generic)
 
 
 class _StopAskedError(BaseException):
@@ -119,12 +123,14 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the Trainer's checkpoint lacks; do the evaluation that the last attempt left."""
         trainer, kept, self._kept = self._trainer, self._kept, {}
-        self._baseline = fingerprints(trainer, (*_NOT_KEPT, *_ALWAYS_KEPT))
+        before = _attributes(trainer, (*_NOT_KEPT, *_ALWAYS_KEPT))
+        self._baseline = {name: pickle.dumps(value) for name, value in before}
         self._recorded = state.global_step
         self._began = time.monotonic()
         if not kept:
             return
-        restore(trainer, kept["attributes"])
+        for name, saved in kept["attributes"].items():
+            setattr(trainer, name, _filled(getattr(trainer, name, None), saved))
         # The final train_loss is a mean over all steps.
         trainer._initial_global_step = kept["initial_global_step"]
         if kept["ref_model"] is not None:
@@ -260,30 +266,29 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
                 state.best_model_checkpoint = str(self._best_folder(state.global_step))
                 if arguments.should_save:
                     state.save_to_json(str(inner / "trainer_state.json"))
-            torch.save(self._to_keep(before), folder / f"trainer_rank_{self._run.rank}.pt")
+            synced = getattr(arguments, "sync_ref_model", False)
+            kept = {
+                "world_size": self._run.world_size,
+                "attributes": before[1] if before is not None else self._changed(),
+                "initial_global_step": trainer._initial_global_step,
+                "ref_model": trainer.ref_model.state_dict() if synced else None,
+                "epoch_start": self._epoch_start,
+                "generators": generator_states(self._loader),
+                "due": self._due,
+                "stops": trainer.control.should_training_stop,
+                "best": self._best,
+            }
+            torch.save(kept, folder / f"trainer_rank_{self._run.rank}.pt")
         committed = self._run.newest_folder / inner.name
         if state.global_step in self._best[-1:]:
             self._show_best(committed)
         if self._push and arguments.should_save:
             self._push(str(committed))
 
-    def _to_keep(self, before: tuple[Any, dict[str, Any]] | None) -> dict[str, Any]:
-        trainer = self._trainer
-        synced = getattr(trainer.args, "sync_ref_model", False)
-        return {
-            "world_size": self._run.world_size,
-            "attributes": before[1] if before is not None else self._changed(),
-            "initial_global_step": trainer._initial_global_step,
-            "ref_model": trainer.ref_model.state_dict() if synced else None,
-            "epoch_start": self._epoch_start,
-            "generators": generator_states(self._loader),
-            "due": self._due,
-            "stops": trainer.control.should_training_stop,
-            "best": self._best,
-        }
-
     def _changed(self) -> dict[str, Any]:
-        return changed(self._trainer, self._baseline, _NOT_KEPT)
+        """Return the attributes of plain data that are not as when training began."""
+        found = _attributes(self._trainer, _NOT_KEPT)
+        return {name: value for name, value in found if pickle.dumps(value) != self._baseline.get(name)}
 
     def _best_folder(self, step: int) -> Path:
         return Path(self._trainer.args.output_dir) / f"checkpoint-{step}"
@@ -307,3 +312,44 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
+
+
+def _attributes(owner: Any, without: Container[str]) -> list[tuple[str, Any]]:
+    """Return the attributes of numbers, text and tensors, and containers of them."""
+    found = []
+    for name, value in vars(owner).items():
+        if name in without or name.endswith("dataset"):
+            continue
+        try:
+            found.append((name, _plain(value)))
+        except TypeError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, _LEAVES):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | deque | set):
+        return [_plain(each) for each in value]
+    if type(value) is tuple:
+        return tuple(_plain(each) for each in value)
+    raise TypeError(type(value).__name__)
+
+
+def _filled(into: Any, saved: Any) -> Any:
+    """Return the saved value. Dicts and deques are filled in place: they have factories and lengths."""
+    if isinstance(into, dict) and isinstance(saved, dict):
+        for key in into.keys() - saved.keys():
+            del into[key]
+        for key, value in saved.items():
+            has = key in into or (isinstance(into, defaultdict) and into.default_factory)
+            into[key] = _filled(into[key] if has else None, value)
+        return into
+    if isinstance(into, deque):
+        into.clear()
+        into.extend(saved)
+        return into
+    return set(saved) if isinstance(into, set) else saved

@@ -28,7 +28,8 @@ _LOG_SD = 0.15
 def estimate_like(run_root: Path, config: RunConfig, plan: RunPlan, digest: str) -> Estimate | None:
     """Return the median hours of the newest runs of this script, scaled by their number of steps."""
     runs = [run for run in all_runs(run_root) if read_object(digest_file(run)).get("digest") == digest]
-    finished = sorted((run for run in runs if run.finished.exists()), key=_finished_at)
+    finished = [run for run in runs if run.finished.exists()]
+    finished.sort(key=lambda run: run.finished.stat().st_mtime)
     hours = [each for run in finished[-_MOST_RUNS:] if (each := _hours(run, config, plan)) is not None]
     if not hours:
         return None
@@ -42,10 +43,6 @@ def estimate_like(run_root: Path, config: RunConfig, plan: RunPlan, digest: str)
         assumptions={"runs_measured": len(hours), "steps": config.script.steps},
         notes=(f"the median of {len(hours)} finished run(s) of this script on as many cards",),
     )
-
-
-def _finished_at(run: RunDir) -> float:
-    return run.finished.stat().st_mtime
 
 
 def _hours(run: RunDir, config: RunConfig, plan: RunPlan) -> float | None:

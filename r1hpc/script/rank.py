@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,7 +30,7 @@ from r1hpc.client.job import Job
 from r1hpc.client.run import AGAIN, said_path
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
-from r1hpc.slurm.rank_env import RankContext, choose_port, network_interface_to
+from r1hpc.slurm.rank_env import choose_port, network_interface_to
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
 
 FILLED = ("run", "checkpoint", "steps", "save_every")
@@ -98,7 +99,11 @@ def command_of(run: RunDir, config: RunConfig, newest: Path | None) -> list[str]
     values = (run.path, newest or "", script.steps or "", config.checkpoint.save_every)
     for name, value in zip(FILLED, values, strict=True):
         words = [word.replace(f"{{{name}}}", str(value)) for word in words]
-    return [*_interpreter(config), script.path, *words]
+    if script.python:
+        interpreter = shlex.split(script.python)
+    else:  # none for a program of its own
+        interpreter = [sys.executable, "-u"] if script.path.endswith(".py") else []
+    return [*interpreter, script.path, *words]
 
 
 def _for_a_fresh_start(words: Sequence[str]) -> list[str]:
@@ -110,13 +115,6 @@ def _for_a_fresh_start(words: Sequence[str]) -> list[str]:
         elif "{checkpoint}" not in word:
             kept.append(word)
     return kept
-
-
-def _interpreter(config: RunConfig) -> list[str]:
-    """Return the words before the script: none if it is a program of its own."""
-    if config.script.python:
-        return shlex.split(config.script.python)
-    return [sys.executable, "-u"] if str(config.script.path).endswith(".py") else []
 
 
 def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
@@ -135,7 +133,7 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         num_nodes=context.num_nodes,
         keep=config.checkpoint.keep,
         save_every=config.checkpoint.save_every,
-        clock=job.requests.clock_for_others(),
+        clock=asdict(job.requests.clock),
         checkpoints=pattern_of(run, config),
     )
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)
@@ -174,7 +172,8 @@ def _wait(job: RankJob, process: "subprocess.Popen[bytes]", watcher: Watcher | N
             look_at = time.monotonic() + _LOOK_EVERY_S
             if watcher:
                 watcher.look()
-            now = _written(run, context)
+            logs = {run.rank_log(context.attempt, rank) for rank in (0, context.rank)}  # often 0 alone prints
+            now = sum(path.stat().st_size for path in (*logs, run.train_metrics) if path.exists())
             if now != size:  # what it prints or records is a sign of life
                 size = now
                 job.watchdog.beat("running the script")
@@ -228,27 +227,13 @@ def _judge(job: RankJob, status: int, asked: str) -> Outcome:
     found = failures_in_logs(run, context.attempt, context.world_size, context.node_names, others)
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
     why = f": {found[0].detail}" if found else "; see above in its log"
-    if "onnection" in why:
-        _leave_alone(run, context)
+    if "onnection" in why:  # a script whose peer is gone fails as well: name the rank that failed first
+        time.sleep(_FIRST_S)
+        failed = [each for each in read_outcomes(run, context.attempt) if each.kind == FAILED]
+        if failed:
+            raise LeftAloneError(f"rank {failed[0].rank} on {failed[0].node} failed: {failed[0].detail}")
     kind = OutOfMemoryError if found and found[0].cause == "oom" else ScriptError
     raise kind(f"the script ended {how}{why}")
-
-
-def _leave_alone(run: RunDir, context: RankContext) -> None:
-    """Name the rank that failed first: a script whose peer is gone fails as well.
-
-    Raises:
-        LeftAloneError: another rank has failed.
-    """
-    time.sleep(_FIRST_S)
-    failed = [each for each in read_outcomes(run, context.attempt) if each.kind == FAILED]
-    if failed:
-        raise LeftAloneError(f"rank {failed[0].rank} on {failed[0].node} failed: {failed[0].detail}")
-
-
-def _written(run: RunDir, context: RankContext) -> int:
-    logs = {run.rank_log(context.attempt, rank) for rank in (0, context.rank)}  # often only rank 0 prints
-    return sum(path.stat().st_size for path in (*logs, run.train_metrics) if path.exists())
 
 
 class _Meeting(TypedDict):

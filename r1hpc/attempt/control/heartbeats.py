@@ -198,7 +198,9 @@ class Peers:
                 if self._rank == 0:
                     self._judge(clock.now())
                 else:
-                    self._hear(*(value.decode() for value in self._store.multi_get([_VERDICT, _FAILED])))
+                    told, failed = (each.decode() for each in self._store.multi_get([_VERDICT, _FAILED]))
+                    self._round, _, self._verdict = told.partition(" ")
+                    self.failure = failed
             self._store.set(self._keys[self._rank], _LEFT)
         except RuntimeError:  # includes torch's DistStoreError: the server left, with rank 0
             self._done.set()
@@ -211,10 +213,6 @@ class Peers:
         self._verdict = self._seen.problem(now, self._timeout_s)
         self._round = str(int(self._round) + 1)
         self._store.set(_VERDICT, f"{self._round} {self._verdict}")
-
-    def _hear(self, message: str, failed: str) -> None:
-        self._round, _, self._verdict = message.partition(" ")
-        self.failure = failed
 
 
 def _key(rank: int) -> str:

@@ -12,7 +12,7 @@ interrupted (Lightning #21406). SIGUSR1 is left alone because NCCL uses it (subm
 import signal
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import FrameType
 
 from r1hpc.base.run_dir import RunDir
@@ -46,7 +46,7 @@ class StopRequests:
     def __init__(self, run: RunDir, rank: int, clock: Clock = Clock()) -> None:
         self._run = run
         self._watch_files = rank == 0
-        self._clock = clock if rank == 0 else Clock()
+        self.clock = clock if rank == 0 else Clock()
         self._saved = False
         self._answering = False
         self._answers_file: int | None = None
@@ -66,17 +66,13 @@ class StopRequests:
         # Slurm sends SIGCONT before SIGTERM; it means nothing here.
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
-    def clock_for_others(self) -> dict[str, float | None]:
-        """Return this rank's clock, for another process of its node."""
-        return asdict(self._clock)
-
     def poll(self) -> tuple[bool, bool]:
         """Return (stop, save) as this rank knows it now. `saved` consumes a SAVE file.
 
         A request that the current save answers is not reported again.
         """
         now = time.monotonic()
-        if self._clock.stop_at is not None and now >= self._clock.stop_at:
+        if self.clock.stop_at is not None and now >= self.clock.stop_at:
             self._ask_to_stop(OUT_OF_HOURS)
         if self._watch_files and now >= self._next_file_poll:
             self._next_file_poll = now + _FILE_POLL_S
@@ -84,7 +80,7 @@ class StopRequests:
                 if self._run.stop.exists():
                     self._ask_to_stop("STOP file")
                 self._save = self._run.save.exists()
-        late = self._clock.first_save_at is not None and not self._saved and now >= self._clock.first_save_at
+        late = self.clock.first_save_at is not None and not self._saved and now >= self.clock.first_save_at
         return self._stop, (self._save or late) and not self._answering
 
     def saving(self) -> None:
@@ -108,9 +104,9 @@ class StopRequests:
 
     def seconds_left(self) -> float | None:
         """Return the seconds until this job is killed, if known."""
-        now, ends = time.monotonic(), [self._clock.ends_at]
-        if self._signalled_at is not None and self._clock.grace_s is not None:
-            ends.append(self._signalled_at + self._clock.grace_s)
+        now, ends = time.monotonic(), [self.clock.ends_at]
+        if self._signalled_at is not None and self.clock.grace_s is not None:
+            ends.append(self._signalled_at + self.clock.grace_s)
         return min((end - now for end in ends if end is not None), default=None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

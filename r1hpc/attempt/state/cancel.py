@@ -105,7 +105,14 @@ def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
     if job.host not in (None, socket.gethostname()):
         raise StateError(f"{run.run_id} runs on {job.host}: cancel it there, or touch {run.stop}")
     if not is_of_run(pid, run.path):
-        return _end_ranks(run, job, pid)
+        ranks = ranks_of(run.path, job.job_id)
+        if not ranks:
+            raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
+        _record(run)
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
+        return f"process {pid} is gone; its ranks got SIGTERM: {run.run_id} saves and ends for good"
     _record(run)
     # The supervisor passes it on to its ranks, which save and end. If it leads its process group, its other
     # children (building a dataset) get it too.
@@ -114,17 +121,6 @@ def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
     else:
         os.kill(pid, signal.SIGTERM)
     return f"process {pid} got SIGTERM: {run.run_id} saves and ends for good"
-
-
-def _end_ranks(run: RunDir, job: JobRef, pid: int) -> str:
-    ranks = ranks_of(run.path, job.job_id)
-    if not ranks:
-        raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
-    _record(run)
-    for rank in ranks:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rank, signal.SIGTERM)
-    return f"process {pid} is gone; its ranks got SIGTERM: {run.run_id} saves and ends for good"
 
 
 def _record(run: RunDir) -> None:

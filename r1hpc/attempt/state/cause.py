@@ -247,20 +247,14 @@ def _why_stopped(
 
 
 def _why_warned(evidence: Evidence, name: str, detail: str) -> tuple[Cause, str]:
-    by_limit = _by_time_left(evidence, name)
-    if by_limit is None and evidence.step_cancelled and name != "SIGUSR2":
-        return Cause.crash, _STEP_CANCELLED
-    return by_limit or (Cause.preempted, detail)
-
-
-def _by_time_left(evidence: Evidence, name: str) -> tuple[Cause, str] | None:
-    """Return the cause timeout if the signal of that name came from the time limit."""
     left = evidence.scheduler.seconds_left
     # Before a time limit Slurm sends the signal of --signal, which is SIGUSR2; SIGTERM comes with the limit
     # itself, or from a preemption.
-    if left is None or left > (evidence.signal_lead_s + EARLY_S if name == "SIGUSR2" else 0):
-        return None
-    return Cause.timeout, f"{name} with {max(0, round(left))} s left of the time limit"
+    if left is not None and left <= (evidence.signal_lead_s + EARLY_S if name == "SIGUSR2" else 0):
+        return Cause.timeout, f"{name} with {max(0, round(left))} s left of the time limit"
+    if evidence.step_cancelled and name != "SIGUSR2":
+        return Cause.crash, _STEP_CANCELLED
+    return Cause.preempted, detail
 
 
 def _describe_hang(evidence: Evidence) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from r1hpc.attempt.state.state import read_situation
+from r1hpc.attempt.state.state import attempts_with_logs, read_situation
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import GrowingFile
 from r1hpc.base.run_dir import RunDir
@@ -40,7 +40,7 @@ def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
         raise StateError(f"no log of rank {rank} in attempt {attempt}: there are ranks {_span(ranks)}")
     if run.attempt_logs(attempt).is_dir():
         raise StateError(f"no rank of attempt {attempt} has printed anything yet{_other(run)}")
-    attempts = _attempts(run)
+    attempts = attempts_with_logs(run)
     there = (
         f"there are logs of attempts {_span(attempts)}" if attempts else f"no attempt has logs{_other(run)}"
     )
@@ -103,7 +103,7 @@ def _from_last(path: Path, lines: int) -> GrowingFile:
 def wait_until_it_begins(run: RunDir) -> None:
     """Wait until a first attempt prints, or the run is over without one."""
     asked = time.monotonic()
-    while not _attempts(run):
+    while not attempts_with_logs(run):
         if time.monotonic() - asked >= _ASK_EVERY_S:
             asked = time.monotonic()
             if read_situation(run).state.is_over:
@@ -120,12 +120,7 @@ def _is_over(run: RunDir, attempt: int | None) -> bool:
 
 def last_attempt(run: RunDir) -> int | None:
     """Return the newest attempt that has logs."""
-    return max(_attempts(run), default=None)
-
-
-def _attempts(run: RunDir) -> list[int]:
-    found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
-    return sorted(int(match[1]) for match in found if match)
+    return max(attempts_with_logs(run), default=None)
 
 
 def _span(numbers: Sequence[int]) -> str:

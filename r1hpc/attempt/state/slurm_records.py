@@ -20,20 +20,12 @@ DAY = 86400.0
 _VERSION = 1
 _JOBS_PER_CALL = 200
 _NOT_OVER = (
-    "RUNNING",
-    "SUSPENDED",
-    "COMPLETING",
-    "CONFIGURING",
-    "STOPPED",
-    "RESIZING",
-    "STAGE_OUT",
-    "SIGNALING",
+    *("RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING"),
+    *("STOPPED", "RESIZING", "STAGE_OUT", "SIGNALING"),
 )
 _HOUR = 3600.0
 _LEARNT_BY = 7 * DAY
 """slurmdbd has heard of an end by then, or never will."""
-
-
 _JUST_PRINTED_S = 60.0
 """Covers whole seconds and clocks that differ."""
 
@@ -74,9 +66,11 @@ def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 
     before = kept_records(run)
     joined = {(r.job_id, r.start): r for r in before.records}
     for record in records:
-        key = record.job_id, record.start
-        if record.start is not None and _is_newer(record, joined.get(key)):
-            joined[key] = record
+        known = joined.get((record.job_id, record.start))
+        # A file may be older than what was learnt since about the same allocation.
+        is_longer = known is not None and is_open(known) and record.elapsed_s > known.elapsed_s
+        if record.start is not None and (known is None or not is_open(record) or is_longer):
+            joined[record.job_id, record.start] = record
     ordered = tuple(sorted(joined.values(), key=lambda r: r.start or 0.0))
     is_new = ordered != before.records
     # A file describes the time at which its open jobs had run that long; sacct itself describes now.
@@ -87,13 +81,6 @@ def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 
         with contextlib.suppress(OSError):
             write_json(run.allocations, {"version": _VERSION, **asdict(fresh)})
     return fresh
-
-
-def _is_newer(record: JobRecord, known: JobRecord | None) -> bool:
-    """True if it says more about the same allocation: a file may be older than what was learnt since."""
-    if known is None or not is_open(record):
-        return True
-    return is_open(known) and record.elapsed_s > known.elapsed_s
 
 
 def is_open(record: JobRecord) -> bool:

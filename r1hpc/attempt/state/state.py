@@ -247,9 +247,13 @@ def all_slurm_jobs(run: RunDir) -> list[str]:
 
 def last_attempt_with_logs(run: RunDir) -> int:
     """Return the highest number of an attempt whose ranks were started; 0 if none was."""
+    return next((k for k in reversed(attempts_with_logs(run)) if any(run.attempt_logs(k).glob("*"))), 0)
+
+
+def attempts_with_logs(run: RunDir) -> list[int]:
+    """Return the numbers of the attempts that have a folder of logs, also an empty one."""
     found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
-    numbers = sorted((int(each[1]) for each in found if each), reverse=True)
-    return next((k for k in numbers if any(run.attempt_logs(k).glob("*"))), 0)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
@@ -269,18 +273,14 @@ def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
         return JobReport()
     try:
         state = job_state(job.job_id, timeout_s)
-        if not state.states and job.cluster is not None and _is_elsewhere(job.cluster, timeout_s):
-            return JobReport(detail=f"job {job.job_id} is of cluster {job.cluster}: ask there")
+        if not state.states and job.cluster is not None:
+            from r1hpc.slurm.probe import cluster_name  # few calls get here
+
+            if cluster_name(timeout_s) != job.cluster:
+                return JobReport(detail=f"job {job.job_id} is of cluster {job.cluster}: ask there")
         return _report_of(job, state)
     except SlurmError as error:
         return JobReport(detail="Slurm did not answer" if error.unreachable else "Slurm is not here")
-
-
-def _is_elsewhere(cluster: str, timeout_s: float) -> bool:
-    # Deferred: few calls get here, and every command imports this module.
-    from r1hpc.slurm.probe import cluster_name
-
-    return cluster_name(timeout_s) != cluster
 
 
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
@@ -304,7 +304,10 @@ def _report_of(job: JobRef, state: JobState) -> JobReport:
     detail = f"job {job.job_id} is {'+'.join(sorted(state.states))}"
     reason = f" ({state.reason})" if state.pending and state.reason not in ("", "None") else ""
     if state.pending and state.reason == "BadConstraints":
-        reason += f": it will never start, {_conflict(state)}: cancel it, and resume it with other nodes"
+        why = "no nodes fit what it asks for"
+        if both := sorted(set(expand_nodelist(state.required)) & set(expand_nodelist(state.excluded))):
+            why = f"it asks for {', '.join(both)} and excludes {'them' if both[1:] else 'it'} too"
+        reason += f": it will never start, since {why}: cancel it, and resume it with other nodes"
     if state.reason.startswith("JobHeld") and state.comment.startswith(HELD):
         reason += f": {state.comment.removeprefix(HELD)}"
     return JobReport(
@@ -315,14 +318,6 @@ def _report_of(job: JobRef, state: JobState) -> JobReport:
         leaving="COMPLETING" in state.states,
         states=state.states,
     )
-
-
-def _conflict(state: JobState) -> str:
-    pinned, excluded = expand_nodelist(state.required), expand_nodelist(state.excluded)
-    both = sorted(set(pinned) & set(excluded))
-    if both:
-        return f"since it asks for {', '.join(both)} and excludes {'them' if both[1:] else 'it'} too"
-    return "since no nodes fit what it asks for"
 
 
 def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> JobReport | None:

@@ -44,7 +44,11 @@ def close_unended(run: RunDir, config: "RunConfig", job_id: str) -> None:
     if last is None:
         return
     if last.cause is not None:
-        _name_node_failure(run, last)
+        # If Slurm lost a node, its survivors got SIGTERM, as in a preemption: the cause is corrected.
+        may_be_wrong = not last.inferred and last.cause in (Cause.preempted, Cause.crash)
+        seen = _ask_sacct(run, last) if may_be_wrong else None
+        if seen is not None and seen.state in _NODE_FAILED:
+            amend_end(run, last.attempt, cause=Cause.node_fail.value, detail="a node of the job went down")
         return
     is_same_job = last.job_id == job_id
     if is_same_job and f"{last.job_start or 0:.0f}" == os.environ.get("SLURM_JOB_START_TIME"):
@@ -111,15 +115,6 @@ def amend_end(run: RunDir, attempt: int, **changes: Any) -> None:
     if ends:  # none if the disk was full
         fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
         record(run, "end", **{"ended": ends[-1]["time"], **fields, **changes})
-
-
-def _name_node_failure(run: RunDir, last: Attempt) -> None:
-    """Correct the cause if Slurm lost a node: its survivors get SIGTERM, as in a preemption."""
-    if last.inferred or last.cause not in (Cause.preempted, Cause.crash):
-        return
-    seen = _ask_sacct(run, last)
-    if seen is not None and seen.state in _NODE_FAILED:
-        amend_end(run, last.attempt, cause=Cause.node_fail.value, detail="a node of the job went down")
 
 
 def steps_for_the_end(run: RunDir, config: "RunConfig", attempt: int, cause: Cause) -> dict[str, int | None]:
