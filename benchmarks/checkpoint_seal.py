@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from r1hpc.checkpoint.commit import seal_files
 from r1hpc.checkpoint.manifest import digest_fd
-from r1hpc.checkpoint.sealing import seal_files
 from r1hpc.checkpoint.store import CheckpointStore
 
 MIB = 2**20

@@ -80,7 +80,14 @@ class _AttemptIsOver:
     def __call__(self) -> bool:
         try:
             events = filter(None, map(parse_object, self._events.lines()))
-            return any(map(self._ends, events)) or self._job_is_gone()
+            if any(map(self._ends, events)):
+                return True
+            if time.monotonic() < self._ask_at:
+                return False
+            self._ask_at = time.monotonic() + _ASK_EVERY_S
+            last = read_history(self._run).last
+            job = job_named(self._run, last.job_id) if last is not None else None
+            return job is not None and ask(self._run, job, timeout_s=10.0).alive is False
         except (R1hpcError, OSError):  # a file system error stops no tracker: ask again in a moment
             return False
 
@@ -89,14 +96,6 @@ class _AttemptIsOver:
         if not isinstance(attempt, int):
             return False
         return (what == "end" and attempt >= self._attempt) or (what == "begin" and attempt > self._attempt)
-
-    def _job_is_gone(self) -> bool:
-        if time.monotonic() < self._ask_at:
-            return False
-        self._ask_at = time.monotonic() + _ASK_EVERY_S
-        last = read_history(self._run).last
-        job = job_named(self._run, last.job_id) if last is not None else None
-        return job is not None and ask(self._run, job, timeout_s=10.0).alive is False
 
 
 def _pid_of(run: RunDir) -> Path:

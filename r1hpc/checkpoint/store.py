@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.checkpoint import fence
-from r1hpc.checkpoint.commit import LATEST, commit_folder, point_latest
+from r1hpc.checkpoint.commit import LATEST, commit_folder, point_latest, seal_files
 from r1hpc.checkpoint.disk import at, discard, move_to_trash, remove_tree, sweep_trash
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError, write_error
 from r1hpc.checkpoint.manifest import (
@@ -43,7 +43,6 @@ from r1hpc.checkpoint.manifest import (
     step_folder,
     step_of,
 )
-from r1hpc.checkpoint.sealing import seal_files
 from r1hpc.checkpoint.verification import Fingerprint, find_layout_problems, find_problems, fingerprint
 
 __all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]

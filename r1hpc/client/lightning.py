@@ -157,15 +157,6 @@ class _Keeper:
 
     # Steps
 
-    def _running_means(self) -> dict[str, dict[str, Any]]:
-        """Return what `self.log` has added up in this epoch."""
-        results = self._trainer.fit_loop.epoch_loop._results
-        return self._means | {
-            key: {name: getattr(metric, name) for name in _SUMS if hasattr(metric, name)}
-            for key, metric in results.items()
-            if metric.is_tensor and metric.meta.on_epoch
-        }
-
     def _add_means(self) -> None:
         """Add what was added up before the resume, once a number is logged again."""
         results = self._trainer.fit_loop.epoch_loop._results
@@ -219,11 +210,16 @@ class _Keeper:
             return
         with self._run.saving(self._recorded) as folder:
             self._trainer.save_checkpoint(folder / _FILE)
+            means = {  # what `self.log` has added up in this epoch
+                key: {name: getattr(metric, name) for name in _SUMS if hasattr(metric, name)}
+                for key, metric in self._trainer.fit_loop.epoch_loop._results.items()
+                if metric.is_tensor and metric.meta.on_epoch
+            }
             kept = {
                 "streams": streams(),
                 "generators": generator_states(*self._loaders),
                 "epoch_start": self._epoch_start,
-                "means": self._running_means(),
+                "means": self._means | means,
             }
             torch.save(kept, folder / f"lightning_rank_{self._run.rank}.pt")
         self._saves = False

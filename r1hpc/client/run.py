@@ -283,7 +283,9 @@ class Run:
                 if job.local_rank == 0:
                     _sync_file_system(staging)
             self._requests.saving()
-            names = sorted(self._listed(staging))
+            found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
+            # Together: on NFS a rank may not see another's files yet.
+            names = sorted({name for part in self._ranks.gather(found) for name in part})
             mine = names[job.rank :: job.world_size]
             records = [each for part in self._ranks.gather(store.seal(staging, mine)) for each in part]
         except Exception:
@@ -312,11 +314,6 @@ class Run:
         self.last_saved = step
         self._requests.saved()
         self._tell("running", step)
-
-    def _listed(self, staging: Path) -> list[str]:
-        """Return the files that all ranks see together: on NFS one may not see another's yet."""
-        found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
-        return list({name for part in self._ranks.gather(found) for name in part})
 
     def _together(self, action: Any) -> None:
         """Do it on rank 0; its error is raised on all ranks."""

@@ -127,15 +127,14 @@ def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) ->
     if {"lightning", "pytorch_lightning"} & _tops(names):
         return
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == "__getitem__" and _draws(ast.unparse(node)):
+        if not (isinstance(node, ast.FunctionDef) and node.name == "__getitem__"):
+            continue
+        source = ast.unparse(node)
+        if "rand" in source and not any(by in source for by in ("generator=", "seed", "default_rng")):
             notes.append(
                 f"{path.name}, line {node.lineno}: random numbers that a data set draws are not resumed to "
                 "the bit; draw them by the item's index"
             )
-
-
-def _draws(source: str) -> bool:
-    return "rand" in source and not any(by in source for by in ("generator=", "seed", "default_rng"))
 
 
 def _saves_alone(tree: ast.AST, path: Path) -> str:

@@ -151,35 +151,23 @@ class ChainCost:
     def unknown(self) -> list[str]:
         return [each.name for each in self.stages if each.hours is None]
 
-    @property
-    def assumptions(self) -> dict[str, Any]:
-        """Return the assumptions that all estimated stages share."""
-        found = [each.estimate["assumptions"] for each in self.stages if each.estimate]
-        first = found[0] if found else {}
-        return {key: value for key, value in first.items() if all(each.get(key) == value for each in found)}
-
-    @property
-    def baselines(self) -> dict[str, float]:
-        """Return GPU-hours, summed over the estimated stages."""
-        sums: Counter[str] = Counter()
-        for each in self.stages:
-            sums.update(each.estimate.get("baselines", {}))
-        return dict(sums)
-
-    @property
-    def memory(self) -> dict[str, Any] | None:
-        """Return the memory plan of the stage whose leanest configuration is the largest."""
-        plans = [plan for each in self.stages if (plan := each.estimate.get("memory"))]
-        return max(plans, key=lambda plan: float(plan["smallest"]["total_gib"]), default=None)
-
     def to_json(self) -> dict[str, Any]:
         on_gpus, on_cpus = (self.sum(unit) for unit in _UNITS)
+        estimates = [each.estimate for each in self.stages if each.estimate]
+        assumed = [each["assumptions"] for each in estimates]
+        first = assumed[0] if assumed else {}
+        shared = {key: value for key, value in first.items() if all(a.get(key) == value for a in assumed)}
+        baselines: Counter[str] = Counter()
+        for each in estimates:
+            baselines.update(each.get("baselines", {}))
+        plans = [plan for each in estimates if (plan := each.get("memory"))]
         return {
             "gpu_hours": None if on_gpus == NOTHING else on_gpus.to_json(),
             "node_hours": None if on_cpus == NOTHING else on_cpus.to_json(),
-            "assumptions": self.assumptions,
-            "baselines": self.baselines,
-            "memory": self.memory,
+            "assumptions": shared,
+            "baselines": dict(baselines),
+            # Of the stage whose leanest configuration is the largest.
+            "memory": max(plans, key=lambda plan: float(plan["smallest"]["total_gib"]), default=None),
             "stages": [each.to_json() for each in self.stages],
             "not_estimated": self.unknown,
             "notes": list(self.notes),

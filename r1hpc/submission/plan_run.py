@@ -1,13 +1,13 @@
 """Plan one run or one stage of a chain: decide and check everything, write nothing.
 
-The checks are two tables at the end of this file: those of the settings, and those of the job once the
-cluster was asked. A workload adds its own (attempt/workload.py).
+The checks are `_check_settings`, and `_check_job` once the cluster was asked. A workload adds its own
+(attempt/workload.py).
 """
 
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
     config = paths.with_absolute_paths(config)
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     facts = replace(facts, executor=executor)
-    notes += passed(_CHECKS_OF_SETTINGS, config, facts)
+    _check_settings(config, facts)
     workload = workload_of(config.stage)
     checked = workload.check_settings(config, facts)
     decision = defaults.decide(
@@ -169,7 +169,7 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
     )
     config, plan = decision.config, decision.plan
     facts = replace(facts, gpus_per_node=decision.gpus_per_node, decided=decision)
-    notes += [*checked.notes, *passed(_CHECKS_OF_JOB, config, facts)]
+    notes += [*checked.notes, *_check_job(config, facts)]
     text = script.make_script(
         run, config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
@@ -180,36 +180,40 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
     )
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check: it refuses the run by a UsageError, or returns notes for the person who submits."""
-
-    check: Callable[[RunConfig, OrderFacts], Iterable[str] | None]
-    when: Callable[[RunConfig, OrderFacts], object] = lambda config, facts: True
-
-
-def passed(checks: Sequence[Check], config: RunConfig, facts: OrderFacts) -> list[str]:
-    """Return the notes of all checks that apply."""
-    return [note for each in checks if each.when(config, facts) for note in each.check(config, facts) or ()]
-
-
-def _check_fields(config: RunConfig, facts: OrderFacts) -> None:
+def _check_settings(config: RunConfig, facts: OrderFacts) -> None:
+    """Check the settings, before the workload does and the cluster is asked."""
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
     fields.check_parents(facts.run.path, config.cluster.trust_shared_run_root)
+    if facts.is_new:
+        config.deepspeed.check_new()
+        if config.stage in SAMPLED_STAGES:
+            config.rollout.check_new()
+        if config.stage == "rl":
+            config.rl.check_new()
+    redact.refuse_secrets(config, facts.order.overrides)
+    if not facts.is_new:
+        plugins.refuse_changes(paths.names_in(config), facts.run.code)
+        plugins.refuse_changed_files(facts.run.code)
+    if config.monitor.trackers:
+        check_trackers(config, facts.executor)
 
 
-def _check_new(config: RunConfig, facts: OrderFacts) -> None:
-    config.deepspeed.check_new()
-    if config.stage in SAMPLED_STAGES:
-        config.rollout.check_new()
-    if config.stage == "rl":
-        config.rl.check_new()
-
-
-def _refuse_changed_code(config: RunConfig, facts: OrderFacts) -> None:
-    plugins.refuse_changes(paths.names_in(config), facts.run.code)
-    plugins.refuse_changed_files(facts.run.code)
+def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
+    """Check the job, once nodes, GPUs and time are known; return notes for the person who submits."""
+    notes: list[str] = []
+    if facts.order.purpose is not Purpose.estimate:
+        if facts.executor == "slurm":
+            facts.decision.refuse_missing_nodes()
+        notes += _check_packages(config, facts)
+    notes += _environment_notes(config, facts)
+    notes += facts.decision.notes
+    if facts.plan.topology.num_gpus:
+        notes += _memory_notes(config, facts)
+    notes += workload_of(config.stage).check(config, facts)
+    if facts.is_new:
+        notes += little_room(config, facts)
+    return notes
 
 
 def _check_packages(config: RunConfig, facts: OrderFacts) -> list[str]:
@@ -336,29 +340,3 @@ def share_done(run: RunDir, num_steps: int) -> float:
     last = read_history(run).last
     done = (last.last_committed_step or 0) if last is not None else 0
     return min(1.0, done / max(1, num_steps))
-
-
-_CHECKS_OF_SETTINGS = (
-    Check(_check_fields),
-    Check(_check_new, when=lambda config, facts: facts.is_new),
-    Check(lambda config, facts: redact.refuse_secrets(config, facts.order.overrides)),
-    Check(_refuse_changed_code, when=lambda config, facts: not facts.is_new),
-    Check(
-        lambda config, facts: check_trackers(config, facts.executor),
-        when=lambda config, facts: config.monitor.trackers,
-    ),
-)
-"""In order, before the workload checks the settings and the cluster is asked."""
-_CHECKS_OF_JOB = (
-    Check(
-        lambda config, facts: facts.decision.refuse_missing_nodes(),
-        when=lambda config, facts: facts.executor == "slurm" and facts.order.purpose is not Purpose.estimate,
-    ),
-    Check(_check_packages, when=lambda config, facts: facts.order.purpose is not Purpose.estimate),
-    Check(_environment_notes),
-    Check(lambda config, facts: facts.decision.notes),
-    Check(_memory_notes, when=lambda config, facts: facts.plan.topology.num_gpus),
-    Check(lambda config, facts: workload_of(config.stage).check(config, facts)),
-    Check(little_room, when=lambda config, facts: facts.is_new),
-)
-"""In order, once nodes, GPUs and time are known."""

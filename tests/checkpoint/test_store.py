@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import StateError
-from r1hpc.checkpoint import sealing
+from r1hpc.checkpoint import commit
 from r1hpc.checkpoint.disk import walk
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.fence import BEGUN
@@ -58,7 +58,7 @@ def test_sizes_that_a_client_remembers_of_a_file_still_being_written_fail_no_com
             yield name, os.stat_result((*status[:6], status.st_size // 2, *status[7:]))
 
     store = history(tmp_path)
-    monkeypatch.setattr(sealing, "walk", remembered)
+    monkeypatch.setattr(commit, "walk", remembered)
     assert holds_what_was_written(save(store, 10, 0))
 
 

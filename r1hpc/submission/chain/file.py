@@ -107,15 +107,11 @@ def save_definition(definition: Definition, chain: ChainDir) -> None:
     """Write chain.yaml; `open_definition` returns the same object, also in older frozen code of a stage."""
     before = load.read_yaml(chain.definition)["stages"] if chain.definition.is_file() else []
     old = {item["name"]: item["config"] for item in before}
-
-    def layer(stage: Stage) -> dict[str, Any]:
+    stages = []
+    for stage in definition.stages:
         is_new = stage.name not in old
-        return load.as_layer(stage.config) if is_new else load.renewed(stage.config, old[stage.name])
-
-    stages = [
-        {"name": stage.name, "needs": list(stage.needs), "config": layer(stage)}
-        for stage in definition.stages
-    ]
+        config = load.as_layer(stage.config) if is_new else load.renewed(stage.config, old[stage.name])
+        stages.append({"name": stage.name, "needs": list(stage.needs), "config": config})
     content = {
         "source": definition.source,
         "digest": definition.digest,
@@ -164,13 +160,12 @@ def override(
     """
     frozen = {stage.name: [load.as_layer(stage.config)] for stage in definition.stages}
     _refuse_cut(overrides, frozen, re.compile(re.escape(f"{chain.path}/")))
-
-    def changed(stage: Stage) -> Stage:
+    stages = []
+    for stage in definition.stages:
         own = overrides_of(stage.name, overrides, definition.names, chain)
-        config = load.merge_layers([load.as_layer(stage.config)], own, cluster)
-        return replace(stage, config=with_absolute_paths(config))
-
-    return replace(definition, stages=tuple(changed(stage) for stage in definition.stages))
+        config = load.merge_layers(frozen[stage.name], own, cluster)
+        stages.append(replace(stage, config=with_absolute_paths(config)))
+    return replace(definition, stages=tuple(stages))
 
 
 def overrides_of(name: str, overrides: Sequence[str], names: Sequence[str], chain: ChainDir) -> list[str]:
