@@ -45,8 +45,6 @@ _DIAGNOSIS_TIMEOUT_S = 5.0
 
 
 class Next(StrEnum):
-    """Next step after an attempt."""
-
     over = "over"
     superseded = "superseded"
     """A newer attempt has begun: this one is a ghost and must not touch the job."""
@@ -57,8 +55,6 @@ class Next(StrEnum):
 
 @dataclass(frozen=True)
 class Ended:
-    """The verdict on an attempt."""
-
     attempt: Attempt
     next: Next
     reason: str

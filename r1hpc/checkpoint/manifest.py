@@ -56,8 +56,6 @@ def digest_fd(fd: int) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a checkpoint."""
-
     name: str
     """Relative POSIX path inside the checkpoint."""
     size: int

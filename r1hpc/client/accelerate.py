@@ -55,8 +55,6 @@ def _around(original: Any, method: Any) -> Any:
 
 
 class _Keeper:
-    """The loop of one script."""
-
     def __init__(self) -> None:
         self._run: Run | None = None
         self._accelerator: Any = None
@@ -148,7 +146,6 @@ class _Keeper:
         original(owner, loss, **kwargs)
 
     def clip(self, original: Any, owner: Any, *args: Any, **kwargs: Any) -> Any:
-        """Remember the norm."""
         self._grad_norm = original(owner, *args, **kwargs)
         return self._grad_norm
 

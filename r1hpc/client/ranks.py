@@ -59,7 +59,6 @@ class _Sum:
         return bool(self._work.is_completed())
 
     def result(self) -> list[float]:
-        """Wait for it."""
         self._work.wait()
         found: list[float] = self._summed.tolist()
         return found

@@ -66,7 +66,9 @@ def look_at(script: Path) -> Look:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         digest.update(text)
         names = _imports(tree)
-        libraries |= _libraries(names)
+        libraries |= {_LIBRARIES[top] for top in _tops(names) if top in _LIBRARIES}
+        if any(name.startswith("transformers.") and name.endswith(_TRAINERS) for name in names):
+            libraries.add("transformers")
         if b"Fabric(" in text:  # no fit() to attach to
             libraries.discard("lightning")
         found.saves_alone = found.saves_alone or _saves_alone(tree, path)
@@ -91,13 +93,6 @@ def _imports(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
-
-
-def _libraries(names: set[str]) -> set[str]:
-    found = {_LIBRARIES[top] for name in names if (top := name.partition(".")[0]) in _LIBRARIES}
-    if any(name.startswith("transformers.") and name.endswith(_TRAINERS) for name in names):
-        found.add("transformers")
-    return found
 
 
 def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) -> None:

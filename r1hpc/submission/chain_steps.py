@@ -33,8 +33,6 @@ from r1hpc.submission.resume import plan_inside
 
 
 class Action(StrEnum):
-    """Action of a chain's submission on a stage."""
-
     skip = "finished"
     leave = "at work"
     adopt = "found again"
@@ -51,15 +49,12 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class StageStep:
-    """One stage, and the action on it."""
-
     stage: Stage
     run: RunDir
     action: Action
     planned: PlannedRun | None = None
     """Set if the stage gets a job."""
     job_id: str | None = None
-    """Set if the stage has one."""
 
 
 def plan_steps(

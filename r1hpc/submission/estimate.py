@@ -106,8 +106,6 @@ def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Cost of one stage."""
-
     name: str
     kind: str
     width: int

@@ -16,8 +16,6 @@ DEFAULT_JOB = "train"
 
 
 class Purpose(StrEnum):
-    """Purpose of a submission."""
-
     start = "start"
     dry_run = "dry run"
     """Nothing is written, and facts that only a cluster knows are assumed."""

@@ -148,7 +148,6 @@ def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
 
 
 def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
-    """Return the keys in which they differ."""
     a, b = flat(before), flat(after)
     return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 

@@ -40,8 +40,6 @@ _PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class SubmittedRun:
-    """One run after its submission."""
-
     planned: PlannedRun
     job_id: str | None = None
     """None: a dry run."""

@@ -39,8 +39,6 @@ from r1hpc.telemetry.records.attempts import record
 
 @dataclass(frozen=True)
 class SubmittedChain:
-    """A chain after one submission."""
-
     chain: ChainDir
     executor: str
     steps: tuple[StageStep, ...]

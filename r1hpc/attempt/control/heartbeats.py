@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sign:
-    """State that a rank reports about itself."""
-
     alive: int
     """Grows with each beat, and with each exchange while the rank waits; not while it is stopped."""
     beats: int

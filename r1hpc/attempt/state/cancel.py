@@ -21,8 +21,6 @@ from r1hpc.telemetry.records.attempts import record
 
 @dataclass(frozen=True)
 class Cancellation:
-    """Action of a cancel, and its consequence."""
-
     action: str
     """none, stop, sigterm or scancel."""
     text: str

@@ -155,8 +155,6 @@ class SchedulerView:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the decision uses."""
-
     ranks: int
     outcomes: Sequence[RankOutcome]
     status: int | None

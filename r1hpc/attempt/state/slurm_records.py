@@ -32,8 +32,6 @@ _JUST_PRINTED_S = 60.0
 
 @dataclass(frozen=True)
 class SlurmRecords:
-    """Slurm's records of one run."""
-
     records: tuple[JobRecord, ...] = ()
     """Records of allocations that began, oldest first, each once."""
     seen: Time = 0.0

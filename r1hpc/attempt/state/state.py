@@ -80,8 +80,6 @@ def _environment(pid: int) -> list[bytes]:
 
 
 class State(StrEnum):
-    """State of a run."""
-
     queued = "queued"
     running = "running"
     requeued = "requeued"

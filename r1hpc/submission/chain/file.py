@@ -214,14 +214,12 @@ def without_stage(item: str) -> str:
 def _entries(path: Path) -> list[_Entry]:
     """Return the stages of a chain file, each with the common keys under its own."""
     content = load.read_yaml(path)
-    common = load.layers_of({key: value for key, value in content.items() if key != "stages"}, path)
-    return [_entry(item, common, path) for item in _items(content["stages"], path)]
-
-
-def _items(value: Any, path: Path) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+    common = {key: value for key, value in content.items() if key != "stages"}
+    *presets, for_all = load.layers_of(common, path)
+    items = content["stages"]
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise ConfigError(f"{path}: `stages` must be a list of stages, each beginning with `- name: NAME`")
-    names = [item.get("name") for item in value]
+    names = [item.get("name") for item in items]
     for name in names:
         if not isinstance(name, str):
             raise ConfigError(f"{path}: a stage has no name: begin each with `- name: NAME`")
@@ -232,18 +230,17 @@ def _items(value: Any, path: Path) -> list[dict[str, Any]]:
             )
         if names.count(name) > 1:
             raise ConfigError(f"{path}: two stages are called {name!r}")
-    return value
-
-
-def _entry(item: dict[str, Any], common: Sequence[dict[str, Any]], path: Path) -> _Entry:
-    needs = item.get("needs")
-    if needs is not None and not (isinstance(needs, list) and all(isinstance(name, str) for name in needs)):
-        raise ConfigError(f"{path}: `needs` of {item['name']} must be a list of stages, as in needs: [sft]")
-    own = {key: value for key, value in item.items() if key not in ("name", "needs")}
-    *presets, for_all = common
-    *its_presets, its_own = load.layers_of(own, path)
-    presets = over_presets([*presets, *its_presets], [for_all, its_own])
-    return _Entry(item["name"], None if needs is None else tuple(needs), (*presets, for_all, its_own))
+    entries = []
+    for item in items:
+        name, needs = item["name"], item.get("needs")
+        if needs is not None and not (isinstance(needs, list) and all(isinstance(n, str) for n in needs)):
+            raise ConfigError(f"{path}: `needs` of {name} must be a list of stages, as in needs: [sft]")
+        own = {key: value for key, value in item.items() if key not in ("name", "needs")}
+        *its_presets, its_own = load.layers_of(own, path)
+        under = over_presets([*presets, *its_presets], [for_all, its_own])
+        layers = (*under, for_all, its_own)
+        entries.append(_Entry(name, None if needs is None else tuple(needs), layers))
+    return entries
 
 
 def _all_needs(entries: Sequence[_Entry], path: Path) -> dict[str, tuple[str, ...]]:

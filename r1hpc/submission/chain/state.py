@@ -14,8 +14,6 @@ WAITING = "waiting"
 
 @dataclass(frozen=True)
 class StageSituation:
-    """One stage of a chain."""
-
     stage: Stage
     run: RunDir
     situation: Situation | None
@@ -53,8 +51,6 @@ class StageSituation:
 
 @dataclass(frozen=True)
 class ChainSituation:
-    """A chain and its stages at one time."""
-
     chain: ChainDir
     stages: tuple[StageSituation, ...]
 
