@@ -22,8 +22,7 @@ from r1hpc.attempt.state.cause import (
     SchedulerView,
     decide,
     failures_in_logs,
-    first_by_srun,
-    is_step_cancelled,
+    judge_by_srun,
     read_outcomes,
 )
 from r1hpc.attempt.state.unended import amend_end, mark_requeued, steps_for_the_end
@@ -103,6 +102,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         print(f"{run.run_id}: attempt {attempt} ended: {reason}", flush=True)
         return Ended(this, Next.already_requeued, reason)
     lead_s, known = config.resources.signal_lead_s, {outcome.rank for outcome in outcomes}
+    by_srun, step_cancelled = judge_by_srun(run, attempt, this.job_id, known)
     evidence = Evidence(
         ranks=this.ranks,
         outcomes=outcomes,
@@ -112,8 +112,8 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
         is_finished=run.finished.exists(),
         in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, known),
-        by_srun=first_by_srun(run, attempt, this.job_id, known),
-        step_cancelled=is_step_cancelled(run, attempt, this.job_id),
+        by_srun=by_srun,
+        step_cancelled=step_cancelled,
     )
     cause, detail = decide(evidence)
     steps = steps_for_the_end(run, config, attempt, cause)

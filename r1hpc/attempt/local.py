@@ -17,7 +17,6 @@ from r1hpc.attempt.end import Next, end
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema.cluster import ResourcesConfig
-from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import ranks_per_node
 from r1hpc.slurm.rank_env import played_nodes
 
@@ -40,8 +39,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         while True:
-            world_size = local_world_size(self._config)
-            names = played_nodes(self._config.resources.nodes)
+            resources = self._config.resources
+            world_size = resources.nodes * ranks_per_node(self._config, resources.gpus_per_node or 0)
+            names = played_nodes(resources.nodes)
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
@@ -101,9 +101,3 @@ def gpus_of_played_node(resources: ResourcesConfig, rank: int, environ: Mapping[
     all_of_them = listed.split(",") if listed else [str(i) for i in range(resources.nodes * per_node)]
     first = rank // per_node * per_node
     return {"CUDA_VISIBLE_DEVICES": ",".join(all_of_them[first : first + per_node])}
-
-
-def local_world_size(config: RunConfig) -> int:
-    """Return the number of ranks of a run simulated on this machine, over all its nodes."""
-    resources = config.resources
-    return resources.nodes * ranks_per_node(config, resources.gpus_per_node or 0)

@@ -91,33 +91,25 @@ def failures_in_logs(
     return found
 
 
-def first_by_srun(
+def judge_by_srun(
     run: RunDir, attempt: int, job_id: str | None, known: Collection[int]
-) -> RankOutcome | None:
-    """Return the failure of the first rank that srun saw end by itself; None if it is one of `known`.
+) -> tuple[RankOutcome | None, bool]:
+    """Return two answers of srun's last lines.
 
-    srun then sends SIGTERM to the others, which looks like a preemption to them.
+    First the failure of the rank that it saw end by itself before any other; None if that is one of `known`.
+    srun then sends SIGTERM to the others, which looks like a preemption to them. Second whether somebody had
+    Slurm kill a rank, but not the job. Ranks on other nodes live a moment longer and get SIGTERM too.
     """
     said = _said_by_srun(run, attempt, job_id)
-    found = next(filter(None, map(_TASK_ENDED.match, said)), None)
-    if found is None or _is_aborted(said) or int(found[2]) in known or found[3] in _ASKED:
-        return None
-    return RankOutcome(int(found[2]), FAILED, found[1], detail=f"{printable(found[3])}, says srun")
-
-
-def is_step_cancelled(run: RunDir, attempt: int, job_id: str | None) -> bool:
-    """Return True if somebody had Slurm kill a rank, but not the job.
-
-    srun then sends SIGTERM to ranks on other nodes that live a moment longer.
-    """
-    said = _said_by_srun(run, attempt, job_id)
+    is_aborted = any("Job step aborted" in line for line in said)
     before = takewhile(lambda line: not line.startswith("srun: Terminating"), said)
-    found = next(filter(None, map(_TASK_ENDED.match, before)), None)
-    return _is_aborted(said) and found is not None and found[3] == "Killed"
-
-
-def _is_aborted(said: Sequence[str]) -> bool:
-    return any("Job step aborted" in line for line in said)
+    killed = next(filter(None, map(_TASK_ENDED.match, before)), None)
+    step_cancelled = is_aborted and killed is not None and killed[3] == "Killed"
+    first = next(filter(None, map(_TASK_ENDED.match, said)), None)
+    if first is None or is_aborted or int(first[2]) in known or first[3] in _ASKED:
+        return None, step_cancelled
+    detail = f"{printable(first[3])}, says srun"
+    return RankOutcome(int(first[2]), FAILED, first[1], detail=detail), step_cancelled
 
 
 def _said_by_srun(run: RunDir, attempt: int, job_id: str | None) -> list[str]:

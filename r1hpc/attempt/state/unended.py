@@ -14,8 +14,7 @@ from r1hpc.attempt.state.cause import (
     SchedulerView,
     decide,
     failures_in_logs,
-    first_by_srun,
-    is_step_cancelled,
+    judge_by_srun,
     read_outcomes,
 )
 from r1hpc.attempt.state.slurm_records import learn, record_of
@@ -80,6 +79,7 @@ def judge_unended(
     outcomes = read_outcomes(run, last.attempt)
     known = {outcome.rank for outcome in outcomes}
     marks = [path.name.rpartition("-")[2] for path in run.attempt_dir(last.attempt).glob("requeued-*")]
+    by_srun, step_cancelled = judge_by_srun(run, last.attempt, last.job_id, known) if marks else (None, False)
     evidence = Evidence(
         ranks=last.ranks,
         outcomes=outcomes,
@@ -87,8 +87,8 @@ def judge_unended(
         scheduler=SchedulerView(view.states, view.preempted, restarted=view.restarted and not marks),
         cancel_requested=is_cancelled,
         in_logs=failures_in_logs(run, last.attempt, last.ranks, last.node_names, known),
-        by_srun=first_by_srun(run, last.attempt, last.job_id, known) if marks else None,
-        step_cancelled=bool(marks) and is_step_cancelled(run, last.attempt, last.job_id),
+        by_srun=by_srun,
+        step_cancelled=step_cancelled,
         requeued_by_us=bool(marks),
     )
     cause, detail = decide(evidence)
