@@ -38,11 +38,8 @@ def print_of(path: Path) -> Print | None:
         stats = [file.stat() for file in ([path] if path.is_file() else tree)]
     except OSError:
         return None
-    return (
-        len(stats),
-        sum(each.st_size for each in stats),
-        max((each.st_mtime_ns for each in stats), default=0),
-    )
+    newest = max((each.st_mtime_ns for each in stats), default=0)
+    return len(stats), sum(each.st_size for each in stats), newest
 
 
 def _file(run: RunDir) -> Path:

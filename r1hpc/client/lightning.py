@@ -162,11 +162,8 @@ class _Keeper:
         results = self._trainer.fit_loop.epoch_loop._results
         for key in self._means.keys() & results.keys():
             metric, saved = results[key], self._means.pop(key)
-            combine = (
-                metric.meta.reduce_fx
-                if metric.meta.is_max_reduction or metric.meta.is_min_reduction
-                else torch.add
-            )
+            is_extreme = metric.meta.is_max_reduction or metric.meta.is_min_reduction
+            combine = metric.meta.reduce_fx if is_extreme else torch.add
             for name, value in saved.items():
                 now = getattr(metric, name)
                 setattr(metric, name, combine(now, value.to(now.device)))
@@ -195,12 +192,9 @@ class _Keeper:
         if not self._saves:
             return
         loop = self._trainer.fit_loop.epoch_loop  # as the next epoch would begin
-        for progress in (
-            loop.batch_progress,
-            loop.scheduler_progress,
-            loop.automatic_optimization.optim_progress,
-        ):
-            progress.reset_on_run()
+        loop.batch_progress.reset_on_run()
+        loop.scheduler_progress.reset_on_run()
+        loop.automatic_optimization.optim_progress.reset_on_run()
         loop.val_loop.batch_progress.total.reset()
         self._leaves = self._leaves and not self._trainer.fit_loop.done
         self._save_if_due()

@@ -165,11 +165,8 @@ class Run:
             yield step
             agreed = self.end_step(step, time.monotonic() - began)
             stops = agreed.stop and step < last
-            if (
-                state is not None
-                and self.is_job
-                and (stops or agreed.save or step == last or (every and step % every == 0))
-            ):
+            is_due = stops or agreed.save or step == last or (every and step % every == 0)
+            if state is not None and self.is_job and is_due:
                 with self.saving(step) as folder:
                     state.save(folder)
             if stops:

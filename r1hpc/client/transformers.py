@@ -32,15 +32,8 @@ _NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
 # Training begins with the step that it resumes from: equal to that does not mean unchanged.
 _ALWAYS_KEPT = ("_globalstep_last_logged",)
 _WRAPPED = (
-    "training_step",
-    "prediction_step",
-    "_evaluate",
-    "_maybe_log_save_evaluate",
-    "_save_checkpoint",
-    "_get_output_dir",
-    "_push_from_checkpoint",
-    "_load_rng_state",
-    "_run_epoch",
+    *("training_step", "prediction_step", "_evaluate", "_maybe_log_save_evaluate", "_save_checkpoint"),
+    *("_get_output_dir", "_push_from_checkpoint", "_load_rng_state", "_run_epoch"),
 )
 _KEPT_BEST = 2
 _LEAVES = (bool, int, float, str, bytes, torch.Tensor, np.ndarray, np.generic)

@@ -286,14 +286,8 @@ def _naming_events(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _job_ref(event: dict[str, Any]) -> JobRef:
-    return JobRef(
-        str(event["job_id"]),
-        event.get("executor", ""),
-        event["event"],
-        event.get("host"),
-        float(event["time"]),
-        event.get("cluster"),
-    )
+    job_id, name, at = str(event["job_id"]), event["event"], float(event["time"])
+    return JobRef(job_id, event.get("executor", ""), name, event.get("host"), at, event.get("cluster"))
 
 
 def _report_of(job: JobRef, state: JobState) -> JobReport:
