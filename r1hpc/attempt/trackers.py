@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from r1hpc.attempt.detached import start_detached
@@ -23,6 +22,7 @@ from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.trackers.keeper import Keeper, step_back
 
+_PID = "trackers.pid"
 _AWAIT_S = 20.0
 """Nodes wait meanwhile. `export-metrics` sends what is left."""
 _EARLIER_S = 70.0
@@ -39,7 +39,7 @@ def start_trackers(run: RunDir, config: RunConfig, attempt: int) -> None:
         run.trackers.mkdir(mode=0o700, exist_ok=True)
         words = ["track", str(run.path), "--attempt", str(attempt)]
         process = start_detached(words, run, run.trackers / "trackers.out")
-        write_atomic(_pid_of(run), str(process.pid))
+        write_atomic(run.trackers / _PID, str(process.pid))
     except OSError as error:
         print(f"no trackers in attempt {attempt}: {error}", file=sys.stderr)
 
@@ -63,7 +63,7 @@ def track(run: RunDir, attempt: int) -> None:
 
 def await_trackers(run: RunDir) -> None:
     """Wait a while until the trackers have the last steps."""
-    pid, deadline = _pid_of(run), time.monotonic() + _AWAIT_S
+    pid, deadline = run.trackers / _PID, time.monotonic() + _AWAIT_S
     if not pid.is_file():
         return
     process = int(pid.read_text())
@@ -96,7 +96,3 @@ class _AttemptIsOver:
         if not isinstance(attempt, int):
             return False
         return (what == "end" and attempt >= self._attempt) or (what == "begin" and attempt > self._attempt)
-
-
-def _pid_of(run: RunDir) -> Path:
-    return run.trackers / "trackers.pid"

@@ -7,7 +7,7 @@ The checks are `_check_settings`, and `_check_job` once the cluster was asked. A
 import functools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,13 @@ def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
         if facts.executor == "slurm":
             facts.decision.refuse_missing_nodes()
         notes += _check_packages(config, facts)
-    notes += _environment_notes(config, facts)
+    if ignored := flags.ignored_variables(os.environ):
+        notes.append(f"not used from the environment: {', '.join(ignored)}")
+    if hidden := withheld(os.environ) if facts.executor == "slurm" else ():
+        notes.append(
+            f"not passed to the job, since the value holds a password or a token: {', '.join(hidden)}. Keep "
+            "the login in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
+        )
     notes += facts.decision.notes
     if facts.plan.topology.num_gpus:
         notes += _memory_notes(config, facts)
@@ -224,18 +230,6 @@ def _check_packages(config: RunConfig, facts: OrderFacts) -> list[str]:
             raise
         return [f"submit refuses this run here: {error}"]  # a laptop need not have them
     return []
-
-
-def _environment_notes(config: RunConfig, facts: OrderFacts) -> Iterator[str]:
-    """Yield what the job will not get from this environment."""
-    if ignored := flags.ignored_variables(os.environ):
-        yield f"not used from the environment: {', '.join(ignored)}"
-    hidden = withheld(os.environ) if facts.executor == "slurm" else ()
-    if hidden:
-        yield (
-            f"not passed to the job, since the value holds a password or a token: {', '.join(hidden)}. Keep "
-            "the login in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
-        )
 
 
 def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
