@@ -216,7 +216,7 @@ def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
     notes += facts.decision.notes
     if facts.plan.topology.num_gpus:
         notes += _memory_notes(config, facts)
-    notes += workload_of(config.stage).check(config, facts)
+    notes += workload_of(config.stage).check(config, facts) or ()  # another package's may return None
     if facts.is_new:
         notes += little_room(config, facts)
     return notes
