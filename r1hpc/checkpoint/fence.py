@@ -124,15 +124,10 @@ def superseded(root: Path, own: Path) -> SupersededError:
     attempt = _INCARNATION.fullmatch(own.name)
     number = attempt[1] if attempt else own.name
     newer = [f"attempt {other} (token {token})" for other, token, path in incarnations(root) if path != own]
-    if not newer:
-        return SupersededError(
-            f"attempt {number} may not write checkpoints in {root}: it never began there, "
-            "or a newer attempt removed its folder. Let this process end"
-        )
-    return SupersededError(
-        f"attempt {number} may not write checkpoints in {root}: {newer[-1]} has taken over. "
-        "Let this process end; the newer one continues"
-    )
+    why = "it never began there, or a newer attempt removed its folder. Let this process end"
+    if newer:
+        why = f"{newer[-1]} has taken over. Let this process end; the newer one continues"
+    return SupersededError(f"attempt {number} may not write checkpoints in {root}: {why}")
 
 
 def _evict(root: Path, folder: Path) -> None:
