@@ -62,8 +62,7 @@ class Order:
 
     @property
     def counted_root(self) -> Path:
-        """Return the run root whose budget and other runs count: for a stage or a point, that of its chain or
-        sweep."""
+        """Return the run root whose budget and runs count: for a stage or point, its chain's or sweep's."""
         root = Path(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
         has_budget = (root / "budget.yaml").is_file()
         return root.parent if is_chain_or_sweep(root) and not has_budget else self.run_root

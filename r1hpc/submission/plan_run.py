@@ -233,8 +233,7 @@ def _check_packages(config: RunConfig, facts: OrderFacts) -> list[str]:
 
 
 def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
-    """Return what exceeds the GPUs' memory or the memory requested of a node; for a new run also what would
-    fit."""
+    """Return what exceeds the GPUs' memory or a node's requested one; for a new run also what would fit."""
     if facts.plan.memory is None:
         return []
     gpu_type = gpu_type_of(config)

@@ -116,8 +116,7 @@ class Watchdog:
         self.beat(self._phase)
 
     def load(self, phase: str) -> None:
-        """Beat, then load libraries: this rank may be silent for longer until the next beat, for _LOADING_S
-        over all loads together."""
+        """Beat, and let this rank load libraries in silence until the next beat: _LOADING_S for all loads."""
         self._go_on(phase)
         self._is_loading = True
 
