@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     out = sys.stderr if arguments.json else sys.stdout  # stdout is for the JSON object
     run = _run_named(arguments.model, arguments.run_root)
     from r1hpc.config.load import read
-    from r1hpc.serving.await_server import await_server
+    from r1hpc.serving.address import await_server
 
     if run is not None and read(run.config).stage == "serve":
         _refuse_changes(run, arguments)

@@ -189,7 +189,10 @@ class Life:
         return None
 
     def _serve(self, server: Server) -> Ended:
-        activity = Activity(MetricWriter(self.run, self.attempt), *_last_spell(self.run))
+        number = requests = 0  # of the last spell of an earlier attempt
+        if newest := last_steps(self.run, 1):
+            number, requests = newest[-1].global_step, int(newest[-1].number("requests") or 0)
+        activity = Activity(MetricWriter(self.run, self.attempt), number, requests)
         write_address(self.run, Address(self.place, self.model_name, self.attempt))
         print(f"serving {self.model_name} at {server.url}", flush=True)
         try:
@@ -240,12 +243,6 @@ class Life:
         raise ServerError(f"the server ended by itself, {how}; see the messages above in this log")
 
 
-def _last_spell(run: RunDir) -> tuple[int, int]:
-    """Return its number, and the requests answered until then."""
-    newest = last_steps(run, 1)
-    return (newest[-1].global_step, int(newest[-1].number("requests") or 0)) if newest else (0, 0)
-
-
 @dataclass
 class _Health:
     """Check that it still answers."""
@@ -259,11 +256,7 @@ class _Health:
         self.asked = self.answered = time.monotonic()
 
     def look(self) -> None:
-        """Ask, at intervals.
-
-        Raises:
-            ServerError: it has been silent for too long.
-        """
+        """Ask, at intervals; raise ServerError if it has been silent for too long."""
         now = time.monotonic()
         if now - self.asked < _ASK_EVERY_S:
             return
@@ -312,13 +305,11 @@ def _place(config: RunConfig, context: RankContext) -> Place:
     host = config.serve.host or (
         _LOOPBACK if _is_local(context) else own_address(os.environ, context.node_name)
     )
-    return Place(host, config.serve.port or _free_port(), context.node_name)
-
-
-def _free_port() -> int:
-    """Return a port that is free now; vLLM binds it before loading the model."""
-    with choose_port() as listener:
-        return int(listener.getsockname()[1])
+    port = config.serve.port
+    if not port:  # one that is free now; vLLM binds it before loading the model
+        with choose_port() as listener:
+            port = int(listener.getsockname()[1])
+    return Place(host, port, context.node_name)
 
 
 def _ends_at(run: RunDir, config: RunConfig, context: RankContext) -> float | None:

@@ -50,11 +50,7 @@ class Target:
     """False: the key is given to a server that cannot prove to have it."""
 
     def check(self) -> None:
-        """Refuse a server that is gone, or does not have the key.
-
-        Raises:
-            StateError: says which.
-        """
+        """Raise StateError if the server is gone, or does not have the key."""
         client = Client(self.url)
         known: int | None
         if self.key is not None and self.is_proven:
@@ -156,10 +152,8 @@ class Level:
 def measure(target: Target, prompts: Prompts, clients: Sequence[int], seconds: float) -> Iterator[Level]:
     """Yield the level of each number of clients, or of 1, 2, 4 … until throughput stops growing.
 
-    It ends early after a level in which no request finished.
-
-    Raises:
-        StateError: the server is gone, or another process has its port.
+    It ends early after a level in which no request finished. Raise StateError if the server is gone, or
+    another process has its port.
     """
     before = 0.0
     for count in clients or [2**power for power in range(MOST_CLIENTS.bit_length())]:

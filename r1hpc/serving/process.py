@@ -69,10 +69,7 @@ class Server(Client):
 @contextmanager
 def started(command: Sequence[str], environment: Mapping[str, str], place: Place) -> Iterator[Server]:
     """Run the server in a process group of its own, which has ended afterwards. It prints where this prints.
-
-    Raises:
-        UsageError: its interpreter cannot be started.
-    """
+    Raise UsageError if its interpreter cannot be started."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     try:
@@ -100,11 +97,7 @@ def started(command: Sequence[str], environment: Mapping[str, str], place: Place
 
 
 def command_of(config: RunConfig, python: Sequence[str], place: Place, model_name: str) -> list[str]:
-    """Return the command of vLLM's server.
-
-    Args:
-        python: starts an interpreter, if serve.python is not set.
-    """
+    """Return the command of vLLM's server; `python` starts an interpreter if serve.python is not set."""
     serve, path = config.serve, config.model.path
     assert path is not None, "the schema refuses a server without"
     length = [f"--max-model-len={serve.max_model_len}"] if serve.max_model_len is not None else []
@@ -112,15 +105,8 @@ def command_of(config: RunConfig, python: Sequence[str], place: Place, model_nam
     return [
         *(serve.python.split() if serve.python else python),
         *("-u", "-m", _SERVER, "--model", path, "--served-model-name", model_name),
-        *(
-            "--host",
-            place.host,
-            "--port",
-            str(place.port),
-            "--middleware",
-            _GATE,
-            "--disable-uvicorn-access-log",
-        ),
+        *("--host", place.host, "--port", str(place.port)),
+        *("--middleware", _GATE, "--disable-uvicorn-access-log"),
         *("--tensor-parallel-size", str(config.resources.gpus_per_node or 1), "--dtype", serve.dtype),
         *on_cpu,
         *length,

@@ -25,16 +25,12 @@ def main() -> None:
             f"error: {sys.executable} has no vLLM: name one that has by serve.python=PYTHON", file=sys.stderr
         )
         sys.exit(NO_VLLM)
-    _end_with_parent()
-    os.environ["VLLM_SERVER_DEV_MODE"] = "0"
-    runpy.run_module(_SERVER, run_name="__main__", alter_sys=True)
-
-
-def _end_with_parent() -> None:
-    """Die with the parent: a killed rank must not leave a server behind that holds its GPUs (prctl(2))."""
+    # Die with the parent: a killed rank must not leave a server behind that holds its GPUs (prctl(2)).
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == 1:  # the parent is already gone
         sys.exit(1)
+    os.environ["VLLM_SERVER_DEV_MODE"] = "0"
+    runpy.run_module(_SERVER, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
