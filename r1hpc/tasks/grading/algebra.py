@@ -59,16 +59,12 @@ def _built(node: Node, known: Mapping[str, Any]) -> Any:
             raise RefusedError(f"{node.text} is not a function of school algebra")
         return _FUNCTIONS[node.text](operands[0])
     if node.kind == "power":
-        return _power(*operands)
+        base, exponent = operands
+        if exponent.is_number and not abs(exponent) <= _MAX_EXPONENT:  # as in `99**98**97`
+            raise RefusedError(f"an exponent above {_MAX_EXPONENT}")
+        return base**exponent
     if node.kind == "negative":
         return -operands[0]
     if node.kind == "inverse":
         return 1 / operands[0]
     return sympy.Add(*operands) if node.kind == "sum" else sympy.Mul(*operands)
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    """Raise to a power; refuse `99**98**97`: no number is raised to a large power."""
-    if exponent.is_number and not abs(exponent) <= _MAX_EXPONENT:
-        raise RefusedError(f"an exponent above {_MAX_EXPONENT}")
-    return base**exponent

@@ -173,11 +173,7 @@ def plainly(text: str) -> str:
 def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
     """Return the form in which an answer is counted for a majority: the same for `B` and `(B) Bonn`, for
     `0.5` and `\\dfrac{1}{2}`, for `Paris.` and `paris`, if the judge accepts one for the other. Formulas that
-    only algebra makes equal stay apart.
-
-    Args:
-        judge: the name of the item's judge (judges.JUDGES).
-        metadata: the item's.
+    only algebra makes equal stay apart. `judge` is the name of the item's judge (judges.JUDGES).
     """
     if len(text) > _MOST_CHARACTERS:
         return text

@@ -33,11 +33,8 @@ class Node:
 
 
 def parse(text: str, algebra: bool = False) -> Node:
-    """Return the tree of `text`: integers, + - * / and parentheses; with `algebra` also school algebra.
-
-    Raises:
-        RefusedError: anything else, or beyond the bounds.
-    """
+    """Return the tree of `text`: integers, + - * / and parentheses; with `algebra` also school algebra. Raise
+    RefusedError for anything else, or beyond the bounds."""
     if len(text) > MAX_CHARACTERS:
         raise RefusedError(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
     parser = _Parser(_tokens(text), algebra)
@@ -48,11 +45,7 @@ def parse(text: str, algebra: bool = False) -> Node:
 
 
 def value(node: Node) -> Fraction:
-    """Return the exact value of a tree of integers.
-
-    Raises:
-        ZeroDivisionError: a division by zero.
-    """
+    """Return the exact value of a tree of integers; raise ZeroDivisionError for a division by zero."""
     if node.kind == "number":
         return Fraction(int(node.text))
     operands = [value(operand) for operand in node.operands]

@@ -44,7 +44,14 @@ _MAX_MAGNITUDE = 2**256
 
 def load(settings: Mapping[str, Any]) -> "GymJudge":
     """Return the judge of one generator; `settings` are its name, seed and options."""
-    _patch()
+    replace_parse_expr()
+
+    def read_literal(text: Any, *scopes: Any) -> Any:
+        return literal(text) if guard.is_armed() else builtins.eval(text, *scopes)
+
+    for name, module in sys.modules.items():
+        if name.startswith("reasoning_gym."):
+            module.__dict__["eval"] = read_literal
     generator, seed, options = settings["generator"], settings["seed"], settings["options"]
     return GymJudge(reasoning_gym.create_dataset(generator, seed=seed, **options))
 
@@ -70,25 +77,13 @@ class GymJudge:
         return float(self._dataset.score_answer(text, self._entry)) >= 1.0
 
 
-def _says_so(text: str, entry: Mapping[str, Any]) -> bool:
-    return text.strip().casefold() == str(entry["answer"]).casefold()
-
-
 def _is_near(text: str, entry: Mapping[str, Any]) -> bool:
     value = Fraction(text.strip().replace(",", ""))
     return abs(value - Fraction(entry["answer"])) <= Fraction(1, 10_000)
 
 
-def _is_finite(text: str, entry: Mapping[str, Any]) -> bool:
-    return "nan" not in text.casefold()
-
-
 def _tree(text: str) -> arithmetic.Node:
-    """Return the tree of integers and + - * / alone, also with a sign.
-
-    Raises:
-        RefusedError: anything else.
-    """
+    """Return the tree of integers and + - * / alone, also with a sign; raise RefusedError for anything else."""
     tree = arithmetic.parse(text.strip(), algebra=True)
     if not _kinds(tree) <= {"number", "sum", "product", "negative", "inverse"} or "." in text:
         raise RefusedError("not arithmetic of whole numbers")
@@ -104,28 +99,21 @@ def _is_24(text: str, entry: Mapping[str, Any]) -> bool:
     return arithmetic.value(tree) == 24 and arithmetic.numbers(tree) == Counter(entry["metadata"]["numbers"])
 
 
-def _is_arithmetic(text: str, entry: Mapping[str, Any]) -> bool:
-    _tree(text)
-    return True
-
-
 _STRICTER: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
-    "game_of_life_halting": _says_so,  # any text but an empty one
+    # any text but an empty one
+    "game_of_life_halting": lambda text, entry: text.strip().casefold() == str(entry["answer"]).casefold(),
     "coin_flip": _is_near,  # `0`, the beginning of 0.3125
-    "complex_arithmetic": _is_finite,  # the distance to a nan is none
+    "complex_arithmetic": lambda text, _: "nan" not in text.casefold(),  # the distance to a nan is none
     "puzzle24": _is_24,  # `6*4*1*1`, of whatever numbers
-    "countdown": _is_arithmetic,  # `(28+98)*(a-a)`
+    "countdown": lambda text, _: bool(_tree(text)),  # `(28+98)*(a-a)`
 }
 """Further conditions on a right answer, by generator: reasoning-gym 0.1.25 accepts one text, in the comment,
 as an answer to every question of it, which a rewarded policy finds."""
 
 
 def literal(text: str) -> Any:
-    """Return what eval would for numbers, strings, lists, tuples and integer arithmetic.
-
-    Raises:
-        RefusedError: anything else.
-    """
+    """Return what eval would for numbers, strings, lists, tuples and integer arithmetic; raise RefusedError
+    for anything else."""
     try:
         return _walked(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, RecursionError, ArithmeticError, TypeError) as error:
@@ -154,14 +142,3 @@ def _small(value: Any) -> Any:
     if not isinstance(value, int | float) or abs(value) > _MAX_MAGNITUDE:
         raise RefusedError("arithmetic on something large, or on no number")
     return value
-
-
-def _patch() -> None:
-    replace_parse_expr()
-
-    def read_literal(text: Any, *scopes: Any) -> Any:
-        return literal(text) if guard.is_armed() else builtins.eval(text, *scopes)
-
-    for name, module in sys.modules.items():
-        if name.startswith("reasoning_gym."):
-            module.__dict__["eval"] = read_literal

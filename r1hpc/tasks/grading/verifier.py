@@ -99,12 +99,9 @@ class Verifier:
     ) -> list[bool | float | None]:
         """Return the judge's value for each answer, in order; None if it gives none.
 
-        Args:
-            should_stop: called before each request to the process; a slow judge gets one request an answer.
-
-        Raises:
-            StopAsked: should_stop returned true.
-            R1hpcError: custom code has failed on _MOST_FAILURES answers in a row.
+        `should_stop` is called before each request to the process; a slow judge gets one request an answer.
+        Raise StopAsked if it returned true, R1hpcError if custom code failed on _MOST_FAILURES answers in a
+        row.
         """
         # Completions of one item share its metadata: the object identifies the item, cheaper than its text.
         keys = [(question.text, question.answer, id(question.metadata)) for question in questions]

@@ -15,7 +15,7 @@ from typing import Any
 from r1hpc.tasks.grading.arithmetic import RefusedError
 from r1hpc.tasks.grading.judges import JUDGES, Judge
 from r1hpc.tasks.sandbox import guard
-from r1hpc.tasks.sandbox.serve import Handler, serve
+from r1hpc.tasks.sandbox.process import Handler, serve
 from r1hpc.tasks.sandbox.user_code import OwnCodeError
 
 

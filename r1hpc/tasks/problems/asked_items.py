@@ -108,10 +108,8 @@ class _Layout:
 
 def first_beyond(task: TaskConfig, shown: TaskConfig, end: int) -> int:
     """Return the item from which `task` asks no question of the items of `shown` below `end`; 0 if they have
-    none in common. A drawn question can still repeat by chance, and so does a list once it is finished.
-
-    Raises:
-        UsageError: there is no such task, option or weight.
+    none in common. A drawn question can still repeat by chance, and so does a list once it is finished. Raise
+    UsageError if there is no such task, option or weight.
     """
     ours, theirs = _layout(task), _layout(shown)
     if ours == theirs:
@@ -129,11 +127,8 @@ def first_beyond(task: TaskConfig, shown: TaskConfig, end: int) -> int:
 
 def reordered(task: TaskConfig, shown: TaskConfig) -> dict[str, tuple[object, object]]:
     """Return the settings by which `task` asks a list of `shown` in another order, so that its questions can
-    come anywhere: {key: (its value in `task`, in `shown`)}; empty if there is no such list.
-
-    Raises:
-        UsageError: there is no such task, option or weight, or custom code fails.
-    """
+    come anywhere: {key: (its value in `task`, in `shown`)}; empty if there is no such list. Raise UsageError
+    if there is no such task, option or weight, or custom code fails."""
     pairs = list(_pairs(_layout(task), _layout(shown)))
     in_order = [our.label for our, their in pairs if our.order == their.order]
     return {

@@ -78,14 +78,8 @@ class Benchmarks:
         sets: Mapping[str, tuple[Benchmark, int | None]],
         number: str = "evaluate.sets.{label}.num_items",
     ) -> None:
-        """`sets`: by label, with how many questions of each are asked; None: all.
-
-        Args:
-            number: the setting with that number, for errors.
-
-        Raises:
-            UsageError: a file has fewer.
-        """
+        """`sets`: by label, with how many questions of each are asked; None: all. `number`: the setting with
+        that number, for errors. Raise UsageError if a file has fewer."""
         self.members = {label: each for label, (each, _) in sets.items()}
         self.name = " + ".join(sets)
         self.sizes = {label: _size(label, each, wanted, number) for label, (each, wanted) in sets.items()}
@@ -96,11 +90,8 @@ class Benchmarks:
 
     @classmethod
     def of(cls, config: RunConfig) -> Self | None:
-        """Return the test files of a configuration; None if it names none.
-
-        Raises:
-            UsageError: a file that cannot be used, or that has fewer questions than requested.
-        """
+        """Return the test files of a configuration; None if it names none. Raise UsageError for a file that
+        cannot be used, or that has fewer questions than requested."""
         sets = named_sets(config)
         if not sets:
             return None
@@ -127,16 +118,15 @@ def named_sets(config: RunConfig) -> dict[str, dict[str, Any]]:
     evaluate = config.evaluate
     sets = evaluate.sets
     if evaluate.path is not None:
-        sets = {_label(Path(evaluate.path)): {"path": evaluate.path}}
+        # Without characters that a label cannot have: `gsm8k/test-*.parquet` becomes `test`.
+        label = re.sub(r"[^A-Za-z0-9_-]", "_", Path(evaluate.path).stem.rstrip("-*?"))[:40] or "_"
+        sets = {label: {"path": evaluate.path}}
     return {label: {"num_items": evaluate.num_items, **part} for label, part in sets.items()}
 
 
 def with_counted_sets(config: RunConfig) -> RunConfig:
-    """Replace evaluate.path in the configuration by evaluate.sets, each with the number it will ask.
-
-    Raises:
-        UsageError: as `Benchmarks.of`.
-    """
+    """Replace evaluate.path in the configuration by evaluate.sets, each with the number it will ask; raise
+    UsageError as `Benchmarks.of`."""
     benchmarks = Benchmarks.of(config)
     if benchmarks is None:
         return config
@@ -169,19 +159,11 @@ def _size(label: str, benchmark: Benchmark, wanted: int | None, number: str) -> 
     return there if wanted is None else wanted
 
 
-def _label(path: Path) -> str:
-    """Return the name without characters that a label cannot have: `gsm8k/test-*.parquet` -> `test`."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem.rstrip("-*?"))[:40] or "_"
-
-
 def check_trained_on(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
-    """Refuse paths that cannot be searched.
+    """Refuse paths that cannot be searched, except those in `to_come`, folders that other runs have yet to
+    fill.
 
-    Args:
-        to_come: folders that other runs have yet to fill; paths below them are not checked.
-
-    Raises:
-        UsageError: there is no test file to search for, or names the missing or unreadable file or folder.
+    Raise UsageError if there is no test file to search for, or for a missing or unreadable file or folder.
     """
     evaluate = config.evaluate
     given = [name for name in ("trained_on", "not_searched") if getattr(evaluate, name)]
@@ -204,11 +186,7 @@ def check_trained_on(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
 
 def training_files(path: str) -> tuple[list[Path], list[Path]]:
     """Return (tables, files of lines) of a path of evaluate.trained_on: a file, those in a folder, or those
-    that match a pattern in its last part.
-
-    Raises:
-        UsageError: there are none.
-    """
+    that match a pattern in its last part. Raise UsageError if there are none."""
     whole = Path(path)
     tables = tables_in(whole)
     found = files_of_lines(whole) if whole.is_dir() else matching(whole)

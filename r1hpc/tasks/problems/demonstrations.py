@@ -31,11 +31,8 @@ class Demonstration:
 
 
 def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
-    """Return the worked answer of an item. Seed and index alone decide if it shows its thinking.
-
-    Raises:
-        UsageError: the task has no such answer, or no thinking to show.
-    """
+    """Return the worked answer of an item. Seed and index alone decide if it shows its thinking. Raise
+    UsageError if the task has no such answer, or no thinking to show."""
     item = task.item(index)
     draw = Draws("thinking", config.task.seed, index).below(_FINE)
     thinking = draw < config.generate.thinking_share * _FINE
@@ -54,10 +51,7 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
 
 def check_demonstrations(task: Task, config: RunConfig) -> None:
     """Make all demonstrations of files, in which any question may be unusual; for other tasks the first ones.
-
-    Raises:
-        UsageError: as `demonstrate`.
-    """
+    Raise UsageError as `demonstrate`."""
     tried, until = dict.fromkeys(members(task), 0), time.monotonic() + _OWN_S
     for index in asked_items(config)[:_MOST_TRIED]:
         label = task.label_of(index) if isinstance(task, Mixture) else ""

@@ -89,11 +89,8 @@ class Question:
 
 
 def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
-    """Return the questions in order, and the SHA-256 of their files.
-
-    Raises:
-        UsageError: names the unusable file, and the line or row.
-    """
+    """Return the questions in order, and the SHA-256 of their files. Raise UsageError with the unusable file,
+    and the line or row."""
     files = _files(path)
     try:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -122,11 +119,7 @@ def tables_in(path: Path) -> list[Path]:
 
 
 def table_batches(path: Path) -> Iterator[list[Any]]:
-    """Yield the rows of a Parquet or Arrow file, some at a time.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
+    """Yield the rows of a Parquet or Arrow file, some at a time; raise UsageError if it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -162,11 +155,8 @@ def _files(path: Path) -> list[Path]:
 
 def check_one_split(path: Path) -> None:
     """Refuse a folder or pattern that mixes a dataset's test questions with its training questions; the Hub
-    has both in one folder of Parquet files. `*.parquet` takes all of them.
-
-    Raises:
-        UsageError: names the files, and a pattern of one split.
-    """
+    has both in one folder of Parquet files. `*.parquet` takes all of them. Raise UsageError with the files,
+    and a pattern of one split."""
     files = _files(path)
     if len(files) == 1 or path.name.startswith("*"):
         return
@@ -222,11 +212,8 @@ def _parsed(where: str, line: bytes) -> Any:
 
 
 def to_question(where: str, row: Any, columns: Columns) -> Question:
-    """Return the question in one row; `where` is its position, for errors.
-
-    Raises:
-        UsageError: the row has no question, or an invalid answer.
-    """
+    """Return the question in one row; `where` is its position, for errors. Raise UsageError if the row has no
+    question, or an invalid answer."""
     if not isinstance(row, Mapping):
         raise UsageError(f"{where} is not a JSON object; fix the line")
     text = _value(where, row, columns.question, "question")
@@ -387,11 +374,8 @@ def columns_of(values: TaskConfig | Mapping[str, Any]) -> Columns:
 def judge_of(columns: Columns, asked: str = "", key: str = "") -> str:
     """Return the judge of a file's answers: letters by themselves, else the one requested, else math-verify.
 
-    Args:
-        key: the setting of `asked`, for an error; empty: there is none.
-
-    Raises:
-        UsageError: no such judge, one that does not fit multiple choice, or math-verify is not installed.
+    `key` is the setting of `asked`, for an error; empty: there is none. Raise UsageError if there is no such
+    judge, it does not fit multiple choice, or math-verify is not installed.
     """
     if asked not in ("", *_JUDGES):
         raise UsageError(f"{key} is {asked!r}: it must be {' or '.join(_JUDGES)}")

@@ -17,7 +17,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.tasks.problems.task import held_out_key, is_held_out
-from r1hpc.tasks.sandbox.serve import Handler, serve
+from r1hpc.tasks.sandbox.process import Handler, serve
 
 ENDLESS = 2**31
 COUNT = "count"
@@ -46,11 +46,7 @@ def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, 
 
 
 def make(generator: str, seed: int, options: dict[str, Any]) -> Any:
-    """Return the package's dataset.
-
-    Raises:
-        UsageError: no such generator, or options that it refuses.
-    """
+    """Return the package's dataset; raise UsageError for an unknown generator, or options that it refuses."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

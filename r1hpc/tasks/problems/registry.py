@@ -83,11 +83,8 @@ class Mixture:
 
 
 def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
-    """Return each task's items in a block: the smallest whole numbers in the proportion of the weights.
-
-    Raises:
-        UsageError: the weights are too far apart or too fine.
-    """
+    """Return each task's items in a block: the smallest whole numbers in the proportion of the weights. Raise
+    UsageError if the weights are too far apart or too fine."""
     shares = {
         label: Fraction(weight / sum(weights.values())).limit_denominator(_FINEST)
         for label, weight in weights.items()
@@ -104,11 +101,8 @@ def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights of a new run that rounding would change; an older run keeps its rounded weights.
-
-    Raises:
-        UsageError: names the rounded weights.
-    """
+    """Refuse weights of a new run that rounding would change; an older run keeps its rounded weights. Raise
+    UsageError with the rounded weights."""
     counts = counts_of(weights)
     for label, weight in weights.items():
         exact = weight / sum(weights.values())

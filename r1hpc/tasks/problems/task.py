@@ -68,11 +68,7 @@ class Task(Verifiable, Protocol):
         ...
 
     def demonstration(self, item: Item, thinking: bool) -> str:
-        """Return a correct completion.
-
-        Raises:
-            UsageError: this task cannot show one.
-        """
+        """Return a correct completion; raise UsageError if this task cannot show one."""
         ...
 
 
@@ -105,11 +101,8 @@ def is_held_out(question: str) -> bool:
 
 
 def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...], held_out: bool) -> _T:
-    """Return the first draw of `make` whose question lies in the wanted part.
-
-    Raises:
-        UsageError: the task has so few questions that none lies there.
-    """
+    """Return the first draw of `make` whose question lies in the wanted part; raise UsageError if the task
+    has so few questions that none lies there."""
     for attempt in range(_MAX_DRAWS):
         question, made = make(Draws(*key, int(held_out), attempt))
         if is_held_out(question) == held_out:
@@ -130,11 +123,8 @@ def members(task: VerifiableT) -> Mapping[str, VerifiableT]:
 
 
 def check_num_held_out(task: Task, num_items: int) -> None:
-    """Refuse to ask more held-out questions than there are: repeats look like evidence, but are none.
-
-    Raises:
-        UsageError: says how many there are.
-    """
+    """Refuse to ask more held-out questions than there are: repeats look like evidence, but are none. Raise
+    UsageError with their number."""
     there = task.num_questions(held_out=True)
     if there is not None and num_items > there:
         fix = f"set evaluate.num_items={there}" if there else "ask test files (evaluate.sets)"
@@ -145,11 +135,8 @@ def check_num_held_out(task: Task, num_items: int) -> None:
 
 
 def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `known` (the defaults) updated with the given options.
-
-    Raises:
-        UsageError: an option the task does not have, or a value of another type.
-    """
+    """Return `known` (the defaults) updated with the given options. Raise UsageError for an option the task
+    does not have, or a value of another type."""
     for name, value in given.items():
         if name not in known:
             names = ", ".join(known) or "none"
@@ -163,11 +150,7 @@ def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any])
 
 
 def check_range(task: str, name: str, value: int, low: int, high: int) -> int:
-    """Return `value` if low <= value <= high.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Return `value` if low <= value <= high, else raise UsageError."""
     if not low <= value <= high:
         raise UsageError(f"task.options.{name} is {value}: {task} takes {low} to {high}")
     return value
@@ -179,11 +162,7 @@ def task_id(name: str, seed: int, options: Mapping[str, Any]) -> str:
 
 
 def check_template(template: str) -> str:
-    """Check that a template has `{question}` exactly once; nothing else in it is special.
-
-    Raises:
-        UsageError: it has not.
-    """
+    """Return a template if it has `{question}` exactly once, else raise UsageError; nothing else is special."""
     if template.count("{question}") != 1:
         raise UsageError(f"task.options.template must hold {{question}} exactly once; it is {template!r}")
     return template
@@ -197,12 +176,9 @@ def fill(template: str, question: str) -> str:
 def check_asks_for(answer_in: str, prompts: Sequence[str], system_prompt: str) -> None:
     """Refuse prompts that ask only for tags if \\boxed counts, or for a box if tags do: none could be right.
 
-    Args:
-        answer_in: as reward.answer_in, `boxed` or `tags`.
-        prompts: of one task. A single question may contain a tag or box; a template puts it into all.
-
-    Raises:
-        UsageError: the template of all prompts or the system message does.
+    `answer_in` is reward.answer_in, `boxed` or `tags`; `prompts` are of one task. A single question may
+    contain a tag or box; a template puts it into all. Raise UsageError if the template of all or the system
+    message does.
     """
     counts, other = ("\\boxed", "<answer>") if answer_in == "boxed" else ("<answer>", "\\boxed")
     asked = [system_prompt + prompt for prompt in prompts]
@@ -243,11 +219,8 @@ class Listed:
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def at(self, index: int, held_out: bool) -> tuple[int, int]:
-        """Return (position in the list, number of the pass) of an item.
-
-        Raises:
-            UsageError: the part is empty.
-        """
+        """Return (position in the list, number of the pass) of an item; raise UsageError if the part is
+        empty."""
         positions = self._parts[held_out]
         if not positions:
             part = "held-out" if held_out else "training"

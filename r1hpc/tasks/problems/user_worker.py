@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1hpc.tasks.grading.judges import JUDGES, OWN_VERDICT
-from r1hpc.tasks.sandbox.serve import Handler, serve
+from r1hpc.tasks.sandbox.process import Handler, serve
 from r1hpc.tasks.sandbox.user_code import OwnCodeError, call, make_task
 
 

@@ -2,23 +2,153 @@
 
 Groups are scored independently: one call with many groups and many calls with one give the same, so a caller
 may check for a signal in between.
+
+A term is a number from 0 to 1 for one completion. A new one is a function here and a line in TERMS; every
+term is logged by its name. Its docstring cites the literature or the article, and says what it is worth.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
 from r1hpc.config.paths import is_own
 from r1hpc.config.schema.rl import RewardConfig
-from r1hpc.tasks.grading.completion import Parts, compose, take_apart
+from r1hpc.tasks.grading.completion import Parts, compose, take_apart, without_tags
 from r1hpc.tasks.grading.judges import OWN_SCORE
 from r1hpc.tasks.grading.verifier import Question, ShouldStop, Verifier, VerifierStats, never
 from r1hpc.tasks.problems.task import Item, Verifiable, members
-from r1hpc.tasks.reward.terms import TERMS, Completion, Judged, term_named
 
-__all__ = ["Completion", "Score", "Scorer"]
+_MAX_TEXT = 1 << 16
+"""Characters that the terms on text read: bounds their time, far above any completion's length."""
+_WORD = re.compile(r"[^\W\d_]+|\S")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A policy's text after the prompt. `num_tokens` counts its end token; `truncated` text lacks one."""
+
+    text: str
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A completion with all that a term may use."""
+
+    item: Item
+    completion: Completion
+    correct: bool
+    well_formed: bool
+    max_completion_length: int
+    overlong_share: float = 0.2
+
+
+Term = Callable[[Judged], float]
+
+
+def accuracy(judged: Judged) -> float:
+    """Return 1 for a right answer (DeepSeek-R1's rule-based reward)."""
+    return float(judged.correct)
+
+
+def well_formed(judged: Judged) -> float:
+    """Return 1 for `<think>..</think><answer>..</answer>` and an end; the Scorer may gate it."""
+    return float(judged.well_formed)
+
+
+def language(judged: Judged) -> float:
+    """Return the share of the completion's letters in the prompt's script; 1 if either has no letters.
+
+    DeepSeek-R1 counts words of the target language, to stop a chain of thought from mixing two; letters need
+    no word list. The script is the first word of a letter's Unicode name; Japanese counts as CJK.
+    """
+    wanted = _scripts(judged.item.prompt)
+    written = _scripts(without_tags(judged.completion.text[:_MAX_TEXT]))
+    if not wanted or not written:
+        return 1.0
+    (script, _), *_ = wanted.most_common(1)
+    return written[script] / written.total()
+
+
+def efficiency_tokens(judged: Judged) -> float:
+    """Return 1 - length / longest length: an efficiency reward that distinguishes completions."""
+    return max(0.0, 1.0 - judged.completion.num_tokens / judged.max_completion_length)
+
+
+def diversity(judged: Judged) -> float:
+    """Return the entropy of the completion's bigrams over that of as many different ones; 0 for under two.
+
+    The article's "n-gram entropy" with n = 2. A word is a run of letters; each digit or sign is one too.
+    Tags do not count: they are the same everywhere.
+    """
+    words = _WORD.findall(without_tags(judged.completion.text[:_MAX_TEXT]))
+    counts = Counter(pairwise(words))
+    total = counts.total()
+    if total < 2:
+        return 0.0
+    entropy = -sum(count / total * math.log(count / total) for count in counts.values())
+    return min(1.0, max(0.0, entropy / math.log(total)))
+
+
+def overlong(judged: Judged) -> float:
+    """Return DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to a length, then down to -1.
+
+    Truncated text gets -1. The paper uses 4,096 of 20,480 tokens, a fifth, and adds it to an accuracy of 1 or
+    -1; beside an accuracy of 1 or 0 the same is a weight of 0.5.
+    """
+    longest = judged.max_completion_length
+    buffer = judged.overlong_share * longest
+    return (
+        -1.0
+        if judged.completion.truncated
+        else min(0.0, (longest - judged.completion.num_tokens) / buffer - 1)
+    )
+
+
+TERMS: dict[str, Term] = {
+    "accuracy": accuracy,
+    "format": well_formed,
+    "language": language,
+    "efficiency_tokens": efficiency_tokens,
+    "diversity": diversity,
+    "overlong": overlong,
+}
+
+
+def term_named(name: str) -> Term:
+    """Return the term of that name; raise UsageError if there is none."""
+    if name not in TERMS:
+        raise UsageError(
+            f"reward.terms.{name} is unknown{nearest(name, TERMS)}; the terms are: {', '.join(TERMS)}"
+        )
+    return TERMS[name]
+
+
+def _scripts(text: str) -> Counter[str]:
+    scripts: Counter[str] = Counter()
+    for char, count in Counter(text).items():
+        if char.isalpha():
+            scripts[_script(char)] += count
+    return scripts
+
+
+@lru_cache(maxsize=4096)
+def _script(char: str) -> str:
+    """Return LATIN, GREEK, CYRILLIC, CJK ... Full-width and mathematical letters count as plain ones."""
+    plain = unicodedata.normalize("NFKC", char)[:1]
+    word = unicodedata.name(plain, "UNKNOWN").split("-")[0].split()[0]
+    return "CJK" if word in ("HIRAGANA", "KATAKANA") else word
+
 
 Group = tuple[Item, Sequence[Completion]]
 
@@ -42,17 +172,10 @@ class Scorer:
     """Owns the verifiers' processes, one for each task and custom term: close it, or use `with`."""
 
     def __init__(
-        self,
-        config: RewardConfig,
-        *tasks: Verifiable,
-        max_completion_length: int,
-        code: Path | None = None,
+        self, config: RewardConfig, *tasks: Verifiable, max_completion_length: int, code: Path | None = None
     ) -> None:
-        """`tasks` are all whose items will be scored; `code`: see registry.make_task.
-
-        Raises:
-            UsageError: an unknown term, or two of one label.
-        """
+        """`tasks` are all whose items will be scored; `code`: see registry.make_task. Raise UsageError for an
+        unknown term, or two of one label."""
         _refuse_one_label(config, tasks)
         self._terms = {name: term_named(name) for name in config.terms if not is_own(name)}
         self._weights = {label(name): weight for name, weight in config.terms.items()}
@@ -80,9 +203,8 @@ class Scorer:
     def try_out(self, item: Item, *, of_own_task: bool = False) -> None:
         """Call every custom term, and a judge if it or the task is custom, once on the item's answer.
 
-        Raises:
-            UsageError: the first failure; or a built-in judge calls the answer wrong. A custom judge may:
-                its "answer" need not be one, only what it judges by.
+        Raise UsageError with the first failure, or if a built-in judge calls the answer wrong. A custom judge
+        may: its "answer" need not be one, only what it judges by.
         """
         right = Completion(compose("", item.answer), 1, False)
         verifier, is_right = self._verifiers[item.task], True
@@ -105,8 +227,7 @@ class Scorer:
     def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
         """Return scores in the order of the groups and their completions. Deterministic except for time-outs.
 
-        Raises:
-            StopAsked: should_stop returned true; it is called between answers if the judge is slow.
+        Raise StopAsked if should_stop returned true; it is called between answers if the judge is slow.
         """
         parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
         verdicts = iter(self._verdicts(groups, parts, should_stop))

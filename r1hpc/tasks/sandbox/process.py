@@ -1,9 +1,12 @@
-"""Talk to one process over two pipes, with a deadline for every answer.
+"""Talk to one process over two pipes, with a deadline for every answer; serve requests inside that process.
 
-Nothing here trusts the other side to read, to answer or to end. A frame is four bytes of length, then JSON.
+`WorkerProcess` trusts the other side neither to read, to answer nor to end. A frame is four bytes of length,
+then JSON. The process (`serve`) first sends {"ready": something} or {"error": why}. It ends when stdin
+closes, on Linux also when its parent dies. The parent handles signals to the processes of a job step; the
+process runs until it is killed.
 """
 
-import contextlib
+import ctypes
 import json
 import os
 import select
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +28,9 @@ _READ_SIZE = 1 << 16
 _OWN_START_LIMIT_S = 60.0
 """To import custom code: torch alone takes half a minute from a network file system under load."""
 _NOT_FOR_THE_WORKER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+_PR_SET_PDEATHSIG = 1
+
+Handler = Callable[[Any], Any]
 
 
 def pack(value: Any) -> bytes:
@@ -56,10 +62,14 @@ class WorkerProcess:
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         command = [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments]
         self._module = module
-        with _signals_held_back():
+        # Block signals: a child inherits the mask, so that signals to the job step cannot end it early.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_WORKER)
+        try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
             )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -73,11 +83,9 @@ class WorkerProcess:
         return self._process.pid
 
     def wait_ready(self, limit_s: float) -> Any:
-        """Wait until it has loaded what it needs; return its message.
+        """Return its message once it has loaded what it needs.
 
-        Raises:
-            UsageError: it cannot; with its reason.
-            R1hpcError: it died, or takes longer than `limit_s` seconds.
+        Raise UsageError with its reason if it cannot, R1hpcError if it died, or takes over `limit_s` seconds.
         """
         try:
             hello = self._read_frame(time.monotonic() + limit_s)
@@ -90,12 +98,8 @@ class WorkerProcess:
         return hello["ready"]
 
     def ask(self, request: Any, deadline_s: float) -> Any:
-        """Return its reply.
-
-        Raises:
-            TimedOutError: not within `deadline_s` seconds; the process must be stopped.
-            DiedError: it ended instead.
-        """
+        """Return its reply. Raise TimedOutError if none came within `deadline_s` seconds, and the process
+        must be stopped; DiedError if it ended instead."""
         deadline = time.monotonic() + deadline_s
         self._write(pack(request), deadline)
         return self._read_frame(deadline)
@@ -138,11 +142,8 @@ class WorkerProcess:
 
 
 def wait_for_own(worker: WorkerProcess, spec: str) -> Any:
-    """Return the message of a worker with custom code, once it has loaded it.
-
-    Raises:
-        UsageError: one sentence about what the code did instead.
-    """
+    """Return the message of a worker with custom code, once it has loaded it. Raise UsageError with one
+    sentence about what the code did instead."""
     try:
         return worker.wait_ready(_OWN_START_LIMIT_S)
     except UsageError:
@@ -160,19 +161,40 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Block signals: a child inherits the mask, so that signals to the job step cannot end it early."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_WORKER)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
+
+
+def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
+    """Answer the parent's requests. `ready` returns their handler, and the first message to the parent."""
+    for number in _NOT_FOR_THE_WORKER:
+        signal.signal(number, signal.SIG_IGN)
+    # SIGKILL from the kernel when the parent dies: a hanging judge does not see the end of stdin.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request
+        raise SystemExit(0)
+    # The pipes are taken away from code that prints or reads: `input()` finds the end of a file.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        handler, hello = ready()
+    except (ImportError, UsageError) as error:
+        _send(replies, {"error": f"{error}"})
+        return 1
+    # Parsers complain on stderr about hostile text, and would fill the trainer's log.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _send(replies, {"ready": hello})
+    while (request := read_frame(requests)) is not None:
+        _send(replies, handler(request))
+    return 0
+
+
+def _send(stream: BinaryIO, value: Any) -> None:
+    stream.write(pack(value))
+    stream.flush()

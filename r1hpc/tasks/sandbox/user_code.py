@@ -25,13 +25,9 @@ class OwnCodeError(UsageError):
 
 
 def load(spec: str, code: str | None) -> Any:
-    """Return what `spec` names, imported from the frozen copy if there is one.
+    """Return what `spec` names, imported from a run's frozen `code` if there is one (config.plugins.locate).
 
-    Args:
-        code: a run's frozen code, see config.plugins.locate.
-
-    Raises:
-        OwnCodeError: it cannot be imported, or has no such name.
+    Raise OwnCodeError if it cannot be imported, or has no such name.
     """
     plugin = locate(spec, Path(code) if code else None)
     sys.path.insert(0, str(plugin.root))
@@ -46,11 +42,8 @@ def load(spec: str, code: str | None) -> Any:
 
 
 def make_task(settings: Mapping[str, Any]) -> Any:
-    """Make the custom task from its options.
-
-    Raises:
-        OwnCodeError: its class does not take them, or has no `question`.
-    """
+    """Make the custom task from its options. Raise OwnCodeError if its class does not take them, or has no
+    `question`."""
     spec = settings["spec"]
     made = call(spec, load(spec, settings["code"]), **settings["options"])
     if not callable(getattr(made, "question", None)):
@@ -59,11 +52,8 @@ def make_task(settings: Mapping[str, Any]) -> Any:
 
 
 def call(spec: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call the function and return its result.
-
-    Raises:
-        OwnCodeError: for any exception, SystemExit included.
-        MemoryError: the memory may stay full; replace the process.
+    """Call the function and return its result. Raise OwnCodeError for any exception, SystemExit included, but
+    MemoryError as it is: the memory may stay full; replace the process.
     """
     try:
         return function(*arguments, **options)

@@ -74,11 +74,8 @@ class Comparison:
 
 
 def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
-    """Compare two models' answers to the questions that both were asked; a repeated one counts once.
-
-    Raises:
-        UsageError: there is no such question.
-    """
+    """Compare two models' answers to the questions that both were asked; a repeated one counts once. Raise
+    UsageError if there is no such question."""
     asked_of_a, asked_of_b = _asked(a, b)
     pairs = [(line, asked_of_b[question]) for question, line in asked_of_a.items() if question in asked_of_b]
     if not pairs:
@@ -89,7 +86,8 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
             f"no question was asked of both{of}: evaluate them on the same task, test file and seed, "
             "with the same task.options.template"
         )
-    is_sampled = all(min(x["num_samples"], y["num_samples"]) > 1 for x, y in pairs)
+    most = min(min(x["num_samples"], y["num_samples"]) for x, y in pairs)
+    is_sampled = most > 1
     differences = [_share(y, is_sampled) - _share(x, is_sampled) for x, y in pairs]
     counts = [(bool(x["greedy_correct"]), bool(y["greedy_correct"])) for x, y in pairs]
     greedy = Discordance(
@@ -114,7 +112,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         discordance=greedy,
         pass_at={
             k: _mean_share(pairs, lambda line, k=k: pass_at_k(line["num_samples"], line["num_correct"], k))
-            for k in _ks(pairs)
+            for k in (2**e for e in range(1, most.bit_length()))
         },
         tokens=_mean(pairs, lambda line: _length(line, is_sampled)),
         tokens_a_correct_answer=(
@@ -166,12 +164,6 @@ def _mean_share(pairs: Sequence[Pair], figure: Any) -> Difference:
         gain = found.b - found.a
         return replace(found, low=max(-1.0, gain - unseen), high=min(1.0, gain + unseen))
     return found
-
-
-def _ks(pairs: Sequence[Pair]) -> list[int]:
-    """Return 2, 4, 8 ... up to the samples that every question has in both."""
-    most = min(min(x["num_samples"], y["num_samples"]) for x, y in pairs)
-    return [2**e for e in range(1, most.bit_length()) if 2**e <= most]
 
 
 def _cost(lines: Sequence[Line], is_sampled: bool) -> float | None:

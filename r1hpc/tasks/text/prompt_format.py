@@ -37,11 +37,8 @@ class PromptForm:
     open_thinking: bool = False
 
     def prompt(self, text: str) -> str:
-        """Return the complete prompt, special tokens spelled out.
-
-        Raises:
-            UsageError: the chat template refuses it.
-        """
+        """Return the complete prompt, special tokens spelled out; raise UsageError if the chat template
+        refuses it."""
         return self.conversation([{"role": "user", "content": text}])
 
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -89,12 +86,9 @@ def prompt_form(
 ) -> PromptForm:
     """Return the form set by model.chat_template, model.system_prompt and model.open_thinking.
 
-    Args:
-        folder: of the tokenizer's files; None: it is the built-in one.
-        code: the frozen code of a run inspected from outside, with its copy of a custom template.
-
-    Raises:
-        UsageError: there is no such template, it does not compile, or a system prompt without a template.
+    `folder` is that of the tokenizer's files; None: it is the built-in one. `code` is the frozen code of a
+    run inspected from outside, with its copy of a custom template. Raise UsageError if there is no such
+    template, it does not compile, or for a system prompt without a template.
     """
     template = None
     if has_own_template(model):
@@ -133,10 +127,7 @@ def _begin(tokenizer: tokenizers.Tokenizer, folder: Path) -> str:
 
 def named_tokens(folder: Path) -> dict[str, Any]:
     """Return what the files beside a tokenizer.json say about tokens: `eos_token` etc. as text, and flags.
-
-    Raises:
-        UsageError: one of them is no JSON object.
-    """
+    Raise UsageError if one of them is no JSON object."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name

@@ -80,11 +80,8 @@ def character_tokenizer() -> tokenizers.Tokenizer:
 
 
 def load_tokenizer(model: ModelConfig) -> tokenizers.Tokenizer:
-    """Load `model.tokenizer`: `characters`, a tokenizer.json, its folder, or None for model.path.
-
-    Raises:
-        UsageError: there is none, or it is no tokenizer.
-    """
+    """Load `model.tokenizer`: `characters`, a tokenizer.json, its folder, or None for model.path. Raise
+    UsageError if there is none, or it is no tokenizer."""
     if model.tokenizer == CHARACTERS:
         return character_tokenizer()
     path = tokenizer_file(model)
@@ -100,11 +97,7 @@ def load_tokenizer(model: ModelConfig) -> tokenizers.Tokenizer:
 
 
 def tokenizer_file(model: ModelConfig) -> Path:
-    """Return the path of the tokenizer.json.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the path of the tokenizer.json; raise UsageError if there is none."""
     named = model.tokenizer or model.path
     if named is None:
         raise UsageError(
@@ -122,11 +115,8 @@ def tokenizer_file(model: ModelConfig) -> Path:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Return the IDs of `text`, without the special tokens a tokenizer may add around it.
-
-    Raises:
-        UsageError: a character that is not in the vocabulary.
-    """
+    """Return the IDs of `text`, without the special tokens a tokenizer may add around it. Raise UsageError
+    for a character that is not in the vocabulary."""
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     # The library raises plain Exception for a missing token.
@@ -144,13 +134,8 @@ def prompt_ids(
 ) -> tuple[int, ...]:
     """Return the tokens of a prompt in the model's prompt form.
 
-    Args:
-        where: the line of its file, for errors; empty: it is from none.
-        most: rollout.max_prompt_length.
-
-    Raises:
-        TooLongError: it has more tokens.
-        UsageError: a character missing from the vocabulary, or a prompt that the chat template refuses.
+    `where` is the line of its file, for errors; empty: it is from none. Raise TooLongError if it has more
+    than `most` tokens, UsageError for an unknown character, or if the chat template refuses the prompt.
     """
     at = where and f"{where}: "
     try:
@@ -169,8 +154,7 @@ def prompt_ids(
 def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str], bool] | None:
     """Return a check that prompts keep to rollout.max_prompt_length, for make_task. None: none is dropped.
 
-    Args:
-        code: see prompt_format.prompt_form.
+    `code`: see prompt_format.prompt_form.
     """
     if not config.task.drop_longer or config.stage == "traces":
         return None
@@ -193,10 +177,8 @@ def decode(
     """Return the model's text for each row of IDs: without special tokens, but with the tags.
 
     Tags are often added to a vocabulary as special tokens. The library's skip_special_tokens would remove
-    them too, and the answer could not be judged.
-
-    Args:
-        stops: tokens that end a completion, left out too: some tokenizers hold their end as a common token.
+    them too, and the answer could not be judged. `stops`, which end a completion, are left out too: some
+    tokenizers hold their end as a common token.
     """
     added = tokenizer.get_added_tokens_decoder().items()
     silent = {index for index, token in added if token.special} | set(stops)
@@ -216,14 +198,9 @@ def special_ids(
 
     With `model` the files beside the tokenizer decide, else well-known names. A taught text ends with the
     token that closes a turn of the chat template, if there is one. A sampled text ends there, at the
-    tokenizer's own end, and at those of generation_config.json (or config.json).
-
-    Args:
-        code: see prompt_format.prompt_form.
-        end: the end of a dataset's texts, whatever the files say.
-
-    Raises:
-        UsageError: no end token.
+    tokenizer's own end, and at those of generation_config.json (or config.json). `end` is that of a dataset's
+    texts, whatever the files say; `code`: see prompt_format.prompt_form. Raise UsageError without an end
+    token.
     """
     folder = None if model is None else _folder(model)
     named = {} if folder is None else named_tokens(folder)
@@ -283,11 +260,8 @@ def other_vocabulary(model: ModelConfig) -> str | None:
 def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
     """Refuse a dataset whose tokens have other IDs than those of the weights to be trained on it.
 
-    Args:
-        tokenizer: the folder of the dataset's tokenizer; None: it was made of IDs.
-
-    Raises:
-        UsageError: they have; says how many.
+    `tokenizer` is the folder of the dataset's tokenizer; None: it was made of IDs. Raise UsageError with how
+    many have.
     """
     if tokenizer is None:
         return
@@ -305,8 +279,7 @@ def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
 def check_teacher_tokens(config: RunConfig) -> None:
     """Refuse a teacher of rl.algorithm=distill whose tokens have other IDs than the student's.
 
-    Raises:
-        UsageError: they have, or the teacher has no tokenizer.json to compare, or too small an embedding.
+    Raise UsageError also if it has no tokenizer.json to compare, or too small an embedding.
     """
     hf_config = load_teacher_config(config)
     if hf_config is None:
