@@ -71,7 +71,12 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         self.leaves_frozen_out = holds_nf4(engine.module)
         self._left_out = unsaved(engine.module) if self.leaves_frozen_out else set()
         if self._zero_stage == 2:
-            _keep_frozen_once(engine)
+            # Under ZeRO 2 DeepSpeed (0.19.8) saves the frozen weights a second time and copies them to host
+            # memory on every rank; its loader works with their names alone.
+            attributes = engine._get_zero_frozen_param_attributes
+            engine._get_zero_frozen_param_attributes = lambda of: (
+                None if of == engine._get_param_fragment_func else attributes(of)
+            )
         if self.in_parts:
             engine.save_non_zero_checkpoint = True  # every rank saves the model state
 
@@ -124,18 +129,6 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
                 flush=True,
             )
         return needed <= room
-
-
-def _keep_frozen_once(engine: Any) -> None:
-    """Keep only the names of the frozen weights. Under ZeRO 2 DeepSpeed (0.19.8,
-    _get_zero_frozen_param_attributes) saves them a second time and copies them to host memory on every rank;
-    its loader works without these copies."""
-    attributes = engine._get_zero_frozen_param_attributes
-
-    def without_values(of: Any) -> Any:
-        return None if of == engine._get_param_fragment_func else attributes(of)
-
-    engine._get_zero_frozen_param_attributes = without_values
 
 
 def write_file(
@@ -197,11 +190,9 @@ class _Pieces:
 def convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], None]) -> None:
     """Write the universal form of DeepSpeed's files in `source`; replaces an unfinished one.
 
-    A large model takes longer than a rank may be silent, so `beat` is called all the while.
-
-    Raises:
-        ConversionError: DeepSpeed was killed, or had no room or memory.
-        ResumeError: it could not read the checkpoint.
+    A large model takes longer than a rank may be silent, so `beat` is called all the while. Raise
+    ConversionError if DeepSpeed was killed, or had no room or memory, ResumeError if it could not read the
+    checkpoint.
     """
     for leftover in target.parent.parent.glob("universal-*"):  # of a killed conversion
         shutil.rmtree(leftover, ignore_errors=True)

@@ -101,12 +101,9 @@ class Snapshots:
         self._compressor = compressor
 
     def choose(self) -> Checkpoint | None:
-        """Return the newest checkpoint that verifies, the same on all ranks; None for a fresh run.
-
-        Raises:
-            NoUsableCheckpointError: there are checkpoints and none verifies.
-            ResumeError: the newest good one belongs to another configuration.
-        """
+        """Return the newest checkpoint that verifies, the same on all ranks; None for a fresh run. Raise
+        NoUsableCheckpointError if there are checkpoints and none verifies, ResumeError if the newest good one
+        belongs to another configuration."""
         checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
         if checkpoint is not None:
             self._accept(checkpoint)
@@ -280,11 +277,8 @@ class Snapshots:
     def finish(self, *, hurry: bool = False) -> Saved | None:
         """Wait until the write under way is committed; None without one, or if it was abandoned. Collective.
 
-        Args:
-            hurry: do not wait for the removal of older checkpoints.
-
-        Raises:
-            SaveError: it failed, on whichever rank, with all of them alike.
+        In a hurry it does not wait for the removal of older checkpoints. Raise SaveError if the write failed,
+        on whichever rank, with all of them alike.
         """
         write, started = self._write, time.monotonic()
         if write is None:
@@ -329,16 +323,14 @@ class Snapshots:
         write = self._write
         if write is None:
             return
-        self._is_abandoned = self._group.broadcast(self._only_newer_fits(write, seconds_left))
+        only_newer_fits = False
+        if seconds_left is not None and self._usual_s is not None:
+            rest_s = max(0.0, self._usual_s - (time.monotonic() - write.started_at))
+            only_newer_fits = self._usual_s <= seconds_left < rest_s + self._usual_s
+        self._is_abandoned = self._group.broadcast(only_newer_fits)
         if self._is_abandoned:
             self._report(f"the write of step {write.step} is abandoned for a newer one")
             write.abandon()
-
-    def _only_newer_fits(self, write: Write, seconds_left: float | None) -> bool:
-        if seconds_left is None or self._usual_s is None:
-            return False
-        rest_s = max(0.0, self._usual_s - (time.monotonic() - write.started_at))
-        return self._usual_s <= seconds_left < rest_s + self._usual_s
 
     def _write_own(
         self, step: int, staging: Path, files: list[File], write_more: Callable[[Path], None], write: Write

@@ -16,30 +16,23 @@ from r1hpc.tasks.problems.registry import parts_of
 
 
 def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-    """Return a stage's configuration with the values that follow from the stages before it.
-
-    Raises:
-        UsageError: the task does not exist, or RL asks a list of an earlier stage in another order.
-    """
+    """Return a stage's configuration with the values that follow from the stages before it. Raise UsageError
+    if the task does not exist, or RL asks a list of an earlier stage in another order."""
     if config.stage == "rl" and config.task.first_item is None:
-        return _with_first_item(name, config, earlier)
+        for before, each in earlier.items():
+            if asked_items(each) and (settings := reordered(config.task, each.task)):
+                ours = " ".join(f"{key}={value}" for key, (value, _) in settings.items())
+                theirs = " ".join(f"{name}:{key}={value}" for key, (_, value) in settings.items())
+                raise UsageError(
+                    f"{ours} asks the questions of the earlier stage {before} in another order, so some come "
+                    f"again. Set {theirs} to begin after them, or choose {name}:task.first_item yourself"
+                )
+        shown = [(each.task, items.stop) for each in earlier.values() if (items := asked_items(each))]
+        first = max((first_beyond(config.task, task, end) for task, end in shown), default=0)
+        return replace(config, task=replace(config.task, first_item=first)) if first else config
     if config.stage == "evaluate" and (config.evaluate.path or config.evaluate.sets):
         return _with_trained_on(config, earlier)
     return config
-
-
-def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-    for before, each in earlier.items():
-        if asked_items(each) and (settings := reordered(config.task, each.task)):
-            ours = " ".join(f"{key}={value}" for key, (value, _) in settings.items())
-            theirs = " ".join(f"{name}:{key}={value}" for key, (_, value) in settings.items())
-            raise UsageError(
-                f"{ours} asks the questions of the earlier stage {before} in another order, so some come "
-                f"again. Set {theirs} to begin after them, or choose {name}:task.first_item yourself"
-            )
-    shown = [(each.task, items.stop) for each in earlier.values() if (items := asked_items(each))]
-    first = max((first_beyond(config.task, task, end) for task, end in shown), default=0)
-    return replace(config, task=replace(config.task, first_item=first)) if first else config
 
 
 def _with_trained_on(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:

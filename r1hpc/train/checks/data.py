@@ -47,9 +47,8 @@ def check_training_data(
 ) -> list[str]:
     """Refuse data of stages pretrain and sft that is missing, in another form, or too long; return notes.
 
-    Args:
-        to_come: folders that other runs have yet to fill; paths below them are not checked.
-        tokenizer_to_come: another run has yet to write the tokenizer, so tokens cannot be counted.
+    Paths below `to_come`, folders that other runs have yet to fill, are not checked. With `tokenizer_to_come`
+    another run has yet to write the tokenizer, so tokens cannot be counted.
     """
     data = config.data
     notes: list[str] = []
@@ -172,11 +171,8 @@ def _left_out(files: Iterable[Path]) -> list[str]:
 
 def _longest(files: Iterable[Path]) -> list[_Trace]:
     """Return the longest traces: by characters in the first _READ_BYTES, whose lines are all parsed, and by
-    bytes of the line behind them. The longest first.
-
-    Raises:
-        UsageError: names file and number of a line that is no trace.
-    """
+    bytes of the line behind them. The longest first. Raise UsageError with file and number of a line that is
+    no trace."""
     lines, first, read = _lines(files), [], 0
     for path, line in lines:
         first.append(_parsed(path, line))

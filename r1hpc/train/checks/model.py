@@ -38,15 +38,12 @@ _LOW_FOR_ADAPTERS = {"sft": 5e-5, "rl": 1e-5}
 
 
 def check_models(
-    config: RunConfig,
-    expected_model: Mapping[str, Any] | None,
-    expected_teacher: Mapping[str, Any] | None,
+    config: RunConfig, expected_model: Mapping[str, Any] | None, expected_teacher: Mapping[str, Any] | None
 ) -> list[str]:
     """Refuse a model or a teacher that cannot be loaded as the run wants it; return notes.
 
-    Args:
-        expected_model: the config.json that an earlier stage will leave in model.path.
-        expected_teacher: the same of rl.teacher.
+    `expected_model` is the config.json that an earlier stage will leave in model.path, `expected_teacher`
+    that of rl.teacher.
     """
     tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
     if config.stage != "traces":  # demonstrations are computed: no model is loaded
@@ -85,23 +82,18 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
         refuse_for_vllm(config, hf_config)
     elif config.stage in SAMPLED_STAGES:
         _refuse_two_rotations(config, hf_config)
-    if config.stage == "rl" and config.rollout.max_logprob_difference is None:
-        _refuse_dropout(hf_config)
+    has_one_policy = config.stage == "rl" and config.rollout.max_logprob_difference is None
+    if has_one_policy and (drops := dropouts(hf_config)):
+        raise ConfigError(
+            f"the model's config.json has dropout ({', '.join(drops)}); in RL the trainer runs the sampler's "
+            "policy, which has none: add " + " ".join(f"model.config.{key}=0" for key in drops)
+        )
     if not is_to_come and model.path is not None and not model.from_scratch:
         check_weights(model)
         _refuse_integers(config, hf_config)
         check_tensors(model, hf_config)
         if is_quantized(config):
             check_base_shape(config, hf_config)
-
-
-def _refuse_dropout(hf_config: Mapping[str, Any]) -> None:
-    """Refuse dropout in RL: the sampler has none, so it would not run the trainer's policy."""
-    if drops := dropouts(hf_config):
-        raise ConfigError(
-            f"the model's config.json has dropout ({', '.join(drops)}); in RL the trainer runs the sampler's "
-            "policy, which has none: add " + " ".join(f"model.config.{key}=0" for key in drops)
-        )
 
 
 def _refuse_adapted_head(config: RunConfig) -> None:
@@ -241,14 +233,17 @@ def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
 
 
 def seldom_meant(config: RunConfig, others: Mapping[Path, RunConfig] = {}) -> list[str]:
-    """Return notes worth reading before GPU-hours are spent.
-
-    Args:
-        others: the other stages of the chain, by their folders.
-    """
+    """Return notes worth reading before GPU-hours are spent; `others` are the chain's other stages, by
+    folder."""
     notes = [*_without_effect(config), *_rates(config)]
     if config.stage in SAMPLED_STAGES:
-        notes += [*_asked_otherwise(config, others), *_short_answers(config)]
+        notes += _asked_otherwise(config, others)
+        longest = config.rollout.max_completion_length
+        asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
+        if asks_files and longest == RolloutConfig().max_completion_length:
+            notes.append(
+                f"answers are cut off at rollout.max_completion_length={longest} tokens, the default"
+            )
     return notes
 
 
@@ -312,10 +307,3 @@ def _asked_otherwise(config: RunConfig, others: Mapping[Path, RunConfig]) -> Ite
         if theirs != ours:
             said = f"{name} is {ours!r:.60} here, and was {theirs!r:.60}"
             yield f"{said} in {run.run_id}, which trained this model"
-
-
-def _short_answers(config: RunConfig) -> Iterator[str]:
-    longest = config.rollout.max_completion_length
-    asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
-    if asks_files and longest == RolloutConfig().max_completion_length:
-        yield f"answers are cut off at rollout.max_completion_length={longest} tokens, the default"

@@ -148,7 +148,7 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
 def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
     num, num_samples = len(answers), answers[0].num_samples
     questions = [(a.prompt, a.expected, a.task) for a in answers]
-    ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
+    ks = [2**e for e in range(num_samples.bit_length())]
     thinking = sum(a.num_thinking for a in answers)
     pass_at = {}
     for k in ks:

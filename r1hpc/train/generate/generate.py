@@ -30,14 +30,7 @@ from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task
 from r1hpc.tasks.reward.rewards import Completion, Score
 from r1hpc.telemetry.records.evaluations import table
-from r1hpc.train.generate.evaluate import (
-    Answer,
-    Asking,
-    answer,
-    refuse_other_asking,
-    summarise,
-    transcripts,
-)
+from r1hpc.train.generate.evaluate import Answer, Asking, answer, refuse_other_asking, summarise, transcripts
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.engine import check_precision
@@ -221,10 +214,8 @@ def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
 
 
 def _refuse_other(job: Job, asking: Asking) -> None:
-    def has_parts() -> bool:
-        return bool(job.run.all_parts)
-
-    refuse_other_asking(job, job.run.parts / "questions.json", asking, "the first part was made", has_parts)
+    record = job.run.parts / "questions.json"
+    refuse_other_asking(job, record, asking, "the first part was made", lambda: bool(job.run.all_parts))
 
 
 def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
@@ -259,19 +250,7 @@ def _missing(job: Job) -> list[int]:
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
     """Yield the lines of all parts, in order; raise StateError if a part is missing or damaged."""
-    _await_parts(job)
-    for part in range(num_parts(job.config)):
-        path = _part_path(job, part)
-        with open_plain(path) as file:
-            for number, line in enumerate(file, 1):
-                record = parse_object(line)
-                if record is None:
-                    raise StateError(f"{path}:{number} is damaged: remove {path.name}, and it is made again")
-                yield record
-
-
-def _await_parts(job: Job) -> None:
-    """Wait until every part that a rank has reported is visible here too."""
+    # Every part that a rank has reported must be visible here too.
     deadline = time.monotonic() + _VISIBLE_S
     while unseen := _not_listed(job):
         job.watchdog.beat("waiting for the parts of other nodes")
@@ -281,6 +260,14 @@ def _await_parts(job: Job) -> None:
                 f"{_part_path(job, unseen[0])}: resume to make the missing ones again"
             )
         time.sleep(1.0)
+    for part in range(num_parts(job.config)):
+        path = _part_path(job, part)
+        with open_plain(path) as file:
+            for number, line in enumerate(file, 1):
+                record = parse_object(line)
+                if record is None:
+                    raise StateError(f"{path}:{number} is damaged: remove {path.name}, and it is made again")
+                yield record
 
 
 def _not_listed(job: Job) -> list[int]:
@@ -315,11 +302,9 @@ def contamination(
     """Return how many questions of each test file occur in evaluate.trained_on; None without either.
 
     By file, for questions long enough to search: {num_questions, num_found, share, ngram, num_too_short}. For
-    multiple choice only the question is searched, as its choices are laid out differently elsewhere.
-
-    Args:
-        beat: called while it reads, which may take hours.
-        not_read: called with each part of a file that could not be read.
+    multiple choice only the question is searched, as its choices are laid out differently elsewhere. `beat`
+    is called while it reads, which may take hours, `not_read` with each part of a file that could not be
+    read.
     """
     benchmarks = Benchmarks.of(config)
     if benchmarks is None or not config.evaluate.trained_on:

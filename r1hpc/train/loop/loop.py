@@ -148,13 +148,9 @@ def optimizer_step(
 ) -> StepResult:
     """Run forward and backward for each micro batch, DeepSpeed's step, and the agreement of all ranks on it.
 
-    Args:
-        losses: a generator that runs the forward passes one by one, and tells the
-            engine of each whether it is the last (set_gradient_accumulation_boundary).
-        sums: returns more numbers to add up over the ranks; called after the last loss.
-
-    Raises:
-        NonFiniteError: the loss or the gradients are not finite, or exploded.
+    `losses` runs the forward passes one by one, and tells the engine of each whether it is the last
+    (set_gradient_accumulation_boundary). `sums` returns more numbers to add up over the ranks; it is called
+    after the last loss. Raise NonFiniteError if the loss or the gradients are not finite, or exploded.
     """
     engine, rate = session.engine, learning_rate(session.job.config.train, step)
     set_learning_rate(engine, rate)
@@ -181,14 +177,9 @@ def _alive(session: Session, step: int, losses: Iterable[torch.Tensor]) -> Itera
 
 
 def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Agreement:
-    """Sum over the ranks what each knows: our only collective in a step.
-
-    If a checkpoint's write has ended, it is recorded, or its failure is raised on all ranks.
-
-    Args:
-        loss: this rank's.
-        sums: more numbers to add up over the ranks, equally many on each.
-    """
+    """Sum over the ranks what each knows: our only collective in a step. If a checkpoint's write has ended,
+    it is recorded, or its failure is raised on all ranks. `loss` is this rank's; `sums` are more numbers to
+    add up over the ranks, equally many on each."""
     job, group = session.job, session.job.group
     is_over = session.snapshots.is_over
     stop, save = job.requests.poll()

@@ -80,14 +80,11 @@ def token_weights(
 ) -> Floats:
     """Return (n,): the weight of each token of a completion, so that the weighted sum is the mean wanted.
 
-    Over N completions that count, of L_i tokens each, a token of completion i weighs
+    Over N completions that count (`counts`, (n,)), of L_i tokens each, a token of completion i weighs
 
         sequence    1 / (N L_i)      GRPO, 2402.03300 eq. 3: each completion's mean, then their mean
         token       1 / sum_j L_j    DAPO, 2503.14476 section 3.3: long completions weigh as their tokens do
         constant    1 / (N L_max)    Dr. GRPO, 2503.20783: no length in it, so no reason to be long when wrong
-
-    Args:
-        counts: (n,), False for completions left out of the loss.
     """
     kept = np.where(counts, lengths, 0)
     if level == "token":
@@ -125,10 +122,7 @@ def policy_terms(
     1707.06347 eq. 7, two bounds after DAPO's clip-higher, 2503.14476 section 3.1; of cispo it is
     min(rho, 1 + clip_high) A log pi, with no gradient through the ratio. rho is pi / pi_old of the token, or
     for a sequence the geometric mean over its tokens (GSPO, 2507.18071 eq. 7). rl.kl_gradient=corrected
-    multiplies k3 by the token's ratio, see `kl_k3`.
-
-    Args:
-        importance: see `importance_weights`; of the gain, not of the KL.
+    multiplies k3 by the token's ratio, see `kl_k3`. `importance_weights` are of the gain, not of the KL.
     """
     # Mask before the exponential: values on padding could overflow, and infinity x 0 is nan.
     difference = token_difference = torch.where(mask, logprobs - old, 0.0)

@@ -125,11 +125,7 @@ class OutputHead:
         """Return (num_chosen, vocab), at least one row: the logits of the tokens `scores` would get, in the
         model's precision, with its family's changes after the head."""
         chosen, _ = _some(targets, chosen)
-
-        def only_chosen(apply: Apply, hidden: Tensor) -> Tensor:
-            return apply(_picked(hidden, chosen)[None])
-
-        with _in_place_of_forward(self._head, only_chosen):
+        with _in_place_of_forward(self._head, lambda apply, hidden: apply(_picked(hidden, chosen)[None])):
             return run()[0]
 
 

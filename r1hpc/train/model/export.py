@@ -30,7 +30,7 @@ from r1hpc.tasks.text.tokenizer import TokenizerFiles
 from r1hpc.train.model.attention import OURS, base_model
 from r1hpc.train.model.low_precision import dequantized, is_nf4, is_turned, whole_size
 from r1hpc.train.model.sequence import own_name
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, portions
 from r1hpc.train.parallel.errors import SaveError
 
 ADAPTER = "adapter"
@@ -79,16 +79,11 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
     tokenizer's files are those the run began with, and both configurations name every token that ends a
     completion, so a stage that starts from the folder prompts and stops like one that starts from the
     original. An earlier folder is moved aside, replaced and removed: between two renames there is no folder,
-    but never a partial one.
-
-    Args:
-        network: the transformers model in the engine's module, or a peft model around it.
-
-    Raises:
-        SaveError: on all ranks, when rank 0 could not write; what was in `folder` is untouched.
+    but never a partial one. `network` is the transformers model in the engine's module, or a peft model
+    around it. Raise SaveError on all ranks when rank 0 could not write; what was in `folder` is untouched.
     """
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    parts = _split(weights_of(network))
+    parts = portions(weights_of(network), lambda weight: weight.num_bytes, MAX_FILE_SIZE)
     files = {"model.safetensors": parts[0]}
     if len(parts) > 1:
         files = {f"model-{n:05d}-of-{len(parts):05d}.safetensors": part for n, part in enumerate(parts, 1)}
@@ -132,11 +127,8 @@ def _write_adapters(network: Any, adapters: dict[str, torch.Tensor], folder: Pat
 
 
 def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
-    """Return every tensor of the folder in the order of the state, once: a tied one under its first name.
-
-    Args:
-        every_name: a tied one under each of its names.
-    """
+    """Return every tensor of the folder in the order of the state, once: a tied one under its first name,
+    with `every_name` under each of its names."""
     base = base_model(network)
     adapters = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     turned = {f"{name}.weight" for name, module in base.named_modules() if is_turned(module)}
@@ -217,19 +209,6 @@ def as_open_as_the_rest(folder: Path) -> None:
     mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
     for file in folder.rglob("*.safetensors"):
         file.chmod(mode)
-
-
-def _split(weights: list[Weight]) -> list[list[Weight]]:
-    """Group consecutive weights into files of at most MAX_FILE_SIZE."""
-    files: list[list[Weight]] = [[]]
-    size = 0
-    for weight in weights:
-        if files[-1] and size + weight.num_bytes > MAX_FILE_SIZE:
-            files.append([])
-            size = 0
-        files[-1].append(weight)
-        size += weight.num_bytes
-    return files
 
 
 @contextmanager

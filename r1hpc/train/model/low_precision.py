@@ -57,11 +57,8 @@ def four_bits(lie: Placement) -> dict[str, Any]:
 
 def finish(network: Any, dtype: torch.dtype) -> None:
     """Make what from_pretrained loaded ready: layers multiply in `dtype` and never repack, and the state
-    holds each weight under one name.
-
-    Raises:
-        ConfigError: no layer was rounded, or one whose blocks would be read wrongly.
-    """
+    holds each weight under one name. Raise ConfigError if no layer was rounded, or one whose blocks would be
+    read wrongly."""
     layers = [module for module in network.modules() if is_nf4(getattr(module, "weight", None))]
     if not layers:
         raise ConfigError(

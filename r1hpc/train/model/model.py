@@ -33,15 +33,10 @@ def build_model(
 ) -> PreTrainedModel:
     """Return the model, the same on every rank for the same seed.
 
-    Dropout follows hf_config, else transformers' default (GPT-2's is 0.1).
-
-    Args:
-        hf_config: a config.json as a dictionary, vocabulary included (plan.model.load_model_config).
-        lie: dtype, device and division of its parameters; None: complete, in fp32, on the CPU.
-
-    Raises:
-        ConfigError: an unknown model_type or attention, or weights that are missing, of another shape, or
-            trained with another attention.
+    Dropout follows `hf_config`, a config.json with its vocabulary (plan.model.load_model_config), else
+    transformers' default (GPT-2's is 0.1). `lie`: dtype, device and division of its parameters; None:
+    complete, in fp32, on the CPU. Raise ConfigError for an unknown model_type or attention, or weights that
+    are missing, of another shape, or trained with another attention.
     """
     check_implementation(model.attn_implementation)
     trained = hf_config.get("attn_implementation")  # named by an export (train/model/export.py)
@@ -51,7 +46,12 @@ def build_model(
             f"model.attn_implementation={model.attn_implementation}: set it to {trained}"
         )
     torch.manual_seed(seed)
-    config = _auto_config(hf_config)
+    values = {key: value for key, value in hf_config.items() if key != "attn_implementation"}
+    model_type = values.pop("model_type", None)
+    try:
+        config = AutoConfig.for_model(model_type, **values)
+    except ValueError as error:
+        raise ConfigError(f"model_type {json.dumps(model_type)}: {str(error).splitlines()[0]}") from None
     config.use_cache = False
     if model.path is not None and not model.from_scratch:
         check_weights(model)
@@ -84,10 +84,8 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
 
     Everything else is frozen, also gate_gamma. A wrapped network computes what the network computed: the
     second matrix of each adapter starts at zero. The first is drawn from torch's stream: seed it alike on all
-    ranks (build_model just did).
-
-    Raises:
-        ConfigError: peft is not installed, lora_rank is 0, or no layer has a name of lora_targets.
+    ranks (build_model just did). Raise ConfigError if peft is not installed, lora_rank is 0, or no layer has
+    a name of lora_targets.
     """
     if model.lora_rank < 1:
         raise ConfigError("model.lora_rank is 0: give the rank of the adapters, for example 8")
@@ -193,12 +191,3 @@ def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> Non
             f"have: {first_of(unexpected)}; they are ignored, and not exported",
             flush=True,
         )
-
-
-def _auto_config(hf_config: dict[str, Any]) -> Any:
-    values = {key: value for key, value in hf_config.items() if key != "attn_implementation"}
-    model_type = values.pop("model_type", None)
-    try:
-        return AutoConfig.for_model(model_type, **values)
-    except ValueError as error:
-        raise ConfigError(f"model_type {json.dumps(model_type)}: {str(error).splitlines()[0]}") from None

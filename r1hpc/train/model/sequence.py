@@ -69,11 +69,8 @@ class SequenceGroup:
     def attend(self, engine: Any, implementation: str) -> None:
         """Make the model attend over the whole group, and test it. Collective.
 
-        Args:
-            implementation: the model's attention, by transformers' name.
-
-        Raises:
-            ConfigError: on all ranks; the model's logits differ from those of complete sequences.
+        `implementation` is the model's attention, by transformers' name. Raise ConfigError on all ranks if
+        the model's logits differ from those of complete sequences.
         """
         if self.size == 1:
             return

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from r1hpc.config.schema.run import TrainConfig
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, portions
 
 PREFIX = "compression_rank_"
 _BLOCK = 256
@@ -159,7 +159,8 @@ class Int8(Compressor):
 
     def __init__(self, engine: Any, group: Group, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         super().__init__(engine, group, parameters)
-        self._buckets = [self._bucket(names) for names in _bucketed(parameters)]
+        buckets = portions(parameters, lambda name: parameters[name].numel(), _BUCKET)
+        self._buckets = [self._bucket(names) for names in buckets]
 
     def _bucket(self, names: list[str]) -> tuple[list[str], torch.Tensor]:
         """Return the names, and their errors in one row that divides into blocks for each rank."""
@@ -227,18 +228,6 @@ class PowerSgd(Compressor):
         for name, basis, mean in zip(errors, bases, self._mean(rights), strict=True):
             gradients[name].copy_((basis @ mean.T).view(gradients[name].shape))
             self.factors[name].copy_(mean)
-
-
-def _bucketed(parameters: Mapping[str, torch.nn.Parameter]) -> list[list[str]]:
-    groups: list[list[str]] = [[]]
-    held = 0
-    for name, parameter in parameters.items():
-        if groups[-1] and held + parameter.numel() > _BUCKET:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += parameter.numel()
-    return groups
 
 
 def _packed(rows: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,10 @@
 import datetime
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.ranks import RankTimeWriter
 
+ItemT = TypeVar("ItemT")
 _TIMES_EVERY = 10
 _STORE_TIMEOUT = datetime.timedelta(minutes=10)
 # The watchdog ends a hopeless wait and names the cause; waiting for a slow rank may take hours.
@@ -90,9 +91,8 @@ def join(
 ) -> Group:
     """Initialise torch.distributed and DeepSpeed's view of it: NCCL for a GPU run, gloo for a CPU run.
 
-    Args:
-        waits: entered wherever this rank waits for the others.
-        beat: called during long work, as a sign of life.
+    `waits` is entered wherever this rank waits for the others; `beat` is called in long work, as a sign of
+    life.
     """
     if use_gpu and not torch.cuda.is_available():
         raise R1hpcError(
@@ -199,6 +199,20 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def portions(items: Iterable[ItemT], size: Callable[[ItemT], int], most: int) -> list[list[ItemT]]:
+    """Group consecutive items, of at most `most` together or a single larger one."""
+    groups: list[list[ItemT]] = [[]]
+    held = 0
+    for item in items:
+        needed = size(item)
+        if groups[-1] and held + needed > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(item)
+        held += needed
+    return groups
+
+
 def device_index(local_rank: int, num_visible: int) -> int:
     """Return this rank's visible GPU: Slurm shows a task all GPUs of the node, or its own."""
     if local_rank < num_visible:
@@ -265,8 +279,7 @@ class RankTimes:
     def step(self, global_step: int, step_time_s: float, own_s: float) -> None:
         """Note a finished step. Collective, every _TIMES_EVERY steps.
 
-        Args:
-            own_s: part of it in this rank's own work: reading, sampling, its forward passes.
+        `own_s` is its part in this rank's own work: reading, sampling, its forward passes.
         """
         self._times.append((step_time_s, max(0.0, step_time_s - own_s)))
         if len(self._times) < _TIMES_EVERY:

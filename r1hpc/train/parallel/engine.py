@@ -164,8 +164,11 @@ def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
     for loss in watch.timed(losses):
         with _in_one_order():
             engine.backward(loss)
-        if not reports_grad_norm(engine) and engine.is_gradient_accumulation_boundary():
-            norm = averaged_grad_norm(engine)
+        if not hasattr(engine.optimizer, "_global_grad_norm") and engine.is_gradient_accumulation_boundary():
+            # fp32 under ZeRO 0: DeepSpeed clips torch's own optimizer and keeps no norm. Here the gradients
+            # in the module are averaged over the ranks.
+            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
         engine.step()
         total += loss.detach()
     # float() waits for the GPU, so the stopwatch's events are over when they are read.
@@ -229,17 +232,6 @@ def grad_norm(engine: Any) -> float:
     if norm is None:
         return math.nan
     return float(norm.item() if isinstance(norm, torch.Tensor) else norm)
-
-
-def reports_grad_norm(engine: Any) -> bool:
-    """False for fp32 under ZeRO 0: DeepSpeed clips torch's own optimizer and keeps no norm."""
-    return hasattr(engine.optimizer, "_global_grad_norm")
-
-
-def averaged_grad_norm(engine: Any) -> float:
-    """Return the norm of the gradients in the module, averaged over the ranks by the last backward."""
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def loss_scale(engine: Any, precision: Precision) -> float | None:

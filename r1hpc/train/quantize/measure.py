@@ -108,13 +108,9 @@ class Bench:
 def open_bench(
     config: RunConfig, folder: Path, code: Path | None = None, num_questions: int | None = None
 ) -> Iterator[Bench]:
-    """Yield a bench for models of one tokenizer and one task.
+    """Yield a bench for models of one tokenizer, that of `folder`, and the task of `config`, a run's.
 
-    Args:
-        config: of the run whose task, test files and prompt form are taken.
-        folder: the folder with the tokenizer.
-        code: the run's frozen code, if it has any.
-        num_questions: in place of the run's evaluate.num_items.
+    `code` is the run's frozen code, if it has any; `num_questions` is in place of its evaluate.num_items.
     """
     asked = _asked(config, folder, num_questions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

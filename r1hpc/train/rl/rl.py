@@ -24,7 +24,6 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.fence import has_begun, incarnation_dir
 from r1hpc.config.paths import is_own
 from r1hpc.config.plugins import locate
-from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import BatchPlan
 from r1hpc.tasks.reward.rewards import label
 from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
@@ -64,6 +63,13 @@ def run(job: Job) -> Outcome:
         build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
         network = build(config, hf_config, placement(config, job.group, divided=True))
         reference = build_reference(job, hf_config)
+        facts: dict[str, Any] = {
+            "reference": reference.id if reference else None,
+            "algorithm": config.rl.algorithm,
+        }
+        # A checkpoint belongs to the custom reward terms it was trained with.
+        if digests := {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}:
+            facts["own_rewards"] = digests
         collector = Collector(job, judge)
         stage = RlStage(
             job,
@@ -78,11 +84,7 @@ def run(job: Job) -> Outcome:
             data_id=judge.task.id,
             order_id=f"items in order, {config.rollout.num_prompts} x {config.rollout.num_generations}",
             parameters=network.parameter_groups(config) if isinstance(network, ActorCritic) else None,
-            facts={
-                "reference": reference.id if reference else None,
-                "algorithm": config.rl.algorithm,
-                **_own_rewards(config),
-            },
+            facts=facts,
         )
         return loop.train(loop.set_up(job, stage, plan), stage)
 
@@ -271,9 +273,3 @@ def has_kept(run: RunDir) -> bool:
     if evaluations_path(run).exists():
         return True
     return any(run.checkpoints.glob("step-*")) or bool(run.all_batches)
-
-
-def _own_rewards(config: RunConfig) -> dict[str, Any]:
-    """Return the digests of custom reward terms: a checkpoint belongs to the rewards it was trained with."""
-    digests = {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}
-    return {"own_rewards": digests} if digests else {}

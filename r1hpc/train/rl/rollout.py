@@ -98,10 +98,9 @@ class Rollout:
     def facts(self, labels: Sequence[str] = (), *, by_group: bool = True) -> dict[str, Any]:
         """Return its fields of train.jsonl: rewards by term, lengths by outcome, shares without gradient.
 
-        Args:
-            labels: of each group's task, if there are several: each is then reported too.
-            by_group: True if rewards are compared with their group's mean. Else a group of equal rewards
-                trains too (PPO, distillation), and its share is not reported.
+        `labels` are of each group's task, if there are several: each is then reported too. Without `by_group`
+        rewards are not compared with their group's mean: a group of equal rewards trains too (PPO,
+        distillation), and its share is not reported.
         """
         groups = self.groups
         lengths, correct = groups.lengths.astype(np.float64), groups.correct
@@ -145,9 +144,8 @@ def _by_task(groups: Groups, labels: Sequence[str], by_group: bool) -> dict[str,
 def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_]:
     """Return (groups,): True if the members were rewarded differently.
 
-    Args:
-        overlong_weight: of the term overlong, to ignore it: a group that is all wrong, with one member
-            too long, tells nothing about its question (DAPO, arXiv 2503.14476, eq. 11).
+    With `overlong_weight` the term overlong, of this weight, is ignored: a group that is all wrong, with one
+    member too long, tells nothing about its question (DAPO, arXiv 2503.14476, eq. 11).
     """
     rewards = groups.rewards
     if overlong_weight:

@@ -110,11 +110,10 @@ class Updater:
     def losses(
         self, engine: Any, experience: Experience, rows: Rows, is_first: bool, tally: Tally
     ) -> Iterator[torch.Tensor]:
-        """Yield the loss of each micro batch of an update on `rows`, for loop.optimizer_step.
+        """Yield the loss of each micro batch of an update on `rows`, for loop.optimizer_step; `tally` adds
+        up.
 
-        Args:
-            is_first: no update has been made since the rollout, so the trainer's policy is the sampler's.
-            tally: adds up while the losses are made.
+        `is_first`: no update has been made since the rollout, so the trainer's policy is the sampler's.
         """
         rl, groups = self._config.rl, experience.groups
         # (n,): a token's weight in each completion. Rows left out of the computation count too: the

@@ -175,9 +175,5 @@ def build_rollout_engine(
             return build_policy(config, hf_config, placement(config, job.group, divided=False))
 
     return TorchSampler(
-        job.group,
-        ids,
-        zero_stage=zero_stage,
-        replica=replica,
-        poll_every=config.rollout.poll_every,
+        job.group, ids, zero_stage=zero_stage, replica=replica, poll_every=config.rollout.poll_every
     )

@@ -46,19 +46,23 @@ Scored = list[tuple[Completion, Score]]
 ShouldStop = Callable[[], bool]
 
 
-class Asker:
-    """Samples from the model whose weights the engine holds, and scores the completions."""
+class Judge:
+    """Samples from the model whose weights the engine holds, and scores the questions of a run's task."""
 
     def __init__(
         self,
         config: RunConfig,
+        task: Task,
         tokenizer: tokenizers.Tokenizer,
         form: PromptForm,
         engine: RolloutEngine,
-        scorer: Scorer | None,
+        scorer: Scorer,
         ids: SpecialIds,
+        benchmarks: Benchmarks | None = None,
     ) -> None:
-        """Without a `scorer`, completions can be sampled but not scored."""
+        self.task = task
+        self.evaluated: Task = benchmarks or task
+        """The task of an evaluation: the test files, or the task's held-out part."""
         self.tokenizer = tokenizer
         self._form = form
         self.engine = engine
@@ -104,7 +108,6 @@ class Asker:
 
     def score(self, items: Sequence[Item], samples: Samples, should_stop: ShouldStop) -> list[Scored] | None:
         """Return the completions of each item with their scores; None if a stop was requested."""
-        assert self._scorer is not None, "without a scorer it only samples"
         groups = list(zip(items, self.read(samples, len(items)), strict=True))
         scored: list[Scored] = []
         for start in range(0, len(groups), _GROUPS_AT_ONCE):
@@ -156,29 +159,6 @@ class Asker:
             done += scored
         return done
 
-    def _encoded(self, text: str, where: str) -> tuple[int, ...]:
-        return prompt_ids(self.tokenizer, self._form, text, where, self._config.rollout.max_prompt_length)
-
-
-class Judge(Asker):
-    """Samples and scores the questions of a run's task."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        task: Task,
-        tokenizer: tokenizers.Tokenizer,
-        form: PromptForm,
-        engine: RolloutEngine,
-        scorer: Scorer,
-        ids: SpecialIds,
-        benchmarks: Benchmarks | None = None,
-    ) -> None:
-        super().__init__(config, tokenizer, form, engine, scorer, ids)
-        self.task = task
-        self.evaluated: Task = benchmarks or task
-        """The task of an evaluation: the test files, or the task's held-out part."""
-
     def demonstrated(self, task: Task, item: Item) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the tokens of a task's question and of a correct completion, with any thinking.
 
@@ -192,6 +172,9 @@ class Judge(Asker):
             end = special_ids(self.tokenizer, self._config.model).eos
             return self.prompt(item), (*encode(self.tokenizer, self._form.completion(shown)), end)
         return self.prompt(item), ()
+
+    def _encoded(self, text: str, where: str) -> tuple[int, ...]:
+        return prompt_ids(self.tokenizer, self._form, text, where, self._config.rollout.max_prompt_length)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.model.attention import base_model
-from r1hpc.train.parallel.distributed import Group, attend_at_any_length
+from r1hpc.train.parallel.distributed import Group, attend_at_any_length, portions
 
 _GATHER_BYTES = 1 << 30
 _ROWS_AT_ONCE = 64
@@ -258,7 +258,8 @@ class TorchSampler:
         if self._replica is None:
             self._replica = self._build_replica().to(self._group.device)
         theirs, ours = dict(network.named_parameters()), dict(self._replica.named_parameters())
-        for names in _portions(theirs):
+        sizes = {n: getattr(p, "ds_numel", p.numel()) * p.element_size() for n, p in theirs.items()}
+        for names in portions(theirs, sizes.__getitem__, _GATHER_BYTES):
             with deepspeed.zero.GatheredParameters([theirs[name] for name in names]):
                 for name in names:
                     # A clone: DeepSpeed frees the gathered memory when the context ends.
@@ -345,17 +346,3 @@ def _first_end(tokens: npt.NDArray[np.int32], stops: Sequence[int]) -> npt.NDArr
     is_end = np.isin(tokens, stops)
     lengths: npt.NDArray[np.int64] = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
     return lengths
-
-
-def _portions(parameters: dict[str, Any]) -> list[list[str]]:
-    """Return names in order, in lists of at most _GATHER_BYTES together (or one tensor more)."""
-    portions: list[list[str]] = [[]]
-    filled = 0
-    for name, parameter in parameters.items():
-        size = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if filled and filled + size > _GATHER_BYTES:
-            portions.append([])
-            filled = 0
-        portions[-1].append(name)
-        filled += size
-    return portions

@@ -67,9 +67,8 @@ class VllmSampler:
     def __init__(self, job: Job, ids: SpecialIds) -> None:
         """Load nothing yet: vLLM starts at the first sync_weights, when it sees the free memory.
 
-        Raises:
-            R1hpcError: vLLM is not installed, in another version than VERSIONS, or built for another device.
-            ConfigError: an attention that vLLM does not have.
+        Raise R1hpcError if vLLM is not installed, in another version than VERSIONS, or built for another
+        device; ConfigError for an attention that vLLM does not have.
         """
         attention = job.config.model.attn_implementation
         if attention in OURS:
@@ -90,11 +89,8 @@ class VllmSampler:
         self._proof: Proof | None = None
 
     def sync_weights(self, network: torch.nn.Module) -> str:
-        """Send the weights, adapters merged, and check vLLM when it is due; return an id of their bits.
-
-        Raises:
-            TrainError: afterwards its log-probabilities differ from the trainer's.
-        """
+        """Send the weights, adapters merged, and check vLLM when it is due; return an id of their bits. Raise
+        TrainError if afterwards its log-probabilities differ from the trainer's."""
         started = time.monotonic()
         with _streams_kept(self._group.device):
             if self._llm is None:

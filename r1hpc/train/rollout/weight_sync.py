@@ -91,11 +91,7 @@ def handover_limit(config: RunConfig) -> float:
 
 
 def prove(
-    network: Any,
-    policy_id: str,
-    sample: Callable[[Request], Samples],
-    longest: int,
-    device: torch.device,
+    network: Any, policy_id: str, sample: Callable[[Request], Samples], longest: int, device: torch.device
 ) -> Proof:
     """Return the engine's completions, with its log-probabilities and the trainer's. Collective under ZeRO 3.
 

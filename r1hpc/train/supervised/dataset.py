@@ -60,12 +60,9 @@ class _Dataset(TypedDict):
 
 
 def ensure_traces(run: RunDir, config: RunConfig) -> Path:
-    """Return the dataset folder of config.data.traces, built on first use.
-
-    Raises:
-        MayPassError: a file is not there: another node may see it.
-        R1hpcError: it cannot be built, or the traces have changed since the run began.
-    """
+    """Return the dataset folder of config.data.traces, built on first use. Raise MayPassError if a file is
+    not there: another node may see it; R1hpcError if it cannot be built, or the traces have changed since the
+    run began."""
     # Deferred: only a run on traces needs numpy and tokenizers on the batch host.
     from r1hpc.corpus.build.from_traces import (
         in_terms_of_inputs,
@@ -147,9 +144,8 @@ def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:
 def build(recipe: Path, target: Path) -> None:
     """Run `shard build` in a separate process, so that zarr's threads do not outlive it.
 
-    Raises:
-        R1hpcError: with its output; MayPassError if another try or node may succeed, NotTheNodeError if the
-            disk is full.
+    Raise R1hpcError with its output; MayPassError if another try or node may succeed, NotTheNodeError if the
+    disk is full.
     """
     workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target)]
