@@ -51,7 +51,7 @@ class Address:
 
 
 def make_key(run: RunDir) -> Path:
-    """Return the file with the run's key, made if missing; raise StateError if others could have written it."""
+    """Return the file with the run's key, made if missing. Raise StateError if others can write it."""
     run.server.mkdir(mode=0o700, exist_ok=True)
     path = run.server_key
     if not path.exists() or not path.stat().st_size:  # empty: left by a full disk

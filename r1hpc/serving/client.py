@@ -47,20 +47,16 @@ class Client:
         return self._get(path, _authorization(key))[0]
 
     def is_ours(self, key: str) -> bool | None:
-        """True if the listener has the key; None if nobody listens.
-
-        Other users of the node see the port on the command line, and could take it first.
-        """
+        """True if the listener has the key; None if nobody listens. Other users of the node see the port on
+        the command line, and could take it first."""
         challenge = secrets.token_hex(16)
         status, said, _ = self._get("/health", {CHALLENGE: challenge})
         right = proof(key.encode(), challenge.encode())
         return None if status is None else hmac.compare_digest(said.encode(), right.encode())
 
     def read(self, path: str, key: str | None) -> tuple[int | None, bytes]:
-        """Return (HTTP status, body) of a GET; (None, b"") without an answer.
-
-        The caller must check that the server may have the key.
-        """
+        """Return (HTTP status, body) of a GET; (None, b"") without an answer. The caller must check that the
+        server may have the key."""
         status, _, said = self._get(path, _authorization(key))
         return status, said
 

@@ -302,9 +302,9 @@ def serve(job: RankJob) -> Outcome:
 
 
 def _place(config: RunConfig, context: RankContext) -> Place:
-    host = config.serve.host or (
-        _LOOPBACK if _is_local(context) else own_address(os.environ, context.node_name)
-    )
+    host = config.serve.host
+    if not host:
+        host = _LOOPBACK if _is_local(context) else own_address(os.environ, context.node_name)
     port = config.serve.port
     if not port:  # one that is free now; vLLM binds it before loading the model
         with choose_port() as listener:

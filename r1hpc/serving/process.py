@@ -115,10 +115,8 @@ def command_of(config: RunConfig, python: Sequence[str], place: Place, model_nam
 
 
 def environment_of(environ: Mapping[str, str], code: Path, key_file: Path) -> dict[str, str]:
-    """Return the server's environment: the rank's, with the run's frozen code.
-
-    Leaves out variables that open routes, and those of this rank's identity: vLLM has ranks of its own.
-    """
+    """Return the server's environment: the rank's, with the run's frozen code. Leaves out variables that open
+    routes, and those of this rank's identity: vLLM has ranks of its own."""
     foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_API_KEY")
     kept = {name: value for name, value in environ.items() if name not in foreign}
     paths = [str(code), *filter(None, [environ.get("PYTHONPATH")])]

@@ -132,9 +132,8 @@ def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: 
             if not is_own(name):
                 term_named(name)
     else:  # the frozen code of a resumed run may have terms that are gone here
-        known = {
-            name: weight for name, weight in config.reward.terms.items() if is_own(name) or name in TERMS
-        }
+        given = config.reward.terms.items()
+        known = {name: weight for name, weight in given if is_own(name) or name in TERMS}
         config = replace(config, reward=replace(config.reward, terms=known))
     if not names_in(config):  # built-in terms are tested: no process is started
         return

@@ -91,10 +91,8 @@ class Training(Workload):
     def _check_questions(
         self, config: RunConfig, facts: Facts, tokenizer_to_come: bool
     ) -> tuple[list[str], str | None]:
-        """Check task, rewards and tokenizer, which the ranks would only find faulty on the nodes.
-
-        Return notes on questions that are used again, and one prompt as the model will see it.
-        """
+        """Check task, rewards and tokenizer, which the ranks would only find faulty on the nodes. Return
+        notes on questions that are used again, and one prompt as the model will see it."""
         if config.stage == "sft" and not tokenizer_to_come:
             from r1hpc.tasks.text import tokenizer
 
@@ -131,7 +129,7 @@ class Training(Workload):
         return [*notes, *(seldom_meant(config, facts.others) if facts.is_new else ())]
 
     def connect(self, name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
-        from r1hpc.train.checks.chain_items import connected
+        from r1hpc.train.checks.data import connected
 
         return connected(name, config, earlier)
 

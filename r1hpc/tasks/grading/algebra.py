@@ -25,18 +25,14 @@ _CONSTANTS = {"pi": sympy.pi, "E": sympy.E, "I": sympy.I}
 
 
 def parse_expr(text: str, local_dict: Mapping[str, Any] | None = None, **_: Any) -> Any:
-    """Replace sympy.parse_expr: the same for school algebra, RefusedError for all else.
-
-    Names in `local_dict` have its values, others are symbols.
-    """
+    """Replace sympy.parse_expr: the same for school algebra, RefusedError for all else. Names in `local_dict`
+    have its values, others are symbols."""
     return _built(parse(text, algebra=True), local_dict or {})
 
 
 def replace_parse_expr() -> None:
-    """Replace SymPy's parse_expr in every loaded package while an answer is judged.
-
-    This includes SymPy itself: sympify("42") and Number("42") evaluate their text.
-    """
+    """Replace SymPy's parse_expr in every loaded package while an answer is judged. This includes SymPy
+    itself: sympify("42") and Number("42") evaluate their text."""
     original = sympy.parsing.sympy_parser.parse_expr
 
     def reader(text: str, *arguments: Any, **options: Any) -> Any:

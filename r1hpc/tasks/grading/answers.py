@@ -90,8 +90,7 @@ _MOST_CHARACTERS = 1024
 
 def unescaped(text: str) -> str:
     """Return `\\$1,\\!000` and `1{,}000` as typed without LaTeX, typographic signs (a minus, `½`, `√2`,
-    `10⁻³`) as typed on a keyboard, and `**42**` without Markdown's marks.
-    """
+    `10⁻³`) as typed on a keyboard, and `**42**` without Markdown's marks."""
     if not text.isascii():
         for pattern, typed in _TYPESET:
             text = pattern.sub(typed, text)
@@ -111,8 +110,7 @@ def _unmarked(text: str) -> str:
 
 def plain_number(text: str) -> Fraction | None:
     """Return the value of digits with an optional sign, dollar, thousands, decimals and power of ten as in
-    `1.5e3` and `1.5*10^3`, or of a mixed number as `2 1/2`; None for anything else.
-    """
+    `1.5e3` and `1.5*10^3`, or of a mixed number as `2 1/2`; None for anything else."""
     said = text.strip(SPACE)
     if (enclosed := _ENCLOSED.fullmatch(said)) and "," not in said:  # (1,200) is a pair
         said = (enclosed[1] or enclosed[2] or "").strip(SPACE)
@@ -128,10 +126,8 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def words(text: str) -> list[str]:
-    """Return the items of a list of words, or the single one, in lower case and in order; else empty.
-
-    Letters alone may also be factors, as in `xy`: one of the words has three or more.
-    """
+    """Return the items of a list of words, or the single one, in lower case and in order; else empty. Letters
+    alone may also be factors, as in `xy`: one of the words has three or more."""
     bare = " ".join(TEXT.sub(r"\1", text).strip("$" + SPACE).casefold().split())
     bare = re.sub(r"^(?:an?|the) ", "", bare)
     if not _WORDS.fullmatch(bare) or not re.search(r"[^\W\d_]{3}", bare):

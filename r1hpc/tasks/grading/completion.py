@@ -51,8 +51,7 @@ def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts
 
 def _after_thinking(text: str) -> tuple[str | None, str]:
     """Return the thinking and the text after it; the text is empty if the thinking has not ended. Only its
-    end tag counts, because a chat template may have opened it in the prompt.
-    """
+    end tag counts, because a chat template may have opened it in the prompt."""
     thinking, end, said = text.rpartition("</think>")
     if "<think>" in said:
         return (thinking if end else None), ""

@@ -83,7 +83,7 @@ def _is_near(text: str, entry: Mapping[str, Any]) -> bool:
 
 
 def _tree(text: str) -> arithmetic.Node:
-    """Return the tree of integers and + - * / alone, also with a sign; raise RefusedError for anything else."""
+    """Return the tree of integers and + - * / alone, also with a sign; raise RefusedError for others."""
     tree = arithmetic.parse(text.strip(), algebra=True)
     if not _kinds(tree) <= {"number", "sum", "product", "negative", "inverse"} or "." in text:
         raise RefusedError("not arithmetic of whole numbers")

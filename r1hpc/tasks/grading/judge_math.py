@@ -191,8 +191,7 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
 
 def _claims(text: str, answer: str) -> list[str]:
     """Return each answer that a text gives: one, or several if it hedges, which must all be right. Return
-    none if the text says what the answer is not.
-    """
+    none if the text says what the answer is not."""
     text = _ASIDE.sub("", text)
     shown = _shown(text)
     last = _SAID_BEFORE.split(shown)[-1]

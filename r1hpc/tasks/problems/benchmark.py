@@ -130,9 +130,8 @@ def with_counted_sets(config: RunConfig) -> RunConfig:
     benchmarks = Benchmarks.of(config)
     if benchmarks is None:
         return config
-    sets = {
-        label: {**part, "num_items": benchmarks.sizes[label]} for label, part in named_sets(config).items()
-    }
+    sizes = benchmarks.sizes
+    sets = {label: {**part, "num_items": sizes[label]} for label, part in named_sets(config).items()}
     return replace(config, evaluate=replace(config.evaluate, path=None, sets=sets))
 
 

@@ -117,8 +117,9 @@ def _combine(draws: Draws, numbers: list[int]) -> tuple[int, str, list[str]]:
         if left[0] < right[0]:
             left, right = right, left
         operator = _operators(left[0], right[0])[draws.below(len(_operators(left[0], right[0])))]
-        result = _apply(operator, left[0], right[0])
-        steps.append(f"{left[0]}{operator}{right[0]}={result}")
+        a, b = left[0], right[0]
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]
+        steps.append(f"{a}{operator}{b}={result}")
         pool.append((result, _write(operator, left, right), _PRECEDENCE[operator]))
     value, text, _ = pool[0]
     return value, text, steps
@@ -128,14 +129,6 @@ def _operators(left: int, right: int) -> str:
     """Return the operators that keep the result a positive integer of few digits."""
     usable = "+" + ("-" if left > right else "") + ("*" if left * right <= _MAX_INTERMEDIATE else "")
     return usable + ("/" if left % right == 0 else "")
-
-
-def _apply(operator: str, left: int, right: int) -> int:
-    if operator == "+":
-        return left + right
-    if operator == "-":
-        return left - right
-    return left * right if operator == "*" else left // right
 
 
 def _write(operator: str, left: tuple[int, str, int], right: tuple[int, str, int]) -> str:

@@ -145,11 +145,9 @@ def _files(path: Path) -> list[Path]:
         raise UsageError(f"{path} is not there: give the path of a file of questions")
     inner = [file for file in named_by(path) if file.is_dir() and not file.name.startswith(".")]
     folders = [folder.name for folder in inner]
-    hint = (
-        f"; it has the folders {', '.join(folders[:6])}: name one, as in {path / folders[0]}"
-        if folders
-        else ""
-    )
+    hint = ""
+    if folders:
+        hint = f"; it has the folders {', '.join(folders[:6])}: name one, as in {path / folders[0]}"
     raise UsageError(f"the folder {path} holds no {', '.join(f'*{kind}' for kind in KINDS)}{hint}")
 
 
@@ -324,9 +322,8 @@ class QuestionFile:
                 content["kept"] = hashlib.sha256(bytes(kept)).hexdigest()
         # The key and the ID of `jsonl`, so that older runs can resume.
         self.id = task_id("jsonl", config.seed, content)
-        self._listed = Listed(
-            ("jsonl", config.seed), [each.text for each in self._questions], str(self._path)
-        )
+        texts = [each.text for each in self._questions]
+        self._listed = Listed(("jsonl", config.seed), texts, str(self._path))
 
     def notes(self) -> list[str]:
         """Return sentences about what may be unintended."""
@@ -346,9 +343,8 @@ class QuestionFile:
         position, epoch = self._listed.at(index, held_out)
         question = self._questions[position]
         metadata = {"thinking": question.thinking, "epoch": epoch, **question.metadata()}
-        return Item(
-            index, fill(self._template, question.text), question.answer, metadata, where=question.where
-        )
+        prompt = fill(self._template, question.text)
+        return Item(index, prompt, question.answer, metadata, where=question.where)
 
     def num_questions(self, held_out: bool = False) -> int:
         return self._listed.num_questions(held_out)

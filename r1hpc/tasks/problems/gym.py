@@ -50,9 +50,8 @@ class ReasoningGym:
         self._template = check_template(str(own.pop("template", TEMPLATE)))
         self.judge_settings: dict[str, Any] = {"generator": generator, "seed": seed, "options": own}
         self.id = task_id(f"{name} {metadata.version('reasoning-gym')}", seed, options)
-        self._source = WorkerProcess(
-            "r1hpc.tasks.problems.gym_worker", [generator, str(seed), json.dumps(own)]
-        )
+        arguments = [generator, str(seed), json.dumps(own)]
+        self._source = WorkerProcess("r1hpc.tasks.problems.gym_worker", arguments)
         self._num_sources: int = self._source.wait_ready(_LIMIT_S)
 
     def item(self, index: int, held_out: bool = False) -> Item:

@@ -29,10 +29,8 @@ _FINEST = 100
 _TOLERANCE = 0.01
 """Relative change of a weight that rounding may cause."""
 _MOST_IN_A_BLOCK = 1000
-_MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
-    "chain_sum": ChainSum,
-    "countdown": Countdown,
-}
+_Maker = Callable[[int, Mapping[str, Any]], Task]
+_MADE_UP: dict[str, _Maker] = {"chain_sum": ChainSum, "countdown": Countdown}
 
 
 class Mixture:
@@ -85,10 +83,8 @@ class Mixture:
 def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
     """Return each task's items in a block: the smallest whole numbers in the proportion of the weights. Raise
     UsageError if the weights are too far apart or too fine."""
-    shares = {
-        label: Fraction(weight / sum(weights.values())).limit_denominator(_FINEST)
-        for label, weight in weights.items()
-    }
+    total = sum(weights.values())
+    shares = {label: Fraction(w / total).limit_denominator(_FINEST) for label, w in weights.items()}
     whole = math.lcm(*(share.denominator for share in shares.values()))
     counts = {label: int(share * whole) for label, share in shares.items()}
     common = math.gcd(*counts.values())

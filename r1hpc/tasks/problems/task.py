@@ -162,7 +162,7 @@ def task_id(name: str, seed: int, options: Mapping[str, Any]) -> str:
 
 
 def check_template(template: str) -> str:
-    """Return a template if it has `{question}` exactly once, else raise UsageError; nothing else is special."""
+    """Return a template if it has `{question}` exactly once, else raise UsageError; all else is plain."""
     if template.count("{question}") != 1:
         raise UsageError(f"task.options.template must hold {{question}} exactly once; it is {template!r}")
     return template
@@ -212,10 +212,7 @@ class Listed:
         self._parts: dict[bool, list[int]] = {False: [], True: []}
         for position, each in enumerate(keys):
             self._parts[is_held_out(each)].append(position)
-        self._different = {
-            part: len({questions[position] for position in positions})
-            for part, positions in self._parts.items()
-        }
+        self._different = {part: len({questions[at] for at in own}) for part, own in self._parts.items()}
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def at(self, index: int, held_out: bool) -> tuple[int, int]:

@@ -106,13 +106,11 @@ def overlong(judged: Judged) -> float:
     Truncated text gets -1. The paper uses 4,096 of 20,480 tokens, a fifth, and adds it to an accuracy of 1 or
     -1; beside an accuracy of 1 or 0 the same is a weight of 0.5.
     """
+    if judged.completion.truncated:
+        return -1.0
     longest = judged.max_completion_length
     buffer = judged.overlong_share * longest
-    return (
-        -1.0
-        if judged.completion.truncated
-        else min(0.0, (longest - judged.completion.num_tokens) / buffer - 1)
-    )
+    return min(0.0, (longest - judged.completion.num_tokens) / buffer - 1)
 
 
 TERMS: dict[str, Term] = {
@@ -189,9 +187,7 @@ class Scorer:
             for name, task in members(each).items()
         }
         self._own = {
-            label(name): Verifier(
-                OWN_SCORE, {"spec": name, "code": str(code) if code else None}, config.timeout_s
-            )
+            label(name): Verifier(OWN_SCORE, {"spec": name, "code": code and str(code)}, config.timeout_s)
             for name in filter(is_own, config.terms)
         }
 
@@ -226,17 +222,14 @@ class Scorer:
 
     def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
         """Return scores in the order of the groups and their completions. Deterministic except for time-outs.
-
-        Raise StopAsked if should_stop returned true; it is called between answers if the judge is slow.
-        """
+        Raise StopAsked if should_stop returned true; it is called between answers if the judge is slow."""
         parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
         verdicts = iter(self._verdicts(groups, parts, should_stop))
         own = self._own_values(groups, should_stop)
         scored = []
         for (item, completions), apart in zip(groups, parts, strict=True):
-            scores = [
-                self._score(item, *pair, verdicts, own) for pair in zip(completions, apart, strict=True)
-            ]
+            pairs = zip(completions, apart, strict=True)
+            scores = [self._score(item, *pair, verdicts, own) for pair in pairs]
             scored.append(self._gated(scores) if self._gate else scores)
         return scored
 
@@ -298,9 +291,8 @@ class Scorer:
             max_completion_length=self._max_completion_length,
             overlong_share=self._overlong_share,
         )
-        terms = {
-            name: next(own[name]) if name in own else self._terms[name](judged) for name in self._weights
-        }
+        known = self._terms
+        terms = {n: next(own[n]) if n in own else known[n](judged) for n in self._weights}
         return Score(self._weighted(terms), terms, judged.correct, judged.well_formed)
 
     def _weighted(self, terms: dict[str, float]) -> float:

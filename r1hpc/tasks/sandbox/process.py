@@ -83,10 +83,8 @@ class WorkerProcess:
         return self._process.pid
 
     def wait_ready(self, limit_s: float) -> Any:
-        """Return its message once it has loaded what it needs.
-
-        Raise UsageError with its reason if it cannot, R1hpcError if it died, or takes over `limit_s` seconds.
-        """
+        """Return its message once it has loaded what it needs. Raise UsageError with its reason if it cannot,
+        R1hpcError if it died, or takes over `limit_s` seconds."""
         try:
             hello = self._read_frame(time.monotonic() + limit_s)
         except (DiedError, TimedOutError) as error:

@@ -26,9 +26,7 @@ class OwnCodeError(UsageError):
 
 def load(spec: str, code: str | None) -> Any:
     """Return what `spec` names, imported from a run's frozen `code` if there is one (config.plugins.locate).
-
-    Raise OwnCodeError if it cannot be imported, or has no such name.
-    """
+    Raise OwnCodeError if it cannot be imported, or has no such name."""
     plugin = locate(spec, Path(code) if code else None)
     sys.path.insert(0, str(plugin.root))
     try:
@@ -53,8 +51,7 @@ def make_task(settings: Mapping[str, Any]) -> Any:
 
 def call(spec: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call the function and return its result. Raise OwnCodeError for any exception, SystemExit included, but
-    MemoryError as it is: the memory may stay full; replace the process.
-    """
+    MemoryError as it is: the memory may stay full; replace the process."""
     try:
         return function(*arguments, **options)
     except (MemoryError, OwnCodeError):

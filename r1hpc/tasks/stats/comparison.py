@@ -124,10 +124,8 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
 
 
 def _asked(a: Sequence[Line], b: Sequence[Line]) -> list[dict[tuple[str, ...], Line]]:
-    """Return each side's lines by question; without the task's label if with it none is shared.
-
-    evaluate.path and evaluate.sets give one file two labels.
-    """
+    """Return each side's lines by question; without the task's label if with it none is shared. evaluate.path
+    and evaluate.sets give one file two labels."""
     asked: list[dict[tuple[str, ...], Line]] = [{_question(line): line for line in lines} for lines in (a, b)]
     if asked[0].keys() & asked[1].keys():
         return asked
@@ -151,9 +149,8 @@ def _length(line: Line, is_sampled: bool) -> float:
 def _mean(pairs: Sequence[Pair], figure: Any) -> Difference:
     values = [(figure(x), figure(y)) for x, y in pairs]
     _, low, high = mean_interval([y - x for x, y in values])
-    return Difference(
-        sum(x for x, _ in values) / len(values), sum(y for _, y in values) / len(values), low, high
-    )
+    a, b = (sum(column) / len(values) for column in zip(*values, strict=True))
+    return Difference(a, b, low, high)
 
 
 def _mean_share(pairs: Sequence[Pair], figure: Any) -> Difference:

@@ -17,10 +17,8 @@ _Z80 = 0.8416212335729143
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Return the probability that one of k of the samples is correct: 1 - C(n-c, k) / C(n, k).
-
-    Unbiased, unlike 1 - (1 - c/n)^k (Chen et al., arXiv 2107.03374, eq. 1).
-    """
+    """Return the probability that one of k of the samples is correct: 1 - C(n-c, k) / C(n, k). Unbiased,
+    unlike 1 - (1 - c/n)^k (Chen et al., arXiv 2107.03374, eq. 1)."""
     if num_samples - num_correct < k:
         return 1.0
     missed = 1.0
@@ -145,9 +143,7 @@ def _combined(one: float, other: float, phi: float) -> float:
 
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Return the two-sided p of a mean difference by question: how often random signs make one as large.
-
-    Exact for equal models, whatever the variance, except for the number of drawn signs (4,000).
-    """
+    Exact for equal models, whatever the variance, except for the number of drawn signs (4,000)."""
     values = np.asarray(differences, float)
     draws = np.random.default_rng(_SEED).integers(0, 2, (_NUM_FLIPS, len(values)), np.int8)
     least, num_large = abs(values.sum()) - 1e-12, 0
@@ -157,10 +153,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def smallest_difference(differences: Sequence[float]) -> float | None:
-    """Return the difference that this many questions with this variance detect in 8 cases of 10.
-
-    None: no question was answered differently, which says nothing about the variance.
-    """
+    """Return the difference that this many questions with this variance detect in 8 cases of 10. None: no
+    question was answered differently, which says nothing about the variance."""
     n = len(differences)
     if not any(differences):
         return None

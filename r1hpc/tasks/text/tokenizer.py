@@ -153,9 +153,7 @@ def prompt_ids(
 
 def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str], bool] | None:
     """Return a check that prompts keep to rollout.max_prompt_length, for make_task. None: none is dropped.
-
-    `code`: see prompt_format.prompt_form.
-    """
+    `code`: see prompt_format.prompt_form."""
     if not config.task.drop_longer or config.stage == "traces":
         return None
     tokenizer = load_tokenizer(config.model)
@@ -277,10 +275,8 @@ def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
 
 
 def check_teacher_tokens(config: RunConfig) -> None:
-    """Refuse a teacher of rl.algorithm=distill whose tokens have other IDs than the student's.
-
-    Raise UsageError also if it has no tokenizer.json to compare, or too small an embedding.
-    """
+    """Refuse a teacher of rl.algorithm=distill whose tokens have other IDs than the student's. Raise
+    UsageError also if it has no tokenizer.json to compare, or too small an embedding."""
     hf_config = load_teacher_config(config)
     if hf_config is None:
         return

@@ -124,10 +124,8 @@ class Write:
                 beat()
 
     def settle(self, patience_s: float, beat: Callable[[], object] = lambda: None) -> None:
-        """Wait for commit or failure, with `beat` as long as this rank writes. Not collective.
-
-        Abandon it `patience_s` after this rank's last piece: another rank may be dead.
-        """
+        """Wait for commit or failure, with `beat` as long as this rank writes. Not collective. Abandon it
+        `patience_s` after this rank's last piece: another rank may be dead."""
         seen, last = self._pieces, time.monotonic()
         while not self._decided.wait(min(_LOOK_S, patience_s)):
             if self._pieces != seen:

@@ -134,10 +134,8 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
 def write_file(
     path: Path, state: Any, stop: threading.Event | None = None, wrote: Callable[[], object] = lambda: None
 ) -> None:
-    """Write with torch.save, and call `wrote` after each piece of at most 64 MiB.
-
-    Raise AbandonedError soon after `stop` is set, and OSError if a write fails.
-    """
+    """Write with torch.save, and call `wrote` after each piece of at most 64 MiB. Raise AbandonedError soon
+    after `stop` is set, and OSError if a write fails."""
     # Given a Python file instead of a path, torch releases the interpreter lock while it writes.
     with open(path, "wb") as file:
         pieces = _Pieces(file, stop or threading.Event(), wrote)

@@ -88,10 +88,8 @@ def versions() -> dict[str, str]:
 
 
 def describe_versions(saved: dict[str, Any]) -> str:
-    """Return which of `versions` differ from those in a checkpoint's meta; empty if none does.
-
-    Never a reason to refuse. A version that was not stored is not compared.
-    """
+    """Return which of `versions` differ from those in a checkpoint's meta; empty if none does. Never a reason
+    to refuse. A version that was not stored is not compared."""
     pairs = [(name, saved.get(name), ours) for name, ours in versions().items()]
     changed = [f"{name} {theirs} (now {ours})" for name, theirs, ours in pairs if theirs not in (None, ours)]
     if not changed:

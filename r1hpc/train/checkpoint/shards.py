@@ -52,9 +52,8 @@ def pieces_of(weights: Weights, rank: int, world_size: int) -> list[Piece]:
     for name, *same in aliases:
         weight = weights[name].detach()
         # Both ranks at an edge compute the same element from the same byte.
-        start, stop = (
-            min(max((edge - offset) // weight.itemsize, 0), weight.numel()) for edge in (first, last)
-        )
+        edges = ((edge - offset) // weight.itemsize for edge in (first, last))
+        start, stop = (min(max(edge, 0), weight.numel()) for edge in edges)
         if start < stop or (weight.numel() == 0 and rank == 0):
             values = weight.reshape(-1)[start:stop]
             pieces.append((name, tuple(weight.shape), start, values, tuple(same)))

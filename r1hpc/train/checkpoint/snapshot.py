@@ -123,11 +123,8 @@ class Snapshots:
         return checkpoint is not None and not self._identity.same_layout(checkpoint.manifest.meta)
 
     def load(self, engine: Any, checkpoint: Checkpoint) -> Checkpoint:
-        """Load the checkpoint into the engine and every random stream, and return it.
-
-        If a verified one cannot be loaded, all ranks take the next older good one; NoUsableCheckpointError if
-        there is none.
-        """
+        """Load the checkpoint into the engine and every random stream, and return it. If a verified one
+        cannot be loaded, all ranks take the next older good one; NoUsableCheckpointError if there is none."""
         self._files.attach(engine)
         needs_conversion, failed = self.needs_conversion(checkpoint), []
         candidate: Checkpoint | None = checkpoint
@@ -155,10 +152,8 @@ class Snapshots:
         )
 
     def _try_to_load(self, engine: Any, checkpoint: Checkpoint) -> str:
-        """Return the error of any rank, the same on all ranks; empty if all ranks loaded.
-
-        A rank that fails alone can leave the others in a collective of DeepSpeed's: the watchdog ends that.
-        """
+        """Return the error of any rank, the same on all ranks; empty if all ranks loaded. A rank that fails
+        alone can leave the others in a collective of DeepSpeed's: the watchdog ends that."""
         mine = ""
         try:
             self._load(engine, checkpoint)

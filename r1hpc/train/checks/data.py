@@ -1,22 +1,28 @@
-"""Check training data before the run is queued: its dataset, or its traces line by line.
+"""Check training data before the queue; keep the stages of a chain from reusing each other's questions.
 
-The ranks read everything; here it is a few MiB, the longest lines of a GiB, and a dataset's manifest.
+The ranks read everything; here it is a few MiB, the longest lines of a GiB, and a dataset's manifest. Stage
+rl of a chain begins after the items that earlier stages have shown, unless task.first_item is set. An
+evaluation of test files gets the list of what those stages trained on, for its contamination report.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
+from r1hpc.config.paths import FILES, is_own
+from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.corpus.build.from_traces import list_inputs, source_names
 from r1hpc.corpus.recipe import find_recipe, load_recipe
 from r1hpc.corpus.sources.lines import Line, also_said, is_compressed, iter_lines, line_number, parse_trace
 from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.format.mix import check_schedule
+from r1hpc.tasks.problems.asked_items import asked_items, first_beyond, reordered
+from r1hpc.tasks.problems.registry import parts_of
 from r1hpc.train.supervised.dataset import folder_of_recipe
 
 _READ_BYTES = 8 << 20
@@ -51,7 +57,6 @@ def check_training_data(
     another run has yet to write the tokenizer, so tokens cannot be counted.
     """
     data = config.data
-    notes: list[str] = []
     if config.stage == "pretrain" and data.traces:
         raise UsageError("data.traces is of stage sft, and has no use in stage pretrain: add stage=sft")
     if data.path is not None and data.traces:
@@ -62,11 +67,16 @@ def check_training_data(
         if not _is_below(data.path, to_come):
             _check_dataset(Path(data.path), config)
     elif config.stage == "sft" and data.traces:
-        traces = [path for path in data.traces if not _is_below(path, to_come)]
-        notes = _check_traces(traces, None if tokenizer_to_come else config)
+        paths = [path for path in data.traces if not _is_below(path, to_come)]
+        files = [file for item in list_inputs(paths) for file in item.files]
+        longest = _longest(files)
+        if paths and not longest:
+            raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
+        never_closed = [] if tokenizer_to_come else _check_lengths(longest, config)
+        return [*never_closed, *_left_out(files)]
     elif config.stage == "sft" and data.recipe and not load_recipe(find_recipe(data.recipe)).is_traces:
         raise _no_roles(f"data.recipe={data.recipe} makes")
-    return notes
+    return []
 
 
 def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
@@ -144,15 +154,6 @@ def _no_roles(what: str) -> UsageError:
         f"stage sft learns from prompts and completions, and {what} documents without roles: give "
         f"data.traces=[FILE.jsonl] of lines {_FORM}, or a dataset whose sources have kind: traces"
     )
-
-
-def _check_traces(paths: Sequence[str], config: RunConfig | None) -> list[str]:
-    files = [file for item in list_inputs(paths) for file in item.files]
-    longest = _longest(files)
-    if paths and not longest:
-        raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
-    never_closed = _check_lengths(longest, config) if config is not None else []
-    return [*never_closed, *_left_out(files)]
 
 
 def _left_out(files: Iterable[Path]) -> list[str]:
@@ -264,10 +265,8 @@ def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
 
 
 def refuse_long_build(run: RunDir, config: RunConfig) -> None:
-    """Refuse a run that would build a large dataset at its start, with its GPUs idle.
-
-    data.traces of any size are accepted: no command builds that dataset beforehand.
-    """
+    """Refuse a run that would build a large dataset at its start, with its GPUs idle. data.traces of any size
+    are accepted: no command builds that dataset beforehand."""
     data = config.data
     if config.stage not in ("pretrain", "sft") or data.path or data.traces or data.recipe is None:
         return
@@ -286,3 +285,51 @@ def refuse_long_build(run: RunDir, config: RunConfig) -> None:
             f"is made of {format_bytes(num_bytes)}. Build it first, then submit again:\n"
             f"  python -m r1hpc.shard build {data.recipe} --out {folder} --engine slurm"
         )
+
+
+def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+    """Return a stage's configuration with the values that follow from the stages before it. Raise UsageError
+    if the task does not exist, or RL asks a list of an earlier stage in another order."""
+    if config.stage == "rl" and config.task.first_item is None:
+        for before, each in earlier.items():
+            if asked_items(each) and (settings := reordered(config.task, each.task)):
+                ours = " ".join(f"{key}={value}" for key, (value, _) in settings.items())
+                theirs = " ".join(f"{name}:{key}={value}" for key, (_, value) in settings.items())
+                raise UsageError(
+                    f"{ours} asks the questions of the earlier stage {before} in another order, so some come "
+                    f"again. Set {theirs} to begin after them, or choose {name}:task.first_item yourself"
+                )
+        shown = [(each.task, items.stop) for each in earlier.values() if (items := asked_items(each))]
+        first = max((first_beyond(config.task, task, end) for task, end in shown), default=0)
+        return replace(config, task=replace(config.task, first_item=first)) if first else config
+    if config.stage == "evaluate" and (config.evaluate.path or config.evaluate.sets):
+        return _with_trained_on(config, earlier)
+    return config
+
+
+def _with_trained_on(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+    """Return an evaluation of test files with the training data of earlier stages added to its own list."""
+    evaluate = config.evaluate
+    traces = [path for each in earlier.values() if each.stage == "sft" for path in each.data.traces]
+    asked = [path for each in earlier.values() if each.stage == "rl" for path in _question_files(each.task)]
+    others = [f"{each} (stage {name})" for name, config in earlier.items() for each in _unread(config)]
+    searched = list(dict.fromkeys([*evaluate.trained_on, *traces, *asked]))
+    not_searched = list(dict.fromkeys([*evaluate.not_searched, *others]))
+    return replace(config, evaluate=replace(evaluate, trained_on=searched, not_searched=not_searched))
+
+
+def _question_files(task: TaskConfig) -> list[str]:
+    """Return the files a task takes its questions from, also as part of a mixture."""
+    files = [part.options for part in parts_of(task).values() if part.name in FILES]
+    return [str(options["path"]) for options in files if options.get("path")]
+
+
+def _unread(config: RunConfig) -> list[str]:
+    """Return the training data that cannot be searched: datasets (tokens only) and custom code."""
+    if config.stage == "rl":
+        names = [part.name for part in parts_of(config.task).values()]
+        return [f"questions of {name}" for name in names if is_own(name)]
+    data = config.data
+    if config.stage not in ("pretrain", "sft") or (config.stage == "sft" and data.traces and not data.path):
+        return []
+    return [f"data.path={data.path}" if data.path else f"data.recipe={data.recipe}"]

@@ -58,10 +58,8 @@ def check_models(
 
 
 def _slips(given: Mapping[str, Any]) -> list[str]:
-    """Return a note on each key of model.config that looks like a typo of one the shape follows from.
-
-    Hugging Face keeps keys that it does not know: `num_hidden_layer: 48` would be a model of the usual depth.
-    """
+    """Return a note on each key of model.config that looks like a typo of one the shape follows from. Hugging
+    Face keeps keys that it does not know: `num_hidden_layer: 48` would be a model of the usual depth."""
     family = FAMILIES.get(str(given.get("model_type")))
     known = {*SHAPE_NAMES, *(family.defaults if family else ())}
     known |= {name for aliases in ALIASES.values() for name in aliases}
@@ -241,9 +239,7 @@ def seldom_meant(config: RunConfig, others: Mapping[Path, RunConfig] = {}) -> li
         longest = config.rollout.max_completion_length
         asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
         if asks_files and longest == RolloutConfig().max_completion_length:
-            notes.append(
-                f"answers are cut off at rollout.max_completion_length={longest} tokens, the default"
-            )
+            notes += [f"answers are cut off at rollout.max_completion_length={longest} tokens, the default"]
     return notes
 
 

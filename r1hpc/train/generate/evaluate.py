@@ -155,16 +155,14 @@ def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
         values = [pass_at_k(a.num_samples, a.num_correct, k) for a in answers]
         pass_at[str(k)] = _interval(*share_interval(values, num_samples, questions))
     voted = all(a.votes for a in answers)
-    maj_at = (
-        {str(k): _share([majority(a.votes[:k]) for a in answers], questions) for k in ks} if voted else None
-    )
+    maj_at = {str(k): _share([majority(a.votes[:k]) for a in answers], questions) for k in ks if voted}
     return {
         "num_items": num,
         "num_questions": len(set(questions)),
         "num_samples": num_samples,
         "greedy": _share([a.greedy_correct for a in answers], questions),
         "pass_at": pass_at,
-        "maj_at": maj_at,
+        "maj_at": maj_at if voted else None,
         "well_formed": sum(a.well_formed for a in answers) / num,
         "response_length": sum(a.mean_length for a in answers) / num,
         "truncated_share": sum(a.truncated for a in answers) / (num * num_samples),

@@ -47,9 +47,7 @@ _VISIBLE_S = 180.0
 
 def traces(job: Job) -> Outcome:
     """Write demonstrations, some with thinking, for a cold start. Only items of the training part are used.
-
-    Needs no model and no GPU: the task knows the answers.
-    """
+    Needs no model and no GPU: the task knows the answers."""
     task = make_task(job.config.task)
     _refuse_other(job, Asking(task.id))
     outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
@@ -313,9 +311,8 @@ def contamination(
         label: [each.alone for each in benchmark.questions[: benchmarks.sizes[label]]]
         for label, benchmark in benchmarks.members.items()
     }
-    found = iter(
-        overlap([text for texts in questions.values() for text in texts], _texts(config, beat, not_read))
-    )
+    every = [text for texts in questions.values() for text in texts]
+    found = iter(overlap(every, _texts(config, beat, not_read)))
     report = {}
     for label, texts in questions.items():
         hits = [hit for hit in islice(found, len(texts)) if hit is not None]

@@ -132,9 +132,7 @@ class Stage(Protocol):
 
     def state_writer(self) -> Callable[[Path], None]:
         """Return a function that writes this rank's current files, `stage_rank_<n>…`, into a checkpoint.
-
-        Another thread calls it later, while training goes on.
-        """
+        Another thread calls it later, while training goes on."""
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         """Load them from a committed checkpoint, perhaps of another number of ranks."""

@@ -67,10 +67,8 @@ def gae(
 
 
 def whiten(values: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
-    """Scale to mean 0 and standard deviation 1 over the masked entries; 0 elsewhere.
-
-    It covers the whole rollout, not a micro batch, so it does not depend on how rows are dealt to ranks.
-    """
+    """Scale to mean 0 and standard deviation 1 over the masked entries; 0 elsewhere. It covers the whole
+    rollout, not a micro batch, so it does not depend on how rows are dealt to ranks."""
     inside = values[mask]
     return np.where(mask, (values - inside.mean()) / (inside.std() + 1e-8), 0.0)
 

@@ -130,11 +130,8 @@ class OutputHead:
 
 
 def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
-    """Return at least one position, and how many were requested.
-
-    A rank without any takes part too: its head's weights need a gradient of 0, and the first call must find
-    out about the model on every rank.
-    """
+    """Return at least one position, and how many were requested. A rank without any takes part too: its
+    head's weights need a gradient of 0, and the first call must find out about the model on every rank."""
     num = targets.numel() if chosen is None else len(chosen)
     if num:
         return chosen, num

@@ -73,10 +73,8 @@ def check_implementation(name: str) -> None:
 
 
 def add_gates(network: nn.Module, implementation: str) -> None:
-    """Give every exchangeable attention layer a gamma of 0.5 if `implementation` has one.
-
-    Raise ConfigError if it is of this file and the model's attention is built in.
-    """
+    """Give every exchangeable attention layer a gamma of 0.5 if `implementation` has one. Raise ConfigError
+    if it is of this file and the model's attention is built in."""
     if implementation not in OURS:
         return
     layers = list(exchangeable(network))
@@ -92,10 +90,8 @@ def add_gates(network: nn.Module, implementation: str) -> None:
 
 
 def load_gates(network: nn.Module, folder: Path) -> None:
-    """Load the gammas in the safetensors files of `folder`; without any the initial ones stay.
-
-    transformers' from_pretrained cannot: it knows only what the model's own class creates.
-    """
+    """Load the gammas in the safetensors files of `folder`; without any the initial ones stay. transformers'
+    from_pretrained cannot: it knows only what the model's own class creates."""
     gammas = {name: p for name, p in network.named_parameters() if name.endswith(f".{GAMMA}")}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -134,10 +130,8 @@ def gate(
 def gate_norm(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gate with rows that sum to 1.
-
-    sigmoid(x) / sum sigmoid(x) is softmax(log sigmoid(x)), which does not underflow where all x are small.
-    """
+    """Compute the gate with rows that sum to 1. sigmoid(x) / sum sigmoid(x) is softmax(log sigmoid(x)), which
+    does not underflow where all x are small."""
     scores = _scores(module, query, key, rest) * _gamma(module)
     return _attend(module, torch.softmax(F.logsigmoid(_masked(scores, attention_mask)), dim=-1), value, rest)
 
@@ -175,10 +169,8 @@ def _attend(module: nn.Module, weights: Tensor, value: Tensor, rest: dict[str, A
 
 
 def _grouped(rows: Tensor, shared: Tensor) -> Tensor:
-    """Stack the rows of all heads that share a key-value head: no key is repeated in memory.
-
-    (batch, heads, n, m) becomes (batch, key_value_heads, heads / key_value_heads x n, m).
-    """
+    """Stack the rows of all heads that share a key-value head: no key is repeated in memory. (batch, heads,
+    n, m) becomes (batch, key_value_heads, heads / key_value_heads x n, m)."""
     return rows.reshape(rows.shape[0], shared.shape[1], -1, rows.shape[-1])
 
 

@@ -173,10 +173,8 @@ def _refused(implementation: str) -> Iterator[None]:
 
 
 def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> None:
-    """Refuse weights that transformers would initialise at random, and name those it leaves out.
-
-    Tied heads and buffers that the model computes are in neither list: transformers knows them.
-    """
+    """Refuse weights that transformers would initialise at random, and name those it leaves out. Tied heads
+    and buffers that the model computes are in neither list: transformers knows them."""
     refuse_misshapen(weights, loaded["mismatched_keys"])
     missing = sorted(loaded["missing_keys"])
     if missing:

@@ -86,9 +86,7 @@ class Placement:
     @contextmanager
     def _taken_out(self, module: nn.Module) -> Iterator[None]:
         """Inside, the parameters of the module and its children are complete, in fp32, on the CPU.
-
-        transformers initialises from the leaves up; some families set a child's weights from its parent.
-        """
+        transformers initialises from the leaves up; some families set a child's weights from its parent."""
         children = [child for child in module.children() if not isinstance(child, PreTrainedModel)]
         owners = [(owner, name) for owner in (module, *children) for name in owner._parameters]
         own = {key: parameter for key in owners if (parameter := key[0]._parameters[key[1]]) is not None}

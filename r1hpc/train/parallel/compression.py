@@ -159,17 +159,15 @@ class Int8(Compressor):
 
     def __init__(self, engine: Any, group: Group, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         super().__init__(engine, group, parameters)
-        buckets = portions(parameters, lambda name: parameters[name].numel(), _BUCKET)
-        self._buckets = [self._bucket(names) for names in buckets]
-
-    def _bucket(self, names: list[str]) -> tuple[list[str], torch.Tensor]:
-        """Return the names, and their errors in one row that divides into blocks for each rank."""
-        sizes = [self._parameters[name].numel() for name in names]
-        unit = _BLOCK * self._group.world_size
-        row = torch.zeros(-(-sum(sizes) // unit) * unit, device=self._group.device)
-        for name, part in zip(names, torch.split(row[: sum(sizes)], sizes), strict=True):
-            self.errors[name] = part.view(self._parameters[name].shape)
-        return names, row
+        self._buckets: list[tuple[list[str], torch.Tensor]] = []
+        """Names, and their errors in one row that divides into blocks for each rank."""
+        unit = _BLOCK * group.world_size
+        for names in portions(parameters, lambda name: parameters[name].numel(), _BUCKET):
+            sizes = [parameters[name].numel() for name in names]
+            row = torch.zeros(-(-sum(sizes) // unit) * unit, device=group.device)
+            for name, part in zip(names, torch.split(row[: sum(sizes)], sizes), strict=True):
+                self.errors[name] = part.view(parameters[name].shape)
+            self._buckets.append((names, row))
 
     def reduce(self, gradients: Tensors) -> None:
         world_size, rank = self._group.world_size, self._group.rank

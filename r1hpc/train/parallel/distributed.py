@@ -277,10 +277,8 @@ class RankTimes:
             self._writer = RankTimeWriter(run, attempt, nodes, uuids)
 
     def step(self, global_step: int, step_time_s: float, own_s: float) -> None:
-        """Note a finished step. Collective, every _TIMES_EVERY steps.
-
-        `own_s` is its part in this rank's own work: reading, sampling, its forward passes.
-        """
+        """Note a finished step. Collective, every _TIMES_EVERY steps. `own_s` is its part in this rank's own
+        work: reading, sampling, its forward passes."""
         self._times.append((step_time_s, max(0.0, step_time_s - own_s)))
         if len(self._times) < _TIMES_EVERY:
             return
@@ -288,7 +286,6 @@ class RankTimes:
         gathered = self._group.gather(means)
         if self._writer is not None:
             times, waits = zip(*gathered, strict=True)
-            self._writer.write(
-                global_step=global_step, num_steps=len(self._times), step_time_s=times, wait_s=waits
-            )
+            num_steps = len(self._times)
+            self._writer.write(global_step=global_step, num_steps=num_steps, step_time_s=times, wait_s=waits)
         self._times = []

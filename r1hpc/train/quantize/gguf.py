@@ -84,9 +84,9 @@ def _refuse_other_tokens(file: Path, reader: Any, tokenizer: Any, vocab_size: in
     # Gemma spells runs of blanks with another sign.
     lost = [text for i, text in marks if text.strip() and tokenizer.convert_tokens_to_ids(text) != i]
     if len(tokenizer) > vocab_size or lost:
-        what = (
-            f"loses {first_of(lost)}" if lost else f"has {len(tokenizer)} tokens for the model's {vocab_size}"
-        )
+        what = f"has {len(tokenizer)} tokens for the model's {vocab_size}"
+        if lost:
+            what = f"loses {first_of(lost)}"
         raise UsageError(
             f"the tokenizer that transformers makes of {file} {what}: take the model's own folder, with its "
             "tokenizer.json"

@@ -108,17 +108,14 @@ class Bench:
 def open_bench(
     config: RunConfig, folder: Path, code: Path | None = None, num_questions: int | None = None
 ) -> Iterator[Bench]:
-    """Yield a bench for models of one tokenizer, that of `folder`, and the task of `config`, a run's.
-
-    `code` is the run's frozen code, if it has any; `num_questions` is in place of its evaluate.num_items.
-    """
+    """Yield a bench for models of one tokenizer, that of `folder`, and the task of `config`, a run's. `code`
+    is the run's frozen code, if it has any; `num_questions` is in place of its evaluate.num_items."""
     asked = _asked(config, folder, num_questions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
-        return TorchSampler(
-            Group(0, 0, 1, device), ids, zero_stage=0, replica=torch.nn.Module, poll_every=1 << 30
-        )
+        group = Group(0, 0, 1, device)
+        return TorchSampler(group, ids, zero_stage=0, replica=torch.nn.Module, poll_every=1 << 30)
 
     with judge_with(asked, engine, code) as (judge, _):
         # For test files the judge knows no training part.
@@ -191,14 +188,13 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return it without the answers."""
         found = self.comparison
-        figures = [
-            {k: v for k, v in asdict(each).items() if k != "answers"} for each in (self.before, self.after)
-        ]
+        before, after = asdict(self.before), asdict(self.after)
+        del before["answers"], after["answers"]
         return {
             **asdict(self.asked),
             **asdict(self.quantized),
-            "original": figures[0],
-            "export": figures[1],
+            "original": before,
+            "export": after,
             "questions": self.questions,
             "num_questions": found.num_questions,
             "accuracy": asdict(found.accuracy),
@@ -211,10 +207,8 @@ class Report:
 def export_measured(
     config: RunConfig, source: Path, folder: Path, asked: Asked, code: Path | None = None
 ) -> Report:
-    """Quantise the model of `source` into `folder`, read it back, and run both on a run's questions.
-
-    `config` and `code` are as for open_bench.
-    """
+    """Quantise the model of `source` into `folder`, read it back, and run both on a run's questions. `config`
+    and `code` are as for open_bench."""
     with open_bench(config, source, code, asked.num_questions) as bench:
         texts = bench.training_texts(asked.num_texts) if asked.num_texts else None
         _say(f"making the weights {asked.scheme}" + (f", calibrated on {len(texts)} texts" if texts else ""))

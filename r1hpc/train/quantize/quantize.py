@@ -131,7 +131,6 @@ def quantize(
     for layer in layers.values():
         compress_module(layer)
     _write(network, own, source, folder)
-    _name_scheme(network, folder)
     return Quantized(quantized, num, form.weights.group_size)
 
 
@@ -188,6 +187,9 @@ def _set_scale(layer: Any, dtype: torch.dtype) -> None:
 
 
 def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None:
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationStatus
+
     for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)  # exact: smoothing used powers of two
@@ -197,12 +199,6 @@ def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None
         if path.is_file() and path not in left:
             shutil.copyfile(path, folder / path.name)
     open_to_others(folder)
-
-
-def _name_scheme(network: Any, folder: Path) -> None:
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import QuantizationStatus
-
     compressor = ModelCompressor.from_pretrained_model(network)
     compressor.quantization_config.quantization_status = QuantizationStatus.COMPRESSED
     compressor.update_config(str(folder))
@@ -220,9 +216,8 @@ def smooth(network: Any, texts: Sequence[Sequence[int]]) -> None:
     for maker, readers in pairs:
         weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
         inputs = largest[readers[0]]
-        factors = torch.exp2(
-            ((inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()) / 2).round()
-        )
+        ratios = inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()
+        factors = torch.exp2((ratios / 2).round())
         maker.weight.div_(factors if maker.weight.ndim == 1 else factors[:, None])
         if getattr(maker, "bias", None) is not None:
             maker.bias.div_(factors)

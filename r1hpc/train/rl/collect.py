@@ -159,10 +159,8 @@ class Collector:
         return sum(int(path.stem.rsplit("-", 1)[1]) for path in self._batches(rollout_index))
 
     def batches_writer(self, rollout_index: int) -> Callable[[Path], None]:
-        """Return a function that copies the finished batches into a checkpoint's folder. Rank 0 only.
-
-        There are some only if a stop was requested during sampling.
-        """
+        """Return a function that copies the finished batches into a checkpoint's folder. Rank 0 only. There
+        are some only if a stop was requested during sampling."""
         batches = self._batches(rollout_index)
 
         def copy_into(folder: Path) -> None:

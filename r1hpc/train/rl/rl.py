@@ -56,17 +56,14 @@ def run(job: Job) -> Outcome:
     with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
         check_teacher_tokens(config)
         asking = Asking(judge.evaluated.id, judge.asking_id)
-        refuse_other_asking(
-            job, job.run.metrics / "evaluated.json", asking, "the run began", partial(has_kept, job.run)
-        )
+        record = job.run.metrics / "evaluated.json"
+        refuse_other_asking(job, record, asking, "the run began", partial(has_kept, job.run))
         job.watchdog.beat("building the model")
         build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
         network = build(config, hf_config, placement(config, job.group, divided=True))
         reference = build_reference(job, hf_config)
-        facts: dict[str, Any] = {
-            "reference": reference.id if reference else None,
-            "algorithm": config.rl.algorithm,
-        }
+        of_reference = reference.id if reference else None
+        facts: dict[str, Any] = {"reference": of_reference, "algorithm": config.rl.algorithm}
         # A checkpoint belongs to the custom reward terms it was trained with.
         if digests := {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}:
             facts["own_rewards"] = digests

@@ -104,7 +104,7 @@ class Rollout:
         """
         groups = self.groups
         lengths, correct = groups.lengths.astype(np.float64), groups.correct
-        return {
+        facts: dict[str, Any] = {
             "reward": float(groups.rewards.mean()),
             "accuracy": float(correct.mean()),
             **{f"reward_{name}": float(values.mean()) for name, values in groups.terms.items()},
@@ -115,8 +115,17 @@ class Rollout:
             "truncated_share": 1.0 - float(groups.ended.mean()),
             "num_groups": len(groups.items),
             "num_items": self.num_items,
-            **_by_task(groups, labels, by_group),
         }
+        for label in sorted(set(labels)):
+            own = groups.select([at for at, each in enumerate(labels) if each == label])
+            facts |= {
+                f"task_{label}_reward": float(own.rewards.mean()),
+                f"task_{label}_accuracy": float(own.correct.mean()),
+                f"task_{label}_zero_variance_share": 1.0 - float(varied(own).mean()) if by_group else None,
+                f"task_{label}_response_length": float(own.lengths.mean()),
+                f"task_{label}_num_groups": len(own.items),
+            }
+        return facts
 
     def checksum(self) -> int:
         """Return a checksum of items, completions and rewards: equal for two runs on the same rollout."""
@@ -125,20 +134,6 @@ class Rollout:
             digest.update(row[:length].tobytes())
         digest.update(json.dumps([float(r).hex() for r in self.groups.rewards]).encode())
         return int.from_bytes(digest.digest()[:6])
-
-
-def _by_task(groups: Groups, labels: Sequence[str], by_group: bool) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for label in sorted(set(labels)):
-        own = groups.select([at for at, each in enumerate(labels) if each == label])
-        facts |= {
-            f"task_{label}_reward": float(own.rewards.mean()),
-            f"task_{label}_accuracy": float(own.correct.mean()),
-            f"task_{label}_zero_variance_share": 1.0 - float(varied(own).mean()) if by_group else None,
-            f"task_{label}_response_length": float(own.lengths.mean()),
-            f"task_{label}_num_groups": len(own.items),
-        }
-    return facts
 
 
 def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_]:
@@ -169,9 +164,8 @@ def read_groups(path: Path) -> tuple[str, Groups]:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         policy_id = str(arrays.pop("policy_id"))
-        terms = {
-            name.removeprefix(_TERM): arrays.pop(name) for name in list(arrays) if name.startswith(_TERM)
-        }
+        named = [name for name in arrays if name.startswith(_TERM)]
+        terms = {name.removeprefix(_TERM): arrays.pop(name) for name in named}
         return policy_id, Groups(**arrays, terms=terms)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise StateError(f"{path} holds no rollout: {error}") from None
@@ -190,9 +184,8 @@ def load_rollout(folder: Path, num_items: int) -> Rollout | None:
     if not (folder / _GROUPS).exists():
         return None
     policy_id, groups = read_groups(folder / _GROUPS)
-    values, old_logprobs = (
-        np.load(folder / name) if (folder / name).exists() else None for name in (_VALUES, _OLD_LOGPROBS)
-    )
+    paths = folder / _VALUES, folder / _OLD_LOGPROBS
+    values, old_logprobs = (np.load(path) if path.exists() else None for path in paths)
     return Rollout(groups, policy_id, num_items, values=values, old_logprobs=old_logprobs)
 
 

@@ -92,9 +92,7 @@ class Updater:
         # After a resume between two updates the critic has changed since GAE used it: take the saved values.
         values = rollout.values
         if values is None:
-            values = self._worked_out(
-                engine, bare, lambda engine, batch: _outputs(engine, batch, of_policy=False)[1]
-            )
+            values = self._worked_out(engine, bare, lambda engine, b: _outputs(engine, b, of_policy=False)[1])
         advantages, returns = gae(groups.rewards, values, groups.lengths, rl.gamma, rl.gae_lambda)
         whitened = whiten(advantages, inside & counts[:, None])
         return Experience(groups, tuple(prompts), whitened, counts, returns, values, old_logprobs)
@@ -199,9 +197,8 @@ class Updater:
                 importance_capped=(importance >= rl.importance_cap).sum(),
             )
         advantages = batch.spread(experience.advantages)
-        terms = policy_terms(
-            logprobs, old, advantages, per_token, batch.mask, rl, forward.reference, importance
-        )
+        mask, reference = batch.mask, forward.reference
+        terms = policy_terms(logprobs, old, advantages, per_token, mask, rl, reference, importance)
         tally.add(clipped=terms.clipped, kl=terms.kl)
         return terms.loss
 
@@ -224,27 +221,16 @@ class Updater:
             values[:] = [found]
             return logits
 
-        needs_gradient = rl.entropy_coef > 0
-        scores = self._scores(
-            engine,
-            batch,
-            run_policy,
-            with_entropies=True,
-            differentiate_entropies=needs_gradient,
-            teacher=teacher,
-        )
-        logprobs, entropies, divergences = map(
-            batch.placed, (scores.logprobs, scores.entropies, scores.divergences)
-        )
-        return Forward(logprobs, entropies, values[0], reference, divergences)
+        wanted = {"with_entropies": True, "differentiate_entropies": rl.entropy_coef > 0}
+        scores = self._scores(engine, batch, run_policy, teacher=teacher, **wanted)
+        logprobs, entropies = batch.placed(scores.logprobs), batch.placed(scores.entropies)
+        return Forward(logprobs, entropies, values[0], reference, batch.placed(scores.divergences))
 
     def _scores(
         self, network: Any, batch: MicroBatch, run: Callable[[], torch.Tensor], **more: Any
     ) -> Scores:
-        temperature = self._config.rollout.temperature
-        return self._head(network).scores(
-            run, batch.targets, batch.positions, temperature=temperature, **more
-        )
+        more["temperature"] = self._config.rollout.temperature
+        return self._head(network).scores(run, batch.targets, batch.positions, **more)
 
     def _head(self, network: Any) -> OutputHead:
         """Return the head of the policy or reference, kept for what it learns about the network."""

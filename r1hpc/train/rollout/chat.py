@@ -74,13 +74,11 @@ class Speaker:
 
     @torch.no_grad()
     def _tokens(self, prompt: list[int], limits: Limits) -> Iterator[int]:
-        cache: Any = DynamicCache()
+        cache: Any = {cache_argument(self._network): DynamicCache()}
         key = streams(limits.seed, [len(prompt)], 1)
         ids = torch.tensor([prompt], device=self._device)
         for position in range(min(limits.max_tokens, self._positions - len(prompt))):
-            out = self._network(
-                input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(self._network): cache}
-            )
+            out = self._network(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
             chosen, _ = choose(out.logits[:, -1].float(), limits.temperature, key, position)
             if int(chosen) in self._stops:
                 return

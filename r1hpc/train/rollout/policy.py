@@ -94,9 +94,8 @@ def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
     """Return how weights lie on this rank; `divided` over the ranks if they are trained that way."""
     sharding = None
     if divided and config.deepspeed.zero_stage == 3:
-        sharding = deepspeed_config(
-            config, world_size=group.world_size, on_gpu=group.device.type == "cuda", load_universal=False
-        )
+        size, on_gpu = group.world_size, group.device.type == "cuda"
+        sharding = deepspeed_config(config, world_size=size, on_gpu=on_gpu, load_universal=False)
     return Placement(DTYPES[config.train.precision], group.device, sharding)
 
 
@@ -136,9 +135,7 @@ class Reference:
 
 def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
     """Return the teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None without either.
-
-    `hf_config` is that of the model that is trained.
-    """
+    `hf_config` is that of the model that is trained."""
     config, where = job.config, reference_place(job.config)
     teacher = load_teacher_config(config)
     if teacher is not None:
@@ -174,6 +171,5 @@ def build_rollout_engine(
         with torch.random.fork_rng():
             return build_policy(config, hf_config, placement(config, job.group, divided=False))
 
-    return TorchSampler(
-        job.group, ids, zero_stage=zero_stage, replica=replica, poll_every=config.rollout.poll_every
-    )
+    every = config.rollout.poll_every
+    return TorchSampler(job.group, ids, zero_stage=zero_stage, replica=replica, poll_every=every)

@@ -160,10 +160,8 @@ class Judge:
         return done
 
     def demonstrated(self, task: Task, item: Item) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the tokens of a task's question and of a correct completion, with any thinking.
-
-        The completion is empty if the task shows none.
-        """
+        """Return the tokens of a task's question and of a correct completion, with any thinking. The
+        completion is empty if the task shows none."""
         for thinking in (True, False):
             try:
                 shown = task.demonstration(item, thinking)
@@ -179,10 +177,8 @@ class Judge:
 
 @contextmanager
 def open_judge(job: Job, zero_stage: int) -> Iterator[tuple[Judge, dict[str, Any]]]:
-    """Yield the judge of the run's task, and the config.json of its model.
-
-    `zero_stage` is the layout of the weights for engine.sync_weights; 0: complete on every rank.
-    """
+    """Yield the judge of the run's task, and the config.json of its model. `zero_stage` is the layout of the
+    weights for engine.sync_weights; 0: complete on every rank."""
 
     def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
         return build_rollout_engine(job, hf_config, ids, zero_stage)

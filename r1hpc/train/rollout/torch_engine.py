@@ -214,9 +214,8 @@ class TorchSampler:
         for t in range(request.max_completion_length):
             if t % self._poll_every == 0 and should_stop():
                 return None
-            chosen, chosen_logprobs = choose(
-                logits, request.temperature, request.streams[rows], t, request.cut
-            )
+            keys = request.streams[rows]
+            chosen, chosen_logprobs = choose(logits, request.temperature, keys, t, request.cut)
             picked = chosen.cpu().numpy()
             tokens[rows, t] = picked
             logprobs[rows, t] = chosen_logprobs.cpu().numpy()
@@ -250,9 +249,7 @@ class TorchSampler:
 
     def _gather(self, network: torch.nn.Module) -> torch.nn.Module:
         """Gather every partitioned parameter into the replica, a bounded number of bytes at a time.
-
-        Collective: all ranks gather the same parameters in the same order, and each keeps a full copy.
-        """
+        Collective: all ranks gather the same parameters in the same order, and each keeps a full copy."""
         import deepspeed
 
         if self._replica is None:
@@ -319,10 +316,8 @@ def truncated(logprobs: torch.Tensor, cut: Cut) -> torch.Tensor:
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """Return an id of the weights by their bits: the sum of each tensor's bit patterns, mixed in order.
-
-    It tells the states of a training run apart; it is no defence against somebody who forges one.
-    """
+    """Return an id of the weights by their bits: the sum of each tensor's bit patterns, mixed in order. It
+    tells the states of a training run apart; it is no defence against somebody who forges one."""
     total = 0
     for parameter in network.parameters():
         whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]

@@ -277,10 +277,8 @@ def installed_version() -> str:
 
 @contextmanager
 def _one_sentence(rank: int) -> Iterator[None]:
-    """Raise vLLM's exceptions as an R1hpcError; the traceback is in the rank's log.
-
-    It raises ValueError, RuntimeError, pydantic's ValidationError, even a bare AssertionError.
-    """
+    """Raise vLLM's exceptions as an R1hpcError; the traceback is in the rank's log. It raises ValueError,
+    RuntimeError, pydantic's ValidationError, even a bare AssertionError."""
     try:
         yield
     except (R1hpcError, torch.OutOfMemoryError):  # the second by name, which tells what to change

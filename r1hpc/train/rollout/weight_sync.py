@@ -94,9 +94,7 @@ def prove(
     network: Any, policy_id: str, sample: Callable[[Request], Samples], longest: int, device: torch.device
 ) -> Proof:
     """Return the engine's completions, with its log-probabilities and the trainer's. Collective under ZeRO 3.
-
-    `longest` is how many tokens of prompt and completion the engine takes.
-    """
+    `longest` is how many tokens of prompt and completion the engine takes."""
     # Random tokens, always the same.
     completion = max(1, min(_LONGEST_COMPLETION, longest // 2))
     length = max(1, min(_LONGEST_PROMPT, longest - completion))
@@ -111,9 +109,7 @@ def prove(
 
 def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:
     """Refuse, on all ranks, an engine whose log-probabilities differ from the trainer's by more than `limit`.
-
-    It is also refused if it repeats its `earlier` proof.
-    """
+    It is also refused if it repeats its `earlier` proof."""
     means = group.gather(proof.mean)
     repeated = group.gather(earlier is not None and proof.repeats(earlier))
     if any(repeated):
@@ -145,7 +141,6 @@ def _logprobs(network: Any, request: Request, samples: Samples, device: torch.de
         logits = network(input_ids=tokens[:, :-1], logits_to_keep=num).logits
     finally:
         network.train(was_training)
-    found: Floats = (
-        logits.float().log_softmax(-1).gather(-1, tokens[:, -num:, None])[..., 0].double().cpu().numpy()
-    )
-    return found
+    found = logits.float().log_softmax(-1).gather(-1, tokens[:, -num:, None])[..., 0]
+    values: Floats = found.double().cpu().numpy()
+    return values

@@ -142,11 +142,8 @@ def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:
 
 
 def build(recipe: Path, target: Path) -> None:
-    """Run `shard build` in a separate process, so that zarr's threads do not outlive it.
-
-    Raise R1hpcError with its output; MayPassError if another try or node may succeed, NotTheNodeError if the
-    disk is full.
-    """
+    """Run `shard build` in a separate process, so that zarr's threads do not outlive it. Raise R1hpcError
+    with its output; MayPassError if another try or node may succeed, NotTheNodeError if the disk is full."""
     workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target)]
     command += ["--workers", workers, "--json"]

@@ -245,10 +245,8 @@ def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str
 
     parting = by_rank_0(job.group, choose)
     if job.group.rank == 0 and parting.siblings:
-        print(
-            f"{len(parting.siblings):,} traces are not trained on: they answer prompts of those held out",
-            flush=True,
-        )
+        num = len(parting.siblings)
+        print(f"{num:,} traces are not trained on: they answer prompts of those held out", flush=True)
     return parting
 
 

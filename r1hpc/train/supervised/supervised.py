@@ -72,10 +72,8 @@ def batch_plan(job: Job) -> BatchPlan:
 
 
 def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
-    """Open a dataset on rank 0 and return it on every rank; on each other node one rank checks its files.
-
-    A dataset has thousands of files: a metadata server suffers when every rank asks for each of them.
-    """
+    """Open a dataset on rank 0 and return it on every rank; on each other node one rank checks its files. A
+    dataset has thousands of files: a metadata server suffers when every rank asks for each of them."""
     found = by_rank_0(group, open_it)
     if group.local_rank == 0 and group.rank != 0:
         found.manifest.check_census()
@@ -202,10 +200,8 @@ class SupervisedStage(ABC, Generic[BatchT]):
         chosen: torch.Tensor | None = None,
         **more: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the sum over the targets (rows, T) at flat positions `chosen`, or all.
-
-        The model gets `more`. If ranks share a sequence, all of it concerns this rank's part.
-        """
+        """Return the sum over the targets (rows, T) at flat positions `chosen`, or all. The model gets
+        `more`. If ranks share a sequence, all of it concerns this rank's part."""
         if self._sequence.size > 1:
             more = {**more, "position_ids": self._sequence.positions(inputs)}
         if self._head is None:
