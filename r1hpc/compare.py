@@ -22,7 +22,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.tables import format_table, wrap
 
 if TYPE_CHECKING:
-    from r1hpc.tasks.stats.comparison import Comparison, Difference
+    from r1hpc.tasks.statistics import Comparison, Difference
 
 _HEADINGS = ("", "A", "B", "B - A", "")
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args(argv)
-    from r1hpc.tasks.stats.comparison import compare_answers
+    from r1hpc.tasks.statistics import compare_answers
 
     (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
     found = compare_answers(a, b)

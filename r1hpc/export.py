@@ -273,7 +273,7 @@ def _from_gguf(file: Path, out: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"{file} is not there")
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from r1hpc.train.quantize.gguf import convert_gguf
+    from r1hpc.train.quantize.model_folders import convert_gguf
 
     _appear(out, lambda staging: convert_gguf(file, staging))
     return {"source": str(file), "step": None}
@@ -324,7 +324,7 @@ def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which trains no model")
     os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a card
     from r1hpc.tasks.text.tokenizer import exported_tokenizer, load_tokenizer, vocabulary_size
-    from r1hpc.train.quantize.from_checkpoint import export_checkpoint
+    from r1hpc.train.quantize.model_folders import export_checkpoint
 
     if config.stage != "pretrain":
         own = vocabulary_size(load_tokenizer(config.model))

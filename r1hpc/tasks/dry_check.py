@@ -8,9 +8,8 @@ from pathlib import Path
 from r1hpc.config.paths import FILES, is_own, names_in
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.parts import num_items
-from r1hpc.tasks.problems.asked_items import asked, repeated
+from r1hpc.tasks.problems.asked_items import asked, check_demonstrations, repeated
 from r1hpc.tasks.problems.benchmark import Benchmarks, named_sets
-from r1hpc.tasks.problems.demonstrations import check_demonstrations
 from r1hpc.tasks.problems.file import QuestionFile, check_one_split
 from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of, weights_of
 from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members

@@ -16,7 +16,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.telemetry.records.attempts import Cause, read_history
 from r1hpc.telemetry.records.metrics import read_steps
-from r1hpc.train.quantize.gguf import convert_gguf
+from r1hpc.train.quantize.model_folders import convert_gguf
 from tests.cluster import Cluster
 from tests.fetched import SMOLLM2, wheel_member
 from tests.runs import current_step, wait_until

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from r1hpc.tasks.grading.answers import chosen, counted_as
-from r1hpc.tasks.stats.intervals import majority
+from r1hpc.tasks.statistics import majority
 
 CHOICES = ["Rome", "Bonn", "C. elegans"]
 

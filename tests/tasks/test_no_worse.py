@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.tasks.stats.comparison import Verdict, compare_answers, judge_loss
+from r1hpc.tasks.statistics import Verdict, compare_answers, judge_loss
 
 
 def answers(right: list[bool]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r1hpc.tasks.stats.intervals import (
+from r1hpc.tasks.statistics import (
     Discordance,
     sign_flip_p,
     smallest_difference,

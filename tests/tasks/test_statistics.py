@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from r1hpc.tasks.stats.intervals import mean_interval, pass_at_k, share_interval, wilson
+from r1hpc.tasks.statistics import mean_interval, pass_at_k, share_interval, wilson
 
 
 @pytest.mark.parametrize("num_correct", range(7))

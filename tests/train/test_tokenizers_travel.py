@@ -21,7 +21,7 @@ from r1hpc.tasks.text.tokenizer import (
 from r1hpc.train.model.export import export_model
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.distributed import Group, join, leave
-from r1hpc.train.quantize.gguf import convert_gguf
+from r1hpc.train.quantize.model_folders import convert_gguf
 from tests.fetched import DEEPSEEK, SMOLLM2, wheel_member
 from tests.tasks.tokenizers_of_others import deepseek_like, gemma_like, llama3_like
 

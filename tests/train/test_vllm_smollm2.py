@@ -15,7 +15,7 @@ from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import TrainError
-from r1hpc.train.quantize.gguf import convert_gguf
+from r1hpc.train.quantize.model_folders import convert_gguf
 from r1hpc.train.rollout import vllm_engine
 from r1hpc.train.rollout.vllm_engine import VllmSampler
 from tests.fetched import SMOLLM2, wheel_member

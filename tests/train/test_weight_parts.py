@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.train.checkpoint.shards import Weights, join_weights, part_name, pieces_of, take_weights
+from r1hpc.train.checkpoint.deepspeed_io import Weights, join_weights, part_name, pieces_of, take_weights
 from r1hpc.train.parallel.errors import ResumeError
 
 SHAPES = st.lists(st.tuples(st.integers(0, 7), st.integers(1, 9)), min_size=1, max_size=6)

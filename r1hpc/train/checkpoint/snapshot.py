@@ -23,9 +23,18 @@ from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.client.streams import restore_streams, seed_streams, streams
 from r1hpc.train.checkpoint.async_save import Exchange, Records, Report, Write, records_of
-from r1hpc.train.checkpoint.deepspeed_io import AbandonedError, CheckpointFiles, File, convert, write_file
+from r1hpc.train.checkpoint.deepspeed_io import (
+    AbandonedError,
+    CheckpointFiles,
+    File,
+    check_whole,
+    convert,
+    own_files,
+    part_name,
+    streams_name,
+    write_file,
+)
 from r1hpc.train.checkpoint.identity import Identity, describe_versions, versions
-from r1hpc.train.checkpoint.shards import check_whole, own_files, part_name, streams_name
 from r1hpc.train.model.low_precision import load_adapters
 from r1hpc.train.parallel.compression import Compressor, compression_name
 from r1hpc.train.parallel.distributed import Group

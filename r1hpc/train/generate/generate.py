@@ -23,8 +23,8 @@ from r1hpc.corpus.clean.contamination import NGRAM, overlap
 from r1hpc.corpus.sources.lines import iter_lines
 from r1hpc.plan.topology.parts import num_parts, part_items
 from r1hpc.tasks.grading.verifier import StopAsked
+from r1hpc.tasks.problems.asked_items import demonstrate
 from r1hpc.tasks.problems.benchmark import Benchmarks, check_trained_on, training_files
-from r1hpc.tasks.problems.demonstrations import demonstrate
 from r1hpc.tasks.problems.file import table_batches
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task

@@ -25,7 +25,7 @@ from r1hpc.tasks.problems.benchmark import named_sets, with_counted_sets
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task
 from r1hpc.tasks.reward.rewards import Completion, Score
-from r1hpc.tasks.stats.comparison import Comparison, Verdict, compare_answers, judge_loss
+from r1hpc.tasks.statistics import Comparison, Verdict, compare_answers, judge_loss
 from r1hpc.tasks.text.prompt_format import as_trained
 from r1hpc.tasks.text.tokenizer import SpecialIds, fitting
 from r1hpc.train.parallel.distributed import Group

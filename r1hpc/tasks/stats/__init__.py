@@ -1,1 +1,0 @@
-"""Compare evaluations: intervals, paired tests, non-inferiority."""
