@@ -38,7 +38,10 @@ def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts
         box = last_boxed(said)
         found = box.content if box is not None and box.content else None
         return Parts(thinking, found, found is not None and not truncated)
-    answer = _between(said, "<answer>", "</answer>")
+    answer = None
+    if said.count("<answer>") == said.count("</answer>") == 1:
+        start, end = said.find("<answer>") + len("<answer>"), said.find("</answer>")
+        answer = said[start:end] if start <= end else None
     before, opening, _ = text.partition("<think>")
     if opening and "answer>" in before:
         answer = None
@@ -108,10 +111,3 @@ def without_tags(text: str) -> str:
     for tag in TAGS:
         text = text.replace(tag, " ")
     return text
-
-
-def _between(text: str, opening: str, closing: str) -> str | None:
-    if text.count(opening) != 1 or text.count(closing) != 1:
-        return None
-    start, end = text.find(opening) + len(opening), text.find(closing)
-    return text[start:end] if start <= end else None

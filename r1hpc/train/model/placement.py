@@ -58,8 +58,17 @@ class Placement:
         if self.sharding is not None:
             _ = self._convert  # it makes its own parameter, outside the model
         # Otherwise transformers' threads read ahead, up to the whole model.
-        with register_module_parameter_registration_hook(put), _variable("HF_DEACTIVATE_ASYNC_LOAD", "1"):
-            yield
+        variable = "HF_DEACTIVATE_ASYNC_LOAD"
+        before = os.environ.get(variable)
+        os.environ[variable] = "1"
+        try:
+            with register_module_parameter_registration_hook(put):
+                yield
+        finally:
+            if before is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = before
 
     @contextmanager
     def each_made(self) -> Iterator[None]:
@@ -117,16 +126,3 @@ class Placement:
         first = nn.ParameterList([torch.zeros(1, dtype=self.dtype, device=self.device)])
         deepspeed.zero.Init(module=first, config_dict_or_path=self.sharding, dtype=self.dtype)
         return first[0].convert_to_zero_parameters
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

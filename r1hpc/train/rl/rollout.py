@@ -235,12 +235,12 @@ class MicroBatch:
     def num_kept(self) -> int:
         return int(self.targets.shape[1])
 
-    def spread(self, values: npt.NDArray[Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def spread(self, values: npt.NDArray[Any]) -> torch.Tensor:
         """Lay out values per completion token (n, longest) as `targets`."""
         placed = np.zeros(self.columns.shape, np.float64)
         inside = np.arange(values.shape[1])[None, :] < self.lengths[:, None]
         placed[self.columns] = values[self.rows][inside]
-        return torch.from_numpy(placed).to(self.targets.device, dtype)
+        return torch.from_numpy(placed).to(self.targets.device, torch.float32)
 
     def placed(self, values: torch.Tensor) -> torch.Tensor:
         """Lay out (num tokens of completions,), row after row, as (rows, k); 0 elsewhere."""
