@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     os.umask(0o077)
-    from r1hpc.serving.address import read_key
-    from r1hpc.serving.address import address_now
+    from r1hpc.serving.address import address_now, read_key
     from r1hpc.serving.loadtest import Prompts, Target, ask, measure
 
     prompts = Prompts(arguments.prompt_tokens, arguments.max_tokens, _prompts_of(arguments.prompts))
