@@ -34,7 +34,6 @@ class SaveSpeed:
 
     gib_s: float
     source: str
-    """The source of the speed, as printed."""
 
 
 ASSUMED_SPEED = SaveSpeed(1.0, "assumed: no run in this run root has saved 256 MiB or more yet")
@@ -61,7 +60,6 @@ class PreemptionRules:
 
     @property
     def source(self) -> str:
-        """Describe the source of the window."""
         if self.grace_s <= 0:
             return "GraceTime is 0: only KillWait"
         signal = "USR2 (send_user_signal)" if self.sends_user_signal else "SIGTERM"

@@ -114,8 +114,8 @@ def estimate(
         rates: the site's own failures and preemptions; None takes published ones.
         save_interval_s: between saves; None takes the optimal one.
     """
-    gpus = num_gpus_of(work)
-    lost = overhead(rates or FailureRates(), gpus, save_time_s, save_interval_s)
+    gpus, rates = num_gpus_of(work), rates or FailureRates()
+    lost = overhead(rates, gpus, save_time_s, save_interval_s)
     ideal = mfu_belief(work, 0.0)
     belief = billed_belief(work)
     useful = max(lost.goodput, LEAST_GOODPUT)
@@ -137,7 +137,7 @@ def estimate(
         goodput=lost,
         drivers=shares_of(belief.variances),
         assumptions=_assumptions(work, gpus, rates, save_time_s, belief),
-        notes=(*_notes(work, lost), *memory_notes(options, work)),
+        notes=_notes(work, lost, options),
         baselines=baselines(work),
         memory=options,
     )
@@ -283,25 +283,9 @@ def shares_of(variances: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 
-def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
-    """Return advice if nothing fits."""
-    if options.fits:
-        return []
-    few = options.num_gpus
-    cards = f"{few} x {work.gpu.name}" if few > 1 else f"one {work.gpu.name}"
-    found = (
-        f"nothing fits on {cards}: the leanest configuration ({options.smallest}) exceeds the "
-        f"{options.usable_gib:.0f} GiB that a card has to offer"
-    )
-    if options.least_gpus is None:
-        return [found + "; no number of them holds one sequence: shorten --seq-len, or take a larger card"]
-    return [found + f"; from {options.least_gpus} GPUs on ZeRO 3 fits, or train adapters (model.lora_rank)"]
-
-
 def _assumptions(
-    work: Workload, gpus: int, rates: FailureRates | None, save_time_s: float, belief: MfuBelief
+    work: Workload, gpus: int, rates: FailureRates, save_time_s: float, belief: MfuBelief
 ) -> dict[str, Any]:
-    known = rates or FailureRates()
     return {
         "gpu": work.gpu.name,
         "peak_tflops": work.gpu.peak_tflops,
@@ -317,15 +301,13 @@ def _assumptions(
         "recompute": work.recompute or "unknown",
         "tokens_per_step": work.tokens_per_step or "unknown",
         "zero_stage": "unknown" if work.zero_stage is None else work.zero_stage,
-        "gpu_hours_per_failure": known.gpu_hours_per_failure,
-        "preemptions_per_day": known.preemptions_per_day,
-        "restart_s": known.restart_s,
+        **asdict(rates),
         "save_time_s": save_time_s,
         "effects_on_ln_mfu": dict(belief.effects),
     }
 
 
-def _notes(work: Workload, lost: Overhead) -> list[str]:
+def _notes(work: Workload, lost: Overhead, options: MemoryOptions) -> tuple[str, ...]:
     notes = []
     if work.num_gpus is None:
         notes.append("the number of GPUs is not given: efficiency and losses are those of the usual number")
@@ -339,4 +321,14 @@ def _notes(work: Workload, lost: Overhead) -> list[str]:
             f"interruptions come every {every}: less than half of the time is progress. "
             "Save faster or more often, or restart faster"
         )
-    return notes
+    if not options.fits:
+        few = options.num_gpus
+        cards = f"{few} x {work.gpu.name}" if few > 1 else f"one {work.gpu.name}"
+        more = f"from {options.least_gpus} GPUs on ZeRO 3 fits, or train adapters (model.lora_rank)"
+        if options.least_gpus is None:
+            more = "no number of them holds one sequence: shorten --seq-len, or take a larger card"
+        notes.append(
+            f"nothing fits on {cards}: the leanest configuration ({options.smallest}) exceeds the "
+            f"{options.usable_gib:.0f} GiB that a card has to offer; {more}"
+        )
+    return tuple(notes)

@@ -100,23 +100,22 @@ def _on_gpus(
         found = found.with_startup(_startup_gpu_hours(plan, found)).assuming(eager_layer_s=EAGER_LAYER_S)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
-    if config.model.lora_rank:
-        found = _without_options(found, _ADAPTERS)
-    if config.train.sequence_parallel > 1:
-        found = _without_options(found, _SHARED)
-    if config.stage == "rl" and config.rl.max_resamples:
-        note = f"a rollout is counted once, and sampled up to {config.rl.max_resamples + 1} times"
-        found = replace(found, notes=(note, *found.notes))
+    notes = []
     if gpu_type is None:
-        note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
-        found = replace(found, notes=(note, *found.notes))
+        notes.append(f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed")
+    if config.stage == "rl" and config.rl.max_resamples:
+        notes.append(f"a rollout is counted once, and sampled up to {config.rl.max_resamples + 1} times")
+    if config.train.sequence_parallel > 1:
+        notes.append(_SHARED)
+    if config.model.lora_rank:
+        notes.append(_ADAPTERS)
+    kept = found.notes
+    if config.train.sequence_parallel > 1 or config.model.lora_rank:
+        # Not the memory of full training on full sequences, since `plan` has the run's own.
+        found = replace(found, memory=None)
+        kept = tuple(note for note in kept if not note.startswith("nothing fits"))
+    found = replace(found, notes=(*notes, *kept))
     return found.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
-
-
-def _without_options(found: Estimate, more: str) -> Estimate:
-    """Drop the memory of full training on full sequences, since `plan` has the run's own; add a note."""
-    notes = tuple(note for note in found.notes if not note.startswith("nothing fits"))
-    return replace(found, memory=None, notes=(more, *notes))
 
 
 def shape_of_run(
@@ -253,10 +252,11 @@ def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> Spread:
 
 
 def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:
-    rollout, params, world = config.rollout, float(plan.num_parameters or 0), plan.topology.world_size
+    rollout, params = config.rollout, float(plan.num_parameters or 0)
     active = params if shape is None else float(shape.num_active_parameters)
     is_rl, has_critic = config.stage == "rl", config.rl.algorithm == "ppo"
     per_rollout = rollout.num_prompts * rollout.num_generations
+    batches, evaluation_batches = _batches(config, plan.topology.world_size)
     # Before the first step, after the last, and between (train/rl/rl.py).
     every = config.evaluate.every
     num_evaluations = 2 + ((config.train.num_steps - 1) // every if every else 0)
@@ -289,9 +289,9 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         critic_passes=int(has_critic),
         reference_params=reference,
         recompute=config.model.activation_checkpointing,
-        rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
+        rollout_batches=batches,
         num_evaluations=num_evaluations if is_rl else 0,
-        evaluation_batches=_evaluation_batches(config, world) if is_rl else (),
+        evaluation_batches=evaluation_batches,
         is_trained=is_rl,
         is_whole=True,
         cache_tokens=_cache_tokens(config, plan, gpu, shape),
@@ -313,25 +313,20 @@ def _answers(config: RunConfig) -> tuple[int, ...]:
     return (config.generate.num_samples,) if config.stage == "generate" else (1, config.evaluate.num_samples)
 
 
-def _rollout_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
-    """Cut a rollout into batches like train/rl/collect.py."""
-    together = rollout_prompts(config, num_ranks)
-    num = _rounds(config.rollout.num_prompts, together, num_ranks)
-    return (Batches(num, together * config.rollout.num_generations),)
-
-
-def _evaluation_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
-    """Cut an evaluation of stage rl into batches like train/generate/evaluate.py."""
-    together = evaluation_prompts(config, num_ranks)
-    num = _rounds(num_items(config), together, num_ranks)
-    return tuple(Batches(num, together * answers) for answers in _answers(config))
-
-
-def _part_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
-    """Cut the stages that only sample like train/generate/generate.py: one rank makes a part."""
-    part, together = largest_part(config, num_ranks), part_prompts(config, num_ranks)
-    num = _rounds(num_items(config), part, num_ranks) * math.ceil(part / together)
-    return tuple(Batches(num, together * answers) for answers in _answers(config))
+def _batches(config: RunConfig, num_ranks: int) -> tuple[tuple[Batches, ...], tuple[Batches, ...]]:
+    """Return the batches of a rollout, or of a stage that only samples; and of an evaluation of stage rl."""
+    rollout: tuple[Batches, ...] = ()
+    if config.stage == "rl":  # cut like train/rl/collect.py, and train/generate/evaluate.py
+        together = rollout_prompts(config, num_ranks)
+        num = _rounds(config.rollout.num_prompts, together, num_ranks)
+        rollout = (Batches(num, together * config.rollout.num_generations),)
+        together = evaluation_prompts(config, num_ranks)
+        num = _rounds(num_items(config), together, num_ranks)
+    else:  # cut like train/generate/generate.py: one rank makes a part
+        part, together = largest_part(config, num_ranks), part_prompts(config, num_ranks)
+        num = _rounds(num_items(config), part, num_ranks) * math.ceil(part / together)
+    answers = tuple(Batches(num, together * answers) for answers in _answers(config))
+    return (rollout, answers) if rollout else (answers, ())
 
 
 def _rounds(items: int, together: int, num_ranks: int) -> int:

@@ -102,11 +102,13 @@ def memory_options(
     stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
     tokens = math.inf if work.tokens_per_step is None else work.tokens_per_step
     micros = [micro for micro in MICRO_BATCHES if micro <= max(1.0, tokens / work.seq_len / num_gpus)]
-    every = [
-        option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload), beside)
-        for stage, micro, recompute, offload in product(stages, micros, ("none", "full"), (False, True))
-        if not offload or stage >= 2
-    ]
+    whole = replace(work, num_gpus=num_gpus, tensor_parallel=None, pipeline_parallel=None)
+    every = []
+    for stage, micro, recompute, offload in product(stages, micros, ("none", "full"), (False, True)):
+        if offload and stage < 2:
+            continue
+        one = replace(whole, zero_stage=stage, micro_batch_size=micro, recompute=recompute, offload=offload)
+        every.append(option_of(shape, one, beside))
     usable = usable_gib(work.gpu.memory_gib)
     fitting = [option for option in every if option.total_gib <= usable]
     fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
@@ -115,7 +117,7 @@ def memory_options(
     for option in fitting:
         best.setdefault((option.zero_stage, option.recompute, option.offload), option)
     smallest = min(every, key=lambda option: option.total_gib)
-    least = None if fitting else _least_gpus(shape, work, beside, usable)
+    least = None if fitting else _least_gpus(shape, whole, beside, usable)
     return MemoryOptions(usable, num_gpus, tuple(best.values()), smallest, least)
 
 
@@ -182,24 +184,9 @@ def option_of(
     )
 
 
-def _configured(
-    work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
-) -> Workload:
-    return replace(
-        work,
-        num_gpus=num_gpus,
-        zero_stage=zero_stage,
-        micro_batch_size=micro_batch_size,
-        recompute=recompute,
-        offload=offload,
-        tensor_parallel=None,
-        pipeline_parallel=None,
-    )
-
-
-def _least_gpus(shape: ModelShape, work: Workload, beside: Beside | None, usable_gib: float) -> int | None:
+def _least_gpus(shape: ModelShape, whole: Workload, beside: Beside | None, usable_gib: float) -> int | None:
     for gpus in (1 << exponent for exponent in range(15)):
-        option = option_of(shape, _configured(work, gpus, 3, 1, "full", False), beside)
-        if option.total_gib <= usable_gib:
+        one = replace(whole, num_gpus=gpus, zero_stage=3, micro_batch_size=1, recompute="full", offload=False)
+        if option_of(shape, one, beside).total_gib <= usable_gib:
             return gpus
     return None

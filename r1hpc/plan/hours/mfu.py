@@ -247,7 +247,6 @@ def coefficients() -> Coefficients:
 
 
 def parse_coefficients(value: Mapping[str, Any]) -> Coefficients:
-    """Parse the coefficients from a JSON object."""
     posterior = Posterior(tuple(value["mean"]), tuple(tuple(line) for line in value["covariance"]))
     names = {field.name for field in fields(Coefficients)} - {"posterior"}
     return Coefficients(posterior, **{name: value[name] for name in names})

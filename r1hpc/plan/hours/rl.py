@@ -173,7 +173,6 @@ class RlWork:
 
     @property
     def rollout(self) -> tuple[Batches, ...]:
-        """Return the batches of a rollout."""
         return self.rollout_batches or (Batches(1, self.sequences_per_rollout / self.num_gpus),)
 
     @property

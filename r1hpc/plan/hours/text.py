@@ -42,14 +42,12 @@ def summary_line(found: Estimate) -> str:
     if hours is None:
         return "not known"
     wall = next(iter(found.wall_hours.values()), None)
-    until = (
-        f"; {format_duration(wall.p50 * 3600)} of wall time" if wall and len(found.wall_hours) == 1 else ""
-    )
-    return f"{hours.text(what)}{until}"
+    if wall is None or len(found.wall_hours) > 1:
+        return hours.text(what)
+    return f"{hours.text(what)}; {format_duration(wall.p50 * 3600)} of wall time"
 
 
 def _lines(found: Estimate) -> Iterator[str]:
-    """Yield the hours and what they rest on, before wrapping."""
     yield f"estimate   {summary_line(found)}"
     if found.ideal_gpu_hours:
         yield f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"

@@ -147,7 +147,6 @@ class Workload:
 
     @staticmethod
     def of_shape(shape: ModelShape, *, tokens: float, seq_len: int, gpu: Gpu, **known: Any) -> "Workload":
-        """Make it from a model's exact shape."""
         per_token = flops_per_token(shape, seq_len)
         return Workload(
             params=shape.num_parameters,
