@@ -182,11 +182,27 @@ def follow(campaign: Campaign, runs: Sequence[CampaignRun], now: float) -> Campa
     members: dict[int | None, list[CampaignRun]] = {}
     for run in runs:
         members.setdefault(_stage_of(run, campaign.stages, starts, ends), []).append(run)
-    stages = tuple(
-        _progress(stage, start, end, members.get(i, []), now)
-        for i, (stage, start, end) in enumerate(zip(campaign.stages, starts, ends, strict=True))
-    )
-    return CampaignProgress(campaign, stages, sum(run.used for run in members.get(None, [])))
+    stages = []
+    for i, (stage, start, end) in enumerate(zip(campaign.stages, starts, ends, strict=True)):
+        inside = members.get(i, [])
+        used = sum(run.used for run in inside)
+        rest = total([run.to_come for run in inside])
+        if now < end:  # later, what the plan had left will not be spent any more
+            planned = remaining(around(stage.gpu_hours), used)
+            rest = Spread(*(max(a, b) for a, b in zip(astuple(planned), astuple(rest), strict=True)))
+        stages.append(
+            StageProgress(
+                stage=stage,
+                start=start,
+                end=end,
+                used=used,
+                num_runs=len(inside),
+                forecast=rest + used,
+                first=min((run.start for run in inside), default=None),
+                when="ahead" if now < start else "past" if now >= end else "now",
+            )
+        )
+    return CampaignProgress(campaign, tuple(stages), sum(run.used for run in members.get(None, [])))
 
 
 def follow_campaign(
@@ -205,28 +221,6 @@ def follow_campaign(
     if plan.start is not None:  # an earlier campaign's runs have the same stages
         counted = [run for run in counted if run.is_live or run.end > plan.start]
     return follow(plan, counted, now)
-
-
-def _progress(
-    stage: CampaignStage, start: float, end: float, runs: Sequence[CampaignRun], now: float
-) -> StageProgress:
-    used = sum(run.used for run in runs)
-    known = total([run.to_come for run in runs])
-    if now >= end:  # what the plan had left will not be spent any more
-        rest = known
-    else:
-        planned = remaining(around(stage.gpu_hours), used)
-        rest = Spread(*(max(a, b) for a, b in zip(astuple(planned), astuple(known), strict=True)))
-    return StageProgress(
-        stage=stage,
-        start=start,
-        end=end,
-        used=used,
-        num_runs=len(runs),
-        forecast=rest + used,
-        first=min((run.start for run in runs), default=None),
-        when="ahead" if now < start else "past" if now >= end else "now",
-    )
 
 
 def _stage_of(

@@ -112,7 +112,6 @@ class FinishedRun:
 
     @property
     def planned(self) -> Planned:
-        """Return it as it was planned."""
         return Planned(self.resource, self.stage, self.estimate, self.num_gpus, self.num_nodes, self.params)
 
 

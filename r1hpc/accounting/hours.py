@@ -5,6 +5,7 @@ days are local, as in sacct. A running one counts until now. A `Selection` decid
 which part of them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -141,13 +142,10 @@ class Selection:
         return [name for name, value in chosen.items() if value is not None]
 
     def clip(self, allocations: Iterable[Allocation]) -> list[Allocation]:
-        """Return the selected parts."""
+        first = -math.inf if self.start is None else self.start
+        last = math.inf if self.end is None else self.end
         clipped = [
-            replace(
-                a,
-                start=a.start if self.start is None else max(a.start, self.start),
-                end=a.end if self.end is None else min(a.end, self.end),
-            )
+            replace(a, start=max(a.start, first), end=min(a.end, last))
             for a in allocations
             if self.user in (None, a.user) and self.account in (None, a.account)
         ]

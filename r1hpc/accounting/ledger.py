@@ -246,9 +246,9 @@ class RunLedger:
     @property
     def ratio(self) -> float | None:
         """Return used over planned (P50), once the run finished."""
-        known = self.planned is not None and self.planned.p50 > 0 and self.used > 0
-        finished = self.situation.state is State.finished
-        return self.used / self.planned.p50 if finished and known and self.planned else None
+        if self.situation.state is not State.finished or self.planned is None:
+            return None
+        return self.used / self.planned.p50 if self.planned.p50 > 0 and self.used > 0 else None
 
     @property
     def mfu(self) -> float | None:
@@ -281,8 +281,19 @@ class RunLedger:
         ]
         if start is None and end is None:
             return replace(self, attempts=tuple(chosen), to_come_of_whole=self.to_come)
-        parts = [part for each in chosen if (part := _within(self.summary, each, start, end)) is not None]
         window = (-math.inf if start is None else start, math.inf if end is None else end)
+        parts = []
+        for each in chosen:
+            held = each.allocation
+            first, last = max(held.start, window[0]), min(held.end, window[1])
+            if last <= first:
+                continue
+            if (first, last) != (held.start, held.end):
+                wall = self.summary.split_between(
+                    each.inside, held.start, milliseconds(first), milliseconds(last)
+                )
+                each = replace(each, allocation=replace(held, start=first, end=last), wall=wall)
+            parts.append(each)
         begun = [each for each in chosen if window[0] <= each.start < window[1]]
         still_waits_s = self.queue_s - sum(each.wait_s or 0.0 for each in self.attempts)
         queue_s = sum(each.wait_s or 0.0 for each in begun) + (still_waits_s if end is None else 0.0)
@@ -312,17 +323,3 @@ def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -
     """Return what was held between two times; runs that held nothing then are left out."""
     parts = [ledger.selected(start, end) for ledger in ledgers]
     return [part for part in parts if part.attempts]
-
-
-def _within(
-    summary: RunSummary, cost: AttemptCost, start: float | None, end: float | None
-) -> AttemptCost | None:
-    held = cost.allocation
-    first = held.start if start is None else max(held.start, start)
-    last = held.end if end is None else min(held.end, end)
-    if last <= first:
-        return None
-    if (first, last) == (held.start, held.end):
-        return cost
-    wall = summary.split_between(cost.inside, held.start, milliseconds(first), milliseconds(last))
-    return replace(cost, allocation=replace(held, start=first, end=last), wall=wall)

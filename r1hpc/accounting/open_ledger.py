@@ -379,7 +379,16 @@ class RunReport:
             "gpu_hours": {**fold_hours(ledger.allocations), "source": ledger.source},
             "own_gpu_hours": fold_hours(ledger.own),
             "note": " ".join([ledger.note, *ledger.notes]).strip(),
-            "attempts": [self._attempt(each) for each in ledger.summary.attempts],
+            "attempts": [
+                {
+                    **each.attempt.to_json(),
+                    "gpu_hours": ledger.split_of(each).in_hours()["allocated"] * ledger.gpus_of(each),
+                    "num_steps": each.num_steps,
+                    "num_lost_steps": each.num_lost,
+                    "time": split_seconds(ledger.split_of(each)),
+                }
+                for each in ledger.summary.attempts
+            ],
             "steps": {
                 "useful": ledger.summary.num_useful,
                 "lost": ledger.summary.num_lost,
@@ -389,15 +398,6 @@ class RunReport:
             "data": self.audit.to_json(),
             "gpus": list(self.gpus),
             **ledger.to_json(),
-        }
-
-    def _attempt(self, each: AttemptSummary) -> dict[str, Any]:
-        return {
-            **each.attempt.to_json(),
-            "gpu_hours": self.ledger.split_of(each).in_hours()["allocated"] * self.ledger.gpus_of(each),
-            "num_steps": each.num_steps,
-            "num_lost_steps": each.num_lost,
-            "time": split_seconds(self.ledger.split_of(each)),
         }
 
 

@@ -248,7 +248,10 @@ def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, An
         return fold_hours(())
     begin = min(int(block["start"].min()) for block in blocks)
     end = max(int(block["start"].max()) + int(block["seconds"].max()) for block in blocks)
-    sums = _Sums(reader.codes, selection, _midnights(begin, end))
+    midnights = [midnight_before(begin)]
+    while midnights[-1] <= end:  # a day may have 23 or 25 hours
+        midnights.append(midnight_before(midnights[-1], 1))
+    sums = _Sums(reader.codes, selection, np.array(midnights, np.int64))
     for block, counts in zip(blocks, _once(blocks), strict=True):
         sums.add(block, counts)
     return sums.to_hours()
@@ -335,14 +338,6 @@ class _Days:
             datetime.fromtimestamp(self._midnights[day]).date().isoformat(): float(totals[day])
             for day in np.flatnonzero(totals)
         }
-
-
-def _midnights(first: int, last: int) -> Ints:
-    """Return the local midnights around and between these moments; a day may have 23 or 25 hours."""
-    found = [midnight_before(first)]
-    while found[-1] <= last:
-        found.append(midnight_before(found[-1], 1))
-    return np.array(found, np.int64)
 
 
 def _once(blocks: list[Block]) -> list[Bools]:

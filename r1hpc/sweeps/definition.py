@@ -135,5 +135,4 @@ class SweepDir(ChainDir):
         write_json(self.definition, asdict(definition))
 
     def read(self) -> Definition:
-        """Return what `save` wrote."""
         return Definition(**read_json(self.definition, Definition))

@@ -6,6 +6,7 @@ groups = planner.groups(steps)          # runs of equal cost, planned once
 planned = planner.plan(steps[0])        # as an ordinary run
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -152,7 +153,12 @@ class Planner:
     def _matters(self, key: str, steps: Sequence[PointStep]) -> bool:
         """True if the first point's plan or cost depend on this setting; of many numbers three are tried."""
         base = self.plan(steps[0])
-        for value in _tried(list(dict.fromkeys(step.point.settings[key] for step in steps))):
+        values = list(dict.fromkeys(step.point.settings[key] for step in steps))
+        if len(values) > _MOST_TRIED:
+            with contextlib.suppress(ValueError):
+                ordered = sorted(values, key=float)
+                values = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
+        for value in values:
             point = steps[0].point._replace(settings={**steps[0].point.settings, key: value})
             try:
                 other = self.plan(steps[0]._replace(point=point))
@@ -161,14 +167,6 @@ class Planner:
             if (other.plan, other.estimate) != (base.plan, base.estimate):
                 return True
         return False
-
-
-def _tried(values: Sequence[str]) -> Sequence[str]:
-    try:
-        ordered = sorted(values, key=float)
-    except ValueError:
-        return values
-    return values if len(values) <= _MOST_TRIED else [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
 
 
 def _times(planned: PlannedRun, factor: float) -> PlannedRun:
