@@ -127,23 +127,19 @@ class SourceRecipe:
         one_of(f"source {self.name}: kind", self.kind, KINDS)
         one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
         one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
-        self._refuse_foreign_keys()
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in _FOREIGN_KEYS.get(self.kind, _TRACE_KEYS):
+            if getattr(self, name) != defaults[name]:
+                raise UsageError(
+                    f"source {self.name}: {name} is not for kind: {self.kind}; traces have prompt_field, "
+                    "completion_field and on_invalid, texts on_invalid_utf8, and those in lines or rows "
+                    "field and chat_template"
+                )
         if self.kind == "text" and self.max_documents is not None:
             raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
         for name in ("max_bytes", "max_documents"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"source {self.name}: {name} must be at least 1, not {value}")
-
-    def _refuse_foreign_keys(self) -> None:
-        foreign = _FOREIGN_KEYS.get(self.kind, _TRACE_KEYS)
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in foreign:
-            if getattr(self, name) != defaults[name]:
-                known = "prompt_field, completion_field and on_invalid"
-                raise UsageError(
-                    f"source {self.name}: {name} is not for kind: {self.kind}; traces have {known}, "
-                    "texts on_invalid_utf8, and those in lines or rows field and chat_template"
-                )
 
 
 @dataclass(frozen=True)
@@ -271,9 +267,6 @@ class Recipe:
             raise UsageError(f"max_unreadable is a share from 0 to less than 1, not {self.max_unreadable}")
         if self.mix is not None:
             self.mix.check_sources(tuple(source.name for source in self.sources))
-        self._check_stages()
-
-    def _check_stages(self) -> None:
         stages = {"clean": self.clean, "dedup": self.dedup, "decontaminate": self.decontaminate}
         asked = [name for name, block in stages.items() if block is not None]
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):
@@ -355,18 +348,16 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
     sources = values.get("sources")
     if not isinstance(sources, list):
         raise UsageError("sources must be a list of blocks, each with name, kind and root")
-    values["sources"] = tuple(_source(item, f"sources[{i}]") for i, item in enumerate(sources))
-    return _block(Recipe, {**values, "folder": folder}, "recipe")
-
-
-def _source(content: Any, where: str) -> SourceRecipe:
-    values = _mapping(content, where)
-    if "generate" in values:
-        raise UsageError(
-            f"{where}.generate: recipes of 0.2.0 had teachers. Run stage generate, and name its traces.jsonl "
-            "by kind: traces, or by kind: jsonl, field: completion"
-        )
-    return _block(SourceRecipe, values, where)
+    blocks = []
+    for number, item in enumerate(sources):
+        where = f"sources[{number}]"
+        if "generate" in _mapping(item, where):
+            raise UsageError(
+                f"{where}.generate: recipes of 0.2.0 had teachers. Run stage generate, and name its "
+                "traces.jsonl by kind: traces, or by kind: jsonl, field: completion"
+            )
+        blocks.append(_block(SourceRecipe, item, where))
+    return _block(Recipe, {**values, "sources": tuple(blocks), "folder": folder}, "recipe")
 
 
 def _block(cls: type[_Block], content: Any, where: str) -> _Block:

@@ -10,8 +10,9 @@ bytes with any number of workers, however often it was killed.
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +59,6 @@ from r1hpc.data.format.manifest import (
     read_manifest,
     write_manifest,
 )
-
-
-@dataclass
-class Preparation:
-    """Counts of kept and dropped records, of one source or of all."""
-
-    num_in: int = 0
-    num_kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    edits: dict[str, int] = field(default_factory=dict)
-
-    def add(self, record: dict[str, Any], num_kept: int) -> None:
-        self.num_in += record["in"]
-        self.num_kept += num_kept
-        for mine, more in ((self.dropped, record["dropped"]), (self.edits, record["edits"])):
-            for name, count in more.items():
-                mine[name] = mine.get(name, 0) + count
-
-    @property
-    def described(self) -> dict[str, Any]:
-        documents = {"in": self.num_in, "kept": self.num_kept, "dropped": self.dropped}
-        return {"documents": documents, "edits": self.edits}
 
 
 @dataclass(frozen=True)
@@ -184,30 +163,29 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
         if not sum(result.num_tokens for result in results):
             raise UsageError("the inputs are empty: every document has no text, or was left out")
         manifest = _manifest(recipe, spans, content, made.vocabulary, results)
-        _check_mixture(recipe, manifest["sources"])
-        manifest |= _preparation(recipe, made)
+        empty = [source["name"] for source in manifest["sources"] if not source["num_tokens"]]
+        if recipe.mix is not None and empty:  # here, before a run meets it
+            raise UsageError(
+                f"mix: no document of source {empty[0]} is left after the stages before; loosen them for it, "
+                "or leave the source out"
+            )
+        if recipe.is_prepared:
+            manifest["preparation"] = _preparation(recipe, made)
         dataset_id = write_manifest(content, manifest)
         write_json(content / INPUT_STATES, states, mode=0o644)
         if beside := _files_beside(recipe):
             write_json(content / MADE_WITH, beside, mode=0o644)
-        if left_out_by_source := _left_out_of_plain(recipe, results):
-            write_json(content / LEFT_OUT, left_out_by_source, mode=0o644)
+        if not recipe.is_prepared:  # else the manifest has them
+            totals = zip(recipe.sources, _totals(recipe, results), strict=True)
+            left_out = {source.name: dict(sorted(t.left_out.items())) for source, t in totals if t.left_out}
+            if left_out:
+                write_json(content / LEFT_OUT, left_out, mode=0o644)
         failpoint("data.build.publish")
         published = publish(work, content)
         failpoint("data.build.published")
     if not published:
         return _lost_race(recipe, out)
     return _report(read_manifest(out), dataset_id, built=True)
-
-
-def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
-    """Refuse an empty mixture here, before a run meets it."""
-    empty = [source["name"] for source in sources if recipe.mix is not None and not source["num_tokens"]]
-    if empty:
-        raise UsageError(
-            f"mix: no document of source {empty[0]} is left after the stages before; loosen them for it, or "
-            "leave the source out"
-        )
 
 
 def _gather(work: Work, made: Made) -> Path:
@@ -259,26 +237,21 @@ def _manifest(
 
 
 def _preparation(recipe: Recipe, made: Made) -> dict[str, Any]:
-    """Return the counts of records, over all and by source; empty for a plain recipe."""
-    if not recipe.is_prepared:
-        return {}
-    totals, every = [Preparation() for _ in recipe.sources], Preparation()
+    """Return the counts of kept and dropped records, over all and by source."""
+    totals: list[dict[str, Any]] = [
+        {"documents": {"in": 0, "kept": 0, "dropped": Counter()}, "edits": Counter()}
+        for _ in (*recipe.sources, "all")
+    ]
     for record in map(unit_record, made.parts):
         (source,) = record["sources"]
-        for total in (totals[int(source)], every):
-            total.add(record["prepared"], record["num_documents"])
-    by_source = [
-        {"name": source.name} | total.described for source, total in zip(recipe.sources, totals, strict=True)
-    ]
-    return {"preparation": every.described | {"sources": by_source}}
-
-
-def _left_out_of_plain(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
-    """Return left-out records by source and rule; empty for recipes with stages, whose manifest has them."""
-    if recipe.is_prepared:
-        return {}
-    totals = zip(recipe.sources, _totals(recipe, results), strict=True)
-    return {source.name: dict(sorted(total.left_out.items())) for source, total in totals if total.left_out}
+        prepared = record["prepared"]
+        for total in (totals[int(source)], totals[-1]):
+            total["documents"]["in"] += prepared["in"]
+            total["documents"]["kept"] += record["num_documents"]
+            total["documents"]["dropped"].update(prepared["dropped"])
+            total["edits"].update(prepared["edits"])
+    named = zip(recipe.sources, totals[:-1], strict=True)
+    return totals[-1] | {"sources": [{"name": source.name} | total for source, total in named]}
 
 
 def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
@@ -393,13 +366,5 @@ def _lost_race(recipe: Recipe, out: Path) -> BuildReport:
 
 
 def _report(manifest: DatasetManifest, dataset_id: str, *, built: bool, note: str = "") -> BuildReport:
-    content = manifest.content
-    return BuildReport(
-        dataset_id,
-        manifest.path,
-        built,
-        content["num_tokens"],
-        content["num_documents"],
-        content["vocab_size"],
-        note,
-    )
+    counts = {name: manifest.content[name] for name in ("num_tokens", "num_documents", "vocab_size")}
+    return BuildReport(dataset_id, manifest.path, built, **counts, note=note)

@@ -86,14 +86,6 @@ class Encoded:
     """Traces: how many of the ids belong to the prompt."""
 
 
-@dataclass(frozen=True)
-class _Fault:
-    """A line that is no trace."""
-
-    position: int
-    what: str
-
-
 def encode_span(
     recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
 ) -> Iterator[Encoded]:
@@ -104,16 +96,8 @@ def encode_span(
     """
     if recipe.is_traces:
         assert encoder is not None, "the recipe refuses traces with tokenizer.kind ids"
-        # Prompt and completion separately, so that the prompt's ids are those a sampler will see.
-        for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
-            yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), count)
-    else:
-        yield from _encode_documents(recipe, span, vocabulary, encoder, count)
-
-
-def _encode_documents(
-    recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
-) -> Iterator[Encoded]:
+        yield from _encode_traces(recipe, span, encoder, count)
+        return
     batch: list[tuple[Document, str | bytes]] = []
     size = 0
     where = f"source {recipe.sources[span.source].name}: {span.path}"
@@ -122,7 +106,10 @@ def _encode_documents(
     counts_null = recipe.sources[span.source].kind == "jsonl"
     for document in read_records(recipe, span):
         if document.fault:
-            raise _unreadable(recipe, span, document)
+            raise UsageError(
+                f"{_place(recipe, span, document)}: {document.fault}; correct it, or set max_unreadable to "
+                "the share of the records that may be put aside"
+            )
         if not document.raw:
             count.leave_out(EMPTY)
             count.num_skipped += document.is_null and counts_null
@@ -142,13 +129,6 @@ def _encode_documents(
             batch, size = [], 0
     yield from stream.close()
     yield from _encode_batch(recipe, span, batch, encoder)
-
-
-def _unreadable(recipe: Recipe, span: SourceSpan, document: Document) -> UsageError:
-    return UsageError(
-        f"{_place(recipe, span, document)}: {document.fault}; correct it, or set max_unreadable to "
-        "the share of the records that may be put aside"
-    )
 
 
 def _place(recipe: Recipe, span: SourceSpan, document: Document) -> str:
@@ -191,8 +171,14 @@ class _IdStream:
         """Yield the documents that end in this row. A stream's last one is held back, as it may continue."""
         ids = np.frombuffer(document.raw, dtype="<u4")
         if self._pad_id is not None and not document.is_stream:
-            ids = ids[: _end_without(self._pad_id, ids)]
-        self._check(ids, document.position)
+            own = np.flatnonzero(ids != self._pad_id)
+            ids = ids[: own[-1] + 1 if len(own) else 0]
+        largest = int(ids.max(initial=0))
+        if largest >= self._vocabulary.vocab_size:
+            raise UsageError(
+                f"{self._where}, row {document.position}: token id {largest} is outside the vocabulary of "
+                f"{self._vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
+            )
         begin = 0
         for end in np.flatnonzero(ids == self._vocabulary.eos_id).tolist():
             position = document.position + (begin if document.is_stream else 0)
@@ -217,19 +203,6 @@ class _IdStream:
             raw = ids.tobytes()
             yield Encoded(position, xxhash.xxh3_128_intdigest(raw), ids, len(raw))
 
-    def _check(self, ids: npt.NDArray[np.uint32], position: int) -> None:
-        largest = int(ids.max(initial=0))
-        if largest >= self._vocabulary.vocab_size:
-            raise UsageError(
-                f"{self._where}, row {position}: token id {largest} is outside the vocabulary of "
-                f"{self._vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
-            )
-
-
-def _end_without(pad_id: int, ids: npt.NDArray[np.uint32]) -> int:
-    own = np.flatnonzero(ids != pad_id)
-    return int(own[-1]) + 1 if len(own) else 0
-
 
 def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes | None:
     """Return the text, or the bytes of a long one, which is encoded in pieces. None if it is left out."""
@@ -248,52 +221,47 @@ def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes |
         ) from None
 
 
-def _sound(
-    recipe: Recipe, span: SourceSpan, found: Iterator[Encoded | _Fault], count: SourceCount
+def _encode_traces(
+    recipe: Recipe, span: SourceSpan, encoder: Encoder, count: SourceCount
 ) -> Iterator[Encoded]:
     """Yield the valid traces; count or raise the others, as the source says."""
     source = recipe.sources[span.source]
-    for item in found:
-        if isinstance(item, Encoded):
-            yield item
-            continue
-        if source.on_invalid == "error":
+    for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
+        # Prompt and completion separately, so that the prompt's ids are those a sampler will see.
+        texts = []
+        for document in batch:
+            if not document.fault:
+                raw, end = document.raw, document.prompt_bytes
+                texts += [raw[:end].decode(), raw[end:].decode()]
+        ids = iter(encoder.encode_known(texts))
+        for document in batch:
+            found = document.fault or _join(document, next(ids), next(ids), encoder.eos_id)
+            if isinstance(found, Encoded):
+                yield found
+                continue
+            if source.on_invalid != "error":
+                count.leave_out(NO_TRACE)
+                count.num_skipped += 1
+                continue
             path = recipe.resolve(source.root) / span.path
-            number = line_number(path, item.position)
+            number = line_number(path, document.position)
             if path.is_symlink():  # a run's recipe links to the files of data.traces
-                raise UsageError(f"{path.resolve()}:{number}: {item.what}; correct the line, or leave it out")
+                raise UsageError(f"{path.resolve()}:{number}: {found}; correct the line, or leave it out")
             raise UsageError(
-                f"{path}:{number}: {item.what}; correct the line, or set on_invalid: skip for source "
+                f"{path}:{number}: {found}; correct the line, or set on_invalid: skip for source "
                 f"{source.name}"
             )
-        count.leave_out(NO_TRACE)
-        count.num_skipped += 1
 
 
-def _encode_trace_batch(batch: list[Document], encoder: Encoder) -> Iterator[Encoded | _Fault]:
-    texts = [text for document in batch if not document.fault for text in _halves(document)]
-    ids = iter(encoder.encode_known(texts))
-    for document in batch:
-        if document.fault:
-            yield _Fault(document.position, document.fault)
-        else:
-            yield _join(document, next(ids), next(ids), encoder.eos_id)
-
-
-def _halves(document: Document) -> tuple[str, str]:
-    raw = document.raw
-    return raw[: document.prompt_bytes].decode(), raw[document.prompt_bytes :].decode()
-
-
-def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> Encoded | _Fault:
+def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> Encoded | str:
     """Return one document of a prompt and a completion, or a fault."""
     if isinstance(prompt, str) or isinstance(completion, str):
         name, why = ("prompt", prompt) if isinstance(prompt, str) else ("completion", completion)
-        return _Fault(document.position, f"the vocabulary cannot spell the {name} ({why})")
+        return f"the vocabulary cannot spell the {name} ({why})"
     if not len(prompt) or not len(completion):
-        return _Fault(document.position, "the prompt or the completion gives no tokens")
+        return "the prompt or the completion gives no tokens"
     if eos_id in completion:
-        return _Fault(document.position, "the completion holds the EOS token, which the build appends itself")
+        return "the completion holds the EOS token, which the build appends itself"
     joined = np.concatenate([prompt, completion])
     number = xxhash.xxh3_128_intdigest(document.raw)
     return Encoded(document.position, number, joined, len(document.raw), num_prompt_tokens=len(prompt))

@@ -52,7 +52,15 @@ def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInp
     Raises:
         UsageError: names the missing path, or the folder without any.
     """
-    return [_list_input(Path(path).absolute(), key) for path in paths]
+    inputs = []
+    for path in (Path(name).absolute() for name in paths):
+        if not path.is_file() and not path.is_dir():
+            raise UsageError(f"{key}: {path} is not there; name JSONL files or folders of them")
+        files = (path,) if path.is_file() else tuple(files_of_lines(path))
+        if not files:
+            raise UsageError(f"{key}: the folder {path} holds no *.jsonl")
+        inputs.append(TraceInput(files))
+    return inputs
 
 
 def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> str:
@@ -107,17 +115,6 @@ def in_terms_of_inputs(said: str, inputs: Sequence[TraceInput], folder: Path) ->
 
 def _rewritten(name: str) -> str:
     return f"{name}{REWRITTEN if is_compressed(name) else ''}"
-
-
-def _list_input(path: Path, key: str) -> TraceInput:
-    if path.is_file():
-        return TraceInput((path,))
-    if not path.is_dir():
-        raise UsageError(f"{key}: {path} is not there; name JSONL files or folders of them")
-    files = tuple(files_of_lines(path))
-    if not files:
-        raise UsageError(f"{key}: the folder {path} holds no *.jsonl")
-    return TraceInput(files)
 
 
 def source_names(num_inputs: int) -> list[str]:

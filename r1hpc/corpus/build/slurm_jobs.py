@@ -112,6 +112,8 @@ def _scripts(
     recipe = load_recipe(order.recipe)
     stages = plan_stages(recipe, list_spans(recipe, is_new=True))
     dependency = {"dependency": config.resources.dependency} if config.resources.dependency else {}
+    command = [*interpreter(config.cluster), "-m", "r1hpc.shard", "build"]
+    command += [str(order.recipe.absolute()), "--out", str(destination_of(order.out))]
     for name in (*(stage for stage in stages if stage in (*_SHARED_STAGES, *_STAGES_ALONE)), PUBLISH):
         count = min(order.shares, stages[name]) if name in _SHARED_STAGES else 1
         share = ""
@@ -119,30 +121,21 @@ def _scripts(
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
         array = {"array": f"0-{count - 1}"} if count > 1 else {}
         share += f" --after-others --recipe-hash {recipe.hash}{' --check-inputs' * order.check_inputs}"
-        yield name, {**array, **dependency}, _script(order, config, folder, name, share)
-
-
-def _script(order: DatasetOrder, config: RunConfig, folder: Path, name: str, share: str) -> str:
-    command = [*interpreter(config.cluster), "-m", "r1hpc.shard", "build"]
-    command += [str(order.recipe.absolute()), "--out", str(destination_of(order.out))]
-    return _SCRIPT.format(
-        directives=directives(_options(config, folder, name)),
-        site=site_lines(config.cluster.setup, config.cluster.environment),
-        code=shlex.quote(str(Path(__file__).parents[2])),
-        command=shlex.join(command),
-        share=share,
-    )
-
-
-def _options(config: RunConfig, folder: Path, name: str) -> dict[str, str]:
-    """Return the sbatch options of one job: one task, some cores, requeued by Slurm after a preemption."""
-    chosen: dict[str, str | int | None] = {
-        "job-name": f"{folder.parent.name.removeprefix('.staging-')[:48]}-{name}",
-        "ntasks": 1,
-        **asked_options(config),
-        "requeue": "",
-        "open-mode": "append",
-        "chdir": str(folder),
-        "output": str(folder / f"{name}-%A_%a.out"),
-    }
-    return {key: str(value) for key, value in chosen.items() if value is not None}
+        # One task, some cores, requeued by Slurm after a preemption.
+        chosen: dict[str, str | int | None] = {
+            "job-name": f"{folder.parent.name.removeprefix('.staging-')[:48]}-{name}",
+            "ntasks": 1,
+            **asked_options(config),
+            "requeue": "",
+            "open-mode": "append",
+            "chdir": str(folder),
+            "output": str(folder / f"{name}-%A_%a.out"),
+        }
+        script = _SCRIPT.format(
+            directives=directives({key: str(value) for key, value in chosen.items() if value is not None}),
+            site=site_lines(config.cluster.setup, config.cluster.environment),
+            code=shlex.quote(str(Path(__file__).parents[2])),
+            command=shlex.join(command),
+            share=share,
+        )
+        yield name, {**array, **dependency}, script

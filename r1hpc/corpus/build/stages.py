@@ -156,9 +156,8 @@ class _Stages:
     def __init__(
         self, recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How, share: Share | None = None
     ) -> None:
-        self._recipe, self._work, self._how = recipe, work, how
+        self._recipe, self._spans, self._work, self._how = recipe, spans, work, how
         self._share = share
-        self._spans = spans
         self._content = recipe.content
         self._parts = parts_of(recipe, spans)
         self._inputs = [self._inputs_key(part) for part in self._parts]
@@ -174,15 +173,32 @@ class _Stages:
     def _plain(self) -> Made:
         keys = [unit_key("inputs", key) for key in self._inputs]
         vocabulary, tokenizer = self._tokenizer(keys, [])
-        return Made(vocabulary, tokenizer, self._tokens_of_spans(keys, vocabulary, tokenizer))
+        made_by = tokenizer.name if tokenizer else self._content["tokenizer"]
+        units = []
+        for key, part, size in zip(keys, self._parts, self._sizes, strict=True):
+            task = SpansTask(self._recipe, part, vocabulary, tokenizer)
+            units.append(Unit("tokens", unit_key("spans", self._layout(), key, made_by), task, size))
+        return Made(vocabulary, tokenizer, self._run(units, read_inputs=True))
 
     def _prepared(self) -> Made:
         cleaned = self._clean()
-        dedup = self._dedup(cleaned)
-        keys = [path.name for path in (*cleaned, *([dedup] if dedup else []))]
+        keys = [path.name for path in cleaned]
+        dedup: Path | None = None
+        if self._recipe.dedup is not None:
+            key = unit_key("dedup", self._content["dedup"], keys)
+            (dedup,) = self._run([Unit("dedup", key, DedupTask(self._recipe, cleaned))])
+            keys.append(dedup.name)
         vocabulary, tokenizer = self._tokenizer(keys, cleaned)
         assert tokenizer is not None, "the recipe refuses stages on ids"
-        return Made(vocabulary, tokenizer, self._tokens_of_texts(cleaned, dedup, vocabulary, tokenizer))
+        units = []
+        for number, (path, size) in enumerate(zip(cleaned, self._sizes, strict=True)):
+            drops = dedup / f"{number}.parquet" if dedup else None
+            drops = drops if drops is not None and drops.is_file() else None
+            gone = file_digest(drops) if drops else None
+            key = unit_key("texts", self._layout(), path.name, gone, tokenizer.name)
+            task = TextsTask(self._recipe, path, drops, vocabulary, tokenizer)
+            units.append(Unit("tokens", key, task, size))
+        return Made(vocabulary, tokenizer, self._run(units))
 
     def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
         """Return the folders of a stage's units; none for a share.
@@ -227,28 +243,20 @@ class _Stages:
                 )
 
     def _clean(self) -> list[Path]:
-        evaluation = self._evaluation() if self._recipe.decontaminate else None
+        evaluation: Path | None = None
+        if (block := self._recipe.decontaminate) is not None:
+            files = [file_digest(self._recipe.resolve(path)) for path in block.against]
+            unit = Unit("evaluation", unit_key("evaluation", asdict(block), files), IndexTask(self._recipe))
+            (evaluation,) = self._run([unit])
         settings = {name: self._content.get(name) for name in ("clean", "max_unreadable")}
         settings["minhash"] = (self._content.get("dedup") or {}).get("minhash")
-        units = [
-            Unit(
-                "clean",
-                unit_key("clean", settings, inputs, evaluation.name if evaluation else None),
-                CleanTask(self._recipe, part, evaluation),
-                size,
-            )
-            for part, inputs, size in zip(self._parts, self._inputs, self._sizes, strict=True)
-        ]
+        units = []
+        for part, inputs, size in zip(self._parts, self._inputs, self._sizes, strict=True):
+            key = unit_key("clean", settings, inputs, evaluation.name if evaluation else None)
+            units.append(Unit("clean", key, CleanTask(self._recipe, part, evaluation), size))
         paths = self._run(units, read_inputs=True)
         self._check_unreadable(records(paths))
         return paths
-
-    def _evaluation(self) -> Path:
-        block = self._recipe.decontaminate
-        assert block is not None, "the caller has seen it"
-        files = [self._recipe.resolve(path) for path in block.against]
-        key = unit_key("evaluation", asdict(block), [file_digest(path) for path in files])
-        return self._run([Unit("evaluation", key, IndexTask(self._recipe))])[0]
 
     def _check_unreadable(self, found: list[dict[str, Any]]) -> None:
         total = sum(record["in"] for record in found)
@@ -267,12 +275,6 @@ class _Stages:
                 "allows; the first: " + "; ".join(examples[:3])
             )
 
-    def _dedup(self, cleaned: list[Path]) -> Path | None:
-        if self._recipe.dedup is None:
-            return None
-        key = unit_key("dedup", self._content["dedup"], [path.name for path in cleaned])
-        return self._run([Unit("dedup", key, DedupTask(self._recipe, cleaned))])[0]
-
     def _tokenizer(self, keys: list[str], cleaned: list[Path]) -> tuple[Vocabulary, Path | None]:
         chosen = self._recipe.tokenizer
         if chosen.kind == "ids":
@@ -287,32 +289,6 @@ class _Stages:
         key = unit_key("tokenizer", self._content["tokenizer"], self._recipe.is_traces, made_of)
         (path,) = self._run([Unit("tokenizer", key, TokenizerTask(self._recipe, self._spans, cleaned))])
         return Vocabulary(**records([path])[0]), path
-
-    def _tokens_of_spans(self, keys: list[str], vocabulary: Vocabulary, tokenizer: Path | None) -> list[Path]:
-        made_by = tokenizer.name if tokenizer else self._content["tokenizer"]
-        units = [
-            Unit(
-                "tokens",
-                unit_key("spans", self._layout(), key, made_by),
-                SpansTask(self._recipe, part, vocabulary, tokenizer),
-                size,
-            )
-            for key, part, size in zip(keys, self._parts, self._sizes, strict=True)
-        ]
-        return self._run(units, read_inputs=True)
-
-    def _tokens_of_texts(
-        self, cleaned: list[Path], dedup: Path | None, vocabulary: Vocabulary, tokenizer: Path
-    ) -> list[Path]:
-        units = []
-        for number, (path, size) in enumerate(zip(cleaned, self._sizes, strict=True)):
-            drops = dedup / f"{number}.parquet" if dedup else None
-            drops = drops if drops is not None and drops.is_file() else None
-            gone = file_digest(drops) if drops else None
-            key = unit_key("texts", self._layout(), path.name, gone, tokenizer.name)
-            task = TextsTask(self._recipe, path, drops, vocabulary, tokenizer)
-            units.append(Unit("tokens", key, task, size))
-        return self._run(units)
 
     def _layout(self) -> dict[str, Any]:
         return {name: self._content[name] for name in ("profile", "chunk_tokens", "shard_tokens")}

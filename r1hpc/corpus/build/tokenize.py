@@ -24,6 +24,8 @@ from r1hpc.corpus.sources.read import read_span
 from r1hpc.data.format.manifest import DECISIONS, file_digest
 
 PART = "part"
+_Drop = tuple[str, float | None, str]
+"""Rule, value and note of a document that is dropped after stage clean."""
 _SAMPLED_SPANS = 512
 """Spans of a source read for a tokenizer: each is a file to open."""
 _loaded: dict[tuple[Any, ...], Encoder] = {}
@@ -49,7 +51,7 @@ class TokenizerTask:
         )
         for name, raw in tokenizer_files(chosen, path, texts).items():
             (folder / name).write_bytes(raw)
-        encoder = _load(folder / TOKENIZER_FILE, self.recipe)
+        encoder = _encoder(folder, self.recipe)
         return asdict(Vocabulary(encoder.vocab_size, encoder.eos_id))
 
 
@@ -79,73 +81,60 @@ class TextsTask:
     tokenizer: Path
 
     def write(self, folder: Path) -> dict[str, Any]:
+        import pyarrow.parquet
+
         record = unit_record(self.cleaned)
         source = record["source"]
         inputs = [(source, path) for path in record["inputs"]]
-        outcomes = _Outcomes(self.dedup)
-        items = self._items(source, outcomes)
+        rows = pyarrow.parquet.read_table(self.dedup).to_pylist() if self.dedup else []
+        dropped = {row["row"]: (row["rule"], row["value"], row["note"]) for row in rows}
+        numbers: dict[int, int] = {}
+        items = self._items(source, dropped, numbers)
         result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, fit=True)
-        dropped = outcomes.write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS)
+        by_rule = _write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS, dropped, numbers)
         result.files[DECISIONS] = file_digest(folder / PART / DECISIONS)
         edits = {name: record[name] for name in ("repaired", "masked", "lines_removed")}
-        return result.record | {"prepared": {"in": record["in"], "dropped": dropped, "edits": edits}}
+        return result.record | {"prepared": {"in": record["in"], "dropped": by_rule, "edits": edits}}
 
-    def _items(self, source: int, outcomes: "_Outcomes") -> Iterator[Placed]:
+    def _items(self, source: int, dropped: dict[int, _Drop], numbers: dict[int, int]) -> Iterator[Placed]:
+        """Yield the kept documents; fill in those the tokenizer drops, and the number of each other row."""
         encoder = _encoder(self.tokenizer, self.recipe)
         for rows in _text_batches(self.cleaned):
             failpoint("data.build.texts")
-            chosen = [row for row in rows if row["row"] not in outcomes.dropped]
+            chosen = [row for row in rows if row["row"] not in dropped]
             ids = encoder.encode_known([row["text"] for row in chosen], [row["is_chat"] for row in chosen])
             for row, found in zip(chosen, ids, strict=True):
                 if isinstance(found, str) or not len(found):
-                    outcomes.drop(
-                        row["row"], decisions.TOKENIZER, found if isinstance(found, str) else "no tokens"
-                    )
+                    note = found if isinstance(found, str) else "no tokens"
+                    dropped[row["row"]] = (decisions.TOKENIZER, None, note)
                     continue
-                outcomes.keep(row["row"])
-                number = row["raw_high"] << 64 | row["raw_low"]
-                yield source, row["input"], Encoded(row["position"], number, found, row["num_bytes"])
+                numbers[row["row"]] = len(numbers)
+                raw_hash = row["raw_high"] << 64 | row["raw_low"]
+                yield source, row["input"], Encoded(row["position"], raw_hash, found, row["num_bytes"])
 
 
-class _Outcomes:
-    """The outcome of each document of stage clean: dropped after all, or a number in the part."""
+def _write_decisions(
+    source: Path, target: Path, dropped: dict[int, _Drop], numbers: dict[int, int]
+) -> dict[str, int]:
+    """Write the decisions of stage clean with later ones; return the records dropped by each rule."""
+    import pyarrow as pa
+    import pyarrow.parquet
 
-    def __init__(self, dedup: Path | None) -> None:
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_table(dedup).to_pylist() if dedup else []
-        self.dropped = {row["row"]: (row["rule"], row["value"], row["note"]) for row in rows}
-        self._number: dict[int, int] = {}
-
-    def drop(self, row: int, rule: str, note: str) -> None:
-        self.dropped[row] = (rule, None, note)
-
-    def keep(self, row: int) -> None:
-        self._number[row] = len(self._number)
-
-    def write_decisions(self, source: Path, target: Path) -> dict[str, int]:
-        """Write the decisions of stage clean with later ones; return the records dropped by each rule."""
-        import pyarrow as pa
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(source)
-        rules, values, notes = (table[name].to_pylist() for name in ("rule", "value", "note"))
-        numbers: list[int | None] = [None] * len(rules)
-        kept = [place for place, rule in enumerate(rules) if not rule]
-        for row, place in enumerate(kept):
-            if row in self.dropped:
-                rules[place], values[place], notes[place] = self.dropped[row]
-            else:
-                numbers[place] = self._number[row]
-        for name, column, kind in (
-            ("rule", rules, pa.string()),
-            ("value", values, pa.float64()),
-            ("note", notes, pa.string()),
-        ):
-            table = table.set_column(table.schema.get_field_index(name), name, pa.array(column, kind))
-        table = table.append_column("document", pa.array(numbers, pa.uint64()))
-        pyarrow.parquet.write_table(table, target, compression="zstd", row_group_size=65_536)
-        return decisions.dropped_by_rule(rules)
+    table = pyarrow.parquet.read_table(source)
+    rules, values, notes = (table[name].to_pylist() for name in ("rule", "value", "note"))
+    documents: list[int | None] = [None] * len(rules)
+    kept = [place for place, rule in enumerate(rules) if not rule]
+    for row, place in enumerate(kept):
+        if row in dropped:
+            rules[place], values[place], notes[place] = dropped[row]
+        else:
+            documents[place] = numbers[row]
+    columns = (("rule", rules, pa.string()), ("value", values, pa.float64()), ("note", notes, pa.string()))
+    for name, column, kind in columns:
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(column, kind))
+    table = table.append_column("document", pa.array(documents, pa.uint64()))
+    pyarrow.parquet.write_table(table, target, compression="zstd", row_group_size=65_536)
+    return decisions.dropped_by_rule(rules)
 
 
 def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str | bytes]:
@@ -186,18 +175,12 @@ def _sample_cleaned(cleaned: Sequence[Path], sample_bytes: int) -> Iterator[str]
             (p, r["text_bytes"]) for p, r in zip(cleaned, records, strict=True) if r["source"] == source
         ]
         total = sum(size for _, size in chosen)
-        yield from _sample_source([path for path, _ in chosen], total, sample_bytes // len(sources))
-
-
-def _sample_source(cleaned: Sequence[Path], total: int, sample_bytes: int) -> Iterator[str]:
-    taken = seen = 0
-    for path in cleaned:
-        for rows in _text_batches(path):
-            for row in rows:
-                if taken * total <= sample_bytes * seen:
-                    taken += len(row["text"])
-                    yield row["text"]
-                seen += len(row["text"])
+        taken = seen = 0
+        for row in (row for path, _ in chosen for rows in _text_batches(path) for row in rows):
+            if taken * total <= sample_bytes // len(sources) * seen:
+                taken += len(row["text"])
+                yield row["text"]
+            seen += len(row["text"])
 
 
 def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
@@ -215,14 +198,11 @@ def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _encoder(folder: Path, recipe: Recipe) -> Encoder:
-    return _load(folder / TOKENIZER_FILE, recipe)
-
-
-def _load(path: Path, recipe: Recipe) -> Encoder:
-    """Load it. Special tokens in traces are intended: a template made them. Other text cannot forge one."""
-    digests = [hashlib.sha256(raw).digest() for raw in existing_files(path).values()]
+    digests = [hashlib.sha256(raw).digest() for raw in existing_files(folder).values()]
     key = (*digests, recipe.tokenizer.eos, recipe.is_traces)
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = Encoder(path, recipe.tokenizer.eos, parse_special=recipe.is_traces)
+        # Special tokens in traces are intended: a template made them. Other text cannot forge one.
+        file = folder / TOKENIZER_FILE
+        _loaded[key] = Encoder(file, recipe.tokenizer.eos, parse_special=recipe.is_traces)
     return _loaded[key]

@@ -23,8 +23,6 @@ from r1hpc.corpus.recipe import TokenizerRecipe
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 FILES = (TOKENIZER_FILE, _CONFIG, "special_tokens_map.json", "chat_template.jinja")
-
-
 _TRAINING_BYTES = 2**16
 """Bytes of a long text's pieces: the library counts several at once."""
 
@@ -62,18 +60,15 @@ def byte_tokenizer(eos_token: str) -> str:
     """Return a tokenizer.json in which byte b has id b, and the EOS token id 256."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    # The printable stand-in of each byte in byte-level BPE (GPT-2's `bytes_to_unicode`, 2019).
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(eos_token, special=True, normalized=False)])
     return str(tokenizer.to_str())
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return the printable stand-in of each byte in byte-level BPE (GPT-2's `bytes_to_unicode`, 2019)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    shifted = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
 
 
 def tokenizer_files(
@@ -155,8 +150,13 @@ class Encoder:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = self._find_eos(path, eos, vocabulary)
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = [number for number, token in added if token.special and len(token.content) > 1]
+        bos = _bos_token(path.with_name(_CONFIG))
+        guarded = [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
         self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
-        self._is_guarded[self._guarded(_bos_token(path.with_name(_CONFIG)), vocabulary)] = True
+        """The ids that text must not spell: EOS, BOS and special tokens of more than one character."""
+        self._is_guarded[guarded] = True
         model = self._tokenizer.model
         is_unigram = type(model).__name__ == "Unigram"
         unknown = _read_model(path).get("unk_id") if is_unigram else vocabulary.get(model.unk_token)
@@ -172,12 +172,6 @@ class Encoder:
             special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
             raise UsageError(f"{path} has no token {eos!r}{nearest(eos, special)}; set eos_token")
         return vocabulary[eos]
-
-    def _guarded(self, bos: str | None, vocabulary: dict[str, int]) -> list[int]:
-        """Return the ids that text must not spell: EOS, BOS and special tokens of more than one character."""
-        added = self._tokenizer.get_added_tokens_decoder().items()
-        special = [number for number, token in added if token.special and len(token.content) > 1]
-        return [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Return the ids of each text, without any special token it does not spell.

@@ -243,11 +243,9 @@ class TextBatch:
         visible = np.flatnonzero(~self._space)
         first = np.searchsorted(visible, segments.start)
         last = np.searchsorted(visible, segments.stop)
-        kept = segments.where(last > first)
         chosen = last > first
-        return Segments(
-            visible[first[chosen]], visible[last[chosen] - 1] + 1, kept.document, self.num_documents
-        )
+        start, stop = visible[first[chosen]], visible[last[chosen] - 1] + 1
+        return Segments(start, stop, segments.document[chosen], self.num_documents)
 
     def _segments(self, start: Ints, stop: Ints) -> Segments:
         document = np.searchsorted(self.start, start, side="right") - 1

@@ -10,7 +10,7 @@ contamination, signature. A record dropped by one stage does not reach the next.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,12 @@ class CleanTask:
         with _Output(folder, self.recipe) as output:
             for span in self.spans:
                 failpoint("data.build.span")
-                for batch in _batches(self.recipe, span, place[span.path]):
+                at, found = place[span.path], read_records(self.recipe, span)
+                items = (_Item(RecordDecision(at, each.position, each.size), each) for each in found)
+                for batch in batched(items, lambda item: len(item.document.raw)):
                     cleaner.judge(batch, inputs)
                     output.append(batch)
         return {"inputs": inputs, "source": self.spans[0].source} | output.record
-
-
-def _batches(recipe: Recipe, span: SourceSpan, place: int) -> Iterator[list[_Item]]:
-    items = (_Item(RecordDecision(place, d.position, d.size), d) for d in read_records(recipe, span))
-    return batched(items, lambda item: len(item.document.raw))
 
 
 class _Cleaner:
@@ -125,16 +122,11 @@ class _Cleaner:
             if clean.pii != "keep":
                 _hide_personal_data(_kept(batch), clean.pii)
         _drop_empty(batch)
-        if self._looks_at_words:
-            _drop_too_long(_kept(batch))
+        dedup = self._recipe.dedup
+        if self._evaluation is not None or (dedup is not None and dedup.minhash is not None):
+            _drop_too_long(_kept(batch))  # they have arrays with numbers for each byte of a text
         if self._evaluation is not None:
             self._decontaminate(_kept(batch))
-
-    @property
-    def _looks_at_words(self) -> bool:
-        """True if stages after the rules have arrays with numbers for each byte of a text."""
-        dedup = self._recipe.dedup
-        return self._evaluation is not None or (dedup is not None and dedup.minhash is not None)
 
     def _decode(self, item: _Item, inputs: Sequence[str]) -> None:
         document = item.document
@@ -143,17 +135,15 @@ class _Cleaner:
         )
         if document.fault:
             self._set_aside(item, where, document.fault)
-        elif len(document.raw) > 4 * MAX_TEXT_CHARS:  # each stage would copy it
+            return
+        if len(document.raw) > 4 * MAX_TEXT_CHARS:  # each stage would copy it
             item.decision.drop(decisions.TOO_LONG, float(len(document.raw)), "in bytes; divide it")
-        elif document.is_ids:
+            return
+        if document.is_ids:
             raise UsageError(f"{where}: token ids, which cannot be cleaned or compared; take the texts")
-        else:
-            self._decode_text(item, where)
-
-    def _decode_text(self, item: _Item, where: str) -> None:
         policy = self._source.on_invalid_utf8
         try:
-            item.text = item.document.raw.decode("utf-8", "replace" if policy == "replace" else "strict")
+            item.text = document.raw.decode("utf-8", "replace" if policy == "replace" else "strict")
         except UnicodeDecodeError as error:
             what = f"not UTF-8 ({error.reason} at byte {error.start})"
             if policy == "skip":
@@ -272,11 +262,23 @@ class _Output:
     """The two files of a part, written batch by batch, and their totals."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
+        import pyarrow as pa
         import pyarrow.parquet
 
         self._minhash = recipe.dedup.minhash if recipe.dedup is not None else None
-        size = self._minhash.bands * self._minhash.rows * 4 if self._minhash else 0
-        self._schema = _document_schema(size)
+        fields = [
+            ("input", pa.uint32()),
+            ("position", pa.uint64()),
+            ("num_bytes", pa.uint64()),
+            ("raw_high", pa.uint64()),
+            ("raw_low", pa.uint64()),
+            ("text_hash", pa.binary(16)),
+            ("is_chat", pa.bool_()),
+            ("text", pa.large_string()),
+        ]
+        if self._minhash:
+            fields.append(("signature", pa.binary(self._minhash.bands * self._minhash.rows * 4)))
+        self._schema = pa.schema(fields)
         self._documents = pyarrow.parquet.ParquetWriter(folder / DOCUMENTS, self._schema, compression="zstd")
         self._decisions = pyarrow.parquet.ParquetWriter(
             folder / DECISIONS, decisions.schema(), compression="zstd"
@@ -298,9 +300,6 @@ class _Output:
         kept = _kept(batch)
         if kept:
             self._documents.write_batch(self._to_batch(kept))
-        self._count(batch, kept)
-
-    def _count(self, batch: list[_Item], kept: list[_Item]) -> None:
         record = self.record
         record["in"] += len(batch)
         record["kept"] += len(kept)
@@ -335,19 +334,3 @@ class _Output:
         return pa.record_batch(
             [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
         )
-
-
-def _document_schema(signature_bytes: int) -> Any:
-    import pyarrow as pa
-
-    fields = [
-        ("input", pa.uint32()),
-        ("position", pa.uint64()),
-        ("num_bytes", pa.uint64()),
-        ("raw_high", pa.uint64()),
-        ("raw_low", pa.uint64()),
-        ("text_hash", pa.binary(16)),
-        ("is_chat", pa.bool_()),
-        ("text", pa.large_string()),
-    ]
-    return pa.schema([*fields, ("signature", pa.binary(signature_bytes))] if signature_bytes else fields)

@@ -79,11 +79,6 @@ def to_batch(decisions: Sequence[RecordDecision]) -> Any:
     return pa.record_batch(columns, schema=fields)
 
 
-def left_out_rule(is_traces: bool) -> str:
-    """Return the rule by which a plain recipe, without stages, leaves out records, besides empty ones."""
-    return NO_TRACE if is_traces else NOT_UTF8
-
-
 def dropped_by_rule(rules: Sequence[str]) -> dict[str, int]:
     """Return how many records each rule dropped."""
     return dict(sorted((rule, count) for rule, count in Counter(rules).items() if rule))

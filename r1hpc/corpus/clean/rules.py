@@ -31,6 +31,8 @@ MAX_BULLET_LINES = 0.9
 MAX_ELLIPSIS_LINES = 0.3
 MIN_ALPHA_WORDS = 0.8
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+_STOP_BATCH = TextBatch(STOP_WORDS)
+_STOP_HASHES = _STOP_BATCH.hashes(_STOP_BATCH.tokens)
 MIN_STOP_WORDS = 2
 # Gopher, table A1.
 MAX_DUPLICATE_LINES = 0.30
@@ -57,18 +59,7 @@ SHORT_LINE_CHARS = 30
 MAX_DUPLICATE_CHARS = 0.1
 """The paper's text says 0.1; datatrove's default is 0.01."""
 MAX_LINES_PER_WORD = 0.3
-_FINEWEB_ENDS = (
-    *".?!",
-    "\u2026",
-    "\u3002",
-    "\uff0e",
-    "\uff1f",
-    "\uff01",
-    "\u0964",
-    "\u061f",
-    "\u06d4",
-    "\u1362",
-)
+_FINEWEB_ENDS = (*".?!", *"\u2026\u3002\uff0e\uff1f\uff01\u0964\u061f\u06d4\u1362")
 
 
 @dataclass
@@ -82,11 +73,6 @@ class Verdicts:
     def __post_init__(self) -> None:
         self.rule = [""] * self.num_documents
         self.value = np.full(self.num_documents, np.nan)
-
-    @property
-    def unrefused(self) -> npt.NDArray[np.bool_]:
-        """Return the documents that have failed nothing so far."""
-        return np.array([not rule for rule in self.rule], dtype=bool)
 
     def refuse(self, failed: npt.NDArray[np.bool_], rule: str, value: npt.NDArray[Any]) -> None:
         """Record the documents that fail here and failed nothing before."""
@@ -108,8 +94,10 @@ def quality(texts: Sequence[str], batch: TextBatch, languages: Sequence[str] | N
     found.refuse((count < MIN_WORDS) | (count > MAX_WORDS), "gopher_quality.words", count)
     odd = (length < MIN_WORD_LENGTH) | (length > MAX_WORD_LENGTH)
     found.refuse(odd & spaced, "gopher_quality.word_length", length)
-    for name, share in _symbols(texts, every).items():
-        found.refuse(share > MAX_SYMBOLS_PER_WORD, f"gopher_quality.{name}", share)
+    signs = np.array([text.count("#") for text in texts]) / every
+    found.refuse(signs > MAX_SYMBOLS_PER_WORD, "gopher_quality.hash_signs", signs)
+    dots = np.array([text.count("...") + text.count("\u2026") for text in texts]) / every
+    found.refuse(dots > MAX_SYMBOLS_PER_WORD, "gopher_quality.ellipses", dots)
     bullets, ellipses = _line_shares(texts)
     found.refuse(bullets > MAX_BULLET_LINES, "gopher_quality.bullet_lines", bullets)
     found.refuse(ellipses > MAX_ELLIPSIS_LINES, "gopher_quality.ellipsis_lines", ellipses)
@@ -134,11 +122,6 @@ def repetition(batch: TextBatch) -> Verdicts:
         found.refuse(share > most, f"gopher_repetition.duplicate_{what}s", share)
         share = segments.total(repeated * batch.chars(segments)) / chars
         found.refuse(share > most_chars, f"gopher_repetition.duplicate_{what}_chars", share)
-    _judge_ngrams(batch, chars, found)
-    return found
-
-
-def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
     words = batch.tokens
     lengths = batch.chars(words)
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -149,10 +132,12 @@ def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
         if size in MAX_DUPLICATE_NGRAMS:
             most = MAX_DUPLICATE_NGRAMS[size]
             share = words.total(_covered(repeats, size, len(lengths)) * lengths) / chars
-            for number in np.flatnonzero((share > most) & found.unrefused).tolist():
+            unrefused = np.array([not rule for rule in found.rule], dtype=bool)
+            for number in np.flatnonzero((share > most) & unrefused).tolist():
                 mine = words.document[repeats.first] == number
                 share[number] = _counted_once(repeats.where(mine), size, ends) / chars[number]
             found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
+    return found
 
 
 @dataclass(frozen=True)
@@ -186,17 +171,13 @@ def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Rep
         first, rolled = first[inside], rolled[inside]
         keys = of_document(splitmix64(rolled), document[first])
         order = np.argsort(keys)
-        begin, end = _edges(keys[order])
+        ranked = keys[order]
+        begin, end = np.ones(len(ranked), dtype=bool), np.ones(len(ranked), dtype=bool)
+        begin[1:] = end[:-1] = ranked[1:] != ranked[:-1]
         repeated = order[~(begin & end)]
         yield size, _Repeats(first[repeated], np.cumsum(begin, dtype=np.int64)[~(begin & end)])
         repeated.sort()
         first, rolled = first[repeated], rolled[repeated]
-
-
-def _edges(ranked: Hashes) -> tuple[Bools, Bools]:
-    begin, end = np.ones(len(ranked), dtype=bool), np.ones(len(ranked), dtype=bool)
-    begin[1:] = end[:-1] = ranked[1:] != ranked[:-1]
-    return begin, end
 
 
 def _counted_once(repeats: _Repeats, size: int, ends: Ints) -> int:
@@ -252,12 +233,6 @@ def _covered(repeats: _Repeats, size: int, num_words: int) -> Bools:
     return np.cumsum(change[:-1]) > 0
 
 
-def _symbols(texts: Sequence[str], tokens: Ints) -> dict[str, _Shares]:
-    hashes = np.array([text.count("#") for text in texts])
-    dots = np.array([text.count("...") + text.count("\u2026") for text in texts])
-    return {"hash_signs": hashes / tokens, "ellipses": dots / tokens}
-
-
 def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
     """Return the share of each text's lines that begin with a bullet, and that end with an ellipsis."""
     bullets, ellipses = np.zeros(len(texts)), np.zeros(len(texts))
@@ -279,14 +254,6 @@ def _stop_words(batch: TextBatch) -> Ints:
     return found
 
 
-def _stop_hashes() -> list[np.uint64]:
-    words = TextBatch(STOP_WORDS)
-    return list(words.hashes(words.tokens))
-
-
-_STOP_HASHES = _stop_hashes()
-
-
 def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
     """Return the verdicts, and the texts without the lines that C4 drops.
 
@@ -298,14 +265,10 @@ def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
     curly = np.array([any("{" in line for line in lines) for lines in kept])
     found.refuse(lorem, "c4.lorem_ipsum", lorem)
     found.refuse(curly, "c4.curly_bracket", curly)
-    sentences = np.array([_sentences(lines) for lines in kept])
+    # At least one per line, since every kept line ends one.
+    sentences = np.array([sum(max(1, len(_SENTENCE_END.findall(each))) for each in lines) for lines in kept])
     found.refuse(sentences < MIN_SENTENCES, "c4.sentences", sentences)
     return found, ["\n".join(lines) for lines in kept]
-
-
-def _sentences(lines: Sequence[str]) -> int:
-    """Count sentences, at least one per line, since every kept line ends one."""
-    return sum(max(1, len(_SENTENCE_END.findall(line))) for line in lines)
 
 
 def _lines(text: str) -> list[str]:

@@ -88,15 +88,9 @@ def repair(text: str) -> str:
     Raises:
         UsageError: ftfy is not installed.
     """
-    if text.isascii() and "&" not in text and _is_plain(text):
-        return text
-    if _SIGNS.search(text) or not unicodedata.is_normalized("NFC", text):
+    if _SIGNS.search(text) or not (text.isascii() or unicodedata.is_normalized("NFC", text)):
         return str(_fix()(text))
     return text
-
-
-def _is_plain(text: str) -> bool:
-    return _SIGNS.search(text) is None
 
 
 @functools.cache
@@ -165,10 +159,6 @@ def _is_public(found: str) -> bool:
         return ipaddress.ip_address(found).is_global
     except ValueError:
         return False
-
-
-def _is_phone(found: str) -> bool:
-    return 9 <= len(_digits(found)) <= 15
 
 
 def _is_aws_key(found: str) -> bool:
@@ -241,7 +231,7 @@ _KINDS = (
             r"(?:(?<=\+)\d{1,3}[ .\-]?(?:\(0\)[ .\-]?)?(?:\(?\d{1,4}\)?[ .\-/]?){2,5}\d{2,4}"
             r"|(?<=\()\d{3}\) ?\d{3}[ .\-]\d{4}|(?<=\d)\d{2}[.\-]\d{3}[.\-]\d{4})(?![\w\-]|\.\d)"
         ),
-        _is_phone,
+        lambda found: 9 <= len(_digits(found)) <= 15,
     ),
 )
 

@@ -61,15 +61,12 @@ def code_hash() -> str:
     for path in sorted([*folder.glob("corpus/**/*.py"), *folder.glob("data/**/*.py")]):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     for name in _LIBRARIES:
-        found.update(f"{name} {_version(name)}\n".encode())
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "none"
+        found.update(f"{name} {version}\n".encode())
     return found.hexdigest()
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 WorkOff = Callable[[Path, list[Unit]], Iterator[Unit]]
@@ -85,9 +82,21 @@ def run_units(
         DataError: a worker process died.
     """
     todo = [unit for unit in units if find_unit(work.folder, unit.stage, unit.key) is None]
-    progress = _Progress(units, todo, report)
+    total, done = len(units), len(units) - len(todo)
+    if report and done and todo:
+        report(f"{todo[0].stage}: {done} of {total} parts are there already")
+    bytes_done, bytes_left = 0, sum(unit.num_bytes for unit in todo)
+    began = last = time.monotonic()
     for unit in work_off(work.folder, todo):
-        progress.finished(unit)
+        done += 1
+        bytes_done += unit.num_bytes
+        bytes_left -= unit.num_bytes
+        now = time.monotonic()
+        if report and (now - last >= _REPORT_EVERY_S or done == total):
+            last = now
+            rate = bytes_done / max(now - began, 1e-9)
+            left = f", about {format_duration(bytes_left / rate)} left" if bytes_left and rate else ""
+            report(f"{unit.stage}: {done} of {total} parts, {format_bytes(round(rate))}/s{left}")
     return [work.folder / "units" / unit.stage / unit.key for unit in units]
 
 
@@ -141,30 +150,3 @@ def _begin_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class _Progress:
-    """Prints progress lines: how much of a stage is done, how fast, how long it still takes."""
-
-    def __init__(self, units: Sequence[Unit], todo: list[Unit], report: Callable[[str], None] | None) -> None:
-        self._total, self._done = len(units), len(units) - len(todo)
-        self._bytes_left = sum(unit.num_bytes for unit in todo)
-        self._bytes_done = 0
-        self._report = report
-        self._began = self._last = time.monotonic()
-        if report and self._done and todo:
-            report(f"{todo[0].stage}: {self._done} of {self._total} parts are there already")
-
-    def finished(self, unit: Unit) -> None:
-        self._done += 1
-        self._bytes_done += unit.num_bytes
-        self._bytes_left -= unit.num_bytes
-        now = time.monotonic()
-        if self._report is None or (now - self._last < _REPORT_EVERY_S and self._done < self._total):
-            return
-        self._last = now
-        rate = self._bytes_done / max(now - self._began, 1e-9)
-        left = f", about {format_duration(self._bytes_left / rate)} left" if self._bytes_left and rate else ""
-        self._report(
-            f"{unit.stage}: {self._done} of {self._total} parts, {format_bytes(round(rate))}/s{left}"
-        )

@@ -160,8 +160,20 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     fsync_tree(private)
     _release(private)
     failpoint("data.unit.publish")
-    _rename_unit(private, folder / _UNITS / stage / key, lambda: find_unit(folder, stage, key) is not None)
-    return folder / _UNITS / stage / key
+    target = folder / _UNITS / stage / key
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        private.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if find_unit(folder, stage, key) is None:  # damaged since: move it away
+            target.rename(private.with_name(uuid.uuid4().hex))
+            private.rename(target)
+        else:  # another worker was first, with the same bytes
+            shutil.rmtree(private, ignore_errors=True)
+    fsync_dir(target.parent)
+    return target
 
 
 def _private(tmp: Path) -> Path:
@@ -203,21 +215,6 @@ def _peak_memory() -> int:
     return 0
 
 
-def _rename_unit(private: Path, target: Path, is_whole: Callable[[], bool]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        private.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if not is_whole():  # damaged since: move it away
-            target.rename(private.with_name(uuid.uuid4().hex))
-            private.rename(target)
-        else:  # another worker was first, with the same bytes
-            shutil.rmtree(private, ignore_errors=True)
-    fsync_dir(target.parent)
-
-
 def publish(work: Work, content: Path) -> bool:
     """Make the content durable, then rename it to the destination. False if another build was first.
 
@@ -242,19 +239,14 @@ def link_tree(source: Path, target: Path) -> None:
         there = target / path.relative_to(source)
         if path.is_dir():
             there.mkdir(parents=True, exist_ok=True)
-        else:
-            link_file(path, there)
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Do the same for one file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOSPC):
-            raise
-        shutil.copy2(source, target)
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, there)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOSPC):
+                raise
+            shutil.copy2(path, there)
 
 
 def remove_leftover(destination: Path) -> None:

@@ -44,7 +44,13 @@ def describe(path: Path, document: int | None = None) -> dict[str, Any]:
     described["tokenizer"] = content["recipe"]["tokenizer"]["kind"]
     described["profile"] = content["recipe"]["profile"]
     if has_roles(dataset.manifest):
-        described["roles"] = _roles(path)
+        traces = open_traces(path)
+        num_prompt_tokens = int(traces.prompt_lengths.sum())
+        described["roles"] = {
+            "prompt": num_prompt_tokens,
+            "completion": traces.num_tokens - num_prompt_tokens,
+            "longest_document": int(traces.document_lengths.max()),  # data.seq_len must hold it
+        }
     if document is not None:
         described["document"] = _document(dataset, document)
         described["document"] |= _on_record(dataset, dataset.documents[document])
@@ -168,7 +174,7 @@ def audit(path: Path) -> dict[str, Any]:
 
 def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
     """Return the same for a plain recipe, which only leaves out empty records, non-text and non-traces."""
-    rule = decisions.left_out_rule("roles" in manifest.content)
+    rule = decisions.NO_TRACE if has_roles(manifest) else decisions.NOT_UTF8
     record = manifest.path / LEFT_OUT
     # Datasets from before that file existed count everything under one rule.
     left_out = read_json(record) if record.is_file() else {}
@@ -184,17 +190,6 @@ def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
         total.update(each["documents"]["dropped"])
     counts = {name: sum(each["documents"][name] for each in sources) for name in ("in", "kept")}
     return {"documents": counts | {"dropped": dict(total)}, "sources": sources, "edits": {}}
-
-
-def _roles(path: Path) -> dict[str, Any]:
-    """Return the tokens by role, and the longest document: data.seq_len must hold it."""
-    traces = open_traces(path)
-    num_prompt_tokens = int(traces.prompt_lengths.sum())
-    return {
-        "prompt": num_prompt_tokens,
-        "completion": traces.num_tokens - num_prompt_tokens,
-        "longest_document": int(traces.document_lengths.max()),
-    }
 
 
 def _document(dataset: Any, number: int) -> dict[str, Any]:

@@ -153,20 +153,16 @@ def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
             f"source {source.name}: field {source.field!r} holds messages; set "
             "chat_template to a Jinja file or to the folder of a tokenizer that has one"
         )
-    own, file = recipe.resolve(path), _tokenizer_file(recipe)
+    own = recipe.resolve(path)
+    file: Path | None = None
+    if recipe.tokenizer.path is not None:  # else it is made here, with EOS as its only special token
+        file = recipe.resolve(recipe.tokenizer.path)
+        file = file / TOKENIZER_FILE if file.is_dir() else file
     is_jinja = own.is_file() and own.name != TOKENIZER_FILE
     template = load_template(own, file.parent if file is not None and is_jinja else None)
     # Messages must not spell what the tokenizer would read, wherever the template comes from.
     read = special_tokens(file) if file is not None else (recipe.tokenizer.eos_token,)
     return replace(template, special=tuple(dict.fromkeys((*template.special, *read))))
-
-
-def _tokenizer_file(recipe: Recipe) -> Path | None:
-    """Return the tokenizer's file; None if it is made here, with EOS as its only special token."""
-    if recipe.tokenizer.path is None:
-        return None
-    path = recipe.resolve(recipe.tokenizer.path)
-    return path / TOKENIZER_FILE if path.is_dir() else path
 
 
 def template_digest(recipe: Recipe, source: SourceRecipe) -> str:

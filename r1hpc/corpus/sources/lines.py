@@ -122,17 +122,14 @@ def parse_json(raw: bytes, pick: Callable[[Any], Any]) -> Any:
             picked = pick(value)
             if isinstance(picked, str):
                 return long.get(picked, picked)
-    return pick(_load(raw))
-
-
-def _load(raw: bytes) -> Any:
     try:
         try:
-            return json.loads(raw)
+            value = json.loads(raw)
         except UnicodeDecodeError:  # on_invalid_utf8 decides, of the field alone
-            return json.loads(raw.decode("utf-8", "surrogateescape"))
+            value = json.loads(raw.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); kind: jsonl needs one JSON object a line") from None
+    return pick(value)
 
 
 def _parse_without_long(raw: bytes) -> tuple[Any, dict[str, bytes]]:

@@ -163,11 +163,6 @@ def read_lengths(
     unknown = sorted(set(np.unique(roles).tolist()) - set(Role))
     if unknown:
         raise DataError(f"{where}/{SEGMENT_ROLES} holds roles {unknown}, which this version does not know")
-    _check(where, part, documents, offsets, roles)
-    return np.diff(documents), offsets[1::2] - offsets[:-1:2]
-
-
-def _check(where: Any, part: DatasetPart, documents: Any, offsets: Any, roles: Any) -> None:
     expected = np.tile([Role.prompt, Role.completion], part.num_documents)
     fits = (
         len(documents) == part.num_documents + 1
@@ -182,3 +177,4 @@ def _check(where: Any, part: DatasetPart, documents: Any, offsets: Any, roles: A
             f"{where}: {SEGMENT_OFFSETS} and {SEGMENT_ROLES} do not divide each document of doc_offsets into "
             "a prompt and a completion; rebuild the dataset"
         )
+    return np.diff(documents), offsets[1::2] - offsets[:-1:2]

@@ -102,21 +102,17 @@ class DatasetManifest:
             ShardMissingError, ShardCorruptError: naming the first file that fails.
         """
         for name, entry in self.content["files"].items():
-            check_size(self.path / name, entry["size"])
+            path, size = self.path / name, entry["size"]
+            try:
+                found = path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                raise missing(path) from None
+            if found != size:
+                raise ShardCorruptError(f"{path} has {found} bytes, the manifest says {size}; {REPAIR}")
 
 
 def missing(path: Path) -> ShardMissingError:
     return ShardMissingError(f"{path} is missing; {REPAIR}")
-
-
-def check_size(path: Path, size: int) -> None:
-    """Raise unless `path` is there and `size` bytes long."""
-    try:
-        found = path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise missing(path) from None
-    if found != size:
-        raise ShardCorruptError(f"{path} has {found} bytes, the manifest says {size}; {REPAIR}")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -146,7 +142,13 @@ def read_manifest(folder: Path) -> DatasetManifest:
         ShardCorruptError: it does not hash to DIR/dataset_id, or is not a manifest.
         DataError: written by a format this version cannot read.
     """
-    raw = _read_raw(folder)
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetMissingError(
+            f"no dataset in {folder} ({MANIFEST} is not there); "
+            f"build one: python -m r1hpc.shard build RECIPE --out {folder}"
+        ) from None
     dataset_id = hashlib.sha256(raw).hexdigest()
     try:
         stored = (folder / DATASET_ID).read_text().strip()
@@ -161,16 +163,6 @@ def read_manifest(folder: Path) -> DatasetManifest:
     if content.get("format") != FORMAT:
         raise DataError(f"{folder} has format {content.get('format')!r}, this version reads {FORMAT!r}")
     return DatasetManifest(folder, dataset_id, content)
-
-
-def _read_raw(folder: Path) -> bytes:
-    try:
-        return (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DatasetMissingError(
-            f"no dataset in {folder} ({MANIFEST} is not there); "
-            f"build one: python -m r1hpc.shard build RECIPE --out {folder}"
-        ) from None
 
 
 def census(folder: Path) -> dict[str, dict[str, Any]]:

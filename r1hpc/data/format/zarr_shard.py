@@ -199,7 +199,12 @@ class ShardFile:
                 chunk, "belongs to another dataset or another place (its crc32c is not the one recorded)"
             )
         if self.layout.compressed:
-            body = self._decompress(chunk, body)
+            from numcodecs.zstd import Zstd  # type: ignore[import-untyped]  # only the compact profile needs it
+
+            try:
+                body = np.frombuffer(Zstd().decode(body), dtype=np.uint8)
+            except RuntimeError as error:
+                raise self._corrupt(chunk, f"does not decompress ({error})") from None
         if body.nbytes != self.layout.chunk_bytes:
             raise self._corrupt(chunk, f"decodes to {body.nbytes} bytes instead of {self.layout.chunk_bytes}")
         return body.view(self.layout.dtype)
@@ -237,16 +242,6 @@ class ShardFile:
         if google_crc32c.value(raw[:-_CRC_BYTES]) != struct.unpack("<I", raw[-_CRC_BYTES:])[0]:
             raise ShardCorruptError(f"{self.path}: the shard index fails its crc32c; {REPAIR}")
         index = np.frombuffer(raw, dtype="<u8", count=2 * num_chunks).reshape(num_chunks, 2)
-        self._check_index(index, data_bytes)
-        stride = self.layout.chunk_bytes + _CRC_BYTES
-        dense = not self.layout.compressed and bool(
-            np.array_equal(index[:, 0], np.arange(num_chunks, dtype="<u8") * np.uint64(stride))
-        )
-        # Drop a dense shard's index, since it is arithmetic: for a terabyte of tokens it takes hundreds of
-        # MB.
-        self.stride, self._index = (stride, None) if dense else (0, index)
-
-    def _check_index(self, index: npt.NDArray[np.uint64], data_bytes: int) -> None:
         holes = np.flatnonzero((index == np.uint64(_NO_CHUNK)).any(axis=1))
         if len(holes):
             raise self._corrupt(int(holes[0]), "is not in the shard (a hole)")
@@ -256,14 +251,12 @@ class ShardFile:
             bad |= sizes != self.layout.chunk_bytes + _CRC_BYTES
         if bad.any():
             raise self._corrupt(int(np.flatnonzero(bad)[0]), "has an impossible place in the shard index")
-
-    def _decompress(self, chunk: int, body: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        from numcodecs.zstd import Zstd  # type: ignore[import-untyped]  # only the compact profile needs it
-
-        try:
-            return np.frombuffer(Zstd().decode(body), dtype=np.uint8)
-        except RuntimeError as error:
-            raise self._corrupt(chunk, f"does not decompress ({error})") from None
+        stride = self.layout.chunk_bytes + _CRC_BYTES
+        dense = not self.layout.compressed and bool(
+            np.array_equal(offsets, np.arange(num_chunks, dtype="<u8") * np.uint64(stride))
+        )
+        # A dense shard needs no index, which takes hundreds of MB for a terabyte of tokens.
+        self.stride, self._index = (stride, None) if dense else (0, index)
 
     def _corrupt(self, chunk: int, what: str) -> ShardCorruptError:
         return ShardCorruptError(f"{self.path}: chunk {chunk} {what}; {REPAIR}")

@@ -40,21 +40,17 @@ class ReadAhead(Generic[_Batch]):
 
     def take(self, step: int) -> _Batch:
         """Return the batch of `step`; the next step is being read when this returns or raises."""
-        try:
-            future = self._take_future(step)
-            return self._read(step) if future is None else future.result()
-        finally:
-            self._start(step + 1)
-
-    def _take_future(self, step: int) -> "Future[_Batch] | None":
-        """Return what was read ahead, if it is this step's and this process read it (not a fork's parent)."""
         ahead, self._ahead = self._ahead, None
-        return ahead[2] if ahead is not None and ahead[:2] == (os.getpid(), step) else None
-
-    def _start(self, step: int) -> None:
-        future: Future[_Batch] = Future()
-        self._ahead = (os.getpid(), step, future)
-        threading.Thread(target=self._fulfil, args=(future, step), daemon=True, name="prefetch").start()
+        try:
+            # What was read ahead, if it is this step's and this process read it (not a fork's parent).
+            if ahead is not None and ahead[:2] == (os.getpid(), step):
+                return ahead[2].result()
+            return self._read(step)
+        finally:
+            future: Future[_Batch] = Future()
+            self._ahead = (os.getpid(), step + 1, future)
+            after = (future, step + 1)
+            threading.Thread(target=self._fulfil, args=after, daemon=True, name="prefetch").start()
 
     def _fulfil(self, future: "Future[_Batch]", step: int) -> None:
         # Signals must reach the main thread, whose system calls they interrupt.

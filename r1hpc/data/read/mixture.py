@@ -109,12 +109,19 @@ class Mixture:
         if self.batch < 1:
             raise UsageError(f"a batch of a mixture has at least 1 sample, not {self.batch}")
         for weights in (self.weights, *(change.weights for change in self.changes)):
-            self._check_weights(weights)
+            if len(weights) != len(self.sizes):
+                raise UsageError(f"{len(weights)} weights for {len(self.sizes)} sources")
+            if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+                raise UsageError(
+                    "weights of a mixture must be positive numbers, or 0 for some of them, not "
+                    f"{list(weights)}"
+                )
         for number, size in enumerate(self.sizes):
             if size < 1:
+                name = self.names[number] if self.names else number
                 raise UsageError(
-                    f"source {self._name(number)} has nothing to sample: no documents, or too few tokens for "
-                    "one window; leave it out of the mixture, or lower data.seq_len"
+                    f"source {name} has nothing to sample: no documents, or too few tokens for one window; "
+                    "leave it out of the mixture, or lower data.seq_len"
                 )
         firsts = [0, *(change.first_sample for change in self.changes)]
         if any(b <= a or b % self.batch for a, b in pairwise(firsts)):
@@ -215,17 +222,6 @@ class Mixture:
             before = before + segment.taken(int(length))
             first += int(length)
         return found, first
-
-    def _check_weights(self, weights: Sequence[float]) -> None:
-        if len(weights) != len(self.sizes):
-            raise UsageError(f"{len(weights)} weights for {len(self.sizes)} sources")
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-            raise UsageError(
-                f"weights of a mixture must be positive numbers, or 0 for some of them, not {list(weights)}"
-            )
-
-    def _name(self, number: int) -> str:
-        return self.names[number] if self.names else str(number)
 
 
 def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:

@@ -38,7 +38,6 @@ from r1hpc.data.format.zarr_shard import ArrayLayout, ShardFile, parse_layout
 
 MAX_OPEN_FILES = 512
 _CACHED_CHUNKS = 16
-_VERIFY = ("once", "every")
 _NO_CHUNK: tuple[int, int, Any] = (-1, -1, None)
 
 
@@ -54,7 +53,7 @@ def open_dataset(path: Path | str, expected_id: str | None = None, *, verify: st
         DatasetMismatchError: not the expected one.
         ShardCorruptError: manifest damaged, or a file missing or of another size.
     """
-    if verify not in _VERIFY:
+    if verify not in ("once", "every"):
         raise UsageError(f"verify must be once or every, not {verify!r}")
     manifest = read_manifest(Path(path).absolute())
     if expected_id is not None and manifest.id != expected_id:
@@ -171,7 +170,10 @@ class TokenDataset:
         """Read part of one chunk: by pread if it was verified, else by verifying it."""
         shard = self._shards[number]
         if shard.handle is None:
-            self._open(shard)
+            shard.open()
+            self._opened.append(shard)
+            while len(self._opened) > MAX_OPEN_FILES:
+                self._opened.popleft().handle = None
         handle = shard.handle
         if self._once_raw and handle is not None and shard.verified[chunk] and shard.stride:
             at = chunk * shard.stride + offset * self._itemsize
@@ -198,19 +200,17 @@ class TokenDataset:
             self._decoded[slot] = (number, chunk, values)
         return values
 
-    def _open(self, shard: ShardFile) -> None:
-        shard.open()
-        self._opened.append(shard)
-        while len(self._opened) > MAX_OPEN_FILES:
-            self._opened.popleft().handle = None
-
 
 def _read_part(manifest: DatasetManifest, part: DatasetPart) -> TokenArray:
     folder = f"{PARTS}/{part.name}/{TOKENS}"
     layout = parse_layout(manifest.path / folder, manifest.read_file(f"{folder}/zarr.json"))
     if (layout.num_rows, layout.dtype) != (part.num_tokens, np.dtype(manifest.content["dtype"])):
         raise ShardCorruptError(f"{layout.folder}: shape or dtype is not what the manifest says")
-    return TokenArray(layout, _read_checksums(manifest, part.name, layout))
+    name = f"{PARTS}/{part.name}/{CHECKSUMS}"
+    values = np.frombuffer(manifest.read_file(name), dtype="<u4")
+    if len(values) != layout.num_shards * layout.chunks_per_shard:
+        raise ShardCorruptError(f"{manifest.path / name} does not fit {layout.folder}; rebuild the dataset")
+    return TokenArray(layout, values.reshape(layout.num_shards, layout.chunks_per_shard))
 
 
 def _list_shards(manifest: DatasetManifest, arrays: list[TokenArray]) -> list[ShardFile]:
@@ -224,11 +224,3 @@ def _list_shards(manifest: DatasetManifest, arrays: list[TokenArray]) -> list[Sh
             shards.append(ShardFile(array.layout, number, size, array.checksums[number], start))
         first += array.layout.num_rows
     return shards
-
-
-def _read_checksums(manifest: DatasetManifest, part: str, layout: ArrayLayout) -> npt.NDArray[np.uint32]:
-    name = f"{PARTS}/{part}/{CHECKSUMS}"
-    values = np.frombuffer(manifest.read_file(name), dtype="<u4")
-    if len(values) != layout.num_shards * layout.chunks_per_shard:
-        raise ShardCorruptError(f"{manifest.path / name} does not fit {layout.folder}; rebuild the dataset")
-    return values.reshape(layout.num_shards, layout.chunks_per_shard)

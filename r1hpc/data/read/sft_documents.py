@@ -30,7 +30,6 @@ import numpy.typing as npt
 from r1hpc.base.errors import UsageError
 from r1hpc.data.format.documents import has_roles, read_lengths
 from r1hpc.data.format.errors import DataError
-from r1hpc.data.format.manifest import DatasetManifest
 from r1hpc.data.read.mixture import divide
 from r1hpc.data.read.order import visit
 from r1hpc.data.read.reader import TokenDataset, open_dataset
@@ -50,7 +49,15 @@ def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str
         ShardCorruptError: the roles or offsets are damaged, or do not fit one another.
     """
     tokens = open_dataset(path, expected_id, verify=verify)
-    return TraceDataset(tokens, *_all_lengths(tokens.manifest))
+    manifest = tokens.manifest
+    if not has_roles(manifest):
+        raise DataError(
+            f"{manifest.path} holds documents without roles: traces come from a recipe whose sources have "
+            "kind: traces, or from data.traces"
+        )
+    found = [read_lengths(manifest, part) for part in manifest.parts]
+    documents, prompts = (np.concatenate(column) for column in zip(*found, strict=True))
+    return TraceDataset(tokens, documents, prompts)
 
 
 class TraceDataset:
@@ -119,17 +126,6 @@ class TraceDataset:
     @cached_property
     def _kept(self) -> npt.NDArray[Any]:
         return self.tokens.read(0, self.num_tokens)
-
-
-def _all_lengths(manifest: DatasetManifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    if not has_roles(manifest):
-        raise DataError(
-            f"{manifest.path} holds documents without roles: traces come from a recipe whose sources have "
-            "kind: traces, or from data.traces"
-        )
-    found = [read_lengths(manifest, part) for part in manifest.parts]
-    documents, prompts = (np.concatenate(column) for column in zip(*found, strict=True))
-    return documents, prompts
 
 
 @dataclass(frozen=True)

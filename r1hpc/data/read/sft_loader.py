@@ -110,7 +110,15 @@ class DocumentLoader(ABC, Generic[BatchT]):
         """
         if pad_id < 0:
             raise UsageError(f"pad_id must be a token id, not {pad_id}")
-        _check_lengths(dataset, seq_len)
+        lengths = dataset.document_lengths
+        longest = int(lengths.argmax())
+        if lengths[longest] > seq_len:
+            raise UsageError(
+                f"data.seq_len is {seq_len}, but {(lengths > seq_len).sum():,} of {len(lengths):,} traces in "
+                f"{dataset.path} are longer: the longest, document {longest}, has {lengths[longest]:,} "
+                f"tokens with its EOS. Set data.seq_len={lengths[longest]} or more, or leave long ones out "
+                "of the traces"
+            )
         self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
         self.plan = open_document_plan(dataset, seed, global_batch_size, parting, mix, num_samples)
@@ -152,17 +160,20 @@ class TraceLoader(DocumentLoader[TraceBatch]):
         every = self.documents_of(global_step)
         ids = self.share.sample_ids(global_step)
         documents = every[ids - first]
-        tokens = np.full((*ids.shape, self._padded_length(every)), self.pad_id, dtype=np.int64)
+        lengths, prompts = self.dataset.document_lengths, self.dataset.prompt_lengths
+        width = row_length(int(lengths[every].max()), self.seq_len)
+        tokens = np.full((*ids.shape, width), self.pad_id, dtype=np.int64)
         checksum = 0
         rows = zip(tokens.reshape(ids.size, -1), ids.flat, documents.flat, strict=True)
         for row, sample, document in rows:
             found, _ = self.dataset.read_document(int(document))
             row[: len(found)] = found
             checksum += window_checksum(int(sample), found)
-        lengths, prompts = self.dataset.document_lengths, self.dataset.prompt_lengths
+        begins, ends, positions = prompts[documents], lengths[documents], np.arange(width)
+        mask = (positions >= begins[..., None]) & (positions < ends[..., None])
         return TraceBatch(
             tokens=tokens,
-            loss_mask=_mask(prompts[documents], lengths[documents], tokens.shape[-1]),
+            loss_mask=mask,
             sample_ids=ids,
             document_ids=documents,
             checksum=checksum,
@@ -170,9 +181,6 @@ class TraceLoader(DocumentLoader[TraceBatch]):
             num_tokens=int(lengths[every].sum()),
             world_size=self.share.world_size,
         )
-
-    def _padded_length(self, documents: npt.NDArray[np.int64]) -> int:
-        return row_length(int(self.dataset.document_lengths[documents].max()), self.seq_len)
 
 
 def document_order_id(plan: DocumentPlan | DocumentMixture, parting: Parting | None) -> str:
@@ -219,21 +227,3 @@ def open_document_plan(
     )
     mixture.check_reaches(num_samples)
     return DocumentMixture(dataset.id, mixture)
-
-
-def _check_lengths(dataset: TraceDataset, seq_len: int) -> None:
-    lengths = dataset.document_lengths
-    longest = int(lengths.argmax())
-    if lengths[longest] > seq_len:
-        raise UsageError(
-            f"data.seq_len is {seq_len}, but {(lengths > seq_len).sum():,} of {len(lengths):,} traces in "
-            f"{dataset.path} are longer: the longest, document {longest}, has {lengths[longest]:,} tokens "
-            f"with its EOS. Set data.seq_len={lengths[longest]} or more, or leave long ones out of the traces"
-        )
-
-
-def _mask(begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
-    """Return True at the positions [begin, end) of each row; shape (*begins.shape, length)."""
-    positions = np.arange(length)
-    mask: npt.NDArray[np.bool_] = (positions >= begins[..., None]) & (positions < ends[..., None])
-    return mask
