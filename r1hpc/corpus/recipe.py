@@ -316,11 +316,7 @@ class Recipe:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the recipe file at path `name`, or with that name in shards/ (with or without .yaml).
-
-    Raises:
-        ConfigError: neither exists; names the nearest recipe there is.
-    """
+    """Return the recipe file at path `name`, or of that name in shards/ (.yaml or not); else ConfigError."""
     from r1hpc.config.assets import assets, find_named
 
     shards = assets("shards")
@@ -328,11 +324,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Parse one recipe file.
-
-    Raises:
-        UsageError: unreadable, not YAML, an unknown key (names the nearest), a wrong type or value.
-    """
+    """Parse one recipe file; UsageError names the key that is unknown, or of a wrong type or value."""
     content = read_yaml(path, UniqueKeyLoader)
     try:
         return parse_recipe(content, path.absolute().parent)

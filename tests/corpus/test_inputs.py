@@ -20,7 +20,7 @@ from r1hpc.corpus.build.build import build_dataset
 from r1hpc.corpus.build.vocabulary import Encoder, train_byte_bpe
 from r1hpc.corpus.inspect.describe import audit
 from r1hpc.corpus.recipe import load_recipe
-from r1hpc.corpus.sources import hdf5, lines, read
+from r1hpc.corpus.sources import lines, read, tables
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.plan.model.chat_template import load_template
 from tests.corpus.builds import start_build
@@ -177,7 +177,7 @@ def test_long_streams_of_ids_are_read_in_pieces(tmp_path: Path, monkeypatch: pyt
         file["ids"] = ids
     source = {"kind": "hdf5", "glob": "*.h5", "field": "ids"}
     whole = build_ids(tmp_path, source)
-    monkeypatch.setattr(hdf5, "_STREAM_IDS", 7)
+    monkeypatch.setattr(tables, "_STREAM_IDS", 7)
     recipe = write_recipe(
         tmp_path,
         sources=[{"name": "a", "root": "."} | source],

@@ -13,9 +13,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
 from r1hpc.base.errors import UsageError
-from r1hpc.corpus.build import cuts
-from r1hpc.corpus.build.cuts import Cuts, NoCutError
-from r1hpc.corpus.build.vocabulary import Encoder, byte_tokenizer, train_byte_bpe
+from r1hpc.corpus.build import vocabulary
+from r1hpc.corpus.build.vocabulary import Cuts, Encoder, NoCutError, byte_tokenizer, train_byte_bpe
 from r1hpc.corpus.clean import clean
 from r1hpc.corpus.inspect.describe import audit
 from r1hpc.corpus.sources import lines
@@ -136,7 +135,7 @@ def test_pieces_give_the_ids_of_the_whole(name: str, parse_special: bool) -> Non
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_where_no_place_is_sure_a_long_text_is_not_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuts, "MOST_BYTES", 1000)
+    monkeypatch.setattr(vocabulary, "MOST_BYTES", 1000)
     found = Cuts(train(*WHOLE[name]))
     short, long = text(1, 100)[:1000].encode(), text(1, 1000).encode()
     assert list(found.pieces(short, 60)) == [short.decode()]
@@ -184,7 +183,7 @@ def test_an_encoder_cuts_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     texts = [draw_text(draw, count) for count in (5, 400, 3, 900, 7)]
     whole = Encoder(tmp_path / "tokenizer.json", "<|x|>").encode_known(texts)
     monkeypatch.setattr("r1hpc.corpus.build.vocabulary.PIECE_BYTES", 500)
-    monkeypatch.setattr(cuts.Cuts.pieces, "__defaults__", (500,))
+    monkeypatch.setattr(vocabulary.Cuts.pieces, "__defaults__", (500,))
     encoder = Encoder(tmp_path / "tokenizer.json", "<|x|>")
     seen: list[int] = []
     encode = encoder.encode_mixed
@@ -228,12 +227,12 @@ def test_a_document_that_cannot_be_cut_is_refused_or_left_out(
 ) -> None:
     monkeypatch.setattr("r1hpc.corpus.build.vocabulary.PIECE_BYTES", 2000)
     monkeypatch.setattr("r1hpc.corpus.build.encode.PIECE_BYTES", 2000)
-    monkeypatch.setattr(cuts, "MOST_BYTES", 3000)
+    monkeypatch.setattr(vocabulary, "MOST_BYTES", 3000)
     train(*WHOLE["llama2"]).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.txt").write_text(text(1, 100))
     (tmp_path / "docs" / "b.txt").write_text(text(2, 2000))
-    monkeypatch.setattr(cuts.Cuts.pieces, "__defaults__", (2000,))
+    monkeypatch.setattr(vocabulary.Cuts.pieces, "__defaults__", (2000,))
     tokenizer = {"kind": "path", "path": "tokenizer.json", "eos_token": "<|x|>"}
     with pytest.raises(
         UsageError, match=r"b\.txt, record 0: it is too long: 1\d\.\d KiB of text.*tokenizer\.kind"

@@ -14,8 +14,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.corpus.sources import hdf5, read
-from r1hpc.corpus.sources.globs import Excluded, files_below
+from r1hpc.corpus.sources import read, tables
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from tests.corpus.corpus import text, write_recipe, write_texts
 
@@ -76,7 +75,7 @@ def test_parquet_row_groups(tmp_path: Path) -> None:
 
 
 def test_hdf5_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hdf5, "_SPAN_ROWS", 7)
+    monkeypatch.setattr(tables, "_SPAN_ROWS", 7)
     with h5py.File(tmp_path / "in.h5", "w") as file:
         file.create_dataset("group/body", data=TEXTS, dtype=h5py.string_dtype())
     dataset = build(tmp_path, {"kind": "hdf5", "glob": "*.h5", "field": "group/body"})
@@ -200,7 +199,7 @@ def below(root: Path, names: str, glob: str, exclude: Sequence[str] = ()) -> str
     for name in names.split():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    return " ".join(sorted(files_below(root, glob, Excluded(exclude))))
+    return " ".join(sorted(read.files_below(root, glob, read.Excluded(exclude))))
 
 
 @pytest.mark.parametrize(

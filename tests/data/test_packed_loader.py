@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.data.read.packed_loader import PackedLoader, deal, pack
 from r1hpc.data.read.sft_documents import TraceDataset, open_traces
-from r1hpc.data.read.sft_loader import Rows, TraceLoader, row_length
+from r1hpc.data.read.sft_loader import PackedLoader, Rows, TraceLoader, deal, pack, row_length
 from tests.corpus.tracefiles import build_traces, expected_ids, pairs
 
 GBS, SEQ_LEN, PAD = 24, 64, 300

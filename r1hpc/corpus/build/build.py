@@ -24,20 +24,9 @@ from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
 from r1hpc.corpus.build.tokenize import PART
 from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.build.writer import PartResult
+from r1hpc.corpus.engine import work_dir
 from r1hpc.corpus.engine.units import WorkOff, local_pool
-from r1hpc.corpus.engine.work_dir import (
-    DONE,
-    Report,
-    Work,
-    destination_of,
-    join_work,
-    link_tree,
-    open_work,
-    publish,
-    remove_leftover,
-    unit_record,
-    work_folder,
-)
+from r1hpc.corpus.engine.work_dir import Report, Work
 from r1hpc.corpus.recipe import Recipe, load_recipe
 from r1hpc.corpus.sources.fields import SourceSpan, template_digest
 from r1hpc.corpus.sources.read import list_spans
@@ -101,12 +90,12 @@ def build_dataset(
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}")
     recipe = load_recipe(recipe_path)
-    out = destination_of(out)
+    out = work_dir.destination_of(out)
     existing = _find_existing(recipe, out, check_inputs)
     if existing:
-        remove_leftover(out)
+        work_dir.remove_leftover(out)
         return existing
-    spans = list_spans(recipe, is_new=not work_folder(out).exists())
+    spans = list_spans(recipe, is_new=not work_dir.work_folder(out).exists())
     try:
         how = How(work_off or local_pool(workers), report, after_others)
         return _build(recipe, spans, out, how, check_inputs)
@@ -118,12 +107,8 @@ def build_dataset(
 
 
 def find_dataset(recipe_path: Path, out: Path, check_inputs: bool = False) -> BuildReport | None:
-    """Return the dataset of this recipe if it is at `out`; None if nothing is there.
-
-    Raises:
-        UsageError: something else is there.
-    """
-    return _find_existing(load_recipe(recipe_path), destination_of(out), check_inputs)
+    """Return this recipe's dataset at `out`; None if nothing is there, UsageError if something else is."""
+    return _find_existing(load_recipe(recipe_path), work_dir.destination_of(out), check_inputs)
 
 
 def build_share(
@@ -144,22 +129,22 @@ def build_share(
         UsageError: a recipe or an input that cannot be used; a stage the recipe does not have.
         DataError: after_others, and a unit of an earlier stage is missing.
     """
-    recipe, out = load_recipe(recipe_path), destination_of(out)
+    recipe, out = load_recipe(recipe_path), work_dir.destination_of(out)
     if _find_existing(recipe, out) is None:
-        with join_work(out, report) as work:
+        with work_dir.join_work(out, report) as work:
             how = How(local_pool(workers), report, after_others)
             run_share(recipe, list_spans(recipe), work, share, how)
 
 
 def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
-    with open_work(out, how.report) as work:
+    with work_dir.open_work(out, how.report) as work:
         existing = _find_existing(recipe, out)  # made while this build waited for the work folder
         if existing:
             return existing
         states = _input_states(recipe, spans, lambda _: check_inputs)
         made = run_stages(recipe, spans, work, how)
         content = _gather(work, made)
-        results = [PartResult.from_record(unit_record(path)) for path in made.parts]
+        results = [PartResult.from_record(work_dir.unit_record(path)) for path in made.parts]
         if not sum(result.num_tokens for result in results):
             raise UsageError("the inputs are empty: every document has no text, or was left out")
         manifest = _manifest(recipe, spans, content, made.vocabulary, results)
@@ -181,7 +166,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
             if left_out:
                 write_json(content / LEFT_OUT, left_out, mode=0o644)
         failpoint("data.build.publish")
-        published = publish(work, content)
+        published = work_dir.publish(work, content)
         failpoint("data.build.published")
     if not published:
         return _lost_race(recipe, out)
@@ -196,10 +181,10 @@ def _gather(work: Work, made: Made) -> Path:
     zarr.create_group(content)
     zarr.create_group(content / PARTS)
     if made.tokenizer is not None:
-        link_tree(made.tokenizer, content / TOKENIZER)
-        (content / TOKENIZER / DONE).unlink()
+        work_dir.link_tree(made.tokenizer, content / TOKENIZER)
+        (content / TOKENIZER / work_dir.DONE).unlink()
     for number, path in enumerate(made.parts):
-        link_tree(path / PART, content / PARTS / part_name(number))
+        work_dir.link_tree(path / PART, content / PARTS / part_name(number))
     return content
 
 
@@ -242,7 +227,7 @@ def _preparation(recipe: Recipe, made: Made) -> dict[str, Any]:
         {"documents": {"in": 0, "kept": 0, "dropped": Counter()}, "edits": Counter()}
         for _ in (*recipe.sources, "all")
     ]
-    for record in map(unit_record, made.parts):
+    for record in map(work_dir.unit_record, made.parts):
         (source,) = record["sources"]
         prepared = record["prepared"]
         for total in (totals[int(source)], totals[-1]):

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from r1hpc.base.errors import UsageError
-from r1hpc.corpus.build.cuts import NO_CUT, PIECE_BYTES, is_utf8
-from r1hpc.corpus.build.vocabulary import Encoder
+from r1hpc.corpus.build.vocabulary import NO_CUT, PIECE_BYTES, Encoder, is_utf8
 from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, SourceSpan, batched
@@ -89,11 +88,7 @@ class Encoded:
 def encode_span(
     recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
 ) -> Iterator[Encoded]:
-    """Yield the documents of a span as ids; `count` counts those the recipe leaves out.
-
-    Raises:
-        UsageError: names the document that does not fit the recipe.
-    """
+    """Yield a span's documents as ids, counting those the recipe leaves out; UsageError names a misfit."""
     if recipe.is_traces:
         assert encoder is not None, "the recipe refuses traces with tokenizer.kind ids"
         yield from _encode_traces(recipe, span, encoder, count)

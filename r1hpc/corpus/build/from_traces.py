@@ -84,9 +84,8 @@ def write_trace_recipe(
     Raises:
         UsageError: `tokenizer` is not there.
     """
-    from r1hpc.corpus.build.vocabulary import (
-        existing_files,  # numpy, which a submission lists its inputs without
-    )
+    # With numpy, which a submission lists its inputs without.
+    from r1hpc.corpus.build.vocabulary import existing_files
 
     shutil.rmtree(folder, ignore_errors=True)
     for number, item in enumerate(inputs):

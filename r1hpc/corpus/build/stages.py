@@ -24,8 +24,8 @@ from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.clean import text
 from r1hpc.corpus.clean.clean import CleanTask, IndexTask
 from r1hpc.corpus.clean.dedup import DedupTask
-from r1hpc.corpus.engine.units import Unit, WorkOff, local_pool, records, run_units, unit_key
-from r1hpc.corpus.engine.work_dir import Report, Work, find_unit
+from r1hpc.corpus.engine.units import Unit, WorkOff, local_pool, run_units, unit_key
+from r1hpc.corpus.engine.work_dir import Report, Work, find_unit, unit_record
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import SourceSpan, template_digest
 from r1hpc.data.format.errors import DataError
@@ -74,10 +74,9 @@ class _ShareMade(Exception):  # noqa: N818  # no error
 def divide(
     spans: Sequence[SourceSpan], part_bytes: int, *, by_source: bool = False
 ) -> list[list[SourceSpan]]:
-    """Divide spans into parts of at least `part_bytes` input bytes each, in order (the last may have less).
+    """Divide spans in order into parts of at least `part_bytes` input bytes (the last may have less).
 
-    Args:
-        by_source: no part holds two sources, so each source is one run of tokens.
+    `by_source`: no part holds two sources, so each source is one run of tokens.
     """
     parts: list[list[SourceSpan]] = [[]]
     size = 0
@@ -97,11 +96,7 @@ def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpa
 
 
 def check_references(recipe: Recipe) -> None:
-    """Refuse what a build would meet late or never: missing files and languages, mistyped weights.
-
-    Raises:
-        UsageError: names the key, and the path, the code or the shares.
-    """
+    """Raise UsageError for what a build would meet late: missing files and languages, mistyped weights."""
     if recipe.mix is not None:
         recipe.mix.check_sum()
     if recipe.clean and recipe.clean.lang:
@@ -115,11 +110,7 @@ def check_references(recipe: Recipe) -> None:
 
 
 def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
-    """Return the number of units of each stage.
-
-    Raises:
-        UsageError: as check_references.
-    """
+    """Return the number of units of each stage; raises as check_references."""
     check_references(recipe)
     count = len(parts_of(recipe, spans))
     is_needed = {
@@ -201,11 +192,7 @@ class _Stages:
         return Made(vocabulary, tokenizer, self._run(units))
 
     def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
-        """Return the folders of a stage's units; none for a share.
-
-        Args:
-            read_inputs: the units read the parts of the inputs, in order.
-        """
+        """Return the folders of a stage's units. With `read_inputs` the parts they read must not change."""
         is_share = self._share is not None and self._share.stage == units[0].stage
         if self._how.after_others and not is_share:
             self._refuse_missing(units)
@@ -255,7 +242,7 @@ class _Stages:
             key = unit_key("clean", settings, inputs, evaluation.name if evaluation else None)
             units.append(Unit("clean", key, CleanTask(self._recipe, part, evaluation), size))
         paths = self._run(units, read_inputs=True)
-        self._check_unreadable(records(paths))
+        self._check_unreadable([unit_record(path) for path in paths])
         return paths
 
     def _check_unreadable(self, found: list[dict[str, Any]]) -> None:
@@ -288,7 +275,7 @@ class _Stages:
             made_of = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
         key = unit_key("tokenizer", self._content["tokenizer"], self._recipe.is_traces, made_of)
         (path,) = self._run([Unit("tokenizer", key, TokenizerTask(self._recipe, self._spans, cleaned))])
-        return Vocabulary(**records([path])[0]), path
+        return Vocabulary(**unit_record(path)), path
 
     def _layout(self) -> dict[str, Any]:
         return {name: self._content[name] for name in ("profile", "chunk_tokens", "shard_tokens")}

@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.corpus.build.cuts import PIECE_BYTES, is_utf8
 from r1hpc.corpus.build.encode import Encoded, Vocabulary
-from r1hpc.corpus.build.vocabulary import TOKENIZER_FILE, Encoder, existing_files, tokenizer_files
+from r1hpc.corpus.build.vocabulary import (
+    PIECE_BYTES,
+    TOKENIZER_FILE,
+    Encoder,
+    existing_files,
+    is_utf8,
+    tokenizer_files,
+)
 from r1hpc.corpus.build.writer import Placed, write_part, write_spans
 from r1hpc.corpus.clean import decisions
 from r1hpc.corpus.clean.clean import DOCUMENTS
@@ -66,7 +72,7 @@ class SpansTask:
 
     def write(self, folder: Path) -> dict[str, Any]:
         encoder = _encoder(self.tokenizer, self.recipe) if self.tokenizer else None
-        return write_spans(self.recipe, self.spans, folder / PART, self.vocabulary, encoder).record
+        return asdict(write_spans(self.recipe, self.spans, folder / PART, self.vocabulary, encoder))
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class TextsTask:
         by_rule = _write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS, dropped, numbers)
         result.files[DECISIONS] = file_digest(folder / PART / DECISIONS)
         edits = {name: record[name] for name in ("repaired", "masked", "lines_removed")}
-        return result.record | {"prepared": {"in": record["in"], "dropped": by_rule, "edits": edits}}
+        return asdict(result) | {"prepared": {"in": record["in"], "dropped": by_rule, "edits": edits}}
 
     def _items(self, source: int, dropped: dict[int, _Drop], numbers: dict[int, int]) -> Iterator[Placed]:
         """Yield the kept documents; fill in those the tokenizer drops, and the number of each other row."""

@@ -6,7 +6,7 @@ that loses data between processes (zarr-python issue 3682). Nothing depends on t
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,9 @@ class PartResult:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Census of the part, by path inside its folder; made here so that every writer hashes its own files."""
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """Return the result as plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "PartResult":
+        """Return the result of a unit's record, which holds its asdict()."""
         sources = {int(index): SourceCount(**count) for index, count in record["sources"].items()}
         mine = {item.name: record[item.name] for item in fields(cls)}
         return cls(**(mine | {"sources": sources}))
@@ -190,15 +186,8 @@ class _TokenWriter:
     def _open(self) -> "zarr.Array[Any]":
         """Return the array, created once its shard size is known."""
         if self._array is None:
-            self._array = _create(
-                self._folder / TOKENS,
-                (0,),
-                self._vocabulary.dtype,
-                self._recipe.chunk_tokens,
-                self._shard,
-                self._vocabulary.invalid_id,
-                self._recipe.profile,
-            )
+            path, recipe, dtype = self._folder / TOKENS, self._recipe, self._vocabulary.dtype
+            self._array = _create(path, (0,), dtype, recipe.chunk_tokens, self._shard, recipe.profile)
         return self._array
 
 
@@ -207,22 +196,16 @@ def _write_array(path: Path, values: npt.NDArray[Any]) -> None:
     rows = max(1, len(values))
     chunk = min(_ROW_CHUNK, 1 << (rows - 1).bit_length())
     shard = min(_ROW_SHARD, chunk * (1 << (-(-rows // chunk) - 1).bit_length()))
-    fill = int(np.iinfo(values.dtype).max)
-    padded = np.full((-(-rows // shard) * shard, *values.shape[1:]), fill, dtype=values.dtype)
+    shape = (-(-rows // shard) * shard, *values.shape[1:])
+    padded = np.full(shape, np.iinfo(values.dtype).max, dtype=values.dtype)
     padded[: len(values)] = values
-    array = _create(path, padded.shape, values.dtype, chunk, shard, fill, "compact")
+    array = _create(path, shape, values.dtype, chunk, shard, "compact")
     array[:] = padded
     array.resize(values.shape)
 
 
 def _create(
-    path: Path,
-    shape: tuple[int, ...],
-    dtype: "np.dtype[Any]",
-    chunk: int,
-    shard: int,
-    fill: int,
-    profile: str,
+    path: Path, shape: tuple[int, ...], dtype: "np.dtype[Any]", chunk: int, shard: int, profile: str
 ) -> "zarr.Array[Any]":
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -235,7 +218,7 @@ def _create(
         chunks=(chunk, *shape[1:]),
         shards=(shard, *shape[1:]),
         compressors=[*compact, Crc32cCodec()],
-        fill_value=fill,
+        fill_value=int(np.iinfo(dtype).max),
         config={"write_empty_chunks": True},
     )
 

@@ -27,7 +27,7 @@ from r1hpc.corpus.clean.decisions import RecordDecision, dropped_by_rule
 from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.rules import Verdicts
 from r1hpc.corpus.clean.text import identify, mask, repair
-from r1hpc.corpus.recipe import Recipe
+from r1hpc.corpus.recipe import Recipe, SourceRecipe
 from r1hpc.corpus.sources.fields import Document, SourceSpan, batched, template_of
 from r1hpc.corpus.sources.read import read_records
 from r1hpc.data.format.manifest import DECISIONS
@@ -85,33 +85,29 @@ class CleanTask:
     def write(self, folder: Path) -> dict[str, Any]:
         inputs = sorted({span.path for span in self.spans})
         place = {path: number for number, path in enumerate(inputs)}
-        cleaner = _Cleaner(self.recipe, self.spans[0].source, self.evaluation)
         with _Output(folder, self.recipe) as output:
             for span in self.spans:
                 failpoint("data.build.span")
                 at, found = place[span.path], read_records(self.recipe, span)
                 items = (_Item(RecordDecision(at, each.position, each.size), each) for each in found)
                 for batch in batched(items, lambda item: len(item.document.raw)):
-                    cleaner.judge(batch, inputs)
+                    self._decide(batch, inputs)
                     output.append(batch)
         return {"inputs": inputs, "source": self.spans[0].source} | output.record
 
+    @property
+    def _source(self) -> SourceRecipe:
+        return self.recipe.sources[self.spans[0].source]
 
-class _Cleaner:
-    """Applies the recipe's stages to batches of one source."""
-
-    def __init__(self, recipe: Recipe, source: int, evaluation: Path | None) -> None:
-        self._recipe, self._source, self._evaluation = recipe, recipe.sources[source], evaluation
-
-    def judge(self, batch: list[_Item], inputs: Sequence[str]) -> None:
-        """Set text and decision of every record of the batch."""
+    def _decide(self, batch: list[_Item], inputs: Sequence[str]) -> None:
+        """Set text and decision of every record of the batch, stage by stage."""
         for item in batch:
             self._decode(item, inputs)
-        clean = self._recipe.clean
+        clean = self.recipe.clean
         if clean is not None:
             if clean.repair:
                 has_chats = any(item.document.is_chat for item in batch)
-                special = template_of(self._recipe, self._source).special if has_chats else ()
+                special = template_of(self.recipe, self._source).special if has_chats else ()
                 _repair(_kept(batch), special)
             _drop_empty(batch)
             if clean.lang:
@@ -122,17 +118,16 @@ class _Cleaner:
             if clean.pii != "keep":
                 _hide_personal_data(_kept(batch), clean.pii)
         _drop_empty(batch)
-        dedup = self._recipe.dedup
-        if self._evaluation is not None or (dedup is not None and dedup.minhash is not None):
+        dedup = self.recipe.dedup
+        if self.evaluation is not None or (dedup is not None and dedup.minhash is not None):
             _drop_too_long(_kept(batch))  # they have arrays with numbers for each byte of a text
-        if self._evaluation is not None:
-            self._decontaminate(_kept(batch))
+        if self.evaluation is not None:
+            self._decontaminate(_kept(batch), self.evaluation)
 
     def _decode(self, item: _Item, inputs: Sequence[str]) -> None:
         document = item.document
-        where = (
-            f"{self._recipe.resolve(self._source.root) / inputs[item.decision.input]} at {document.position}"
-        )
+        path = self.recipe.resolve(self._source.root) / inputs[item.decision.input]
+        where = f"{path} at {document.position}"
         if document.fault:
             self._set_aside(item, where, document.fault)
             return
@@ -152,7 +147,7 @@ class _Cleaner:
                 self._set_aside(item, where, f"{what}; set on_invalid_utf8: skip or replace")
 
     def _set_aside(self, item: _Item, where: str, what: str) -> None:
-        if not self._recipe.max_unreadable:
+        if not self.recipe.max_unreadable:
             raise UsageError(
                 f"{where}: {what}; correct it, or set max_unreadable to the share of the records that may be "
                 "put aside"
@@ -160,20 +155,19 @@ class _Cleaner:
         item.decision.drop(decisions.UNREADABLE, note=what)
 
     def _identify(self, kept: list[_Item]) -> None:
-        clean = self._recipe.clean
+        clean = self.recipe.clean
         assert clean is not None, "the caller has seen it"
         for item, (code, score) in zip(kept, identify([i.text for i in kept]), strict=True):
             item.decision.language, item.decision.score = code, score
             if code not in clean.lang or score < clean.min_lang_score:
                 item.decision.drop(decisions.LANGUAGE, score, code)
 
-    def _decontaminate(self, kept: list[_Item]) -> None:
-        block = self._recipe.decontaminate
+    def _decontaminate(self, kept: list[_Item], evaluation: Path) -> None:
+        block = self.recipe.decontaminate
         assert block is not None, "planned only with decontaminate"
-        assert self._evaluation is not None, "the caller has seen it"
         if not kept:
             return
-        index = _load_index(self._evaluation / INDEX)
+        index = _load_index(evaluation / INDEX)
         found = index.find(TextBatch([item.text for item in kept], normal=True))
         for item, number in zip(kept, found.tolist(), strict=True):
             if number >= 0:

@@ -50,11 +50,7 @@ class NgramIndex:
 
 
 def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramIndex:
-    """Read the evaluation files into an index.
-
-    Raises:
-        UsageError: a file that is missing, cannot be read, or has no item of min_words words.
-    """
+    """Index the evaluation files; UsageError for one that cannot be read or has no item of min_words."""
     found: dict[int, list[tuple[Hashes, int]]] = {}
     for number, path in enumerate(paths):
         before = sum(map(len, found.values()))

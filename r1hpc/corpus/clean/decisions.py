@@ -85,11 +85,7 @@ def dropped_by_rule(rules: Sequence[str]) -> dict[str, int]:
 
 
 def of_document(manifest: DatasetManifest, part: int, row: int) -> dict[str, Any] | None:
-    """Return the decision about document `row` of a part; None if the dataset has no such record.
-
-    Raises:
-        ShardCorruptError: the file is damaged.
-    """
+    """Return the decision about document `row` of a part, verified; None if the dataset has none."""
     import io
 
     import pyarrow.parquet

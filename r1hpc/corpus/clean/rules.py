@@ -14,7 +14,7 @@ FineWeb (Penedo et al. 2024, "The FineWeb Datasets", section 3.6): its additiona
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,17 +62,12 @@ MAX_LINES_PER_WORD = 0.3
 _FINEWEB_ENDS = (*".?!", *"\u2026\u3002\uff0e\uff1f\uff01\u0964\u061f\u06d4\u1362")
 
 
-@dataclass
 class Verdicts:
     """The first check each document failed, with its value; an empty rule for those that passed."""
 
-    num_documents: int
-    rule: list[str] = field(init=False)
-    value: npt.NDArray[np.float64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rule = [""] * self.num_documents
-        self.value = np.full(self.num_documents, np.nan)
+    def __init__(self, num_documents: int) -> None:
+        self.rule = [""] * num_documents
+        self.value = np.full(num_documents, np.nan)
 
     def refuse(self, failed: npt.NDArray[np.bool_], rule: str, value: npt.NDArray[Any]) -> None:
         """Record the documents that fail here and failed nothing before."""

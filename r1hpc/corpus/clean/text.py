@@ -52,11 +52,7 @@ def _model() -> Any:
 
 
 def check_codes(codes: Sequence[str]) -> None:
-    """Refuse a language code that no text ever gets: it would drop the whole corpus.
-
-    Raises:
-        UsageError: names it; or the package that ships the model is not installed.
-    """
+    """Raise UsageError for a language code that no text ever gets: it would drop the whole corpus."""
     labels, _ = _model().predict("a", k=-1, threshold=-1.0)  # at 0 the model leaves out labels
     known = [str(label).removeprefix("__label__") for label in labels]
     for code in codes:
@@ -68,11 +64,7 @@ def check_codes(codes: Sequence[str]) -> None:
 
 
 def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
-    """Return the most likely ISO 639 code of each text and its probability.
-
-    Raises:
-        UsageError: the package that ships the model is not installed.
-    """
+    """Return the most likely ISO 639 code of each text and its probability; UsageError without the model."""
     model = _model()
     found = []
     for text in texts:
@@ -83,11 +75,7 @@ def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def repair(text: str) -> str:
-    """Return the repaired text.
-
-    Raises:
-        UsageError: ftfy is not installed.
-    """
+    """Return the repaired text; UsageError if ftfy is not installed."""
     if _SIGNS.search(text) or not (text.isascii() or unicodedata.is_normalized("NFC", text)):
         return str(_fix()(text))
     return text

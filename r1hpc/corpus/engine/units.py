@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from r1hpc.base.units import format_bytes, format_duration
-from r1hpc.corpus.engine.work_dir import Work, find_unit, publish_unit, unit_record
+from r1hpc.corpus.engine.work_dir import Work, find_unit, publish_unit
 from r1hpc.data.format.errors import DataError
 from r1hpc.data.format.manifest import digest
 
@@ -76,11 +76,7 @@ WorkOff = Callable[[Path, list[Unit]], Iterator[Unit]]
 def run_units(
     work: Work, units: Sequence[Unit], work_off: WorkOff, report: Callable[[str], None] | None = None
 ) -> list[Path]:
-    """Return the folders of all units, in order; finished units are used as they are.
-
-    Raises:
-        DataError: a worker process died.
-    """
+    """Return the folders of all units, in order; finished units are used. DataError if a worker dies."""
     todo = [unit for unit in units if find_unit(work.folder, unit.stage, unit.key) is None]
     total, done = len(units), len(units) - len(todo)
     if report and done and todo:
@@ -98,11 +94,6 @@ def run_units(
             left = f", about {format_duration(bytes_left / rate)} left" if bytes_left and rate else ""
             report(f"{unit.stage}: {done} of {total} parts, {format_bytes(round(rate))}/s{left}")
     return [work.folder / "units" / unit.stage / unit.key for unit in units]
-
-
-def records(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the record of each finished unit."""
-    return [unit_record(path) for path in paths]
 
 
 def local_pool(workers: int = 1) -> WorkOff:

@@ -61,13 +61,9 @@ class Work:
     folder: Path
     destination: Path
 
-    @property
-    def tmp(self) -> Path:
-        return self.folder / _TMP
-
     def private(self) -> Path:
-        """Return a new private folder."""
-        return _private(self.tmp)
+        """Return a new folder below tmp/ with a mark, which clearing tmp/ removes."""
+        return _private(self.folder)
 
     def write_stages(self, stages: dict[str, list[list[Any]]]) -> None:
         """Record the units of each stage as [key, input bytes]."""
@@ -95,12 +91,11 @@ def open_work(destination: Path, report: Report | None = None) -> Iterator[Work]
     """
     folder = work_folder(destination)
     lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX, report)
-    work = Work(folder, destination)
     try:
         if is_alone:
-            shutil.rmtree(work.tmp, ignore_errors=True)  # half-written by a dead process
-        work.tmp.mkdir(exist_ok=True)
-        yield work
+            shutil.rmtree(folder / _TMP, ignore_errors=True)  # half-written by a dead process
+        (folder / _TMP).mkdir(exist_ok=True)
+        yield Work(folder, destination)
     finally:
         is_built = (destination / MANIFEST).is_file()  # not exists(): an empty folder may be there
         if is_built or (is_alone and not any((folder / _UNITS).glob(f"*/*/{DONE}"))):
@@ -144,7 +139,7 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     found = find_unit(folder, stage, key)
     if found is not None:
         return found
-    private = _private(folder / _TMP)
+    private = _private(folder)
     before = time.process_time()
     try:
         record = write(private)
@@ -176,20 +171,15 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     return target
 
 
-def _private(tmp: Path) -> Path:
-    """Return a new folder below tmp/ with a mark, which clearing tmp/ removes."""
-    folder = tmp / uuid.uuid4().hex
-    folder.mkdir(parents=True)
-    (folder / _WRITING).touch()
-    return folder
+def _private(folder: Path) -> Path:
+    private = folder / _TMP / uuid.uuid4().hex
+    private.mkdir(parents=True)
+    (private / _WRITING).touch()
+    return private
 
 
 def _check_private(folder: Path) -> None:
-    """Refuse a folder that was cleared: files written since are only a part.
-
-    Raises:
-        ClearedError: another build of the same dataset cleared it.
-    """
+    """Raise ClearedError for a folder another build cleared: files written since are only a part."""
     if not (folder / _WRITING).is_file():
         raise ClearedError(
             f"another build of this dataset cleared {folder} while it was written (a driver that was started "

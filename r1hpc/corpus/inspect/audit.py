@@ -120,16 +120,13 @@ def _locate(problem: Problem, shard: tuple[ArrayLayout, int] | None, size: int) 
         file.open()
     except DataError as error:
         return Problem(problem.file, f"{problem.what}; {str(error).split('; ')[0]}")
-    bad = tuple(chunk for chunk in range(layout.chunks_per_shard) if not _is_sound(file, chunk))
+    bad = []
+    for chunk in range(layout.chunks_per_shard):
+        try:
+            file.read_chunk(chunk)
+        except DataError:
+            bad.append(chunk)
     if not bad:
         return Problem(problem.file, f"{problem.what}, though each chunk is sound: another dataset's shard?")
     listed = ", ".join(str(chunk) for chunk in bad[:20]) + (", ..." if len(bad) > 20 else "")
-    return Problem(problem.file, f"{problem.what}; bad chunks: {listed}", bad)
-
-
-def _is_sound(file: ShardFile, chunk: int) -> bool:
-    try:
-        file.read_chunk(chunk)
-    except DataError:
-        return False
-    return True
+    return Problem(problem.file, f"{problem.what}; bad chunks: {listed}", tuple(bad))

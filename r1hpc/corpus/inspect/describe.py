@@ -32,11 +32,7 @@ _CONTENT = (
 
 
 def describe(path: Path, document: int | None = None) -> dict[str, Any]:
-    """Return the numbers of a dataset, and one document with its text if `document` is given.
-
-    Raises:
-        UsageError: no such document.
-    """
+    """Return the numbers of a dataset, and one document with its text; UsageError if it does not exist."""
     dataset = open_dataset(path)
     content = dataset.manifest.content
     described: dict[str, Any] = {"id": dataset.id, "path": str(dataset.path)}
@@ -52,8 +48,15 @@ def describe(path: Path, document: int | None = None) -> dict[str, Any]:
             "longest_document": int(traces.document_lengths.max()),  # data.seq_len must hold it
         }
     if document is not None:
-        described["document"] = _document(dataset, document)
-        described["document"] |= _on_record(dataset, dataset.documents[document])
+        if not 0 <= document < dataset.num_documents:
+            raise UsageError(f"--doc {document} is outside 0 to {dataset.num_documents - 1}")
+        info = dataset.documents[document]
+        ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
+        found = asdict(info) | {"text": _decode(dataset, ids)}
+        if has_roles(dataset.manifest):
+            end = open_traces(dataset.path).read_document(document)[1]
+            found |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
+        described["document"] = found | _on_record(dataset, info)
     return described
 
 
@@ -98,12 +101,9 @@ def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str,
 
 
 def sample_of(step: int, row: int, share: RankShare) -> int:
-    """Return the sample in a row of a rank's batch in a step, counted from 1 as in the metrics.
+    """Return the sample in a row of a rank's batch in a step, counted from 1; UsageError if there is none.
 
     Rows are counted over the rank's micro batches in their order.
-
-    Raises:
-        UsageError: no such step or row.
     """
     ids = share.sample_ids(step - 1).ravel()
     if step < 1 or not 0 <= row < len(ids):
@@ -192,24 +192,10 @@ def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
     return {"documents": counts | {"dropped": dict(total)}, "sources": sources, "edits": {}}
 
 
-def _document(dataset: Any, number: int) -> dict[str, Any]:
-    if not 0 <= number < dataset.num_documents:
-        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
-    info = dataset.documents[number]
-    ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
-    described = asdict(info) | {"text": _decode(dataset, ids)}
-    if has_roles(dataset.manifest):
-        end = open_traces(dataset.path).read_document(number)[1]
-        described |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
-    return described
-
-
 def _decode(dataset: Any, ids: Any) -> str:
     if dataset.tokenizer_path is None:
         return " ".join(str(token) for token in ids.tolist())
-    from r1hpc.corpus.build.vocabulary import (  # the tokenizers library, for this alone
-        TOKENIZER_FILE,
-        Encoder,
-    )
+    # The tokenizers library, for this alone.
+    from r1hpc.corpus.build.vocabulary import TOKENIZER_FILE, Encoder
 
     return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, dataset.eos_id).decode(ids)

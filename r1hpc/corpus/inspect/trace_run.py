@@ -19,10 +19,7 @@ from r1hpc.telemetry.records.metrics import read_steps
 
 
 def fill_in(arguments: Namespace) -> dict[str, Any]:
-    """Fill in from the run's plan the arguments without a flag.
-
-    Returns:
-        The other fields of a SampleOrder.
+    """Fill in from the run's plan the arguments without a flag; return the other fields of a SampleOrder.
 
     Raises:
         UsageError: the run reads another dataset, has no such step, or took it on other ranks.
@@ -57,11 +54,7 @@ def fill_in(arguments: Namespace) -> dict[str, Any]:
 
 
 def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> None:
-    """Refuse a step taken on other ranks: a --resume may have changed ranks and micro batch since.
-
-    Raises:
-        UsageError: the step was taken on other ranks, and no flag tells how they shared the batch.
-    """
+    """Refuse a step taken on other ranks: a --resume may have changed ranks and micro batch since."""
     if arguments.world_size is not None and arguments.micro_batch_size is not None:
         return
     taken = read_steps(run).effective.get(arguments.step)
@@ -76,11 +69,7 @@ def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> No
 
 
 def _order_in_checkpoints(run: RunDir, path: str | None, folder: Path) -> str | None:
-    """Return the plan_hash in the run's newest checkpoint, if there is one.
-
-    Raises:
-        UsageError: the run is known to have been trained on another dataset than that in `folder`.
-    """
+    """Return the plan_hash in the run's newest checkpoint; UsageError if it read another dataset."""
     newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
     if newest is not None:
         known = newest.manifest.meta.get("dataset_id")

@@ -112,12 +112,6 @@ class FieldReader:
 
     def document(self, position: int, value: Any, size: int = 0) -> Document:
         """Return the document of a value; an invalid one has a fault."""
-        try:
-            return self._document(position, value, size)
-        except ValueError as error:
-            return Document(position, b"", fault=str(error), size=size)
-
-    def _document(self, position: int, value: Any, size: int) -> Document:
         if isinstance(value, str):
             return Document(position, _to_bytes(value), size=size)
         if isinstance(value, bytes):
@@ -125,12 +119,15 @@ class FieldReader:
         is_list = isinstance(value, list | np.ndarray)
         if value is None or (is_list and not len(value)):
             return Document(position, b"", is_null=True, size=size)
-        if is_list:
+        if not is_list:
+            fault = f"field {self._source.field!r} is {type(value).__name__}, not a string"
+            return Document(position, b"", fault=fault, size=size)
+        try:
             if isinstance(value, list) and isinstance(value[0], Mapping):
                 return Document(position, self._template.render(value).encode(), is_chat=True, size=size)
             return Document(position, to_ids(value), is_ids=True, size=size)
-        kind = type(value).__name__
-        raise ValueError(f"field {self._source.field!r} is {kind}, not a string")
+        except ValueError as error:
+            return Document(position, b"", fault=str(error), size=size)
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:

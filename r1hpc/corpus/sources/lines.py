@@ -207,11 +207,7 @@ def _first_line(file: IO[bytes], start: int, stop: int | None) -> int:
 def parse_trace(
     line: bytes, prompt_field: str = "prompt", completion_field: str = "completion"
 ) -> tuple[bytes, bytes]:
-    """Return prompt and completion as UTF-8.
-
-    Raises:
-        ValueError: what is wrong with the line.
-    """
+    """Return prompt and completion as UTF-8; ValueError tells what is wrong with the line."""
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -8,8 +8,11 @@ row group, some rows of HDF5. Spans depend on the inputs alone, never on who rea
 """
 
 import errno
+import fnmatch
 import functools
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,21 +20,15 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
 from r1hpc.corpus.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
-from r1hpc.corpus.sources import hdf5, tables
+from r1hpc.corpus.sources import lines, tables
 from r1hpc.corpus.sources.fields import Document, FieldReader, SourceSpan
-from r1hpc.corpus.sources.globs import Excluded, files_below
-from r1hpc.corpus.sources.lines import (
-    MAX_RECORD_BYTES,
-    Line,
-    is_compressed,
-    iter_lines,
-    parse_json,
-    parse_trace,
-)
+from r1hpc.corpus.sources.lines import MAX_RECORD_BYTES, Line, is_compressed
 from r1hpc.data.format.errors import refuse_passing
 
 _SPAN_BYTES = 4 * 2**20
 _UNREADABLE = -1
+_PIECES = re.compile(r"((?:^|(?<=/))\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])")
+_MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
@@ -100,7 +97,17 @@ def _list_files(source: SourceRecipe, root: Path, is_new: bool) -> list[tuple[st
             raise UsageError(
                 f"the name of {printable(str(root / name))} is not UTF-8: rename it, or exclude it"
             )
-    return _limit([(name, _size(root / name)) for name in names], source)
+    files = [(name, _size(root / name)) for name in names]
+    if source.max_bytes is None:
+        return files
+    kept, total = [], 0
+    for name, size in files:
+        if total + max(0, size) <= source.max_bytes:
+            kept.append((name, size))
+            total += max(0, size)
+    if not kept:
+        raise UsageError(f"source {source.name}: max_bytes {source.max_bytes} is smaller than every file")
+    return kept
 
 
 def _lies_beside_arrow(name: str, asked: str) -> bool:
@@ -117,19 +124,6 @@ def _size(path: Path) -> int:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             refuse_passing(error, path)
         return _UNREADABLE
-
-
-def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str, int]]:
-    if source.max_bytes is None:
-        return files
-    kept, total = [], 0
-    for name, size in files:
-        if total + max(0, size) <= source.max_bytes:
-            kept.append((name, size))
-            total += max(0, size)
-    if not kept:
-        raise UsageError(f"source {source.name}: max_bytes {source.max_bytes} is smaller than every file")
-    return kept
 
 
 def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:
@@ -149,7 +143,82 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
         if size:
             yield SourceSpan(index, name, 0, source.max_documents or 2**62, size)
     else:
-        yield from hdf5.hdf5_spans(source, index, root / name, name, size)
+        yield from tables.hdf5_spans(source, index, root / name, name, size)
+
+
+class Excluded:
+    """Files and folders to leave out.
+
+    An entry without `/` is the name of a file or folder anywhere, or a pattern of such names; one with `/`
+    is a pattern of paths below the root. `/` at its end: folders alone.
+    """
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self.idle = list(entries)
+        """Entries that have left out nothing so far."""
+        self._names = {entry for entry in entries if not set(entry) & set("*?[/")}
+        self._patterns = [entry for entry in entries if entry not in self._names]
+
+    def leaves_out(self, relative: str, *, is_folder: bool) -> bool:
+        """True if an entry matches this path, relative to the root."""
+        name = relative.rpartition("/")[2]
+        found = [name] if name in self._names else []
+        for entry in self._patterns:
+            pattern = entry.rstrip("/")
+            meant = relative if "/" in pattern else name
+            is_of_kind = is_folder or not entry.endswith("/")
+            if is_of_kind and (meant == pattern or _regex(pattern).fullmatch(meant)):
+                found.append(entry)
+        if found:
+            self.idle = [entry for entry in self.idle if entry not in found]
+        return bool(found)
+
+
+def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
+    """Yield the relative POSIX paths of matching files, in no order.
+
+    In a pattern `**/` is any number of folders, also none; other wildcards stay within one name. Links to
+    folders are not followed, so a loop of links ends.
+
+    Raises:
+        UsageError: a folder cannot be listed; its files would be left out silently.
+    """
+    deepest = None if "**" in pattern else pattern.count("/")
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):
+        above = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and not excluded.leaves_out(above + name, is_folder=True)
+        ]
+        if deepest is not None and above.count("/") >= deepest:
+            subfolders.clear()  # nothing below could match
+        for name in files:
+            if name.startswith(".") or excluded.leaves_out(above + name, is_folder=False):
+                continue
+            if _regex(pattern).fullmatch(above + name):
+                yield above + name
+
+
+def _refuse_unlistable(error: OSError) -> None:
+    raise UsageError(
+        f"{error.filename} cannot be listed ({error.strerror}): make it readable, or name it in the source's "
+        "exclude"
+    )
+
+
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    """Return the expression of a glob: `**/` is any number of folders; `*`, `?`, `[...]` stay in one name."""
+    found = ""
+    for piece in _PIECES.split(pattern):
+        if piece in _MEANINGS:
+            found += _MEANINGS[piece]
+        elif piece.startswith("[") and piece.endswith("]"):
+            found += "(?!/)" + fnmatch.translate(piece)[len("(?s:") : -len(r")\Z")]
+        else:
+            found += re.escape(piece)
+    return re.compile(found, re.DOTALL)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -186,7 +255,7 @@ def _line_document(fields: FieldReader, line: Line) -> Document:
     if line.fault:
         return Document(line.position, b"", fault=line.fault, size=size, lost_bytes=line.lost_bytes)
     try:
-        value = parse_json(line.raw, fields.pick)
+        value = lines.parse_json(line.raw, fields.pick)
     except ValueError as error:
         return Document(line.position, b"", fault=str(error), size=size)
     return fields.document(line.position, value, size)
@@ -194,7 +263,7 @@ def _line_document(fields: FieldReader, line: Line) -> Document:
 
 def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[Line]:
     stop = None if is_compressed(path.name) else span.stop
-    return islice(iter_lines(path, span.start, stop), source.max_documents)
+    return islice(lines.iter_lines(path, span.start, stop), source.max_documents)
 
 
 # --- Traces ---------------------------------------------------------------------------------------
@@ -208,7 +277,7 @@ def _read_traces(
             yield Document(line.position, b"", fault=line.fault)
             continue
         try:
-            prompt, completion = parse_trace(line.raw, source.prompt_field, source.completion_field)
+            prompt, completion = lines.parse_trace(line.raw, source.prompt_field, source.completion_field)
         except ValueError as error:
             yield Document(line.position, b"", fault=str(error))
         else:
@@ -221,5 +290,5 @@ _READERS = {
     TRACES: _read_traces,
     "parquet": tables.read_parquet,
     "arrow": tables.read_arrow,
-    "hdf5": hdf5.read_hdf5,
+    "hdf5": tables.read_hdf5,
 }

@@ -103,11 +103,7 @@ class DocumentTable:
 
 
 def read_array(manifest: DatasetManifest, name: str) -> npt.NDArray[Any]:
-    """Return a complete small array, its files verified by sha256 and its chunks by crc32c.
-
-    Raises:
-        ShardCorruptError: names the file.
-    """
+    """Return a small array, verified by sha256 and crc32c; ShardCorruptError names the file."""
     layout = parse_layout(manifest.path / name, manifest.read_file(f"{name}/zarr.json"))
     chunks = [np.empty(0, dtype=layout.dtype)]
     for number in range(layout.num_shards):

@@ -70,11 +70,7 @@ class DatasetManifest:
         return tuple(DatasetPart(**part) for part in self.content["parts"])
 
     def file_entry(self, name: str) -> dict[str, Any]:
-        """Return size and digest of one file.
-
-        Raises:
-            ShardCorruptError: the manifest does not list it.
-        """
+        """Return size and digest of one file; ShardCorruptError if the manifest does not list it."""
         entry: dict[str, Any] | None = self.content["files"].get(name)
         if entry is None:
             raise ShardCorruptError(f"{self.path / MANIFEST} does not list {name}; rebuild the dataset")
@@ -96,11 +92,7 @@ class DatasetManifest:
         return raw
 
     def check_census(self) -> None:
-        """Check that every listed file is there with its size. Reads no content.
-
-        Raises:
-            ShardMissingError, ShardCorruptError: naming the first file that fails.
-        """
+        """Raise ShardMissingError or ShardCorruptError unless each listed file has its size; reads none."""
         for name, entry in self.content["files"].items():
             path, size = self.path / name, entry["size"]
             try:

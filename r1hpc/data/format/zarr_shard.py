@@ -59,11 +59,7 @@ class ArrayLayout:
 
 
 def parse_layout(folder: Path, raw: bytes) -> ArrayLayout:
-    """Return the layout in the zarr.json text `raw` of the array at `folder`.
-
-    Raises:
-        DataError: not an array of the kind this reader understands; names what it found.
-    """
+    """Return the layout in the zarr.json text `raw` of the array at `folder`; else DataError."""
     try:
         meta = json.loads(raw)
         shape, grid = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
@@ -182,11 +178,7 @@ class ShardFile:
         return handle
 
     def read_chunk(self, chunk: int) -> npt.NDArray[Any]:
-        """Return all values of one inner chunk, verified, flat, read-only.
-
-        Raises:
-            ShardCorruptError: names the file and the chunk.
-        """
+        """Return all values of one inner chunk, verified, flat, read-only; ShardCorruptError names it."""
         raw = np.frombuffer(self._read_raw(chunk), dtype=np.uint8)
         if len(raw) < _CRC_BYTES:
             raise self._corrupt(chunk, "is too short for a checksum")

@@ -143,7 +143,12 @@ class Mixture:
         sources, items = np.empty_like(ids), np.empty_like(ids)
         for batch in np.unique(batches).tolist():
             chosen = batches == batch
-            sources[chosen], items[chosen] = self._locate(batch, places[chosen])
+            segment = next(item for item in reversed(self._segments[0]) if item.first_batch <= batch)
+            relative = batch - segment.first_batch
+            edges = np.concatenate([[0], np.cumsum(segment.counts[relative % segment.period])])
+            found = np.searchsorted(edges, places[chosen], side="right") - 1
+            taken = segment.before + segment.taken(relative)  # of each source in earlier batches
+            sources[chosen], items[chosen] = found, taken[found] + places[chosen] - edges[found]
         for number, size in enumerate(self.sizes):
             chosen = sources == number
             items[chosen] = visit(items[chosen], size, _seed(self.seed, number))
@@ -181,15 +186,6 @@ class Mixture:
             "max_epochs": self.max_epochs,
             "changes": [[item.first_sample, divide(_RESOLUTION, item.weights)] for item in self.changes],
         }
-
-    def _locate(self, batch: int, places: Ints) -> tuple[Ints, Ints]:
-        """Return source and number in the source's stream of some places of one batch."""
-        segment = next(item for item in reversed(self._segments[0]) if item.first_batch <= batch)
-        relative = batch - segment.first_batch
-        edges = np.concatenate([[0], np.cumsum(segment.counts[relative % segment.period])])
-        sources = np.searchsorted(edges, places, side="right") - 1
-        taken = segment.before + segment.taken(relative)
-        return sources, taken[sources] + places - edges[sources]
 
     @cached_property
     def _segments(self) -> tuple[list[_Segment], float]:

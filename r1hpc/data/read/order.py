@@ -14,7 +14,7 @@ until it falls into [0, n) (cycle walking; Black & Rogaway, "Ciphers with arbitr
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -59,15 +59,7 @@ class SamplePlan:
     @cached_property
     def plan_hash(self) -> str:
         """Return a hash of everything the order depends on. Runs with the same hash see the same samples."""
-        return digest(
-            {
-                "order": ORDER_VERSION,
-                "dataset_id": self.dataset_id,
-                "num_tokens": self.num_tokens,
-                "seq_len": self.seq_len,
-                "seed": self.seed,
-            }
-        )
+        return digest({"order": ORDER_VERSION, **asdict(self)})
 
     def window_starts(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the first token of each sample's window, in the shape of `sample_ids`, which are >= 0."""
@@ -88,14 +80,7 @@ class DocumentPlan:
     @cached_property
     def plan_hash(self) -> str:
         """Return a hash of the order. Runs with the same hash see the same documents."""
-        return digest(
-            {
-                "order": f"documents/{ORDER_VERSION}",
-                "dataset_id": self.dataset_id,
-                "num_documents": self.num_documents,
-                "seed": self.seed,
-            }
-        )
+        return digest({"order": f"documents/{ORDER_VERSION}", **asdict(self)})
 
     def documents(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the document of each sample, in the shape of `sample_ids`, which are >= 0."""

@@ -24,24 +24,6 @@ Ints = npt.NDArray[np.int64]
 _AS_THE_RECIPE_SAYS = MixConfig()
 
 
-class WindowPlan(Protocol):
-    """Interface of an order of windows to a loader."""
-
-    @property
-    def dataset_id(self) -> str: ...
-
-    @property
-    def num_tokens(self) -> int: ...
-
-    @property
-    def seq_len(self) -> int: ...
-
-    @property
-    def plan_hash(self) -> str: ...
-
-    def window_starts(self, sample_ids: Ints) -> Ints: ...
-
-
 class _Dataset(Protocol):
     id: str
     num_tokens: int
@@ -77,6 +59,9 @@ class WindowMixture:
         return np.array(self.first_tokens, dtype=np.int64)[sources] + items * self.seq_len
 
 
+WindowPlan = SamplePlan | WindowMixture
+
+
 @dataclass(frozen=True)
 class DocumentMixture:
     """Complete documents in a mixture's shares. Source j is the dataset's j-th run of documents."""
@@ -108,7 +93,7 @@ def open_plan(
     *,
     num_samples: int = 0,
     mix: MixConfig = _AS_THE_RECIPE_SAYS,
-) -> SamplePlan | WindowMixture:
+) -> WindowPlan:
     """Return the order of a dataset's windows: the mixture of its recipe or the run, or all windows alike.
 
     Args:
@@ -162,15 +147,7 @@ def open_mixture(
             weights = later
         else:
             changes.append(Change((entry["from_step"] - 1) * batch, later))
-    return Mixture(
-        sizes=sizes,
-        weights=weights,
-        batch=batch,
-        seed=seed,
-        max_epochs=recipe.max_epochs,
-        changes=tuple(changes),
-        names=names,
-    )
+    return Mixture(sizes, weights, batch, seed, recipe.max_epochs, tuple(changes), names)
 
 
 def recipe_mix(manifest: DatasetManifest) -> MixRecipe | None:

@@ -105,11 +105,7 @@ class TraceDataset:
         return tokens.astype(np.uint32), int(self.prompt_lengths[number])
 
     def prompt_keys(self) -> npt.NDArray[np.uint64]:
-        """Return a number for each document, equal for equal prompts; reads all tokens.
-
-        Raises:
-            ShardCorruptError: names the file and chunk that cannot be trusted.
-        """
+        """Return a number for each document, equal for equal prompts; reads all tokens."""
         found = np.empty(self.num_documents, np.uint64)
         begin = 0
         while begin < self.num_documents:

@@ -24,9 +24,8 @@ from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.data.read.packed_loader import PackedBatch, PackedLoader, rows_of
 from r1hpc.data.read.sft_documents import Parting, TraceDataset, hold_out, open_traces
-from r1hpc.data.read.sft_loader import Rows, TraceBatch, TraceLoader
+from r1hpc.data.read.sft_loader import PackedBatch, PackedLoader, Rows, TraceBatch, TraceLoader, rows_of
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import (
     TokenizerFiles,
