@@ -41,11 +41,23 @@ def budget_text(
     now: float,
 ) -> Iterator[str]:
     """Return the text: state of the budget, warnings, limits, the campaign, notes."""
-    yield _title(path, budget) + "\n" + _table(budget, status) + _pace(budget, status, now)
+    state = _title(path, budget) + "\n" + _table(budget, status)
+    left = (budget.gpu_hours or 0.0) - status.spent if budget else 0.0
+    if (until := status.lasts_until(left, now)) is not None:
+        state += f"\n  {format_hours(left)} are left now: until {format_day(until)}"
+        state += f" at the pace of the last {PACE_DAYS} days"
+    yield state
     if warnings := list(status.warnings(budget)):
         yield "\n".join(wrap(text, "! ", "  ") for text in warnings)
     if status.limits:
-        yield _limits(status)
+        rows = [
+            (each.owner, each.tres, *map(format_hours, (each.gpu_hours, each.used, each.running, each.left)))
+            for each in status.limits
+        ]
+        headings = ("Slurm's GrpTRESMins", "TRES", "GPU-hours", "used", "held", "left")
+        yield format_table(headings, rows, right={2, 3, 4, 5}, indent="  ") + (
+            "\n  used decays as the site's PriorityDecayHalfLife says; held: time limits of running jobs"
+        )
     if progress is not None:
         yield _campaign(progress)
     if status.notes or notes:
@@ -77,60 +89,22 @@ def _table(budget: Budget | None, status: BudgetStatus) -> str:
     return format_table(("", "GPU-hours", "P10 to P90", "share", ""), rows, right={1, 2, 3}, indent="  ")
 
 
-def _pace(budget: Budget | None, status: BudgetStatus, now: float) -> str:
-    left = (budget.gpu_hours or 0.0) - status.spent if budget else 0.0
-    until = status.lasts_until(left, now)
-    if until is None:
-        return ""
-    text = f"{format_hours(left)} are left now: until {format_day(until)} at the pace of the last"
-    return f"\n  {text} {PACE_DAYS} days"
-
-
 def _left_after(granted: float, status: BudgetStatus) -> dict[str, float]:
     """Return what is left once all that runs and waits is over; below 0 if too much is promised."""
     rest, taken = granted - status.spent, status.committed
     return {"p10": rest - taken.p90, "p50": rest - taken.p50, "p90": rest - taken.p10}
 
 
-def _limits(status: BudgetStatus) -> str:
-    rows = [
-        (each.owner, each.tres, *map(format_hours, (each.gpu_hours, each.used, each.running, each.left)))
-        for each in status.limits
-    ]
-    headings = ("Slurm's GrpTRESMins", "TRES", "GPU-hours", "used", "held", "left")
-    table = format_table(headings, rows, right={2, 3, 4, 5}, indent="  ")
-    return (
-        table + "\n  used decays as the site's PriorityDecayHalfLife says; held: time limits of running jobs"
-    )
-
-
 def _campaign(progress: CampaignProgress) -> str:
-    plan, forecast = progress.campaign, progress.forecast
-    rows = [
-        (
-            stage.stage.name,
-            stage.when,
-            f"{stage.stage.days:g}",
-            format_hours(stage.stage.gpu_hours),
-            format_hours(stage.used),
-            *_spread(stage.forecast),
-            str(stage.num_runs),
-        )
-        for stage in progress.stages
-    ]
+    rows = []
+    for each in progress.stages:
+        hours = (format_hours(each.stage.gpu_hours), format_hours(each.used), *_spread(each.forecast))
+        rows.append((each.stage.name, each.when, f"{each.stage.days:g}", *hours, str(each.num_runs)))
     if progress.elsewhere:
         rows.append(("in no stage", "", "", "", format_hours(progress.elsewhere), "", "", ""))
-    rows.append(
-        (
-            "all",
-            "",
-            f"{plan.days:g}",
-            format_hours(plan.gpu_hours),
-            format_hours(progress.used),
-            *_spread(forecast),
-            "",
-        )
-    )
+    plan = progress.campaign
+    hours = (format_hours(plan.gpu_hours), format_hours(progress.used), *_spread(progress.forecast))
+    rows.append(("all", "", f"{plan.days:g}", *hours, ""))
     headings = ("stage", "", "days", "planned", "used", "forecast", "P10 to P90", "runs")
     title = wrap(f"Campaign {plan.name}, from {format_day(progress.stages[0].start)}, GPU-hours")
     return title + "\n" + format_table(headings, rows, right={2, 3, 4, 5, 6, 7}, indent="  ")

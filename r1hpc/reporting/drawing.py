@@ -98,19 +98,33 @@ def inline(chart: Chart | None, width: int = NARROW) -> str:
     if chart is None:
         return ""
     sizes = {NARROW: "narrow", width: "wide"} if width > NARROW else {NARROW: "any"}
-    drawn = "".join(_svg(chart, each, css) for each, css in sizes.items())
+    drawn = ""
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    for each, css in sizes.items():
+        height, written = chart.height_at(each), io.StringIO()
+        with _drawing():
+            _figure([chart], each, height).savefig(written, format="svg", metadata=nothing)
+        shapes = "".join(_plain(child) for child in ElementTree.fromstring(written.getvalue()))
+        drawn += f'<svg class="{css}" viewBox="0 0 {each} {height}" role="img" '
+        drawn += f'aria-label="{text(chart.label)}">{shapes}</svg>'
     return f'{keys(chart.keys)}<div class="chart">{drawn}</div>'
 
 
 def save_png(charts: Sequence[Chart], title: str, path: Path) -> None:
     """Write the charts under each other, atomically."""
+    from matplotlib.patches import Patch
+
     with _drawing():
         figure = _figure(charts, FULL, sum(chart.height_at(FULL) for chart in charts) + 40)
         figure.suptitle(
             printable(title), x=0.01, ha="left", fontsize=16, fontweight="bold", color=colour("ink")
         )
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-        _legend(figure, [key for chart in charts for key in chart.keys])
+        # In a page the keys are HTML.
+        meanings = [key for chart in charts for key in chart.keys]
+        patches = [Patch(color=colour(name), label=printable(words)) for name, words in meanings]
+        if patches:
+            figure.legend(handles=patches, loc="outside lower left", ncols=len(patches), handlelength=1)
         written = io.BytesIO()
         figure.savefig(written, format="png", dpi=110, facecolor=colour("card"), metadata={"Software": None})
     write_atomic(path, written.getvalue())
@@ -241,29 +255,6 @@ def _figure(charts: Sequence[Chart], width: int, height: int) -> Any:
     for chart, axes in zip(charts, panels, strict=True):
         chart.draw(axes, width)
     return figure
-
-
-def _legend(figure: Any, meanings: Sequence[tuple[str, str]]) -> None:
-    """Draw the keys of its charts below; in a page they are HTML."""
-    from matplotlib.patches import Patch
-
-    if meanings:
-        patches = [Patch(color=colour(name), label=printable(words)) for name, words in meanings]
-        figure.legend(handles=patches, loc="outside lower left", ncols=len(patches), handlelength=1)
-
-
-def _svg(chart: Chart, width: int, css: str) -> str:
-    with _drawing():
-        written = io.StringIO()
-        height = chart.height_at(width)
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        _figure([chart], width, height).savefig(written, format="svg", metadata=nothing)
-    root = ElementTree.fromstring(written.getvalue())
-    shapes = "".join(_plain(child) for child in root)
-    return (
-        f'<svg class="{css}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{text(chart.label)}">{shapes}</svg>'
-    )
 
 
 def _plain(node: ElementTree.Element) -> str:

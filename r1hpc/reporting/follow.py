@@ -109,23 +109,32 @@ class _Follower:
 
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""
-        events = self._new_events()
+        events = in_order(filter(None, map(parse_event, self._events.lines())))
+        submitted = [place for place, event in enumerate(events) if event["event"] == "submitted"]
+        if submitted:
+            events = events[submitted[-1] + 1 :]
         begins = [event for event in events if event["event"] == "begin"]
         for event in begins:
             self._print_event(event)
         new = [step for step in self._new_steps() if step.attempt > self._since]
-        for step in new:
-            if self._recent and step.global_step <= self._recent[-1].global_step:
+        for each in new:
+            if self._recent and each.global_step <= self._recent[-1].global_step:
                 self._recent.clear()  # taken again: a warning should not judge both
-            self._recent.append(step)
+            self._recent.append(each)
         self._has_unprinted |= bool(new)
         every = _EVERY_WITH_BAR_S if self._screen.has_bar else _EVERY_S
         if self._has_unprinted and (events or time.monotonic() - self._last_print >= every):
             self._screen.print(_step_line(self._recent[-1], self._left_s()))
             self._has_unprinted, self._last_print = False, time.monotonic()
-        if new:
-            self._print_findings()
-        self._print_evaluations()
+        for found in health_warnings([as_mapping(step) for step in self._recent]) if new else ():
+            if found.code not in self._warned:
+                self._warned.add(found.code)
+                self._screen.print(f"{found.severity.value}: {found.sentence}. Try: {found.advice}", "yellow")
+        for step, summary in read_evaluations(self._run).items():
+            if step not in self._evaluated:
+                self._evaluated.add(step)
+                shown = ", ".join(f"{name} {value}" for name, value in figures(summary))
+                self._screen.print(f"step {step} evaluated: {shown}", "cyan")
         for event in (each for each in events if each not in begins):
             self._print_event(event)
         self._show_bar()
@@ -143,19 +152,6 @@ class _Follower:
         elif kind == "not_begun":
             self._screen.print(f"no attempt begins: {event.get('cause')}{detail}", "red")
 
-    def _print_findings(self) -> None:
-        for found in health_warnings([as_mapping(step) for step in self._recent]):
-            if found.code not in self._warned:
-                self._warned.add(found.code)
-                self._screen.print(f"{found.severity.value}: {found.sentence}. Try: {found.advice}", "yellow")
-
-    def _print_evaluations(self) -> None:
-        for step, found in read_evaluations(self._run).items():
-            if step not in self._evaluated:
-                self._evaluated.add(step)
-                shown = ", ".join(f"{name} {value}" for name, value in figures(found))
-                self._screen.print(f"step {step} evaluated: {shown}", "cyan")
-
     def _show_bar(self) -> None:
         if not self._screen.has_bar:
             return
@@ -167,11 +163,6 @@ class _Follower:
     def _left_s(self) -> float | None:
         recent = list(self._recent)[-20:]
         return eta_s(recent, recent[-1].global_step, self._num)
-
-    def _new_events(self) -> list[dict[str, Any]]:
-        found = in_order(filter(None, map(parse_event, self._events.lines())))
-        places = [place for place, event in enumerate(found) if event["event"] == "submitted"]
-        return found[places[-1] + 1 :] if places else found
 
 
 def _report_end(run: RunDir, situation: Situation, screen: _Screen) -> int:

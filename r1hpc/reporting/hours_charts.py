@@ -47,7 +47,6 @@ class EstimatedRun:
     name: str
     planned: Spread
     used: float
-    end: float
     is_live: bool
     is_finished: bool
 
@@ -64,9 +63,12 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
         return None
     low, high = min(hours), max(hours)
     is_log = high > 20 * low
-    values = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in shown]
     only = f"; the {len(shown)} largest of {len(runs)} runs" if len(shown) < len(runs) else ""
-    values = [f"{v} so far" if r.is_live and r.used else v for v, r in zip(values, shown, strict=True)]
+    rows = []
+    for run in shown:
+        so_far = " so far" if run.is_live and run.used else ""
+        value = f"{format_hours(run.used)} of {format_hours(run.planned.p50)}{so_far}"
+        rows.append((run.name, value, False))
 
     def draw(axes: Axes, width: int) -> None:
         if is_log:
@@ -74,7 +76,6 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
         else:
             number_axis(axes.xaxis, 0, high * 1.04)
         least = low / 1.3 if is_log else 0.0
-        rows = [(run.name, value, False) for run, value in zip(shown, values, strict=True)]
         ys, height = named_rows(axes, rows, width)
         for y, run in zip(ys, shown, strict=True):
             left = max(run.planned.p10, least)
@@ -87,17 +88,15 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
                 dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
         axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{only}", loc="right")
 
-    label = listed(
-        "planned against used", [f"{r.name}: {value}" for r, value in zip(shown, values, strict=True)]
-    )
+    label = listed("planned against used", [f"{name}: {value}" for name, value, _ in rows])
     meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
     meanings.append(("start-up", "so far"))
-    return Chart("planned", "Planned against used", label, draw, num_rows=len(shown), keys=meanings)
+    return Chart("planned", "Planned against used", label, draw, num_rows=len(rows), keys=meanings)
 
 
 def error_words(runs: Sequence[EstimatedRun]) -> str:
     """Return the error of the estimates so far, in a sentence."""
-    shown = _finished(runs)
+    shown = [run for run in runs if run.is_finished and run.used > 0 and run.planned.p50 > 0]
     if not shown:
         return "No run with a stored estimate has finished yet."
     errors = [abs(run.planned.p50 / run.used - 1) for run in shown]
@@ -120,16 +119,14 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
     rows = [("all runs", _sum(shown.values()), True)] if len(shown) > 1 else []
     rows += [(name, dict(shown[name]), False) for name in kept]
     rows += [(f"{len(rest)} others", _sum(rest), False)] if rest else []
-    useful = [
-        f"{100 * p.get('useful', 0.0) / w:.1f} % of {format_hours(w)}"
-        for _, p, _ in rows
-        if (w := sum(p.values()))
-    ]
+    named = []
+    for name, parts, strong in rows:
+        held = sum(parts.values())
+        named.append((name, f"{100 * parts.get('useful', 0.0) / held:.1f} % of {format_hours(held)}", strong))
 
     def draw(axes: Axes, width: int) -> None:
         axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
         axes.xaxis.set_major_formatter("{x:.0f} %")
-        named = [(name, text, strong) for (name, _, strong), text in zip(rows, useful, strict=True)]
         ys, height = named_rows(axes, named, width)
         for y, (_, parts, _) in zip(ys, rows, strict=True):
             whole, base = sum(parts.values()), 0.0
@@ -141,11 +138,9 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
                 base += share
         axes.set_xlabel(f"share of the {unit}, useful ones in numbers", loc="right")
 
-    label = listed(
-        "where the hours went", [f"{row[0]}: {text}" for row, text in zip(rows, useful, strict=True)]
-    )
-    whole = _sum(shown.values())
-    return Chart("waste", "Where the hours went", label, draw, num_rows=len(rows), keys=_hours_of(whole))
+    label = listed("where the hours went", [f"{name}: {value}" for name, value, _ in named])
+    meanings = _hours_of(_sum(shown.values()))
+    return Chart("waste", "Where the hours went", label, draw, num_rows=len(rows), keys=meanings)
 
 
 def lost_by_cause(hours: Mapping[str, float], unit: str, used: float) -> Chart | None:
@@ -222,11 +217,6 @@ def _largest(items: Sequence[T], sizes: Sequence[float]) -> list[T]:
     return [items[i] for i in sorted(ranked)]
 
 
-def _finished(runs: Sequence[EstimatedRun]) -> list[EstimatedRun]:
-    shown = (run for run in runs if run.is_finished and run.used > 0 and run.planned.p50 > 0)
-    return sorted(shown, key=lambda run: run.end)
-
-
 def _sum(many: Iterable[Parts]) -> dict[str, float]:
     whole: dict[str, float] = defaultdict(float)
     for parts in many:
@@ -276,22 +266,17 @@ def burn_down(data: BurnDown) -> Chart:
         _draw_plan(axes, data)
         _draw_forecast(axes, data)
         axes.axvline(data.now / DAY, color=colour("muted"), lw=1)
-        curve = [(x, granted - spent) for x, spent in data.curve]
-        points = [(data.begin, granted), *curve, (data.now, left)]
-        _draw_hours(axes, points, f"{format_hours(left)} left", data.now > (data.begin + data.end) / 2)
+        times = [data.begin, *(x for x, _ in data.curve), data.now]
+        xs, ys = [x / DAY for x in times], [granted, *(granted - spent for _, spent in data.curve), left]
+        axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
+        axes.plot(xs, ys, color=colour("useful"), lw=2)
+        words = f"{format_hours(left)} left"
+        dot(axes, xs[-1], left, "useful", words)
+        side, gap = ("right", -8) if data.now > (data.begin + data.end) / 2 else ("left", 8)
+        note(axes, xs[-1], left, words, fontweight="bold", ha=side, xytext=(gap, 6))
 
     label = f"What is left of the budget over time: {format_hours(left)} of {format_hours(granted)}"
     return Chart("spent", "Burn-down", label, draw, 300)
-
-
-def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, on_the_left: bool) -> None:
-    """Draw (time, hours) as a line over its area; `words` label the last point."""
-    xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
-    axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
-    axes.plot(xs, ys, color=colour("useful"), lw=2)
-    dot(axes, xs[-1], ys[-1], "useful", words)
-    side, gap = ("right", -8) if on_the_left else ("left", 8)
-    note(axes, xs[-1], ys[-1], words, fontweight="bold", ha=side, xytext=(gap, 6))
 
 
 def _draw_plan(axes: Axes, data: BurnDown) -> None:
@@ -325,12 +310,14 @@ def campaign(stages: Sequence[StageProgress]) -> Chart | None:
     """Draw each stage: planned hours pale, used ones on top, the forecast of an open one as a line."""
     ahead = [s.forecast.p90 for s in stages if s.when != "past"]
     most = max([0.0, *ahead, *(max(s.stage.gpu_hours, s.used) for s in stages)])
-    names = [_stage_name(s) for s in stages]
-    values = [f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}" for s in stages]
+    rows = []
+    for s in stages:
+        days = [datetime.fromtimestamp(at).strftime("%d %b").lstrip("0") for at in (s.start, s.end - 1)]
+        name = f"{s.stage.name} \N{MIDDLE DOT} {s.stage.days:g} d \N{MIDDLE DOT} {' to '.join(days)}"
+        rows.append((name, f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}", s.when == "now"))
 
     def draw(axes: Axes, width: int) -> None:
         number_axis(axes.xaxis, 0, most)
-        rows = [(name, value, s.when == "now") for name, value, s in zip(names, values, stages, strict=True)]
         ys, height = named_rows(axes, rows, width)
         for y, s in zip(ys, stages, strict=True):
             planned = s.stage.gpu_hours
@@ -345,11 +332,5 @@ def campaign(stages: Sequence[StageProgress]) -> Chart | None:
         axes.set_xlabel("GPU-hours", loc="right")
 
     meanings = [("planned", "planned"), ("useful", "used"), ("median", f"forecast, {BAND}")]
-    label = listed("campaign", [f"{name}: {value}" for name, value in zip(names, values, strict=True)])
+    label = listed("campaign", [f"{name}: {value}" for name, value, _ in rows])
     return Chart("campaign", "Campaign", label, draw, num_rows=len(stages), keys=meanings) if most else None
-
-
-def _stage_name(each: StageProgress) -> str:
-    days = (datetime.fromtimestamp(moment) for moment in (each.start, each.end - 1))
-    first, last = (day.strftime("%d %b").lstrip("0") for day in days)
-    return f"{each.stage.name} \N{MIDDLE DOT} {each.stage.days:g} d \N{MIDDLE DOT} {first} to {last}"

@@ -12,7 +12,6 @@ from typing import Any
 
 from r1hpc.accounting.budget import format_day, format_hours, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS
-from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
@@ -30,10 +29,9 @@ from r1hpc.reporting.progress import read_progress
 from r1hpc.reporting.results import read_results, results_card
 from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
 from r1hpc.reporting.style import NONE, card, document, lines, side_by_side, table, text
-from r1hpc.reporting.view import RUN_HEADINGS, View, make_view
+from r1hpc.reporting.view import RUN_HEADINGS, View, make_view, row_of
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, diagnose
-from r1hpc.telemetry.diagnosis.findings import Finding
 from r1hpc.telemetry.diagnosis.summary import RunSummary
 from r1hpc.telemetry.gpu.history import all_series
 from r1hpc.telemetry.records.evaluations import read_evaluations
@@ -53,7 +51,11 @@ _GROUPS = ("user", "account", "stage", "partition", "state", "qos")
 
 
 def head(view: View) -> str:
-    span = f", {' to '.join(map(format_day, view.span))}" if view.span else ""
+    attempts = [each for run in view.runs for each in run.attempts]
+    span = ""
+    if attempts:
+        begin, end = min(each.start for each in attempts), max(each.end for each in attempts)
+        span = f", {format_day(begin)} to {format_day(end)}"
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.now))
     where = f" under {view.run_root.absolute()}" if view.is_whole else ""
     count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
@@ -109,11 +111,6 @@ def _band(spread: Spread) -> str:
     return f"{BAND} {format_range(spread)}"
 
 
-def warnings(view: View) -> Iterator[str]:
-    for words in view.status.warnings(view.budget):
-        yield f'<div class="warn">{text(words)}</div>'
-
-
 def budget(view: View, charts: Charts) -> Iterator[str]:
     """Yield burn-down and campaign."""
     status = view.status
@@ -128,34 +125,17 @@ def budget(view: View, charts: Charts) -> Iterator[str]:
             words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
         yield "<h2>Budget</h2>" + _section_card(charts["spent"], FULL, words)
     if view.progress is not None:
-        yield _campaign(view.progress, charts["campaign"])
-
-
-def charts_of_hours(view: View) -> Charts:
-    """Return every chart of the page except those of single runs, by name."""
-    down, unit = view.burn_down, view.unit
-    return {
-        "spent": hours_charts.burn_down(down) if down else None,
-        "campaign": hours_charts.campaign(view.progress.stages if view.progress else ()),
-        "planned": hours_charts.planned_against_used(view.planned_runs, unit),
-        "waste": hours_charts.waste(view.parts_by_run, unit),
-        "days": hours_charts.by_day(view.days, unit),
-        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit, sum(view.parts.values())),
-    }
+        plan, forecast = view.progress.campaign, view.progress.forecast
+        words = (
+            f"{plan.days:g} days and {format_hours(plan.gpu_hours)} GPU-hours planned; "
+            f"{format_hours(view.progress.used)} used; at its end about {format_hours(forecast.p50)} "
+            f"({_band(forecast)})."
+        )
+        yield _section_card(charts["campaign"], FULL, words, f"Campaign: {plan.name}")
 
 
 def _section_card(chart: Chart | None, width: int, words: str = "", title: str = "") -> str:
     return card(title or chart.title, inline(chart, width), words) if chart else ""
-
-
-def _campaign(progress: CampaignProgress, chart: Chart | None) -> str:
-    plan, forecast = progress.campaign, progress.forecast
-    words = (
-        f"{plan.days:g} days and {format_hours(plan.gpu_hours)} GPU-hours planned; "
-        f"{format_hours(progress.used)} used; at its end about {format_hours(forecast.p50)} "
-        f"({_band(forecast)})."
-    )
-    return _section_card(chart, FULL, words, f"Campaign: {plan.name}")
 
 
 def estimates(view: View, charts: Charts) -> Iterator[str]:
@@ -176,7 +156,7 @@ def hours(view: View, charts: Charts) -> Iterator[str]:
 def tables(view: View) -> Iterator[str]:
     yield "<h2>Tables</h2>"
     more = len(view.runs) - _MOST_TABLE
-    shown = table(RUN_HEADINGS, view.table[:_MOST_TABLE], 4)
+    shown = table(RUN_HEADINGS, list(map(row_of, view.runs[:_MOST_TABLE])), 4)
     yield card("All runs", shown, f"and {more} older ones" if more > 0 else "")
     cards = []
     for name, rows in view.grouped:
@@ -219,7 +199,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
         f'<section class="card run" id="run-{text(run.run_id)}"><h3>{text(run.run_id)} '
         f'<span class="badge {text(run.state)}">{text(run.state)}</span></h3>'
         f'<p class="facts">{" · ".join(map(text, facts))}</p>'
-        f'{_findings(_newest_findings(run))}{stub}<div class="figures">{figures or nothing}</div></section>'
+        f'{_findings(run)}{stub}<div class="figures">{figures or nothing}</div></section>'
     )
 
 
@@ -244,10 +224,9 @@ def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
 
 def _facts(run: RunLedger) -> list[str]:
     planned = f" of {format_hours(run.planned.p50)} planned" if run.planned else ""
-    whole = run.used
     facts = [
-        f"{format_hours(whole)} {run.unit}{planned}",
-        f"{100 * run.parts['useful'] / whole:.0f} % useful" if whole else "nothing used yet",
+        f"{format_hours(run.used)} {run.unit}{planned}",
+        f"{100 * run.parts['useful'] / run.used:.0f} % useful" if run.used else "nothing used yet",
         f"{len(run.attempts)} attempt{'s' * (len(run.attempts) != 1)}",
         f"stage {run.stage}",
         run.user,
@@ -261,15 +240,12 @@ def _facts(run: RunLedger) -> list[str]:
     return facts
 
 
-def _newest_findings(run: RunLedger) -> Sequence[Finding]:
-    """Return the findings in the newest attempt; they judge steps, and a server has none."""
+def _findings(run: RunLedger) -> str:
+    """List the findings in the newest attempt; they judge steps, and a server has none."""
     if not run.summary.attempts or run.stage == "serve":
-        return ()
+        return ""
     newest = run.summary.attempts[-1]
-    return diagnose(run.run, newest.attempt, end=newest.end, max_bytes=QUICK_BYTES).findings
-
-
-def _findings(found: Sequence[Finding]) -> str:
+    found = diagnose(run.run, newest.attempt, end=newest.end, max_bytes=QUICK_BYTES).findings
     first = {finding.code: finding for finding in reversed(found)}
     items = "".join(
         f'<li class="{each.severity.value}"><b>{text(each.code.replace("_", " "))}</b> '
@@ -287,18 +263,26 @@ def write_page(view: View, path: Path) -> None:
 
 def page(view: View) -> str:
     """Return the page as text."""
-    charts = charts_of_hours(view)
+    down, unit = view.burn_down, view.unit
+    charts: Charts = {
+        "spent": hours_charts.burn_down(down) if down else None,
+        "campaign": hours_charts.campaign(view.progress.stages if view.progress else ()),
+        "planned": hours_charts.planned_against_used(view.planned_runs, unit),
+        "waste": hours_charts.waste(view.parts_by_run, unit),
+        "days": hours_charts.by_day(view.days, unit),
+        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit, sum(view.parts.values())),
+    }
     parts = [draw(view, charts) for draw in (budget, estimates, hours)]
     parts = [*parts, _cards(view)] if len(view.runs) > 1 else [_cards(view), *parts]
     bodies = [block for part in parts for block in part]
     results = "" if view.is_whole else results_card(read_results(view.runs))
-    top = [head(view), tiles(view), results, *warnings(view)]
-    blocks = [*top, *bodies, *tables(view), notes(view)]
-    return document(view.title, blocks)
+    warnings = [f'<div class="warn">{text(words)}</div>' for words in view.status.warnings(view.budget)]
+    top = [head(view), tiles(view), results, *warnings]
+    return document(view.title, [*top, *bodies, *tables(view), notes(view)])
 
 
 def _cards(view: View) -> Iterator[str]:
-    runs, alone = view.begun, len(view.runs) == 1
+    runs, alone = [run for run in view.runs if run.attempts], len(view.runs) == 1
     if runs:
         more = f": the newest {_MOST_CARDS} of {len(runs)}" if len(runs) > _MOST_CARDS else ""
         yield "<h2>The run</h2>" if alone else f"<h2>Runs{more}</h2>"

@@ -6,11 +6,9 @@ is opened again when an attempt begins or ends, and otherwise every ten seconds.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import settled_ledger
 from r1hpc.attempt.state.state import State
@@ -20,7 +18,6 @@ from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import PLANNED_STAGES
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS, num_parts
-from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.evaluations import read_evaluations
 from r1hpc.telemetry.records.lines import read_tail
 from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
@@ -67,9 +64,11 @@ def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progres
     """
     if ledger.stage in STAGES_IN_PARTS:
         return _of_parts(ledger)
-    recent = last_steps(ledger.run, num_recent)
+    recent, last = last_steps(ledger.run, num_recent), ledger.situation.history.last
+    step, num_steps = recent[-1].global_step if recent else None, _num_steps(ledger)
+    if last is not None and (not recent or recent[-1].attempt < last.attempt):
+        step = last.resumed_from  # a resumed attempt stands before its predecessor's last steps
     speed = recent[-_RECENT_STEPS:]
-    step, num_steps = _global_step(ledger.situation.history.last, recent), _num_steps(ledger)
     running = ledger.situation.state is State.running
     return Progress(
         recent=tuple(recent),
@@ -81,31 +80,20 @@ def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progres
 
 
 def _of_parts(ledger: RunLedger) -> Progress:
-    made, of = ledger.run.all_parts, _num_steps(ledger)
-    left = None if of is None else max(0, of - len(made))
-    return Progress((), len(made), of, None, _eta_of_parts_s(ledger, made, left), in_parts=True)
-
-
-def _eta_of_parts_s(ledger: RunLedger, made: Sequence[Path], left: int | None) -> float | None:
     """Estimate from the running attempt's parts since its begin: ranks finish their parts at about the same
-    moments, and in between nothing shows how long a part takes. None before its first part.
+    moments, and in between nothing shows how long a part takes. No estimate before its first part.
     """
-    last = ledger.situation.history.last
+    made, of, last = ledger.run.all_parts, _num_steps(ledger), ledger.situation.history.last
+    progress = Progress((), len(made), of, None, None, in_parts=True)
+    left = 0 if of is None else max(0, of - len(made))
     if not left or last is None or ledger.situation.state is not State.running:
-        return None  # after the last part the ranks sum up, for as long as that takes
+        return progress  # after the last part the ranks sum up, for as long as that takes
     times = finish_times(made, last.start)
     if not times:
-        return None
+        return progress
     ranks = max(1, last.ranks)  # they begin each part together, so that when one is done the others are near
     rounds = -(-len(times) // ranks)
-    return left * (times[-1] - last.start) / min(rounds * ranks, left + len(times))
-
-
-def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:
-    """Return the step of the weights: a resumed attempt stands before its predecessor's last steps."""
-    if last is not None and (not recent or recent[-1].attempt < last.attempt):
-        return last.resumed_from
-    return recent[-1].global_step if recent else None
+    return replace(progress, eta_s=left * (times[-1] - last.start) / min(rounds * ranks, left + len(times)))
 
 
 def _num_steps(ledger: RunLedger) -> int | None:
@@ -183,12 +171,6 @@ class Shown:
     def is_over(self) -> bool:
         return self.ledger.situation.state.is_over and not self.more_follows
 
-    @property
-    def to_come(self) -> Spread | None:
-        """Return the hours still to be used, in the ledger's unit; None if unknown."""
-        found = self.ledger.to_come
-        return found if found.p50 > 0 else None
-
 
 class Watched:
     """One run, read repeatedly."""
@@ -205,9 +187,13 @@ class Watched:
         Raises:
             StateError: the run folder cannot be read.
         """
-        ledger = self._current_ledger()
+        mark = (_size(self._run), self._run.finished.exists())
+        is_old = time.monotonic() - self._opened_at >= _LEDGER_EVERY_S
+        if self._ledger is None or is_old or mark != self._mark:
+            self._ledger = settled_ledger(self._run, time.time())
+            self._opened_at, self._mark = time.monotonic(), mark
         try:
-            return self._shown(ledger)
+            return self._shown(self._ledger)
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
             raise StateError(f"{self._run.path} is damaged: {type(error).__name__}: {error}") from None
 
@@ -224,21 +210,26 @@ class Watched:
             time=time.time(),
         )
 
-    def _current_ledger(self) -> RunLedger:
-        mark = (_size(self._run), self._run.finished.exists())
-        is_old = time.monotonic() - self._opened_at >= _LEDGER_EVERY_S
-        if self._ledger is None or is_old or mark != self._mark:
-            self._ledger = settled_ledger(self._run, time.time())
-            self._opened_at, self._mark = time.monotonic(), mark
-        return self._ledger
-
     def _gpus(self) -> Iterator[GpuNow]:
         for path in self._run.all_gpu_metrics:
             tail = read_tail(path, _TAIL_BYTES)
             devices = [r for r in (*([tail.first] if tail.first else []), *tail.records) if "event" in r]
             ticks = [r for r in tail.records if "event" not in r and isinstance(r.get("gpus"), list)]
-            if ticks and time.time() - float(ticks[-1]["time"]) < _STALE_S:
-                yield from _readings(ticks[-1], devices)
+            if not ticks or time.time() - float(ticks[-1]["time"]) >= _STALE_S:
+                continue
+            known = {gpu.get("uuid"): gpu for event in devices for gpu in event.get("gpus", [])}
+            for gpu in ticks[-1]["gpus"]:
+                about = known.get(gpu.get("uuid"), {})
+                yield GpuNow(
+                    node=str(ticks[-1].get("node")),
+                    index=about.get("index"),
+                    utilization_percent=_number(gpu.get("gpu_utilization_percent")),
+                    memory_used_bytes=_number(gpu.get("memory_used_bytes")),
+                    memory_total_bytes=_number(about.get("memory_total_bytes")),
+                    power_w=_number(gpu.get("power_w")),
+                    temperature_c=_number(gpu.get("temperature_c")),
+                    is_stub=ticks[-1].get("source") == "stub",
+                )
 
     def _saved(self) -> tuple[int, float] | None:
         events = read_tail(events_path(self._run), _TAIL_BYTES).records
@@ -249,22 +240,6 @@ class Watched:
         found = read_evaluations(self._run)
         step = max(found, default=None)
         return None if step is None else (step, float(found[step]["greedy"]["value"]))
-
-
-def _readings(tick: dict[str, Any], devices: list[dict[str, Any]]) -> Iterator[GpuNow]:
-    known = {gpu.get("uuid"): gpu for event in devices for gpu in event.get("gpus", [])}
-    for gpu in tick["gpus"]:
-        about = known.get(gpu.get("uuid"), {})
-        yield GpuNow(
-            node=str(tick.get("node")),
-            index=about.get("index"),
-            utilization_percent=_number(gpu.get("gpu_utilization_percent")),
-            memory_used_bytes=_number(gpu.get("memory_used_bytes")),
-            memory_total_bytes=_number(about.get("memory_total_bytes")),
-            power_w=_number(gpu.get("power_w")),
-            temperature_c=_number(gpu.get("temperature_c")),
-            is_stub=tick.get("source") == "stub",
-        )
 
 
 def _job_ends_at(ledger: RunLedger) -> float | None:

@@ -32,11 +32,6 @@ class Result:
     """None for the row before the first step, which shares its hours with the next one."""
     unit: str
 
-    @property
-    def questions(self) -> tuple[str, ...]:
-        """Return the tasks or test files: others are not compared."""
-        return tuple(sorted((self.evaluation or {}).get("tasks", ())))
-
 
 def read_results(ledgers: Iterable[RunLedger]) -> list[Result]:
     """Return the rows of runs, in their order."""
@@ -71,25 +66,21 @@ def results_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]
     is_evaluated = any(each.evaluation for each in results)
     units = {each.unit.replace("hours", "h") for each in results}
     hours = units.pop() if len(units) == 1 else "hours"
-    numbers = ["greedy", "pass@1", "", "difference"] if is_evaluated else []
+    headings = ["greedy", "pass@1", "", "difference"] if is_evaluated else []
     first: dict[tuple[str, ...], float] = {}
     rows = []
     for each in results:
+        numbers = ["-", "-", "", ""] if is_evaluated else []
+        if each.evaluation is not None:
+            greedy, sampled = each.evaluation["greedy"], each.evaluation["pass_at"]["1"]
+            questions = tuple(sorted(each.evaluation.get("tasks", ())))  # others are not compared
+            gain = f"{sampled['value'] - first[questions]:+.3f}" if questions in first else ""
+            first.setdefault(questions, sampled["value"])
+            interval = f"[{sampled['low']:.3f}, {sampled['high']:.3f}]"
+            numbers = [f"{greedy['value']:.3f}", f"{sampled['value']:.3f}", interval, gain]
         used = "" if each.hours is None else f"{each.hours:.3f}"
-        rows.append([each.stage, each.model, *(_numbers(each, first) if is_evaluated else ()), used])
-    return ["stage", "model", *numbers, hours], rows
-
-
-def _numbers(each: Result, first: dict[tuple[str, ...], float]) -> list[str]:
-    """Return greedy, pass@1, its interval and the difference to the first; `first` is added to."""
-    if each.evaluation is None:
-        return ["-", "-", "", ""]
-    greedy, sampled = each.evaluation["greedy"], each.evaluation["pass_at"]["1"]
-    base = first.get(each.questions)
-    first.setdefault(each.questions, sampled["value"])
-    interval = f"[{sampled['low']:.3f}, {sampled['high']:.3f}]"
-    gain = "" if base is None else f"{sampled['value'] - base:+.3f}"
-    return [f"{greedy['value']:.3f}", f"{sampled['value']:.3f}", interval, gain]
+        rows.append([each.stage, each.model, *numbers, used])
+    return ["stage", "model", *headings, hours], rows
 
 
 def _model(run: RunDir) -> str:

@@ -62,22 +62,6 @@ class Curve:
     def last(self) -> tuple[float, float]:
         return next((x, y) for x, y in zip(self.xs[::-1], self.ys[::-1], strict=True) if math.isfinite(y))
 
-    @property
-    def is_thinned(self) -> bool:
-        return self.least != self.ys
-
-
-@dataclass(frozen=True)
-class GpuRange:
-    """Median and range over many lines, in stretches without a gap."""
-
-    parts: list[tuple[list[float], list[float], list[float], list[float]]]
-    """(xs, least, median, most) of each stretch."""
-
-    @property
-    def top(self) -> float:
-        return max((y for part in self.parts for y in part[3]), default=0.0)
-
 
 def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> Curve:
     """Return means of several values each, about _MOST_POINTS for `num_all` values in several lines."""
@@ -92,11 +76,14 @@ def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> C
     return curve if width > 1 else replace(curve, least=curve.ys, most=curve.ys)
 
 
-def gpu_range(series: Sequence[GpuSeries], key: str, most: int = _MOST_POINTS) -> GpuRange:
-    """Return one field of telemetry.gpu.history.Point over all GPUs, at about `most` times, by stretches."""
+def gpu_range(series: Sequence[GpuSeries], key: str, most: int = _MOST_POINTS) -> list[list[list[float]]]:
+    """Return one field of telemetry.gpu.history.Point over all GPUs, at about `most` times.
+
+    Returns: (xs, least, median, most) of each stretch without a gap.
+    """
     points = [p for each in series for segment in each.segments for p in segment]
     if not points:
-        return GpuRange([])
+        return []
     begin, end = min(p.time for p in points), max(p.time for p in points)
     segments = [segment for each in series for segment in each.segments if len(segment) > 1]
     periods = [(segment[-1].time - segment[0].time) / (len(segment) - 1) for segment in segments]
@@ -106,17 +93,16 @@ def gpu_range(series: Sequence[GpuSeries], key: str, most: int = _MOST_POINTS) -
         value = getattr(point, key)
         if math.isfinite(value):
             cells[int((point.time - begin) / step)].append(value)
-    parts: list[tuple[list[float], list[float], list[float], list[float]]] = []
+    parts: list[list[list[float]]] = []
     before = None
     for cell in sorted(cells):
         if before is None or cell > before + 2:
-            parts.append(([], [], [], []))
-        before = cell
-        values = cells[cell]
+            parts.append([[], [], [], []])
+        before, values = cell, cells[cell]
         row = (begin + (cell + 0.5) * step, min(values), statistics.median(values), max(values))
         for column, value in zip(parts[-1], row, strict=True):
             column.append(value)
-    return GpuRange(parts)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -218,17 +204,13 @@ def _over_steps(
         if is_named:
             axes.legend(loc="best", handlelength=1.2, bbox_to_anchor=(0, 0, 1, _BELOW_NAMES))
         else:
-            _name_last(axes, curve, lines[key][0], (low, high))
+            # Mark the last value; its number is above the chart, where it hides no step.
+            x, value = curve.last
+            dot(axes, x, min(max(value, low), high), lines[key][0], f"{value:.4g}", 7)
+            _at_top_right(axes, f"last {value:.3g}")
 
     last = ", ".join(f"{curve.last[1]:.3g}" for curve in curves.values())
     return Chart(name, title, f"{shown} over the optimizer steps: {last} at last", draw)
-
-
-def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]) -> None:
-    """Mark the last value; its number is above the chart, where it hides no step."""
-    x, value = curve.last
-    dot(axes, x, min(max(value, limits[0]), limits[1]), name, f"{value:.4g}", 7)
-    _at_top_right(axes, f"last {value:.3g}")
 
 
 def _at_top_right(axes: Axes, words: str) -> None:
@@ -238,7 +220,7 @@ def _at_top_right(axes: Axes, words: str) -> None:
 def _draw_curve(axes: Axes, curve: Curve, name: str, limits: tuple[float, float], label: str) -> None:
     """Draw the means, and behind them, pale, the range of the values each represents."""
     low, high = limits
-    if curve.is_thinned:
+    if curve.least != curve.ys:  # thinned
         least, most = ([min(max(y, low), high) for y in ys] for ys in (curve.least, curve.most))
         axes.fill_between(curve.xs, least, most, color=colour(name), alpha=0.2, lw=0)
     ys = [min(max(y, low), high) for y in curve.ys]  # an outlier goes to the edge, as if it were cut off
@@ -309,19 +291,20 @@ def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
 
 def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | None:
     series = [each for each in data.gpus if each.segments]
-    whole = gpu_range(series, key)
-    if not whole.parts:
+    stretches = gpu_range(series, key)
+    if not stretches:
         return None
+    highest = max(y for _, _, _, most in stretches for y in most)
     count = f"{len(series)} GPU{'s' * (len(series) != 1)}"
     many = ": median and range" if len(series) > 1 else ""
 
     def draw(axes: Axes, width: int) -> None:
         begin, end = _times(data)
         time_axis(axes, begin, end, width)
-        number_axis(axes.yaxis, 0, max(top, whole.top, 1.0) * 1.12, 4)
+        number_axis(axes.yaxis, 0, max(top, highest, 1.0) * 1.12, 4)
         axes.set_title(unit)
         _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
-        for xs, least, median, most in whole.parts:
+        for xs, least, median, most in stretches:
             days = [x / DAY for x in xs]
             axes.fill_between(days, least, most, color=colour("save"), alpha=0.2, lw=0)
             axes.plot(days, median, color=colour("save"), lw=1.4, zorder=4)

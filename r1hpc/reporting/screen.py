@@ -6,7 +6,7 @@ It is as wide as the terminal, and plain ASCII if the terminal's encoding requir
 import io
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
@@ -20,8 +20,9 @@ from r1hpc.base.names import printable
 from r1hpc.base.tables import terminal_width
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.reporting.progress import GpuNow, Shown
+from r1hpc.telemetry.records.attempts import Attempt
 
-_GPU_HEADINGS = ("node", "GPU", "busy", "memory", "power", "temp")
+_GPU_HEADINGS: tuple[str, ...] = ("node", "GPU", "busy", "memory", "power", "temp")
 _MOST_GPU_ROWS = 16
 """More GPUs are shown as one row for each node."""
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
@@ -41,8 +42,12 @@ def follow_screen(now: Callable[[], Shown], every_s: float, stopping: threading.
     An event ends it: an exception could come while rich takes the terminal over.
     """
     if not sys.stdout.isatty() or Console().is_dumb_terminal:
-        _print_on(now, every_s, stopping)
-        return
+        while True:
+            shown = now()
+            print(screen_text(shown), flush=True)
+            if shown.is_over or stopping.wait(every_s):
+                return
+            print()
     console = Console(highlight=False)
     shown = now()
     try:
@@ -64,15 +69,6 @@ def screen_text(shown: Shown) -> str:
     file.flush()
     file.seek(0)
     return "\n".join(line.rstrip() for line in file.read().splitlines())
-
-
-def _print_on(now: Callable[[], Shown], every_s: float, stopping: threading.Event) -> None:
-    while True:
-        shown = now()
-        print(screen_text(shown), flush=True)
-        if shown.is_over or stopping.wait(every_s):
-            return
-        print()
 
 
 class _Screen:
@@ -118,11 +114,8 @@ def _bar(shown: Shown) -> RenderableType:
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)
     share = 1.0 if step >= of else step / of
-    row.add_row(
-        f"{share:4.0%}",
-        ProgressBar(total=of, completed=min(step, of)),
-        f"{unit} {step:,} of {of:,}",
-    )
+    done = ProgressBar(total=of, completed=min(step, of))
+    row.add_row(f"{share:4.0%}", done, f"{unit} {step:,} of {of:,}")
     return row
 
 
@@ -158,25 +151,26 @@ class _Curve:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         bars = _ASCII_BARS if options.ascii_only else _BARS
-        means = list(_means(self._values, min(_CURVE_WIDTH, options.max_width)))
+        values, count = self._values, min(_CURVE_WIDTH, options.max_width, len(self._values))
+        parts = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+        means = [sum(part) / len(part) for part in parts]
         low, high = min(means, default=0.0), max(means, default=0.0)
         is_flat = high - low <= _NOISE * max(abs(high), abs(low))
         scale = 0.0 if is_flat else (len(bars) - 1) / (high - low)
         yield Text("".join(bars[round((each - low) * scale)] for each in means), style="cyan", no_wrap=True)
 
 
-def _means(values: Sequence[float], most: int) -> Iterator[float]:
-    """Yield at most that many means of neighbours, over all values."""
-    count = min(most, len(values))
-    for i in range(count):
-        part = values[i * len(values) // count : (i + 1) * len(values) // count]
-        yield sum(part) / len(part)
-
-
 def _gpus(shown: Shown, width: int) -> list[RenderableType]:
     if not shown.gpus:
         return []
-    rows = [_GPU_HEADINGS, *_gpu_rows(shown.gpus)]
+    rows = [_GPU_HEADINGS]
+    if len(shown.gpus) <= _MOST_GPU_ROWS:
+        for gpu in shown.gpus:
+            rows.append(_gpu_row(gpu.node, "-" if gpu.index is None else str(gpu.index), [gpu]))
+    else:
+        for node in dict.fromkeys(gpu.node for gpu in shown.gpus):
+            of_node = [gpu for gpu in shown.gpus if gpu.node == node]
+            rows.append(_gpu_row(node, f"all {len(of_node)}", of_node))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + 2 * len(widths) > width and len(widths) > 3:
         del widths[-1]  # the least important is last
@@ -187,16 +181,6 @@ def _gpus(shown: Shown, width: int) -> list[RenderableType]:
         table.add_row(*row[: len(widths)])
     stub = [Text("These readings come from the stub library: they mean nothing.", style="yellow")]
     return [Text(), table, *(stub if any(gpu.is_stub for gpu in shown.gpus) else [])]
-
-
-def _gpu_rows(gpus: Sequence[GpuNow]) -> Iterator[tuple[str, ...]]:
-    if len(gpus) <= _MOST_GPU_ROWS:
-        for gpu in gpus:
-            yield _gpu_row(gpu.node, "-" if gpu.index is None else str(gpu.index), [gpu])
-        return
-    for node in dict.fromkeys(gpu.node for gpu in gpus):
-        of_node = [gpu for gpu in gpus if gpu.node == node]
-        yield _gpu_row(node, f"all {len(of_node)}", of_node)
 
 
 def _gpu_row(node: str, number: str, gpus: Sequence[GpuNow]) -> tuple[str, ...]:
@@ -228,39 +212,30 @@ def _facts(shown: Shown) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _fact_rows(shown):
-        table.add_row(name, Text(value))
-    return table
-
-
-def _fact_rows(shown: Shown) -> Iterator[tuple[str, str]]:
     ledger = shown.ledger
     wall_s = ledger.wall().allocated / 1000
     left = "" if shown.progress.eta_s is None else f", {format_duration(shown.progress.eta_s)} left"
     limit = shown.job_ends_at
     until = "" if limit is None else f"; the time limit is in {format_duration(max(0.0, limit - shown.time))}"
-    yield "time", f"{format_duration(wall_s)} so far{left}{until}"
-    yield ledger.unit, ", ".join(_hours(shown))
+    table.add_row("time", Text(f"{format_duration(wall_s)} so far{left}{until}"))
+    hours = [f"{format_hours(ledger.used)} used"]
+    rest = ledger.to_come
+    if rest.p50 > 0:
+        p10, p50, p90 = map(format_hours, (rest.p10, rest.p50, rest.p90))
+        hours.append(f"{p50} to come (P10 {p10}, P90 {p90})")
+    if ledger.planned is not None:
+        hours.append(f"{format_hours(ledger.planned.p50)} planned")
+    table.add_row(ledger.unit, Text(", ".join(hours)))
     if shown.saved is not None:
         step, at = shown.saved
-        yield "saved", f"step {step:,}, {format_duration(max(0.0, shown.time - at))} ago"
-    attempts = ledger.situation.history.attempts
-    if attempts:
-        yield "attempt", _attempts(shown)
+        ago = format_duration(max(0.0, shown.time - at))
+        table.add_row("saved", Text(f"step {step:,}, {ago} ago"))
+    if ledger.situation.history.attempts:
+        table.add_row("attempt", Text(_attempts(ledger.situation.history.attempts)))
+    return table
 
 
-def _hours(shown: Shown) -> Iterator[str]:
-    yield f"{format_hours(shown.ledger.used)} used"
-    if shown.to_come is not None:
-        rest = shown.to_come
-        p10, p50, p90 = map(format_hours, (rest.p10, rest.p50, rest.p90))
-        yield f"{p50} to come (P10 {p10}, P90 {p90})"
-    if shown.ledger.planned is not None:
-        yield f"{format_hours(shown.ledger.planned.p50)} planned"
-
-
-def _attempts(shown: Shown) -> str:
-    attempts = shown.ledger.situation.history.attempts
+def _attempts(attempts: Sequence[Attempt]) -> str:
     last, causes = attempts[-1], [a.cause.value for a in attempts[:-1] if a.cause is not None]
     before = ", ".join(f"{causes.count(cause)} {cause}" for cause in dict.fromkeys(causes))
     nodes = f"{last.nodes} node{'s' if last.nodes != 1 else ''}"

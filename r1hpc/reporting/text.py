@@ -14,8 +14,6 @@ from r1hpc.attempt.workload import card_of
 from r1hpc.base.names import printable
 from r1hpc.base.tables import bar, format_table, share, text_width, wrap
 from r1hpc.base.units import format_bytes, format_duration
-from r1hpc.telemetry.diagnosis.summary import AttemptSummary
-from r1hpc.telemetry.diagnosis.timeline import Split
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.evaluations import held_out_lines
 from r1hpc.telemetry.records.metrics import Audit, format_ranges
@@ -28,7 +26,7 @@ _WHOSE = {
     "run": "r1hpc's own records (no sacct here)",
     "sacct and run": "sacct -D and, for attempts it does not know, the run's own record",
 }
-_PARTS = (
+_PARTS: tuple[tuple[str, str], ...] = (
     ("useful", "steps that lasted"),
     ("lost", "steps done again, or lost"),
     ("startup", "start-up"),
@@ -47,12 +45,18 @@ def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
     detail = f"  ({ledger.situation.detail})" if ledger.situation.detail else ""
     card = card_of(found.run, ledger.stage)
     results = held_out_lines(found.run) or [f"{name:6} {value}" for name, value in card]
+    useful, lost = ledger.summary.num_useful, ledger.summary.num_lost
+    steps = f"{useful} useful, {lost} lost"
+    if lost:
+        steps += f" ({share(lost, useful + lost).strip()} of those taken)"
+    if ledger.window != (-math.inf, math.inf):
+        steps += ", in all its time"
     blocks = [
         wrap(f"{ledger.run.run_id}: {ledger.state}{detail}") + f"\n  {ledger.run.path}",
         _attempts(ledger),
         _hours(ledger),
         ledger_text(ledger),
-        _steps_and_data(found),
+        f"Steps  {steps}\nData   {_audit_text(found.audit)}",
         "\n".join(results),
         *_gpus(found.gpus),
         "\n".join(wrap(f"note: {note}", hanging="  ") for note in ledger.notes),
@@ -69,8 +73,11 @@ def ledger_text(ledger: RunLedger) -> str:
         split, unit = ledger.node_split(), "node-hours"
     if not split.allocated:
         return "\n".join(_against_plan(ledger.planned, 0.0, "hours"))
+    parts = _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS
+    if ledger.stage == "script" and not any(each.num_steps for each in ledger.summary.attempts):
+        parts = _PARTS_OF_COMMAND
     rows = []
-    for part, words in _parts_of(ledger):
+    for part, words in parts:
         spent = getattr(split, part)
         columns = (share(spent, split.allocated), bar(spent, split.allocated))
         rows.append((words, f"{spent / 3_600_000:,.3f}", *columns))
@@ -80,12 +87,6 @@ def ledger_text(ledger: RunLedger) -> str:
     return "\n".join(
         [wrap(heading), *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table]
     )
-
-
-def _parts_of(ledger: RunLedger) -> tuple[tuple[str, str], ...]:
-    if ledger.stage == "script" and not any(each.num_steps for each in ledger.summary.attempts):
-        return _PARTS_OF_COMMAND
-    return _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS
 
 
 def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
@@ -128,7 +129,24 @@ def _attempts(ledger: RunLedger) -> str:
     if not attempts:
         return "No attempt has begun yet."
     endless = "running" if ledger.state == "running" else "no recorded end"
-    rows = [_attempt_row(each, ledger.split_of(each), ledger.gpus_of(each), endless) for each in attempts]
+    rows = []
+    for each in attempts:
+        attempt, held, gpus = each.attempt, ledger.split_of(each), ledger.gpus_of(each)
+        committed = attempt.last_committed_step
+        rows.append(
+            (
+                str(attempt.attempt),
+                attempt.cause.value if attempt.cause else endless,
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
+                format_duration(held.allocated / 1000),
+                str(attempt.nodes),
+                str(gpus),
+                f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
+                str(each.num_lost),
+                "-" if committed is None else str(committed),
+                f"{(held * gpus).in_hours()['allocated']:.3f}",
+            )
+        )
     table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7, 8, 9}, indent="  ")
     return "\n".join(["Attempts", table, *details_text([each.attempt for each in attempts])])
 
@@ -136,25 +154,6 @@ def _attempts(ledger: RunLedger) -> str:
 def details_text(attempts: Sequence[Attempt]) -> list[str]:
     """Return details beyond the cause, a wrapped paragraph for each attempt that has any."""
     return [wrap(f"#{each.attempt}: {each.detail}", "  ") for each in attempts if each.detail]
-
-
-def _attempt_row(each: AttemptSummary, held: Split, gpus: int, endless: str) -> tuple[str, ...]:
-    """Return a row; `held` is the wall time of its allocation, `gpus` the number in it; `endless` stands for
-    a cause that is not recorded."""
-    attempt = each.attempt
-    committed = attempt.last_committed_step
-    return (
-        str(attempt.attempt),
-        attempt.cause.value if attempt.cause else endless,
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
-        format_duration(held.allocated / 1000),
-        str(attempt.nodes),
-        str(gpus),
-        f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
-        str(each.num_lost),
-        "-" if committed is None else str(committed),
-        f"{(held * gpus).in_hours()['allocated']:.3f}",
-    )
 
 
 def _hours(ledger: RunLedger) -> str:
@@ -183,18 +182,7 @@ def _noted(number: str, words: str) -> str:
     return textwrap.fill(note, text_width(), subsequent_indent=" " * 14, drop_whitespace=True)
 
 
-def _steps_and_data(found: RunReport) -> str:
-    useful, lost = found.ledger.summary.num_useful, found.ledger.summary.num_lost
-    line = f"{useful} useful, {lost} lost"
-    if lost:
-        line += f" ({share(lost, useful + lost).strip()} of those taken)"
-    if found.ledger.window != (-math.inf, math.inf):
-        line += ", in all its time"
-    return f"Steps  {line}\nData   {audit_text(found.audit)}"
-
-
-def audit_text(audit: Audit) -> str:
-    """Return one line: exactly once, or what is wrong."""
+def _audit_text(audit: Audit) -> str:
     if not audit.num_steps:
         return "no ledger yet"
     if audit.exactly_once:
@@ -231,8 +219,15 @@ def _gpus(nodes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _gpu_row(node: dict[str, Any], gpu: dict[str, Any]) -> tuple[str, ...]:
-    memory = gpu["max_memory_used_bytes"]
-    energy = gpu["energy_j"]
+    memory, energy = gpu["max_memory_used_bytes"], gpu["energy_j"]
+    errors = [f"{text} ({ticks}x)" for text, ticks in gpu["errors"].items()]
+    if gpu["ecc_uncorrected_volatile"]:
+        errors.append(f"{gpu['ecc_uncorrected_volatile']} uncorrected ECC")
+    errors += [
+        f"{reason} {share:.0%}"
+        for reason, share in gpu["throttle_fraction"].items()
+        if reason not in _HARMLESS and share >= 0.01
+    ]
     return (
         str(node["node"]),
         _cell(gpu["index"], "d"),
@@ -241,20 +236,8 @@ def _gpu_row(node: dict[str, Any], gpu: dict[str, Any]) -> tuple[str, ...]:
         "-" if memory is None else format_bytes(memory),
         "-" if energy is None else f"{energy / _JOULES_PER_KWH:.3f}",
         _cell(gpu["busy_low_power_fraction"], ".0%"),
-        _errors(gpu),
+        ", ".join(errors) or "-",
     )
-
-
-def _errors(gpu: dict[str, Any]) -> str:
-    words = [f"{text} ({ticks}x)" for text, ticks in gpu["errors"].items()]
-    if gpu["ecc_uncorrected_volatile"]:
-        words.append(f"{gpu['ecc_uncorrected_volatile']} uncorrected ECC")
-    words += [
-        f"{reason} {share:.0%}"
-        for reason, share in gpu["throttle_fraction"].items()
-        if reason not in _HARMLESS and share >= 0.01
-    ]
-    return ", ".join(words) or "-"
 
 
 def _cell(value: float | None, form: str, unit: str = "") -> str:

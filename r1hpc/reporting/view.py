@@ -5,7 +5,7 @@ knows how the accounting stores them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,16 +24,8 @@ _HELD = PARTS[:-1]
 """Parts of the hours that a run folder explains."""
 _MOST_GROUPS = 40
 RUN_HEADINGS = (
-    "run",
-    "state",
-    "stage",
-    "user",
-    "attempts",
-    "planned",
-    "used",
-    "used / planned",
-    "useful",
-    "MFU",
+    *("run", "state", "stage", "user", "attempts"),
+    *("planned", "used", "used / planned", "useful", "MFU"),
 )
 
 
@@ -95,17 +87,6 @@ class View:
         return [run for run in self.runs if run.unit == self.unit]
 
     @property
-    def begun(self) -> list[RunLedger]:
-        """Return the runs that have had an attempt."""
-        return [run for run in self.runs if run.attempts]
-
-    @property
-    def span(self) -> tuple[float, float] | None:
-        """Return when the first attempt began and the last one ended, in Unix seconds."""
-        attempts = [each for run in self.runs for each in run.attempts]
-        return (min(a.start for a in attempts), max(a.end for a in attempts)) if attempts else None
-
-    @property
     def parts(self) -> dict[str, float]:
         return {part: sum(run.parts[part] for run in self.counted) for part in _HELD}
 
@@ -130,9 +111,27 @@ class View:
     def curve(self) -> list[tuple[float, float]]:
         """Return (time, hours spent until then), rising."""
         if self.status.source != "run folders":
-            return _daily(self.status.by_day, self.now)
+            return self._daily_curve()
         start, end = (self.budget.start, self.budget.end) if self.budget else (None, None)
-        return _exactly(clip(self.counted, start, end))
+        attempts = [each for run in clip(self.counted, start, end) for each in run.attempts]
+        edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
+        points: list[tuple[float, float]] = []
+        spent, width, before = 0.0, 0, 0.0
+        for moment, change in sorted(edges):
+            spent += width * (moment - before) / 3600
+            points.append((moment, spent))
+            width, before = width + change, moment
+        return points
+
+    def _daily_curve(self) -> list[tuple[float, float]]:
+        """Return the same from Slurm's hours by day, as if each day's were spent evenly."""
+        points: list[tuple[float, float]] = []
+        spent = 0.0
+        for day, hours in self.status.by_day.items():
+            midnight = datetime.fromisoformat(day).timestamp()
+            points += [(midnight, spent), (max(midnight, min(midnight + 86400, self.now)), spent + hours)]
+            spent += hours
+        return points
 
     @property
     def days(self) -> dict[str, dict[str, float]]:
@@ -151,7 +150,7 @@ class View:
     def planned_runs(self) -> list[EstimatedRun]:
         """Return the runs that have an estimate."""
         return [
-            EstimatedRun(run.run_id, run.planned, run.used, run.end, run.is_live, run.ratio is not None)
+            EstimatedRun(run.run_id, run.planned, run.used, run.is_live, run.ratio is not None)
             for run in self.counted
             if run.planned is not None and run.planned.p90 > 0
         ]
@@ -168,7 +167,11 @@ class View:
         end = budget.end or max(over, self.now + (self.now - begin) / 3)
         name, plan = "an even pace", [(begin, budget.gpu_hours), (end, 0.0)]
         if self.progress is not None:
-            name, plan = "the campaign's plan", list(_plan_left(self.progress, budget.gpu_hours))
+            rest = budget.gpu_hours
+            name, plan = "the campaign's plan", [(self.progress.stages[0].start, rest)]
+            for each in self.progress.stages:
+                rest -= each.stage.gpu_hours
+                plan.append((each.end, rest))
         return BurnDown(
             granted=budget.gpu_hours,
             begin=begin,
@@ -192,11 +195,6 @@ class View:
             rest = ranked[_MOST_GROUPS:]
             others = [(f"{len(rest)} others", sum(hours for _, hours in rest))] if rest else []
             yield name, [*ranked[:_MOST_GROUPS], *others]
-
-    @property
-    def table(self) -> list[list[str]]:
-        """Return a row of RUN_HEADINGS for each run."""
-        return [_row(run) for run in self.runs]
 
     def _sums(self, key: str) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)
@@ -227,45 +225,14 @@ def make_view(
     )
 
 
-def _exactly(runs: Sequence[RunLedger]) -> list[tuple[float, float]]:
-    """Return (time, hours so far) at each begin and end of an attempt."""
-    attempts = [a for run in runs for a in run.attempts]
-    edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
-    points: list[tuple[float, float]] = []
-    spent, width, before = 0.0, 0, 0.0
-    for moment, change in sorted(edges):
-        spent += width * (moment - before) / 3600
-        points.append((moment, spent))
-        width, before = width + change, moment
-    return points
-
-
-def _daily(by_day: dict[str, float], now: float) -> list[tuple[float, float]]:
-    """Return the same from hours by day, as if each day's were spent evenly."""
-    points: list[tuple[float, float]] = []
-    spent = 0.0
-    for day, hours in by_day.items():
-        midnight = datetime.fromisoformat(day).timestamp()
-        points += [(midnight, spent), (max(midnight, min(midnight + 86400, now)), spent + hours)]
-        spent += hours
-    return points
-
-
-def _plan_left(progress: CampaignProgress, granted: float) -> Iterable[tuple[float, float]]:
-    """Return (time, what the plan leaves of the grant then), at each end of a stage."""
-    yield progress.stages[0].start, granted
-    for each in progress.stages:
-        granted -= each.stage.gpu_hours
-        yield each.end, granted
-
-
 def _over_at(run: RunLedger, now: float) -> float:
     """Return when a live run should be over, by its P50 on its current GPUs."""
     width = run.attempts[-1].width if run.attempts else 0
     return now + 3600 * run.to_come.p50 / width if width else now
 
 
-def _row(run: RunLedger) -> list[str]:
+def row_of(run: RunLedger) -> list[str]:
+    """Return the run's row below RUN_HEADINGS."""
     planned, used = run.planned, run.used
     return [
         run.run_id,

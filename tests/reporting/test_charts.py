@@ -48,7 +48,7 @@ def texts(html: str) -> list[str]:
 
 
 def planned(name: str, used: float) -> hours_charts.EstimatedRun:
-    return hours_charts.EstimatedRun(name, Spread(80, 100, 150), used, NOW, False, True)
+    return hours_charts.EstimatedRun(name, Spread(80, 100, 150), used, False, True)
 
 
 def attempt_of(
@@ -144,7 +144,7 @@ def test_the_line_of_a_gpu_keeps_its_dips() -> None:
     series = gpu(0, 300.0)
     for second in range(1000, 1300):
         series.add(2, Point(NOW + second, 0.0 if second == 1100 else 95.0, 300.0, 40.0))
-    (first, second_part) = gpu_range([series], "utilization_percent", 1500).parts
+    (first, second_part) = gpu_range([series], "utilization_percent", 1500)
     assert min(first[2]) == 95.0
     assert min(second_part[2]) == 0.0
 
