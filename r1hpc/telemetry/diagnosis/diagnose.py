@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration
-from r1hpc.telemetry.diagnosis.evidence import Facts, gather
+from r1hpc.telemetry.diagnosis.evidence import gather
 from r1hpc.telemetry.diagnosis.findings import Finding
 from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings
 from r1hpc.telemetry.diagnosis.rules import RULES
@@ -51,7 +51,16 @@ def diagnose(
     return Diagnosis(
         run_id=run.run_id,
         attempt=attempt.attempt,
-        figures=_figures(facts),
+        figures={
+            "num_steps": len(facts.steps),
+            "num_parts": None if facts.parts is None else len(facts.parts),
+            "median_step_s": facts.median_step_s,
+            "data_share": facts.share("data_time_s"),
+            "mfu": facts.mean_mfu,
+            "gpu_utilization_percent": facts.mean_gpu("mean_gpu_utilization_percent"),
+            "gpu_power_w": facts.mean_gpu("mean_power_w"),
+            "silence_s": facts.silence_s,
+        },
         findings=tuple(findings),
         source="stub" if facts.is_stub else "nvml",
         is_partial=facts.is_partial,
@@ -73,19 +82,6 @@ def as_lines(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.source == "stub":
         lines.append("  The GPU readings come from the stub library (source=stub): they mean nothing.")
     return lines
-
-
-def _figures(facts: Facts) -> dict[str, float | int | None]:
-    return {
-        "num_steps": len(facts.steps),
-        "num_parts": None if facts.parts is None else len(facts.parts),
-        "median_step_s": facts.median_step_s,
-        "data_share": facts.share("data_time_s"),
-        "mfu": facts.mean_mfu,
-        "gpu_utilization_percent": facts.mean_gpu("mean_gpu_utilization_percent"),
-        "gpu_power_w": facts.mean_gpu("mean_power_w"),
-        "silence_s": facts.silence_s,
-    }
 
 
 def _summary(diagnosis: Diagnosis) -> str:

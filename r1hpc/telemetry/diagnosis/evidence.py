@@ -7,7 +7,6 @@ on many nodes takes less than a second. Of finished pieces of work it reads only
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -141,23 +140,32 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     stage = names_of(run)[0]
     in_parts = stage in STAGES_IN_PARTS
     pieces = finish_times(run.all_parts if in_parts else run.all_batches, attempt.start, end)
-    told = _times(read_tail(events_path(run), max_bytes // 16).records, k)
+    events = read_tail(events_path(run), max_bytes // 16).records
+    mine = [e for e in events if e.get("attempt") == k and e.get("event") in _PROGRESS]
+    told = [float(event["time"]) for event in mine if mistake(event, MetricEvent) is None]
     progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *told, *pieces])
     paths = run.all_gpu_metrics
     tails = [_sound(read_tail(path, gpu_budget // len(paths))) for path in paths]
-    begun = _first_step_begins(steps, attempt.start)
+    begun = attempt.start
+    if steps and steps[0].time is not None:
+        begun = steps[0].time - (steps[0].step_time_s or 0.0)
     gpus = [
         gpu for tail, path in zip(tails, paths, strict=True) for gpu in _gpus(tail, path, k, begun, progress)
     ]
+    records = [record for tail in tails for record in tail.records]
+    if end is None:
+        ticks = (float(r["time"]) for r in records if r.get("attempt") == k and "time" in r)
+        end = max(ticks, default=progress)
+    steps_size = run.train_metrics.stat().st_size if run.train_metrics.is_file() else 0
     return Facts(
         attempt=attempt,
-        end=max(end if end is not None else _last_tick(tails, k, progress), attempt.start),
+        end=max(end, attempt.start),
         steps=steps,
         last_progress=progress,
         gpus=tuple(gpus),
         ranks=read_rank_times(run, k, max_bytes // 8),
-        is_stub=any(record.get("source") == "stub" for tail in tails for record in tail.records),
-        is_partial=not all(tail.is_whole for tail in tails) or _size(run.train_metrics) > steps_budget,
+        is_stub=any(record.get("source") == "stub" for record in records),
+        is_partial=not all(tail.is_whole for tail in tails) or steps_size > steps_budget,
         parts=tuple(pieces) if in_parts else None,
         has_all_parts=in_parts and _has_all_parts(run),
         is_script=stage == "script",
@@ -200,33 +208,12 @@ def _is_sound(record: dict[str, Any]) -> bool:
     return mistake(record, gpu_line(record)) is None
 
 
-def _first_step_begins(steps: Sequence[Step], otherwise: float) -> float:
-    if not steps or steps[0].time is None:
-        return otherwise
-    return steps[0].time - (steps[0].step_time_s or 0.0)
-
-
 def _has_all_parts(run: RunDir) -> bool:
     try:
         planned = read_json(run.plan, PlanFacts).get("num_steps")
     except (FileNotFoundError, StateError):  # the report covers a damaged plan
         return False
     return planned is not None and len(run.all_parts) >= planned
-
-
-def _times(records: Iterable[dict[str, Any]], attempt: int) -> list[float]:
-    """Return when work beside the steps ended."""
-    mine = (r for r in records if r.get("attempt") == attempt and r.get("event") in _PROGRESS)
-    return [float(r["time"]) for r in mine if mistake(r, MetricEvent) is None]
-
-
-def _last_tick(tails: Sequence[Tail], attempt: int, otherwise: float) -> float:
-    mine = (r for tail in tails for r in tail.records if r.get("attempt") == attempt)
-    return max((float(r["time"]) for r in mine if "time" in r), default=otherwise)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _is_known(value: Any) -> bool:

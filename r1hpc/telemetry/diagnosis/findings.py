@@ -32,7 +32,3 @@ def error(code: str, sentence: str, advice: str) -> Finding:
 
 def warning(code: str, sentence: str, advice: str) -> Finding:
     return Finding(code, Severity.warning, sentence, advice)
-
-
-def info(code: str, sentence: str, advice: str) -> Finding:
-    return Finding(code, Severity.info, sentence, advice)

@@ -149,67 +149,46 @@ def _entropy_collapse(window: _Window) -> Iterable[Finding]:
     )
 
 
-def _sampler_mismatch(window: _Window) -> Iterable[Finding]:
+def _rollouts(window: _Window) -> Iterable[Finding]:
+    """Find rollouts that teach nothing, or the wrong thing."""
     difference = window.last("logprob_difference")
-    if difference is None or difference < LOGPROB_DIFFERENCE:
-        return
-    yield warning(
-        "sampler_mismatch",
-        f"the sampler's and the trainer's log-probabilities differ by {difference:.3f} nats per token: an "
-        f"untouched policy has a ratio that is off by {math.expm1(difference):.0%}",
-        "use the same precision and kernels on both sides (train.precision, rollout.engine=sampler), and "
-        "check that the weights are handed over at every rollout",
-    )
+    if difference is not None and difference >= LOGPROB_DIFFERENCE:
+        yield warning(
+            "sampler_mismatch",
+            f"the sampler's and the trainer's log-probabilities differ by {difference:.3f} nats per token: "
+            f"an untouched policy has a ratio that is off by {math.expm1(difference):.0%}",
+            "use the same precision and kernels on both sides (train.precision, rollout.engine=sampler), and "
+            "check that the weights are handed over at every rollout",
+        )
+    same, reward = window.last("zero_variance_share"), window.last("reward")
+    if same is not None and same >= NO_SIGNAL_SHARE:
+        earned = "" if reward is None else f" at a mean reward of {reward:.2f}"
+        yield warning(
+            "no_signal",
+            f"in {same:.0%} of the groups all completions earn the same{earned}: they buy no gradient",
+            "take easier or harder items, more rollout.num_generations, or dynamic sampling "
+            "(rl.max_resamples)",
+        )
+    # Form alone can pay, so the groups do differ and no other rule fires.
+    if window.best("accuracy") == 0:
+        form = window.last("reward_format")
+        well_formed = "" if form is None else f"; {form:.0%} of them were well formed at last"
+        yield warning(
+            "nothing_right",
+            f"not one completion of these steps was right{well_formed}",
+            "read metrics/transcripts-*.txt: do they answer in the form that the verifier reads, and within "
+            "rollout.max_completion_length? Then easier items, or a longer cold start",
+        )
+    cut = window.last("truncated_share")
+    if cut is not None and cut >= TRUNCATED_SHARE:
+        yield warning(
+            "truncation",
+            f"{cut:.0%} of the completions are cut off at rollout.max_completion_length",
+            "raise rollout.max_completion_length, or leave them out of the loss (rl.mask_truncated=true)",
+        )
 
 
-def _no_signal(window: _Window) -> Iterable[Finding]:
-    share = window.last("zero_variance_share")
-    if share is None or share < NO_SIGNAL_SHARE:
-        return
-    reward = window.last("reward")
-    earned = "" if reward is None else f" at a mean reward of {reward:.2f}"
-    yield warning(
-        "no_signal",
-        f"in {share:.0%} of the groups all completions earn the same{earned}: they buy no gradient",
-        "take easier or harder items, more rollout.num_generations, or dynamic sampling (rl.max_resamples)",
-    )
-
-
-def _nothing_right(window: _Window) -> Iterable[Finding]:
-    """Find form without accuracy: form alone can pay, so the groups do differ and no other rule fires."""
-    if window.best("accuracy") != 0:
-        return
-    form = window.last("reward_format")
-    well_formed = "" if form is None else f"; {form:.0%} of them were well formed at last"
-    yield warning(
-        "nothing_right",
-        f"not one completion of these steps was right{well_formed}",
-        "read metrics/transcripts-*.txt: do they answer in the form that the verifier reads, and within "
-        "rollout.max_completion_length? Then easier items, or a longer cold start",
-    )
-
-
-def _truncation(window: _Window) -> Iterable[Finding]:
-    share = window.last("truncated_share")
-    if share is None or share < TRUNCATED_SHARE:
-        return
-    yield warning(
-        "truncation",
-        f"{share:.0%} of the completions are cut off at rollout.max_completion_length",
-        "raise rollout.max_completion_length, or leave them out of the loss (rl.mask_truncated=true)",
-    )
-
-
-_RULES = (
-    _format_collapse,
-    _format_loss,
-    _length_hacking,
-    _entropy_collapse,
-    _sampler_mismatch,
-    _no_signal,
-    _nothing_right,
-    _truncation,
-)
+_RULES = (_format_collapse, _format_loss, _length_hacking, _entropy_collapse, _rollouts)
 
 
 def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -8,11 +8,10 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.telemetry.diagnosis.evidence import Facts, GpuFacts
-from r1hpc.telemetry.diagnosis.findings import Finding, error, info, warning
+from r1hpc.telemetry.diagnosis.findings import Finding, Severity, error, warning
 from r1hpc.telemetry.records.attempts import Cause
 
 MIN_STEPS = 10
@@ -89,12 +88,19 @@ def hang(facts: Facts) -> Iterable[Finding]:
     spinning = [gpu for gpu in silent if gpu.silent["busy_low_power_fraction"] >= HANG_TICK_SHARE]
     if not spinning and not ended_as_hang:
         return
-    sentence = _silence(facts)
+    unit, since = "step" if facts.parts is None else "part", "since the attempt began"
+    if facts.steps:
+        since = f"after step {facts.steps[-1].global_step}"
+    if facts.parts:
+        since = f"after the last of {len(facts.parts)}"
+    sentence = f"no {unit} for {format_duration(facts.silence_s)} {since}"
     if spinning:
         power = statistics.fmean(gpu.silent["mean_power_w"] for gpu in spinning)
         limit = statistics.fmean(gpu.power_limit_w or 0.0 for gpu in spinning)
+        is_all = len(spinning) == len(facts.gpus)
+        who = f"all {len(facts.gpus)}" if is_all else f"{len(spinning)} of {len(facts.gpus)}"
         sentence += (
-            f", while {_count(spinning, facts.gpus)} read 100 % busy at {power:.0f} W of {limit:.0f} W: "
+            f", while {who} GPUs read 100 % busy at {power:.0f} W of {limit:.0f} W: "
             "they spin in a collective that never completes"
         )
     others = [gpu for gpu in silent if gpu not in spinning]
@@ -131,12 +137,17 @@ def input_bound(facts: Facts) -> Iterable[Finding]:
 
 def communication_bound(facts: Facts) -> Iterable[Finding]:
     """Find GPUs whose kernels always run but do little arithmetic: they move or await data."""
-    utilization, power = facts.mean_gpu("mean_gpu_utilization_percent"), _power_share(facts)
-    mfu = facts.mean_mfu
+    utilization, mfu = facts.mean_gpu("mean_gpu_utilization_percent"), facts.mean_mfu
+    powers = [
+        gpu.working["mean_power_w"] / gpu.power_limit_w
+        for gpu in facts.gpus
+        if gpu.power_limit_w and gpu.working.get("mean_power_w") is not None
+    ]
     if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2:
         return
-    if utilization is None or power is None or mfu is None:
+    if utilization is None or not powers or mfu is None:
         return
+    power = statistics.fmean(powers)
     if utilization < BUSY_UTILIZATION or mfu >= LOW_MFU or not MID_POWER[0] <= power <= MID_POWER[1]:
         return
     yield warning(
@@ -156,7 +167,10 @@ def straggler(facts: Facts) -> Iterable[Finding]:
         return
     busy = ranks.busy_s
     medians = [statistics.median(row) for row in busy]
-    nodes = _nodes_of_ranks(facts, len(busy[0]))
+    nodes, num_ranks = ranks.nodes, len(busy[0])
+    if len(nodes) != num_ranks:  # unrecorded: ranks fill one node after another, as srun places them
+        names = facts.attempt.node_names or ("an unknown node",)
+        nodes = tuple(names[rank * len(names) // num_ranks] for rank in range(num_ranks))
     slow: dict[str, list[int]] = defaultdict(list)
     for rank, node in enumerate(nodes):
         late = sum(row[rank] >= STRAGGLER_RATIO * middle for row, middle in zip(busy, medians, strict=True))
@@ -208,10 +222,17 @@ def memory_headroom(facts: Facts) -> Iterable[Finding]:
         return
     assert gpu.memory_total_bytes, "chosen above"
     used = format_bytes(share * gpu.memory_total_bytes)
-    yield info(
+    fuller = "more prompts decoded together (generate.items_per_part, rollout.prompts_per_batch)"
+    if facts.parts is None:
+        fuller = (
+            "a larger train.micro_batch_size with fewer accumulated batches, no "
+            "model.activation_checkpointing, a lower deepspeed.zero_stage"
+        )
+    yield Finding(
         "memory_headroom",
+        Severity.info,
         f"the fullest GPU ({gpu.label}) fills {used} of {format_bytes(gpu.memory_total_bytes)}, {share:.0%}",
-        f"{_fuller(facts)}, or fewer GPUs would use the hours you pay for",
+        f"{fuller}, or fewer GPUs would use the hours you pay for",
     )
 
 
@@ -269,11 +290,7 @@ def hardware(facts: Facts) -> Iterable[Finding]:
             yield error("ecc", sentence, advice)
         if gpu.errors:
             words = ", ".join(f"{text} ({ticks} readings)" for text, ticks in gpu.errors.items())
-            yield error(
-                "gpu_lost",
-                f"{gpu.label} stopped answering: {words}",
-                advice,
-            )
+            yield error("gpu_lost", f"{gpu.label} stopped answering: {words}", advice)
     detail = facts.attempt.detail
     if any(word in detail.lower() for word in ("uncorrectable ecc", "xid", "unspecified launch failure")):
         yield error(
@@ -298,24 +315,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _silence(facts: Facts) -> str:
-    unit, since = "step" if facts.parts is None else "part", "since the attempt began"
-    if facts.steps:
-        since = f"after step {facts.steps[-1].global_step}"
-    if facts.parts:
-        since = f"after the last of {len(facts.parts)}"
-    return f"no {unit} for {format_duration(facts.silence_s)} {since}"
-
-
-def _fuller(facts: Facts) -> str:
-    if facts.parts is not None:
-        return "more prompts decoded together (generate.items_per_part, rollout.prompts_per_batch)"
-    return (
-        "a larger train.micro_batch_size with fewer accumulated batches, no model.activation_checkpointing, "
-        "a lower deepspeed.zero_stage"
-    )
-
-
 def _longest_silence_s(facts: Facts) -> float:
     if facts.parts is not None:
         # Only a finished part shows how long parts take; decoding a small model looks like spinning, as do
@@ -327,27 +326,6 @@ def _longest_silence_s(facts: Facts) -> float:
     return max(HANG_AFTER_S, HANG_AFTER_STEPS * (facts.median_step_s or 0.0))
 
 
-def _power_share(facts: Facts) -> float | None:
-    shares = [
-        gpu.working["mean_power_w"] / gpu.power_limit_w
-        for gpu in facts.gpus
-        if gpu.power_limit_w and gpu.working.get("mean_power_w") is not None
-    ]
-    return statistics.fmean(shares) if shares else None
-
-
-def _nodes_of_ranks(facts: Facts, num_ranks: int) -> Sequence[str]:
-    """Return the node of each rank; if unrecorded, ranks fill one node after another, as srun places them."""
-    if facts.ranks is not None and len(facts.ranks.nodes) == num_ranks:
-        return facts.ranks.nodes
-    names: Sequence[Any] = facts.attempt.node_names or ("an unknown node",)
-    return [names[rank * len(names) // num_ranks] for rank in range(num_ranks)]
-
-
 def _names(gpus: Sequence[GpuFacts], most: int = 4) -> str:
     more = f" and {len(gpus) - most} more" if len(gpus) > most else ""
     return ", ".join(gpu.label for gpu in gpus[:most]) + more
-
-
-def _count(some: Sequence[GpuFacts], every: Sequence[GpuFacts]) -> str:
-    return f"all {len(every)} GPUs" if len(some) == len(every) else f"{len(some)} of {len(every)} GPUs"

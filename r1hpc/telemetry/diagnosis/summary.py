@@ -159,11 +159,11 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
     attempts = []
     for attempt in history.attempts:
         k = attempt.attempt
-        until = now if attempt is alive else None
         if k in known:
             split = Split(*known[k].split)
             attempts.append(AttemptSummary(attempt=attempt, split=split, **_shared(known[k])))
         else:
+            until = now if attempt is alive else None
             attempts.append(_summarise(run, attempt, *taken[k], events, until, stage))
     num_bad = sum(step is None for _, step in lines) + (stored.num_bad_lines if stored else 0)
     summary = RunSummary(run, history, tuple(attempts), stage, job_name, num_bad)
@@ -290,7 +290,11 @@ def _summarise(
     stage: str,
 ) -> AttemptSummary:
     taken = sorted([*useful, *lost], key=lambda step: step.global_step)
-    end = attempt.end or now or _last_sign(attempt, taken, all_events[attempt.attempt])
+    end = attempt.end or now
+    if not end:
+        signs = [step.time for step in taken[-1:]]
+        signs += [event.get("time") for event in all_events[attempt.attempt][-1:]]
+        end = max(attempt.start, *(float(time) for time in signs if time is not None), 0.0)
     timed = [(s.mfu, s.step_time_s) for s in useful if s.mfu is not None and s.step_time_s]
     summary = AttemptSummary(
         attempt=attempt,
@@ -312,25 +316,15 @@ def _summarise(
 def _spans(
     run: RunDir, stage: str, each: AttemptSummary, useful: list[Step], lost: list[Step], all_events: _Events
 ) -> Iterable[Span]:
-    if not each.has_steps:
-        made = milliseconds(_last_made(run, stage, each))
-        begin, end = milliseconds(each.attempt.start), milliseconds(each.end)
-        return [Span(Part.useful, begin, made), Span(Part.lost, made, end)]
-    return spans_of(each.attempt, each.end, useful, lost, all_events[each.attempt.attempt])
-
-
-def _last_made(run: RunDir, stage: str, each: AttemptSummary) -> float:
-    """Return when an attempt without steps made its last lasting part: the next attempt repeats what came
-    after."""
-    is_over = not each.is_alive and each.attempt.cause not in (Cause.finished, Cause.stopped)
-    if not is_over or stage not in STAGES_IN_PARTS:
-        return each.end
-    return max(finish_times(run.all_parts, each.attempt.start, each.end), default=each.attempt.start)
-
-
-def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:
-    times = [step.time for step in taken[-1:]] + [event.get("time") for event in events[-1:]]
-    return max(attempt.start, *(float(time) for time in times if time is not None), 0.0)
+    attempt = each.attempt
+    if each.has_steps:
+        return spans_of(attempt, each.end, useful, lost, all_events[attempt.attempt])
+    made_at = each.end
+    is_over = not each.is_alive and attempt.cause not in (Cause.finished, Cause.stopped)
+    if is_over and stage in STAGES_IN_PARTS:  # the next attempt repeats what came after the last lasting part
+        made_at = max(finish_times(run.all_parts, attempt.start, each.end), default=attempt.start)
+    begin, made, end = map(milliseconds, (attempt.start, made_at, each.end))
+    return [Span(Part.useful, begin, made), Span(Part.lost, made, end)]
 
 
 def _store(
@@ -357,7 +351,17 @@ def _store(
         config=config,
         train=train,
         events=events,
-        attempts=tuple(_to_stored(each) for each in over),
+        attempts=tuple(
+            StoredAttempt(
+                attempt=each.attempt.attempt,
+                facts=_facts(each.attempt),
+                split=astuple(each.split),
+                first_step=each.attempt.first_step,
+                last_step=each.attempt.last_step,
+                **_shared(each),
+            )
+            for each in over
+        ),
         num_bad_lines=num_bad + (stored.num_bad_lines if stored else 0),
         cuts=stored.cuts if stored else {},
     )
@@ -378,18 +382,6 @@ def _read_until(numbers: Collection[int], lines: Sequence[tuple[int, Step | None
         else:
             size, num_bad, bad_since = end, num_bad + bad_since, 0
     return size, num_bad
-
-
-def _to_stored(each: AttemptSummary) -> StoredAttempt:
-    attempt = each.attempt
-    return StoredAttempt(
-        attempt=attempt.attempt,
-        facts=_facts(attempt),
-        split=astuple(each.split),
-        first_step=attempt.first_step,
-        last_step=attempt.last_step,
-        **_shared(each),
-    )
 
 
 def _shared(each: AttemptSummary | StoredAttempt) -> dict[str, Any]:

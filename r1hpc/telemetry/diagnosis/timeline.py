@@ -95,21 +95,16 @@ def spans_of(
                 yield _span(part, step.time - (step.step_time_s or 0.0), step.time)
     for event in events:
         if event["event"] == "save":
-            yield from _waits(event)
+            # While its state was copied, and (all of it, formerly) at the end.
+            seconds, waited_s = event.get("seconds", 0.0), event.get("waited_s")
+            waited_s = seconds if waited_s is None else waited_s
+            yield _span(Part.save, event["time"] - waited_s, event["time"])
+            if event.get("copied_at") is not None:
+                yield _span(Part.save, event["copied_at"] - (seconds - waited_s), event["copied_at"])
         if event["event"] == "evaluation":
             yield _span(Part.useful, event["time"] - event.get("seconds", 0.0), event["time"])
     begins = [s.time - (s.step_time_s or 0.0) for s in (*useful, *lost) if s.time is not None]
     yield _span(Part.startup, attempt.start, min(begins, default=end))
-
-
-def _waits(event: dict[str, Any]) -> Iterator[Span]:
-    """Yield the waits for a save: while its state was copied, and (all of it, formerly) at the end."""
-    seconds, end = event.get("seconds", 0.0), event["time"]
-    waited_s = event.get("waited_s")
-    waited_s = seconds if waited_s is None else waited_s
-    yield _span(Part.save, end - waited_s, end)
-    if event.get("copied_at") is not None:
-        yield _span(Part.save, event["copied_at"] - (seconds - waited_s), event["copied_at"])
 
 
 def milliseconds(seconds: float) -> int:

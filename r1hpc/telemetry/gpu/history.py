@@ -117,18 +117,16 @@ class GpuHistory:
         self.attempts.add(record.get("attempt", 0))
         self.node = record.get("node") or self.node
         if record.get("event") == "devices":
-            self._start(record)
+            self.starts += 1
+            self.driver = record.get("driver")
+            self.source = "stub" if self.source == "stub" else record.get("source")
+            for static in record["gpus"]:
+                fold = self.gpus.setdefault(static["uuid"], GpuFold())
+                fold.start(static, record.get("period_s") or 1.0)
         elif record.get("event") == "no_driver":
             self.message = record.get("message")
         else:
             self._tick(record)
-
-    def _start(self, record: dict[str, Any]) -> None:
-        self.starts += 1
-        self.driver = record.get("driver")
-        self.source = "stub" if self.source == "stub" else record.get("source")
-        for static in record["gpus"]:
-            self.gpus.setdefault(static["uuid"], GpuFold()).start(static, record.get("period_s") or 1.0)
 
     def _tick(self, record: dict[str, Any]) -> None:
         self.ticks += 1
@@ -188,8 +186,10 @@ def read_gpu_history(path: Path) -> GpuHistory:
         if record is not None and mistake(record, gpu_line(record)) is None:
             history.add(record)
             end = at  # the rest may be half written and is read again
-    if end - begin >= _WORTH_BYTES:
-        _keep(path, history, end)
+    if end - begin >= _WORTH_BYTES and (mark := mark_of(path, end)) is not None:
+        body = json.dumps({"mark": mark, "folds": history}, default=_fields).encode()
+        with contextlib.suppress(OSError):  # an unwritable folder or a full disk keeps the old file
+            write_atomic(folded_beside(path), _head(body) + b"\n" + body)
     return history
 
 
@@ -222,15 +222,6 @@ def _kept(path: Path) -> tuple[GpuHistory, int] | None:
         return GpuHistory.restored(kept["folds"]), begin
     except (OSError, StateError, TypeError, KeyError):
         return None
-
-
-def _keep(path: Path, history: GpuHistory, end: int) -> None:
-    """Replace the file; an unwritable folder or a full disk keeps the old one."""
-    mark = mark_of(path, end)
-    if mark is not None:
-        body = json.dumps({"mark": mark, "folds": history}, default=_fields).encode()
-        with contextlib.suppress(OSError):
-            write_atomic(folded_beside(path), _head(body) + b"\n" + body)
 
 
 def _head(body: bytes) -> bytes:

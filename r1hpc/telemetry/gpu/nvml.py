@@ -198,18 +198,18 @@ class Nvml:
         chosen, odd = select_visible([*handles], environ.get("CUDA_VISIBLE_DEVICES"))
         if odd:
             self.notes.append(odd)
-        self.devices = tuple(filter(None, (self._device(handles, uuid) for uuid in chosen)))
+        devices = []
+        for uuid in chosen:
+            index, handle = handles.get(uuid) or (None, _ask(pynvml.nvmlDeviceGetHandleByUUID, uuid.encode()))
+            if handle is None:
+                self.notes.append(f"{uuid} of CUDA_VISIBLE_DEVICES cannot be opened; it is not sampled")
+            else:
+                devices.append(Device(handle, uuid, index))
+        self.devices = tuple(devices)
 
     def close(self) -> None:
         """Release NVML. Other users of it in this process keep it (NVML counts them)."""
         _ask(pynvml.nvmlShutdown)
-
-    def _device(self, handles: Mapping[str, tuple[int, Any]], uuid: str) -> Device | None:
-        index, handle = handles.get(uuid) or (None, _ask(pynvml.nvmlDeviceGetHandleByUUID, uuid.encode()))
-        if handle is None:
-            self.notes.append(f"{uuid} of CUDA_VISIBLE_DEVICES cannot be opened; it is not sampled")
-            return None
-        return Device(handle, uuid, index)
 
 
 def open_nvml(environ: Mapping[str, str] = os.environ) -> Nvml:

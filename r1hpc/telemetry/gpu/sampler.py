@@ -87,11 +87,24 @@ class GpuSampler:
         try:
             self._nvml = open_nvml()
         except NoDriverError as error:
-            return self._no_driver(str(error))
+            self._off(str(error))
+            with contextlib.suppress(OSError):
+                self._write({"event": "no_driver", **self._stamp(), "message": self.message})
+            self.close()
+            return self.message
+        header = {
+            "event": "devices",
+            **self._stamp(),
+            "period_s": self.period_s,
+            "source": self._nvml.source,
+            "driver": self._nvml.driver,
+            "notes": self._nvml.notes,
+            "gpus": [device.static() for device in self._nvml.devices],
+        }
         try:
-            self._write(self._header(self._nvml))
+            self._write(header)
         except OSError as error:
-            self._off(self._cannot_write(error))
+            self._cannot_write(error)
             self.close()
         return self.message
 
@@ -123,32 +136,14 @@ class GpuSampler:
             try:
                 self.tick()
             except OSError as error:
-                self._off(self._cannot_write(error))
+                self._cannot_write(error)
                 return
             # A tick that took longer than its period skips the ones it missed.
             due = max(due + self.period_s, time.monotonic())
             self._stopping.wait(due - time.monotonic())
 
-    def _no_driver(self, message: str) -> str:
-        self._off(message)
-        with contextlib.suppress(OSError):
-            self._write({"event": "no_driver", **self._stamp(), "message": message})
-        self.close()
-        return message
-
     def _stamp(self) -> dict[str, Any]:
         return {"time": time.time(), "node": self.node, "attempt": self.attempt}
-
-    def _header(self, nvml: Nvml) -> dict[str, Any]:
-        return {
-            "event": "devices",
-            **self._stamp(),
-            "period_s": self.period_s,
-            "source": nvml.source,
-            "driver": nvml.driver,
-            "notes": nvml.notes,
-            "gpus": [device.static() for device in nvml.devices],
-        }
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append one line. Not synced: a power cut may lose the last seconds of samples."""
@@ -156,18 +151,15 @@ class GpuSampler:
         failpoint("gpu_metrics.write")
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            line = self._after_torn_line() + line
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":  # a torn line
+                line = b"\n" + line
         while line:
             line = line[os.write(self._fd, line) :]
 
-    def _after_torn_line(self) -> bytes:
-        size = os.fstat(self._fd).st_size
-        return b"\n" if size and os.pread(self._fd, 1, size - 1) != b"\n" else b""
-
-    def _cannot_write(self, error: OSError) -> str:
-        return (
-            f"cannot write {self.path} ({error.strerror or error}); GPU metrics are off, training continues"
-        )
+    def _cannot_write(self, error: OSError) -> None:
+        why = error.strerror or error
+        self._off(f"cannot write {self.path} ({why}); GPU metrics are off, training continues")
 
     def _off(self, message: str) -> None:
         self.message = message

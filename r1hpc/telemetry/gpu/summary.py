@@ -57,10 +57,9 @@ class GpuFold:
             series.add(reading.get(key))
         utilization, power = reading.get("gpu_utilization_percent"), reading.get("power_w")
         self.energy.add(at, reading.get("energy_j"), power)
-        self.busy_low_power += self._looks_hung(utilization, power)
-        self._add_events(reading)
-
-    def _add_events(self, reading: dict[str, Any]) -> None:
+        limit = self.static["power_limit_w"]
+        if utilization is not None and power is not None and limit is not None:
+            self.busy_low_power += utilization >= _BUSY_PERCENT and power < _LOW_POWER * limit
         reasons = reading.get("throttle_reasons")
         if reasons is not None:
             self.throttle_ticks += 1
@@ -70,12 +69,6 @@ class GpuFold:
             self.ecc[key] = self.ecc[key] if reading.get(key) is None else reading[key]
         if reading.get("error"):
             self.errors[reading["error"]] += 1
-
-    def _looks_hung(self, utilization: float | None, power: float | None) -> bool:
-        limit = self.static["power_limit_w"]
-        if utilization is None or power is None or limit is None:
-            return False
-        return utilization >= _BUSY_PERCENT and power < _LOW_POWER * limit
 
     def result(self) -> dict[str, Any]:
         return {
@@ -138,23 +131,17 @@ class _Energy:
 
     def add(self, at: float, counter: float | None, power: float | None) -> None:
         if counter is not None:
-            self._count(counter)
+            if self.last_counter is not None:
+                fell = counter < self.last_counter
+                self.resets += fell
+                self.counted += counter if fell else counter - self.last_counter
+            self.has_counter = True
+            self.last_counter = counter
         if power is not None:
-            self._integrate(at, power)
-
-    def _count(self, counter: float) -> None:
-        if self.last_counter is not None:
-            fell = counter < self.last_counter
-            self.resets += fell
-            self.counted += counter if fell else counter - self.last_counter
-        self.has_counter = True
-        self.last_counter = counter
-
-    def _integrate(self, at: float, power: float) -> None:
-        if self.last_power is not None and 0 < at - self.last_power[0] <= self.longest_s:
-            self.integrated += (at - self.last_power[0]) * (power + self.last_power[1]) / 2
-        self.has_power = True
-        self.last_power = (at, power)
+            if self.last_power is not None and 0 < at - self.last_power[0] <= self.longest_s:
+                self.integrated += (at - self.last_power[0]) * (power + self.last_power[1]) / 2
+            self.has_power = True
+            self.last_power = (at, power)
 
     def result(self) -> dict[str, Any]:
         source = "counter" if self.has_counter else "power" if self.has_power else None

@@ -148,19 +148,12 @@ class NotBegun:
     detail: str
 
 
-@dataclass
-class _Steps:
-    first: int
-    last: int
-
-
 @dataclass(frozen=True)
 class History:
     """The events of a run, folded."""
 
     attempts: tuple[Attempt, ...]
-    submissions: tuple[dict[str, Any], ...] = field(default_factory=tuple)
-
+    submissions: tuple[dict[str, Any], ...] = ()
     places: Mapping[str, int] = field(default_factory=dict)
     """The place of the newest event of each kind."""
     notes: tuple[str, ...] = ()
@@ -212,14 +205,8 @@ def read_history(run: RunDir) -> History:
     if "not_begun" in places:
         event = events[places["not_begun"]]
         not_begun = NotBegun(Cause(event["cause"]), str(event.get("detail", "")))
-    return History(
-        attempts,
-        submissions,
-        places,
-        notes,
-        not_begun,
-        num_earlier=sum(e["event"] == "begin" for e in earlier),
-    )
+    num_earlier = sum(e["event"] == "begin" for e in earlier)
+    return History(attempts, submissions, places, notes, not_begun, num_earlier)
 
 
 def in_order(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -284,22 +271,24 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
     return event
 
 
-def _steps_by_attempt(run: RunDir) -> dict[int, _Steps]:
+def _steps_by_attempt(run: RunDir) -> dict[int, tuple[int, int]]:
     """Return the first and last step of each attempt; of ended ones from the summary."""
     stored = read_summary(run)
     offset = stored.train.offset(run.train_metrics) if stored else None
-    found: dict[int, _Steps] = {}
+    found: dict[int, tuple[int, int]] = {}
     if stored is not None and offset is not None:
         for each in stored.attempts:
             if each.first_step is not None and each.last_step is not None:
-                found[each.attempt] = _Steps(each.first_step, each.last_step)
+                found[each.attempt] = (each.first_step, each.last_step)
     for _, step in steps_from(run, offset or 0):
         if step is not None:
-            found.setdefault(step.attempt, _Steps(step.global_step, step.global_step)).last = step.global_step
+            first, _ = found.get(step.attempt, (step.global_step, 0))
+            found[step.attempt] = (first, step.global_step)
     return found
 
 
-def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | None) -> Attempt:
+def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: tuple[int, int] | None) -> Attempt:
+    first_step, last_step = steps or (None, None)
     names = tuple(begin.get("node_names") or ())
     return Attempt(
         attempt=begin["attempt"],
@@ -309,8 +298,8 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         end=max(begin["time"], end.get("ended") or end["time"]) if end else None,
         nodes=len(names),
         gpus=begin.get("gpus", 0),
-        first_step=steps.first if steps else None,
-        last_step=steps.last if steps else None,
+        first_step=first_step,
+        last_step=last_step,
         last_committed_step=end.get("last_committed_step") if end else begin.get("resumed_from"),
         job_id=begin.get("job_id"),
         node_names=names,
@@ -353,7 +342,8 @@ def reason_to_stop(
     }
     if last in limit_of:
         name, limit = limit_of[last]
-        count = sum(a.cause is last for a in _since_progress(attempts))
+        # From the newest attempt that made progress on, whose end came after it.
+        count = sum(a.cause is last for a in attempts[max(0, _end_of_progress(attempts) - 1) :])
         if 0 <= limit < count:
             since = f"since the last progress, and limits.{name} is {limit}"
             return f"{count} attempts ended by {last.value} {since}"
@@ -404,11 +394,6 @@ def _ended_in_startup(attempt: Attempt) -> bool:
     is_clusters = attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
     is_clusters = is_clusters and AGAIN_BY_ITSELF not in attempt.detail
     return is_clusters and (attempt.end or attempt.start) - attempt.start < _LONGEST_STARTUP_S
-
-
-def _since_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
-    """Return the newest attempt that made progress, whose end came after it, and all later ones."""
-    return attempts[max(0, _end_of_progress(attempts) - 1) :]
 
 
 def _end_of_progress(attempts: Sequence[Attempt]) -> int:

@@ -37,11 +37,6 @@ def read_evaluations(run: RunDir) -> dict[int, dict[str, Any]]:
     return {step: found[step] for step in sorted(found)}
 
 
-def evaluated_steps(run: RunDir) -> list[int]:
-    """Return the steps that were evaluated, ascending."""
-    return sorted({line["global_step"] for line in iter_records(evaluations_path(run), EvaluatedStep)})
-
-
 def evaluated_policies(run: RunDir) -> dict[int, str]:
     """Return the name of the evaluated weights after each step, of the newest evaluation."""
     lines = iter_records(evaluations_path(run), EvaluatedStep)
@@ -58,7 +53,7 @@ def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list
     """
     if run.evaluation.exists() and step is None:
         return None, [line for path in run.all_parts for line in iter_records(path, AnswerLine)]
-    steps = evaluated_steps(run)
+    steps = sorted(evaluated_policies(run))
     if not steps or (step is not None and step not in steps):
         known = f"; it was evaluated after steps {', '.join(map(str, steps))}" if steps else ""
         what = "no evaluation that is finished" if step is None else f"no evaluation after step {step}"
@@ -96,13 +91,13 @@ def table(summary: dict[str, Any]) -> list[str]:
     last = max(summary["pass_at"], key=int)
     rows = [("", "questions", "greedy", "", "pass@1", "", f"pass@{last}", f"maj@{last}", "length", "cut off")]
     for label, each in tasks.items():
-        first, votes = each["pass_at"]["1"], each.get("maj_at")
+        votes = each.get("maj_at")
         rows.append(
             (
                 label,
                 str(each["num_questions"]),
                 *_with_interval(each["greedy"]),
-                *_with_interval(first),
+                *_with_interval(each["pass_at"]["1"]),
                 f"{each['pass_at'][last]['value']:.3f}",
                 f"{votes[last]['value']:.3f}" if votes else "-",
                 f"{each['response_length']:.0f}",

@@ -224,11 +224,17 @@ def compare(
     not.
     """
     a, b = read_steps(run_a).effective, read_steps(run_b).effective
-    return [
-        difference
-        for global_step in sorted(a.keys() | b.keys())
-        for difference in _differences(global_step, a.get(global_step), b.get(global_step), keys)
-    ]
+    found = []
+    for step in sorted(a.keys() | b.keys()):
+        if step not in a or step not in b:
+            texts = (f"attempt {taken[step].attempt}" if step in taken else "-" for taken in (a, b))
+            found.append(Difference(step, "global_step", *texts))
+            continue
+        for key in keys:
+            text_a, text_b = _hex(a[step].value(key)), _hex(b[step].value(key))
+            if text_a != text_b:
+                found.append(Difference(step, key, text_a, text_b))
+    return found
 
 
 def read_ledger(run: RunDir) -> dict[int, LedgerRecord]:
@@ -371,22 +377,6 @@ def _fold(records: Iterable[_RecordT]) -> tuple[dict[int, _RecordT], list[_Recor
         beyond = sorted(step for step in effective if step > newest.global_step)
         lost += [effective.pop(step) for step in beyond]
     return dict(sorted(effective.items())), lost
-
-
-def _differences(
-    global_step: int, a: Step | None, b: Step | None, keys: Sequence[str]
-) -> Iterator[Difference]:
-    if a is None or b is None:
-        yield Difference(global_step, "global_step", _text(a), _text(b))
-        return
-    for key in keys:
-        text_a, text_b = _hex(a.value(key)), _hex(b.value(key))
-        if text_a != text_b:
-            yield Difference(global_step, key, text_a, text_b)
-
-
-def _text(step: Step | None) -> str:
-    return "-" if step is None else f"attempt {step.attempt}"
 
 
 def _hex(value: Any) -> str:

@@ -15,11 +15,10 @@ waits least.
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import StateError
@@ -93,44 +92,32 @@ def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTi
 
 def finish_times(paths: Iterable[Path], start: float, end: float | None = None) -> list[float]:
     """Return the finish times from `start` to `end`, by mtime: each file appears complete."""
-    return sorted(t for t in _mtimes(paths) if start <= t and (end is None or t <= end))
-
-
-def _mtimes(paths: Iterable[Path]) -> Iterator[float]:
+    times = []
     for path in paths:
         with suppress(FileNotFoundError):  # used-up files are removed
-            yield path.stat().st_mtime
+            times.append(path.stat().st_mtime)
+    return sorted(t for t in times if start <= t and (end is None or t <= end))
 
 
 def measured_save_speed(run_root: Path, num_nodes: int) -> SaveSpeed | None:
     """Return the median of the newest runs' saves, scaled down if `num_nodes` is smaller than theirs."""
     speeds: list[float] = []
     for run in sorted(all_runs(run_root), key=_last_written, reverse=True)[:_RUNS]:
-        for event in _newest_events(run):
-            speeds += _speed_of(event, num_nodes)
+        try:
+            records = read_tail(events_path(run), _TAIL_BYTES).records
+        except StateError:  # the caller plans another run
+            continue
+        for event in records:
+            if mistake(event, MetricEvent) is not None or event["event"] != "save":
+                continue
+            waited_s = event.get("seconds", 0.0) - (event.get("waited_s") or 0.0)
+            fewer = min(1.0, num_nodes / (event.get("num_nodes") or num_nodes))
+            taken_s = waited_s + (event.get("write_s") or 0.0)
+            if (event.get("bytes") or 0) >= _LEAST_BYTES and taken_s > 0:
+                speeds.append(fewer * event["bytes"] / GIB / taken_s)
     if not speeds:
         return None
     return SaveSpeed(statistics.median(speeds), f"measured: the median of {len(speeds)} saves in {run_root}")
-
-
-def _newest_events(run: RunDir) -> list[dict[str, Any]]:
-    """Return the run's events, none if it cannot be read: the caller plans another run."""
-    try:
-        records = read_tail(events_path(run), _TAIL_BYTES).records
-    except StateError:
-        return []
-    return [event for event in records if mistake(event, MetricEvent) is None]
-
-
-def _speed_of(event: dict[str, Any], num_nodes: int) -> Iterator[float]:
-    """Yield the GiB/s of a save; nothing for other events or a save that is too small."""
-    if event["event"] != "save" or (event.get("bytes") or 0) < _LEAST_BYTES:
-        return
-    waited_s = event.get("seconds", 0.0) - (event.get("waited_s") or 0.0)
-    fewer = min(1.0, num_nodes / (event.get("num_nodes") or num_nodes))
-    taken_s = waited_s + (event.get("write_s") or 0.0)
-    if taken_s > 0:
-        yield fewer * event["bytes"] / GIB / taken_s
 
 
 def _last_written(run: RunDir) -> float:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import open_plain, read_json, write_atomic
@@ -102,19 +102,13 @@ def read_summary(run: RunDir) -> StoredSummary | None:
         if value.pop("version", None) != VERSION:
             return None
         value |= {key: Mark(*value[key]) for key in ("config", "train", "events")}
-        value["attempts"] = tuple(_attempt(each) for each in value["attempts"])
-        if any(len(split) != _PARTS for split in value["cuts"].values()):
+        attempts = [StoredAttempt(**{**each, "split": tuple(each["split"])}) for each in value["attempts"]]
+        splits = [*value["cuts"].values(), *(each.split for each in attempts)]
+        if any(len(split) != _PARTS for split in splits):
             return None
-        return StoredSummary(**value)
+        return StoredSummary(**{**value, "attempts": tuple(attempts)})
     except (FileNotFoundError, StateError, TypeError, KeyError):
         return None
-
-
-def _attempt(value: dict[str, Any]) -> StoredAttempt:
-    stored = StoredAttempt(**{**value, "split": tuple(value["split"])})
-    if len(stored.split) != _PARTS:
-        raise TypeError("not a split")
-    return stored
 
 
 def write_summary(run: RunDir, stored: StoredSummary) -> None:

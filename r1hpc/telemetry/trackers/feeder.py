@@ -40,8 +40,10 @@ class Curve:
 
     def newer(self) -> list[Step]:
         """Return the steps that were not returned yet; none until the attempt has taken a step."""
-        # A newer attempt has its own trackers.
-        steps = [step for step in self._whole_file() if step.attempt <= self._attempt]
+        steps: list[Step] = []
+        while some := self._read():
+            # A newer attempt has its own trackers.
+            steps += [step for step in some if step.attempt <= self._attempt]
         if self._waiting is None:
             return self._ascending([step for step in steps if step.attempt == self._attempt])
         self._waiting += steps
@@ -59,10 +61,6 @@ class Curve:
     def _what_lasted(self) -> list[Step]:
         lasted, self._waiting = fold_steps(self._waiting or []).effective, None
         return self._ascending(list(lasted.values()))
-
-    def _whole_file(self) -> Iterator[Step]:
-        while steps := self._read():
-            yield from steps
 
     def _ascending(self, steps: Sequence[Step]) -> list[Step]:
         found = []

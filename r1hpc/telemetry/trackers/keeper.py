@@ -33,7 +33,6 @@ class Keeper:
         patience_s: float = _PATIENCE_S,
         finish_s: float = _FINISH_S,
     ) -> None:
-        """Set up the feeders."""
         self._feeders = [_Feeder(name, command, patience_s) for name, command in commands.items()]
         self._finish_s = finish_s
 
@@ -42,17 +41,11 @@ class Keeper:
         while not is_over():
             for feeder in self._feeders:
                 feeder.look_after()
-            self._listen(_POLL_S)
-        self._finish()
-
-    def _listen(self, seconds: float) -> None:
-        pipes = {feeder.pipe: feeder for feeder in self._feeders if feeder.pipe is not None}
-        for pipe in select.select(pipes, [], [], seconds)[0]:
-            pipes[pipe].hear()
-        if not pipes:
-            time.sleep(seconds)
-
-    def _finish(self) -> None:
+            pipes = {feeder.pipe: feeder for feeder in self._feeders if feeder.pipe is not None}
+            for pipe in select.select(pipes, [], [], _POLL_S)[0]:
+                pipes[pipe].hear()
+            if not pipes:
+                time.sleep(_POLL_S)
         for feeder in self._feeders:
             feeder.ask_to_finish()
         deadline = time.monotonic() + self._finish_s

@@ -17,7 +17,7 @@ from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.lines import Tick, read_tail
 from r1hpc.telemetry.records.metrics import Step, is_number, last_steps
-from r1hpc.telemetry.records.ranks import RankTimes, read_rank_times
+from r1hpc.telemetry.records.ranks import read_rank_times
 
 _TAIL_BYTES = 2**17
 """Bytes read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
@@ -90,10 +90,19 @@ def collect(run: RunDir) -> list[Sample]:
         known = [(name, step.number(key)) for key, (name, _) in _STEP.items()]
         samples += [(name, labels, value) for name, value in known if value is not None]
     times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
-    samples += _of_ranks(times, labels)
+    if times is not None:
+        for metric, rows in ((_RANK_STEP, times.step_time_s), (_RANK_WAIT, times.wait_s)):
+            for rank, seconds in enumerate(rows[-1]):
+                node = {"node": times.nodes[rank]} if rank < len(times.nodes) else {}
+                samples.append((metric, {**labels, **node, "rank": str(rank)}, seconds))
     uuids = times.gpu_uuids if times is not None else ()
     ranks = {uuid: str(rank) for rank, uuid in enumerate(uuids) if uuid is not None}
-    ticks = _fresh([ticks for ticks in map(_newest_ticks, run.all_gpu_metrics) if ticks], newest)
+    nodes = []
+    for path in run.all_gpu_metrics:
+        records = read_tail(path, _TAIL_BYTES).records
+        if last := [r for r in records if "event" not in r and mistake(r, Tick) is None][-2:]:
+            nodes.append(last)
+    ticks = _fresh(nodes, newest)
     attempts = [tick.get("attempt") or 0 for tick in ticks]
     for tick, number in zip(ticks, attempts, strict=True):
         if number == max(attempts):  # else from a node of an earlier attempt
@@ -127,20 +136,6 @@ def render(samples: Iterable[Sample]) -> str:
             inside = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
             lines.append(f"{metric}{{{inside}}} {_number(value)}")
     return "".join(f"{line}\n" for line in lines)
-
-
-def _of_ranks(times: RankTimes | None, labels: dict[str, str]) -> Iterator[Sample]:
-    if times is None:
-        return
-    for metric, rows in ((_RANK_STEP, times.step_time_s), (_RANK_WAIT, times.wait_s)):
-        for rank, seconds in enumerate(rows[-1]):
-            node = {"node": times.nodes[rank]} if rank < len(times.nodes) else {}
-            yield metric, {**labels, **node, "rank": str(rank)}, seconds
-
-
-def _newest_ticks(path: Path) -> list[dict[str, Any]]:
-    records = read_tail(path, _TAIL_BYTES).records
-    return [r for r in records if "event" not in r and mistake(r, Tick) is None][-2:]
 
 
 def _of_gpus(newest: dict[str, Any], labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:

@@ -39,7 +39,8 @@ class TensorBoardWriter:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = sorted(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
-        is_kept = bool(before) and _began(before[-1]) < int(time.time())
+        # By the Unix seconds in their names TensorBoard orders the files.
+        is_kept = bool(before) and int(before[-1].name.split(".")[3]) < int(time.time())
         for old in before[:-1] if is_kept else before:
             old.unlink()
         self._writer = EventFileWriter(os.fspath(folder), filename_suffix=SUFFIX)
@@ -61,11 +62,6 @@ class TensorBoardWriter:
 
     def close(self, failed: bool = False) -> None:
         self._writer.close()
-
-
-def _began(file: Path) -> int:
-    """Return the Unix seconds in its name, by which TensorBoard orders the files."""
-    return int(file.name.split(".")[3])
 
 
 def scalars(step: Step) -> dict[str, float]:
