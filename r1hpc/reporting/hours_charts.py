@@ -164,7 +164,16 @@ def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
     """Draw columns of hours by PARTS for each day (YYYY-MM-DD), or for each week or 30 days if many."""
     if len(days) < 2:
         return None
-    columns, size = _columns(days)
+    first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    count = (last - first).days + 1
+    size = 1 if count <= _MOST_COLUMNS else 7 if count <= 7 * _MOST_COLUMNS else 30
+    begins = (first + timedelta(days=i) for i in range(0, max(count, 7), size))  # two would be huge
+    starts = [datetime.combine(day, datetime.min.time()).timestamp() for day in begins]
+    columns = {start: dict.fromkeys(PARTS, 0.0) for start in starts}
+    for text, parts in days.items():
+        column = columns[starts[(date.fromisoformat(text) - first).days // size]]
+        for part, hours in parts.items():
+            column[part] += hours
     per = {1: "day", 7: "week"}.get(size, f"{size} days")
     most = max(sum(parts.values()) for parts in columns.values()) or 1.0
 
@@ -185,21 +194,6 @@ def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
 
     whole = _sum(columns.values())
     return Chart("days", f"By {per}", f"{unit} of each {per}", draw, 240, keys=_hours_of(whole))
-
-
-def _columns(days: Mapping[str, Parts]) -> tuple[dict[float, dict[str, float]], int]:
-    """Return hours by the start of each column, and the number of days in a column."""
-    first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
-    count = (last - first).days + 1
-    size = 1 if count <= _MOST_COLUMNS else 7 if count <= 7 * _MOST_COLUMNS else 30
-    begins = (first + timedelta(days=i) for i in range(0, max(count, 7), size))  # two would be huge
-    starts = [datetime.combine(day, datetime.min.time()).timestamp() for day in begins]
-    columns = {start: dict.fromkeys(PARTS, 0.0) for start in starts}
-    for text, parts in days.items():
-        column = columns[starts[(date.fromisoformat(text) - first).days // size]]
-        for part, hours in parts.items():
-            column[part] += hours
-    return columns, size
 
 
 def _hours_of(parts: Parts) -> list[tuple[str, str]]:

@@ -57,11 +57,7 @@ class Progress:
 
 
 def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progress:
-    """Return the progress of a run.
-
-    Args:
-        num_recent: steps to read; the speed is that of the last 20 at most.
-    """
+    """Return the progress of a run by its newest `num_recent` steps; the speed is that of 20 at most."""
     if ledger.stage in STAGES_IN_PARTS:
         return _of_parts(ledger)
     recent, last = last_steps(ledger.run, num_recent), ledger.situation.history.last
@@ -199,13 +195,17 @@ class Watched:
 
     def _shown(self, ledger: RunLedger) -> Shown:
         progress = read_progress(ledger, _NUM_RECENT)
+        events = read_tail(events_path(self._run), _TAIL_BYTES).records
+        save = next((event for event in reversed(events) if event.get("event") == "save"), None)
+        evaluations = read_evaluations(self._run)
+        newest = max(evaluations, default=None)
         return Shown(
             ledger=ledger,
             progress=progress,
             curves={key: _column(progress.recent, key) for key in QUANTITIES},
             gpus=tuple(self._gpus()) if ledger.situation.state is State.running else (),
-            saved=self._saved(),
-            held_out=self._held_out(),
+            saved=None if save is None else (int(save["global_step"]), float(save["time"])),
+            held_out=None if newest is None else (newest, float(evaluations[newest]["greedy"]["value"])),
             job_ends_at=_job_ends_at(ledger),
             time=time.time(),
         )
@@ -230,16 +230,6 @@ class Watched:
                     temperature_c=_number(gpu.get("temperature_c")),
                     is_stub=ticks[-1].get("source") == "stub",
                 )
-
-    def _saved(self) -> tuple[int, float] | None:
-        events = read_tail(events_path(self._run), _TAIL_BYTES).records
-        newest = next((event for event in reversed(events) if event.get("event") == "save"), None)
-        return None if newest is None else (int(newest["global_step"]), float(newest["time"]))
-
-    def _held_out(self) -> tuple[int, float] | None:
-        found = read_evaluations(self._run)
-        step = max(found, default=None)
-        return None if step is None else (step, float(found[step]["greedy"]["value"]))
 
 
 def _job_ends_at(ledger: RunLedger) -> float | None:

@@ -55,10 +55,6 @@ class Curve:
     most: list[float]
 
     @property
-    def finite(self) -> list[float]:
-        return [y for y in self.ys if math.isfinite(y)]
-
-    @property
     def last(self) -> tuple[float, float]:
         return next((x, y) for x, y in zip(self.xs[::-1], self.ys[::-1], strict=True) if math.isfinite(y))
 
@@ -350,16 +346,16 @@ def _name(each: AttemptSummary) -> str:
 
 
 def _times(data: RunData) -> tuple[float, float]:
-    moments = [t for a in data.attempts for t in (a.attempt.start, a.end)] + [
-        s.time for s in data.steps if s.time
-    ]
-    moments += [t for each in data.gpus if each.segments for t in (each.first_time, each.last_time)]
+    moments = [t for a in data.attempts for t in (a.attempt.start, a.end)]
+    moments += [step.time for step in data.steps if step.time]
+    for segments in (each.segments for each in data.gpus if each.segments):
+        moments += [segments[0][0].time, segments[-1][-1].time]
     return min(moments), max(*moments, min(moments) + 1)
 
 
 def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[float, float]:
     """Return limits of the y axis, with room for the attempts' names; a few outliers do not widen it."""
-    known = sorted(y for curve in curves for y in curve.finite)
+    known = sorted(y for curve in curves for y in curve.ys if math.isfinite(y))
     low, usual, high = known[0], known[int(0.99 * len(known))], known[-1]
     high = max([high if high - low <= 5 * (usual - low) else usual, *others])
     low = low if floor is None else min(floor, low)

@@ -204,12 +204,7 @@ class View:
 
 
 def make_view(
-    runs: Sequence[RunLedger],
-    run_root: Path,
-    now: float,
-    *,
-    notes: Sequence[str] = (),
-    whole: bool = True,
+    runs: Sequence[RunLedger], run_root: Path, now: float, *, notes: Sequence[str] = (), whole: bool = True
 ) -> View:
     """Return a view of some runs; of all (`whole`) with the run root's budget and campaign."""
     budget = load_budget(find_budget(run_root)) if whole else None

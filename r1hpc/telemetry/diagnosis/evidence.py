@@ -9,7 +9,6 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +101,6 @@ class Facts:
     def median_step_s(self) -> float | None:
         times = self.values("step_time_s")
         return statistics.median(times) if times else None
-
-    @property
-    def longest_part_s(self) -> float | None:
-        """Return the longest wait for a part; None before the first."""
-        if not self.parts:
-            return None
-        return max(after - before for before, after in pairwise((self.attempt.start, *self.parts)))
 
     @property
     def mean_mfu(self) -> float | None:

@@ -65,9 +65,6 @@ class _Window:
         self._steps = steps
         self._size = max(5, len(steps) // 4)
 
-    def first(self, key: str) -> float | None:
-        return _mean(self._steps[: self._size], key)
-
     def last(self, key: str) -> float | None:
         return _mean(self._steps[-self._size :], key)
 
@@ -78,7 +75,7 @@ class _Window:
 
     def pair(self, key: str) -> tuple[float, float] | None:
         """Return (first, last), None if either is missing."""
-        first, last = self.first(key), self.last(key)
+        first, last = _mean(self._steps[: self._size], key), self.last(key)
         return None if first is None or last is None else (first, last)
 
 

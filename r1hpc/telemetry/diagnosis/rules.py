@@ -8,6 +8,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.telemetry.diagnosis.evidence import Facts, GpuFacts
@@ -319,7 +320,8 @@ def _longest_silence_s(facts: Facts) -> float:
     if facts.parts is not None:
         # Only a finished part shows how long parts take; decoding a small model looks like spinning, as do
         # ranks that wait for rank 0 to sum up. The watchdog, which sees every batch, ends real hangs.
-        part_s = math.inf if facts.has_all_parts else facts.longest_part_s or math.inf
+        waits = [after - before for before, after in pairwise((facts.attempt.start, *facts.parts))]
+        part_s = math.inf if facts.has_all_parts else max(waits, default=0.0) or math.inf
         return max(HANG_AT_START_S, HANG_AFTER_PARTS * part_s)
     if not facts.steps:
         return HANG_AT_START_S

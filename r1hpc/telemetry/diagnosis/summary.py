@@ -131,11 +131,8 @@ class RunSummary:
         return _taken_by_attempt(self.history, self.steps, events, alive)
 
     def split_between(self, inside: Sequence[AttemptSummary], start: float, begin: int, end: int) -> Split:
-        """Split the time from `begin` to `end` (ms), which may cut through the attempts `inside` it.
-
-        Args:
-            start: when the first one's start-up began, Unix seconds.
-        """
+        """Split the time from `begin` to `end` (ms), which may cut through the attempts `inside` it; the
+        first one's start-up began at `start`, Unix seconds."""
         spans = [span for each in inside for span in self._spans[each.attempt.attempt]]
         if inside:
             spans.append(Span(Part.startup, milliseconds(start), milliseconds(inside[0].attempt.start)))

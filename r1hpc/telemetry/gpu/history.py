@@ -61,14 +61,6 @@ class GpuSeries:
         pending = list(map(Point._make, kept["pending"]))
         return GpuSeries(**{**kept, "segments": segments, "pending": pending})
 
-    @property
-    def first_time(self) -> float:
-        return self.segments[0][0].time
-
-    @property
-    def last_time(self) -> float:
-        return self.segments[-1][-1].time
-
     def add(self, attempt: int | None, point: Point) -> None:
         """Add a point. Points come in order of time; those of two attempts are never averaged together."""
         if not self.segments or attempt != self.attempt:

@@ -321,10 +321,7 @@ def reason_to_stop(
 
     A finished, stopped, cancelled or refused run is over. Every other cause has its own limit, which counts
     from the last attempt that made progress. Attempts in a row without a new checkpoint are a loop that only
-    wastes hours.
-
-    Args:
-        in_parts: its stage makes parts and no checkpoints (plan.topology.parts).
+    wastes hours. `in_parts`: its stage makes parts and no checkpoints (plan.topology.parts).
     """
     if not attempts:
         return None

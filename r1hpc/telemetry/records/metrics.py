@@ -92,10 +92,6 @@ class Steps:
     lost: tuple[Step, ...]
     """In the order they were taken."""
 
-    @property
-    def last(self) -> Step | None:
-        return next(reversed(self.effective.values()), None)
-
     def column(self, key: str) -> list[Any]:
         """Return one field of the effective steps, in order."""
         return [step.value(key) for step in self.effective.values()]

@@ -111,10 +111,9 @@ def collect(run: RunDir) -> list[Sample]:
 
 
 def _fresh(nodes: Sequence[Sequence[dict[str, Any]]], newest: Sequence[Step]) -> list[dict[str, Any]]:
-    """Return readings near the run's newest sign of life, without those of a dead sampler.
+    """Return readings near the run's newest sign of life, without a dead sampler's.
 
-    Args:
-        nodes: the last two ticks of each.
+    `nodes` has the last two ticks of each.
     """
     times = [[float(tick["time"]) for tick in ticks] for ticks in nodes]
     last = [each[-1] for each in times]
