@@ -178,11 +178,7 @@ class Watched:
         self._mark: tuple[int, bool] | None = None
 
     def now(self) -> Shown:
-        """Return what can be shown now.
-
-        Raises:
-            StateError: the run folder cannot be read.
-        """
+        """Return what can be shown now; raise StateError if the run folder cannot be read."""
         mark = (_size(self._run), self._run.finished.exists())
         is_old = time.monotonic() - self._opened_at >= _LEDGER_EVERY_S
         if self._ledger is None or is_old or mark != self._mark:

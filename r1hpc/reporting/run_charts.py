@@ -73,10 +73,8 @@ def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> C
 
 
 def gpu_range(series: Sequence[GpuSeries], key: str, most: int = _MOST_POINTS) -> list[list[list[float]]]:
-    """Return one field of telemetry.gpu.history.Point over all GPUs, at about `most` times.
-
-    Returns: (xs, least, median, most) of each stretch without a gap.
-    """
+    """Return (xs, least, median, most) of each stretch without a gap, in about `most` xs: one field of
+    telemetry.gpu.history.Point over all GPUs."""
     points = [p for each in series for segment in each.segments for p in segment]
     if not points:
         return []
@@ -169,11 +167,8 @@ def _over_steps(
 ) -> Chart | None:
     """Draw lines {key of the step: (colour, meaning)} over the optimizer steps.
 
-    Args:
-        unit: title of the y axis, if the meanings do not tell it.
-        lost: draw this key of the lost steps too.
-        floor: start of the y axis; None: near the least value.
-        held_out: draw the held-out evaluations too.
+    `unit` is the title of the y axis, if the meanings do not tell it; `floor` its start, None: near the least
+    value. With `lost` that key of the lost steps is drawn too, with `held_out` the evaluations.
     """
     numbers = [float(step.global_step) for step in data.steps]
     curves = {key: thin(numbers, data.column(key)) for key in lines if _known(data.column(key))}
@@ -257,12 +252,8 @@ def _throughput(data: RunData) -> Chart | None:
     mean = f"mean {short(round(statistics.fmean(known), 1))}"
 
     def draw(axes: Axes, width: int) -> None:
-        begin, end = _times(data)
         high = _limits(lines[0][1], 0.0, ())[1]
-        time_axis(axes, begin, end, width)
-        number_axis(axes.yaxis, 0, high, 4)
-        axes.set_title(unit)
-        _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
+        _set_over_time(axes, data, unit, high, width)
         for name, curves in lines:
             for curve in curves:
                 _draw_curve(axes, curve, name, (0.0, high), "")
@@ -295,17 +286,27 @@ def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | 
     many = ": median and range" if len(series) > 1 else ""
 
     def draw(axes: Axes, width: int) -> None:
-        begin, end = _times(data)
-        time_axis(axes, begin, end, width)
-        number_axis(axes.yaxis, 0, max(top, highest, 1.0) * 1.12, 4)
-        axes.set_title(unit)
-        _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
+        _set_over_time(axes, data, unit, max(top, highest, 1.0) * 1.12, width)
         for xs, least, median, most in stretches:
             days = [x / DAY for x in xs]
             axes.fill_between(days, least, most, color=colour("save"), alpha=0.2, lw=0)
             axes.plot(days, median, color=colour("save"), lw=1.4, zorder=4)
 
     return Chart(name, f"{name.capitalize()}, {count}{many}", f"{unit}, {count}{many}", draw)
+
+
+def _set_over_time(axes: Axes, data: RunData, unit: str, high: float, width: int) -> None:
+    """Set the axes of a chart over time, and shade the attempts."""
+    moments = [t for a in data.attempts for t in (a.attempt.start, a.end)]
+    moments += [step.time for step in data.steps if step.time]
+    for segments in (each.segments for each in data.gpus if each.segments):
+        moments += [segments[0][0].time, segments[-1][-1].time]
+    begin, end = min(moments), max(*moments, min(moments) + 1)
+    time_axis(axes, begin, end, width)
+    number_axis(axes.yaxis, 0, high, 4)
+    axes.set_title(unit)
+    bands = [(each.attempt.start / DAY, each.end / DAY, _name(each)) for each in data.attempts]
+    _shade(axes, bands, begin / DAY, end / DAY, width)
 
 
 def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> None:
@@ -337,20 +338,8 @@ def _step_bands(attempts: Sequence[AttemptSummary]) -> Bands:
     return found
 
 
-def _time_bands(attempts: Sequence[AttemptSummary]) -> Bands:
-    return [(each.attempt.start / DAY, each.end / DAY, _name(each)) for each in attempts]
-
-
 def _name(each: AttemptSummary) -> str:
     return f"#{each.attempt.attempt} {each.cause.replace('_', ' ')}"
-
-
-def _times(data: RunData) -> tuple[float, float]:
-    moments = [t for a in data.attempts for t in (a.attempt.start, a.end)]
-    moments += [step.time for step in data.steps if step.time]
-    for segments in (each.segments for each in data.gpus if each.segments):
-        moments += [segments[0][0].time, segments[-1][-1].time]
-    return min(moments), max(*moments, min(moments) + 1)
 
 
 def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[float, float]:

@@ -39,11 +39,9 @@ class Diagnosis:
 def diagnose(
     run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int = THOROUGH_BYTES
 ) -> Diagnosis:
-    """Diagnose an attempt.
+    """Diagnose an attempt from the newest `max_bytes` of all its files together.
 
-    Args:
-        end: when it ended, or now while it runs. None: unknown; it counts until its last sign of life.
-        max_bytes: over all files together; the newest part of each is read.
+    `end` is when it ended, or now while it runs; None: unknown, so it counts until its last sign of life.
     """
     facts = gather(run, attempt, end=end, max_bytes=max_bytes)
     findings = [finding for rule in RULES for finding in rule(facts)]

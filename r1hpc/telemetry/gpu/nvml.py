@@ -215,8 +215,7 @@ class Nvml:
 def open_nvml(environ: Mapping[str, str] = os.environ) -> Nvml:
     """Open NVML on the GPUs that `environ`'s CUDA_VISIBLE_DEVICES names, or on all (see select_visible).
 
-    Raises:
-        NoDriverError: there is no driver here; its message is one plain sentence.
+    Raise NoDriverError if there is no driver here; its message is one plain sentence.
     """
     try:
         pynvml.nvmlInit()

@@ -44,13 +44,10 @@ class GpuSampler:
     def __init__(
         self, path: Path, node: str, attempt: int, period_s: float = 1.0, link_every: int = 10
     ) -> None:
-        """Set up a sampler.
+        """Append to `path`, whose folder exists, every `period_s` seconds, at least MIN_PERIOD_S.
 
-        Args:
-            path: the file to append to; its folder exists.
-            period_s: seconds between ticks, at least MIN_PERIOD_S.
-            link_every: read PCIe and NVLink of a GPU every this many ticks, 0 for never. Reading PCIe
-                blocks for 40 ms per GPU on real hardware, so the GPUs take turns.
+        PCIe and NVLink of a GPU are read every `link_every` ticks, 0 for never. Reading PCIe blocks for 40 ms
+        per GPU on real hardware, so the GPUs take turns.
         """
         self.path = path
         self.node = node

@@ -189,8 +189,7 @@ def record(run: RunDir, event: str, **fields: Any) -> None:
 def read_history(run: RunDir) -> History:
     """Fold attempts.jsonl, and the steps of each attempt from metrics/train.jsonl, into a History.
 
-    Raises:
-        StateError: no line of attempts.jsonl can be read.
+    Raise StateError if no line of attempts.jsonl can be read.
     """
     events, notes = read_run_events(run)
     steps = _steps_by_attempt(run)
@@ -230,11 +229,8 @@ def in_order(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Return the events of attempts.jsonl, oldest first, and a sentence on unreadable lines, if any.
-
-    Raises:
-        StateError: none can be.
-    """
+    """Return the events of attempts.jsonl, oldest first, and a sentence on unreadable lines, if any; raise
+    StateError if none can be read."""
     try:
         with open_plain(run.attempts) as file:
             lines = file.read().split(b"\n")
@@ -360,10 +356,8 @@ def reason_to_stop(
 
 
 def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> float | None:
-    """Return the wall seconds that the current attempt may still use of the run's allowance; None: no limit.
-
-    None also for a run without GPUs.
-    """
+    """Return the wall seconds that the current attempt may still use of the run's allowance; None: no limit,
+    or a run without GPUs."""
     this = history.last
     if max_gpu_hours is None or this is None or this.gpus == 0:
         return None

@@ -46,10 +46,8 @@ def evaluated_policies(run: RunDir) -> dict[int, str]:
 def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list[dict[str, Any]]]:
     """Return the answers of a run of stage evaluate, or of an RL run after `step` (default: the last).
 
-    Returns: (the step; None for stage evaluate, a line for each question)
-
-    Raises:
-        UsageError: it has none, or none after that step.
+    They are (the step, None for stage evaluate; a line for each question). Raise UsageError if there are
+    none.
     """
     if run.evaluation.exists() and step is None:
         return None, [line for path in run.all_parts for line in iter_records(path, AnswerLine)]
@@ -173,11 +171,7 @@ def figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """Read evaluation.json.
-
-    Raises:
-        StateError: it holds something else; names the file and what is wrong.
-    """
+    """Read evaluation.json; a StateError names the file and what is wrong in it."""
     summary: dict[str, Any] = read_json(path, EvaluationSummary)
     if not _has_samples(summary):
         raise StateError(f"{path}: pass_at is not by a number of samples, from 1; restore or remove it")

@@ -135,8 +135,7 @@ class Audit:
 class MetricWriter:
     """Appends the records of one attempt; only rank 0 has one. Each record is one write(2).
 
-    Not fsynced: a record survives the death of the process, and a power cut takes only steps that are
-    repeated.
+    Not fsynced: a record survives the death of the process; a power cut takes only steps that are repeated.
     """
 
     def __init__(self, run: RunDir, attempt: int) -> None:

@@ -10,13 +10,10 @@ from r1hpc.config.stages import TRAINED_STAGES, require
 
 
 def check_trackers(config: RunConfig, executor: str) -> None:
-    """Look for the packages in the interpreter that will feed the trackers, and for W&B's key.
+    """Look for the packages in the interpreter that will feed the trackers, and for W&B's key, which a Slurm
+    job does not get from the environment.
 
-    Args:
-        executor: slurm or local; a Slurm job does not get the key from the environment.
-
-    Raises:
-        UsageError: something is missing, or W&B's URL holds a password; the message says what to do.
+    Raise UsageError if something is missing, or W&B's URL holds a password; it says what to do.
     """
     if config.stage not in (*TRAINED_STAGES, "script"):
         return

@@ -72,8 +72,7 @@ def textfile(run: RunDir, folder: str | Path | None) -> Path:
 def write_textfile(run: RunDir, folder: str | Path | None = None) -> Path:
     """Replace the run's file by its current values; return its path.
 
-    Args:
-        folder: the collector's own, where the site's node_exporter reads it as another user; None: the run's.
+    In a collector's `folder` the site's node_exporter reads it as another user; None: the run's.
     """
     path = textfile(run, folder)
     write_atomic(path, render(collect(run)), 0o600 if folder is None else 0o644)

@@ -23,11 +23,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Start a new event file.
-
-        Raises:
-            R1hpcError: the tensorboard package is not installed.
-        """
+        """Start a new event file; raise R1hpcError if the tensorboard package is not installed."""
         try:
             # Deferred: half a second, and an extra.
             from tensorboard.compat.proto import event_pb2, summary_pb2

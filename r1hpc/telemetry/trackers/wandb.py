@@ -40,14 +40,10 @@ class WandbWriter:
         mode: str | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
-        """Open the W&B run.
+        """Open the W&B run; W&B lists `about` as its configuration.
 
-        Args:
-            mode: offline or online; None: from $WANDB_MODE.
-            about: the configuration that W&B lists for the run.
-
-        Raises:
-            R1hpcError: the wandb package is not installed, or it could not start: no key, no network.
+        Without a `mode` (offline, online) $WANDB_MODE counts. Raise R1hpcError if the wandb package is not
+        installed, or could not start: no key, no network.
         """
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's crash reports to its makers
         try:
