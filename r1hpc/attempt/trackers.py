@@ -20,7 +20,7 @@ from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.telemetry.records.attempts import read_history
-from r1hpc.telemetry.trackers.keeper import Keeper, step_back
+from r1hpc.telemetry.trackers.keeper import keep_feeders, step_back
 
 _PID = "trackers.pid"
 _AWAIT_S = 20.0
@@ -55,7 +55,7 @@ def track(run: RunDir, attempt: int) -> None:
     try:
         word = [sys.executable, "-u", "-m", "r1hpc.launch", "track", str(run.path), "--attempt", str(attempt)]
         commands = {name: [*word, "--tracker", name] for name in dict.fromkeys(config.monitor.trackers)}
-        Keeper(commands).keep(_AttemptIsOver(run, attempt))
+        keep_feeders(commands, _AttemptIsOver(run, attempt))
     finally:
         if lock is not None:
             os.close(lock)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.telemetry.trackers import keeper
-from r1hpc.telemetry.trackers.keeper import Keeper
+from r1hpc.telemetry.trackers.keeper import keep_feeders
 from tests.runs import wait_until
 
 _LIVE = """
@@ -50,8 +50,8 @@ def is_gone(pid: str) -> bool:
 
 def test_each_lives_until_the_attempt_is_over_and_then_finishes(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    kept = Keeper({"a": command(_LIVE, a), "b": command(_LIVE, b)}, patience_s=20)
-    kept.keep(lambda: bool(lines(a) and lines(b)))
+    commands = {"a": command(_LIVE, a), "b": command(_LIVE, b)}
+    keep_feeders(commands, lambda: bool(lines(a) and lines(b)), patience_s=20)
     for log in (a, b):
         pid, last = lines(log)
         assert last == "finished"
@@ -62,8 +62,8 @@ def test_one_that_dies_is_started_again_and_costs_the_other_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dying, living = tmp_path / "dying", tmp_path / "living"
-    kept = Keeper({"dying": command(_DIE, dying), "living": command(_LIVE, living)}, patience_s=20)
-    kept.keep(lambda: len(lines(dying)) >= 3)
+    commands = {"dying": command(_DIE, dying), "living": command(_LIVE, living)}
+    keep_feeders(commands, lambda: len(lines(dying)) >= 3, patience_s=20)
     assert len(set(lines(dying))) >= 3, "three processes"
     assert [line for line in lines(living) if line != "finished"] == lines(living)[:1]
     assert "dying ended with status 3" in capfd.readouterr().err
@@ -73,7 +73,8 @@ def test_one_that_hangs_is_killed_with_what_it_started(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
-    Keeper({"wandb": command(_HANG, log)}, patience_s=0.5, finish_s=0.1).keep(lambda: len(lines(log)) >= 2)
+    commands = {"wandb": command(_HANG, log)}
+    keep_feeders(commands, lambda: len(lines(log)) >= 2, patience_s=0.5, finish_s=0.1)
     wait_until("end of all", lambda: all(map(is_gone, lines(log))), 10)
     said = capfd.readouterr().err
     assert "wandb gave no sign of life" in said
@@ -92,7 +93,7 @@ def test_one_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
 
     os.environ["CODE"] = _LIVE
     try:
-        Keeper({"a": [str(program)]}, patience_s=20).keep(is_over)
+        keep_feeders({"a": [str(program)]}, is_over, patience_s=20)
     finally:
         del os.environ["CODE"]
     assert lines(tmp_path / "log")[-1] == "finished"

@@ -24,36 +24,30 @@ _PAUSES_S = (2.0, 10.0, 60.0, 300.0)
 """Seconds before each restart of a feeder; the last one repeats."""
 
 
-class Keeper:
-    """All feeders of one attempt."""
-
-    def __init__(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        patience_s: float = _PATIENCE_S,
-        finish_s: float = _FINISH_S,
-    ) -> None:
-        self._feeders = [_Feeder(name, command, patience_s) for name, command in commands.items()]
-        self._finish_s = finish_s
-
-    def keep(self, is_over: Callable[[], bool]) -> None:
-        """Keep the feeders running until the attempt is over."""
-        while not is_over():
-            for feeder in self._feeders:
-                feeder.look_after()
-            pipes = {feeder.pipe: feeder for feeder in self._feeders if feeder.pipe is not None}
-            for pipe in select.select(pipes, [], [], _POLL_S)[0]:
-                pipes[pipe].hear()
-            if not pipes:
-                time.sleep(_POLL_S)
-        for feeder in self._feeders:
-            feeder.ask_to_finish()
-        deadline = time.monotonic() + self._finish_s
-        while time.monotonic() < deadline and any(feeder.is_alive for feeder in self._feeders):
-            time.sleep(0.1)
-        for feeder in self._feeders:
-            if feeder.is_alive:
-                feeder.kill(f"did not finish in {self._finish_s:.0f} s")
+def keep_feeders(
+    commands: Mapping[str, Sequence[str]],
+    is_over: Callable[[], bool],
+    patience_s: float = _PATIENCE_S,
+    finish_s: float = _FINISH_S,
+) -> None:
+    """Keep the feeders of an attempt running until it is over."""
+    feeders = [_Feeder(name, command, patience_s) for name, command in commands.items()]
+    while not is_over():
+        for feeder in feeders:
+            feeder.look_after()
+        pipes = {feeder.pipe: feeder for feeder in feeders if feeder.pipe is not None}
+        for pipe in select.select(pipes, [], [], _POLL_S)[0]:
+            pipes[pipe].hear()
+        if not pipes:
+            time.sleep(_POLL_S)
+    for feeder in feeders:
+        feeder.ask_to_finish()
+    deadline = time.monotonic() + finish_s
+    while time.monotonic() < deadline and any(feeder.is_alive for feeder in feeders):
+        time.sleep(0.1)
+    for feeder in feeders:
+        if feeder.is_alive:
+            feeder.kill(f"did not finish in {finish_s:.0f} s")
 
 
 class _Feeder:
