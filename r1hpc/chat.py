@@ -45,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     _check(arguments)
     model, template, boxed = _model(arguments)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
     from r1hpc.train.rollout.chat import Limits, Speaker
 
     speaker = Speaker(model)

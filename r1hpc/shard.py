@@ -18,6 +18,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ def _add_build_flags(build: ArgumentParser) -> None:
     build.add_argument("--cluster", metavar="NAME", help="with slurm: profile; default $R1HPC_CLUSTER")
     add_flags(build, leave_out=("--nodes", "--job-name", "--gpus-per-node"))
     # For the jobs of --engine slurm.
-    build.add_argument("--stage", help=argparse.SUPPRESS)
-    build.add_argument("--share", help=argparse.SUPPRESS)
-    build.add_argument("--recipe-hash", help=argparse.SUPPRESS)
+    for name in ("--stage", "--share", "--recipe-hash"):
+        build.add_argument(name, help=argparse.SUPPRESS)
     build.add_argument("--after-others", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -209,36 +209,21 @@ def _plan(arguments: Namespace) -> int:
     from r1hpc.reporting.dataset_text import print_plan
 
     recipe = load_recipe(find_recipe(arguments.recipe))
-    found = describe(recipe, list_spans(recipe))
-    if arguments.json:
-        print_json(found)
-    else:
-        print_plan(found)
-    return 0
+    return _print(describe(recipe, list_spans(recipe)), arguments, print_plan)
 
 
 def _status(arguments: Namespace) -> int:
     from r1hpc.corpus.engine.work_dir import read_progress
     from r1hpc.reporting.dataset_text import print_progress
 
-    found = read_progress(arguments.dir)
-    if arguments.json:
-        print_json(found)
-    else:
-        print_progress(arguments.dir, found)
-    return 0
+    return _print(read_progress(arguments.dir), arguments, partial(print_progress, arguments.dir))
 
 
 def _audit(arguments: Namespace) -> int:
     from r1hpc.corpus.inspect.describe import audit
     from r1hpc.reporting.dataset_text import print_audit
 
-    found = audit(arguments.dir)
-    if arguments.json:
-        print_json(found)
-    else:
-        print_audit(found)
-    return 0
+    return _print(audit(arguments.dir), arguments, print_audit)
 
 
 def _verify(arguments: Namespace) -> int:
@@ -269,11 +254,14 @@ def _inspect(arguments: Namespace) -> int:
     from r1hpc.corpus.inspect.describe import describe
     from r1hpc.reporting.dataset_text import print_description
 
-    described = describe(arguments.dir, arguments.doc)
+    return _print(describe(arguments.dir, arguments.doc), arguments, print_description)
+
+
+def _print(found: dict[str, Any], arguments: Namespace, show: Callable[[dict[str, Any]], None]) -> int:
     if arguments.json:
-        print_json(described)
+        print_json(found)
     else:
-        print_description(described)
+        show(found)
     return 0
 
 

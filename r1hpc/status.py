@@ -122,6 +122,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
     """Return everything the text shows, under stable names. Times are Unix seconds, None if unknown."""
     from r1hpc.attempt.state.state import State
     from r1hpc.attempt.workload import card_of
+    from r1hpc.checkpoint.store import CheckpointStore
     from r1hpc.reporting.progress import read_progress
     from r1hpc.serving.address import read_address
 
@@ -130,6 +131,9 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
     now = read_progress(ledger)
     address = read_address(run) if situation.state is State.running else None
     last_facts = (now.recent[-1].extra or {}) if now.recent else {}
+    committed = now.global_step or None
+    if not now.in_parts:
+        committed = next((each.step for each in CheckpointStore(run.checkpoints).list()), None)
     return {
         "run_id": run.run_id,
         "run_dir": str(run.path),
@@ -146,7 +150,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
         "url": None if address is None else address.place.url,
         "tokens_per_second": now.tokens_per_second,
         "eta_s": now.eta_s,
-        "last_committed_step": (now.global_step or None) if now.in_parts else _last_committed_step(run),
+        "last_committed_step": committed,
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
         "wall_s": ledger.wall().allocated / 1000,
@@ -320,13 +324,6 @@ def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
         loss = f"{shown['reward']:.3f} reward"
     numbers = (_number(shown[key]) for key in ("attempt", "global_step", "num_steps"))
     return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
-
-
-def _last_committed_step(run: RunDir) -> int | None:
-    from r1hpc.checkpoint.store import CheckpointStore
-
-    found = CheckpointStore(run.checkpoints).list()
-    return found[0].step if found else None
 
 
 if __name__ == "__main__":

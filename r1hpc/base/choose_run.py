@@ -97,10 +97,7 @@ def is_yours(path: Path) -> bool:
 
 
 def all_runs(root: Path) -> list[RunDir]:
-    """Return the runs under a run root and the stages of its chains; the newest first.
-
-    A stage that a chain reuses from another one is that one's.
-    """
+    """Return the runs under a run root and the stages of its chains, a reused stage once; newest first."""
     found = list_runs(root)
     for path in _folders(root):
         if _time_of(path / "config.yaml") is None:

@@ -108,8 +108,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def offer(action: argparse.Action, completer: str) -> None:
     """Set the TAB completer of an argument that has neither choices nor files.
 
-    Args:
-        completer: "module:function", called as function(prefix=..., **_); imported when TAB is pressed.
+    It is "module:function", imported when TAB is pressed and called as function(prefix=..., **_).
     """
     module, _, name = completer.partition(":")
 

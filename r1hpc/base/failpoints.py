@@ -13,6 +13,7 @@ from pathlib import Path
 
 _UNTIL_S = 120.0
 """Seconds before it stops waiting for the file."""
+_SIGNALS = {"kill9": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 _calls: dict[str, int] = {}
 
 
@@ -37,12 +38,8 @@ def _act(name: str, action: str) -> None:
         time.sleep(float(action.removeprefix("sleep=")))
     elif action.startswith("until="):
         _wait_for(action.removeprefix("until="), name)
-    elif action == "kill9":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "term":
-        os.kill(os.getpid(), signal.SIGTERM)
-    elif action == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
+    elif action in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[action])
     elif action == "exit":
         os._exit(3)
     elif action in ("enospc", "eio"):

@@ -268,10 +268,7 @@ class GrowingFile:
 
 
 def check_owned(path: Path) -> None:
-    """Refuse a file that somebody else could have planted, before unpickling or executing it.
-
-    Raise StateError for a symlink, a file of another user, or one that others may write.
-    """
+    """Raise StateError for a file that somebody else could have planted, before it is unpickled or run."""
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
         raise StateError(f"{path} is a symbolic link; r1hpc loads only plain files from a run folder")

@@ -98,16 +98,13 @@ def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
 
 
 def has_colours(out: TextIO | None) -> bool:
-    """True if `out` is a terminal with colours, and nobody has turned them off."""
+    """True if `out` is a terminal with colours, and nobody has turned them off by NO_COLOR (no-color.org)."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
     return out is not None and out.isatty() and not is_plain
 
 
 def coloured(text: str) -> str:
-    """Colour states and verdicts that stand alone in their place, if stdout is a terminal that has colours.
-
-    NO_COLOR turns it off (no-color.org).
-    """
+    """Colour states and verdicts that stand alone in their place, if stdout is a terminal with colours."""
     if not has_colours(sys.stdout):
         return text
     return _STATE.sub(lambda found: f"\x1b[{_COLOURS[found[0]]}m{found[0]}\x1b[0m", text)

@@ -29,10 +29,7 @@ def own_profiles() -> Path:
 
 
 def find_job(name: str, what: str = "job") -> Path:
-    """Return the job file at path `name`, or of that name in jobs/ (with or without .yaml).
-
-    Raise ConfigError if neither exists (names the known jobs), or it is a folder.
-    """
+    """Return the job file at path `name`, or of that name in jobs/; a ConfigError names the known jobs."""
     jobs = assets("jobs")
     # jobs/smoke.yaml works from any folder; another folder's name must not lead to a job of ours.
     candidates = (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name)

@@ -1,6 +1,6 @@
 """Tell where each value of a configuration comes from: schema, file, cluster profile or override."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,10 @@ def frozen(config: RunConfig, source: str) -> list[Setting]:
 def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Return the key's source: the last layer that sets a scalar or list, all that merge into a mapping."""
     found: list[str] = []
+    section, _, setting = key.rpartition(".")
     for name, layer in layers:
-        for value in _set_in(layer, key):
-            found = [*found, name] if isinstance(value, dict) and value else [name]
+        values = value_at(layer, section) if section else layer
+        if isinstance(values, dict) and setting in values:
+            is_mapping = isinstance(values[setting], dict) and values[setting]
+            found = [*found, name] if is_mapping else [name]
     return " + ".join(dict.fromkeys(found)) or DEFAULT
-
-
-def _set_in(layer: dict[str, Any], key: str) -> Iterator[Any]:
-    at: Any = layer
-    for part in key.split("."):
-        if not isinstance(at, dict) or part not in at:
-            return
-        at = at[part]
-    yield at

@@ -115,8 +115,7 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
 def find_written_out(text: str, is_code: bool = False) -> str | None:
     """Return the text before the value given to a name such as `password`; None if there is none.
 
-    Args:
-        is_code: only quoted text is a value; the rest are variables.
+    In code only quoted text is a value; the rest are variables.
     """
     if not _may_name_a_secret(text):
         return None
@@ -146,10 +145,7 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
 
 
 def refuse_secrets(config: "RunConfig", overrides: Sequence[str]) -> None:
-    """Refuse a configuration with a secret in clear text, before anything is written.
-
-    The ConfigError names the key, never the value.
-    """
+    """Refuse a configuration with a secret in clear text; the ConfigError names the key, never the value."""
     known = secret_values(os.environ)
     for name, value in config.cluster.environment.items():
         if is_secret_name(name) or "@" in value.partition("://")[2]:

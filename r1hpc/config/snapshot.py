@@ -45,12 +45,8 @@ def freeze(
 ) -> None:
     """Write config.yaml, code/ (custom code in code/plugins/) and environment.json into a run folder.
 
-    Args:
-        argv, overrides: as given; recorded redacted.
-        shared: where the code was frozen before, to link to it; None: copy the code.
-
-    Raises:
-        ConfigError: an override, a value of the configuration or a file of the code holds a secret.
+    `argv` and `overrides` are recorded redacted. The code is copied, or linked from `shared`, where it was
+    frozen before. Raise ConfigError if a value of the configuration or a file of the code holds a secret.
     """
     known = secret_values(os.environ)
     if shared is not None:

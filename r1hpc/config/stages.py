@@ -48,10 +48,7 @@ def check_stage(stage: str) -> None:
 
 
 def find_workload(stage: str) -> Any:
-    """Return the workload of a stage.
-
-    Raise ConfigError if no package provides the stage, or its package cannot be imported.
-    """
+    """Return the workload of a stage; raise ConfigError if no package that can be imported provides it."""
     if stage in WORKLOADS:
         module, _, name = WORKLOADS[stage].partition(":")
         return getattr(import_module(module), name)
