@@ -85,6 +85,17 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
     """
     gpus = num_gpus_of(work)
     speed = work.gpu.peak_tflops / _A100_TFLOPS
+    tokens = None if work.tokens_per_step is None else work.tokens_per_step / gpus  # of one GPU in a step
+    micro_tokens = tokens or USUAL_MICRO_TOKENS
+    if work.micro_batch_size is not None:
+        micro_tokens = work.micro_batch_size * work.seq_len
+    is_sharded = work.zero_stage == 3 and gpus > GPUS_PER_NODE
+    ways = work.tensor_parallel or 1
+    slower = 1.0 if ways <= GPUS_PER_NODE else _BETWEEN_NODES
+    reduction = 0.0
+    if tokens is not None and not is_sharded:
+        floor = _REDUCTION_TOKENS if gpus > GPUS_PER_NODE else _REDUCTION_TOKENS_ONE_NODE
+        reduction = math.log1p(floor * speed / (tokens * _ways(work)))
     return {
         "one": 1.0,
         "size": 1e3 * max(work.active_params, _SMALLEST) ** (-1 / 3) - 0.5,
@@ -97,12 +108,12 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
         "gpu_ridge": math.log(work.gpu.peak_tflops / work.gpu.bandwidth_tb_s / _A100_RIDGE),
         "fp8": float(work.precision == "fp8"),
         "fp16": float(work.precision == "fp16"),
-        "sharding": _sharding(work, gpus, speed),
+        "sharding": math.log1p(SHARDING_TOKENS * speed / micro_tokens) if is_sharded else 0.0,
         "bubble": _bubble(work, gpus),
-        "tensor": _tensor(work),
-        "offload": _offload(work, gpus, speed),
+        "tensor": math.log1p(_TENSOR_WIDTH * (ways - 1) / work.hidden_size * slower),
+        "offload": math.log1p(OFFLOAD_TOKENS * speed / (tokens or micro_tokens)) if work.offload else 0.0,
         "launch": _launch(work, speed),
-        "reduction": _reduction(work, gpus, speed),
+        "reduction": reduction,
         "experts": float(work.is_moe),
         "run": run_weight,
     }
@@ -121,27 +132,6 @@ def num_gpus_of(work: Workload) -> int:
     return work.num_gpus or ways * math.ceil(round(usual) / ways)
 
 
-def tokens_per_gpu(work: Workload, gpus: float) -> float | None:
-    """Return the tokens of one optimizer step on one GPU."""
-    return None if work.tokens_per_step is None else work.tokens_per_step / gpus
-
-
-def _is_sharded(work: Workload, gpus: float) -> bool:
-    return work.zero_stage == 3 and gpus > GPUS_PER_NODE
-
-
-def _micro_tokens(work: Workload, gpus: float) -> float:
-    if work.micro_batch_size is not None:
-        return work.micro_batch_size * work.seq_len
-    return tokens_per_gpu(work, gpus) or USUAL_MICRO_TOKENS
-
-
-def _sharding(work: Workload, gpus: float, speed: float) -> float:
-    if not _is_sharded(work, gpus):
-        return 0.0
-    return math.log1p(SHARDING_TOKENS * speed / _micro_tokens(work, gpus))
-
-
 def _bubble(work: Workload, gpus: float) -> float:
     stages = work.pipeline_parallel or 1
     if stages == 1 or work.tokens_per_step is None:
@@ -151,33 +141,11 @@ def _bubble(work: Workload, gpus: float) -> float:
     return math.log1p((stages - 1) / max(micro_batches, 1.0))
 
 
-def _tensor(work: Workload) -> float:
-    ways = work.tensor_parallel or 1
-    slower = 1.0 if ways <= GPUS_PER_NODE else _BETWEEN_NODES
-    return math.log1p(_TENSOR_WIDTH * (ways - 1) / work.hidden_size * slower)
-
-
-def _offload(work: Workload, gpus: float, speed: float) -> float:
-    if not work.offload:
-        return 0.0
-    tokens = tokens_per_gpu(work, gpus) or _micro_tokens(work, gpus)
-    return math.log1p(OFFLOAD_TOKENS * speed / tokens)
-
-
 def _launch(work: Workload, speed: float) -> float:
     if work.micro_batch_size is None:
         return 0.0
     layer = 24 * work.micro_batch_size * work.seq_len * work.hidden_size**2 / (work.tensor_parallel or 1)
     return math.log1p(_LAUNCH_FLOPS * speed / layer)
-
-
-def _reduction(work: Workload, gpus: float, speed: float) -> float:
-    tokens = tokens_per_gpu(work, gpus)
-    if tokens is None or _is_sharded(work, gpus):
-        return 0.0
-    between = gpus > GPUS_PER_NODE
-    floor = _REDUCTION_TOKENS if between else _REDUCTION_TOKENS_ONE_NODE
-    return math.log1p(floor * speed / (tokens * _ways(work)))
 
 
 def _ways(work: Workload) -> float:

@@ -215,19 +215,21 @@ def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
     met = work.params_met
     beside = work.logprob_passes * met + work.critic_passes * work.critic_params
     beside += work.num_iterations * work.reference_params
-    sampling = {
-        "prefill": sum(_prefill_s(work, each, matrix_s) for each in work.rollout),
-        "decode": sum(_decode_s(work, each, rates) for each in work.rollout),
-    }
-    evaluation = _hand_over_s(work) + sum(
+    # An update is slower if the training states must be in host memory.
+    fits = _STATE_BYTES * work.params / work.num_gpus < _USABLE * work.gpu.memory_gib * 2**30
+    offloading = 1.0 if fits else _slower(OFFLOAD_TOKENS, USUAL_MICRO_TOKENS, work)
+    replicas = work.num_gpus / _sampling_gpus(work)
+    hand_over = work.value_bytes * work.params * replicas / _NETWORK_BYTES_S
+    evaluation = hand_over + sum(
         _prefill_s(work, each, matrix_s) + _decode_s(work, each, rates) for each in work.evaluation_batches
     )
     seconds = {
-        **{name: work.num_rollouts * spent for name, spent in sampling.items()},
+        "prefill": work.num_rollouts * sum(_prefill_s(work, each, matrix_s) for each in work.rollout),
+        "decode": work.num_rollouts * sum(_decode_s(work, each, rates) for each in work.rollout),
         "logprobs": 2 * beside * work.tokens * matrix_s,
         "reward": 2 * work.reward_params * work.tokens * matrix_s,
-        "update": backward * (met + work.critic_params) * work.tokens * matrix_s * _offloading(work),
-        "hand_over": work.num_rollouts * _hand_over_s(work),
+        "update": backward * (met + work.critic_params) * work.tokens * matrix_s * offloading,
+        "hand_over": work.num_rollouts * hand_over,
         "evaluation": work.num_evaluations * evaluation,
     }
     return {name: seconds[name] / 3600 for name in PHASES}
@@ -273,23 +275,12 @@ def _decode_s(work: RlWork, batches: Batches, rates: RlRates) -> float:
     return plan.waves * plan.steps * step_s * work.num_gpus
 
 
-def _hand_over_s(work: RlWork) -> float:
-    replicas = work.num_gpus / _sampling_gpus(work)
-    return work.value_bytes * work.params * replicas / _NETWORK_BYTES_S
-
-
 def _gathering(work: RlWork) -> float:
     """Return the slow-down of passes beyond one node if the weights must be sharded."""
     if not work.is_trained or work.num_gpus <= GPUS_PER_NODE or _gpus_per_replica(work) == 1:
         return 1.0
     tokens = work.sequences_per_rollout / work.num_gpus * (work.prompt_length + work.completion_length)
     return _slower(SHARDING_TOKENS, tokens, work)
-
-
-def _offloading(work: RlWork) -> float:
-    """Return the slow-down of an update if the training states must be in host memory."""
-    fits = _STATE_BYTES * work.params / work.num_gpus < _USABLE * work.gpu.memory_gib * 2**30
-    return 1.0 if fits else _slower(OFFLOAD_TOKENS, USUAL_MICRO_TOKENS, work)
 
 
 def _slower(floor: float, tokens: float, work: RlWork) -> float:
