@@ -177,7 +177,7 @@ def _gather(work: Work, made: Made) -> Path:
     """Gather the dataset's content in a separate folder; the units stay until it has its name."""
     import zarr
 
-    content = work.private()
+    content = work_dir.new_folder(work.folder)
     zarr.create_group(content)
     zarr.create_group(content / PARTS)
     if made.tokenizer is not None:

@@ -54,11 +54,9 @@ class SourceCount:
     """The same by rule, and every other empty record."""
 
     def leave_out(self, rule: str) -> None:
-        """Count one more under a rule."""
         self.left_out[rule] = self.left_out.get(rule, 0) + 1
 
     def add(self, other: "SourceCount") -> None:
-        """Add another part's counts of the source."""
         self.num_documents += other.num_documents
         self.num_tokens += other.num_tokens
         self.num_bytes += other.num_bytes

@@ -58,9 +58,7 @@ class DatasetOrder:
     overrides: tuple[str, ...] = ()
     """Settings of `resources`, from the flags of sbatch."""
     cluster: str | None = None
-    """Name of a cluster profile."""
     check_inputs: bool = False
-    """Record digests of the inputs."""
 
     def __post_init__(self) -> None:
         if self.shares < 1:

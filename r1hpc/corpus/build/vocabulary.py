@@ -109,11 +109,9 @@ class Cuts:
         """Return the words of a text as the tokenizer's model sees them."""
         normalizer, pre_tokenizer = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         text = normalizer.normalize_str(text) if normalizer is not None else text
-        return (
-            [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
-            if pre_tokenizer is not None
-            else [text]
-        )
+        if pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
 
     @functools.cached_property
     def _is_by_byte(self) -> bool:
@@ -226,14 +224,6 @@ def _read_model(path: Path) -> dict[str, Any]:
     return model
 
 
-def _bos_token(config: Path) -> str | None:
-    """Return the BOS token in tokenizer_config.json; None if it has none or does not exist."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        named = json.loads(config.read_text(encoding="utf-8")).get("bos_token")
-        return named.get("content") if isinstance(named, Mapping) else named
-    return None
-
-
 class Encoder:
     """A loaded tokenizer.json. `vocab_size` is one more than the largest id."""
 
@@ -262,7 +252,10 @@ class Encoder:
         self.eos_id = self._find_eos(path, eos, vocabulary)
         added = self._tokenizer.get_added_tokens_decoder().items()
         special = [number for number, token in added if token.special and len(token.content) > 1]
-        bos = _bos_token(path.with_name(_CONFIG))
+        bos = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            named = json.loads(path.with_name(_CONFIG).read_text(encoding="utf-8")).get("bos_token")
+            bos = named.get("content") if isinstance(named, Mapping) else named
         guarded = [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
         self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
         """The ids that text must not spell: EOS, BOS and special tokens of more than one character."""

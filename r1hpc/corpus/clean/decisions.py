@@ -71,7 +71,6 @@ def schema() -> Any:
 
 
 def to_batch(decisions: Sequence[RecordDecision]) -> Any:
-    """Return decisions as one Arrow record batch."""
     import pyarrow as pa
 
     fields = schema()

@@ -130,7 +130,8 @@ def repetition(batch: TextBatch) -> Verdicts:
             unrefused = np.array([not rule for rule in found.rule], dtype=bool)
             for number in np.flatnonzero((share > most) & unrefused).tolist():
                 mine = words.document[repeats.first] == number
-                share[number] = _counted_once(repeats.where(mine), size, ends) / chars[number]
+                once = _counted_once(repeats.first[mine], repeats.group[mine], size, ends)
+                share[number] = once / chars[number]
             found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
     return found
 
@@ -143,9 +144,6 @@ class _Repeats:
     """The word each begins at."""
     group: Ints
     """The same number for equal n-grams."""
-
-    def where(self, chosen: Bools) -> "_Repeats":
-        return _Repeats(self.first[chosen], self.group[chosen])
 
     @property
     def begin(self) -> Ints:
@@ -175,7 +173,7 @@ def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Rep
         first, rolled = first[repeated], rolled[repeated]
 
 
-def _counted_once(repeats: _Repeats, size: int, ends: Ints) -> int:
+def _counted_once(firsts: Ints, groups: Ints, size: int, ends: Ints) -> int:
     """Count the characters of one document's repeated n-grams without overlap, like datatrove.
 
     They are at most the characters of the words in any repeated n-gram, which need no loop; only documents
@@ -183,7 +181,7 @@ def _counted_once(repeats: _Repeats, size: int, ends: Ints) -> int:
     """
     seen: set[int] = set()
     total = end = 0
-    for first, group in sorted(zip(repeats.first.tolist(), repeats.group.tolist(), strict=True)):
+    for first, group in sorted(zip(firsts.tolist(), groups.tolist(), strict=True)):
         if first < end:
             continue
         if group in seen:
@@ -267,11 +265,8 @@ def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
 
 
 def _lines(text: str) -> list[str]:
-    return [line for line in map(_without_citations, text.splitlines()) if _is_kept(line)]
-
-
-def _without_citations(line: str) -> str:
-    return _CITATION.sub("", line).strip() if "[" in line else line.strip()
+    lines = (_CITATION.sub("", line).strip() if "[" in line else line.strip() for line in text.splitlines())
+    return [line for line in lines if _is_kept(line)]
 
 
 def _is_kept(line: str) -> bool:

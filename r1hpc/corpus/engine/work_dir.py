@@ -61,10 +61,6 @@ class Work:
     folder: Path
     destination: Path
 
-    def private(self) -> Path:
-        """Return a new folder below tmp/ with a mark, which clearing tmp/ removes."""
-        return _private(self.folder)
-
     def write_stages(self, stages: dict[str, list[list[Any]]]) -> None:
         """Record the units of each stage as [key, input bytes]."""
         write_atomic(self.folder / STAGES, json.dumps(stages), mode=0o644)
@@ -139,7 +135,7 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     found = find_unit(folder, stage, key)
     if found is not None:
         return found
-    private = _private(folder)
+    private = new_folder(folder)
     before = time.process_time()
     try:
         record = write(private)
@@ -171,7 +167,8 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     return target
 
 
-def _private(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
+    """Return a new folder below tmp/ of a work folder, with a mark, which clearing tmp/ removes."""
     private = folder / _TMP / uuid.uuid4().hex
     private.mkdir(parents=True)
     (private / _WRITING).touch()

@@ -200,7 +200,9 @@ class Mixture:
             change = changes[0].first_sample // self.batch - first if changes else math.inf
             shares = np.where(alive, weights, 0.0)
             shares = shares / shares.sum() * self.batch
-            segment = _Segment(first, before, _table(shares, self.batch, lag, change), shares, lag)
+            rows = int(min(-(-_TABLE_SAMPLES // self.batch), max(1, change)))  # those needed of a period
+            counts = _table(tuple(shares.tolist()), self.batch, tuple(lag.tolist()), rows)
+            segment = _Segment(first, before, counts, shares, lag)
             lasts = [
                 segment.batches_within(number, int(limit - before[number])) if limit < math.inf else math.inf
                 for number, limit in enumerate(limits)
@@ -234,22 +236,14 @@ def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _table(shares: npt.NDArray[np.float64], batch: int, lag: npt.NDArray[np.float64], most: float) -> Ints:
+@lru_cache(maxsize=1024)  # appending a change keeps the earlier segments
+def _table(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: int) -> Ints:
     """Return the samples of each source in each batch of a period: shares rounded so that the sum follows.
 
     Places left by rounding down go to the sources furthest behind their share so far (the quota method of
-    Balinski & Young 1975, batch by batch), among those whose share is not an integer.
-
-    Args:
-        lag: samples each source is owed at the start.
-        most: batches needed; the table ends there if that is within the period.
+    Balinski & Young 1975, batch by batch), among those whose share is not an integer. `owed` counts the
+    samples each source is behind at the start.
     """
-    rows = int(min(-(-_TABLE_SAMPLES // batch), max(1, most)))
-    return _dealt(tuple(shares.tolist()), batch, tuple(lag.tolist()), rows)
-
-
-@lru_cache(maxsize=1024)  # appending a change keeps the earlier segments
-def _dealt(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: int) -> Ints:
     shares, lag = np.array(exact), np.array(owed)
     least = np.floor(shares + _ROUNDING).astype(np.int64)
     left = batch - int(least.sum())

@@ -162,23 +162,20 @@ class TokenDataset:
             shard = self._shards[number]
             chunk, offset = divmod(start + done - shard.first, self._chunk)
             take = min(length - done, self._chunk - offset, shard.stop - start - done)
-            tokens[done : done + take] = self._read_piece(number, chunk, offset, take)
+            if shard.handle is None:
+                shard.open()
+                self._opened.append(shard)
+                while len(self._opened) > MAX_OPEN_FILES:
+                    self._opened.popleft().handle = None
+            handle = shard.handle
+            if self._once_raw and handle is not None and shard.verified[chunk] and shard.stride:
+                at = chunk * shard.stride + offset * self._itemsize
+                piece = np.frombuffer(shard.pread(handle, take * self._itemsize, at), self.dtype)
+            else:
+                piece = self._read_chunk(number, chunk)[offset : offset + take]
+            tokens[done : done + take] = piece
             done += take
         return tokens
-
-    def _read_piece(self, number: int, chunk: int, offset: int, length: int) -> npt.NDArray[Any]:
-        """Read part of one chunk: by pread if it was verified, else by verifying it."""
-        shard = self._shards[number]
-        if shard.handle is None:
-            shard.open()
-            self._opened.append(shard)
-            while len(self._opened) > MAX_OPEN_FILES:
-                self._opened.popleft().handle = None
-        handle = shard.handle
-        if self._once_raw and handle is not None and shard.verified[chunk] and shard.stride:
-            at = chunk * shard.stride + offset * self._itemsize
-            return np.frombuffer(shard.pread(handle, length * self._itemsize, at), self.dtype)
-        return self._read_chunk(number, chunk)[offset : offset + length]
 
     def _read_chunk(self, number: int, chunk: int) -> npt.NDArray[Any]:
         """Read and verify a complete chunk. Decoded ones are cached: they serve several windows."""
