@@ -170,15 +170,15 @@ class TraceLoader(DocumentLoader[TraceBatch]):
         ids = self.share.sample_ids(global_step)
         documents = every[ids - first]
         lengths, prompts = self.dataset.document_lengths, self.dataset.prompt_lengths
-        width = row_length(int(lengths[every].max()), self.seq_len)
-        tokens = np.full((*ids.shape, width), self.pad_id, dtype=np.int64)
+        length = row_length(int(lengths[every].max()), self.seq_len)
+        tokens = np.full((*ids.shape, length), self.pad_id, dtype=np.int64)
         checksum = 0
         rows = zip(tokens.reshape(ids.size, -1), ids.flat, documents.flat, strict=True)
         for row, sample, document in rows:
             found, _ = self.dataset.read_document(int(document))
             row[: len(found)] = found
             checksum += window_checksum(int(sample), found)
-        begins, ends, positions = prompts[documents], lengths[documents], np.arange(width)
+        begins, ends, positions = prompts[documents], lengths[documents], np.arange(length)
         mask = (positions >= begins[..., None]) & (positions < ends[..., None])
         return TraceBatch(
             tokens=tokens,
