@@ -62,7 +62,12 @@ def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramInde
                 f"decontaminate.against: {path} has no item of at least {recipe.min_words} words; "
                 "lower min_words"
             )
-    return NgramIndex({size: _table(parts) for size, parts in sorted(found.items(), reverse=True)})
+    tables = {}
+    for size, parts in sorted(found.items(), reverse=True):
+        files = np.concatenate([np.full(len(part), number) for part, number in parts])
+        known, first = np.unique(np.concatenate([part for part, _ in parts]), return_index=True)
+        tables[size] = (known, files[first])
+    return NgramIndex(tables)
 
 
 def _runs(batch: TextBatch, shortest: int, longest: int) -> Iterator[tuple[int, Hashes, Ints]]:
@@ -78,13 +83,6 @@ def _runs(batch: TextBatch, shortest: int, longest: int) -> Iterator[tuple[int, 
         chosen = counts[owners] >= size if size == longest else counts[owners] == size
         if chosen.any():
             yield size, keys[chosen], owners[chosen]
-
-
-def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Ints]:
-    keys = np.concatenate([part for part, _ in parts])
-    files = np.concatenate([np.full(len(part), number) for part, number in parts])
-    known, first = np.unique(keys, return_index=True)
-    return known, files[first]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[TextBatch]:

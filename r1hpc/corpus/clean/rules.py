@@ -99,7 +99,10 @@ def quality(texts: Sequence[str], batch: TextBatch, languages: Sequence[str] | N
     alpha = tokens.total(batch.has_alpha(tokens)) / every
     found.refuse(alpha < MIN_ALPHA_WORDS, "gopher_quality.alpha_words", alpha)
     english = spaced & np.array([language in ("", "en") for language in languages or [""] * len(texts)])
-    stops = _stop_words(batch)
+    short = tokens.where(tokens.stop - tokens.start <= max(map(len, STOP_WORDS)))
+    hashes, stops = batch.hashes(short), np.zeros(batch.num_documents, dtype=np.int64)
+    for hashed in _STOP_HASHES:
+        stops += np.bincount(short.document[hashes == hashed], minlength=batch.num_documents) > 0
     found.refuse((stops < MIN_STOP_WORDS) & english, "gopher_quality.stop_words", stops)
     return found
 
@@ -236,15 +239,6 @@ def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
             ends = sum(line.rstrip().endswith(("...", "\u2026")) for line in lines)
             ellipses[number] = ends / len(lines)
     return bullets, ellipses
-
-
-def _stop_words(batch: TextBatch) -> Ints:
-    short = batch.tokens.where(batch.tokens.stop - batch.tokens.start <= max(map(len, STOP_WORDS)))
-    hashes = batch.hashes(short)
-    found = np.zeros(batch.num_documents, dtype=np.int64)
-    for hashed in _STOP_HASHES:
-        found += np.bincount(short.document[hashes == hashed], minlength=batch.num_documents) > 0
-    return found
 
 
 def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:

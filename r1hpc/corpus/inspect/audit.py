@@ -56,8 +56,15 @@ def audit_dataset(
             bad.add(name)
             yield _locate(problem, shards.get(name), entry["size"])
         advance(entry["size"])
-    if has_roles(manifest):
-        yield from _audit_roles(manifest, bad)
+    for part in manifest.parts if has_roles(manifest) else ():
+        folder = f"{PARTS}/{part.name}"
+        arrays = tuple(f"{folder}/{name}/" for name in ("doc_offsets", *ROLE_ARRAYS))
+        if any(name.startswith(arrays) for name in bad):  # reported already
+            continue
+        try:
+            read_lengths(manifest, part)
+        except DataError as error:  # the files are sound: a faulty writer
+            yield Problem(f"{folder}/{SEGMENT_ROLES}", str(error))
 
 
 def unlisted_files(manifest: DatasetManifest) -> list[str]:
@@ -79,19 +86,6 @@ def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None
     except OSError as error:
         return Problem(name, f"cannot be read ({error.strerror})")
     return None
-
-
-def _audit_roles(manifest: DatasetManifest, bad: set[str]) -> Iterator[Problem]:
-    """Yield parts with sound files whose roles do not fit their documents: a faulty writer."""
-    for part in manifest.parts:
-        folder = f"{PARTS}/{part.name}"
-        arrays = tuple(f"{folder}/{name}/" for name in ("doc_offsets", *ROLE_ARRAYS))
-        if any(name.startswith(arrays) for name in bad):  # reported already
-            continue
-        try:
-            read_lengths(manifest, part)
-        except DataError as error:
-            yield Problem(f"{folder}/{SEGMENT_ROLES}", str(error))
 
 
 def _shards(manifest: DatasetManifest) -> dict[str, tuple[ArrayLayout, int]]:
