@@ -19,11 +19,9 @@ from r1hpc.data.format.documents import DocumentInfo, has_roles
 from r1hpc.data.format.manifest import LEFT_OUT, DatasetManifest, read_manifest
 from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
-from r1hpc.data.read.sampler import DocumentMixture, open_plan, recipe_mix, shares
+from r1hpc.data.read.sampler import AS_THE_RECIPE_SAYS, DocumentMixture, open_plan, recipe_mix, shares
 from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
 from r1hpc.data.read.sft_loader import document_order_id, open_document_plan
-
-_AS_THE_RECIPE_SAYS = MixConfig()
 
 _CONTENT = (
     *("name", "num_tokens", "num_documents", "vocab_size", "eos_id", "dtype", "sources", "parts"),
@@ -69,7 +67,7 @@ class SampleOrder:
     seed: int = 0
     global_batch_size: int | None = None
     """Needed for a mixture, whose shares are exact in every batch."""
-    mix: MixConfig = _AS_THE_RECIPE_SAYS
+    mix: MixConfig = AS_THE_RECIPE_SAYS
     """How the run changes the weights of the sources."""
     validation_documents: int = 0
     """Documents held out, for a run on traces."""

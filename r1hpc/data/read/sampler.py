@@ -21,7 +21,7 @@ from r1hpc.data.read.mixture import Change, Mixture
 from r1hpc.data.read.order import SamplePlan
 
 Ints = npt.NDArray[np.int64]
-_AS_THE_RECIPE_SAYS = MixConfig()
+AS_THE_RECIPE_SAYS = MixConfig()
 
 
 class _Dataset(Protocol):
@@ -92,7 +92,7 @@ def open_plan(
     global_batch_size: int,
     *,
     num_samples: int = 0,
-    mix: MixConfig = _AS_THE_RECIPE_SAYS,
+    mix: MixConfig = AS_THE_RECIPE_SAYS,
 ) -> WindowPlan:
     """Return the order of a dataset's windows: the mixture of its recipe or the run, or all windows alike.
 

@@ -30,12 +30,11 @@ from r1hpc.data.format.manifest import digest
 from r1hpc.data.format.mix import MixRecipe
 from r1hpc.data.read.loader import ReadAhead, window_checksum
 from r1hpc.data.read.order import DocumentPlan, RankShare
-from r1hpc.data.read.sampler import DocumentMixture, open_mixture, recipe_mix
+from r1hpc.data.read.sampler import AS_THE_RECIPE_SAYS, DocumentMixture, open_mixture, recipe_mix
 from r1hpc.data.read.sft_documents import Parting, TraceDataset
 
 Ints = npt.NDArray[np.int64]
 _LENGTH_MULTIPLE = 8
-_AS_THE_RECIPE_SAYS = MixConfig()
 BatchT = TypeVar("BatchT")
 
 
@@ -107,7 +106,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         seq_len: int,
         prefetch: bool = True,
         parting: Parting | None = None,
-        mix: MixConfig = _AS_THE_RECIPE_SAYS,
+        mix: MixConfig = AS_THE_RECIPE_SAYS,
         num_samples: int = 0,
     ) -> None:
         """Raise UsageError if the batch does not divide, a document is too long, or a mixture ends early.
@@ -207,7 +206,7 @@ def open_document_plan(
     seed: int,
     global_batch_size: int,
     parting: Parting | None = None,
-    mix: MixConfig = _AS_THE_RECIPE_SAYS,
+    mix: MixConfig = AS_THE_RECIPE_SAYS,
     num_samples: int = 0,
 ) -> DocumentPlan | DocumentMixture:
     """Return the order of a dataset's documents: its recipe's or run's mixture, or all alike.
