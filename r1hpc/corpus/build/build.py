@@ -79,13 +79,12 @@ def build_dataset(
         workers: writer processes; changes how long it takes and nothing else.
         work_off: makes the units instead of `workers` processes.
         report: called with a progress line now and then.
-        after_others: other jobs made all units; a missing one is an error.
+        after_others: other jobs made all units; a missing one is a DataError.
         check_inputs: record digests of the inputs; compare them if the dataset exists.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
         ShardCorruptError: `out` holds a damaged dataset.
-        DataError: after_others, and a unit is missing.
     """
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}")
@@ -122,12 +121,8 @@ def build_share(
 ) -> None:
     """Make one share of a dataset's units, for one of several jobs; `build_dataset` gathers them.
 
-    Args:
-        after_others: other jobs made the earlier stages; a missing unit of those is an error.
-
-    Raises:
-        UsageError: a recipe or an input that cannot be used; a stage the recipe does not have.
-        DataError: after_others, and a unit of an earlier stage is missing.
+    With `after_others` other jobs made the earlier stages; a missing unit of those is a DataError. Raise
+    UsageError if the recipe or an input cannot be used, or the recipe does not have the stage.
     """
     recipe, out = load_recipe(recipe_path), work_dir.destination_of(out)
     if _find_existing(recipe, out) is None:

@@ -46,11 +46,7 @@ class TraceInput:
 def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInput]:
     """Return each path's files: itself, or a folder's *.jsonl (no subfolders), also compressed, by name.
 
-    Args:
-        key: the setting that names them, for errors.
-
-    Raises:
-        UsageError: names the missing path, or the folder without any.
+    Raise UsageError for a missing path, or a folder without any; `key` is the setting in its message.
     """
     inputs = []
     for path in (Path(name).absolute() for name in paths):
@@ -76,13 +72,9 @@ def write_trace_recipe(
     folder: Path,
     rewrite: Callable[[Path, Path], None] | None = None,
 ) -> Path:
-    """Create `folder` anew and return the recipe in it, for build_dataset.
+    """Create `folder` anew and return the recipe in it, for build_dataset; UsageError without a tokenizer.
 
-    Args:
-        rewrite: writes (from a file, to another) the traces in the model's form; None: as they are.
-
-    Raises:
-        UsageError: `tokenizer` is not there.
+    `rewrite` writes (from a file, to another) the traces in the model's form; None: as they are.
     """
     # With numpy, which a submission lists its inputs without.
     from r1hpc.corpus.build.vocabulary import existing_files

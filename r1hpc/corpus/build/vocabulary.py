@@ -61,8 +61,7 @@ class Cuts:
     def pieces(self, raw: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
         """Yield the text of UTF-8 bytes in pieces of `piece_bytes`, or up to six megabytes if necessary.
 
-        Raises:
-            NoCutError: six megabytes without a place to cut.
+        Raise NoCutError if six megabytes have no place to cut.
         """
         at = 0
         while at < len(raw):
@@ -279,8 +278,7 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Return the ids of each text, without any special token it does not spell.
 
-        Raises:
-            UsageError: a text spells EOS or BOS in a way that cannot be cut.
+        Raise UsageError if a text spells EOS or BOS in a way that cannot be cut.
         """
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         found = [np.array(item.ids, dtype=np.uint32) for item in encoded]
@@ -327,10 +325,8 @@ class Encoder:
     ) -> list[npt.NDArray[Any] | str]:
         """Do as encode_mixed, with an error in place of a text that the vocabulary cannot spell.
 
-        A long text is encoded in pieces; if it cannot be cut, the error begins with NO_CUT.
-
-        Args:
-            texts: those of more than PIECE_BYTES may be UTF-8 bytes.
+        A long text, which may be UTF-8 bytes, is encoded in pieces; if it cannot be cut, the error begins
+        with NO_CUT.
         """
         chats = chats or [False] * len(texts)
         if len(texts) == 1 and len(texts[0]) > PIECE_BYTES:

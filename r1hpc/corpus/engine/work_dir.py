@@ -80,10 +80,8 @@ def work_folder(destination: Path) -> Path:
 def open_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
     """Create or take over the work folder of a destination; wait while another build holds it.
 
-    It is removed at the end, unless the next build can use finished units.
-
-    Args:
-        report: called once with the build it waits for.
+    It is removed at the end, unless the next build can use finished units. `report` is called once with the
+    build it waits for.
     """
     folder = work_folder(destination)
     lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX, report)
@@ -205,8 +203,7 @@ def _peak_memory() -> int:
 def publish(work: Work, content: Path) -> bool:
     """Make the content durable, then rename it to the destination. False if another build was first.
 
-    Raises:
-        ClearedError: it was cleared while being gathered.
+    Raise ClearedError if it was cleared while being gathered.
     """
     fsync_tree(content)
     _release(content)

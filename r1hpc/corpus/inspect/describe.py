@@ -78,13 +78,8 @@ class SampleOrder:
 def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str, Any], list[Any]]:
     """Return where the tokens of a training sample lie, and the documents they come from.
 
-    Each document has the decisions about it, if the recipe took any.
-
-    Args:
-        sample: counted over all epochs.
-
-    Raises:
-        UsageError: a part of the order is missing, or there can be no such sample.
+    Each document has the decisions about it, if the recipe took any. `sample` is counted over all epochs.
+    Raise UsageError if a part of the order is missing, or there can be no such sample.
     """
     if not 0 <= sample < 2**63:
         raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {sample}")

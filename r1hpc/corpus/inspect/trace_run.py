@@ -21,8 +21,7 @@ from r1hpc.telemetry.records.metrics import read_steps
 def fill_in(arguments: Namespace) -> dict[str, Any]:
     """Fill in from the run's plan the arguments without a flag; return the other fields of a SampleOrder.
 
-    Raises:
-        UsageError: the run reads another dataset, has no such step, or took it on other ranks.
+    Raise UsageError if the run reads another dataset, has no such step, or took it on other ranks.
     """
     run = open_run(arguments.run)
     config, plan = read(run.config), read_json(run.plan, PlanBatch)

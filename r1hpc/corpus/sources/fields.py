@@ -30,8 +30,7 @@ BLOCK_ROWS = 1024
 def rows_at_once(num_bytes: int, num_rows: int, most: int = BLOCK_ROWS) -> int:
     """Return how many rows of a table to read together: `most`, or as many as fit 8 MiB, but at least one.
 
-    Args:
-        num_bytes: of all `num_rows`, unpacked; an estimate suffices.
+    `num_bytes` is of all `num_rows`, unpacked; an estimate suffices.
     """
     return min(most, max(1, _BLOCK_BYTES * num_rows // max(1, num_bytes)))
 

@@ -81,10 +81,7 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
 
     A file that is damaged or ends early gives one faulty line, its last. Blank lines are left out. A damaged
     .gz loses what is behind the damage, any other file everything. A file that ends early is lost completely,
-    as nothing tells its length.
-
-    Raises:
-        DataError: the file system does not return it.
+    as nothing tells its length. Raise DataError if the file system does not return it.
     """
     position, read = start, 0
     try:
@@ -109,12 +106,10 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
 
 
 def parse_json(raw: bytes, pick: Callable[[Any], Any]) -> Any:
-    """Return what `pick` takes of a line's JSON value; a long string in it is UTF-8 bytes.
+    """Return what `pick` takes of a line's JSON value; ValueError if it is not JSON, or from `pick`.
 
-    A Python string takes four bytes per character if one of them is an emoji, and the parser makes copies.
-
-    Raises:
-        ValueError: not JSON, or of `pick`.
+    A long string in it is UTF-8 bytes: a Python string takes four bytes per character if one of them is an
+    emoji, and the parser makes copies.
     """
     if len(raw) > _LONG_BYTES:
         with contextlib.suppress(ValueError, RecursionError):  # json's own error is better

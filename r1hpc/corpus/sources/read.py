@@ -35,11 +35,8 @@ _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test
 def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
     """Return all spans of a recipe, in the order in which their documents are stored.
 
-    Args:
-        is_new: this recipe has made nothing yet; then an exclude that leaves out nothing is an error.
-
-    Raises:
-        UsageError: a root that is not there, a glob that matches nothing, a column that does not exist.
+    With `is_new` this recipe has made nothing yet; then an exclude that leaves out nothing is an error. Raise
+    UsageError for a root that is not there, a glob that matches nothing, or a column that does not exist.
     """
     spans: list[SourceSpan] = []
     for index, source in enumerate(recipe.sources):
@@ -178,10 +175,7 @@ def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
     """Yield the relative POSIX paths of matching files, in no order.
 
     In a pattern `**/` is any number of folders, also none; other wildcards stay within one name. Links to
-    folders are not followed, so a loop of links ends.
-
-    Raises:
-        UsageError: a folder cannot be listed; its files would be left out silently.
+    folders are not followed, so a loop of links ends. Raise UsageError if a folder cannot be listed.
     """
     deepest = None if "**" in pattern else pattern.count("/")
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):

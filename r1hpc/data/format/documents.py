@@ -147,9 +147,7 @@ def read_lengths(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the tokens of each document of a part, and of its prompt, verified and checked.
 
-    Raises:
-        ShardCorruptError: damaged, or the arrays of the part contradict one another; names the part.
-        DataError: roles this version does not know.
+    Raise ShardCorruptError for a part that is damaged or contradicts itself; DataError for unknown roles.
     """
     folder = f"{PARTS}/{part.name}"
     documents = read_array(manifest, f"{folder}/doc_offsets").astype(np.int64)

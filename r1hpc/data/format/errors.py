@@ -38,13 +38,10 @@ class InvalidTokenError(ShardCorruptError):
 
 
 def refuse_passing(error: Exception, path: Path) -> None:
-    """Raise if a read failed for a reason that may pass: a disk, a network, a missing file.
+    """Raise DataError if a read failed for a reason that may pass: a disk, a network, a missing file.
 
     Faulty content is put aside and counted. These failures must not be, because a finished unit is not made
     again.
-
-    Raises:
-        DataError: names the file.
     """
     if isinstance(error, OSError) and error.errno not in _LASTING:
         raise DataError(

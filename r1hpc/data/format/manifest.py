@@ -79,9 +79,8 @@ class DatasetManifest:
     def read_file(self, name: str) -> bytes:
         """Return the complete content of a listed file, verified by its sha256.
 
-        Raises:
-            ShardMissingError: it is gone.
-            ShardCorruptError: its bytes are not the ones the manifest names.
+        Raise ShardMissingError if it is gone; ShardCorruptError if its bytes are not those the manifest
+        names.
         """
         try:
             raw = (self.path / name).read_bytes()

@@ -133,8 +133,7 @@ class Mixture:
     def locate(self, sample_ids: Ints) -> tuple[Ints, Ints]:
         """Return source and item of each sample, in the shape of `sample_ids`, which are >= 0.
 
-        Raises:
-            UsageError: beyond the end, which a mixture with max_epochs has.
+        Raise UsageError beyond the end, which a mixture with max_epochs has.
         """
         ids = np.asarray(sample_ids, dtype=np.int64)
         self.check_reaches(int(ids.max()) + 1 if ids.size else 0)

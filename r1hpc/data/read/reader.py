@@ -113,9 +113,8 @@ class TokenDataset:
     def read(self, start: int, length: int) -> npt.NDArray[Any]:
         """Return tokens [start, start + length), of `dtype`, shape (length,). The array may be read-only.
 
-        Raises:
-            IndexError: outside the dataset.
-            ShardCorruptError: names the file and chunk that cannot be trusted.
+        Raise IndexError outside the dataset; ShardCorruptError names the file and chunk that cannot be
+        trusted.
         """
         # The path of nearly every window: inside one verified chunk. Kept flat, because a Python call costs a
         # tenth of the complete read.

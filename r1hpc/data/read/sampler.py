@@ -100,9 +100,8 @@ def open_plan(
         num_samples: of the whole run; a mixture that ends before is refused.
         mix: how the run changes the weights.
 
-    Raises:
-        UsageError: a source without a single window, a schedule of other sources, or a mixture that ends
-            too early.
+    Raise UsageError for a source without a window, a schedule of other sources, or a mixture that ends too
+    early.
     """
     recipe = recipe_mix(dataset.manifest)
     if recipe is None and not mix.is_used:
@@ -131,12 +130,8 @@ def open_mixture(
 ) -> Mixture:
     """Return the recipe's mixture of the sources, with the weights of the run's schedule.
 
-    Args:
-        of: the unit of a sample, `tokens` or `documents`.
-        sizes: samples of each source.
-
-    Raises:
-        UsageError: the schedule names other sources than there are.
+    A sample is one of `of`, `tokens` or `documents`; `sizes` are the samples of each source. Raise UsageError
+    if the schedule names other sources than there are.
     """
     names = tuple(source["name"] for source in sources)
     weights, changes = shares(recipe, sources, of=of), []

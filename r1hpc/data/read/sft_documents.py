@@ -44,9 +44,8 @@ Ints = npt.NDArray[np.int64]
 def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TraceDataset":
     """Open a dataset of traces; arguments and errors as for open_dataset.
 
-    Raises:
-        DataError: its documents have no roles.
-        ShardCorruptError: the roles or offsets are damaged, or do not fit one another.
+    Raise DataError if its documents have no roles; ShardCorruptError if roles or offsets are damaged or do
+    not fit.
     """
     tokens = open_dataset(path, expected_id, verify=verify)
     manifest = tokens.manifest
@@ -94,9 +93,8 @@ class TraceDataset:
     def read_document(self, number: int) -> tuple[npt.NDArray[np.uint32], int]:
         """Return the tokens of a document, EOS id included, and how many of them are the prompt.
 
-        Raises:
-            IndexError: no such document.
-            ShardCorruptError: names the file and chunk that cannot be trusted.
+        Raise IndexError without such a document; ShardCorruptError names the file and chunk that cannot be
+        trusted.
         """
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} is outside [0, {self.num_documents})")
@@ -195,13 +193,8 @@ def hold_out(
 ) -> Parting:
     """Hold out `num` documents of the dataset, of each source its share. Reads all tokens to find siblings.
 
-    Args:
-        is_of_before: True if the run began before siblings were looked for, with a parting without any. It
-            keeps that one.
-
-    Raises:
-        UsageError: a source would have none left to train on.
-        ShardCorruptError: names the file and chunk that cannot be trusted.
+    `is_of_before` is true if the run began before siblings were looked for, with a parting without any, which
+    it keeps. Raise UsageError if a source would have none left to train on.
     """
     sizes = dataset.source_documents
     found = Parting(sizes, divide(num, sizes), seed)

@@ -143,11 +143,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         return document_order_id(plan, self._parting)
 
     def batch(self, global_step: int) -> BatchT:
-        """Return the batch of one step, counted from 0. A reading error is raised at its own step.
-
-        Raises:
-            ShardCorruptError: names the file and chunk that cannot be trusted.
-        """
+        """Return the batch of one step, counted from 0. A reading error is raised at its own step."""
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
     def documents_of(self, global_step: int) -> npt.NDArray[np.int64]:
@@ -211,13 +207,9 @@ def open_document_plan(
 ) -> DocumentPlan | DocumentMixture:
     """Return the order of a dataset's documents: its recipe's or run's mixture, or all alike.
 
-    With a parting, it orders the documents trained on, by their place among these.
-
-    Args:
-        num_samples: of the whole run; a mixture that ends before is refused.
-
-    Raises:
-        UsageError: the run's schedule names other sources than there are, or the mixture ends too early.
+    With a parting, it orders the documents trained on, by their place among these. Raise UsageError if the
+    run's schedule names other sources than there are, or a mixture ends before `num_samples`, those of the
+    whole run.
     """
     sizes = dataset.source_documents if parting is None else parting.sizes
     recipe = recipe_mix(dataset.tokens.manifest)
