@@ -132,8 +132,7 @@ def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How
 def run_share(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, share: Share, how: How) -> None:
     """Make the units of a share, and the missing ones of earlier stages.
 
-    Raise UsageError if the recipe has no such stage; DataError if how.after_others and an earlier unit is
-    missing.
+    Raise UsageError if the recipe has no such stage; DataError if how.after_others and a unit is missing.
     """
     stages = plan_stages(recipe, spans)
     if share.stage not in stages:

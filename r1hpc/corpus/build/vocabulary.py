@@ -325,8 +325,7 @@ class Encoder:
     ) -> list[npt.NDArray[Any] | str]:
         """Do as encode_mixed, with an error in place of a text that the vocabulary cannot spell.
 
-        A long text, which may be UTF-8 bytes, is encoded in pieces; if it cannot be cut, the error begins
-        with NO_CUT.
+        A long text, which may be bytes, is encoded in pieces; without a cut the error begins with NO_CUT.
         """
         chats = chats or [False] * len(texts)
         if len(texts) == 1 and len(texts[0]) > PIECE_BYTES:

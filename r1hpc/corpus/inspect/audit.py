@@ -43,8 +43,7 @@ def audit_dataset(
 ) -> Iterator[Problem]:
     """Yield every problem, file by file: missing, wrong size or sha256, chunks that fail their crc32c.
 
-    For traces, roles that contradict the documents too. `advance` is called with the bytes of each finished
-    file.
+    For traces, roles that contradict the documents too. `advance` is called with the bytes of each file.
     """
     shards = _shards(manifest)
     bad: set[str] = set()

@@ -40,8 +40,7 @@ class InvalidTokenError(ShardCorruptError):
 def refuse_passing(error: Exception, path: Path) -> None:
     """Raise DataError if a read failed for a reason that may pass: a disk, a network, a missing file.
 
-    Faulty content is put aside and counted. These failures must not be, because a finished unit is not made
-    again.
+    Faulty content is put aside and counted. These failures must not be: a finished unit is not made again.
     """
     if isinstance(error, OSError) and error.errno not in _LASTING:
         raise DataError(

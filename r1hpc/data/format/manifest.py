@@ -79,8 +79,7 @@ class DatasetManifest:
     def read_file(self, name: str) -> bytes:
         """Return the complete content of a listed file, verified by its sha256.
 
-        Raise ShardMissingError if it is gone; ShardCorruptError if its bytes are not those the manifest
-        names.
+        Raise ShardMissingError if it is gone; ShardCorruptError if the manifest names other bytes.
         """
         try:
             raw = (self.path / name).read_bytes()

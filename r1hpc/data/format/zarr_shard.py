@@ -158,8 +158,7 @@ class ShardFile:
     def open(self) -> Handle:
         """Return the open file, its index verified.
 
-        Raise ShardMissingError or ShardCorruptError for no file, another size, or an index that fails its
-        crc32c.
+        Raise ShardMissingError, or ShardCorruptError for another size or an index that fails its crc32c.
         """
         if self.handle is not None:
             return self.handle

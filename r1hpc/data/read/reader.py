@@ -113,8 +113,7 @@ class TokenDataset:
     def read(self, start: int, length: int) -> npt.NDArray[Any]:
         """Return tokens [start, start + length), of `dtype`, shape (length,). The array may be read-only.
 
-        Raise IndexError outside the dataset; ShardCorruptError names the file and chunk that cannot be
-        trusted.
+        Raise IndexError outside the dataset; ShardCorruptError names the bad file and chunk.
         """
         # The path of nearly every window: inside one verified chunk. Kept flat, because a Python call costs a
         # tenth of the complete read.

@@ -100,8 +100,7 @@ def open_plan(
         num_samples: of the whole run; a mixture that ends before is refused.
         mix: how the run changes the weights.
 
-    Raise UsageError for a source without a window, a schedule of other sources, or a mixture that ends too
-    early.
+    Raise UsageError for a source without a window, a schedule of other sources, or too short a mixture.
     """
     recipe = recipe_mix(dataset.manifest)
     if recipe is None and not mix.is_used:

@@ -44,8 +44,7 @@ Ints = npt.NDArray[np.int64]
 def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TraceDataset":
     """Open a dataset of traces; arguments and errors as for open_dataset.
 
-    Raise DataError if its documents have no roles; ShardCorruptError if roles or offsets are damaged or do
-    not fit.
+    Raise DataError if its documents have no roles; ShardCorruptError if roles or offsets do not fit.
     """
     tokens = open_dataset(path, expected_id, verify=verify)
     manifest = tokens.manifest
@@ -93,8 +92,7 @@ class TraceDataset:
     def read_document(self, number: int) -> tuple[npt.NDArray[np.uint32], int]:
         """Return the tokens of a document, EOS id included, and how many of them are the prompt.
 
-        Raise IndexError without such a document; ShardCorruptError names the file and chunk that cannot be
-        trusted.
+        Raise IndexError without such a document; ShardCorruptError names the bad file and chunk.
         """
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} is outside [0, {self.num_documents})")
