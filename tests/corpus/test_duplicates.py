@@ -10,9 +10,14 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.clean.batch import TextBatch
 from r1hpc.corpus.clean.contamination import build_index
-from r1hpc.corpus.clean.minhash import bands_of, near_duplicates, sign
+from r1hpc.corpus.clean.minhash import Bands, Signatures, near_duplicates, sign
 from r1hpc.corpus.recipe import DecontaminateRecipe, MinhashRecipe
 from tests.corpus.test_prepare import prose
+
+
+def bands_of(signatures: Signatures, recipe: MinhashRecipe) -> Bands:
+    """Return the bands of signatures in memory."""
+    return lambda band: signatures[:, band * recipe.rows : (band + 1) * recipe.rows]
 
 
 def edited(text: str, words: int, seed: int) -> str:

@@ -31,7 +31,7 @@ TOKENIZER = "tokenizer"
 
 @dataclass
 class RecordDecision:
-    """The decision about one record. `text` is its current text; it is dropped once `rule` is set."""
+    """The decision about one record, which is dropped once `rule` is set."""
 
     input: int
     position: int

@@ -1,7 +1,7 @@
 """Find near duplicates by MinHash (Broder 1997) with bands (Leskovec, Rajaraman & Ullman, chapter 3).
 
     signatures = sign(batch, recipe)                            # one per document, of bands x rows values
-    groups = near_duplicates(bands_of(signatures, recipe), len(signatures), recipe)
+    groups = near_duplicates(bands, len(signatures), recipe)    # bands(3): of all signatures
     groups.original[i]                                          # the first of i's group
 
 Shingles are runs of `ngram` words of the lower-cased text, or a shorter text as a whole. Two documents become
@@ -55,11 +55,6 @@ class Groups:
     """The earlier document of its group that it resembles most; itself if there is none."""
     similarity: npt.NDArray[np.float64]
     """Estimated similarity to `nearest`; 0 if there is none."""
-
-
-def bands_of(signatures: Signatures, recipe: MinhashRecipe) -> Bands:
-    """Return the bands of signatures in memory."""
-    return lambda band: signatures[:, band * recipe.rows : (band + 1) * recipe.rows]
 
 
 def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
