@@ -42,14 +42,7 @@ def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
     for index, source in enumerate(recipe.sources):
         root = recipe.resolve(source.root)
         for name, size in _list_files(source, root, is_new):
-            try:
-                spans.extend(_file_spans(source, index, root, name, size))
-            except UsageError as error:
-                if not recipe.max_unreadable:
-                    raise
-                # Records put aside are part of the dataset, whose id must not depend on where inputs lie.
-                fault = str(error).replace(str(root / name), name)
-                spans.append(SourceSpan(index, name, 0, 1, max(0, size), fault=fault))
+            spans.extend(_spans_or_aside(recipe, index, root, name, size))
     if not spans:
         places = ", ".join(
             f"{source.name}: {source.glob} in {recipe.resolve(source.root)}" for source in recipe.sources
@@ -71,6 +64,18 @@ def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     if span.fault:
         return iter([Document(0, b"", fault=span.fault, lost_bytes=span.num_bytes)])
     return _READERS[source.kind](source, path, span, fields)
+
+
+def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:
+    """Yield the spans of a file, or one faulty span if it cannot be opened and may be put aside."""
+    try:
+        yield from _file_spans(recipe.sources[index], index, root, name, size)
+    except UsageError as error:
+        if not recipe.max_unreadable:
+            raise
+        # Records put aside are part of the dataset, whose id must not depend on where inputs lie.
+        fault = str(error).replace(str(root / name), name)
+        yield SourceSpan(index, name, 0, 1, max(0, size), fault=fault)
 
 
 def _list_files(source: SourceRecipe, root: Path, is_new: bool) -> list[tuple[str, int]]:
