@@ -411,8 +411,10 @@ def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
         return f": here it is {here}"
     if is_removed(key):
         return ", which is gone: leave it out"
-    near = nearest(key, [*(f"{prefix}{name}" for name in fields), *known_keys()])
-    return near or "; python -m r1hpc.settings lists all"
+    if near := nearest(key, [*(f"{prefix}{name}" for name in fields), *known_keys()]):
+        return near
+    here = name_here(key, 0.8)
+    return f" (is {here} meant?)" if here else "; python -m r1hpc.settings lists all"
 
 
 def known_keys() -> list[str]:

@@ -6,6 +6,8 @@ From transformers.TrainingArguments, trl.SFTConfig, GRPOConfig, ModelConfig and 
 documentation.
 """
 
+import difflib
+
 _HERE = {
     "learning_rate": "train.lr",
     "max_steps": "train.num_steps",
@@ -81,6 +83,7 @@ _HERE = {
 }
 
 
-def name_here(key: str) -> str | None:
-    """Return the setting here for the last part of a dotted key, if it is one of those names."""
-    return _HERE.get(key.rpartition(".")[2])
+def name_here(key: str, likeness: float = 1.0) -> str | None:
+    """Return the setting here for one of those names, the last part of a dotted key, or for a like one."""
+    names = difflib.get_close_matches(key.rpartition(".")[2], _HERE, n=1, cutoff=likeness)
+    return _HERE[names[0]] if names else None

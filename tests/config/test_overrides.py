@@ -211,6 +211,7 @@ def test_a_time_limit_may_be_given_in_any_notation(seconds: int) -> None:
         ("model.name_or_path=x", "here it is model.path$"),
         ("train.save_steps=5", "here it is checkpoint.save_every$"),
         ("train.warmup_step=5", r"'train.warmup_step' \(did you mean 'train.warmup_steps'\?\)$"),
+        ("train.learning_rat=1", r"'train.learning_rat' \(is train.lr meant\?\)$"),
         ("train.qqq=5", "'train.qqq'; python -m r1hpc.settings lists all$"),
     ],
 )
