@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import IO, TypeVar
@@ -83,22 +84,18 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
 
 
 def retry(
-    action: Callable[[], _Result],
-    is_final: Callable[[SlurmError], bool],
-    patience_s: float,
-    sleep: Callable[[float], None],
-    clock: Callable[[], float],
+    action: Callable[[], _Result], is_final: Callable[[SlurmError], bool], patience_s: float
 ) -> _Result:
     """Run `action` until it succeeds, fails for good or time is up; return its result, or raise its error."""
-    deadline = clock() + patience_s
+    deadline = time.monotonic() + patience_s
     for pause in chain(_BACK_OFF_S, repeat(_LONGEST_PAUSE_S)):
         try:
             return action()
         except SlurmError as error:
-            if is_final(error) or clock() + pause > deadline:
+            if is_final(error) or time.monotonic() + pause > deadline:
                 raise
             print(f"{' '.join(str(error).split())}: trying again in {pause:g} s", file=sys.stderr, flush=True)
-        sleep(pause)
+        time.sleep(pause)
     raise AssertionError("the pauses never end")
 
 
@@ -116,8 +113,7 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run one Slurm command like `call`, with `text` on stdin.
 
-    Args:
-        stdout: an open file for an answer that is too long to hold in memory.
+    `stdout` may be an open file, for an answer that is too long to hold in memory.
     """
     shown = shlex.join(argv)
     # Slurm's output in the form that is parsed here.

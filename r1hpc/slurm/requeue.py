@@ -136,8 +136,6 @@ def requeue(
     job_id: str,
     check: Callable[[JobState], None] = lambda state: None,
     patience_s: float = REQUEUE_PATIENCE_S,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
 ) -> bool:
     """Make Slurm run the job again under the same id; True if it will.
 
@@ -169,7 +167,7 @@ def requeue(
             raise SlurmError(f"job {job_id} ended just before it could be requeued", 0)
 
     try:
-        retry(ask, _is_final, patience_s, sleep, clock)
+        retry(ask, _is_final, patience_s)
     except SlurmError as error:
         if _says(error, (_ALREADY_PENDING,)):
             return True
@@ -179,14 +177,7 @@ def requeue(
     return True
 
 
-def resubmit(
-    script: Path,
-    after: str | None = None,
-    exclude: str = "",
-    patience_s: float = REQUEUE_PATIENCE_S,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> str:
+def resubmit(script: Path, after: str | None = None, exclude: str = "") -> str:
     """Submit a run's script as a new job, if the cluster does not allow requeueing; return its id.
 
     Args:
@@ -196,18 +187,16 @@ def resubmit(
 
     Raises:
         StateError: the payload was planted by somebody else, or sbatch answered with no job id.
-        SlurmError: sbatch refused, or slurmctld did not answer for `patience_s` seconds.
+        SlurmError: sbatch refused, or slurmctld did not answer for REQUEUE_PATIENCE_S.
     """
     from r1hpc.slurm.sbatch import LostSubmissionError, sbatch  # reading a job's state needs neither
 
     options = [f"--dependency=afterany:{after}"] if after else []
     options += [f"--exclude={exclude}"] if exclude else []
     new_id = retry(
-        lambda: sbatch(script, script.parent, options, sleep=sleep, clock=clock),
+        lambda: sbatch(script, script.parent, options),
         lambda error: not error.unreachable or isinstance(error, LostSubmissionError),
-        patience_s,
-        sleep,
-        clock,
+        REQUEUE_PATIENCE_S,
     )
     payload.carry_over(script.parent, new_id)
     return new_id

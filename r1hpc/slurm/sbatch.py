@@ -175,12 +175,7 @@ class LostSubmissionError(SlurmError):
 
 
 def sbatch(
-    script: Path,
-    folder: Path,
-    options: Sequence[str] = (),
-    known: Collection[str] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    script: Path, folder: Path, options: Sequence[str] = (), known: Collection[str] | None = None
 ) -> str:
     """Submit a script whose job starts in `folder`; return the job's id.
 
@@ -193,9 +188,7 @@ def sbatch(
         StateError: the queue has a job of this folder that is not recorded.
     """
     # A silent Slurm is asked again: nothing is submitted yet.
-    jobs = retry(
-        lambda: jobs_by_folder(all_states=True), lambda error: not error.unreachable, PATIENCE_S, sleep, clock
-    )
+    jobs = retry(lambda: jobs_by_folder(all_states=True), lambda error: not error.unreachable, PATIENCE_S)
     before = set(jobs.get(folder, ()))
     if known is not None and before - set(known):
         unknown = [job for job in jobs_by_folder().get(folder, ()) if job not in known]  # not ended
@@ -212,7 +205,7 @@ def sbatch(
         lost: SlurmError | StateError = error
     except StateError as error:
         lost = error
-    found = _find_again(folder, before, lost, sleep, clock)
+    found = _find_again(folder, before, lost)
     if found is None:
         raise lost
     print(f"the job is there: {found}", file=sys.stderr)
@@ -265,23 +258,17 @@ def read_job_id(answer: str) -> str:
     return found[1]
 
 
-def _find_again(
-    folder: Path,
-    before: set[str],
-    lost: SlurmError | StateError,
-    sleep: Callable[[float], None],
-    clock: Callable[[], float],
-) -> str | None:
+def _find_again(folder: Path, before: set[str], lost: SlurmError | StateError) -> str | None:
     """Return the job of an unanswered submission; None if Slurm answers again and there is none."""
     reason = " ".join(str(lost).split())
     print(f"{reason}: checking whether the job exists all the same", file=sys.stderr, flush=True)
-    deadline = clock() + PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     looks = 0
     while looks < _LOOKS:
         try:
             new = set(jobs_by_folder(all_states=True).get(folder, ())) - before
         except SlurmError as error:
-            if clock() > deadline:
+            if time.monotonic() > deadline:
                 raise LostSubmissionError(
                     f"{lost}\nSlurm has been silent for {PATIENCE_S:.0f} s since, so there may be a job of it"
                     ": look with squeue"
@@ -290,5 +277,5 @@ def _find_again(
             if new:
                 return min(new, key=int)  # for an array its own id, not a task's
             looks += 1
-        sleep(_PAUSE_S)
+        time.sleep(_PAUSE_S)
     return None

@@ -1,6 +1,7 @@
 """Job states read from scontrol, and a requeue that outlives a restart of slurmctld."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,7 +103,7 @@ class _Clock:
         self.now = 1000.0
         self.waits: list[float] = []
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -110,8 +111,11 @@ class _Clock:
         self.now += seconds
 
 
-def _not_again(seconds: float) -> None:
-    pytest.fail(f"asked again, {seconds} s later")
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    made = _Clock()
+    monkeypatch.setattr("r1hpc.slurm.client.time", made)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -123,43 +127,45 @@ def _not_again(seconds: float) -> None:
         "something that a later release says",
     ],
 )
-def test_a_requeue_waits_for_slurmctld(answers: Path, said: str) -> None:
+def test_a_requeue_waits_for_slurmctld(answers: Path, clock: _Clock, said: str) -> None:
     _requeues(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1\n")
-    clock = _Clock()
-    assert requeue("11", sleep=clock.sleep, clock=clock) is True
+    assert requeue("11") is True
     assert clock.waits == [1.0, 2.0, 4.0]
 
 
-def test_a_requeue_gives_up_after_ten_minutes(answers: Path) -> None:
+def test_a_requeue_gives_up_after_ten_minutes(answers: Path, clock: _Clock) -> None:
     _requeues(answers, "echo 'Unexpected message received for job 11' >&2; exit 1")
-    clock = _Clock()
     with pytest.raises(SlurmError, match="Unexpected message"):
-        requeue("11", sleep=clock.sleep, clock=clock)
+        requeue("11")
     assert REQUEUE_PATIENCE_S - 30 <= sum(clock.waits) <= REQUEUE_PATIENCE_S == 600
 
 
-def test_the_time_that_a_call_takes_counts_too(answers: Path) -> None:
+def test_the_time_that_a_call_takes_counts_too(answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _requeues(answers, "echo 'Socket timed out on send/recv operation' >&2; exit 1")
     times = iter(range(0, 10_000, 60))
+    clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: float(next(times)))
+    monkeypatch.setattr("r1hpc.slurm.client.time", clock)
     with pytest.raises(SlurmError, match="Socket timed out"):
-        requeue("11", sleep=lambda _: None, clock=lambda: float(next(times)))
+        requeue("11")
     assert len((answers / "calls").read_text().splitlines()) == 10
 
 
 @pytest.mark.parametrize("said", ["Access/permission denied", "Only batch jobs are accepted or processed"])
-def test_a_refusal_is_not_repeated(answers: Path, said: str) -> None:
+def test_a_refusal_is_not_repeated(answers: Path, clock: _Clock, said: str) -> None:
     _requeues(answers, f"echo '{said} for job 11' >&2; exit 1")
     with pytest.raises(SlurmError, match=said):
-        requeue("11", sleep=_not_again)
+        requeue("11")
+    assert not clock.waits
     assert (answers / "calls").read_text() == "requeue Incomplete 11\n"
 
 
 def test_without_scontrol_there_is_nothing_to_wait_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: _Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SlurmError, match="scontrol is not on PATH"):
-        requeue("11", sleep=_not_again)
+        requeue("11")
+    assert not clock.waits
 
 
 def test_an_unknown_answer_is_shown_whole(answers: Path) -> None:
@@ -189,13 +195,12 @@ def test_a_resubmission_carries_the_payload_over(answers: Path, tmp_path: Path) 
     assert asked[-1] == f"--parsable --dependency=afterany:7 {run}/job.sh"
 
 
-def test_a_resubmission_waits_for_slurmctld(answers: Path, tmp_path: Path) -> None:
+def test_a_resubmission_waits_for_slurmctld(answers: Path, clock: _Clock, tmp_path: Path) -> None:
     said = "Unable to contact slurm controller (connect failure)"
     _program(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1", "squeue")
     _program(answers, "echo 12", "sbatch")
     (tmp_path / "submitit").mkdir()
-    clock = _Clock()
-    assert resubmit(tmp_path / "job.sh", sleep=clock.sleep, clock=clock) == "12"
+    assert resubmit(tmp_path / "job.sh") == "12"
     assert clock.waits == [1.0, 2.0, 4.0]
 
 

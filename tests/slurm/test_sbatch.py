@@ -36,10 +36,13 @@ class _Slurm:
         (self.bin / name).chmod(0o700)
 
     def submit(self, known: list[str] | None = None) -> str:
-        def sleep(seconds: float) -> None:
-            self.waited += seconds
+        return sbatch(self.run / "job.sh", self.run, known=known)
 
-        return sbatch(self.run / "job.sh", self.run, known=known, sleep=sleep, clock=lambda: self.waited)
+    def sleep(self, seconds: float) -> None:
+        self.waited += seconds
+
+    def monotonic(self) -> float:
+        return self.waited
 
     @property
     def submissions(self) -> int:
@@ -49,7 +52,10 @@ class _Slurm:
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Slurm:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    return _Slurm(tmp_path)
+    made = _Slurm(tmp_path)
+    for module in ("client", "sbatch"):
+        monkeypatch.setattr(f"r1hpc.slurm.{module}.time", made)
+    return made
 
 
 @pytest.mark.parametrize("answer", [f"echo '{_LOST}' >&2; exit 1", "echo queued, probably"])
