@@ -42,11 +42,7 @@ class NodeFacts:
 
 
 def collect_node(asked_interface: str | None = None, versions: VersionFacts | None = None) -> NodeFacts:
-    """Inspect this machine.
-
-    Args:
-        versions: those of the interpreter of jobs, if it is not this one.
-    """
+    """Inspect this machine; `versions` are those of the interpreter of jobs, if it is not this one."""
     environ = os.environ
     names = {_OF_PROFILE: asked_interface}
     names |= {name: environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}

@@ -122,8 +122,7 @@ def judge_nodes(
 ) -> list[SiteFinding]:
     """Judge every node by itself, merged where they agree, and the nodes against one another.
 
-    Args:
-        image: the container of the ranks, if any.
+    `image` is the container of the ranks, if any.
     """
     reports = answers.reports
     each = {r.node.name: judge_node(r.node, expected_gpus, image) for r in reports}

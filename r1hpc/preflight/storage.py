@@ -62,11 +62,7 @@ def collect_storage(root: Path) -> StorageFacts:
 
 
 def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[SiteFinding]:
-    """Judge room, speed and locks of a run root.
-
-    Args:
-        needed_bytes: size of a run's checkpoints there; None: unknown.
-    """
+    """Judge room, speed and locks of a run root. A run's checkpoints there take `needed_bytes`, if known."""
     if facts.error is not None:
         fix = "choose a folder that you may write, on a file system that all nodes share: --run-root DIR"
         return [fail("run root", f"{facts.path}: {facts.error}", fix)]

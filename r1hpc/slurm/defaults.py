@@ -202,17 +202,17 @@ def _gpus_per_node(
         return _gpus_of_this_machine(asked, config.resources.nodes, is_dry_run=assumed is not None), []
     if asked is not None:
         return asked, []
-    if config.cluster.gpus_per_node or (config.cluster.gpus_per_node == 0 and not facts.gpus_per_node):
-        return config.cluster.gpus_per_node, []
+    usual = config.cluster.gpus_per_node
+    if usual or (usual == 0 and not facts.gpus_per_node):
+        return usual, []
     if facts.gpus_per_node is not None:
-        if config.cluster.gpus_per_node == 0 and config.stage != "traces":
+        if config.stage == "traces":  # needs none
+            return facts.gpus_per_node if usual is None else usual, []
+        if usual == 0:
             raise UsageError(
                 f"the profile says gpus_per_node: 0, and nodes of partition {facts.partition} have "
                 f"{facts.gpus_per_node} GPUs: say which by --gpus-per-node N (0 for a CPU run)"
             )
-        if config.stage == "traces":  # needs none
-            said = config.cluster.gpus_per_node
-            return facts.gpus_per_node if said is None else said, []
         if facts.gpus_per_node:
             return facts.gpus_per_node, []
         raise UsageError(

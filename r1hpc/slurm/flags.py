@@ -28,10 +28,6 @@ class _Flag:
         return self.names[-1].removeprefix("--")
 
     @property
-    def metavar(self) -> str:
-        return "N" if self.is_count else self.option.rpartition("-")[2].upper()
-
-    @property
     def key(self) -> str:
         return self.option.replace("-", "_")
 
@@ -94,7 +90,8 @@ def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) 
     for flag in FLAGS:
         if flag.names[-1] in leave_out:
             continue
-        group.add_argument(*flag.names, dest=flag.key, help=shown(flag.help), metavar=flag.metavar)
+        metavar = "N" if flag.is_count else flag.option.rpartition("-")[2].upper()
+        group.add_argument(*flag.names, dest=flag.key, help=shown(flag.help), metavar=metavar)
     group.add_argument("--exclusive", action="store_true", help=shown("whole nodes"))
     words = "any other sbatch option, by its long name; may be repeated"
     group.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help=shown(words))

@@ -71,10 +71,8 @@ def read_squeue(text: str) -> list[QueuedJob]:
 def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, str]:
     """Return sbatch options for a job that may begin once all of `job_ids` have exited with status 0.
 
-    If a predecessor fails, Slurm cancels the job instead of letting it wait forever.
-
-    Args:
-        also: a dependency requested by the user, which stays in force.
+    If a predecessor fails, Slurm cancels the job instead of letting it wait forever. `also` is the user's own
+    dependency, which stays in force.
     """
     if not job_ids:
         return {}
@@ -99,10 +97,8 @@ def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
     """Return the start folder of the caller's waiting and running jobs, with their ids.
 
     Every job of a run starts in the run's folder, so this finds a job whose submission was interrupted before
-    its id was saved.
-
-    Args:
-        all_states: also jobs that have ended, as long as slurmctld remembers them (MinJobAge).
+    its id was saved. With `all_states` also jobs that have ended, as long as slurmctld remembers them
+    (MinJobAge).
 
     Raises:
         SlurmError: slurmctld did not answer.

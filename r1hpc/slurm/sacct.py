@@ -155,29 +155,23 @@ class Columns:
     """In lower case."""
     line: str
 
-    def at(self, name: str) -> int | None:
-        """Return the column's position, 0 for the first; None if there is none."""
-        return self.names.index(name) if name in self.names else None
+    def row(self, line: str) -> dict[str, str]:
+        """Return the cells of a row by name; of two columns with one name the first.
 
-    def split(self, line: str) -> list[str]:
-        """Return the cells of a row. Only a job name explains more of them than the header has.
+        Only a job name explains more cells than the header has.
 
         Raises:
             RowError: there are fewer, or more without a column JobName.
         """
         cells, count = line.split("|"), len(self.names)
         surplus = len(cells) - count
-        if not surplus:
-            return cells
-        at = self.at("jobname")
-        if surplus < 0 or at is None:
+        if surplus < 0 or (surplus and "jobname" not in self.names):
             raise RowError(f"has {len(cells)} fields and its header {count}: torn or not from sacct -P")
-        end = at + surplus + 1
-        return [*cells[:at], "|".join(cells[at:end]), *cells[end:]]
-
-    def row(self, line: str) -> dict[str, str]:
-        """Return the same by name; of two columns with one name the first, like `at`."""
-        return dict(zip(self.names[::-1], self.split(line)[::-1], strict=True))
+        if surplus:
+            at = self.names.index("jobname")
+            end = at + surplus + 1
+            cells = [*cells[:at], "|".join(cells[at:end]), *cells[end:]]
+        return dict(zip(self.names[::-1], cells[::-1], strict=True))
 
 
 class RowError(ValueError):
@@ -219,18 +213,20 @@ def read_rows(
     Raises:
         StateError: a line cannot be read.
     """
-    wanted = None if job_ids is None else {job_id.encode() for job_id in job_ids}
+    wanted = None if job_ids is None else {each.encode() for each in job_ids}
     for number, line in enumerate(lines, first):
         # A quick check: a cluster's dump is long, and a run has few jobs.
-        if wanted is not None and not any(job_id in line for job_id in wanted):
+        if wanted is not None and not any(each in line for each in wanted):
             continue
         text = _text(line)
         if not text.strip() or text == columns.line:  # several files joined into one
             continue
         try:
             row = columns.row(text)
-            counts = is_job(row["jobid"]) and (waiting or row["start"] not in NEVER)
-            record = to_record(row) if counts and (job_ids is None or row["jobid"] in job_ids) else None
+            job_id = row["jobid"]
+            # A step has a dot; an array task or a part of a heterogeneous job has none.
+            counts = job_id != "" and "." not in job_id and (waiting or row["start"] not in NEVER)
+            record = to_record(row) if counts and (job_ids is None or job_id in job_ids) else None
         except ValueError as error:
             raise line_error(source, number, error) from None
         if record is not None:
@@ -274,11 +270,6 @@ def to_record(row: dict[str, str]) -> JobRecord:
         job_name=cell("jobname", ""),
         eligible=parse_when(cell("eligible", "")) or parse_when(cell("submit", "")),
     )
-
-
-def is_job(job_id: str) -> bool:
-    """True for a job, an array task or a part of a heterogeneous job; false for a step."""
-    return job_id != "" and "." not in job_id
 
 
 def state_of(text: str) -> str:

@@ -120,11 +120,12 @@ def make_script(
         binds = binds_of(config, run.path.parent)
         rank, more = _in_container(cluster.container, binds, gpus_per_node > 0)
         step += more
+    gpus = f"{resources.gpu_type or ''}:{gpus_per_node}".lstrip(":")  # 4, or a100:4
     chosen: dict[str, str | int | None] = {
         "job-name": resources.job_name or run.run_id[:64],
         "nodes": resources.nodes,
         "ntasks-per-node": ranks,
-        "gpus-per-node": gpus(resources.gpu_type, gpus_per_node) if gpus_per_node else None,
+        "gpus-per-node": gpus if gpus_per_node else None,
         "dependency": resources.dependency,
         **asked_options(config),
         "requeue": "",
@@ -150,11 +151,6 @@ def make_script(
 def interpreter(cluster: ClusterConfig) -> tuple[str, ...]:
     """Return the words that start python on the nodes' host system."""
     return tuple(cluster.python.split()) if cluster.python else (sys.executable,)
-
-
-def gpus(kind: str | None, count: int) -> str:
-    """Return GPUs in the form of sbatch's --gpus-per-node: 4, or a100:4."""
-    return f"{kind or ''}:{count}".lstrip(":")
 
 
 def asked_options(config: RunConfig) -> dict[str, str | int | None]:

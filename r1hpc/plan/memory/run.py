@@ -18,7 +18,6 @@ from r1hpc.plan.memory.step import (
     Peak,
     Zero,
     checkpoint_bytes,
-    copy_bytes,
     largest_tensor,
     logits_bytes,
     memory_per_gpu,
@@ -263,12 +262,19 @@ def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:
 
 
 def copied_bytes(config: RunConfig, shape: ModelShape, topology: Topology) -> tuple[int, int]:
-    """Return the host memory for an asynchronous save's copy (of one rank, of one node)."""
-    stage, world = config.deepspeed.zero_stage, topology.world_size
+    """Return the host memory for an asynchronous save's copy (of one rank, of one node).
+
+    Each rank copies what it writes: an equal part, but without ZeRO rank 0 copies nearly all, the optimizer's
+    state, and is counted with all. On a GPU the copies are in pinned memory, which torch allocates in powers
+    of two: that can take up to twice as much.
+    """
+    world, ranks = topology.world_size, topology.ranks_per_node
     errors = error_bytes(config, shape)
     rest = saved_bytes(config, shape, world) - world * errors
-    rank, node = copy_bytes(rest, stage, world, topology.ranks_per_node)
-    return rank + errors, node + topology.ranks_per_node * errors
+    if config.deepspeed.zero_stage == 0:
+        return rest + errors, rest + ranks * errors
+    rank = -(-rest // world) + errors
+    return rank, ranks * rank
 
 
 def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:

@@ -1,4 +1,4 @@
-"""Compute the GPU memory of a training step, the bytes of a checkpoint, and the host memory of its copy.
+"""Compute the GPU memory of a training step, and the bytes of a checkpoint.
 
 States after ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3.1 and figure 1). Activations by the method
 of Korthikanti et al. (arXiv 2205.05198, section 4): every tensor that a layer keeps for its backward pass.
@@ -97,20 +97,13 @@ class MemoryPlan:
         """Return the phase of the peak; None if nothing is trained or sampled."""
         if not self.update_gib or (self.sampler_gib > self.update_gib and not self.sampler_stays):
             return Peak.sampling if self.sampler_gib else None
-        return Peak.step if self._in_step_gib > self._in_passes_gib else Peak.passes
+        in_passes = self.activations_gib + self.logits_gib
+        return Peak.step if self.step_gib - self.released_gib > in_passes else Peak.passes
 
     @property
     def update_gib(self) -> float:
         """Return an update's memory beside what stays, in its larger phase."""
-        return max(self._in_passes_gib, self._in_step_gib)
-
-    @property
-    def _in_passes_gib(self) -> float:
-        return self.activations_gib + self.logits_gib
-
-    @property
-    def _in_step_gib(self) -> float:
-        return self.step_gib - self.released_gib
+        return max(self.activations_gib + self.logits_gib, self.step_gib - self.released_gib)
 
     @property
     def staying_gib(self) -> float:
@@ -272,11 +265,7 @@ def memory_per_gpu(
 
 
 def logits_bytes(shape: ModelShape, tokens: float, chunk_tokens: int | None, tensors: int) -> float:
-    """Return the peak of a loss over `tokens`, with one chunk's logits held at once.
-
-    Args:
-        tensors: fp32 tensors of the logits' size that are alive together.
-    """
+    """Return the peak of a loss over `tokens`, with one chunk's logits at once in so many fp32 `tensors`."""
     if shape.changes_logits:  # the loss reads them after the cap, whose result is kept too
         return 4.0 * tokens * shape.vocab_size * (tensors + 1)
     return 4.0 * min(tokens, logits_at_once(chunk_tokens, shape.vocab_size)) * shape.vocab_size * tensors
@@ -327,19 +316,6 @@ def checkpoint_bytes(num_trained: int, precision: Precision, zero_stage: int, nu
     weights = 0 if zero_stage == 3 else WEIGHT_BYTES[precision]
     trained = num_trained * (weights + _optimizer_bytes(precision, zero_stage))
     return trained + num_frozen * WEIGHT_BYTES[precision]
-
-
-def copy_bytes(checkpoint: int, zero_stage: int, world_size: int, ranks_per_node: int) -> tuple[int, int]:
-    """Return the host memory for an asynchronous save of `checkpoint` bytes (of one rank, of one node).
-
-    Each rank copies what it writes: an equal part, but without ZeRO rank 0 copies nearly all, the optimizer's
-    state, and is counted with all. On a GPU the copies are in pinned memory, which torch allocates in powers
-    of two: that can take up to twice as much.
-    """
-    if zero_stage == 0:
-        return checkpoint, checkpoint
-    rank = -(-checkpoint // world_size)
-    return rank, rank * ranks_per_node
 
 
 def _optimizer_bytes(precision: Precision, zero_stage: int) -> int:

@@ -141,11 +141,8 @@ def _longest(config: RunConfig) -> int:
 
 def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None) -> tuple[int, int]:
     """Return the (tokens, sequences) that vLLM takes at once by its own rules (engine/arg_utils.py,
-    _set_default_max_num_seqs_and_batched_tokens_args). An unknown card counts as an A100.
-
-    Args:
-        sequences: r1hpc's value, see num_sequences.
-    """
+    _set_default_max_num_seqs_and_batched_tokens_args); `sequences` is r1hpc's number, see num_sequences. An
+    unknown card counts as an A100."""
     options = config.rollout.vllm_options
     is_a100 = "a100" in (gpu_type_of(config) or "a100").lower()
     tokens, rows = _LARGE_BATCH if card_gib >= _LARGE_CARD_GIB and not is_a100 else _BATCH

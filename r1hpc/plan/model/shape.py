@@ -323,11 +323,7 @@ def load_teacher_config(
 
 
 def teacher_of(config: "RunConfig", hf_config: Mapping[str, Any]) -> "ModelConfig":
-    """Return rl.teacher as a model to build, with its training attention, else the student's.
-
-    Args:
-        hf_config: the teacher's config.json.
-    """
+    """Return rl.teacher as a model to build, with the attention in its config.json, else the student's."""
     from r1hpc.config.schema.run import OWN_ATTENTIONS, ModelConfig  # estimates by flags need no settings
 
     student, trained = config.model.attn_implementation, hf_config.get("attn_implementation")

@@ -114,9 +114,6 @@ def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None
     batches depend on how many the rollout kept, so they need not divide anything. The stages without
     optimizer steps have parts.
 
-    Args:
-        max_nodes: as in `solve_batch`.
-
     Raises:
         ConfigError: no accumulation gives it.
     """
@@ -157,10 +154,9 @@ def updates_per_rollout(config: RunConfig) -> int:
 def legal_topologies(
     global_batch_size: int, ranks_per_node: int, max_nodes: int
 ) -> list[tuple[int, int, int]]:
-    """Return every (nodes, micro batch, accumulation) up to `max_nodes` with exactly this global batch.
+    """Return every (nodes, micro batch, accumulation) up to `max_nodes` with this global batch, sorted.
 
-    Returns:
-        Sorted by nodes, then micro batch. Empty if `ranks_per_node` does not divide the global batch.
+    Empty if `ranks_per_node` does not divide the global batch.
     """
     found = []
     for nodes in range(1, max_nodes + 1):

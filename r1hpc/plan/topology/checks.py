@@ -141,9 +141,6 @@ def _check_base(config: RunConfig) -> None:
 def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
     """Refuse a base in 4 bits if `check_nf4` refuses its model; unknown families pass.
 
-    Args:
-        hf_config: its config.json as a dictionary.
-
     Raises:
         ConfigError: as `check_nf4`.
     """
