@@ -9,42 +9,32 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.config.assets import assets, own_profiles
 from r1hpc.config.layers import write_yaml
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.gpus import known_card, smaller_cards
 from r1hpc.preflight.nodes import NodeReport
+from r1hpc.slurm.defaults import place_in_cluster
 from r1hpc.slurm.probe import ClusterFacts
 
 
-def profile_of(
-    name: str,
-    facts: ClusterFacts,
-    reports: Sequence[NodeReport],
-    *,
-    partition: str | None = None,
-    qos: str | None = None,
-    account: str | None = None,
-    python: str | None = None,
-) -> dict[str, Any]:
+def profile_of(config: RunConfig, facts: ClusterFacts, reports: Sequence[NodeReport]) -> dict[str, Any]:
     """Return keys of config.cluster.ClusterConfig. The interface is named only if all nodes use the same.
 
-    GPUs are left out if none was seen: another partition may have some.
-
-    Args:
-        partition, qos, account: as the user named them. Defaults are left to Slurm: a site may route jobs,
-            and the default QOS is the account's.
-        python: as the user named it; None: this interpreter.
+    GPUs are left out if none was seen: another partition may have some. Partition, QOS and account are those
+    that the user named; defaults are left to Slurm, since a site may route jobs, and a QOS is an account's.
     """
+    partition, qos, account = place_in_cluster(config)
     gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
     gpus = [gpu for report in reports for gpu in report.node.gpus]
     routes = {report.peers.interface for report in reports if report.peers.interface}
     found = {
-        "name": name,
+        "name": config.cluster.name,
         "partition": partition,
         "account": account,
         "qos": qos,
         "gpus_per_node": gpus_per_node or None,
         "gpu_type": _gpu_type(gpus[0]["name"] if gpus else facts.gpu_type),
         "network_interface": routes.pop() if len(routes) == 1 else None,
-        "python": python or sys.executable,
+        "python": config.cluster.python or sys.executable,
     }
     return {key: value for key, value in found.items() if value is not None}
 

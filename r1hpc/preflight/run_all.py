@@ -60,8 +60,12 @@ def examine(
     if partition is not None:
         config = replace(config, resources=replace(config.resources, partition=partition))
     here = slurm_is_here()
-    facts, refused = _ask_slurm(config) if here else (ClusterFacts(), [])
-    found = [*refused, *([] if refused else judge_cluster(facts, here))]
+    facts = ClusterFacts()
+    try:
+        facts = probe_cluster(*place_in_cluster(config)) if here else facts
+        found = judge_cluster(facts, here)
+    except UsageError as error:
+        found = [fail("Slurm", str(error), "name another one: --partition, or in the profile")]
     found += _judge_script(config, root)
     needed, about_job = _needs(config, facts, here) if job is not None else (None, [])
     storage = collect_storage(root)
@@ -77,24 +81,7 @@ def examine(
     else:
         answers = ask_nodes(num_nodes, root, config.cluster)
         found += judge_nodes(answers, num_nodes, _expected_gpus(config), image)
-    partition, qos, account = place_in_cluster(config)
-    profile = profile_of(
-        config.cluster.name,
-        facts,
-        answers.reports,
-        partition=partition,
-        qos=qos,
-        account=account,
-        python=config.cluster.python,
-    )
-    return Examination(tuple(found), profile)
-
-
-def _ask_slurm(config: RunConfig) -> tuple[ClusterFacts, list[SiteFinding]]:
-    try:
-        return probe_cluster(*place_in_cluster(config)), []
-    except UsageError as error:
-        return ClusterFacts(), [fail("Slurm", str(error), "name another one: --partition, or in the profile")]
+    return Examination(tuple(found), profile_of(config, facts, answers.reports))
 
 
 def _judge_script(config: RunConfig, root: Path) -> list[SiteFinding]:

@@ -136,26 +136,26 @@ def decide(
         expected_teacher=expected_teacher,
         save_speed=save_speed,
     )
-    deals_items = config.stage == "rl" or config.stage in STAGES_IN_PARTS
-    if deals_items:
+    there = facts.gpus_per_node or 0
+    if settled.exclusive and 0 < gpus < there:
+        notes.append(
+            f"whole nodes (exclusive) have {there} GPUs each and are charged for them: the hours told here "
+            f"are of the {gpus} asked for. Take --gpus-per-node {there}, or leave `exclusive` out"
+        )
+    notes += time_notes
+    if config.stage == "rl" or config.stage in STAGES_IN_PARTS:
         config = with_part_size(config, plan.topology.world_size)
+        notes += idle_ranks(config, plan.topology.world_size)
     leaving_s = SERVER_LEAVES_S if config.stage == "serve" else plan.save_time_s
     lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     rules = _rules(facts)
     plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
-    warning = _warning(config, plan, rules, lead_s) if executor == "slurm" else []
-    failures = facts.unknown
-    if failures and not facts.reachable:
-        failures = failures[:1]  # a cluster that does not answer would give five equal notes
-    unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
-    notes += [
-        *(_whole_nodes(facts, gpus) if settled.exclusive else ()),
-        *time_notes,
-        *(idle_ranks(config, plan.topology.world_size) if deals_items else ()),
-        *unknown,
-        *warning,
-    ]
+    # A cluster that does not answer would give five equal notes.
+    failures = facts.unknown if facts.reachable else facts.unknown[:1]
+    notes += [f"not learnt from the cluster: {failure}" for failure in failures]
+    if executor == "slurm":
+        notes += _warning(config, plan, rules, lead_s)
     return Decision(config, gpus, plan, lead_s, tuple(notes), facts.num_nodes)
 
 
@@ -247,16 +247,6 @@ def num_visible_gpus(num_there: int, environ: Mapping[str, str]) -> int:
         lambda entry: entry in known or entry.startswith(("GPU-", "MIG-")), map(str.strip, listed.split(","))
     )
     return min(num_there, len(set(named)))
-
-
-def _whole_nodes(facts: ClusterFacts, gpus: int) -> list[str]:
-    there = facts.gpus_per_node or 0
-    if not 0 < gpus < there:
-        return []
-    return [
-        f"whole nodes (exclusive) have {there} GPUs each and are charged for them: the hours told here are "
-        f"of the {gpus} asked for. Take --gpus-per-node {there}, or leave `exclusive` out"
-    ]
 
 
 def _time(

@@ -21,7 +21,6 @@ from r1hpc.plan.topology.parts import rows_together
 
 _SHARE = "gpu_memory_utilization"
 _CACHE = "kv_cache_memory_bytes"
-_SEQUENCES = "max_num_seqs"
 _DEFAULT_SHARE = 0.3
 """The share that r1hpc gives vLLM on a GPU, and the next on a CPU (train/rollout/vllm_engine.py)."""
 _DEFAULT_CPU_CACHE = 2**30
@@ -150,7 +149,7 @@ def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None)
         tokens, rows = 2 * tokens, 2 * rows
     if options.get("enable_chunked_prefill") is False:  # a prompt is read in one step
         tokens = max(tokens, _longest(config))
-    given_tokens, given_rows = _whole(config, "max_num_batched_tokens"), _whole(config, _SEQUENCES)
+    given_tokens, given_rows = _whole(config, "max_num_batched_tokens"), _whole(config, "max_num_seqs")
     given_rows = given_rows or sequences
     tokens = given_tokens or min(tokens, (given_rows or rows) * _longest(config))
     return tokens, given_rows or min(rows, tokens)
