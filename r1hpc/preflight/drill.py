@@ -120,9 +120,8 @@ def _terminate_ranks(job: JobRef) -> None:
 def preempt_by_qos(job: JobRef, options: tuple[str, ...]) -> None:
     """Make Slurm preempt the job: submit a one-second job in a higher QOS that wants all of its nodes.
 
-    Raises:
-        ProcessLookupError: the job is not running.
-        SlurmError: Slurm refuses, it might end other jobs too, or nothing happens for five minutes.
+    Raise ProcessLookupError if the job is not running; SlurmError if Slurm refuses, it might end other jobs
+    too, or nothing happens for five minutes.
     """
     before = job_state(job.job_id)
     if "RUNNING" not in before.states:
@@ -167,11 +166,7 @@ def _kill_a_rank(job: JobRef) -> None:
 
 
 def _ranks(job: JobRef) -> list[int]:
-    """Return the processes that a local supervisor has started as ranks.
-
-    Raises:
-        ProcessLookupError: there is none.
-    """
+    """Return a local supervisor's rank processes; raise ProcessLookupError if there is none."""
     children = _proc(f"{job.pid}/task/{job.pid}/children").split()
     pids = [int(pid) for pid in children if b"\0rank\0" in _proc(f"{int(pid)}/cmdline")]
     if not pids:

@@ -49,11 +49,7 @@ class Answers:
 
 
 def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
-    """Run the node part on `num_nodes` nodes of this allocation.
-
-    Raises:
-        UsageError: this is no allocation, or a smaller one.
-    """
+    """Run the node part on nodes of this allocation; raise UsageError if there is none, or it is smaller."""
     if "SLURM_JOB_ID" not in os.environ:
         raise UsageError(
             f"--nodes looks at the nodes of an allocation, and this is none: "

@@ -47,11 +47,8 @@ def profile_name(path: Path) -> str:
 
 
 def write_profile(path: Path, profile: dict[str, Any]) -> None:
-    """Write a profile; make its folder if there is none.
-
-    Raises:
-        UsageError: the file exists, perhaps written by a person, or the path cannot be written.
-    """
+    """Write a profile; make its folder if there is none. Raise UsageError if the file exists, perhaps written
+    by a person, or the path cannot be written."""
     if path.exists():
         raise UsageError(f"{path} exists: remove it, or name another file with --write-profile")
     try:

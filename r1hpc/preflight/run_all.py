@@ -47,13 +47,9 @@ def examine(
 ) -> Examination:
     """Check this machine, or `num_nodes` nodes of the current allocation.
 
-    Args:
-        partition: replaces that of SBATCH_PARTITION, the job, the profile or Slurm's default.
-
-    Raises:
-        ConfigError: the job or the profile cannot be read.
-        UsageError: `num_nodes` outside an allocation, or more than it has; an invalid SBATCH_* variable or
-            profile.
+    `partition` replaces that of SBATCH_PARTITION, the job, the profile or Slurm's default. Raise ConfigError
+    if the job or the profile cannot be read; UsageError for `num_nodes` outside an allocation or more than it
+    has, or an invalid SBATCH_* variable or profile.
     """
     config = load(job, [*overrides_from_environment(os.environ), *overrides], cluster)
     fields.check_cluster(config.cluster)

@@ -62,9 +62,8 @@ def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
 def ask_versions(python: str, setup: bool = False) -> VersionFacts:
     """Ask another interpreter: `-m r1hpc.preflight.versions`, with nothing of this environment but r1hpc.
 
-    Args:
-        python: the words that start it (cluster.python).
-        setup: lines of the profile run before it in a job, so PATH here says nothing about a bare name.
+    `python` are the words that start it. With `setup`, lines of the profile run before it in a job, so PATH
+    here says nothing about a bare name.
     """
     words = python.split()
     if setup and "/" not in words[0]:

@@ -74,11 +74,8 @@ class SlurmError(R1hpcError):
 def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | None = None) -> str:
     """Run one Slurm command and return its stdout.
 
-    Args:
-        env: the command's full environment; None takes this process's, with times as Unix seconds.
-
-    Raises:
-        SlurmError: no such command, it took too long, or it exited with a status other than 0.
+    `env` is the command's full environment; None takes this process's, with times as Unix seconds. Raise
+    SlurmError if there is no such command, it takes too long, or exits with a status other than 0.
     """
     return run(argv, timeout_s, env).stdout
 

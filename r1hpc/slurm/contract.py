@@ -28,11 +28,8 @@ NOT_THE_NODE = 4
 
 
 def of_frozen(code: Path) -> int:
-    """Return the contract of a run's frozen code; of a run that has none yet, this code's.
-
-    Raises:
-        UsageError: it is newer than this code, so it would not understand this code's script.
-    """
+    """Return the contract of a run's frozen code; of a run that has none yet, this code's. Raise UsageError
+    if it is newer than this code, and so would not understand this code's script."""
     if not (code / "r1hpc").is_dir():
         return CURRENT
     try:

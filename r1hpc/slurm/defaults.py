@@ -46,11 +46,8 @@ class Decision:
     """Nodes of the requested partition; None: unknown."""
 
     def refuse_missing_nodes(self) -> None:
-        """Refuse more nodes than exist. MaxNodes may be exceeded by a QOS (sacctmgr(1), PartitionMaxNodes).
-
-        Raises:
-            UsageError: more nodes are requested than exist.
-        """
+        """Raise UsageError for more nodes than exist. MaxNodes may be exceeded by a QOS (sacctmgr(1),
+        PartitionMaxNodes)."""
         asked = self.config.resources.nodes
         if self.num_nodes and asked > self.num_nodes:
             partition = place_in_cluster(self.config)[0]
@@ -61,10 +58,8 @@ def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
     """Return `slurm` or `local`, and a note if it was not requested.
 
     `auto` chooses Slurm wherever it exists, even if it does not answer now: a login node must not start
-    training because slurmctld restarts. A dry run shows the Slurm script unless `local` is requested.
-
-    Raises:
-        UsageError: `slurm` is requested and there is no sbatch.
+    training because slurmctld restarts. A dry run shows the Slurm script unless `local` is requested. Raise
+    UsageError if `slurm` is requested and there is no sbatch.
     """
     if requested == "slurm" and will_submit and shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on PATH: run this on a login node, or take --executor local")
@@ -160,11 +155,8 @@ def decide(
 
 
 def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:
-    """Return sbatch's real values, from the variables of the job, as overrides that come last.
-
-    Args:
-        is_cpu_run: set by the job file; an exclusive node brings its GPUs to any job.
-    """
+    """Return sbatch's real values, from the variables of the job, as overrides that come last. The job file
+    sets `is_cpu_run`: an exclusive node brings its GPUs to any job."""
     found = [f"resources.nodes={environ['SLURM_JOB_NUM_NODES']}"]
     if environ.get("SLURM_GPUS_ON_NODE") and not is_cpu_run:
         found.append(f"resources.gpus_per_node={environ['SLURM_GPUS_ON_NODE']}")

@@ -112,11 +112,8 @@ _OPTIONS = frozenset(
 
 
 def check(option: str, value: str, shown_as: str | None = None) -> str:
-    """Return `value` if the sbatch option may hold it.
-
-    Raises:
-        UsageError: names the field, the first wrong character, and the allowed ones.
-    """
+    """Return `value` if the sbatch option may hold it, else raise UsageError with the field, the first wrong
+    character, and the allowed ones."""
     pattern, words = RULES.get(option, _OTHER_VALUE)
     _match(pattern, words, value, shown_as or f"--{option}")
     if option == "time" and parse_time(value) == 0:
@@ -125,11 +122,8 @@ def check(option: str, value: str, shown_as: str | None = None) -> str:
 
 
 def check_extra(options: Mapping[str, str]) -> dict[str, str]:
-    """Return the `--sbatch KEY=VALUE` options, if all may be passed on.
-
-    Raises:
-        UsageError: a key that is no sbatch long option, one that r1hpc sets itself, or a bad value.
-    """
+    """Return the `--sbatch KEY=VALUE` options. Raise UsageError for a key that is no sbatch long option, one
+    that r1hpc sets itself, or a bad value."""
     for key, value in options.items():
         if not re.fullmatch(_OTHER_KEY, key):
             raise UsageError(
@@ -148,26 +142,19 @@ def check_extra(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_path(path: Path, what: str) -> str:
-    """Return the path as text, if a job script, Slurm's file patterns and PYTHONPATH can hold it.
-
-    Raises:
-        UsageError: it holds a quote, a percent sign, a colon, a control character or the like.
-    """
+    """Return the path as text, if a job script, Slurm's file patterns and PYTHONPATH can hold it. Raise
+    UsageError for a quote, a percent sign, a colon, a control character or the like."""
     text = str(path)
     _match(_PATH, "letters, digits, spaces and . _ / + @ = , -", text, what)
     return text
 
 
 def check_parents(path: Path, trust_shared: bool = False) -> None:
-    """Refuse a run folder that another user could replace with theirs, since its code runs as you.
+    """Raise StateError for a run folder that another user could replace with theirs, since its code runs as
+    you.
 
-    Checks each folder above the path, and above the target of each symbolic link on the way.
-
-    Args:
-        trust_shared: accept folders that other users own or a group may write.
-
-    Raises:
-        StateError: another user may rename an entry of one of them.
+    Checks each folder above the path, and above the target of each symbolic link on the way. `trust_shared`
+    accepts folders that other users own or a group may write.
     """
     trust = "set cluster.trust_shared_run_root=true if you trust"
     for entry in sorted(_way_to(path)):
@@ -239,11 +226,8 @@ def check_resources(resources: "ResourcesConfig") -> None:
 
 
 def read_gres(text: str, shown_as: str) -> tuple[str, str]:
-    """Return the GPUs of a sbatch --gres as `[TYPE:]N`, and its other resources; either may be empty.
-
-    Raises:
-        UsageError: not a gres, or two kinds of GPU.
-    """
+    """Return the GPUs of a sbatch --gres as `[TYPE:]N`, and its other resources; either may be empty. Raise
+    UsageError if it is not a gres, or has two kinds of GPU."""
     check("gres", text, shown_as)
     parts = text.split(",")
     gpus = [part for part in parts if part.partition(":")[0] == "gpu"]
@@ -254,11 +238,7 @@ def read_gres(text: str, shown_as: str) -> tuple[str, str]:
 
 
 def read_gpus(text: str, shown_as: str) -> tuple[int, str | None]:
-    """Return the number and type of `4` or `a100:4`.
-
-    Raises:
-        UsageError: neither.
-    """
+    """Return the number and type of `4` or `a100:4`; raise UsageError if it is neither."""
     kind, colon, count = text.rpartition(":")
     if not (count.isascii() and count.isdigit()):
         count, kind = ("1", text) if shown_as == "--gres" and re.fullmatch(_WORD, text) else ("", kind)

@@ -103,11 +103,7 @@ def all_overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[s
 
 
 def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
-    """Return the overrides for the given flags.
-
-    Raises:
-        UsageError: a value its field may not hold.
-    """
+    """Return the overrides for the given flags; raise UsageError for a value its field may not hold."""
     given = [(flag, getattr(arguments, flag.key)) for flag in FLAGS]
     found = [each for flag, value in given if value is not None for each in _overrides(flag, value)]
     if arguments.exclusive:
@@ -123,11 +119,8 @@ def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
-    """Return the overrides for SBATCH_* variables (sbatch(1), "INPUT ENVIRONMENT VARIABLES").
-
-    Raises:
-        UsageError: a value its field may not hold.
-    """
+    """Return the overrides for SBATCH_* variables (sbatch(1), "INPUT ENVIRONMENT VARIABLES"); raise
+    UsageError for a value its field may not hold."""
     chosen = [
         (flag, environ[flag.variable]) for flag in FLAGS if flag.variable and environ.get(flag.variable)
     ]

@@ -39,11 +39,8 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
 
     The job can start before the submitting process, which gets the job id from sbatch, has renamed the
     payload. A job submitted by another job's script has none, nor has one whose submission was interrupted:
-    it uses the run's newest.
-
-    Raises:
-        StateError: not there in time, a symbolic link, of another user, or open to other writers; the same
-            of the folders above it. Or it names code that no submission names.
+    it uses the run's newest. Raise StateError if it is not there in time, a symbolic link, of another user,
+    or open to other writers; the same of the folders above it; or if it names code that no submission names.
     """
     path = path_of(run, job_id)
     deadline = time.monotonic() + patience_s

@@ -61,11 +61,8 @@ class ClusterFacts:
 def probe_cluster(
     partition: str | None = None, qos: str | None = None, account: str | None = None
 ) -> ClusterFacts:
-    """Return the facts for one partition (None: the default) and one QOS (None: the user's default).
-
-    Raises:
-        UsageError: the partition does not exist; names the existing ones.
-    """
+    """Return the facts for one partition (None: the default) and one QOS (None: the user's default). Raise
+    UsageError with the existing partitions if there is no such one."""
     user = ["user=" + getpass.getuser(), *([f"account={account}"] if account else [])]
     answers = _ask(  # -a: hidden partitions can be used all the same
         {
@@ -113,11 +110,8 @@ def probe_cluster(
 
 
 def cluster_name(timeout_s: float = _TIMEOUT_S) -> str | None:
-    """Return the name of the cluster that Slurm's commands contact here.
-
-    Raises:
-        SlurmError: slurmctld did not answer.
-    """
+    """Return the name of the cluster that Slurm's commands contact; SlurmError if slurmctld does not
+    answer."""
     return read_config(call(["scontrol", "show", "config"], timeout_s)).get("ClusterName")
 
 
@@ -143,11 +137,8 @@ def read_config(text: str) -> dict[str, str]:
 
 
 def read_partition(text: str, name: str | None) -> dict[str, str]:
-    """Return the fields of one partition in `scontrol show partition -o`; of the default one for None.
-
-    Raises:
-        UsageError: partitions are listed, but not `name`.
-    """
+    """Return the fields of one partition in `scontrol show partition -o`; of the default one for None. Raise
+    UsageError if partitions are listed, but not `name`."""
     partitions = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
     wanted = name.split(",")[0] if name else None
     for fields in partitions:

@@ -49,11 +49,7 @@ class QueuedJob:
 
 
 def ask_squeue(account: str) -> list[QueuedJob]:
-    """Return the jobs of an account.
-
-    Raises:
-        SlurmError: squeue or slurmctld did not answer.
-    """
+    """Return the jobs of an account; raise SlurmError if squeue or slurmctld does not answer."""
     columns = ",".join(f"{field}:|" for field in _FIELDS)
     return read_squeue(call(["squeue", "-h", "-r", "-a", "-O", columns, f"-A{account}"], 10.0))
 
@@ -84,11 +80,8 @@ def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, s
 
 
 def move(job_id: str, after: Sequence[str], also: str | None = None) -> None:
-    """Make a waiting job wait for other jobs instead.
-
-    Raises:
-        SlurmError: it no longer waits, or slurmctld did not answer.
-    """
+    """Make a waiting job wait for other jobs instead. Raise SlurmError if it no longer waits, or slurmctld
+    does not answer."""
     options = after_all_ok(after, also)
     call(["scontrol", "update", f"JobId={job_id}", f"Dependency={options['dependency']}"], 20.0)
 
@@ -98,10 +91,7 @@ def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
 
     Every job of a run starts in the run's folder, so this finds a job whose submission was interrupted before
     its id was saved. With `all_states` also jobs that have ended, as long as slurmctld remembers them
-    (MinJobAge).
-
-    Raises:
-        SlurmError: slurmctld did not answer.
+    (MinJobAge). Raise SlurmError if it does not answer.
     """
     # The folder last: it may hold spaces.
     states = ["-t", "all"] if all_states else []
@@ -152,10 +142,7 @@ class TresLimit:
 
 def gpu_limits(account: str | None, qos: str | None = None) -> list[TresLimit]:
     """Return the GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
-
-    Raises:
-        SlurmError: slurmctld did not answer, or hides it.
-    """
+    Raise SlurmError if slurmctld does not answer, or hides them."""
     text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], 10.0)
     return read_assoc_mgr(text, account, qos, getpass.getuser())
 

@@ -62,11 +62,8 @@ class RankContext:
 
 
 def current(environ: Mapping[str, str]) -> RankContext:
-    """Return the context of this process, under either executor.
-
-    Raises:
-        StateError: neither srun nor the local supervisor started it, or a variable is missing or wrong.
-    """
+    """Return the context of this process, under either executor. Raise StateError if neither srun nor the
+    local supervisor started it, or a variable is missing or wrong."""
     if "R1HPC_LOCAL_RANK" in environ:
         return from_local(environ)
     if "SLURM_PROCID" in environ:
@@ -145,13 +142,10 @@ def job_id(environ: Mapping[str, str]) -> str | None:
 
 
 def expand_nodelist(text: str) -> tuple[str, ...]:
-    """Return the names in Slurm's host list notation, in order.
+    """Return the names in Slurm's host list notation, in order; raise StateError for a bad bracket or range.
 
     >>> expand_nodelist("n[1-3,07],m2")
     ('n1', 'n2', 'n3', 'n07', 'm2')
-
-    Raises:
-        StateError: unbalanced brackets or a bad range.
     """
     names: list[str] = []
     for item in _split(text):
@@ -178,13 +172,9 @@ def expand_counts(text: str) -> tuple[int, ...]:
 def choose_port() -> socket.socket:
     """Return a listening socket on a random free port that the kernel never gives to outgoing connections.
 
-    It listens on all addresses.
-
-    Any client can take a port of the ephemeral range between its choice and its use, which at scale happens
-    daily. The caller keeps the socket (it *is* the reservation) or hands its descriptor on.
-
-    Raises:
-        R1hpcError: no free port was found.
+    It listens on all addresses. Any client can take a port of the ephemeral range between its choice and its
+    use, which at scale happens daily. The caller keeps the socket (it *is* the reservation) or hands its
+    descriptor on. Raise R1hpcError if no port is free.
     """
     ports = _outside_ephemeral()
     for _ in range(_PORT_TRIES):
@@ -206,10 +196,7 @@ def own_address(environ: Mapping[str, str], name: str) -> str:
     """Return the address by which others reach this node, called `name`.
 
     The one on the route to the submitting host; if that is this node itself, the one of its name. A Debian
-    node may know its own name as 127.0.1.1 only.
-
-    Raises:
-        R1hpcError: every route leads to a loopback address.
+    node may know its own name as 127.0.1.1 only. Raise R1hpcError if every route leads to a loopback address.
     """
     for host in filter(None, (environ.get("SLURM_SUBMIT_HOST"), name, socket.getfqdn())):
         try:
@@ -227,10 +214,8 @@ def network_interface_to(host: str) -> str | None:
     """Return the interface by which this node reaches `host`, for GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
 
     Sends no packet: connecting a UDP socket only reads the routing table. None if no interface has the source
-    address (an alias of a primary address, some container networks).
-
-    Raises:
-        R1hpcError: `host` does not resolve, or there is no route to it.
+    address (an alias of a primary address, some container networks). Raise R1hpcError if `host` does not
+    resolve, or there is no route to it.
     """
     try:
         family, source = _source_address(host)

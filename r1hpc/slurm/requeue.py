@@ -79,11 +79,8 @@ class JobState:
 
 
 def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
-    """Return the state of one job; no states if Slurm has forgotten it (MinJobAge after its end).
-
-    Raises:
-        SlurmError: slurmctld did not answer.
-    """
+    """Return the state of one job; no states if Slurm has forgotten it (MinJobAge after its end). Raise
+    SlurmError if slurmctld does not answer."""
     try:
         text = call(["scontrol", "show", "job", "-o", job_id], timeout_s)
     except SlurmError as error:
@@ -94,13 +91,10 @@ def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
 
 
 def controller_time() -> float:
-    """Read slurmctld's clock, in Unix seconds.
+    """Read slurmctld's clock, in Unix seconds; raise SlurmError if it does not answer.
 
     RunTime and time left of a running job are unreliable: scontrol and squeue count them by their own host's
     clock, and print INVALID if that is behind (Slurm 24.11).
-
-    Raises:
-        SlurmError: slurmctld did not answer.
     """
     said = call(["scontrol", "show", "config"], 10.0)
     found = re.search(r"^Configuration data as of (\d+)", said, re.MULTILINE)
@@ -143,14 +137,10 @@ def requeue(
     then `resubmit`. Called from inside the job this ends the job: the caller gets SIGTERM soon after.
 
     After any other answer it asks again: a restarting controller answers, among others, "Unexpected message
-    received".
+    received". Raise SlurmError if Slurm refuses for good, or for `patience_s` seconds gives no final answer.
 
-    Args:
-        check: checks the job before each request. A SlurmError that it raises counts as that request's
-            answer; any other error cancels the requeue.
-
-    Raises:
-        SlurmError: Slurm refused for good, or for `patience_s` seconds gave no final answer.
+    `check` checks the job before each request. A SlurmError that it raises counts as that request's answer;
+    any other error cancels the requeue.
     """
 
     def ask() -> None:

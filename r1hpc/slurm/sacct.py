@@ -71,12 +71,8 @@ class JobRecord:
 def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30.0) -> list[JobRecord]:
     """Return every record of a job, or of several separated by commas, oldest first; also waiting ones.
 
-    Args:
-        since: Unix seconds; records that ended before are left out. None: from the job's start.
-
-    Raises:
-        SlurmError: sacct or slurmdbd did not answer.
-        StateError: sacct printed something else.
+    Records that ended before `since` (Unix seconds) are left out. Raise SlurmError if sacct or slurmdbd does
+    not answer, StateError if sacct prints something else.
     """
     # sacct leaves out what is newer than its own clock, which may be behind that of slurmctld.
     until = f"uts{int(time.time() + _MOST_BEHIND_S)}"
@@ -87,11 +83,7 @@ def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30
 
 
 def parse_records(lines: Sequence[str]) -> list[JobRecord]:
-    """Parse sacct's output without a header, with the columns FIELDS.
-
-    Raises:
-        StateError: a line has other columns.
-    """
+    """Parse sacct's output in the columns FIELDS, without a header; raise StateError for other columns."""
     columns = read_header(FIELDS.replace(",", "|").encode(), "sacct")
     return list(read_rows((line.encode() for line in lines), columns, "sacct", first=1, waiting=True))
 
@@ -100,11 +92,8 @@ def parse_records(lines: Sequence[str]) -> list[JobRecord]:
 def ask_sacct_file(
     start: str | None, end: str | None, user: str | None, account: str | None, timeout_s: float
 ) -> Iterator[IO[bytes]]:
-    """Yield an unnamed file with all jobs of a user or an account; without either this user's.
-
-    Raises:
-        SlurmError: sacct or slurmdbd did not answer.
-    """
+    """Yield an unnamed file with all jobs of a user or an account; without either this user's. Raise
+    SlurmError if sacct or slurmdbd does not answer."""
     argv = ["sacct", "-D", "-X", "-P", "-o", FIELDS]
     options = {"-S": start, "-E": end, "-u": user, "-A": account}
     argv += [f"{flag}{value}" for flag, value in options.items() if value is not None]
@@ -158,10 +147,8 @@ class Columns:
     def row(self, line: str) -> dict[str, str]:
         """Return the cells of a row by name; of two columns with one name the first.
 
-        Only a job name explains more cells than the header has.
-
-        Raises:
-            RowError: there are fewer, or more without a column JobName.
+        Only a job name explains more cells than the header has. Raise RowError if there are fewer, or more
+        without a column JobName.
         """
         cells, count = line.split("|"), len(self.names)
         surplus = len(cells) - count
@@ -179,11 +166,8 @@ class RowError(ValueError):
 
 
 def read_header(line: bytes, source: str, also: Sequence[str] = ()) -> Columns:
-    """Return the columns named by the first line.
-
-    Raises:
-        StateError: a required one is missing; names it, `source` and the fix.
-    """
+    """Return the columns named by the first line. Raise StateError with `source` and the fix if a required
+    one is missing."""
     text = _text(line)
     names = tuple(name.strip().lower() for name in text.split("|"))
     missing = [name for name in ("JobID", "Start", "AllocTRES", *also) if name.lower() not in names]
@@ -206,12 +190,8 @@ def read_rows(
 ) -> Iterator[JobRecord]:
     """Yield each row as a record, except steps, blank lines, repeated headers and jobs that never started.
 
-    Args:
-        first: the number of the first of `lines` in `source`.
-        job_ids, waiting: see pick_records.
-
-    Raises:
-        StateError: a line cannot be read.
+    `first` is the number of the first of `lines` in `source`; for the others see pick_records. Raise
+    StateError for a line that cannot be read.
     """
     wanted = None if job_ids is None else {each.encode() for each in job_ids}
     for number, line in enumerate(lines, first):
@@ -244,11 +224,7 @@ def line_error(source: str, number: int, error: ValueError) -> StateError:
 
 
 def to_record(row: dict[str, str]) -> JobRecord:
-    """Parse one row, its cells by lower-case column name.
-
-    Raises:
-        ValueError: a cell holds no number, or no time.
-    """
+    """Parse one row by lower-case column name; raise ValueError for a cell without number or time."""
     cell = row.get
     start, end = row["start"], cell("end", "")
     elapsed_s = elapsed_of(cell("elapsedraw", ""), cell("elapsed", ""), start, end)
@@ -280,10 +256,8 @@ def state_of(text: str) -> str:
 def gpus_of(alloc_tres: str) -> int:
     """Count the GPUs in an AllocTRES such as "billing=4,cpu=4,gres/gpu:a100=8,gres/gpu=8,node=4", each once.
 
-    Slurm lists the total and the same GPUs by type; some sites configure only one of them.
-
-    Raises:
-        ValueError: more than any job has.
+    Slurm lists the total and the same GPUs by type; some sites configure only one of them. Raise ValueError
+    for more than any job has.
     """
     total = re.search(r"(?:^|,)gres/gpu=(\d+)", alloc_tres)
     typed = re.findall(r"(?:^|,)gres/gpu:[^=,]+=(\d+)", alloc_tres)
@@ -291,11 +265,7 @@ def gpus_of(alloc_tres: str) -> int:
 
 
 def nodes_of(num_nodes: str, alloc_tres: str) -> int:
-    """Return the nodes, from NNodes if present, else from AllocTRES.
-
-    Raises:
-        ValueError: no number of nodes.
-    """
+    """Return the nodes, from NNodes if present, else AllocTRES; raise ValueError for no number of them."""
     if num_nodes:
         return _whole(num_nodes, "NNodes")
     found = re.search(r"(?:^|,)node=(\d+)", alloc_tres)
@@ -304,10 +274,7 @@ def nodes_of(num_nodes: str, alloc_tres: str) -> int:
 
 def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
     """Return the seconds a record ran, from ElapsedRaw, Elapsed, or End - Start; "" for a missing column.
-
-    Raises:
-        ValueError: no number, or no possible time; or it is still running and only End was there.
-    """
+    Raise ValueError for no number or no possible time, or if it still runs and only End was there."""
     if raw:
         seconds = _integer(raw, "ElapsedRaw")
     elif elapsed:
@@ -359,11 +326,8 @@ def _both(text: str) -> list[float]:
 
 
 def parse_when(text: str) -> float | None:
-    """Return the Unix seconds of sacct's time: 2026-05-01T10:00:00 (local), or seconds; None if unset.
-
-    Raises:
-        UsageError: neither.
-    """
+    """Return the Unix seconds of sacct's time: 2026-05-01T10:00:00 (local), or seconds; None if unset. Raise
+    UsageError if it is neither."""
     if text in NEVER:
         return None
     try:

@@ -223,11 +223,7 @@ class Trial:
 
 
 def try_out(text: str) -> Trial:
-    """Show a script to Slurm without making a job.
-
-    Raises:
-        SlurmError: it would refuse the job.
-    """
+    """Show a script to Slurm without making a job; raise SlurmError if it would refuse the job."""
     try:
         answer = run(["sbatch", "--test-only"], _TRIAL_S, exported(), text=text).stderr
     except SlurmError as error:
@@ -246,10 +242,7 @@ def try_out(text: str) -> Trial:
 
 def read_job_id(answer: str) -> str:
     """Return the id in the output of `sbatch --parsable`: ID or ID;CLUSTER, after output of a site's filter.
-
-    Raises:
-        StateError: there is none.
-    """
+    Raise StateError if there is none."""
     found = re.fullmatch(r"(\d+)(;\S+)?", (answer.strip().splitlines() or [""])[-1])
     if not found:
         raise StateError(

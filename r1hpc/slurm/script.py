@@ -96,12 +96,8 @@ class Script:
 def make_script(
     run: RunDir, config: RunConfig, *, gpus_per_node: int, signal_lead_s: int = DEFAULT_SIGNAL_LEAD_S
 ) -> Script:
-    """Return the script of a run, with every field checked.
-
-    Raises:
-        UsageError: a field has a forbidden value, a node is both required and excluded, or the run's frozen
-            code is newer than this one.
-    """
+    """Return the script of a run. Raise UsageError if a field has a forbidden value, a node is both required
+    and excluded, or the run's frozen code is newer than this one."""
     resources, cluster = config.resources, config.cluster
     fields.check_resources(resources)
     fields.check_cluster(cluster)

@@ -20,12 +20,8 @@ from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 
 
 def submit(run: RunDir, num_tasks: int = 1, known: Collection[str] | None = None) -> str:
-    """Submit the job.sh of a run and leave the payload for its ranks; return the job id.
-
-    Raises:
-        UsageError: there is no Slurm client here.
-        SlurmError, LostSubmissionError, StateError: see `slurm.sbatch`.
-    """
+    """Submit the job.sh of a run and leave the payload for its ranks; return the job id. Raise UsageError if
+    there is no Slurm client here; else the errors of `slurm.sbatch`."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UsageError(
             "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"

@@ -127,11 +127,7 @@ def _changed(
     config: RunConfig, shape: ModelShape, topology: Topology, changes: Sequence[_Change]
 ) -> tuple[RunConfig, Topology, list[_Change]]:
     """Return the run with changed settings, and these with the accumulation that gives the global batch, if
-    another one is set.
-
-    Raises:
-        UsageError: a run would refuse them.
-    """
+    another one is set. Raise UsageError if a run would refuse them."""
     decided = replace(config.resources, gpus_per_node=topology.gpus_per_node, nodes=topology.num_nodes)
     changed = replace(config, resources=decided)
     for change in changes:

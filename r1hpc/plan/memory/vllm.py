@@ -60,14 +60,8 @@ class VllmMemory:
 def vllm_memory(
     config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> VllmMemory | None:
-    """Return vLLM's memory on each rank; None: another engine samples.
-
-    Args:
-        card_gib: memory of a GPU, of which it has a share.
-
-    Raises:
-        ConfigError: rollout.vllm_options has a non-number where vLLM needs a number.
-    """
+    """Return vLLM's memory on each rank, of GPUs of `card_gib`; None: another engine samples. Raise
+    ConfigError if rollout.vllm_options has a non-number where vLLM needs a number."""
     if config.rollout.engine != "vllm":
         return None
     width = WEIGHT_BYTES[config.train.precision]

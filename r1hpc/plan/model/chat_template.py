@@ -37,11 +37,8 @@ class ChatTemplate:
     special: tuple[str, ...]
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, for_answer: bool = False) -> str:
-        """Return the conversation as one text; `for_answer`: up to where the assistant begins.
-
-        Raises:
-            ValueError: not a message, or it spells a special token, or the template refuses it.
-        """
+        """Return the conversation as one text; `for_answer`: up to where the assistant begins. Raise
+        ValueError if one is not a message or spells a special token, or the template refuses it."""
         for message in messages:
             self._check(message)
         try:
@@ -75,11 +72,8 @@ class ChatTemplate:
 def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
     """Return the template of a Jinja file, or of a tokenizer's folder (or its tokenizer.json).
 
-    Args:
-        tokenizer: the folder of the tokenizer whose tokens a Jinja file uses; None: the file's own.
-
-    Raises:
-        UsageError: there is none, or it does not compile.
+    `tokenizer` is the folder of the tokenizer whose tokens a Jinja file uses; None: the file's own. Raise
+    UsageError if there is no template, or it does not compile.
     """
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -74,12 +74,7 @@ class _Count:
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """Return the shape of the model that transformers builds from a config.json.
-
-    Raises:
-        UnknownModelError: an unknown model_type; names the known ones.
-        ConfigError: a shape no model can have.
-    """
+    """Return the shape of the model that transformers builds from a config.json; raise as `resolve`."""
     family, values = resolve(config)
     heads, head_dim = values["num_attention_heads"], values["head_dim"]
     hidden, vocab, layers = values["hidden_size"], values["vocab_size"], values["num_hidden_layers"]
@@ -134,12 +129,8 @@ def hardware_flops_per_token(shape: ModelShape, seq_len: int, activation_checkpo
 
 
 def check_heads(config: Mapping[str, Any]) -> None:
-    """Refuse head counts that do not divide. Works on any model_type, known here or not.
-
-    Raises:
-        ConfigError: hidden_size is no multiple of the heads (if head_dim follows from it), or the
-            heads no multiple of the key-value heads.
-    """
+    """Raise ConfigError if hidden_size is no multiple of the heads (where head_dim follows from it), or these
+    are none of the key-value heads. Works on any model_type."""
     heads, hidden, groups = (
         value if isinstance(value := config.get(name), int) else None
         for name in ("num_attention_heads", "hidden_size", "num_key_value_heads")
@@ -167,12 +158,8 @@ def dropouts(config: Mapping[str, Any]) -> list[str]:
 
 
 def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """Return the family and every value it needs: its defaults, the config, and derived values.
-
-    Raises:
-        UnknownModelError: an unknown model_type; names the known ones.
-        ConfigError: a shape no model can have.
-    """
+    """Return the family and every value it needs: its defaults, the config, and derived values. Raise
+    UnknownModelError for an unknown model_type, ConfigError for a shape no model can have."""
     model_type = config.get("model_type")
     family = FAMILIES.get(str(model_type))
     if family is None:
@@ -278,11 +265,8 @@ def load_model_config(
 ) -> dict[str, Any]:
     """Return model.path/config.json with model.config over it, and the dataset's vocabulary if none is given.
 
-    Args:
-        expected: replaces the config.json of a folder that another run has yet to write.
-
-    Raises:
-        ConfigError: no model at all, no readable config.json, or a vocabulary smaller than the dataset's.
+    `expected` replaces the config.json of a folder that another run has yet to write. Raise ConfigError for
+    no model at all, no readable config.json, or a vocabulary smaller than the dataset's.
     """
     model = config.model
     merged = {**_of_folder(model.path, expected, "model.path"), **model.config}
@@ -306,14 +290,8 @@ def load_model_config(
 def load_teacher_config(
     config: "RunConfig", expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """Return the config.json of rl.teacher; None: the run has no teacher.
-
-    Args:
-        expected: as for `load_model_config`.
-
-    Raises:
-        ConfigError: no readable config.json, or one without model_type.
-    """
+    """Return the config.json of rl.teacher; None: the run has no teacher. `expected` is as for
+    `load_model_config`. Raise ConfigError for no readable config.json, or one without model_type."""
     if config.stage != "rl" or config.rl.teacher is None:
         return None
     found = _of_folder(config.rl.teacher, expected, "rl.teacher")
@@ -333,12 +311,9 @@ def teacher_of(config: "RunConfig", hf_config: Mapping[str, Any]) -> "ModelConfi
 
 
 def check_model_type(model_type: Any) -> None:
-    """Refuse a model_type that the installed transformers has no causal language model for.
+    """Raise ConfigError for a model_type that the installed transformers has no causal language model for.
 
     Its table is read as text, since importing it takes seconds. If there is none, the ranks find out.
-
-    Raises:
-        ConfigError: names the nearest.
     """
     found = importlib.util.find_spec("transformers")
     file = Path(found.origin or "").parent / "models" / "auto" / "modeling_auto.py" if found else None

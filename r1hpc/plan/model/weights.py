@@ -32,13 +32,9 @@ _ENDS = ("lm_head", "embed_tokens", "wte")
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Refuse a model.path without weights, unless the model is trained from scratch.
-
-    A folder without config.json is left to `load_model_config`, which refuses it.
-
-    Raises:
-        ConfigError: no weights under transformers' names, or files of them are missing.
-    """
+    """Raise ConfigError for a model.path without weights under transformers' names or with files missing,
+    unless the model is trained from scratch. One without config.json is left to `load_model_config`, which
+    refuses it."""
     if model.path is None or model.from_scratch or not Path(model.path, "config.json").is_file():
         return
     folder = Path(model.path)
@@ -80,15 +76,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def refuse_misshapen(weights: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Refuse weights whose tensors do not fit the config: transformers would initialise those at random.
-
-    Args:
-        weights: how the sentence begins.
-        mismatched: name, shape in the weights, and shape by the config of each tensor where they differ.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Raise ConfigError, which begins with `weights`, for tensors that do not fit the config: transformers
+    would initialise those at random. `mismatched` are name, shape in the weights, and shape by the config of
+    each."""
     shapes = [
         f"{name} is {tuple(theirs)} there and {tuple(ours)} in the config"
         for name, theirs, ours in sorted(mismatched)
@@ -106,15 +96,9 @@ def first_of(names: Sequence[str], most: int = 5) -> str:
 
 
 def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse weights that would not load, or lora_targets that match no module of the families below.
-
-    Args:
-        hf_config: model.path/config.json with the changes of model.config.
-
-    Raises:
-        ConfigError: a file is a git-lfs pointer, cut off or no weights file; a name in model.lora_targets
-            matches no module.
-    """
+    """Raise ConfigError for weights that would not load (a git-lfs pointer, a file cut off, no weights file),
+    or lora_targets that match no module of the families below. `hf_config` has the changes of
+    model.config."""
     if model.path is None or model.from_scratch:
         return
     tensors = read_tensors(Path(model.path))
@@ -124,11 +108,8 @@ def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Shape]:
-    """Return the name and shape of every tensor in a folder's safetensors files, none of older formats.
-
-    Raises:
-        ConfigError: names the file that cannot be read.
-    """
+    """Return the name and shape of every tensor in a folder's safetensors files, none of older formats. Raise
+    ConfigError for a file that cannot be read."""
     tensors: dict[str, Shape] = {}
     for path in weight_files(folder):
         with path.open("rb") as file:

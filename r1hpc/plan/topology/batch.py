@@ -108,14 +108,11 @@ def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
 
 
 def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None) -> BatchPlan:
-    """Return the batch of a run, by its stage.
+    """Return the batch of a run, by its stage; raise ConfigError if no accumulation gives it.
 
     An RL step trains on completions, of which a rollout yields num_prompts x num_generations; its micro
     batches depend on how many the rollout kept, so they need not divide anything. The stages without
     optimizer steps have parts.
-
-    Raises:
-        ConfigError: no accumulation gives it.
     """
     train, rollout = config.train, config.rollout
     if config.stage not in PLANNED_STAGES:

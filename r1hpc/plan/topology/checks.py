@@ -25,11 +25,7 @@ NF4_BLOCK = 64
 
 
 def check_layout(config: RunConfig) -> None:
-    """Refuse settings that exclude each other; resources.gpus_per_node must be decided.
-
-    Raises:
-        UsageError: names the conflict and an alternative.
-    """
+    """Raise UsageError for settings that exclude each other; resources.gpus_per_node must be decided."""
     check_precision(config)
     if is_quantized(config):
         _check_base(config)
@@ -40,11 +36,7 @@ def check_layout(config: RunConfig) -> None:
 
 
 def check_precision(config: RunConfig) -> None:
-    """Refuse a precision that the run cannot have; resources.gpus_per_node must be decided.
-
-    Raises:
-        UsageError: names the conflict and an alternative.
-    """
+    """Raise UsageError for a precision that the run cannot have; resources.gpus_per_node must be decided."""
     precision, on_gpus = config.train.precision, bool(config.resources.gpus_per_node)
     if config.stage in TRAINED_STAGES and not on_gpus and precision is Precision.fp16:
         raise UsageError(
@@ -74,12 +66,8 @@ def check_precision(config: RunConfig) -> None:
 
 
 def check_new_precision(config: RunConfig) -> None:
-    """Refuse in a new run what works badly: fp16 without ZeRO, and bf16 on a card without it, where torch
-    emulates it and no fused attention accepts it. An older run cannot change either.
-
-    Raises:
-        UsageError: names an alternative.
-    """
+    """Raise UsageError for what works badly in a new run: fp16 without ZeRO, and bf16 on a card without it,
+    where torch emulates it and no fused attention accepts it. An older run cannot change either."""
     precision, has_own_scale = config.train.precision, "fp16" in config.deepspeed.extra
     without_zero = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 0
     if precision is Precision.fp16 and without_zero and not has_own_scale:
@@ -139,11 +127,7 @@ def _check_base(config: RunConfig) -> None:
 
 
 def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse a base in 4 bits if `check_nf4` refuses its model; unknown families pass.
-
-    Raises:
-        ConfigError: as `check_nf4`.
-    """
+    """Refuse a base in 4 bits if `check_nf4` refuses its model; unknown families pass."""
     try:
         shape = model_shape(hf_config)
     except UnknownModelError:
@@ -152,11 +136,8 @@ def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
 
 
 def check_nf4(shape: ModelShape) -> None:
-    """Refuse a model that would mostly stay unquantised, or would be read wrongly.
-
-    Raises:
-        ConfigError: a mixture of experts, or widths that are no multiples of 64.
-    """
+    """Raise ConfigError for a model that would mostly stay unquantised (a mixture of experts), or would be
+    read wrongly (widths that are no multiples of 64)."""
     if shape.num_active_parameters < shape.num_parameters:
         raise ConfigError(
             f"model.base_quantization=nf4 rounds linear layers, and the experts of a {shape.model_type} are "
@@ -219,11 +200,7 @@ def _check_hpz(config: RunConfig) -> None:
 
 
 def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
-    """Refuse what settings and ranks do not allow if ranks share a sequence.
-
-    Raises:
-        ConfigError: names the conflict and an alternative.
-    """
+    """Raise ConfigError for what settings and ranks do not allow if ranks share a sequence."""
     size = config.train.sequence_parallel
     asked = f"train.sequence_parallel={size}"
     if config.stage not in _SUPERVISED:
@@ -254,15 +231,10 @@ def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
 
 
 def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
-    """Refuse heads or positions that do not divide; works on any model_type.
+    """Raise ConfigError for heads or positions that do not divide; works on any model_type.
 
-    What a config does not show, such as a state along the sequence, is tried on the ranks.
-
-    Args:
-        model: a config.json under Llama's names (plan.model.shape.canonical).
-
-    Raises:
-        ConfigError: names the numbers of ranks that work.
+    What a config does not show, such as a state along the sequence, is tried on the ranks. `model` is a
+    config.json under Llama's names (plan.model.shape.canonical).
     """
     size = config.train.sequence_parallel
     heads = model.get("num_attention_heads")

@@ -90,11 +90,8 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the card of any usual name: A100-SXM4-80GB, a100-80gb, A100, "NVIDIA H100 80GB HBM3".
-
-    Raises:
-        UnknownGpuError: not in the table, or not made with that much memory; names the fix.
-    """
+    """Return the card of any usual name: A100-SXM4-80GB, a100-80gb, A100, "NVIDIA H100 80GB HBM3". Raise
+    UnknownGpuError if it is not in the table, or not made with that much memory."""
     words = _words(name)
     family = _of_family(name, words)
     if is_slice(name):
