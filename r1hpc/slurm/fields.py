@@ -150,8 +150,7 @@ def check_path(path: Path, what: str) -> str:
 
 
 def check_parents(path: Path, trust_shared: bool = False) -> None:
-    """Raise StateError for a run folder that another user could replace with theirs, since its code runs as
-    you.
+    """Raise StateError for a run folder that another user could replace, since its code runs as you.
 
     Checks each folder above the path, and above the target of each symbolic link on the way. `trust_shared`
     accepts folders that other users own or a group may write.

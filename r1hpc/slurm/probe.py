@@ -110,8 +110,7 @@ def probe_cluster(
 
 
 def cluster_name(timeout_s: float = _TIMEOUT_S) -> str | None:
-    """Return the name of the cluster that Slurm's commands contact; SlurmError if slurmctld does not
-    answer."""
+    """Return the name of the cluster of Slurm's commands; raise SlurmError if slurmctld does not answer."""
     return read_config(call(["scontrol", "show", "config"], timeout_s)).get("ClusterName")
 
 

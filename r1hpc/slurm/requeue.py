@@ -168,16 +168,12 @@ def requeue(
 
 
 def resubmit(script: Path, after: str | None = None, exclude: str = "") -> str:
-    """Submit a run's script as a new job, if the cluster does not allow requeueing; return its id.
+    """Submit a run's job.sh as a new job, if the cluster does not allow requeueing; return its id.
 
-    Args:
-        script: job.sh in a run folder; its submitit payload is copied for the new id.
-        after: job that must have ended first (the calling one).
-        exclude: nodes that the new job may not have.
-
-    Raises:
-        StateError: the payload was planted by somebody else, or sbatch answered with no job id.
-        SlurmError: sbatch refused, or slurmctld did not answer for REQUEUE_PATIENCE_S.
+    The run's submitit payload is copied for it. `after` is a job that must have ended first (the calling
+    one), `exclude` are nodes that the new job may not have. Raise StateError if the payload was planted by
+    somebody else, or sbatch answers with no job id; SlurmError if sbatch refuses, or slurmctld does not
+    answer for REQUEUE_PATIENCE_S.
     """
     from r1hpc.slurm.sbatch import LostSubmissionError, sbatch  # reading a job's state needs neither
 

@@ -52,15 +52,12 @@ def memory_of_run(
     card_gib: float = COMMON_CARD_GIB,
     teacher_parameters: int | None = None,
 ) -> MemoryPlan:
-    """Return the memory at the peak, in GiB.
+    """Return the memory at the peak, in GiB; raise ConfigError as vllm_memory.
 
     Args:
         seq_len: of the longest sequence.
         card_gib: memory of a GPU, of which vLLM takes a share.
         teacher_parameters: of rl.teacher, if there is one.
-
-    Raises:
-        ConfigError: see vllm_memory.
     """
     train, width = config.train, WEIGHT_BYTES[config.train.precision]
     stage, world = config.deepspeed.zero_stage, topology.world_size

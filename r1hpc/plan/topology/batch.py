@@ -69,16 +69,13 @@ def solve_batch(
     sequence_parallel: int = 1,
     max_nodes: int | None = None,
 ) -> BatchPlan:
-    """Return the accumulation that gives the global batch exactly.
+    """Return the accumulation that gives the global batch exactly, else raise ConfigError with legal choices.
 
     Args:
         gradient_accumulation_steps: derived if None, else checked.
         ranks_per_node: only for the choices an error lists.
         sequence_parallel: ranks that share their sequences; divides the ranks.
         max_nodes: available nodes, for an error; None: unknown.
-
-    Raises:
-        ConfigError: impossible; lists the nearest legal choices.
     """
     groups, groups_per_node = world_size // sequence_parallel, max(1, ranks_per_node // sequence_parallel)
     per_pass = groups * micro_batch_size
