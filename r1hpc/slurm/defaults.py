@@ -29,8 +29,7 @@ from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
 
 _RESOLVER_S = 30.0
-"""Without slurm.conf, sbatch asks DNS for a server of it: a name server that is silent costs ten seconds and
-more."""
+"""Without slurm.conf, sbatch asks DNS for a server of it: a silent name server costs ten seconds and more."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ def _in_container(
 
 
 def binds_of(config: RunConfig, run_root: Path) -> list[str]:
-    """Return the folders the ranks need, then the profile's: run root (with its datasets), data, models,
-    question files."""
+    """Return the folders of ranks: run root with datasets, data, models, question files; the profile's."""
     models = (config.model.path, config.model.tokenizer, config.rl.teacher)
     needed = [str(run_root), config.data.path, *models]
     for model in models:

@@ -143,8 +143,7 @@ def is_offloaded(config: RunConfig) -> bool:
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
-    """Yield sentences: what does not fit, what uses the memory, and what would help. None: that memory is
-    unknown."""
+    """Yield sentences: what does not fit, what uses the memory, and what would help. None: memory unknown."""
     found = []
     if gpu_gib is not None and plan.total_gib > usable_gib(gpu_gib):
         card = f"a card of {gpu_gib:.0f} GiB has {usable_gib(gpu_gib):.0f}"

@@ -32,9 +32,8 @@ _ENDS = ("lm_head", "embed_tokens", "wte")
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Raise ConfigError for a model.path without weights under transformers' names or with files missing,
-    unless the model is trained from scratch. One without config.json is left to `load_model_config`, which
-    refuses it."""
+    """Raise ConfigError for a model.path without (all) weights under transformers' names, unless the model is
+    trained from scratch. `load_model_config` refuses one without config.json."""
     if model.path is None or model.from_scratch or not Path(model.path, "config.json").is_file():
         return
     folder = Path(model.path)
@@ -76,9 +75,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def refuse_misshapen(weights: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Raise ConfigError, which begins with `weights`, for tensors that do not fit the config: transformers
-    would initialise those at random. `mismatched` are name, shape in the weights, and shape by the config of
-    each."""
+    """Raise ConfigError, beginning with `weights`, for tensors that do not fit the config, which transformers
+    would initialise at random. `mismatched` are name, shape in the weights, and shape by the config."""
     shapes = [
         f"{name} is {tuple(theirs)} there and {tuple(ours)} in the config"
         for name, theirs, ours in sorted(mismatched)
@@ -97,8 +95,7 @@ def first_of(names: Sequence[str], most: int = 5) -> str:
 
 def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
     """Raise ConfigError for weights that would not load (a git-lfs pointer, a file cut off, no weights file),
-    or lora_targets that match no module of the families below. `hf_config` has the changes of
-    model.config."""
+    or lora_targets that match no module of the families below. `hf_config` has model.config's changes."""
     if model.path is None or model.from_scratch:
         return
     tensors = read_tensors(Path(model.path))

@@ -111,8 +111,7 @@ def part_prompts(config: RunConfig, num_ranks: int) -> int:
 
 
 def prompts_per_batch(config: RunConfig) -> int:
-    """Return rollout.prompts_per_batch outside rollouts of stage rl; 0 for vLLM, which bounds its cache
-    itself."""
+    """Return rollout.prompts_per_batch outside rollouts of stage rl; 0 for vLLM, which bounds its cache."""
     return 0 if config.rollout.engine == "vllm" else config.rollout.prompts_per_batch
 
 
