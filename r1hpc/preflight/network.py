@@ -77,10 +77,8 @@ def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
 
 
 def _serve(ports: Sequence[int], awaited: set[str]) -> None:
-    """Answer each line with the time, until all awaited nodes have asked or time is up.
-
-    A stranger may connect too: nodes are known by name.
-    """
+    """Answer each line with the time, until all awaited nodes have asked or time is up. A stranger may
+    connect too: nodes are known by name."""
     listener = _listen(ports)
     if listener is None:
         return

@@ -116,10 +116,8 @@ def texts_of(text: str) -> Iterator[str]:
 def judge_nodes(
     answers: Answers, num_nodes: int, expected_gpus: int | None, image: str | None = None
 ) -> list[SiteFinding]:
-    """Judge every node by itself, merged where they agree, and the nodes against one another.
-
-    `image` is the container of the ranks, if any.
-    """
+    """Judge every node by itself, merged where they agree, and the nodes against one another. `image` is the
+    container of the ranks, if any."""
     reports = answers.reports
     each = {r.node.name: judge_node(r.node, expected_gpus, image) for r in reports}
     names = [report.node.name for report in reports]

@@ -108,10 +108,8 @@ def run(
     stdout: "int | IO[bytes]" = subprocess.PIPE,
     text: str = "",
 ) -> "subprocess.CompletedProcess[str]":
-    """Run one Slurm command like `call`, with `text` on stdin.
-
-    `stdout` may be an open file, for an answer that is too long to hold in memory.
-    """
+    """Run one Slurm command like `call`, with `text` on stdin. `stdout` may be an open file, for an answer
+    that is too long to hold in memory."""
     shown = shlex.join(argv)
     # Slurm's output in the form that is parsed here.
     environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"} if env is None else dict(env)

@@ -75,10 +75,8 @@ def add_submission_flags(parser: argparse.ArgumentParser, leave_out: Collection[
 
 
 def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Add sbatch's flags to the parser, except those (by long name) without meaning for the command.
-
-    --help leaves them out; --help-slurm prints them.
-    """
+    """Add sbatch's flags to the parser, except those (by long name) without meaning for the command. --help
+    leaves them out; --help-slurm prints them."""
     words = "--help with sbatch's flags, which all work here: -N, -t, -p, -A, -q, --gpus-per-node, ..."
     parser.add_argument("--help-slurm", action="help", help=words)
 

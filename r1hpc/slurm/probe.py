@@ -116,9 +116,7 @@ def cluster_name(timeout_s: float = _TIMEOUT_S) -> str | None:
 
 def hides_jobs() -> bool:
     """True if users see only their own jobs (PrivateData=jobs), by slurmctld's configuration or slurmdbd's.
-
-    False if neither has it, or answers.
-    """
+    False if neither has it, or answers."""
     answers = _ask(
         {"slurmctld": ["scontrol", "show", "config"], "slurmdbd": ["sacctmgr", "-n", "show", "configuration"]}
     )
@@ -216,10 +214,8 @@ def _associations(text: str, partition: str | None, cluster: str | None) -> list
 
 
 def _wall(qos_row: Sequence[str], associations: Sequence[Sequence[str]]) -> int | None:
-    """Return the wall limit of a QOS, else of the user's association, which is Slurm's order.
-
-    None: there is none, or the user has several accounts and the job names none.
-    """
+    """Return the wall limit of a QOS, else of the user's association, which is Slurm's order. None: there is
+    none, or the user has several accounts and the job names none."""
     own = limit_s(next(iter(qos_row[4:5]), None))
     if own:
         return own
@@ -229,10 +225,8 @@ def _wall(qos_row: Sequence[str], associations: Sequence[Sequence[str]]) -> int 
 
 
 def _default_qos(associations: Sequence[Sequence[str]]) -> str | None:
-    """Return the default QOS of the user's association; without one, the only allowed one.
-
-    None: there is none, or the user has several accounts, they differ in it, and the job names none.
-    """
+    """Return the default QOS of the user's association; without one, the only allowed one. None: there is
+    none, or the user has several accounts, they differ in it, and the job names none."""
     defaults = {default or ("" if "," in allowed else allowed) for default, allowed, *_ in associations}
     return (defaults.pop() or None) if len(defaults) == 1 else None
 

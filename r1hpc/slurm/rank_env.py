@@ -75,10 +75,8 @@ def current(environ: Mapping[str, str]) -> RankContext:
 
 
 def from_slurm(environ: Mapping[str, str]) -> RankContext:
-    """Return the context of a task that srun started (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
-
-    The step's own variables are preferred to the job's: a job may hold more nodes than the step uses.
-    """
+    """Return the context of a task that srun started (srun(1), "OUTPUT ENVIRONMENT VARIABLES"). The step's
+    own variables are preferred to the job's: a job may hold more nodes than the step uses."""
     names = expand_nodelist(_first(environ, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))
     tasks = expand_counts(_first(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     node_rank = _number(environ, "SLURM_NODEID")
@@ -133,10 +131,8 @@ def played_nodes(num_nodes: int) -> tuple[str, ...]:
 
 
 def job_id(environ: Mapping[str, str]) -> str | None:
-    """Return the id by which scontrol, scancel and sacct find this job alone.
-
-    For an array task that is ARRAY_TASK: its plain SLURM_JOB_ID may be the full array's.
-    """
+    """Return the id by which scontrol, scancel and sacct find this job alone. For an array task that is
+    ARRAY_TASK: its plain SLURM_JOB_ID may be the full array's."""
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 

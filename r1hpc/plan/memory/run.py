@@ -320,10 +320,8 @@ def _with_sampler(
 
 
 def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> float:
-    """Return the memory for the rows decoded together and, in stage rl under ZeRO 3, a full policy.
-
-    For each row keys and values of a full-length sequence, one layer's twice, and logits.
-    """
+    """Return the memory for the rows decoded together and, in stage rl under ZeRO 3, a full policy. For each
+    row keys and values of a full-length sequence, one layer's twice, and logits."""
     width = WEIGHT_BYTES[config.train.precision]
     length = config.rollout.max_prompt_length + config.rollout.max_completion_length
     layer = 2 * shape.num_key_value_heads * shape.head_dim * width * length

@@ -150,11 +150,8 @@ class Zero:
 
     @property
     def buffers(self) -> float:
-        """Return DeepSpeed's memory beside the states.
-
-        ZeRO 1 and 2 hold the full bucket during a backward pass, ZeRO 3 always, however small the model; with
-        overlap_comm two below ZeRO 3.
-        """
+        """Return DeepSpeed's memory beside the states. ZeRO 1 and 2 hold the full bucket during a backward
+        pass, ZeRO 3 always, however small the model; with overlap_comm two below ZeRO 3."""
         if self.stage == 0:
             return 0.0
         bucket = float(self.options.get("reduce_bucket_size", _BUCKET_ELEMENTS))

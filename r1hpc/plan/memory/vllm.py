@@ -91,8 +91,7 @@ def vllm_memory(
 
 def num_sequences(config: RunConfig, num_ranks: int) -> int | None:
     """Return the sequences at once that r1hpc sets for vLLM on a GPU: what a rank decodes together, if that
-    is below vLLM's own number on any card, which sizes its working memory; None: vLLM's own number.
-    """
+    is below vLLM's own number on any card, which sizes its working memory; None: vLLM's own number."""
     together = rows_together(config, num_ranks)
     if together >= min(_BATCH[1], _LARGE_BATCH[1]):
         return None
@@ -101,9 +100,7 @@ def num_sequences(config: RunConfig, num_ranks: int) -> int | None:
 
 def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str | None:
     """Return the setting with which vLLM starts in the `room_gib` left by the trainer; None if there is none.
-
-    It makes the cache as large as wanted, if there is room.
-    """
+    It makes the cache as large as wanted, if there is room."""
     if _whole(config, _CACHE) is not None:
         most = math.floor((min(room_gib, memory.wanted_gib) - memory.fixed_gib) * GIB)
         fits = memory.least_gib <= room_gib and card_gib * _share(config) <= room_gib

@@ -26,10 +26,8 @@ of two days would not be comparable."""
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A compiled template and the tokens it may use by name.
-
-    `strftime_now` is undefined for a template that tests for it; any other gets _DATE.
-    """
+    """A compiled template and the tokens it may use by name. `strftime_now` is undefined for a template that
+    tests for it; any other gets _DATE."""
 
     source: str
     template: Any

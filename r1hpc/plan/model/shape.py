@@ -119,9 +119,7 @@ def flops_per_token(shape: ModelShape, seq_len: int, causal: bool = False) -> fl
 
 def hardware_flops_per_token(shape: ModelShape, seq_len: int, activation_checkpointing: bool) -> float:
     """Return flops_per_token plus the layers' second forward pass of full recomputation: used for HFU.
-
-    Backward is twice a forward, so a second forward adds a third. The output head is not recomputed.
-    """
+    Backward is twice a forward, so a second forward adds a third. The output head is not recomputed."""
     model = flops_per_token(shape, seq_len)
     if not activation_checkpointing:
         return model
@@ -312,9 +310,7 @@ def teacher_of(config: "RunConfig", hf_config: Mapping[str, Any]) -> "ModelConfi
 
 def check_model_type(model_type: Any) -> None:
     """Raise ConfigError for a model_type that the installed transformers has no causal language model for.
-
-    Its table is read as text, since importing it takes seconds. If there is none, the ranks find out.
-    """
+    Its table is read as text, since importing it takes seconds. If there is none, the ranks find out."""
     found = importlib.util.find_spec("transformers")
     file = Path(found.origin or "").parent / "models" / "auto" / "modeling_auto.py" if found else None
     if file is None or not file.is_file():

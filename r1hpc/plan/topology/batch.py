@@ -23,10 +23,8 @@ _MOST_NODES = 10_000
 
 @dataclass(frozen=True)
 class Topology:
-    """The ranks' nodes: one rank per GPU, or `ranks_per_node` on the CPUs if gpus_per_node is 0.
-
-    A server is one rank with all GPUs of its node.
-    """
+    """The ranks' nodes: one rank per GPU, or `ranks_per_node` on the CPUs if gpus_per_node is 0. A server is
+    one rank with all GPUs of its node."""
 
     num_nodes: int
     ranks_per_node: int
@@ -148,10 +146,8 @@ def updates_per_rollout(config: RunConfig) -> int:
 def legal_topologies(
     global_batch_size: int, ranks_per_node: int, max_nodes: int
 ) -> list[tuple[int, int, int]]:
-    """Return every (nodes, micro batch, accumulation) up to `max_nodes` with this global batch, sorted.
-
-    Empty if `ranks_per_node` does not divide the global batch.
-    """
+    """Return every (nodes, micro batch, accumulation) up to `max_nodes` with this global batch, sorted. Empty
+    if `ranks_per_node` does not divide the global batch."""
     found = []
     for nodes in range(1, max_nodes + 1):
         per_rank, rest = divmod(global_batch_size, nodes * ranks_per_node)

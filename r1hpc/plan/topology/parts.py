@@ -132,10 +132,8 @@ def evaluation_prompts(config: RunConfig, world_size: int) -> int:
 
 
 def num_items(config: RunConfig) -> int:
-    """Return the items of a stage without optimizer steps, or of an evaluation of stage rl.
-
-    The submission counts test files and writes each number into evaluate.sets.
-    """
+    """Return the items of a stage without optimizer steps, or of an evaluation of stage rl. The submission
+    counts test files and writes each number into evaluate.sets."""
     if config.stage in ("traces", "generate"):
         return config.generate.num_items
     evaluate = config.evaluate
