@@ -99,12 +99,9 @@ def decide(
     """Fill in what `config` leaves open.
 
     Args:
-        vocab_size: the dataset's, needed to know the size of the model and so of a save.
+        vocab_size, expected_model, expected_teacher, save_speed: as in `make_plan`.
         assumed_gpus_per_node: used if it is unknown; None refuses instead.
         facts: the cluster's facts; None asks it now, if the executor is slurm and Slurm is here.
-        expected_model: the config.json that an earlier stage will leave in model.path.
-        expected_teacher: the same of rl.teacher.
-        save_speed: as measured in the run root; None: not yet.
         has_nodes: the job has its nodes already, whatever the partition's limit is.
 
     Raises:

@@ -138,7 +138,6 @@ def requeue(
 
     After any other answer it asks again: a restarting controller answers, among others, "Unexpected message
     received". Raise SlurmError if Slurm refuses for good, or for `patience_s` seconds gives no final answer.
-
     `check` checks the job before each request. A SlurmError that it raises counts as that request's answer;
     any other error cancels the requeue.
     """

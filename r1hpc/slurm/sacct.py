@@ -112,9 +112,9 @@ def pick_records(
     waiting: bool = False,
     also: Sequence[str] = (),
 ) -> list[JobRecord]:
-    """Return the records in sacct's output, each once, in order.
+    """Return the records in sacct's output, each once, in order, without steps and jobs that never started.
 
-    Leaves out steps, and jobs that have not started.
+    Raise StateError with `source`, line and fix if the header or a line has another format.
 
     Args:
         lines: with or without line ends, and not from splitlines(), which also splits at characters that a
@@ -122,9 +122,6 @@ def pick_records(
         job_ids: only these jobs.
         waiting: also those that have not started.
         also: more required columns, see read_header.
-
-    Raises:
-        StateError: the header or a line has another format; names `source`, line and fix.
     """
     rest = iter(lines)
     columns = read_header(next(rest, b""), source, also)
