@@ -142,8 +142,9 @@ def decide(
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     rules = _rules(facts)
     plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
-    # A cluster that does not answer would give five equal notes.
-    failures = facts.unknown if facts.reachable else facts.unknown[:1]
+    failures = facts.unknown
+    if failures and not facts.reachable:
+        failures = failures[:1]  # a cluster that does not answer would give five equal notes
     notes += [f"not learnt from the cluster: {failure}" for failure in failures]
     if executor == "slurm":
         notes += _warning(config, plan, rules, lead_s)
