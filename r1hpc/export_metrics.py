@@ -42,8 +42,7 @@ def _export(run: RunDir, arguments: Any) -> dict[str, Any]:
     """Write the metrics of all lasting steps; return what was written, and where."""
     from r1hpc.telemetry.records.metrics import read_steps
     from r1hpc.telemetry.trackers.prometheus import write_textfile
-    from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
-    from r1hpc.telemetry.trackers.wandb import WandbWriter
+    from r1hpc.telemetry.trackers.writers import TensorBoardWriter, WandbWriter
 
     if arguments.to == "prometheus":
         return {"file": str(write_textfile(run, arguments.out))}

@@ -287,16 +287,13 @@ def _cards(view: View) -> Iterator[str]:
         more = f": the newest {_MOST_CARDS} of {len(runs)}" if len(runs) > _MOST_CARDS else ""
         yield "<h2>The run</h2>" if alone else f"<h2>Runs{more}</h2>"
         newest = sorted(range(len(runs)), key=lambda i: runs[i].attempts[0].start)[-_MOST_CARDS:]
-        yield from (_card(runs[i], alone) for i in sorted(newest))  # a chain stays in its order
-
-
-def _card(run: RunLedger, alone: bool) -> str:
-    """Return a run's card, or why it cannot be drawn: one bad run must not lose the others."""
-    try:
-        return run_card(run, alone)
-    except (R1hpcError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        return card(run.run_id, lines(f"It cannot be drawn: {why}"))
+        for run in (runs[i] for i in sorted(newest)):  # a chain stays in its order
+            try:
+                shown = run_card(run, alone)
+            except (R1hpcError, OSError) as error:  # one bad run must not lose the others
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                shown = card(run.run_id, lines(f"It cannot be drawn: {why}"))
+            yield shown
 
 
 def publish(

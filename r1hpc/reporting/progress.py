@@ -195,14 +195,19 @@ class Watched:
         save = next((event for event in reversed(events) if event.get("event") == "save"), None)
         evaluations = read_evaluations(self._run)
         newest = max(evaluations, default=None)
+        is_running, ends_at = ledger.situation.state is State.running, None
+        submissions = ledger.situation.history.submissions
+        limit_s = _number(submissions[-1].get("time_limit_s")) if submissions else None
+        if is_running and ledger.attempts and limit_s is not None:
+            ends_at = ledger.attempts[-1].start + limit_s  # Slurm counts from the start of the allocation
         return Shown(
             ledger=ledger,
             progress=progress,
             curves={key: _column(progress.recent, key) for key in QUANTITIES},
-            gpus=tuple(self._gpus()) if ledger.situation.state is State.running else (),
+            gpus=tuple(self._gpus()) if is_running else (),
             saved=None if save is None else (int(save["global_step"]), float(save["time"])),
             held_out=None if newest is None else (newest, float(evaluations[newest]["greedy"]["value"])),
-            job_ends_at=_job_ends_at(ledger),
+            job_ends_at=ends_at,
             time=time.time(),
         )
 
@@ -226,14 +231,6 @@ class Watched:
                     temperature_c=_number(gpu.get("temperature_c")),
                     is_stub=ticks[-1].get("source") == "stub",
                 )
-
-
-def _job_ends_at(ledger: RunLedger) -> float | None:
-    """Return the end by the submitted time limit; Slurm counts from the start of the allocation."""
-    submissions = ledger.situation.history.submissions
-    limit_s = _number(submissions[-1].get("time_limit_s")) if submissions else None
-    running = ledger.situation.state is State.running and ledger.attempts
-    return ledger.attempts[-1].start + limit_s if running and limit_s is not None else None
 
 
 def _column(steps: Sequence[Step], key: str) -> list[float]:

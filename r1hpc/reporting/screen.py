@@ -85,21 +85,17 @@ class _Screen:
         # On a low terminal the hours and the attempt matter more than the later curves.
         most = max(1, console.height - _LINES_BESIDE_CURVES) if self._is_cut else len(shown.curves)
         gap = [Text()] if most >= len(shown.curves) else []
-        yield from (_title(shown), _bar(shown), *gap)
+        ledger = shown.ledger
+        title = Text(printable(ledger.run_id), style="bold")
+        title.append(f": {ledger.state}", style=_STYLES.get(ledger.state, "yellow"))
+        if ledger.situation.detail:
+            title.append(f"  ({printable(ledger.situation.detail)})", style="not bold")
+        yield from (title, _bar(shown), *gap)
         if not shown.progress.in_parts:  # parts have no curves
             yield from (_curves(shown, most), *gap)
         yield _facts(shown)
-        yield from (Text(f"note: {printable(note)}", style="yellow") for note in shown.ledger.notes)
+        yield from (Text(f"note: {printable(note)}", style="yellow") for note in ledger.notes)
         yield from _gpus(shown, options.max_width)  # last, because a low terminal cuts there
-
-
-def _title(shown: Shown) -> Text:
-    ledger, state = shown.ledger, shown.ledger.state
-    text = Text(printable(ledger.run_id), style="bold")
-    text.append(f": {state}", style=_STYLES.get(state, "yellow"))
-    if ledger.situation.detail:
-        text.append(f"  ({printable(ledger.situation.detail)})", style="not bold")
-    return text
 
 
 def _bar(shown: Shown) -> RenderableType:

@@ -12,7 +12,7 @@ import pytest
 from r1hpc import export_metrics as command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.telemetry.records.metrics import MetricWriter
-from r1hpc.telemetry.trackers.wandb import wandb_id
+from r1hpc.telemetry.trackers.writers import wandb_id
 from tests.recorded import RecordedRun, loss_of
 from tests.telemetry.wandb_file import read_offline, run_ids
 

@@ -10,7 +10,7 @@ from typing import Any
 from r1hpc.base.files import iter_records
 from r1hpc.base.records import mistake
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, Diagnosis, diagnose
-from r1hpc.telemetry.diagnosis.findings import Finding
+from r1hpc.telemetry.diagnosis.rules import Finding
 from r1hpc.telemetry.gpu.history import GpuHistory
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.lines import gpu_line

@@ -11,7 +11,7 @@ import pytest
 
 from r1hpc.attempt import end
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, as_lines, diagnose
-from r1hpc.telemetry.diagnosis.findings import Severity
+from r1hpc.telemetry.diagnosis.rules import Severity
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.telemetry.records.ranks import RankTimeWriter, read_rank_times

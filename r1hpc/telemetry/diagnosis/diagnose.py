@@ -9,9 +9,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration
 from r1hpc.telemetry.diagnosis.evidence import gather
-from r1hpc.telemetry.diagnosis.findings import Finding
 from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings
-from r1hpc.telemetry.diagnosis.rules import RULES
+from r1hpc.telemetry.diagnosis.rules import RULES, Finding
 from r1hpc.telemetry.records.attempts import Attempt
 
 QUICK_BYTES = 8 * 2**20

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from r1hpc.telemetry.diagnosis.findings import Finding, warning
+from r1hpc.telemetry.diagnosis.rules import Finding, warning
 from r1hpc.telemetry.records.metrics import Step
 
 MIN_STEPS = 20

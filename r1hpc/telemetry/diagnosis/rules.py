@@ -1,4 +1,4 @@
-"""Judge the readings of an attempt: one pure function for each problem.
+"""Judge the readings of an attempt: one pure function for each problem, which yields its findings.
 
 A rule without the readings it needs gives no finding. Thresholds without a source are our own choice, with
 the reason beside them; none was tuned on a fleet.
@@ -8,11 +8,12 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.telemetry.diagnosis.evidence import Facts, GpuFacts
-from r1hpc.telemetry.diagnosis.findings import Finding, Severity, error, warning
 from r1hpc.telemetry.records.attempts import Cause
 
 MIN_STEPS = 10
@@ -75,6 +76,37 @@ so only low utilisation beside it is a finding."""
 ROLLOUT_UTILIZATION = 60
 REWARD_SHARE = 0.2
 """Share of the step spent on verifying answers, while the GPUs wait."""
+
+
+class Severity(StrEnum):
+    """Severity of a finding."""
+
+    error = "error"
+    """The run makes no progress, or its numbers are in doubt."""
+    warning = "warning"
+    """Hours are being lost, or the training goes wrong."""
+    info = "info"
+    """It could cost less."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding."""
+
+    code: str
+    """A stable name for scripts, such as input_bound."""
+    severity: Severity
+    sentence: str
+    advice: str
+
+
+def error(code: str, sentence: str, advice: str) -> Finding:
+    return Finding(code, Severity.error, sentence, advice)
+
+
+def warning(code: str, sentence: str, advice: str) -> Finding:
+    return Finding(code, Severity.warning, sentence, advice)
+
 
 Rule = Callable[[Facts], Iterable[Finding]]
 

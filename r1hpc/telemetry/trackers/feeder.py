@@ -131,13 +131,13 @@ class _AtFirstStep:
 
 
 def _tensorboard(run: RunDir, config: RunConfig) -> _AtFirstStep:
-    from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
+    from r1hpc.telemetry.trackers.writers import TensorBoardWriter
 
     return _AtFirstStep(run, lambda: TensorBoardWriter(run.trackers / "tensorboard"))
 
 
 def _wandb(run: RunDir, config: RunConfig) -> _AtFirstStep:
-    from r1hpc.telemetry.trackers.wandb import WandbWriter
+    from r1hpc.telemetry.trackers.writers import WandbWriter
 
     asked = config.monitor.wandb
     about = {name: value for name, value in asdict(config).items() if name != "cluster"}

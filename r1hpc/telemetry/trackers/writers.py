@@ -1,17 +1,21 @@
-"""Send the steps of a run to Weights & Biases, offline or live. Needs the extra `wandb`.
+"""Write the steps of a run for TensorBoard and for Weights & Biases. Needs their extras, and no torch.
 
-Only this module uses the wandb package. A run keeps its id over all its attempts. Offline, each writer leaves
-one folder with all its steps, replacing earlier ones, so that `wandb sync` uploads one curve. Online the
-server reports its last step, and steps up to there are left out: W&B accepts no step twice, so a repeated
-step keeps its first value.
+Only this module uses the packages tensorboard and wandb. TensorBoard's scalars are at global_step:
+train/loss, ..., rl/reward, ...
+
+A W&B run keeps its id over all its attempts. Offline, each writer leaves one folder with all its steps,
+replacing earlier ones, so that `wandb sync` uploads one curve. Online the server reports its last step, and
+steps up to there are left out: W&B accepts no step twice, so a repeated step keeps its first value.
 
 W&B's own readings (machine, packages, git, console) stay off: they would be those of the writing process. W&B
 reads the key from ~/.netrc, or from its variable; nothing here handles it.
 """
 
 import hashlib
+import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,13 +23,65 @@ from typing import Any, Literal, cast
 from r1hpc.base.choose_run import flat_name, full_name
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.run_dir import RunDir
-from r1hpc.telemetry.records.metrics import Step
-from r1hpc.telemetry.trackers.tensorboard import scalars
+from r1hpc.telemetry.records.metrics import Step, is_number
 
+SUFFIX = ".r1hpc"
+_NOT_SCALARS = frozenset({"global_step", "attempt", "time", "extra"})
 _INIT_S = 40.0
 """Seconds for W&B's server to answer; W&B takes about twice that, and the keeper waits longer."""
 _MOST_OF_NAME = 100
 """Characters of a run's name in its id, which may have 128."""
+
+
+class TensorBoardWriter:
+    """Writes one event file into `folder`, replacing those that an earlier call left there.
+
+    The newest of them stays, hidden by the new one: a TensorBoard that is reading it would fail.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Start a new event file; raise R1hpcError if the tensorboard package is not installed."""
+        try:
+            # Deferred: half a second, and an extra.
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError:
+            raise R1hpcError(
+                "the tensorboard package is not installed; run: pip install 'r1hpc[tensorboard]'"
+            ) from None
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        before = sorted(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
+        # By the Unix seconds in their names TensorBoard orders the files.
+        is_kept = bool(before) and int(before[-1].name.split(".")[3]) < int(time.time())
+        for old in before[:-1] if is_kept else before:
+            old.unlink()
+        self._writer = EventFileWriter(os.fspath(folder), filename_suffix=SUFFIX)
+        # It hides the data of earlier files (plugin_event_accumulator.py).
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.add_event(self._event(step=0, session_log=start))
+
+    def steps(self, steps: Sequence[Step]) -> int:
+        """Write the scalars of each step, ascending; return the number of steps."""
+        for step in steps:
+            known = {tag: value for tag, value in scalars(step).items() if not math.isnan(value)}
+            parts = [self._summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+            if parts:
+                summary = self._summary(value=parts)
+                event = self._event(wall_time=step.time or 0.0, step=step.global_step, summary=summary)
+                self._writer.add_event(event)
+        self._writer.flush()
+        return len(steps)
+
+    def close(self, failed: bool = False) -> None:
+        self._writer.close()
+
+
+def scalars(step: Step) -> dict[str, float]:
+    """Return every number of a step under its tag; a stage's fields beyond those of Step are `rl/`."""
+    known = {f"train/{key}": value for key, value in step._asdict().items() if key not in _NOT_SCALARS}
+    extra = {f"rl/{key}": value for key, value in (step.extra or {}).items()}
+    return {tag: float(value) for tag, value in {**known, **extra}.items() if is_number(value)}
 
 
 class WandbWriter:
