@@ -70,14 +70,17 @@ def tiles(view: View) -> str:
     useful = f"{100 * view.parts['useful'] / whole:.1f} %" if whole else NONE
     others = ("start-up", "save", "lost", "idle")
     wasted = ", ".join(f"{format_hours(view.parts[part])} {part}" for part in others)
-    share = view.unit
-    if granted is not None:
+    share, left = view.unit, ("Left", NONE, "no budget is set")
+    if view.budget is not None and granted is not None:
         share = f"{100 * spent / granted:.0f} % of {format_hours(granted)} {view.unit}"
-    shown = [
-        ("Spent", format_hours(spent), share),
-        _left(view) if view.is_whole else _planned(view),
-        ("Useful", useful, wasted),
-    ]
+        end = view.budget.end
+        until = time.strftime(" until %d %b", time.localtime(end - 1)) if end else " of what was granted"
+        left = ("Left", format_hours(granted - spent), f"{100 * (granted - spent) / granted:.0f} %{until}")
+    if not view.is_whole:
+        left = ("Planned", NONE, "no estimate was stored")
+        if view.planned.p90 > 0:
+            left = ("Planned", format_hours(view.planned.p50), _band(view.planned))
+    shown = [("Spent", format_hours(spent), share), left, ("Useful", useful, wasted)]
     if not any(run.is_cut for run in view.runs):  # hours of a window and hours to come do not add up
         shown.append(
             ("Forecast with running and queued", format_hours(spent + taken.p50), _band(taken + spent))
@@ -88,21 +91,6 @@ def tiles(view: View) -> str:
         for name, value, words in shown
     )
     return f'<div class="tiles">{cells}</div>'
-
-
-def _left(view: View) -> tuple[str, str, str]:
-    if view.budget is None or view.budget.gpu_hours is None:
-        return "Left", NONE, "no budget is set"
-    left, end = view.budget.gpu_hours - view.spent, view.budget.end
-    until = time.strftime(" until %d %b", time.localtime(end - 1)) if end else " of what was granted"
-    return "Left", format_hours(left), f"{100 * left / view.budget.gpu_hours:.0f} %{until}"
-
-
-def _planned(view: View) -> tuple[str, str, str]:
-    planned = view.planned
-    if planned.p90 <= 0:
-        return "Planned", NONE, "no estimate was stored"
-    return "Planned", format_hours(planned.p50), _band(planned)
 
 
 def _band(spread: Spread) -> str:
