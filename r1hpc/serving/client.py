@@ -55,8 +55,7 @@ class Client:
         return None if status is None else hmac.compare_digest(said.encode(), right.encode())
 
     def read(self, path: str, key: str | None) -> tuple[int | None, bytes]:
-        """Return (HTTP status, body) of a GET; (None, b"") without an answer. The caller must check that the
-        server may have the key."""
+        """Return (HTTP status, body), or (None, b""). The caller checks that the server may have the key."""
         status, _, said = self._get(path, _authorization(key))
         return status, said
 

@@ -225,8 +225,7 @@ class Comparison:
 
 
 def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
-    """Compare two models' answers to the questions that both were asked; a repeated one counts once. Raise
-    UsageError if there is no such question."""
+    """Compare answers to the questions that both were asked, each once; UsageError if there is none."""
     asked_of_a, asked_of_b = _asked(a, b)
     pairs = [(line, asked_of_b[question]) for question, line in asked_of_a.items() if question in asked_of_b]
     if not pairs:

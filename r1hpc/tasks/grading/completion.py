@@ -83,8 +83,7 @@ def out_of_box(answer: str) -> str:
 
 
 def boxed_in_solution(text: str) -> Boxed | None:
-    """Return last_boxed for a solution of MATH: some have \\fbox{...}, or only `\\boxed 5$` (Hendrycks et
-    al., arXiv 2103.03874)."""
+    """Return last_boxed, or MATH's \\fbox{...} and `\\boxed 5$` (Hendrycks et al., arXiv 2103.03874)."""
     found = last_boxed(text) or _last_closed(text, "\\fbox{")
     if found is not None:
         return found

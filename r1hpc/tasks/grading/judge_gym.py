@@ -112,8 +112,7 @@ as an answer to every question of it, which a rewarded policy finds."""
 
 
 def literal(text: str) -> Any:
-    """Return what eval would for numbers, strings, lists, tuples and integer arithmetic; raise RefusedError
-    for anything else."""
+    """Return what eval would for numbers, strings, lists, tuples, integer arithmetic, else RefusedError."""
     try:
         return _walked(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, RecursionError, ArithmeticError, TypeError) as error:

@@ -365,8 +365,7 @@ def _exponent(found: re.Match[str]) -> str:
 
 
 def refuse_costly(text: str) -> None:
-    """Raise RefusedError, before a parser sees it, for a text that would be slow to compute, or is nested
-    deeper than an answer is."""
+    """Raise RefusedError for a text that is slow to compute or nested deeply, before a parser sees it."""
     depths = accumulate((char in "({[") - (char in ")}]") for char in text)
     if max(depths, default=0) > _MAX_DEPTH or _COSTLY.search(text):
         raise RefusedError("costly to compute")

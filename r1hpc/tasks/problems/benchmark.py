@@ -125,8 +125,7 @@ def named_sets(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def with_counted_sets(config: RunConfig) -> RunConfig:
-    """Replace evaluate.path in the configuration by evaluate.sets, each with the number it will ask; raise
-    UsageError as `Benchmarks.of`."""
+    """Replace evaluate.path by evaluate.sets, each with the number it will ask; raise as `Benchmarks.of`."""
     benchmarks = Benchmarks.of(config)
     if benchmarks is None:
         return config

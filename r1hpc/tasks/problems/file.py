@@ -89,8 +89,7 @@ class Question:
 
 
 def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
-    """Return the questions in order, and the SHA-256 of their files. Raise UsageError with the unusable file,
-    and the line or row."""
+    """Return the questions in order, and the SHA-256 of their files; UsageError names file and row."""
     files = _files(path)
     try:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -210,8 +209,7 @@ def _parsed(where: str, line: bytes) -> Any:
 
 
 def to_question(where: str, row: Any, columns: Columns) -> Question:
-    """Return the question in one row; `where` is its position, for errors. Raise UsageError if the row has no
-    question, or an invalid answer."""
+    """Return the question in a row at `where`; UsageError if it has none, or an invalid answer."""
     if not isinstance(row, Mapping):
         raise UsageError(f"{where} is not a JSON object; fix the line")
     text = _value(where, row, columns.question, "question")

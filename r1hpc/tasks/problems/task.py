@@ -101,8 +101,7 @@ def is_held_out(question: str) -> bool:
 
 
 def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...], held_out: bool) -> _T:
-    """Return the first draw of `make` whose question lies in the wanted part; raise UsageError if the task
-    has so few questions that none lies there."""
+    """Return the first draw whose question lies in the wanted part; UsageError if there are too few."""
     for attempt in range(_MAX_DRAWS):
         question, made = make(Draws(*key, int(held_out), attempt))
         if is_held_out(question) == held_out:
@@ -123,8 +122,7 @@ def members(task: VerifiableT) -> Mapping[str, VerifiableT]:
 
 
 def check_num_held_out(task: Task, num_items: int) -> None:
-    """Refuse to ask more held-out questions than there are: repeats look like evidence, but are none. Raise
-    UsageError with their number."""
+    """Raise UsageError for more held-out questions than there are: repeats only look like evidence."""
     there = task.num_questions(held_out=True)
     if there is not None and num_items > there:
         fix = f"set evaluate.num_items={there}" if there else "ask test files (evaluate.sets)"
@@ -135,8 +133,7 @@ def check_num_held_out(task: Task, num_items: int) -> None:
 
 
 def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `known` (the defaults) updated with the given options. Raise UsageError for an option the task
-    does not have, or a value of another type."""
+    """Return `known`, the defaults, updated with `given`; UsageError for another option or type."""
     for name, value in given.items():
         if name not in known:
             names = ", ".join(known) or "none"
@@ -216,8 +213,7 @@ class Listed:
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def at(self, index: int, held_out: bool) -> tuple[int, int]:
-        """Return (position in the list, number of the pass) of an item; raise UsageError if the part is
-        empty."""
+        """Return (position in the list, number of the pass) of an item; UsageError if the part is empty."""
         positions = self._parts[held_out]
         if not positions:
             part = "held-out" if held_out else "training"

@@ -60,8 +60,7 @@ class OwnTask:
         return None if self._listed is None else self._listed.items_per_pass(held_out)
 
     def check_pure(self) -> None:
-        """Ask some questions again, in a separate process. Raise UsageError if they differ: a resumed run
-        would not continue with the same questions."""
+        """Ask some questions again in another process; UsageError if they differ: no resume could go on."""
         last = len(self._questions) - 1 if self._questions else _ENDLESS - 1
         again = WorkerProcess("r1hpc.tasks.problems.user_worker", [json.dumps(self.judge_settings)])
         try:

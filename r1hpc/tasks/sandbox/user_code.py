@@ -40,8 +40,7 @@ def load(spec: str, code: str | None) -> Any:
 
 
 def make_task(settings: Mapping[str, Any]) -> Any:
-    """Make the custom task from its options. Raise OwnCodeError if its class does not take them, or has no
-    `question`."""
+    """Make the custom task; OwnCodeError if its class takes other options, or has no `question`."""
     spec = settings["spec"]
     made = call(spec, load(spec, settings["code"]), **settings["options"])
     if not callable(getattr(made, "question", None)):

@@ -37,8 +37,7 @@ class PromptForm:
     open_thinking: bool = False
 
     def prompt(self, text: str) -> str:
-        """Return the complete prompt, special tokens spelled out; raise UsageError if the chat template
-        refuses it."""
+        """Return the complete prompt with special tokens; UsageError if the chat template refuses it."""
         return self.conversation([{"role": "user", "content": text}])
 
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:

@@ -115,8 +115,7 @@ def tokenizer_file(model: ModelConfig) -> Path:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Return the IDs of `text`, without the special tokens a tokenizer may add around it. Raise UsageError
-    for a character that is not in the vocabulary."""
+    """Return the IDs of `text` without special tokens around it; UsageError for an unknown character."""
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     # The library raises plain Exception for a missing token.

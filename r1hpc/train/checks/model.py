@@ -231,8 +231,7 @@ def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
 
 
 def seldom_meant(config: RunConfig, others: Mapping[Path, RunConfig] = {}) -> list[str]:
-    """Return notes worth reading before GPU-hours are spent; `others` are the chain's other stages, by
-    folder."""
+    """Return notes worth reading before GPU-hours are spent; `others`: the chain's other stages by folder."""
     notes = [*_without_effect(config), *_rates(config)]
     if config.stage in SAMPLED_STAGES:
         notes += _asked_otherwise(config, others)

@@ -207,8 +207,7 @@ class Report:
 def export_measured(
     config: RunConfig, source: Path, folder: Path, asked: Asked, code: Path | None = None
 ) -> Report:
-    """Quantise the model of `source` into `folder`, read it back, and run both on a run's questions. `config`
-    and `code` are as for open_bench."""
+    """Quantise the model of `source` into `folder`, and run both on a run's questions; see open_bench."""
     with open_bench(config, source, code, asked.num_questions) as bench:
         texts = bench.training_texts(asked.num_texts) if asked.num_texts else None
         _say(f"making the weights {asked.scheme}" + (f", calibrated on {len(texts)} texts" if texts else ""))

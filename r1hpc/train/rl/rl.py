@@ -210,8 +210,7 @@ class RlStage:
         }
 
     def state_writer(self) -> Callable[[Path], None]:
-        """Return a writer of rank 0's state: the rollout being trained on, or the finished batches of one
-        being sampled."""
+        """Return a writer of rank 0's state: the rollout trained on, or the finished batches of the next."""
         if self._job.group.rank != 0:
             return lambda folder: None
         if self._rollout is None:
@@ -229,8 +228,7 @@ class RlStage:
             self._collector.restore_batches(self._rollout_index, folder)
 
     def _facts(self, rollout: Rollout, sums: Sums, update_time_s: float) -> dict[str, Any]:
-        """Return a step's fields of train.jsonl, except loss and rate. Its first update has the rollout
-        times."""
+        """Return a step's fields of train.jsonl. The first update of a rollout has its times."""
         is_first = self._update == 0
         importance = {
             "importance_weight": sums.per_token(sums.importance),

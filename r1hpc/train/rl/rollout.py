@@ -314,8 +314,7 @@ class Sums:
         return total / self.tokens if self.tokens else None
 
     def effective_share(self) -> float | None:
-        """Return the effective sample size (Kish) of the importance weights over the number of tokens: 1 if
-        all weights are equal; None without weights."""
+        """Return the importance weights' effective sample size (Kish) per token: 1 if all are equal."""
         if not self.importance_squared:
             return None
         return self.importance**2 / (self.tokens * self.importance_squared)
