@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from r1hpc import attempt
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.client.job import Job
-from r1hpc.client.run import attempt
 from r1hpc.client.states import TorchState
 
 

@@ -5,23 +5,25 @@
     done = submit("jobs/smoke.yaml", nodes=2)
     Run(done.run.path).wait()
 
-The public names are in r1hpc.api and load on first use: `import r1hpc` itself loads nothing. `r1hpc.submit`
-is the command's module, and can be called like the function. See docs/api.md.
+`attempt()` is the run of a training script (docs/own-script.md). The other names are in r1hpc.api
+(docs/api.md). They load on first use: `import r1hpc` itself loads nothing. `r1hpc.submit` and
+`r1hpc.attempt` are modules that can be called like the functions.
 """
 
 TYPE_CHECKING = False  # like typing's, without the time to import typing
 if TYPE_CHECKING:
     from r1hpc.api import Chain, ChainSubmission, Run, Submission, submit
     from r1hpc.base.version import __version__
+    from r1hpc.client.run import attempt
 
-__all__ = ["Chain", "ChainSubmission", "Run", "Submission", "__version__", "submit"]
+__all__ = ["Chain", "ChainSubmission", "Run", "Submission", "__version__", "attempt", "submit"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "submit":
+    if name in ("attempt", "submit"):
         import importlib
 
-        return importlib.import_module("r1hpc.submit")
+        return importlib.import_module(f"r1hpc.{name}")
     if name == "__version__":
         from r1hpc.base import version
 

@@ -116,6 +116,13 @@ def test_submit_is_the_function_and_the_module_of_the_command(imports: str) -> N
     assert done.stdout == "60\n"
 
 
+@pytest.mark.parametrize("before", ["", "import r1hpc.attempt.end; "])
+def test_a_training_script_calls_attempt(before: str) -> None:
+    code = f"{before}from r1hpc import attempt; run = attempt(); print(run.world_size, attempt() is run)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 True\n"
+
+
 def test_the_module_is_one_object() -> None:
     assert id(importlib.import_module("r1hpc.submit")) == id(r1hpc.submit)
     with pytest.raises(AttributeError, match="nope"):

@@ -54,7 +54,7 @@ _ONLY_IN = {
     "tensorboard": ("telemetry",),
     "wandb": ("telemetry",),
     "submitit": ("slurm",),
-    "torch": ("train", "attempt", "client"),
+    "torch": ("train", "attempt", "client", "data"),
     "deepspeed": ("train",),
     "transformers": ("train", "client"),
     "peft": ("train",),

@@ -390,7 +390,7 @@ def attempt() -> Run:
             _current = Run(Job.current())
         except ValueError as error:
             if "main thread" in str(error):
-                raise UsageError("call r1hpc.client.attempt() first in the main thread") from None
+                raise UsageError("call attempt() first in the main thread") from None
             raise
     return _current
 

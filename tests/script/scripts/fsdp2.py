@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from r1hpc.client.run import attempt
+from r1hpc import attempt
 from r1hpc.client.states import DcpState
 
 steps, pause = int(sys.argv[1]), float(sys.argv[2])

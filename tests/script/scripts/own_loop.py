@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from r1hpc.client.run import attempt
+from r1hpc import attempt
 from r1hpc.client.states import TorchState
 
 parser = argparse.ArgumentParser()

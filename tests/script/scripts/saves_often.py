@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from r1hpc.client.run import attempt
+from r1hpc import attempt
 
 _FILES = 3
 _BYTES = 300_000

@@ -7,7 +7,7 @@ import time
 import deepspeed
 import torch
 
-from r1hpc.client.run import attempt
+from r1hpc import attempt
 from r1hpc.client.states import DeepSpeedState
 
 steps, pause = int(sys.argv[1]), float(sys.argv[2])

@@ -7,17 +7,26 @@ dataset = Windows("/scratch/fineweb", seq_len=2048)       # for a DataLoader, Tr
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from r1hpc.base.errors import UsageError
-from r1hpc.client.run import Run
 from r1hpc.data.read.loader import BatchLoader
 from r1hpc.data.read.reader import open_dataset
 from r1hpc.data.read.sampler import open_plan
+
+
+class Run(Protocol):
+    """The run of a script, which `attempt()` returns."""
+
+    rank: int
+    world_size: int
+
+    def used(self, num_samples: int, sample_sum: int, checksum: int) -> None:
+        """Record what this rank read for this step."""
 
 
 class Batches:

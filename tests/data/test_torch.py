@@ -1,0 +1,63 @@
+"""A training script reads verified windows: by step over its ranks, or as a torch Dataset."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.read.reader import open_dataset
+from r1hpc.data.torch import Batches, Windows
+from tests.corpus.corpus import build
+
+SEQ_LEN, SIZE = 16, 8
+
+
+class Rank:
+    """What a script's `attempt()` is to the data."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.read: list[tuple[int, int, int]] = []
+
+    def used(self, num_samples: int, sample_sum: int, checksum: int) -> None:
+        self.read.append((num_samples, sample_sum, checksum))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("torch"), part_bytes=1800).path
+
+
+def test_ranks_share_the_windows_of_a_step_and_say_what_they_read(path: Path) -> None:
+    alone, ranks = Rank(), [Rank(rank, 2) for rank in range(2)]
+    whole = Batches(alone, path, seq_len=SEQ_LEN, batch_size=SIZE)
+    parts = [Batches(rank, path, seq_len=SEQ_LEN, batch_size=SIZE) for rank in ranks]
+    assert whole.vocab_size > whole[1].max()
+    alone.read.clear()
+    for step in (1, 2, 50):
+        assert whole[step].shape == (SIZE, SEQ_LEN + 1)
+        rows = np.concatenate([part[step] for part in parts])
+        assert sorted(map(tuple, rows)) == sorted(map(tuple, whole[step]))
+    counts = [sum(rank.read[at][0] for rank in ranks) for at in range(3)]
+    assert counts == [SIZE] * 3
+    sums = [sum(rank.read[at][1] for rank in ranks) for at in range(3)]
+    assert sums == [alone.read[2 * at][1] for at in range(3)]
+    with pytest.raises(UsageError, match="batch_size=8 cannot be shared by 3 ranks"):
+        Batches(Rank(0, 3), path, seq_len=SEQ_LEN, batch_size=SIZE)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_of_a_torch_dataset_has_each_window_once(path: Path, num_workers: int) -> None:
+    windows = Windows(path, seq_len=SEQ_LEN, seed=3)
+    assert len(windows) == (open_dataset(path).num_tokens - 1) // SEQ_LEN
+    loader = torch.utils.data.DataLoader(windows, batch_size=4, num_workers=num_workers)
+    rows = torch.cat([batch["input_ids"] for batch in loader])
+    assert rows.shape == (len(windows), SEQ_LEN)
+    dataset = open_dataset(path)
+    tokens = np.concatenate(
+        [dataset.read(start, SEQ_LEN) for start in range(0, SEQ_LEN * len(windows), SEQ_LEN)]
+    )
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, tokens.reshape(-1, SEQ_LEN).tolist()))
+    assert torch.equal(windows[5]["input_ids"], windows[5]["labels"])
