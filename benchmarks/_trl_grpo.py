@@ -15,7 +15,7 @@ import trl
 from benchmarks.grpo import HELD_OUT, Arm
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.registry import make_task
-from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Completion, Scorer
 from r1hpc.tasks.text.tokenizer import form_of, load_tokenizer, special_ids
 
 

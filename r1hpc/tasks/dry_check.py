@@ -14,7 +14,7 @@ from r1hpc.tasks.problems.file import QuestionFile, check_one_split
 from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of, weights_of
 from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members
 from r1hpc.tasks.problems.user_task import OwnTask
-from r1hpc.tasks.reward.rewards import TERMS, Scorer, term_named
+from r1hpc.tasks.rewards import TERMS, Scorer, term_named
 
 _MOST_ASKED = 20_000
 _TRIED_OF_DRAWN = 64

@@ -16,7 +16,7 @@ from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems import gym_worker
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, held_out_key, is_held_out
-from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Completion, Scorer
 
 _EVALUATING = ("countdown", "spiral_matrix", "n_queens", "puzzle24", "binary_matrix", "string_insertion")
 """Their score_answer calls eval or sympy.parse_expr on the answer."""

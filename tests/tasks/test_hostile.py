@@ -17,7 +17,7 @@ from r1hpc.config.schema.rl import RewardConfig, TaskConfig
 from r1hpc.tasks.grading.completion import compose, take_apart
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task
-from r1hpc.tasks.reward.rewards import TERMS, Completion, Scorer
+from r1hpc.tasks.rewards import TERMS, Completion, Scorer
 from tests.tasks.conftest import children
 from tests.tasks.hostile import hostile
 

@@ -10,7 +10,7 @@ from r1hpc.config.schema.rl import RewardConfig, TaskConfig
 from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task
-from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Completion, Scorer
 
 _ROWS = [
     {

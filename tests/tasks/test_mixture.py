@@ -14,7 +14,7 @@ from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task, check_num_held_out, members
-from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Completion, Scorer
 
 
 def _mix(seed: int = 0, **weights: float) -> Task:

@@ -14,7 +14,7 @@ from r1hpc.tasks.grading import verifier
 from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task, is_held_out
-from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Completion, Scorer
 from r1hpc.tasks.sandbox import process
 from tests.tasks.own_code import REWARD, TASK, write
 

@@ -26,7 +26,7 @@ from r1hpc.tasks.problems.file import (
     tables_in,
 )
 from r1hpc.tasks.problems.registry import make_task
-from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Completion, Scorer
 from r1hpc.tasks.text.tokenizer import fitting, form_of, load_tokenizer, prompt_ids
 from tests.tasks.tokenizers_of_others import llama3_like
 

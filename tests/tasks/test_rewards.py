@@ -11,7 +11,7 @@ from r1hpc.config.schema.rl import RewardConfig, TaskConfig
 from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task
-from r1hpc.tasks.reward.rewards import Completion, Score, Scorer
+from r1hpc.tasks.rewards import Completion, Score, Scorer
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 

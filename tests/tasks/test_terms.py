@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.tasks.problems.task import Item
-from r1hpc.tasks.reward.rewards import TERMS, Completion, Judged, term_named
+from r1hpc.tasks.rewards import TERMS, Completion, Judged, term_named
 
 
 def _judged(text: str, prompt: str = "2+2=", num_tokens: int = 10, correct: bool = False) -> Judged:

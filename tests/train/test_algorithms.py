@@ -14,7 +14,7 @@ from r1hpc.config.load import assets
 from r1hpc.config.schema.rl import RewardConfig, RlConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
-from r1hpc.train.losses.losses import (
+from r1hpc.train.model.losses import (
     gae,
     group_advantages,
     importance_weights,

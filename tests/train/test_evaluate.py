@@ -17,7 +17,7 @@ from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.benchmark import Benchmarks, with_counted_sets
 from r1hpc.tasks.problems.builtin import ChainSum
-from r1hpc.tasks.reward.rewards import Scorer
+from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.text.prompt_format import PromptForm
 from r1hpc.tasks.text.tokenizer import character_tokenizer, encode, special_ids
 from r1hpc.telemetry.records.evaluations import evaluations_path, read_evaluations, table

@@ -14,7 +14,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.builtin import ChainSum
-from r1hpc.tasks.reward.rewards import Completion, Score, Scorer
+from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.text.prompt_format import PromptForm
 from r1hpc.train.generate.generate import (
     _completions,

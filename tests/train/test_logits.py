@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from r1hpc.config.schema.run import ModelConfig, Precision
-from r1hpc.train.losses.losses import OutputHead, Scores
+from r1hpc.train.model.losses import OutputHead, Scores
 from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.parallel.distributed import Group
 from tests.train.live_bytes import LiveBytes

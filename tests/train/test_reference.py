@@ -12,7 +12,7 @@ from torch import Tensor
 from r1hpc.config.schema.rl import RlConfig
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.config.schema.sections import DeepspeedConfig
-from r1hpc.train.losses.losses import OutputHead
+from r1hpc.train.model.losses import OutputHead
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rollout.policy import build_reference, policy_of

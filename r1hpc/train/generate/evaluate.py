@@ -24,7 +24,7 @@ from r1hpc.plan.topology.parts import evaluation_prompts, num_items
 from r1hpc.tasks.grading.answers import counted_as
 from r1hpc.tasks.grading.completion import take_apart
 from r1hpc.tasks.problems.task import Item, members
-from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import majority, pass_at_k, share_interval, wilson
 from r1hpc.telemetry.records.evaluations import (
     OF_BEFORE,

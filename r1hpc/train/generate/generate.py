@@ -28,7 +28,7 @@ from r1hpc.tasks.problems.benchmark import Benchmarks, check_trained_on, trainin
 from r1hpc.tasks.problems.file import table_batches
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task
-from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.telemetry.records.evaluations import table
 from r1hpc.train.generate.evaluate import Answer, Asking, answer, refuse_other_asking, summarise, transcripts
 from r1hpc.train.loop.session import Job

@@ -1,1 +1,1 @@
-"""Build, place and export the model."""
+"""Build, place and export the model, and compute its losses."""

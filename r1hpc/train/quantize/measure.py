@@ -24,7 +24,7 @@ from r1hpc.plan.topology.parts import num_items
 from r1hpc.tasks.problems.benchmark import named_sets, with_counted_sets
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task
-from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import Comparison, Verdict, compare_answers, judge_loss
 from r1hpc.tasks.text.prompt_format import as_trained
 from r1hpc.tasks.text.tokenizer import SpecialIds, fitting

@@ -1,8 +1,8 @@
 """Train with GRPO, PPO or on-policy distillation, rollout by rollout.
 
 Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/sampler.py
-asks the engine and the verifier, and tasks/reward/rewards.py scores), then update.py (advantages and losses;
-the formulas are in losses/losses.py).
+asks the engine and the verifier, and tasks/rewards.py scores), then update.py (advantages and losses;
+the formulas are in model/losses.py).
 
 A rollout is followed by updates_per_rollout optimizer steps (loop.optimizer_step). Each is a step of the
 loop, so a checkpoint can fall between two updates of a rollout. (TRL would generate again from the newer
@@ -25,7 +25,7 @@ from r1hpc.checkpoint.fence import has_begun, incarnation_dir
 from r1hpc.config.paths import is_own
 from r1hpc.config.plugins import locate
 from r1hpc.plan.topology.batch import BatchPlan
-from r1hpc.tasks.reward.rewards import label
+from r1hpc.tasks.rewards import label
 from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
 from r1hpc.telemetry.records.evaluations import evaluations_path
 from r1hpc.train.generate.evaluate import Asking, HeldOut, refuse_other_asking

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.base.errors import StateError
-from r1hpc.train.losses.losses import Floats
+from r1hpc.train.model.losses import Floats
 from r1hpc.train.parallel.distributed import Group
 
 Rows = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import torch
 
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout, works_out_old_policy
-from r1hpc.train.losses.losses import (
+from r1hpc.train.model.losses import (
     Floats,
     OutputHead,
     Scores,

@@ -22,7 +22,7 @@ from r1hpc.tasks.problems.benchmark import Benchmarks
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, members
-from r1hpc.tasks.reward.rewards import Completion, Score, Scorer
+from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.text.prompt_format import PromptForm
 from r1hpc.tasks.text.tokenizer import (
     SpecialIds,

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.train.losses.losses import Floats
 from r1hpc.train.model.export import exported_config, weights_of
+from r1hpc.train.model.losses import Floats
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rollout.torch_engine import Request, Samples, logprob_limit, streams

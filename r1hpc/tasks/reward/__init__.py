@@ -1,1 +1,0 @@
-"""Combine the terms of a reward."""

@@ -1,1 +1,0 @@
-"""Compute losses and log-probabilities."""
