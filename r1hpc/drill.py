@@ -34,7 +34,7 @@ from r1hpc.base.errors import R1hpcError, StateError, UsageError
 if TYPE_CHECKING:
     from r1hpc.api import Run
     from r1hpc.attempt.state.state import JobRef
-    from r1hpc.preflight.drill import Check, Done
+    from r1hpc.preflight.disturb import Check, Done
 
 _WAYS = ("usr2", "term", "preempt", "limit")
 """The signal of --signal, the SIGTERM of a grace time, a job of another QOS, the time limit."""
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     _refuse_job(arguments)
     ways = tuple(dict.fromkeys(arguments.way or _WAYS))
-    from r1hpc.preflight.drill import judge_attempts, judge_cancel, judge_records
+    from r1hpc.preflight.disturb import judge_attempts, judge_cancel, judge_records
     from r1hpc.telemetry.records.attempts import read_history
 
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -185,7 +185,7 @@ def _refuse_without_steps(name: str) -> NoReturn:
 
 def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list[Done]:
     """Apply each disturbance at its own step, once the attempt before it has taken steps."""
-    from r1hpc.preflight.drill import Done, disturbances
+    from r1hpc.preflight.disturb import Done, disturbances
     from r1hpc.slurm.client import SlurmError, without_advice
 
     done: list[Done] = []
@@ -217,7 +217,7 @@ def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list
 def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
     """Return the sbatch options of a job that preempts the run's, and why there is none."""
     from r1hpc.config.load import read
-    from r1hpc.preflight.drill import why_not_preempted
+    from r1hpc.preflight.disturb import why_not_preempted
     from r1hpc.slurm.defaults import place_in_cluster
     from r1hpc.slurm.probe import probe_cluster
 
@@ -240,7 +240,7 @@ def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
 
 def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, list[Check]]:
     """Submit the job with a time limit that ends its attempts; the run, if any, and its verdict."""
-    from r1hpc.preflight.drill import Done, judge_limited, short_limit_min
+    from r1hpc.preflight.disturb import Done, judge_limited, short_limit_min
 
     def refused(why: str) -> tuple[None, Done, list[Check]]:
         return None, Done("time limit", 0, refused=why, way="limit"), []
@@ -264,7 +264,7 @@ def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, lis
 
 def _preempt_and_cancel(run: Run) -> None:
     """Preempt and cancel at once, so that the cancel meets an attempt that is about to come back."""
-    from r1hpc.preflight.drill import preempt
+    from r1hpc.preflight.disturb import preempt
     from r1hpc.slurm.client import SlurmError
 
     _wait_step(run, 3)

@@ -342,7 +342,7 @@ class CheckpointStore:
     # Retention
 
     def prune(self, protect: Collection[int], *, at: int | None = None, hurry: bool = False) -> Steps:
-        """Remove checkpoints older than the `keep` newest verified ones; return the steps removed.
+        """Remove checkpoints older than the `keep` (checkpoint.keep) newest verified ones; return the steps.
 
         Steps in `protect` stay. With fewer than `keep` verified ones nothing is removed. A checkpoint that
         this object committed or verified counts as verified while its files' fingerprint is unchanged; others

@@ -29,7 +29,7 @@ from r1hpc.client.streams import generator_states, set_generators, set_streams, 
 
 # After a resume vLLM holds no weights of any step, and the first step is kept by itself.
 _NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
-# Training begins with the step that it resumes from: equal to that does not mean unchanged.
+# A resumed Trainer begins with the step it resumes from: to stay at that is no sign that nothing changed.
 _ALWAYS_KEPT = ("_globalstep_last_logged",)
 _WRAPPED = (
     *("training_step", "prediction_step", "_evaluate", "_maybe_log_save_evaluate", "_save_checkpoint"),
@@ -170,7 +170,12 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         return loss
 
     def _maybe_log_save_evaluate(self, original: Any, *args: Any, **kwargs: Any) -> None:
-        """Called after each step, and once more after each epoch."""
+        """Called after each step, and once more after each epoch.
+
+        A step ends: its numbers are recorded, and the ranks agree (`_end_step`). The last step of an epoch
+        leaves evaluation and save to the epoch's call. A stop puts the evaluation off, lets the Trainer save,
+        and leaves; one that comes during an evaluation ends it first.
+        """
         trainer = self._trainer
         state, control = trainer.state, trainer.control
         values = self._signature.bind(*args, **kwargs).arguments

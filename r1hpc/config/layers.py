@@ -4,9 +4,9 @@
 
 The later file wins. A mapping (reward.terms, model.config, task.options ...) replaces an earlier file's, as
 `reward.terms={accuracy: 1.0}` does on the command line; `terms: !merge {brevity: 0.1}` adds to it. In section
-`cluster`, where a profile adds to a job, mappings are merged unless one says `!replace`. A model.path
-replaces the model of the presets, whose model.config and model.tokenizer belong to another model. A key may
-appear only once; plain scalars are YAML 1.2's.
+`cluster`, where a profile adds to a job, mappings are merged unless one says `!replace`. If a later file
+sets model.path, the presets' model.config and model.tokenizer are dropped: they describe another model. A key
+may appear only once; plain scalars are YAML 1.2's.
 
     read_yaml(path)                     # a configuration
     read_yaml(path, UniqueKeyLoader)    # a recipe
@@ -141,7 +141,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 class Loader(UniqueKeyLoader):
-    """YAML without aliases (a bomb of them fills memory), with `!replace` and YAML 1.2's plain scalars.
+    """YAML without aliases (a bomb fills memory), with `!replace`, `!merge` and YAML 1.2's plain scalars.
 
     PyYAML reads YAML 1.1: 12:00:00 becomes 43200, `on` true, 0123 83, 2026-01-01 a date and 1e-4 a string. A
     time limit of 43200 minutes is thirty days.

@@ -1,10 +1,9 @@
 """Merge YAML files and dotted overrides into a RunConfig.
 
 Later wins: schema defaults, the files of the job's `include:` list in order, the job file, the cluster
-profile (section `cluster` only), the overrides. Mappings of two files are merged unless the later one says
-`!replace`; on the command line `=` replaces (config/layers.py). An error for an unknown key names the nearest
-one. `${key}` is OmegaConf's interpolation, of plain values alone; the section `cluster` leaves it to the
-shell.
+profile (section `cluster` only), the overrides. config/layers.py says when a mapping replaces an earlier one,
+and when it is merged. An error for an unknown key names the nearest one. `${key}` is OmegaConf's
+interpolation, of plain values alone; the section `cluster` leaves it to the shell.
 """
 
 import dataclasses

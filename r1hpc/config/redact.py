@@ -1,4 +1,4 @@
-"""Keep secrets out of a run folder: tokens by their form, values by the name beside them.
+"""Find, refuse and hide secrets on their way into a run folder: by a token's form, or a value's name.
 
 This is best effort: a secret without a known form or name gets through. So the environment is recorded by
 allow-list first, and this is the second barrier.
@@ -34,7 +34,7 @@ _MAY_BE_SURE = tuple(
         *("passw", "phrase", "secret", "cookie", "credential"),
     )
 )
-"""Letters in a lower-case text with such a name. Nearly all files have none of them."""
+"""A quick test of a lower-case text: one that matches none holds no such name. Nearly all files stop here."""
 # Such a name with its value: quoted, and outside of code also unquoted; not a reference such as $VAR or
 # <yours>.
 _WRITTEN_OUT = re.compile(

@@ -11,7 +11,7 @@ from r1hpc.config.schema.rl import RlConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.memory.step import LOSS_TENSORS, logits_bytes, rl_tensors
 from r1hpc.plan.model.shape import model_shape
-from r1hpc.train.model.losses import OutputHead, Teacher
+from r1hpc.train.model.output_head import OutputHead, Teacher
 from tests.train.live_bytes import LiveBytes
 
 NUM_TOKENS, SMALL, LARGE = 128, 20_000, 30_000

@@ -16,7 +16,7 @@ from r1hpc import drill as command
 from r1hpc.attempt.state.state import JobRef, State
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.config.load import load
-from r1hpc.preflight.drill import (
+from r1hpc.preflight.disturb import (
     Done,
     disturbances,
     judge_attempts,
@@ -224,12 +224,12 @@ def test_ways_choose_what_is_done() -> None:
 def test_a_preemption_that_would_end_other_jobs_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = "JobId=7 JobName=a UserId=me(1) JobState=RUNNING NodeList=n[1-2] NumNodes=2 NumCPUs=8"
     said = {"scontrol": shown, "squeue": "7\n8\n"}
-    for module in ("preflight.drill", "slurm.requeue"):
+    for module in ("preflight.disturb", "slurm.requeue"):
         monkeypatch.setattr(f"r1hpc.{module}.call", lambda argv, *_: said[argv[0]])
     with pytest.raises(SlurmError, match=r"other jobs run on n\[1-2\]"):
         preempt_by_qos(JobRef("7", "slurm", "begin"), ())
     said["squeue"] = "7\n"
-    monkeypatch.setattr("r1hpc.preflight.drill.hides_jobs", lambda: True)
+    monkeypatch.setattr("r1hpc.preflight.disturb.hides_jobs", lambda: True)
     with pytest.raises(SlurmError, match=r"hidden here, may run on n\[1-2\]: give resources.exclusive=true"):
         preempt_by_qos(JobRef("7", "slurm", "begin"), ())
     said["scontrol"] = shown.replace("RUNNING", "COMPLETED")

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.config.schema.rl import RlConfig, RolloutConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
-from r1hpc.train.model.losses import OutputHead, Teacher, divergence
+from r1hpc.train.model.losses import divergence
+from r1hpc.train.model.output_head import OutputHead, Teacher
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally
 from r1hpc.train.rl.update import Updater

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from r1hpc.config.schema.run import ModelConfig, Precision
-from r1hpc.train.model.losses import OutputHead, Scores
 from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.model.output_head import OutputHead, Scores
 from r1hpc.train.parallel.distributed import Group
 from tests.train.live_bytes import LiveBytes
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks

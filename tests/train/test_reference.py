@@ -12,8 +12,8 @@ from torch import Tensor
 from r1hpc.config.schema.rl import RlConfig
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.config.schema.sections import DeepspeedConfig
-from r1hpc.train.model.losses import OutputHead
 from r1hpc.train.model.model import build_model
+from r1hpc.train.model.output_head import OutputHead
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rollout.policy import build_reference, policy_of
 from tests.train.two_ranks import run_on_two_ranks

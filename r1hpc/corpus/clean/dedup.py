@@ -4,8 +4,8 @@
 
     folder/<part>.parquet       row, rule, value, note of each dropped document of that part
 
-Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see minhash.py); signatures lie band by band in a
-file without a name. Memory: some 250 bytes per document (measured on 3.2 million).
+Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see minhash.py); signatures lie band by band in an
+unlinked temporary file. Memory: some 250 bytes per document (measured on 3.2 million).
 """
 
 import itertools

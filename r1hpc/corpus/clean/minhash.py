@@ -6,7 +6,8 @@
 
 Shingles are runs of `ngram` words of the lower-cased text, or a shorter text as a whole. Two documents become
 candidates if all rows of one band agree. A candidate counts if the share of equal values reaches the
-threshold; it estimates the Jaccard similarity with a standard error of at most 0.5/sqrt(bands x rows).
+threshold; it estimates the Jaccard similarity with a standard error of at most 0.5/sqrt(bands x rows). The
+numbers are those of MinhashRecipe in corpus/recipe.py.
 """
 
 from collections.abc import Callable

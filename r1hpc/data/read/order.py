@@ -3,9 +3,9 @@
     plan = SamplePlan(dataset.id, dataset.num_tokens, seq_len=2048, seed=0)
     starts = plan.window_starts(np.arange(step * gbs, (step + 1) * gbs))
 
-A run's state is one integer, the number of samples consumed. Sample k is window permute(k mod n, n, key(seed,
-k div n)) of n: each epoch visits every window once, in its own order. Nothing is materialised, so seeking
-costs the same anywhere.
+A run's state is one integer, the number of samples consumed. Sample k is window permute(k mod n, n,
+epoch_key(seed, k div n)) of n: each epoch visits every window once, in its own order. Nothing is
+materialised, so seeking costs the same anywhere.
 
 The permutation is a balanced Feistel network over the smallest even number of bits that holds n, repeated
 until it falls into [0, n) (cycle walking; Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA

@@ -1,39 +1,20 @@
-"""Compute log-probabilities of chosen tokens, and the losses made of them: GRPO, PPO, distillation.
+"""Compute the losses of GRPO, PPO and distillation. Pure functions, without engine or ranks.
 
-The advantages, clipped losses, KL, GAE and divergence are pure functions, without engine or ranks. Sources:
-GRPO, DeepSeekMath arXiv 2402.03300 eq. 3 and 4; DAPO arXiv 2503.14476 (clip-higher, token-level loss,
-overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347 eq. 7;
-GAE arXiv 1506.02438 eq. 16; k3: Schulman, "Approximating KL Divergence"; RLOO arXiv 2402.14740; CISPO arXiv
-2506.13585 eq. 4; GSPO arXiv 2507.18071 eq. 5 to 7; dual clip arXiv 1912.09729; on-policy distillation: GKD,
-arXiv 2306.13649.
-
-`OutputHead` does not hold all logits at once. In fp32 the logits of 32,768 tokens over a vocabulary of
-152,000 take 18.6 GiB, and a loss's backward pass holds three such tensors. So while the model runs, its
-output head is replaced: it takes the hidden states of the chosen tokens, a chunk at a time, and returns three
-numbers for each. The backward pass computes a chunk's logits again (activation checkpointing,
-torch.utils.checkpoint): one more product with the head.
-
-The head runs inside the model's forward pass, as a module: ZeRO 3 gathers its weights once for all chunks,
-and its adapters count. Some families change the logits after the head (Gemma's cap, Cohere's and Granite's
-scale). The first call finds out, and for them the logits stay complete.
+Sources: GRPO, DeepSeekMath arXiv 2402.03300 eq. 3 and 4; DAPO arXiv 2503.14476 (clip-higher, token-level
+loss, overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347
+eq. 7; GAE arXiv 1506.02438 eq. 16; k3: Schulman, "Approximating KL Divergence"; RLOO arXiv 2402.14740; CISPO
+arXiv 2506.13585 eq. 4; GSPO arXiv 2507.18071 eq. 5 to 7; dual clip arXiv 1912.09729; on-policy distillation:
+GKD, arXiv 2306.13649.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from r1hpc.config.schema.rl import RlConfig
-from r1hpc.plan.memory.step import logits_at_once
 
 Floats = npt.NDArray[np.float64]
 _EPS = 1e-6
@@ -132,12 +113,13 @@ def policy_terms(
 ) -> Terms:
     """Return the clipped surrogate loss of a micro batch. All inputs (rows, longest); `weights` 0 on padding.
 
-    - sum w gain + kl_coef sum w k3, with the KL inside the loss as in GRPO, 2402.03300 eq. 3, and not inside
-    the reward. The gain of rl.objective=clip is min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): PPO,
-    1707.06347 eq. 7, two bounds after DAPO's clip-higher, 2503.14476 section 3.1; of cispo it is
-    min(rho, 1 + clip_high) A log pi, with no gradient through the ratio. rho is pi / pi_old of the token, or
-    for a sequence the geometric mean over its tokens (GSPO, 2507.18071 eq. 7). rl.kl_gradient=corrected
-    multiplies k3 by the token's ratio, see `kl_k3`. `importance_weights` are of the gain, not of the KL.
+    loss = -sum(w * gain) + kl_coef * sum(w * k3), with the KL inside the loss as in GRPO, 2402.03300 eq. 3,
+    and not inside the reward. The gain of rl.objective=clip is min(rho A, clip(rho, 1 - clip_low, 1 +
+    clip_high) A): PPO, 1707.06347 eq. 7, two bounds after DAPO's clip-higher, 2503.14476 section 3.1; of
+    cispo it is min(rho, 1 + clip_high) A log pi, with no gradient through the ratio. rho is pi / pi_old of
+    the token, or for a sequence the geometric mean over its tokens (GSPO, 2507.18071 eq. 7).
+    rl.kl_gradient=corrected multiplies k3 by the token's ratio, see `kl_k3`. `importance` weighs the gain,
+    not the KL.
     """
     # Mask before the exponential: values on padding could overflow, and infinity x 0 is nan.
     difference = token_difference = torch.where(mask, logprobs - old, 0.0)
@@ -187,9 +169,10 @@ def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Return exp(d) - d - 1 with d = log reference - log policy, per token sampled from the policy.
 
     The value is an unbiased estimate of KL(policy, reference), never negative, and of less variance than -d
-    (Schulman, "Approximating KL Divergence", k3). The gradient is not: for samples of the policy its mean is
-    the gradient of KL(reference, policy). Times pi / pi_old, differentiated too, both are those of
-    KL(policy, reference), also for samples of pi_old (DeepSeek-V3.2, arXiv 2512.02556).
+    (Schulman, "Approximating KL Divergence", k3). The gradient is biased: over samples of the policy its mean
+    is the gradient of KL(reference, policy). Multiplied by pi / pi_old, with a gradient through that ratio,
+    value and gradient are those of KL(policy, reference), also for samples of pi_old (DeepSeek-V3.2, arXiv
+    2512.02556).
     """
     difference = reference - logprobs
     return torch.exp(difference) - difference - 1
@@ -224,147 +207,3 @@ def value_loss(
     bounded = old_values + (values - old_values).clamp(-clip, clip)
     worst = torch.maximum((values - returns) ** 2, (bounded - returns) ** 2)
     return 0.5 * (worst * weights).sum()
-
-
-Apply = Callable[[Tensor], Tensor]
-"""Maps hidden states (n, hidden_size) to logits (n, vocab)."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Results for the chosen tokens, each (num_chosen,) in fp32."""
-
-    logprobs: Tensor
-    entropies: Tensor
-    """In nats, of the distribution each target was drawn from; zeros if not requested."""
-    divergences: Tensor
-    """In nats, between that distribution and a teacher's; zeros without a teacher."""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The distribution a student's is compared with, token by token."""
-
-    logits: Tensor
-    """(num_chosen, its vocab), at least one row, from OutputHead.logits."""
-    beta: float
-
-
-class OutputHead:
-    """The output head of a causal language model; under ZeRO 3 its weights are divided over the ranks."""
-
-    def __init__(self, policy: Any, chunk_tokens: int | None) -> None:
-        """`chunk_tokens` is train.logits_chunk_tokens; `policy` may be wrapped by peft."""
-        self._head: nn.Module = policy.get_output_embeddings()
-        self._chunk = logits_at_once(chunk_tokens, policy.config.get_text_config().vocab_size)
-        self._is_last: bool | None = None
-        """True if the model returns its head's output unchanged; None: not known yet."""
-
-    def scores(
-        self,
-        run: Callable[[], Tensor],
-        targets: Tensor,
-        chosen: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        with_entropies: bool = False,
-        differentiate_entropies: bool = False,
-        teacher: Teacher | None = None,
-    ) -> Scores:
-        """Score the tokens of `targets` (rows, k) at the flat positions `chosen` (num_chosen,); None: all.
-
-        Positions come from the host, not a mask: selecting by a mask makes the host wait for the GPU.
-
-        Args:
-            run: a forward pass of the model with logits (rows, k, vocab); returns them.
-                Called once; the first time twice, for a family that changes its logits.
-            temperature: the logits are divided by it, a teacher's too.
-            differentiate_entropies: they are part of the loss.
-            teacher: its logits of the same tokens, in the same order.
-        """
-        chosen, num_chosen = _some(targets, chosen)
-        picked = targets.flatten() if chosen is None else targets.flatten()[chosen]
-        given: list[Tensor] = []
-
-        def score(apply: Apply, states: Tensor, wanted: Tensor, told: Tensor | None) -> Tensor:
-            """Map (n, width), (n,) and a teacher's logits (n, vocab) to (n, 3), the columns of Scores."""
-            logits = _tempered(apply(states), temperature)
-            logprobs = -F.cross_entropy(logits, wanted, reduction="none")
-            entropies = divergences = torch.zeros_like(logprobs)
-            if with_entropies:
-                entropies = _entropies(logits, differentiate_entropies)
-            if teacher is not None and told is not None:
-                divergences = divergence(logits, _tempered(told, temperature), teacher.beta)
-            return torch.stack([logprobs, entropies, divergences], -1)
-
-        def in_chunks(apply: Apply, hidden: Tensor) -> Tensor:
-            """Return (num_chosen, 3), in place of the head's logits."""
-            states = _picked(hidden, chosen)
-            parts = torch.split(states, self._chunk)
-            told = [None] * len(parts) if teacher is None else torch.split(teacher.logits, self._chunk)
-            function: Callable[..., Tensor] = score
-            if torch.is_grad_enabled() and len(states) > self._chunk:  # the backward pass computes them again
-                function = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
-            pieces = zip(parts, torch.split(picked, self._chunk), told, strict=True)
-            answer = torch.cat([function(apply, *piece) for piece in pieces])
-            given.append(answer.detach())
-            return answer
-
-        if self._is_last is not False:
-            with _in_place_of_forward(self._head, in_chunks):
-                answer = run()
-            if self._is_last is None:
-                self._is_last = answer.shape == given[0].shape and torch.equal(
-                    answer.nan_to_num(), given[0].nan_to_num()
-                )
-            if self._is_last:
-                return Scores(*answer[:num_chosen].unbind(-1))
-        told = None if teacher is None else teacher.logits
-        whole = score(lambda logits: logits, _picked(run(), chosen), picked, told)
-        return Scores(*whole[:num_chosen].unbind(-1))
-
-    def logits(self, run: Callable[[], Tensor], targets: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Return (num_chosen, vocab), at least one row: the logits of the tokens `scores` would get, in the
-        model's precision, with its family's changes after the head."""
-        chosen, _ = _some(targets, chosen)
-        with _in_place_of_forward(self._head, lambda apply, hidden: apply(_picked(hidden, chosen)[None])):
-            return run()[0]
-
-
-def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
-    """Return at least one position, and how many were requested. A rank without any takes part too: its
-    head's weights need a gradient of 0, and the first call must find out about the model on every rank."""
-    num = targets.numel() if chosen is None else len(chosen)
-    if num:
-        return chosen, num
-    return torch.zeros(1, dtype=torch.int64, device=targets.device), 0
-
-
-def _picked(values: Tensor, chosen: Tensor | None) -> Tensor:
-    """Map (rows, k, width) to (num_chosen, width)."""
-    return values.flatten(0, 1) if chosen is None else values.flatten(0, 1)[chosen]
-
-
-def _entropies(logits: Tensor, differentiate: bool) -> Tensor:
-    # A function of its own, so that its (n, vocab) tensor is gone before the divergence makes more.
-    with torch.set_grad_enabled(differentiate and torch.is_grad_enabled()):
-        every = logits.log_softmax(-1)
-        return -(every.exp() * every).sum(-1)
-
-
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits.float() if temperature == 1.0 else logits.float() / temperature
-
-
-@contextmanager
-def _in_place_of_forward(module: nn.Module, function: Callable[[Apply, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the module returns function(its own forward pass, its input); its hooks still run."""
-    own, forward = module.__dict__.get("forward"), module.forward
-    module.forward = partial(function, forward)
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -2,7 +2,7 @@
 
 Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/sampler.py
 asks the engine and the verifier, and tasks/rewards.py scores), then update.py (advantages and losses;
-the formulas are in model/losses.py).
+the formulas are in model/losses.py, the log-probabilities in model/output_head.py).
 
 A rollout is followed by updates_per_rollout optimizer steps (loop.optimizer_step). Each is a step of the
 loop, so a checkpoint can fall between two updates of a rollout. (TRL would generate again from the newer

@@ -16,9 +16,6 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout, works_out_old_policy
 from r1hpc.train.model.losses import (
     Floats,
-    OutputHead,
-    Scores,
-    Teacher,
     gae,
     group_advantages,
     importance_weights,
@@ -27,6 +24,7 @@ from r1hpc.train.model.losses import (
     value_loss,
     whiten,
 )
+from r1hpc.train.model.output_head import OutputHead, Scores, Teacher
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rl.rollout import Experience, MicroBatch, Rollout, Rows, Tally, deal, lay_out
 from r1hpc.train.rollout.policy import Reference, policy_of

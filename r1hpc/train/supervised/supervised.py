@@ -31,7 +31,7 @@ from r1hpc.tasks.text.tokenizer import TokenizerFiles, check_data_tokens, export
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
 from r1hpc.train.model.export import export_model
-from r1hpc.train.model.losses import OutputHead
+from r1hpc.train.model.output_head import OutputHead
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import check_precision
