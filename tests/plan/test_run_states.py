@@ -114,7 +114,8 @@ def compare(group: Group, cases: list[Case]) -> None:
         assert planned * GIB + bucket == pytest.approx(most, rel=0.05), told
         assert planned * GIB + bucket + step == pytest.approx(inside, rel=0.05), told
         assert plan.parameters_gib * GIB == pytest.approx(built, rel=0.05), f"{told}; as built {built:,}"
-        assert replica == pytest.approx(shape.num_parameters * width if stage == 3 else 0, rel=0.05), told
+        whole = shape.num_parameters * width if stage == 3 else 0
+        assert replica == pytest.approx(whole, rel=0.05), f"{told}; replica {replica:,} of {whole:,}"
 
 
 def every_case(name: str, model: dict[str, Any]) -> list[Case]:
