@@ -72,6 +72,14 @@ def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def on_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, for commands that this process runs itself."""
+    for name, value in idle_cluster.env().items():
+        monkeypatch.setenv(name, value)  # read_situation() and sbatch() ask this cluster
+    return idle_cluster
+
+
+@pytest.fixture
 def prompt_cluster(idle_cluster: Cluster) -> Iterator[Cluster]:
     """A cluster where no signal comes so late that it meets the next attempt."""
     before = idle_cluster.kill_wait, idle_cluster.message_timeout

@@ -24,13 +24,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 _SCAVENGER = "--qos=scavenger"
 
 
-@pytest.fixture
-def on_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)  # read_situation() asks this cluster
-    return idle_cluster
-
-
 def cancel_for_sure(cluster: Cluster, job: int) -> None:
     """As somebody who reads what scancel says: a job that is just being requeued it refuses, in words."""
 

@@ -24,13 +24,6 @@ from tests.serving.clients import SMALL_SERVER, ask, key_of, make_model
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
-@pytest.fixture
-def on_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)  # read_situation() and the ledger ask this cluster
-    return idle_cluster
-
-
 def serve(root: Path, *words: str) -> tuple[RunDir, str]:
     """(run, url) of a server that answers, by the command a user takes."""
     where = ["--run-root", str(root / "runs"), "--json"]

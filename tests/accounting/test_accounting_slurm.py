@@ -25,12 +25,10 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def on_cluster(idle_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """Slurm's commands talk to the test cluster, and runs lie under tmp_path/runs."""
+def on_cluster(on_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, for commands that this process runs itself; runs lie under tmp_path/runs."""
     monkeypatch.setenv("R1HPC_RUN_ROOT", str(tmp_path / "runs"))
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)
-    return idle_cluster
+    return on_cluster
 
 
 def test_every_way_to_end_is_accounted_to_the_second(

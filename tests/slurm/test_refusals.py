@@ -12,14 +12,6 @@ from r1hpc.submit import main
 from tests.cluster import Cluster
 
 
-@pytest.fixture
-def on_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """Slurm's commands of this process ask the cluster, all of whose nodes are up."""
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)
-    return idle_cluster
-
-
 @pytest.mark.slurm
 @pytest.mark.parametrize(
     ("flags", "offered"),

@@ -47,10 +47,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Place:
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)  # read_situation() asks this cluster
-    return Place(tmp_path, idle_cluster)
+def place(tmp_path: Path, on_cluster: Cluster) -> Place:
+    return Place(tmp_path, on_cluster)
 
 
 def begins(run: RunDir) -> list[float]:
