@@ -45,6 +45,7 @@ class Supervisor:
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
+            print(f"{self._run.run_id}: attempt {attempt} begins", file=sys.stderr, flush=True)
             # A stop was requested while begin was building a dataset: start no rank.
             status = 0 if self._stopping else self._run_ranks(attempt, world_size)
             ended = end(self._run, attempt, status)

@@ -3,11 +3,9 @@
 It never fails a run, and waits ten seconds at most.
 """
 
-import http.client
 import json
 import subprocess
 import sys
-import urllib.request
 from threading import Thread
 
 from r1hpc.base.choose_run import full_name
@@ -42,6 +40,9 @@ def notify(run: RunDir, config: NotifyConfig, cause: Cause, detail: str) -> None
 
 
 def _post(url: str, message: dict[str, str]) -> None:
+    import http.client  # loaded here: a submission needs neither, and they take 20 ms
+    import urllib.request
+
     body = json.dumps(message).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:

@@ -52,16 +52,16 @@ def script_keys(planned: PlannedRun, dry_run: bool) -> dict[str, str]:
 
 
 def run_as_text(planned: PlannedRun, job_id: str | None) -> str:
-    """Return plan and notes; then the commands for the run, or in a dry run the script."""
+    """Return plan and notes; then the commands for the run. In a dry run the script comes first."""
     run, is_dry_run = planned.run, job_id is None
+    # A terminal shows the last lines: those of the plan.
+    script = [render(planned.script)] if is_dry_run and planned.executor == "slurm" else []
     place = f"run      {run.path}" + (" (not written: a dry run)" if is_dry_run else "")
     texts = [place, wrapped_lines([*plan_lines(planned), *(("note", note) for note in planned.notes)])]
     if job_id is not None:
         # Not wrapped, so that they can be copied.
         texts += [f"{name:8} {text}" for name, text in _handles(planned, job_id)]
-    elif planned.executor == "slurm":
-        texts += ["", render(planned.script)]
-    return "\n".join(texts)
+    return "\n".join([*script, *texts])
 
 
 def wrapped_lines(lines: Iterable[tuple[str, str]], indent: str = "") -> str:

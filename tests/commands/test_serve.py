@@ -93,6 +93,7 @@ def test_a_folder_is_served_until_it_is_idle_and_its_hours_are_on_record(
         diagnose.main([str(run.path)])
     log = (run.logs / "local.out").read_text()
     assert "diagnosis" not in log
+    assert f"{run.run_id}: attempt 1 begins" in log
 
 
 def test_asked_for_again_it_tells_its_address_and_after_its_end_why_it_is_gone(

@@ -22,8 +22,8 @@ from tests.plan.tensorfiles import write_header
 def test_a_dry_run_prints_plan_and_script_and_writes_nothing(place: Path) -> None:
     done = submit(place, "--nodes", "4", "--time", "12:00:00", "--dry-run", COLUMNS="80")
     assert done.returncode == 0, done.stderr
-    plan, _, script = done.stdout.partition("\n#!/bin/bash\n")
-    assert plan.startswith("run ")
+    script, _, plan = done.stdout.partition("\n\nrun  ")  # the plan is what stays on the screen
+    assert script.startswith("#!/bin/bash\n")
     assert "#SBATCH --nodes=4" in script
     assert all(len(line) <= 80 for line in plan.splitlines()[1:] if " " in line.strip()), plan
     assert "#SBATCH --time=12:00:00" in done.stdout.splitlines()
