@@ -2,7 +2,7 @@
 
     python -m r1hpc.submit --nodes 4                   # jobs/train.yaml
     python -m r1hpc.submit jobs/smoke.yaml train.num_steps=20 --follow
-    python -m r1hpc.submit --nodes 4 --dry-run         # plan, script, and Slurm's answer if there is one
+    python -m r1hpc.submit --nodes 4 --dry-run         # script, plan, and Slurm's answer if there is one
     python -m r1hpc.submit --run-name NAME --resume    # continue a run, perhaps on other nodes
 
     python -m r1hpc.submit train.py -N 2 -- --lr 1e-4  # a training script of your own, and its arguments
