@@ -48,8 +48,7 @@ def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
 def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
     """Return the totals of what sacct printed into a file or a pipe.
 
-    Raises:
-        StateError: the header or a line has another format; names the file, the line and the fix.
+    Raise StateError, with the file, the line and the fix, if the header or a line has another format.
     """
     with path.open("rb") as file:
         if file.seekable():
@@ -63,8 +62,7 @@ def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
     """Return the totals of what sacct reports now; without a start, from the first record on.
 
-    Raises:
-        SlurmError: sacct or slurmdbd did not answer.
+    Raise SlurmError if sacct or slurmdbd does not answer.
     """
     # In seconds: sacct accepts fewer time formats than --start does. Without a start it would begin today;
     # it refuses less than a million (Slurm, parse_time.c).

@@ -122,8 +122,7 @@ class Verdict:
 def find_budget(run_root: Path, given: Path | None = None) -> Path:
     """Return the budget file: `given`, $R1HPC_BUDGET, RUN_ROOT/budget.yaml, else configs/budget.yaml.
 
-    Raises:
-        ConfigError: the named file does not exist.
+    Raise ConfigError if the named file does not exist.
     """
     named = given or (Path(os.environ["R1HPC_BUDGET"]) if os.environ.get("R1HPC_BUDGET") else None)
     if named is not None:
@@ -139,8 +138,7 @@ def find_budget(run_root: Path, given: Path | None = None) -> Path:
 def load_budget(path: Path) -> Budget | None:
     """Return the budget in a file; None if it sets nothing.
 
-    Raises:
-        ConfigError: an unknown key or an invalid value.
+    Raise ConfigError for an unknown key or an invalid value.
     """
     where = str(path)
     if not os.path.lexists(path):

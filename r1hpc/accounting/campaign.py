@@ -156,11 +156,10 @@ class CampaignProgress:
 def load_campaign(name: str, gpu_hours: float | None = None) -> Campaign:
     """Return the campaign at path `name`, or of that name in configs/campaign/.
 
+    Raise ConfigError if there is no such file, or for an unknown key or an invalid value.
+
     Args:
         gpu_hours: the grant; replaces the file's own. A stage's own `gpu_hours` stay.
-
-    Raises:
-        ConfigError: no such file, an unknown key, or an invalid value.
     """
     folder = assets("configs") / "campaign"
     path = find_named("campaign", name, (folder / f"{name}.yaml", Path(name)), folder)
@@ -210,8 +209,7 @@ def follow_campaign(
 ) -> CampaignProgress | None:
     """Follow the campaign `name`, else the budget's, by its runs on GPUs; None if there is none.
 
-    Raises:
-        ConfigError: as load_campaign.
+    Raise ConfigError as `load_campaign` does.
     """
     name = name or (budget.campaign if budget else None)
     if name is None:

@@ -52,12 +52,11 @@ from r1hpc.telemetry.records.metrics import Audit, audit_ledger
 def open_ledger(run: RunDir, now: float, records: Iterable[JobRecord] = (), note: str = "") -> RunLedger:
     """Open the ledger of one run, from everything that any command has learnt about it.
 
+    Raise StateError with the problem if the folder cannot be read.
+
     Args:
         records: what sacct or a file of it reports now; kept for the other commands.
         note: why sacct gave nothing, if it was asked.
-
-    Raises:
-        StateError: the folder cannot be read; names the problem.
     """
     try:
         return _open(run, now, records, note)
@@ -307,9 +306,8 @@ def _positive(value: Any) -> Any:
 def measured_run(run: RunDir, now: float) -> Estimate:
     """Estimate a run from the hours it has spent and the rest at its speed so far.
 
-    Raises:
-        UsageError: a stage without steps, no attempt, or too few steps to measure.
-        StateError: its plan is of another version.
+    Raise UsageError for a stage without steps, no attempt, or too few steps to measure. Raise StateError if
+    its plan is of another version.
     """
     try:
         plan = RunPlan.from_json(read_json(run.plan))
@@ -404,8 +402,7 @@ class RunReport:
 def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = None) -> RunReport:
     """Gather the report. `records` are sacct's from a file; without them sacct itself is asked if it exists.
 
-    Raises:
-        StateError: the run folder cannot be read.
+    Raise StateError if the run folder cannot be read.
     """
     note = ""
     jobs = all_slurm_jobs(run)

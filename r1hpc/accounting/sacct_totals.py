@@ -117,8 +117,7 @@ class ColumnReader:
     def read(self, lines: bytes, number: int) -> Block:
         """Return the records in whole lines; `number` is that of the first line.
 
-        Raises:
-            StateError: one cannot be read.
+        Raise StateError if one cannot be read.
         """
         try:
             block = self._by_columns(lines)
@@ -190,8 +189,7 @@ class ColumnReader:
 def _each(cells: Any, rule: Callable[[str], int | None]) -> Ints:
     """Apply a rule to each cell, once for equal cells.
 
-    Raises:
-        ValueError: from the rule, or it returned None.
+    Raise ValueError from the rule, or if it returned None.
     """
     coded = cells.dictionary_encode()
     found = [rule(text) for text in coded.dictionary.to_pylist()]
@@ -237,8 +235,7 @@ def _narrowed(values: Ints) -> Ints:
 def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
     """Sum what sacct printed into a file, as accounting.hours.fold_hours does.
 
-    Raises:
-        StateError: the header or a line has another format; names `source`, line and fix.
+    Raise StateError with `source`, line and fix if the header or a line has another format.
     """
     columns = read_header(file.readline(LONGEST_LINE), source, selection.columns)
     reader = ColumnReader(columns, source, selection.runs)

@@ -101,15 +101,13 @@ def begin(
 ) -> int | None:
     """Begin the next attempt and return its number; None if the run is finished or STOP exists.
 
+    Raise MustNotGoOnError if a limit of `limits` is reached, the run was cancelled, a stage it needs is not
+    finished, another job runs it, its data or configuration cannot be used, or others may write what is
+    executed. Raise NotTheNodeError if the run's own disk is full, or its records are damaged. Raise
+    R1hpcError or OSError if another try, perhaps on another node, may succeed.
+
     Args:
         by_submitit: the ranks are started from submitit's payload.
-
-    Raises:
-        MustNotGoOnError: a limit of `limits` is reached, the run was cancelled, a stage it needs is not
-            finished, another job runs it, its data or configuration cannot be used, or others may write
-            what is executed.
-        NotTheNodeError: the run's own disk is full, or its records are damaged.
-        R1hpcError, OSError: another try, perhaps on another node, may succeed.
     """
     if run.finished.exists():
         print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
@@ -190,8 +188,7 @@ def _begin(
 def check_records(run: RunDir) -> int:
     """Return the highest attempt number that is recorded or on disk.
 
-    Raises:
-        NotTheNodeError: attempts.jsonl is damaged, or empty though attempts are on disk.
+    Raise NotTheNodeError if attempts.jsonl is damaged, or empty though attempts are on disk.
     """
     try:
         events, _ = read_run_events(run)

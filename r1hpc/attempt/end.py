@@ -169,8 +169,7 @@ def _is_explained(outcomes: Sequence[RankOutcome], state: JobState) -> bool:
 def refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
     """Check that the run was not cancelled since its attempt was judged; Slurm may requeue it even so.
 
-    Raises:
-        CancelledError: it was cancelled by scancel or `r1hpc cancel`.
+    Raise CancelledError if scancel or `r1hpc cancel` cancelled it.
     """
     if read_history(run).is_cancelled or "CANCELLED" in _view(state, warned).states:
         raise CancelledError(f"{run.run_id} is not requeued: it was cancelled")

@@ -66,9 +66,7 @@ def is_final(error: R1hpcError) -> bool:
 def on_record(run: RunDir, job_id: str) -> Iterator[None]:
     """Record why no attempt begins, if that is final.
 
-    Raises:
-        MustNotGoOnError: instead of the final error.
-        NotTheNodeError: instead of a full disk.
+    Raise MustNotGoOnError instead of the final error, NotTheNodeError instead of a full disk.
     """
     try:
         yield
@@ -121,8 +119,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def alone(run: RunDir, job_id: str) -> Iterator[None]:
     """Hold the run's lock while this job begins an attempt; another job of the run waits for it.
 
-    Raises:
-        MustNotGoOnError: the other job held it too long, perhaps while it builds a dataset.
+    Raise MustNotGoOnError if the other job held it too long, perhaps while it builds a dataset.
     """
     lock = hold(run.begin_lock, f"job {job_id}", _LEAVING_S)
     if lock is None:
@@ -142,10 +139,7 @@ def alone(run: RunDir, job_id: str) -> Iterator[None]:
 def refuse_a_second_job(run: RunDir, job_id: str) -> None:
     """Refuse to begin while another job runs in this folder. If nobody can be asked, the fence must suffice.
 
-    Refuses at once, unless the other job is ending.
-
-    Raises:
-        MustNotGoOnError: another job is running.
+    Refuse at once, unless the other job is ending. Raise MustNotGoOnError if another job is running.
     """
     history = read_history(run)
     last = history.last
@@ -166,11 +160,10 @@ def refuse_a_second_job(run: RunDir, job_id: str) -> None:
 def refuse_a_ghost(run: RunDir, executor: str, job_id: str, known: History | None = None) -> None:
     """Refuse if Slurm, having lost this batch host, restarted the job elsewhere while this process runs on.
 
+    Raise MustNotGoOnError if that happened: the run belongs to the other process.
+
     Args:
         known: the records when this began; no attempt may have begun since.
-
-    Raises:
-        MustNotGoOnError: that happened, and the run belongs to the other process.
     """
     restarts = 0
     if executor == "slurm":

@@ -119,18 +119,13 @@ class Workload:
         return None
 
     def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
-        """Check what needs no cluster.
-
-        Raises:
-            UsageError: the run cannot work; the message names the fix.
-        """
+        """Check what needs no cluster. Raise UsageError with the fix if the run cannot work."""
         return Checked(config)
 
     def check(self, config: RunConfig, facts: Facts) -> list[str]:
         """Check the settled configuration, its nodes and GPUs; return notes for the person who submits.
 
-        Raises:
-            UsageError: the run cannot work; the message names the fix.
+        Raise UsageError with the fix if the run cannot work.
         """
         return []
 
@@ -161,8 +156,7 @@ class Workload:
     def prepare(self, run: RunDir, config: RunConfig) -> str:
         """Make what the ranks need, on the batch host, before an attempt begins; return what they must know.
 
-        Raises:
-            R1hpcError: it cannot be made.
+        Raise R1hpcError if it cannot be made.
         """
         return ""
 
@@ -176,11 +170,7 @@ class Workload:
 
 
 def workload_of(stage: str) -> Workload:
-    """Return the workload of a stage.
-
-    Raises:
-        ConfigError: no package provides it.
-    """
+    """Return the workload of a stage. Raise ConfigError if no package provides it."""
     found: Workload = find_workload(stage)
     return found
 

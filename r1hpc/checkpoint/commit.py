@@ -71,11 +71,8 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
     """Make `staging`, sealed as `records`, the checkpoint with manifest `raw`.
 
     A good checkpoint of the same step and attempt is kept and returned instead. One of another attempt is
-    replaced: the newest attempt's state wins.
-
-    Raises:
-        CheckpointWriteError: the folder does not match the manifest; nothing outside it changed.
-        OSError: from the file system; the store is as before.
+    replaced: the newest attempt's state wins. Raise CheckpointWriteError if the folder does not match the
+    manifest; nothing outside it changed. Raise OSError from the file system; the store is as before.
     """
     target = root / staging.name
     with at("commit.check"):
@@ -120,8 +117,7 @@ def point_latest(root: Path, target: Path, own: Path) -> None:
 def _check_sealed(staging: Path, records: Iterable[FileRecord]) -> list[Path]:
     """Return all folders of `staging`, deepest first; check that each file is in one record, at its size.
 
-    Raises:
-        CheckpointWriteError: naming the file.
+    Raise CheckpointWriteError with the name of the file.
     """
     found = {name: stat.S_ISDIR(status.st_mode) for name, status in walk(staging)}
     folders = [staging / name for name, is_folder in found.items() if is_folder]

@@ -56,9 +56,7 @@ def last_incarnation(root: Path) -> int:
 def take_over(root: Path, attempt: int, token: str) -> Path:
     """Make this incarnation's folder and fence off every other one. Repeating it does no harm.
 
-    Raises:
-        SupersededError: a newer incarnation has begun.
-        OSError: the folder cannot be made.
+    Raise SupersededError if a newer incarnation has begun, OSError if the folder cannot be made.
     """
     own = incarnation_dir(root, attempt, token)
     for other, _, folder in incarnations(root):
@@ -99,10 +97,7 @@ def check(own: Path) -> None:
     If it passes, everything read and written under `own` so far came before any eviction: a recreated folder
     never has BEGUN. The next call uses the path of `own`, so it fails after an eviction, unless somebody
     recreates the folder between the check and that call. Only a rank of the same incarnation could, and all
-    of them are waiting for rank 0 then.
-
-    Raises:
-        OSError: ENOENT, ENOTDIR or ESTALE, see `explains`.
+    of them are waiting for rank 0 then. Raise OSError: ENOENT, ENOTDIR or ESTALE, see `explains`.
     """
     # Opened, not only looked up: an NFS client asks the server at every open, but not at every lookup.
     (own / BEGUN).read_bytes()

@@ -122,8 +122,8 @@ class Candidate:
 def check_file_name(name: str) -> str:
     """Return `name` if it stays inside a checkpoint: relative, normalised, no control characters.
 
-    Raises:
-        StateError: `..`, an absolute path, an empty part, a control character, or the manifest's own name.
+    Raise StateError for `..`, an absolute path, an empty part, a control character, or the manifest's own
+    name.
     """
     parts = name.split("/") if isinstance(name, str) else [""]
     if any(part in ("", ".", "..") for part in parts) or printable(name) != name or "\n" in name:
@@ -145,11 +145,7 @@ def step_of(folder: str) -> int | None:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the bytes of manifest.json.
-
-    Raises:
-        TypeError: `meta` holds something that is not JSON.
-    """
+    """Return the bytes of manifest.json. Raise TypeError if `meta` holds something that is not JSON."""
     tail = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).removeprefix("{\n").encode() + b"\n"
     return f'{{\n "digest": "{digest_bytes(tail)}",\n'.encode() + tail
 
@@ -157,8 +153,7 @@ def encode(manifest: Manifest) -> bytes:
 def decode(raw: bytes, path: Path) -> Manifest:
     """Parse and check manifest.json.
 
-    Raises:
-        StateError: not a manifest, or its digest does not match; names `path`.
+    Raise StateError with `path` if it is not a manifest, or its digest does not match.
     """
     head = _HEAD.match(raw)
     if not head:
@@ -184,8 +179,7 @@ def decode(raw: bytes, path: Path) -> Manifest:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint in folder `path`, after checking its manifest but not its files.
 
-    Raises:
-        StateError: a link, another user's, no readable manifest, or the manifest of another step.
+    Raise StateError for a link, another user's folder, no readable manifest, or the manifest of another step.
     """
     file = path / MANIFEST_NAME
 

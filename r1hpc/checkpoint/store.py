@@ -112,10 +112,8 @@ class CheckpointStore:
     def begin(self, attempt: int, token: str) -> None:
         """Fence off every older incarnation. Once per attempt, on the batch host, before the ranks start.
 
-        Choose the checkpoint to resume from only after this returned.
-
-        Raises:
-            SupersededError: an incarnation with a higher attempt number has begun.
+        Choose the checkpoint to resume from only after this returned. Raise SupersededError if an incarnation
+        with a higher attempt number has begun.
         """
         own = fence.incarnation_dir(self.root, attempt, token)
         with self.writing(own):
@@ -167,10 +165,8 @@ class CheckpointStore:
 
         When this returns, the checkpoint is durable and will be found; when it raises, the store is as before
         and the staging folder is gone. An earlier good checkpoint of the same step and attempt is kept and
-        returned, and the new one dropped; one of another attempt is replaced.
-
-        Raises:
-            CheckpointWriteError: also when a staged file is in no record, or in two, or has another size.
+        returned, and the new one dropped; one of another attempt is replaced. Raise CheckpointWriteError,
+        also if a staged file is in no record, or in two, or has another size.
         """
         staging = self.staging(step, attempt, token)
         self._own = staging.parent
@@ -267,15 +263,12 @@ class CheckpointStore:
         """Return the newest checkpoint whose every byte verifies; None if there are no folders.
 
         Collective: rank 0 lists, each rank reads its share of the files, and all return, or raise, the same.
-        A newer bad one is left as it is.
+        A newer bad one is left as it is. Raise NoUsableCheckpointError if there are checkpoint folders and
+        none verifies, StateError if the checkpoint folder cannot be listed.
 
         Args:
             report: called on rank 0 with a line for each one skipped, naming the file and its problem.
             below: only those of earlier steps than this.
-
-        Raises:
-            NoUsableCheckpointError: there are checkpoint folders and none verifies.
-            StateError: the checkpoint folder cannot be listed.
         """
         passed_over = []
         for found in self._survey_together(ranks):

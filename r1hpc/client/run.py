@@ -106,10 +106,8 @@ class Run:
     def resume(self, state: State | None = None) -> Checkpoint | None:
         """Return the newest checkpoint whose every byte verifies, after loading it. Collective.
 
-        torch.distributed must be up if there are several ranks.
-
-        Raises:
-            NoUsableCheckpointError: there are checkpoints and none verifies.
+        torch.distributed must be up if there are several ranks. Raise NoUsableCheckpointError if there are
+        checkpoints and none verifies.
         """
         if self._job is None:
             return None
@@ -138,11 +136,7 @@ class Run:
     # Steps
 
     def lead(self, library: str) -> None:
-        """Let a library's training end the steps.
-
-        Raises:
-            UsageError: it is the script's second training.
-        """
+        """Let a library's training end the steps. Raise UsageError if it is the script's second training."""
         if self.leader == library:
             raise UsageError(
                 "this script trains twice, and a run is one training: submit one script for each, "
@@ -260,11 +254,9 @@ class Run:
     def saving(self, step: int, **meta: Any) -> Iterator[Path]:
         """Yield a folder for all ranks to write into; it becomes the checkpoint `step` by one rename.
 
-        Collective. Files are made durable on the node that wrote them, and digested.
-
-        Raises:
-            CheckpointWriteError: the disk is full or fails; earlier checkpoints are untouched.
-            SupersededError: a newer attempt has begun.
+        Collective. Files are made durable on the node that wrote them, and digested. Raise
+        CheckpointWriteError if the disk is full or fails; earlier checkpoints are untouched. Raise
+        SupersededError if a newer attempt has begun.
         """
         assert self._job is not None, "outside a job nothing is saved"
         job, store, began = self._job, self._store, time.monotonic()
@@ -381,8 +373,7 @@ _current: Run | None = None
 def attempt() -> Run:
     """Return the run of this process, the same at every call.
 
-    Raises:
-        UsageError: called outside the main thread, which alone can handle signals.
+    Raise UsageError outside the main thread, which alone can handle signals.
     """
     global _current
     if _current is None:

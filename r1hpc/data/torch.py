@@ -35,9 +35,8 @@ class Batches:
     def __init__(self, run: Run, path: Path | str, *, seq_len: int, batch_size: int, seed: int = 0) -> None:
         """`batch_size` is the windows of a step over all ranks.
 
-        Raises:
-            UsageError: the ranks cannot share them evenly.
-            DatasetMissingError, ShardCorruptError: see `open_dataset`.
+        Raise UsageError if the ranks cannot share them evenly; DatasetMissingError and ShardCorruptError as
+        `open_dataset` does.
         """
         world_size = run.world_size
         if batch_size % world_size:

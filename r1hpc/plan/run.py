@@ -96,8 +96,7 @@ class RunPlan:
     def from_json(value: Mapping[str, Any]) -> "RunPlan":
         """Parse the result of to_json. Keys this version does not know are left out.
 
-        Raises:
-            StateError: a key is missing or of another shape; names it.
+        Raise StateError with the key if one is missing or of another shape.
         """
         wrong = mistake(value, RunPlan)
         if wrong is not None:
@@ -126,6 +125,9 @@ def make_plan(
 ) -> RunPlan:
     """Return the plan of `config` on `num_nodes` (None: resources.nodes) of `gpus_per_node` (0: a CPU run).
 
+    Raise ConfigError if it is impossible: a batch that does not divide, a sequence longer than the model's
+    positions, heads that do not divide, ranks that cannot share a sequence.
+
     Args:
         vocab_size: the dataset's, for a model whose config leaves it out. None if unknown so far: then
             nothing is known that depends on the number of parameters.
@@ -134,10 +136,6 @@ def make_plan(
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
         save_speed: as measured; checkpoint.assumed_bandwidth_gib_s wins over it.
-
-    Raises:
-        ConfigError: impossible: a batch that does not divide, a sequence longer than the model's positions,
-            heads that do not divide, ranks that cannot share a sequence.
     """
     ranks = ranks_per_node(config, gpus_per_node)
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)

@@ -122,8 +122,7 @@ def judge_window(
 def signal_lead_s(asked: int | None, save_time_s: float | None, time_limit_s: int | None) -> int:
     """Return the N of --signal=USR2@N, given or chosen. `save_time_s` None: the model is unknown so far.
 
-    Raises:
-        UsageError: the given value is no time before the limit.
+    Raise UsageError if the given value is no time before the limit.
     """
     if asked is None:
         return choose_signal_lead_s(save_time_s or _UNKNOWN_SAVE_S, time_limit_s)

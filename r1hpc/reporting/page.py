@@ -296,7 +296,7 @@ def publish(
     user: str | None = None,
     account: str | None = None,
 ) -> Path:
-    """Write the page; return its path.
+    """Write the page; return its path. Raise UsageError if the named runs held nothing in the selection.
 
     Args:
         runs: the runs on it; None: all under the run root.
@@ -307,9 +307,6 @@ def publish(
         window: (start, end), Unix seconds: only what was held in between counts.
         user: only runs of this user.
         account: only runs of this account, as far as it is known.
-
-    Raises:
-        UsageError: the named runs held nothing in the selection.
     """
     is_selected = hours is not None or window != (None, None) or (user, account) != (None, None)
     if runs is None:

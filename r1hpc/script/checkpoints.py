@@ -70,8 +70,7 @@ def pattern_of(run: RunDir, config: RunConfig) -> str | None:
 def written(run: RunDir, config: RunConfig) -> list[tuple[Path, Print]]:
     """Return the files and folders of this run that the pattern matches, oldest first.
 
-    Raises:
-        StateError: the disk fails, or one is removed meanwhile.
+    Raise StateError if the disk fails, or one is removed meanwhile.
     """
     pattern, earlier, found = pattern_of(run, config), read_object(_earlier(run)), []
     try:

@@ -44,8 +44,7 @@ def digest_file(run: RunDir) -> Path:
 def look_at(script: Path) -> Look:
     """Read a Python script and the modules of its folder that it imports.
 
-    Raises:
-        UsageError: a syntax error in the script.
+    Raise UsageError for a syntax error in the script.
     """
     found, digest = Look(), hashlib.sha256()
     libraries: set[str] = set()

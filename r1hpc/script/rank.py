@@ -60,8 +60,7 @@ class OutOfMemoryError(ScriptError):
 def run_script(job: RankJob) -> Outcome:
     """Run the script until it ends; hand on requests to stop.
 
-    Raises:
-        ScriptError: it failed, or was killed.
+    Raise ScriptError if it failed, or was killed.
     """
     run, config, context = job.run, job.config, job.context
     meeting = _meet(job)

@@ -62,8 +62,8 @@ class Client:
     def post(self, path: str, key: str | None, body: dict[str, Any], timeout_s: float) -> Any:
         """Return the open answer to this JSON, a file of bytes. Give the key only to a proven server.
 
-        Raises:
-            OSError, http.client.HTTPException: no answer; urllib's HTTPError for a status above 399.
+        Raise OSError or http.client.HTTPException if there is no answer, urllib's HTTPError for a status
+        above 399.
         """
         headers = {**_authorization(key), "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)

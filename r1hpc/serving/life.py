@@ -147,9 +147,8 @@ class Life:
     def live(self, command: Sequence[str], environment: Mapping[str, str]) -> Ended:
         """Start it, wait until it answers, and stay with it; its key file exists.
 
-        Raises:
-            UsageError: the interpreter has no vLLM.
-            ServerError: it died, never answered, stopped answering, or answers without the key.
+        Raise UsageError if the interpreter has no vLLM, ServerError if it died, never answered, stopped
+        answering, or answers without the key.
         """
         forget_address(self.run)
         with started(command, environment, self.place) as server:
@@ -272,9 +271,8 @@ class _Health:
 def serve(job: RankJob) -> Outcome:
     """Serve the model until a stop is requested, it is idle too long, or the time is up.
 
-    Raises:
-        UsageError: the interpreter has no vLLM.
-        R1hpcError: the server failed, or this node has no address.
+    Raise UsageError if the interpreter has no vLLM, R1hpcError if the server failed, or this node has no
+    address.
     """
     run, config, context = job.run, job.config, job.context
     place = _place(config, context)

@@ -45,9 +45,8 @@ class Serving(Workload):
 def check_served(config: RunConfig, gpus_per_node: int, executor: str) -> None:
     """Refuse what vLLM would refuse.
 
-    Raises:
-        UsageError: unsupported attention, no tokenizer, heads that do not divide over the GPUs, or an
-            interpreter without vLLM.
+    Raise UsageError for unsupported attention, no tokenizer, heads that do not divide over the GPUs, or an
+    interpreter without vLLM.
     """
     folder = Path(config.model.path or "")
     model = load_model_config(config, None)

@@ -98,15 +98,14 @@ def decide(
 ) -> Decision:
     """Fill in what `config` leaves open.
 
+    Raise UsageError if the GPUs of a node are unknown, there is no such partition, or the time is more than
+    it allows. Raise ConfigError if the plan refuses it.
+
     Args:
         vocab_size, expected_model, expected_teacher, save_speed: as in `make_plan`.
         assumed_gpus_per_node: used if it is unknown; None refuses instead.
         facts: the cluster's facts; None asks it now, if the executor is slurm and Slurm is here.
         has_nodes: the job has its nodes already, whatever the partition's limit is.
-
-    Raises:
-        UsageError: the GPUs of a node are unknown, no such partition, or more time than it allows.
-        ConfigError: the plan refuses it.
     """
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)

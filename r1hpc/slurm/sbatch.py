@@ -179,13 +179,11 @@ def sbatch(
 ) -> str:
     """Submit a script whose job starts in `folder`; return the job's id.
 
+    Raise SlurmError if sbatch refused or was not reached: there is no job. Raise LostSubmissionError if there
+    may be a job. Raise StateError if the queue has a job of this folder that is not recorded.
+
     Args:
         known: the folder's recorded jobs; another one that waits or runs is refused. None: any may.
-
-    Raises:
-        SlurmError: sbatch refused or was not reached: there is no job.
-        LostSubmissionError: there may be a job.
-        StateError: the queue has a job of this folder that is not recorded.
     """
     # A silent Slurm is asked again: nothing is submitted yet.
     jobs = retry(lambda: jobs_by_folder(all_states=True), lambda error: not error.unreachable, PATIENCE_S)

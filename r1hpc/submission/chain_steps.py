@@ -62,9 +62,8 @@ def plan_steps(
 ) -> tuple[StageStep, ...]:
     """Return the action for each stage, in order, after every check that needs no job.
 
-    Raises:
-        UsageError: a stage cannot be submitted as described, or is running elsewhere.
-        SlurmError: Slurm must be asked for unrecorded jobs, and does not answer.
+    Raise UsageError if a stage cannot be submitted as described, or is running elsewhere. Raise SlurmError if
+    Slurm must be asked for unrecorded jobs, and does not answer.
     """
     begun = any(chain.stage(name).config.is_file() for name in definition.names)
     may_be_lost = order.executor == "slurm" and not order.is_dry_run and begun
@@ -111,8 +110,7 @@ def plan_steps(
 def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order) -> dict[str, str]:
     """Submit the stages, each tied to those it needs; return the job IDs of the unfinished stages.
 
-    Raises:
-        R1hpcError: Slurm refused a stage; those before it are submitted, and the message says so.
+    Raise R1hpcError if Slurm refuses a stage; those before it are submitted, and the message says so.
     """
     jobs: dict[str, str] = {}
     for step in steps:

@@ -44,14 +44,13 @@ def estimate_job(
 ) -> Estimate:
     """Estimate one run.
 
+    Raise ConfigError or UsageError if it cannot run as described, or its size is unknown.
+
     Args:
         cluster: name of a profile.
         gpu, num_gpus: replace those of the job.
         rates: the site's own failures and preemptions; None takes published ones.
         by_article: use the article's formula instead.
-
-    Raises:
-        ConfigError, UsageError: it cannot run as described, or its size is unknown.
     """
     config = paths.with_absolute_paths(load.load(job, overrides, cluster))
     if gpu is not None:
@@ -187,8 +186,7 @@ class ChainCost:
 def estimate_chain(job: Path, order: Order) -> ChainCost:
     """Estimate every stage as `submit --dry-run` would plan it, corrected by the site's runs; ignore budgets.
 
-    Raises:
-        ConfigError, UsageError: a stage cannot be planned as described.
+    Raise ConfigError or UsageError if a stage cannot be planned as described.
     """
     with tempfile.TemporaryDirectory() as folder:  # a name that no chain has; nothing is written
         chain = ChainDir(Path(folder) / "chain")

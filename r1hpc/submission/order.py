@@ -70,8 +70,7 @@ class Order:
     def folder(self, name: str) -> RunDir:
         """Return the folder of a run or chain under the run root.
 
-        Raises:
-            UsageError: a name or path that a job script cannot contain.
+        Raise UsageError for a name or path that a job script cannot contain.
         """
         check_path(self.run_root.absolute(), "--run-root")
         return RunDir(self.run_root / check_name(name, "--run-name"))
@@ -85,8 +84,7 @@ class Order:
     def resumed_run(self) -> RunDir:
         """Return the folder of the run to continue.
 
-        Raises:
-            UsageError: no name, or a job file in addition to the frozen one.
+        Raise UsageError for no name, or a job file in addition to the frozen one.
         """
         if not self.run_name:
             raise UsageError("--resume goes with --run-name NAME: which run?")

@@ -113,11 +113,7 @@ class OrderFacts(Facts):
 
 
 def plan_new_run(order: Order) -> PlannedRun:
-    """Plan a run that does not exist yet.
-
-    Raises:
-        UsageError: it exists.
-    """
+    """Plan a run that does not exist yet. Raise UsageError if it exists."""
     config = load.load(order.job or DEFAULT_JOB, order.overrides, order.cluster)
     run = order.new_run()
     if (run.path / SWEEP).is_file():
@@ -275,8 +271,7 @@ def little_room(config: RunConfig, facts: OrderFacts) -> list[str]:
 def show_to_slurm(planned: PlannedRun) -> Trial | None:
     """Ask Slurm about a planned job; None if the job is not for Slurm, or there is no Slurm here.
 
-    Raises:
-        SlurmError: sbatch would refuse the job.
+    Raise SlurmError if sbatch would refuse the job.
     """
     if planned.executor != "slurm" or not defaults.slurm_is_here():
         return None
@@ -292,8 +287,7 @@ def check_budget(
 ) -> tuple[str, ...]:
     """Check these runs together against the budget; return notes on it.
 
-    Raises:
-        OverBudgetError: they do not fit, and no reason was given.
+    Raise OverBudgetError if they do not fit and no reason was given.
     """
     if over_budget is not None and not over_budget.strip():
         raise UsageError("--over-budget is empty: give the reason for exceeding the budget")

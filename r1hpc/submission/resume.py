@@ -46,8 +46,7 @@ _MAY_CHANGE_KEYS = (
 def plan_resumed_run(order: Order) -> PlannedRun:
     """Plan an existing run: its frozen code and configuration, with other resources or more steps.
 
-    Raises:
-        UsageError: it is running or finished, or the overrides would make it another run.
+    Raise UsageError if it is running or finished, or the overrides would make it another run.
     """
     run = open_run(order.resumed_run().path)
     now = read_situation(run)
@@ -96,8 +95,7 @@ def plan_inside(parent: str, config: RunConfig | None, facts: OrderFacts, ask: A
 def reconfigured(run: RunDir, order: Order) -> RunConfig:
     """Return the frozen configuration of a run with the overrides of this order.
 
-    Raises:
-        UsageError: that would be another run.
+    Raise UsageError if that would be another run.
     """
     earlier = [] if order.cluster else _set_for_the_cluster(run)
     # The warning time is chosen again for the time limit and the cluster of this submission.

@@ -36,8 +36,7 @@ from r1hpc.telemetry.records.attempts import record
 def start(planned: PlannedRun, order: Order) -> str:
     """Write the run folder and start the run; return its job ID. A refusal changes nothing.
 
-    Raises:
-        R1hpcError: the folder cannot be made, or Slurm refuses.
+    Raise R1hpcError if the folder cannot be made, or Slurm refuses.
     """
     run = planned.run
     with written(planned, order):
@@ -83,8 +82,7 @@ def written(planned: PlannedRun, order: Order) -> Iterator[None]:
 def alone(run: RunDir) -> AbstractContextManager[int]:
     """Hold a lock while a run is submitted: a second submission at the same time is refused.
 
-    Raises:
-        UsageError: another process submits it.
+    Raise UsageError if another process submits it.
     """
     return held(run.submission_lock, run.run_id, "a submission")
 
@@ -92,9 +90,7 @@ def alone(run: RunDir) -> AbstractContextManager[int]:
 def create(run: RunDir) -> None:
     """Make the run's folders.
 
-    Raises:
-        UsageError: they exist.
-        R1hpcError: the run root cannot be written.
+    Raise UsageError if they exist, R1hpcError if the run root cannot be written.
     """
     create_parent(run)
     try:
@@ -106,11 +102,7 @@ def create(run: RunDir) -> None:
 
 
 def create_parent(run: RunDir) -> None:
-    """Make the run root.
-
-    Raises:
-        R1hpcError: it cannot be made.
-    """
+    """Make the run root. Raise R1hpcError if it cannot be made."""
     try:
         run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -120,9 +112,8 @@ def create_parent(run: RunDir) -> None:
 def write(planned: PlannedRun, order: Order) -> None:
     """Write everything the job will read. A resumed run keeps its code; configuration and plan are renewed.
 
-    Raises:
-        R1hpcError: the disk is full, a file cannot be copied, or another user owns the folder or could
-            replace it.
+    Raise R1hpcError if the disk is full, a file cannot be copied, or another user owns the folder or could
+    replace it.
     """
     run = planned.run
     fields.check_parents(run.path, planned.config.cluster.trust_shared_run_root)

@@ -48,9 +48,8 @@ class SubmittedRun:
 def submit(order: Order) -> "SubmittedRun | SubmittedChain":
     """Begin a run or a chain, or continue an existing chain.
 
-    Raises:
-        UsageError: it cannot run as ordered.
-        R1hpcError: the budget is too small, or Slurm refuses or does not answer.
+    Raise UsageError if it cannot run as ordered. Raise R1hpcError if the budget is too small, or Slurm
+    refuses or does not answer.
     """
     with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
         chain = _chain(order)
@@ -84,10 +83,8 @@ def _chain(order: Order) -> ChainDir | None:
 def budget_held(run_root: Path) -> Iterator[None]:
     """Keep other submissions within this budget out, from the check until the job is recorded.
 
-    Without a budget, or locks in the file system, nobody waits.
-
-    Raises:
-        OverBudgetError: another submission has held it for minutes.
+    Without a budget, or locks in the file system, nobody waits. Raise OverBudgetError if another submission
+    has held it for minutes.
     """
     path = find_budget(run_root)
     if load_budget(path) is None:
@@ -117,9 +114,8 @@ def plan_within_budget(order: Order) -> PlannedRun:
 def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
     """Make this job's run folder for sbatch/train.sh, or find it again; return ranks per node, run, notes.
 
-    Raises:
-        UsageError: this is no Slurm job, or the folder is another job's.
-        NotTheNodeError: the run's records are damaged.
+    Raise UsageError if this is no Slurm job, or the folder is another job's. Raise NotTheNodeError if the
+    run's records are damaged.
     """
     job_id = rank_env.job_id(os.environ)
     if job_id is None or order.run_name is None:

@@ -51,9 +51,8 @@ class SubmittedChain:
 def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> SubmittedChain:
     """Begin a chain, or continue an existing one; without `source` as it is frozen.
 
-    Raises:
-        UsageError: there is none, or it is another one, or a stage cannot run as described.
-        R1hpcError: Slurm refused, or does not answer.
+    Raise UsageError if there is none, or it is another one, or a stage cannot run as described. Raise
+    R1hpcError if Slurm refuses, or does not answer.
     """
     # A chain goes on where it was submitted last.
     before = [str(event["executor"]) for event in chain.recorded("submitted") if "executor" in event]
@@ -232,8 +231,7 @@ def _changed_code(frozen: Definition, chain: ChainDir) -> list[str]:
 def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[str]:
     """Return a sentence for each running stage that was given other settings.
 
-    Raises:
-        UsageError: a stage without a new job was given settings that would make it another run.
+    Raise UsageError if a stage without a new job was given settings that would make it another run.
     """
     notes = []
     for step in steps:
@@ -287,8 +285,7 @@ def _merged_notes(steps: Sequence[StageStep]) -> list[str]:
 def _find_reused(definition: Definition, order: Order) -> dict[str, RunDir]:
     """Return the finished runs that take the place of stages, by stage.
 
-    Raises:
-        UsageError: no such chain or stage, or it is not finished.
+    Raise UsageError if there is no such chain or stage, or it is not finished.
     """
     found: dict[str, RunDir] = {}
     if order.from_stage is not None:

@@ -19,11 +19,7 @@ from r1hpc.submission.submit_chain import SubmittedChain
 
 
 def run_as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
-    """Return the object of --json. `script` is the file that runs; in a dry run its text.
-
-    Args:
-        job_id: None: a dry run, nothing was submitted.
-    """
+    """Return the object of --json. `script` is the file that runs; in a dry run, `job_id` None, its text."""
     run = planned.run
     return {
         "run_id": run.run_id,

@@ -53,8 +53,7 @@ def is_setting(key: str) -> bool:
 def read_words(words: Sequence[str]) -> tuple[Grid, list[str]]:
     """Split KEY=VALUE words into the grid, and the overrides that are the same for all points.
 
-    Raises:
-        UsageError: a key is given twice, a value is missing, or there are too many points.
+    Raise UsageError if a key is given twice, a value is missing, or there are too many points.
     """
     grid: Grid = {}
     fixed = []

@@ -85,8 +85,7 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
 def config_of(definition: Definition, point: Point) -> RunConfig:
     """Return the configuration of a point, with its placeholders filled in script.args.
 
-    Raises:
-        ConfigError, UsageError: a value is impossible.
+    Raise ConfigError or UsageError if a value is impossible.
     """
     varied = [f"{key}={value}" for key, value in point.settings.items() if is_setting(key)]
     layers = [without_removed(layer) for layer in definition.layers]
@@ -114,8 +113,7 @@ class Planner:
     def plan(self, step: PointStep) -> PlannedRun:
         """Return the plan of a point; one that is resumed keeps its configuration and code.
 
-        Raises:
-            UsageError: it cannot run as described; names the point.
+        Raise UsageError with the point if it cannot run as described.
         """
         order, config = self._order, None
         try:

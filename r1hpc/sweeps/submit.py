@@ -43,14 +43,13 @@ def submit_sweep(
 ) -> dict[str, Any]:
     """Begin a sweep, or continue the one of this name; return the object of --json.
 
+    Raise UsageError if a point cannot run as described, or the sweep is another one. Raise R1hpcError if the
+    budget is too small, or Slurm refuses or does not answer.
+
     Args:
         order: its overrides are the same for all points.
         at_most: points that run at once; None: all on Slurm, else 1.
         halving: number of rungs, share of the points that goes on after each, and the number to compare.
-
-    Raises:
-        UsageError: a point cannot run as described, or the sweep is another one.
-        R1hpcError: the budget is too small, or Slurm refuses or does not answer.
     """
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
@@ -178,11 +177,7 @@ def _carry_out(
 def _queue(
     steps: Sequence[PointStep], ready: Sequence[PlannedRun], order: Order, at_most: int | None, jobs: Jobs
 ) -> None:
-    """Submit each point's job.
-
-    Raises:
-        R1hpcError: Slurm refused one; those before it are submitted.
-    """
+    """Submit each point's job. Raise R1hpcError if Slurm refuses one; those before it are submitted."""
     for step in steps:
         if step.job_id is not None and step.job_id not in all_slurm_jobs(step.run):
             start_run.adopt(step.run, step.job_id)

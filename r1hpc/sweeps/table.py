@@ -127,11 +127,7 @@ class Table:
         return "\n".join([head, table, *map(wrap, failed[:_MOST_FAILED])])
 
     def draw(self, path: Path) -> None:
-        """Write a chart of the best settings as PNG.
-
-        Raises:
-            UsageError: no finished point has a number.
-        """
+        """Write a chart of the best settings as PNG. Raise UsageError if no finished point has a number."""
         rows = [row for row in self.rows if row.values][:_MOST_DRAWN]
         if not rows:
             raise UsageError(f"{self.sweep.name} has nothing to draw: no finished point has a number")
@@ -141,13 +137,10 @@ class Table:
 
 
 def read_table(sweep: SweepDir, by: str | None = None) -> Table:
-    """Return the results of all points so far.
+    """Return the results of all points so far. Raise UsageError if no point has this number.
 
     Args:
         by: the number to compare, such as loss, reward or pass@1; None: the first of these that there is.
-
-    Raises:
-        UsageError: no point has this number.
     """
     definition = sweep.read()
     points = definition.points()

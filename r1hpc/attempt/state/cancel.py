@@ -30,9 +30,8 @@ class Cancellation:
 def cancel(run: RunDir, save_first: bool = False) -> Cancellation:
     """End a run; do nothing if it is over.
 
-    Raises:
-        StateError: there is no job, or it is another run's, another user's or on another host.
-        SlurmError: Slurm did not answer.
+    Raise StateError if there is no job, or it is another run's, another user's or on another host. Raise
+    SlurmError if Slurm does not answer.
     """
     situation = read_situation(run)
     if situation.state.is_over:
@@ -56,9 +55,8 @@ def touch_stop(run: RunDir, situation: Situation) -> Cancellation:
 def cancel_job(run: RunDir, situation: Situation) -> Cancellation:
     """End the newest job of the run.
 
-    Raises:
-        StateError: there is no job, or it is another run's, another user's or on another host.
-        SlurmError: Slurm did not answer.
+    Raise StateError if there is no job, or it is another run's, another user's or on another host. Raise
+    SlurmError if Slurm does not answer.
     """
     job = situation.job
     if job is None:

@@ -22,11 +22,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 
 def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
-    """Return the log of one rank.
-
-    Raises:
-        StateError: it does not exist; names those that do.
-    """
+    """Return the log of one rank. If it does not exist, raise StateError with those that do."""
     if attempt is None:
         raise StateError(
             f"{run.run_id} has not begun an attempt yet, so no rank has printed anything{_other(run)}"

@@ -60,8 +60,7 @@ def ranks_of(run_dir: Path, job_id: str) -> list[int]:
 def _arguments(process: Path) -> list[bytes]:
     """Return a process's arguments. While it is being started Linux shows none, longer if no core is free.
 
-    Raises:
-        OSError: it has none: a zombie, or a kernel thread.
+    Raise OSError if it has none: a zombie, or a kernel thread.
     """
     for _ in range(_LOOKS):
         found = (process / "cmdline").read_bytes()
@@ -370,8 +369,7 @@ def _as_of_folder(report: JobReport) -> str:
 def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
     """Wait until a run is over and return its situation.
 
-    Raises:
-        R1hpcError: it is not over after `timeout_s`.
+    Raise R1hpcError if it is not over after `timeout_s`.
     """
     ending, began = Ending(), time.monotonic()
     while True:

@@ -108,8 +108,7 @@ def mark_requeued(run: RunDir, attempt: int, status: int) -> None:
 def amend_end(run: RunDir, attempt: int, **changes: Any) -> None:
     """Record the end of an attempt again with these changes; the later record counts.
 
-    Raises:
-        OSError: the disk is full.
+    Raise OSError if the disk is full.
     """
     ends = [e for e in read_run_events(run)[0] if (e.get("event"), e.get("attempt")) == ("end", attempt)]
     if ends:  # none if the disk was full

@@ -75,16 +75,15 @@ def build_dataset(
 ) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it exists.
 
+    Raise UsageError for a recipe or an input that cannot be used, or if `out` holds something else. Raise
+    ShardCorruptError if `out` holds a damaged dataset.
+
     Args:
         workers: writer processes; changes how long it takes and nothing else.
         work_off: makes the units instead of `workers` processes.
         report: called with a progress line now and then.
         after_others: other jobs made all units; a missing one is a DataError.
         check_inputs: record digests of the inputs; compare them if the dataset exists.
-
-    Raises:
-        UsageError: a recipe or an input that cannot be used; `out` holds something else.
-        ShardCorruptError: `out` holds a damaged dataset.
     """
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}")

@@ -68,10 +68,8 @@ class DatasetOrder:
 def submit_dataset(order: DatasetOrder) -> dict[str, str]:
     """Submit the jobs of a build, each stage after the previous one; return their ids by stage.
 
-    Raises:
-        UsageError: the recipe, an input, or a field of the jobs cannot be used.
-        StateError: jobs of the same build are pending or running.
-        SlurmError: sbatch refused; the earlier jobs are cancelled.
+    Raise UsageError if the recipe, an input, or a field of the jobs cannot be used; StateError if jobs of the
+    same build are pending or running; SlurmError if sbatch refused, after cancelling the earlier jobs.
     """
     if shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on PATH: run this on a login node, or take --engine local")

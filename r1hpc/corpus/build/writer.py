@@ -93,12 +93,11 @@ def write_part(
 ) -> PartResult:
     """Write the part `folder`, which must not exist, from documents in order.
 
+    Raise UsageError for an input that does not fit the recipe, or an id outside the vocabulary.
+
     Args:
         inputs: the files of the part, as (source, path).
         fit: a part of less than one shard gets a smaller shard, not padded beyond its last chunk.
-
-    Raises:
-        UsageError: an input that does not fit the recipe, or an id outside the vocabulary.
     """
     import zarr  # late: plans and existing datasets do not need it
 

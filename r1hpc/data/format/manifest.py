@@ -127,10 +127,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> str:
 def read_manifest(folder: Path) -> DatasetManifest:
     """Parse and verify DIR/manifest.json.
 
-    Raises:
-        DatasetMissingError: no manifest there.
-        ShardCorruptError: it does not hash to DIR/dataset_id, or is not a manifest.
-        DataError: written by a format this version cannot read.
+    Raise DatasetMissingError if there is none, ShardCorruptError if it does not hash to DIR/dataset_id or is
+    not a manifest, DataError if it was written by a format this version cannot read.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()

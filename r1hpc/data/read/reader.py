@@ -44,14 +44,12 @@ _NO_CHUNK: tuple[int, int, Any] = (-1, -1, None)
 def open_dataset(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TokenDataset":
     """Open a built dataset and check that it is complete and the right one, without reading its tokens.
 
+    Raise DatasetMissingError if there is no dataset, DatasetMismatchError if it is not the expected one,
+    ShardCorruptError if the manifest is damaged, or a file is missing or of another size.
+
     Args:
         expected_id: refuse any other dataset; None accepts any.
         verify: `once` (first touch of each chunk in this process) or `every` (each read).
-
-    Raises:
-        DatasetMissingError: no dataset there.
-        DatasetMismatchError: not the expected one.
-        ShardCorruptError: manifest damaged, or a file missing or of another size.
     """
     if verify not in ("once", "every"):
         raise UsageError(f"verify must be once or every, not {verify!r}")

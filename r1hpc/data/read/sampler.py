@@ -96,11 +96,11 @@ def open_plan(
 ) -> WindowPlan:
     """Return the order of a dataset's windows: the mixture of its recipe or the run, or all windows alike.
 
+    Raise UsageError for a source without a window, a schedule of other sources, or too short a mixture.
+
     Args:
         num_samples: of the whole run; a mixture that ends before is refused.
         mix: how the run changes the weights.
-
-    Raise UsageError for a source without a window, a schedule of other sources, or too short a mixture.
     """
     recipe = recipe_mix(dataset.manifest)
     if recipe is None and not mix.is_used:

@@ -217,7 +217,7 @@ def measured_estimate(
     """Return the final cost of the run: the steps taken predict the steps to come.
 
     Steps are counted, not tokens: the loss tokens of an SFT step depend on its samples, and those of an RL
-    step on which completions taught something.
+    step on which completions taught something. Raise UsageError if there are too few steps for an estimate.
 
     Args:
         seconds: GPU-seconds (of a CPU run node-seconds) of each lasting step, by its number from 1.
@@ -225,9 +225,6 @@ def measured_estimate(
         hours_spent: GPU-hours, of a CPU run node-hours, of all attempts so far, busy or idle.
         useful: the part of them spent on lasting steps.
         updates_per_rollout: of stage rl, whose first update after a rollout carries the rollout's time.
-
-    Raises:
-        UsageError: too few steps for an estimate.
     """
     means = _means(seconds, updates_per_rollout)
     samples = updates_per_rollout > 1

@@ -68,14 +68,12 @@ def estimate_of_run(
 ) -> Estimate | None:
     """Return the cost of a submission; None if the plan knows neither parameters nor FLOPs.
 
-    A server's hours depend on its users; its time limit is the most it can cost.
+    A server's hours depend on its users; its time limit is the most it can cost. Raise UnknownGpuError if the
+    run's type of GPU is not in the table.
 
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
         expected_model: the config.json that an earlier stage of a chain will leave in model.path.
-
-    Raises:
-        UnknownGpuError: the run's type of GPU is not in the table.
     """
     if config.stage == "serve":
         return None

@@ -105,8 +105,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse flags whose value is set elsewhere: they would be ignored silently.
 
-    Raises:
-        UsageError: names the flag and the alternative.
+    Raise UsageError with the flag and the alternative.
     """
     if arguments.target is not None:
         _refuse(parser, arguments, _DESCRIBE_A_RUN, f"{printable(arguments.target)}, which settles it")
@@ -131,8 +130,7 @@ def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> Non
 def refuse_settled_by_chain(parser: ArgumentParser, arguments: argparse.Namespace, job: Path) -> None:
     """Refuse the same for a chain, whose stages differ in what a flag can set only once.
 
-    Raises:
-        UsageError: names the flag and the alternative.
+    Raise UsageError with the flag and the alternative.
     """
     if arguments.method == "seed":
         raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")

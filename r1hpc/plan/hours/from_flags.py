@@ -42,8 +42,7 @@ _RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "non
 def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
     """Return the estimate of the run that the flags describe.
 
-    Raises:
-        UsageError: too little is given, or a value that no run can have.
+    Raise UsageError if too little is given, or a value that no run can have.
     """
     if arguments.params is None and arguments.model_config is None:
         raise UsageError(
@@ -71,8 +70,7 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
 def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
     """Refuse an estimate for a site that fails faster than the run makes progress.
 
-    Raises:
-        UsageError: names the flags.
+    Raise UsageError with the flags.
     """
     lost = found.goodput
     if lost is not None and lost.goodput < _LEAST_GOODPUT:

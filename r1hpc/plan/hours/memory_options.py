@@ -142,11 +142,7 @@ def guessed_shape(work: Workload) -> ModelShape:
 def option_of(
     shape: ModelShape, work: Workload, beside: Beside | None = None, logits_chunk_tokens: int | None = None
 ) -> Option:
-    """Return the memory per GPU of `work` in its own ZeRO configuration, and its expected speed.
-
-    Args:
-        logits_chunk_tokens: train.logits_chunk_tokens.
-    """
+    """Return the memory per GPU of `work` in its own ZeRO configuration, and its expected speed."""
     stage, micro = work.zero_stage or 0, int(work.micro_batch_size or 1)
     known = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
     precision = known.get(work.precision, Precision.bf16)

@@ -203,11 +203,7 @@ class MfuBelief:
 
 @cache
 def coefficients() -> Coefficients:
-    """Return the packaged coefficients.
-
-    Raises:
-        StateError: the file is from another version.
-    """
+    """Return the packaged coefficients. Raise StateError if the file is from another version."""
     value = json.loads(COEFFICIENTS.read_text())
     if value.get("features") != list(NAMES):
         raise StateError(f"{COEFFICIENTS} is from another version; run: python -m research.estimator.fit")

@@ -119,8 +119,7 @@ class Workload:
     ) -> "Workload":
         """Make it from numbers. `layers` and `hidden_size` make the attention term exact.
 
-        Raises:
-            UsageError: a number that no run can have.
+        Raise UsageError for a number that no run can have.
         """
         check_amount("--params", params, _LARGEST_PARAMS)
         check_amount("--active-params", active_params, params, "--params")

@@ -86,12 +86,11 @@ def read_definition(
 ) -> Definition:
     """Return the chain in a file, with references into the folder of `chain`.
 
+    Raise ConfigError for a missing stage, need or reference, a circle, or an unusable value. Raise UsageError
+    if an override for every stage would cut one off from another.
+
     Args:
         overrides: `section.key=value` for every stage, `STAGE:section.key=value` for one.
-
-    Raises:
-        ConfigError: a missing stage, need or reference, a circle, or an unusable value.
-        UsageError: an override for every stage would cut one off from another.
     """
     entries = _entries(path)
     needs = _all_needs(entries, path)
@@ -155,8 +154,7 @@ def override(
 ) -> Definition:
     """Return the definition with overrides over what was frozen.
 
-    Raises:
-        UsageError: one for every stage would cut a stage off from another.
+    Raise UsageError if one for every stage would cut a stage off from another.
     """
     frozen = {stage.name: [load.as_layer(stage.config)] for stage in definition.stages}
     _refuse_cut(overrides, frozen, re.compile(re.escape(f"{chain.path}/")))
@@ -181,8 +179,7 @@ def digest_of(path: Path) -> str:
 def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """Return per stage the overrides for all, then its own, each without the stage's name.
 
-    Raises:
-        UsageError: an override for a stage that does not exist.
+    Raise UsageError for an override of a stage that does not exist.
     """
     found_in = {item: _for_one_stage(item, names) for item in overrides}
     common = [item for item in overrides if not found_in[item]]

@@ -48,8 +48,7 @@ class ChainDir:
     def find(cls, given: str | Path, run_root: str | Path | None = None) -> Self | None:
         """Return the chain at the path `given`, or of that name under the run root; None if there is none.
 
-        Raises:
-            StateError: its folder or definition belongs to another user, or others may write it.
+        Raise StateError if its folder or definition belongs to another user, or others may write it.
         """
         for path in places_of(given, run_root):
             found = cls(path)

@@ -25,14 +25,13 @@ from r1hpc.telemetry.records.attempts import Cause, record
 def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> int:
     """Record why an attempt ended, and continue the run if it should; return the job's exit status.
 
+    Raise CancelledError if a user has cancelled the run meanwhile, and it ends. Raise OverError if it should
+    continue, but Slurm does not let it; the attempt's end says so. Raise R1hpcError if the attempt could not
+    be judged, and nothing is recorded.
+
     Args:
         status: the exit status of srun.
         diagnose: print the diagnosis of the attempt, which takes seconds.
-
-    Raises:
-        CancelledError: a user has cancelled the run meanwhile, and it ends.
-        OverError: it should continue, but Slurm does not let it; the attempt's end says so.
-        R1hpcError: the attempt could not be judged, and nothing is recorded.
     """
     ended = end(run, attempt, status, diagnose)
     job = ended.attempt.job_id

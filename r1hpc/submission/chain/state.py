@@ -99,9 +99,8 @@ def read_chain_situation(chain: ChainDir) -> ChainSituation:
 def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:
     """Cancel a chain, the last stage first: none may begin because the one before it has just ended.
 
-    Raises:
-        StateError: a stage's job is another run's, another user's or on another host.
-        SlurmError: Slurm did not answer.
+    Raise StateError if a stage's job is another run's, another user's or on another host. Raise SlurmError if
+    Slurm does not answer.
     """
     done = {}
     for stage in reversed(read_chain_situation(chain).stages):
