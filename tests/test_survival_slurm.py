@@ -31,7 +31,7 @@ from tests.runs import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900), pytest.mark.xdist_group("survival")]
 
 _STEPS = 60
 _SAVE_EVERY = 8

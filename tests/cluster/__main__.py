@@ -10,8 +10,10 @@ python -m tests.cluster restore r1n2
 python -m tests.cluster grace SECONDS        GraceTime of the scavenger QOS
 python -m tests.cluster down
 python -m tests.cluster box pytest …         where another cluster can live beside this one
+python -m tests.cluster worker ARGUMENTS     a Python for pytest-xdist, in a box if this machine can hold one
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -20,13 +22,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
+from tests.cluster import packages
 from tests.cluster.cluster import Cluster
-from tests.cluster.network import INTERFACE
+from tests.cluster.network import HOST_NETWORK, INTERFACE
+from tests.cluster.processes import ClusterError
 from tests.cluster.state import STATE_FILE
 
 
 def main(argv: Sequence[str]) -> int:
     """Do one command."""
+    if argv[:1] == ["worker"]:  # its arguments are Python's
+        _worker(argv[1:])
     parser = ArgumentParser(prog="python -m tests.cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up")
@@ -61,11 +67,17 @@ def _up(num_nodes: int, send_user_signal: bool) -> int:
     return 0
 
 
-_BOX = """
+_MOUNTS = """
 set -e
 mkdir -p /etc/netns
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /etc/netns
+touch $HOST_NETWORK
+mount --bind /proc/self/ns/net $HOST_NETWORK
+exec unshare --net bash -c "$0" box "$@"
+"""
+_BOX = """
+set -e
 grep -v 'r1hpc test cluster' /etc/hosts > /run/hosts || true
 mount --bind /run/hosts /etc/hosts
 ip link set lo up
@@ -78,9 +90,20 @@ exit $status
 
 def _box(words: Sequence[str]) -> NoReturn:
     """Run a command with its own network, processes, /run, /etc/hosts and temporary folder."""
-    own = ["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    env = {**os.environ, "TMPDIR": tempfile.mkdtemp(prefix="r1hpc-box-")}  # MariaDB names files by its pid
-    os.execvpe("unshare", ["unshare", *own, "bash", "-c", _BOX, "box", *words], env)
+    own = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    env = {**os.environ, "HOST_NETWORK": str(HOST_NETWORK), "R1HPC_TEST_BOX": "1"}
+    env["TMPDIR"] = tempfile.mkdtemp(prefix="r1hpc-box-")  # MariaDB names files by its pid
+    os.execvpe("unshare", ["unshare", *own, "bash", "-c", _MOUNTS, _BOX, *words], env)
+
+
+def _worker(words: Sequence[str]) -> NoReturn:
+    """Run Python, in a box if there can be a cluster: each worker of pytest has its own."""
+    command = [sys.executable, *words]
+    if packages.unavailable() is None and "R1HPC_TEST_CLUSTER" not in os.environ:
+        with contextlib.suppress(ClusterError):  # pytest tries again, and reports it
+            packages.install()
+        _box(command)
+    os.execv(command[0], command)
 
 
 def _down() -> int:

@@ -17,6 +17,8 @@ BRIDGE = "r1br0"
 INTERFACE = "eth0"  # inside every node: what GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name
 CONTROLLER = "r1ctl"
 CONTROLLER_ADDRESS = "10.77.0.254"
+HOST_NETWORK = Path("/run/r1hpc-host-network")
+"""In a box: the network of the host, for tests that fetch packages."""
 _HOSTS = Path("/etc/hosts")
 _NETNS_ETC = Path("/etc/netns")
 _MARK = "# r1hpc test cluster"
@@ -76,6 +78,11 @@ def inside(node: str, argv: Sequence[str]) -> list[str]:
 def on_controller(argv: Sequence[str]) -> list[str]:
     """`argv` for a daemon of the controller host: the host's network, our own host name."""
     return _with_hostname(CONTROLLER, argv)
+
+
+def with_index(argv: Sequence[str]) -> list[str]:
+    """`argv` with the host's network, where package indexes are; also from a box."""
+    return [*(["nsenter", f"--net={HOST_NETWORK}"] if HOST_NETWORK.exists() else []), *argv]
 
 
 def pids_inside(node: str) -> list[int]:
