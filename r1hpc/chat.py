@@ -163,11 +163,11 @@ def _message(question: str, template: str | None) -> dict[str, str]:
 
 def _show(pieces: Iterator[str]) -> str:
     """Print an answer as it comes, with a label for each tag; return the full text."""
-    text = held = ""
+    text = kept = ""
     label, last = "says", ""
     for piece in pieces:
         text += piece
-        *whole, rest = _TAG.split(held + piece)
+        *whole, rest = _TAG.split(kept + piece)
         for part in whole:
             if part in _LABELS:
                 label = _LABELS[part]
@@ -177,8 +177,8 @@ def _show(pieces: Iterator[str]) -> str:
         cut = next(
             (at for at in range(len(rest)) if any(t.startswith(rest[at:]) for t in _LABELS)), len(rest)
         )
-        last, held = _print(rest[:cut], label, last), rest[cut:]
-    last = _print(held, label, last)
+        last, kept = _print(rest[:cut], label, last), rest[cut:]
+    last = _print(kept, label, last)
     print("" if last else "says> (nothing)")
     return text
 

@@ -1,6 +1,6 @@
 """Run the parts of a job: `begin` and `end` on the batch host, `rank` on every GPU, `local` without Slurm.
 
-    python -m r1hpc.launch begin RUN_DIR                      # prints the attempt's number; nothing: over
+    python -m r1hpc.launch begin RUN_DIR                      # prints the attempt's number; none if over
     srun … python -m r1hpc.launch rank RUN_DIR                # R1HPC_ATTEMPT=<number>
     python -m r1hpc.launch end RUN_DIR --attempt K --status S # records the cause, requeues when needed
     python -m r1hpc.launch local RUN_DIR                      # all parts here, until the run is over
@@ -59,10 +59,10 @@ def run_rank(run_dir: str) -> NoReturn:
 
     # Kept until StopRequests.install: submitit's own handlers drop a SIGTERM and fail at a SIGUSR2.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    from r1hpc.attempt.rank import run_rank as run_one
+    from r1hpc.attempt.rank import run_rank as attempt_rank
 
     os.umask(0o077)
-    run_one(run_dir)
+    attempt_rank(run_dir)
 
 
 def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None, at_most: int) -> int:

@@ -19,11 +19,12 @@ from r1hpc.accounting.budget import (
     Verdict,
     check_budget,
     find_budget,
+    format_day,
     format_hours,
     load_budget,
 )
 from r1hpc.accounting.forecast import Spread, total, until_limit
-from r1hpc.accounting.hours import Selection, midnight_before
+from r1hpc.accounting.hours import UNKNOWN, Selection, fold_hours, midnight_before
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.attempt.state.state import State
@@ -125,6 +126,12 @@ def read_budget_status(
         if by_day is not None and own:
             notes += _uncounted(period, NO_GPU_NAMED)
         by_day = own
+    elif purged := _purged(period, runs, now, min(by_day, default=format_day(now))):
+        notes += (
+            f"sacct no longer has jobs of {min(purged)} to {max(purged)}: for these days spent is "
+            f"{format_hours(sum(purged.values()))} GPU-hours, of the runs under the run root alone",
+        )
+        by_day = purged | by_day
     ours = {job for run in runs for job in run.jobs}
     # sacct lists a run that is a task of an array as `4711_3`, one that became an array as `4711`.
     others = [job for job in said.jobs if not {job.job_id, job.job_id.split("_")[0]} & ours and job.gpus]
@@ -141,7 +148,7 @@ def read_budget_status(
         num_running=len(running),
         num_queued=len(queued),
         limits=said.limits,
-        source="sacct" if by_day is said.by_day else "run folders",
+        source="run folders" if said.by_day is None or said.names_no_gpu else "sacct",
         notes=notes,
     )
 
@@ -216,6 +223,18 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
     if hours is None:
         return _SlurmAnswers(jobs=jobs or (), limits=limits or (), notes=tuple(notes))
     return _SlurmAnswers(hours["by_day"], names_no_gpu(hours), jobs or (), limits or (), tuple(notes))
+
+
+def _purged(period: Budget, runs: Sequence[RunLedger], now: float, first_day: str) -> dict[str, float]:
+    """Return the GPU-hours, by day, that Slurm counted once and sacct lists no more: sites purge old jobs."""
+    known = (
+        held
+        for run in runs
+        for held in run.allocations
+        if held.account != UNKNOWN and period.is_of(held.account)
+    )
+    by_day = fold_hours(replace(_selection(period, now), account=None).clip(known))["by_day"]
+    return {day: hours for day, hours in by_day.items() if day < first_day}
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:

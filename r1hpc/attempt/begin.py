@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TypedDict
 
+from r1hpc.attempt.limits import reason_to_stop
 from r1hpc.attempt.rivals import (
     MustNotGoOnError,
     NotTheNodeError,
@@ -47,7 +48,6 @@ from r1hpc.telemetry.records.attempts import (
     gpu_hours_used,
     read_history,
     read_run_events,
-    reason_to_stop,
     record,
 )
 

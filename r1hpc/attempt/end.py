@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from r1hpc.attempt.control.stop import OUT_OF_HOURS
+from r1hpc.attempt.limits import reason_to_stop
 from r1hpc.attempt.notify import notify
 from r1hpc.attempt.state.cause import (
     FINISHED,
@@ -37,7 +38,7 @@ from r1hpc.plan.save_time import choose_signal_lead_s
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
-from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, reason_to_stop, record
+from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be only 30 s, and the requeue comes after it."""

@@ -16,6 +16,7 @@ from typing import NoReturn
 from r1hpc.attempt.begin import read_facts
 from r1hpc.attempt.control.stop import Clock, StopRequests
 from r1hpc.attempt.control.watchdog import Watchdog
+from r1hpc.attempt.limits import seconds_left
 from r1hpc.attempt.state.cause import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.workload import LeftAloneError, RankJob, workload_of
 from r1hpc.base.errors import FinalError, R1hpcError, UsageError
@@ -26,7 +27,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm.rank_env import RankContext, current
 from r1hpc.telemetry.gpu.sampler import GpuSampler
-from r1hpc.telemetry.records.attempts import Cause, read_history, seconds_left
+from r1hpc.telemetry.records.attempts import Cause, read_history
 
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -89,11 +90,12 @@ def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
     now, end = time.monotonic(), read_facts(run, context.attempt).ends_at
     most = config.limits.max_gpu_hours
     left = None if most is None else seconds_left(read_history(run), most, time.time())
+    warning = read_json(run.plan, PlanFacts).get("warning_window_s") if run.plan.exists() else None
     return Clock(
         first_save_at=None if end is None else (now + max(now, end)) / 2,
         stop_at=None if left is None else now + left,
         ends_at=end,
-        grace_s=read_json(run.plan, PlanFacts).get("warning_window_s") if run.plan.exists() else None,
+        warning_window_s=warning,
     )
 
 

@@ -4,7 +4,8 @@ with held(path, "r1", "a submission"):     # an error that names the holder if a
     ...
 fd = hold(path, "job 7", wait_s=45)        # the same by hand; None: another process has it
 
-If a file system has no locks (Lustre mounted without them) everybody gets one; `doctor` warns about it.
+If a file system has no locks (Lustre mounted without them), every caller gets the lock; `doctor` warns of
+it.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ def hold(path: Path, role: str, wait_s: float = 0.0) -> int | None:
         if not lock_within(fd, wait_s):
             os.close(fd)
             return None
-        say_holder(fd, role)
+        write_holder(fd, role)
     except OSError:
         os.close(fd)
         raise
@@ -76,7 +77,7 @@ def is_free(path: Path) -> bool:
         os.close(fd)
 
 
-def say_holder(fd: int, role: str) -> None:
+def write_holder(fd: int, role: str) -> None:
     """Write the holder into the lock file."""
     record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
     os.pwrite(fd, record.ljust(256), 0)

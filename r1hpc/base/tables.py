@@ -1,4 +1,4 @@
-"""Print plain tables in a terminal.
+"""Lay out text for a terminal: tables, wrapped paragraphs, bars, colours.
 
 >>> print(format_table(("#", "cause"), [("1", "preempted"), ("12", "finished")], right={0}))
  #  cause

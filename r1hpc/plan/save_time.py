@@ -52,7 +52,7 @@ class PreemptionRules:
     max_batch_requeue: int
 
     @property
-    def window_s(self) -> int | None:
+    def warning_window_s(self) -> int | None:
         """Return the seconds from first signal to end; None: no preemption, or only a suspension."""
         if not ends_jobs(self.mode):
             return None
@@ -98,7 +98,7 @@ def judge_window(
         signal_lead_s: the N of --signal=USR2@N.
         save_every: steps between periodic saves, to name the loss.
     """
-    limit, window_s = f"time limit: USR2 {signal_lead_s} s before it", rules.window_s
+    limit, window_s = f"time limit: USR2 {signal_lead_s} s before it", rules.warning_window_s
     if save_time_s is None:
         warned = "nobody preempts this run" if window_s is None else f"{window_s} s ({rules.source})"
         return [
@@ -144,7 +144,7 @@ def choose_signal_lead_s(save_time_s: float, time_limit_s: int | None) -> int:
 
 def judge_server(rules: PreemptionRules, signal_lead_s: int) -> list[str]:
     """Return the user's notes at submit time about the end of a server, one sentence per line."""
-    if rules.window_s is None:
+    if rules.warning_window_s is None:
         preempted = _unharmed(rules.mode).replace("; nothing to save", "")
     else:
         preempted = f"{_until_the_end(rules)}; then it comes back, perhaps on another node, with the same key"

@@ -140,7 +140,7 @@ def decide(
     lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     rules = _rules(facts)
-    plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
+    plan = dataclasses.replace(plan, warning_window_s=rules.warning_window_s if rules else None)
     failures = facts.unknown
     if failures and not facts.reachable:
         failures = failures[:1]  # a cluster that does not answer would give five equal notes

@@ -247,6 +247,32 @@ def test_where_slurm_counts_no_gpus_the_run_folders_are_counted(
     assert (nothing.spent, nothing.notes) == (0, ()), "no GPU was used: nothing speaks against Slurm"
 
 
+def test_hours_that_slurm_has_purged_still_count(
+    slurm: Callable[..., None], root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = time.time()
+    runs = survey(root, now)[0]
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    start = midnight_before(now - 10 * DAY)
+    slurm(sacct=f"JobID|Start|ElapsedRaw|AllocTRES\n7|{start}|7200|gres/gpu=8\n")
+    budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20000)
+    assert read_budget_status(budget, runs, now).spent == 16, "Slurm never named an account for these runs"
+    seen = [
+        replace(
+            run,
+            attempts=tuple(
+                replace(a, allocation=replace(a.allocation, account="research")) for a in run.attempts
+            ),
+        )
+        for run in runs
+    ]
+    status = read_budget_status(budget, seen, now)
+    before = sum(run.used for run in clip(seen, None, start))
+    assert before > 0
+    assert (status.source, status.spent) == ("sacct", pytest.approx(16 + before))
+    assert status.notes[-1].startswith("sacct no longer has jobs of ")
+
+
 def test_where_slurm_hides_jobs_of_others_it_is_told(slurm: Callable[..., None], tmp_path: Path) -> None:
     slurm(sacct=NO_GPU.format(start=int(NOW)), sacctmgr="PrivateData            = none\n")
     budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20)

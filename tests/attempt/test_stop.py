@@ -77,7 +77,7 @@ def test_save_asked_again_while_the_first_is_written_stays(run: RunDir, requests
 
 def test_time_is_left_until_the_limit_or_the_end_of_the_grace(run: RunDir) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    requests = StopRequests(run, 0, Clock(ends_at=time.monotonic() + 500, grace_s=30))
+    requests = StopRequests(run, 0, Clock(ends_at=time.monotonic() + 500, warning_window_s=30))
     assert 400 < (requests.seconds_left() or 0) <= 500
     requests.install()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.attempt.limits import reason_to_stop
 from r1hpc.attempt.state.unended import steps_for_the_end
 from r1hpc.config import load
 from r1hpc.config.schema.run import LimitsConfig
-from r1hpc.telemetry.records.attempts import Attempt, Cause, reason_to_stop
+from r1hpc.telemetry.records.attempts import Attempt, Cause
 from tests.recorded import RecordedRun
 
 

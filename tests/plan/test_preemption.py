@@ -63,7 +63,7 @@ def test_modes_that_do_not_end_a_run(mode: str) -> None:
     text = _judge(1000, mode=mode, signal_lead_s=3000)
     assert "NOT ENOUGH" not in text
     assert "requeue" not in text
-    assert dataclasses.replace(_CLUSTER, mode=mode).window_s is None
+    assert dataclasses.replace(_CLUSTER, mode=mode).warning_window_s is None
 
 
 def test_before_the_dataset_is_known_the_windows_are_named() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from r1hpc.attempt.limits import reason_to_stop
 from r1hpc.attempt.workload import Facts
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
@@ -27,7 +28,7 @@ from r1hpc.script.look import look_at
 from r1hpc.script.rank import command_of
 from r1hpc.script.workload import SCRIPT
 from r1hpc.slurm.rank_env import choose_port
-from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF, Attempt, Cause, reason_to_stop
+from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF, Attempt, Cause
 from r1hpc.telemetry.records.metrics import audit_ledger, compare, read_ledger, read_steps
 from tests.preflight.doctors import doctor
 from tests.runs import CHECKOUT, command_output, submit, wait_over, wait_step

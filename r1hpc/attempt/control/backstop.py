@@ -1,10 +1,10 @@
-"""Abort a parent process that sends no sign of life for SECONDS.
+"""Abort a parent process that sends no sign of life for SECONDS. `watchdog.py` starts it beside each rank.
 
     python backstop.py SECONDS      # stdin is a pipe: each byte is a sign; end of file ends this process
 
 This is a separate process because no thread of the parent can act while another holds the interpreter lock in
 C. The parent gets SIGABRT, and faulthandler writes its stacks. Time in which either process is suspended does
-not count. It starts without the packages, so it imports only the standard library.
+not count. It imports only the standard library: it runs as long as the rank, and starts at once.
 """
 
 import os

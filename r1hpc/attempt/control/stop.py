@@ -36,12 +36,12 @@ class Clock:
     """When the run's own limit of GPU-hours is used up."""
     ends_at: float | None = None
     """When the time limit ends the job."""
-    grace_s: float | None = None
+    warning_window_s: float | None = None
     """From the first signal of a preemption to the kill."""
 
 
 class StopRequests:
-    """Requests to this rank. Rank 0 also watches the STOP and SAVE files and the clock."""
+    """Requests to this rank: signals. Rank 0 also watches the STOP and SAVE files and the clock."""
 
     def __init__(self, run: RunDir, rank: int, clock: Clock = Clock()) -> None:
         self._run = run
@@ -105,8 +105,8 @@ class StopRequests:
     def seconds_left(self) -> float | None:
         """Return the seconds until this job is killed, if known."""
         now, ends = time.monotonic(), [self.clock.ends_at]
-        if self._signalled_at is not None and self.clock.grace_s is not None:
-            ends.append(self._signalled_at + self.clock.grace_s)
+        if self._signalled_at is not None and self.clock.warning_window_s is not None:
+            ends.append(self._signalled_at + self.clock.warning_window_s)
         return min((end - now for end in ends if end is not None), default=None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 from r1hpc.attempt.begin import unmet
 from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state.state import read_situation
-from r1hpc.base.lock import say_holder
+from r1hpc.base.lock import write_holder
 from r1hpc.base.run_dir import RunDir
 from r1hpc.submission.chain.folder import SUPERVISOR, ChainDir
 
@@ -35,7 +35,7 @@ class ChainSupervisor:
         """Started by an earlier supervisor, or a person, and still running."""
         self._stopping = False
         os.set_inheritable(lock, False)  # a stage that outlives this process must not hold the chain
-        say_holder(lock, SUPERVISOR)
+        write_holder(lock, SUPERVISOR)
         chain.record("supervising", pid=os.getpid(), stages=[run.run_id for run in runs])
 
     def supervise(self) -> int:
