@@ -269,7 +269,8 @@ def test_hours_that_slurm_has_purged_still_count(
     status = read_budget_status(budget, seen, now)
     before = sum(run.used for run in clip(seen, None, start))
     assert before > 0
-    assert (status.source, status.spent) == ("sacct", pytest.approx(16 + before))
+    assert status.source == "sacct"
+    assert status.spent == pytest.approx(16 + before)
     assert status.notes[-1].startswith("sacct no longer has jobs of ")
 
 
