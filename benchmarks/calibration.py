@@ -30,10 +30,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.accounting.correction import CPU, Effect, FinishedRun, effect, score
-from r1hpc.accounting.forecast import Spread
 from r1hpc.config.load import load
 from r1hpc.plan.hours.estimate import estimate
 from r1hpc.plan.hours.estimate_run import cpu_node_hours
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import Workload
 from r1hpc.plan.run import make_plan
 from r1hpc.plan.topology.gpus import find_gpu

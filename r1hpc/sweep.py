@@ -116,7 +116,7 @@ def _submit(
 
 def as_text(done: dict[str, Any]) -> str:
     """Return the folder, the points by action, what they cost, and the commands for the sweep."""
-    from r1hpc.plan.hours.quantiles import Spread
+    from r1hpc.plan.hours.spread import Spread
 
     path, is_dry_run, waiting = done["sweep_dir"], done["dry_run"], done["not_in_queue"]
     planned = {"submitted": "to submit", "resumed": "to resume"} if is_dry_run else {}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.assets import assets
 from r1hpc.config.load import read_section
 from r1hpc.config.schema.ranges import ranged
+from r1hpc.plan.hours.spread import NOTHING, Spread, total
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.slurm.queue import TresLimit
 

@@ -23,12 +23,12 @@ from r1hpc.accounting.budget import (
     format_hours,
     load_budget,
 )
-from r1hpc.accounting.forecast import Spread, total, until_limit
 from r1hpc.accounting.hours import UNKNOWN, Selection, fold_hours, midnight_before
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.attempt.state.state import State
 from r1hpc.base.errors import StateError
+from r1hpc.plan.hours.spread import Spread, total, until_limit
 from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.probe import hides_jobs
 from r1hpc.slurm.queue import QueuedJob, TresLimit, ask_squeue, gpu_limits

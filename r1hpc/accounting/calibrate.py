@@ -24,7 +24,6 @@ from r1hpc.accounting.correction import (
     effect,
     score,
 )
-from r1hpc.accounting.forecast import Spread
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_object, write_json
@@ -36,6 +35,7 @@ from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.estimate_run import CPU_PRIOR
 from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.telemetry.records.lines import Devices, read_tail
 

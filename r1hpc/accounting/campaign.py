@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from r1hpc.accounting.budget import Budget, day
-from r1hpc.accounting.forecast import Spread, around, remaining, total
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
@@ -20,6 +19,7 @@ from r1hpc.config.assets import assets, find_named
 from r1hpc.config.load import as_section, read_section
 from r1hpc.config.schema.ranges import ranged
 from r1hpc.config.stages import STAGES
+from r1hpc.plan.hours.spread import Spread, around, remaining, total
 
 _DAY = 86400.0
 

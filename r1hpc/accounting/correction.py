@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from r1hpc.accounting.forecast import TYPICAL_FACTOR
 from r1hpc.base.records import Amount, Between, Count, Time
-from r1hpc.plan.hours.quantiles import Z90, Spread
+from r1hpc.plan.hours.spread import TYPICAL_FACTOR, Z90, Spread
 
 CPU = "cpu"
 """The resource of runs without GPUs, which cost node-hours."""

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from r1hpc.accounting.forecast import NOTHING, Spread, by_progress, remaining, until_limit
 from r1hpc.accounting.hours import UNKNOWN, Allocation, own_allocations
 from r1hpc.attempt.state.state import Situation, State
 from r1hpc.base.choose_run import full_name
 from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.hours.spread import NOTHING, Spread, by_progress, remaining, until_limit
 from r1hpc.telemetry.diagnosis.summary import AttemptSummary, RunSummary
 from r1hpc.telemetry.diagnosis.timeline import Split, milliseconds
 

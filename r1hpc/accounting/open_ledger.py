@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.hours import Allocation, fold_hours, own_allocations, to_allocation
 from r1hpc.accounting.ledger import WAITING, AttemptCost, RunLedger
 from r1hpc.attempt.state.slurm_records import (
@@ -33,6 +32,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.hours.estimate import Estimate, measured_estimate
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.plan.topology.batch import updates_per_rollout

@@ -7,8 +7,8 @@ from typing import Any
 from r1hpc.accounting.budget import Budget, format_day, format_hours, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
-from r1hpc.accounting.forecast import Spread
 from r1hpc.base.tables import format_table, wrap
+from r1hpc.plan.hours.spread import Spread
 
 
 def budget_json(

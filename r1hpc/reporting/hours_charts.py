@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from r1hpc.accounting.budget import format_day, format_hours, format_range
 from r1hpc.accounting.campaign import StageProgress
-from r1hpc.accounting.forecast import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.reporting.drawing import (
     BAND,
     DAY,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import RunReport
 from r1hpc.attempt.workload import card_of
 from r1hpc.base.names import printable
 from r1hpc.base.tables import bar, format_table, share, text_width, wrap
 from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.evaluations import held_out_lines
 from r1hpc.telemetry.records.metrics import Audit, format_ranges

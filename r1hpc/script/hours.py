@@ -15,7 +15,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.estimate import Estimate
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.topology.gpus import gpu_type_of
 from r1hpc.script.look import digest_file

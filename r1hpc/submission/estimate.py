@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
@@ -21,6 +20,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.estimate import Estimate, seed_estimate, text_gigabytes
 from r1hpc.plan.hours.estimate_run import as_if_on_gpus
 from r1hpc.plan.hours.goodput import FailureRates
+from r1hpc.plan.hours.spread import NOTHING, Spread, total
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.topology.gpus import find_gpu
 from r1hpc.submission.chain.file import read_definition

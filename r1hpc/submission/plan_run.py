@@ -14,7 +14,6 @@ from typing import Any
 
 from r1hpc.accounting.budget import RunRequest
 from r1hpc.accounting.calibrate import corrected, finished_runs
-from r1hpc.accounting.forecast import Spread
 from r1hpc.attempt.workload import Facts, workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
@@ -23,6 +22,7 @@ from r1hpc.base.units import format_bytes
 from r1hpc.config import load, paths, plugins, redact
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import SAMPLED_STAGES, check_packages
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan

@@ -10,7 +10,7 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
 from r1hpc.submission.chain_steps import Action, StageStep

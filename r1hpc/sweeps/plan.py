@@ -20,7 +20,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.layers import without_removed
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.slurm import contract, defaults, queue
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, share_done

@@ -14,13 +14,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-from r1hpc.accounting.forecast import Spread, total
 from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, snapshot
 from r1hpc.config.assets import find_job
 from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.plan.hours.spread import Spread, total
 from r1hpc.slurm import defaults, fields
 from r1hpc.submission import start_run
 from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid

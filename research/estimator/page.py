@@ -10,8 +10,8 @@ from typing import Any
 
 from r1hpc.plan.hours.estimate import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
 from r1hpc.plan.hours.mfu import NAMES
-from r1hpc.plan.hours.quantiles import Z90
 from r1hpc.plan.hours.rl import LENGTH_SD
+from r1hpc.plan.hours.spread import Z90
 from research.estimator.published_rows import SINGLE_NODE_FAMILY, Published
 from research.estimator.regression import PRIOR
 from research.estimator.rl import halves

@@ -19,7 +19,7 @@ from typing import Any
 from r1hpc.plan.hours.estimate import billed_belief
 from r1hpc.plan.hours.goodput import FailureRates, overhead
 from r1hpc.plan.hours.mfu import NAMES, Posterior, features, num_gpus_of, parse_coefficients, shared_effects
-from r1hpc.plan.hours.quantiles import Z90
+from r1hpc.plan.hours.spread import Z90
 from research.estimator.published_rows import (
     DATA_FILES,
     FOLDER,

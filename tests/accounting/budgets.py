@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.accounting.budget import RunRequest
-from r1hpc.accounting.forecast import Spread
+from r1hpc.plan.hours.spread import Spread
 
 NOW = 1_795_600_000.0
 

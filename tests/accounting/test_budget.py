@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from r1hpc.accounting.budget import Budget, Verdict, check_budget, find_budget, format_hours, load_budget
-from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import assets
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.slurm.queue import TresLimit
 from tests.accounting.budgets import NOW, budget_file, run_of
 from tests.accounting.history import DAY

@@ -9,10 +9,10 @@ import pytest
 
 from r1hpc.accounting.budget import Budget, Verdict, format_day
 from r1hpc.accounting.budget_status import check_submission, read_budget_status
-from r1hpc.accounting.forecast import NOTHING, Spread, around, until_limit
 from r1hpc.accounting.hours import midnight_before
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
+from r1hpc.plan.hours.spread import NOTHING, Spread, around, until_limit
 from r1hpc.slurm.queue import QueuedJob, gpu_limits, read_assoc_mgr, read_squeue
 from tests.accounting.budgets import NOW, budget_file, run_of
 from tests.accounting.history import DAY, make_history

@@ -8,10 +8,10 @@ import pytest
 
 from r1hpc.accounting.budget import format_day
 from r1hpc.accounting.campaign import Campaign, CampaignStage, follow, follow_campaign, load_campaign
-from r1hpc.accounting.forecast import NOTHING, Spread
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.stages import STAGES
+from r1hpc.plan.hours.spread import NOTHING, Spread
 from tests.accounting.history import make_history
 
 DAY = 86400.0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.accounting.correction import MOST_RUNS, RUN_SPREAD, FinishedRun, Planned, correction, effect, score
-from r1hpc.accounting.forecast import Spread
+from r1hpc.plan.hours.spread import Spread
 
 PRIOR = Spread(70.0, 100.0, 150.0)
 PLANNED = Planned("a100", "pretrain", PRIOR, num_gpus=8, params=1e9)

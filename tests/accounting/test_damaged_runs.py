@@ -12,11 +12,11 @@ import pytest
 from r1hpc import budget, calibrate, report, status
 from r1hpc.accounting.budget import RunRequest
 from r1hpc.accounting.budget_status import check_submission
-from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.open_ledger import open_ledger, survey
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.hours.spread import Spread
 from tests.recorded import RecordedRun
 
 

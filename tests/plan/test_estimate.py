@@ -19,7 +19,7 @@ from r1hpc.plan.hours.estimate import (
     seed_formula,
 )
 from r1hpc.plan.hours.goodput import FailureRates
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.text import estimate_text, summary_line
 from r1hpc.plan.hours.workload import Workload
 from r1hpc.plan.topology.gpus import find_gpu

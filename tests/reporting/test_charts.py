@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from r1hpc.accounting.forecast import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.reporting import hours_charts, style
 from r1hpc.reporting.drawing import (
     FULL,

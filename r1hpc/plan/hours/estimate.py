@@ -22,7 +22,7 @@ from r1hpc.base.units import format_duration
 from r1hpc.plan.hours.goodput import SAVE_S, FailureRates, Overhead, overhead
 from r1hpc.plan.hours.memory_options import MemoryOptions, memory_options
 from r1hpc.plan.hours.mfu import Coefficients, MfuBelief, mfu_belief, num_gpus_of, run_weight
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload
 from r1hpc.plan.model.shape import ModelShape
 from r1hpc.plan.topology.gpus import find_gpu

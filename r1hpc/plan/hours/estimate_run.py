@@ -16,8 +16,8 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.estimate import Estimate, baselines, estimate
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.hours.memory_options import Beside, MemoryOptions, memory_options
-from r1hpc.plan.hours.quantiles import Spread
 from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING, Batches, RlWork, estimate_rl
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.memory.run import is_offloaded, memory_of_run
 from r1hpc.plan.memory.step import MemoryPlan

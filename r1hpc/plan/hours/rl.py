@@ -32,7 +32,7 @@ from r1hpc.plan.hours.mfu import (
     USUAL_MICRO_TOKENS,
     coefficients,
 )
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import Workload, check_amount, check_precision
 from r1hpc.plan.model.shape import ModelShape
 from r1hpc.plan.topology.gpus import Gpu

@@ -6,7 +6,7 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import amount, format_duration
 from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.memory_options import MemoryOptions
-from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.spread import Spread
 
 _SHOWN_ASSUMPTIONS = (
     *("gpu", "num_gpus", "params", "active_params", "tokens", "sequences", "mean_completion_length"),

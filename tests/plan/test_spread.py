@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.accounting.forecast import (
+from r1hpc.plan.hours.spread import (
     NOTHING,
     TYPICAL_FACTOR,
     Spread,
