@@ -266,14 +266,10 @@ def _print(found: dict[str, Any], arguments: Namespace, show: Callable[[dict[str
 
 
 def _trace(arguments: Namespace) -> int:
-    from r1hpc.corpus.inspect.describe import SampleOrder, trace_sample
+    from r1hpc.corpus.inspect.describe import SampleOrder, fill_in, trace_sample
     from r1hpc.reporting.dataset_text import print_document
 
-    of_run: dict[str, Any] = {}
-    if arguments.run is not None:
-        from r1hpc.corpus.inspect.trace_run import fill_in
-
-        of_run = fill_in(arguments)
+    of_run: dict[str, Any] = fill_in(arguments) if arguments.run is not None else {}
     order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
     sample = arguments.sample if arguments.step is None else _sample_of(arguments)
     found, documents = trace_sample(arguments.dir, sample, order)

@@ -15,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from r1hpc.serving.gate import CHALLENGE, PROOF, proof
+from r1hpc.serving.vllm_server import CHALLENGE, PROOF, proof
 
 _ANSWER_S = 10.0
 _MOST_BYTES = 4 << 20

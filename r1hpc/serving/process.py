@@ -17,9 +17,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.serving.address import Place
 from r1hpc.serving.client import Client
-from r1hpc.serving.gate import ACTIVITY, BEGIN, END, KEY_FILE
+from r1hpc.serving.vllm_server import ACTIVITY, BEGIN, END, KEY_FILE
 
-_SERVER, _GATE = "r1hpc.serving.vllm_server", "r1hpc.serving.gate.Gate"
+_SERVER, _GATE = "r1hpc.serving.vllm_server", "r1hpc.serving.vllm_server.Gate"
 _TO_LEAVE_S = 10.0
 """From TERM to KILL, for answers in progress; shorter than any KillWait."""
 _PIPE_BYTES = 65536

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.serving.gate import ACTIVITY, BEGIN, CHALLENGE, END, KEY_FILE, PROOF, SERVED, Gate, proof
+from r1hpc.serving.vllm_server import ACTIVITY, BEGIN, CHALLENGE, END, KEY_FILE, PROOF, SERVED, Gate, proof
 
 KEY = "planted-key"
 CONTROL = [

@@ -40,7 +40,7 @@ class Small:
             "R1HPC_SERVE_ACTIVITY_FD": str(null := os.open(os.devnull, os.O_WRONLY)),
             **environ,
         }
-        words = ["--host", "127.0.0.1", "--port", str(port), "--middleware", "r1hpc.serving.gate.Gate"]
+        words = ["--host", "127.0.0.1", "--port", str(port), "--middleware", "r1hpc.serving.vllm_server.Gate"]
         command = [*SMALL_SERVER.split(), *words]
         self.process = subprocess.Popen(command, env=environment, pass_fds=(null,), start_new_session=True)
         os.close(null)

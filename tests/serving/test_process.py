@@ -20,7 +20,7 @@ def test_the_host_is_named_and_the_gate_is_on(tmp_path: Path) -> None:
     for pair in (
         ("--host", "10.0.0.7"),
         ("--port", "12345"),
-        ("--middleware", "r1hpc.serving.gate.Gate"),
+        ("--middleware", "r1hpc.serving.vllm_server.Gate"),
         ("--tensor-parallel-size", "1"),
     ):
         assert words[words.index(pair[0]) + 1] == pair[1]

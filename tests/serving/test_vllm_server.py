@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from r1hpc.base.run_dir import RunDir
-from r1hpc.serving.gate import SERVED
+from r1hpc.serving.vllm_server import SERVED
 from r1hpc.telemetry.records.attempts import Cause
 from r1hpc.telemetry.records.metrics import last_steps
 from tests.runs import CHECKOUT, run_environment, wait_over

@@ -1,9 +1,11 @@
-"""Describe a dataset for people: its numbers, a document, the source of a training sample.
+"""Describe a dataset for people: its numbers, a document, the documents of a training sample of a run.
 
 described = describe(Path("data/stdlib"), document=12)
 found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
+order = SampleOrder(..., **fill_in(arguments))      # the arguments of `shard trace --run`, filled in
 """
 
+from argparse import Namespace
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +15,21 @@ import numpy as np
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_json
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.load import read
 from r1hpc.config.schema.sections import MixConfig
 from r1hpc.corpus.clean import decisions
 from r1hpc.data.format.documents import DocumentInfo, has_roles
-from r1hpc.data.format.manifest import LEFT_OUT, DatasetManifest, read_manifest
+from r1hpc.data.format.manifest import LEFT_OUT, MANIFEST, DatasetManifest, read_manifest
 from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.data.read.sampler import AS_THE_RECIPE_SAYS, DocumentMixture, open_plan, recipe_mix, shares
 from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
 from r1hpc.data.read.sft_loader import document_order_id, open_document_plan
+from r1hpc.plan.run import PlanBatch
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import read_steps
 
 _CONTENT = (
     *("name", "num_tokens", "num_documents", "vocab_size", "eos_id", "dtype", "sources", "parts"),
@@ -192,3 +200,68 @@ def _decode(dataset: Any, ids: Any) -> str:
     from r1hpc.corpus.build.vocabulary import TOKENIZER_FILE, Encoder
 
     return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, dataset.eos_id).decode(ids)
+
+
+def fill_in(arguments: Namespace) -> dict[str, Any]:
+    """Fill in from the run's plan the arguments without a flag; return the other fields of a SampleOrder.
+
+    Raise UsageError if the run reads another dataset, has no such step, or took it on other ranks.
+    """
+    run = open_run(arguments.run)
+    config, plan = read(run.config), read_json(run.plan, PlanBatch)
+    data = config.data
+    if config.stage not in ("pretrain", "sft"):
+        raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
+    step, num_steps = arguments.step, config.train.num_steps
+    if step is not None and not 1 <= step <= num_steps:
+        raise UsageError(f"--step {step}: {run.run_id} has the steps 1 to {num_steps}")
+    plan_hash = _order_in_checkpoints(run, data.path, arguments.dir)
+    if config.stage == "sft" and data.packing and step is not None:
+        raise UsageError("data.packing puts documents of any rank into a row: take --sample")
+    topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
+    if step is not None:
+        _refuse_other_ranks(run, arguments, topology["num_nodes"] * topology["ranks_per_node"])
+    if arguments.world_size is None:
+        arguments.rank //= shared  # ranks that share their sequences read as one
+    known = {
+        "seq_len": data.seq_len,
+        "seed": data.seed,
+        "global_batch_size": batch["global_batch_size"],
+        "micro_batch_size": batch["micro_batch_size"],
+        "world_size": topology["num_nodes"] * topology["ranks_per_node"] // shared,
+    }
+    for name, value in known.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return {"mix": data.mix, "validation_documents": data.validation_documents, "plan_hash": plan_hash}
+
+
+def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> None:
+    """Refuse a step taken on other ranks: a --resume may have changed ranks and micro batch since."""
+    if arguments.world_size is not None and arguments.micro_batch_size is not None:
+        return
+    taken = read_steps(run).effective.get(arguments.step)
+    ranks = {each.attempt: each.ranks for each in read_history(run).attempts}
+    then = ranks.get(taken.attempt) if taken is not None else None
+    if then and then != num_ranks:
+        raise UsageError(
+            f"step {arguments.step} was taken on {then} ranks, and the plan of {run.run_id} is for "
+            f"{num_ranks} now: give --world-size and --micro-batch-size as they were (ranks that share their "
+            "sequences count as one)"
+        )
+
+
+def _order_in_checkpoints(run: RunDir, path: str | None, folder: Path) -> str | None:
+    """Return the plan_hash in the run's newest checkpoint; UsageError if it read another dataset."""
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    if newest is not None:
+        known = newest.manifest.meta.get("dataset_id")
+    else:
+        known = read_manifest(Path(path)).id if path and Path(path, MANIFEST).is_file() else None
+    found = read_manifest(folder).id
+    if known not in (None, found):
+        raise UsageError(
+            f"{folder} holds dataset {found[:12]}, and {run.run_id} was trained on {str(known)[:12]}: give "
+            "its folder (`inspect DIR` shows the id)"
+        )
+    return None if newest is None else newest.manifest.meta.get("plan_hash")
