@@ -20,7 +20,7 @@ from r1hpc.attempt.state.state import ask, job_named
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.lock import hold, read_holder
 from r1hpc.base.run_dir import RunDir
-from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.config.load import read
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.contract import NOT_THE_NODE, OVER

@@ -16,8 +16,16 @@ from pathlib import Path, PurePosixPath
 
 from r1hpc.base.files import fsync_dir
 from r1hpc.checkpoint import fence
-from r1hpc.checkpoint.disk import at, discard, make_private, move_to_trash, remove_tree, walk, write_new
-from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.checkpoint.disk import (
+    CheckpointWriteError,
+    at,
+    discard,
+    make_private,
+    move_to_trash,
+    remove_tree,
+    walk,
+    write_new,
+)
 from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, decode, digest_fd, examine
 from r1hpc.checkpoint.verification import find_problems
 

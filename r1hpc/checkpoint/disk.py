@@ -1,4 +1,4 @@
-"""Wrap the file system calls of the checkpoint package in failpoints.
+"""Make the file system calls of the checkpoint package, and name the cause if one fails.
 
 `with at("commit.rename"):` passes the failpoints `commit.rename.before` and `commit.rename.after`; the
 tests kill a process at every one of them.
@@ -15,14 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir
+from r1hpc.base.units import format_bytes
 
 TRASH_PREFIX = ".trash-"
 _REMOVE_TRIES = 20
 _MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _PAUSES_S = (1.0, 4.0, 15.0)
 _T = TypeVar("_T")
+
+
+class CheckpointWriteError(R1hpcError):
+    """A checkpoint could not be written. Earlier ones are intact."""
 
 
 def patiently(read: Callable[[], _T]) -> _T:
@@ -129,3 +135,36 @@ def sweep_trash(folder: Path, label: str) -> None:
     """Remove trash that a kill left in `folder`."""
     for trash in sorted(folder.glob(f"{TRASH_PREFIX}*")):
         remove_tree(trash, label)
+
+
+def write_error(path: Path, error: OSError) -> CheckpointWriteError:
+    """Return an error with the path, the cause, and the space and inodes left on its file system."""
+    place = error.filename or path
+    reason = error.strerror or str(error)
+    return CheckpointWriteError(
+        f"cannot write checkpoint file {os.fsdecode(place)}: {reason} ({free_space(path)}); "
+        f"earlier checkpoints are intact. {_fix(error.errno)}, then resume"
+    )
+
+
+def free_space(path: Path) -> str:
+    """Return `1.5 GiB free, 1200 inodes free` for the file system of `path` or its nearest parent."""
+    for place in (path, *path.parents):
+        try:
+            status = os.statvfs(place)
+        except OSError:
+            continue
+        space = f"{format_bytes(status.f_bavail * status.f_frsize)} free"
+        # File systems without a fixed inode table (btrfs, many network ones) report 0 of 0.
+        return space + (f", {status.f_favail} inodes free" if status.f_files else "")
+    return "free space unknown"
+
+
+def _fix(code: int | None) -> str:
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space or quota, or lower checkpoint.keep"
+    if code == errno.EROFS:
+        return "Have the file system made writable"
+    if code in (errno.EACCES, errno.EPERM):
+        return "Make the folder writable for you"
+    return "Check that file system"

@@ -23,9 +23,9 @@ import os
 import re
 from pathlib import Path
 
+from r1hpc.base.errors import StateError
 from r1hpc.base.names import check_name
 from r1hpc.checkpoint.disk import TRASH_PREFIX, at, discard, make_private, move_to_trash, remove_tree
-from r1hpc.checkpoint.errors import SupersededError
 from r1hpc.checkpoint.manifest import step_of
 
 REPLACED_PREFIX = "replaced-"
@@ -34,6 +34,10 @@ _EVICT_TRIES = 100
 # With a tombstone in the folder's place: ENOTDIR below it, EEXIST for the folder itself.
 _GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EEXIST)
 _INCARNATION = re.compile(r"\.incarnation-(\d+)-(.+)")
+
+
+class SupersededError(StateError):
+    """A newer attempt of the run has begun: this process must not write checkpoints."""
 
 
 def incarnation_dir(root: Path, attempt: int, token: str) -> Path:

@@ -30,8 +30,15 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.checkpoint import fence
 from r1hpc.checkpoint.commit import LATEST, commit_folder, point_latest, seal_files
-from r1hpc.checkpoint.disk import at, discard, move_to_trash, remove_tree, sweep_trash
-from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError, write_error
+from r1hpc.checkpoint.disk import (
+    CheckpointWriteError,
+    at,
+    discard,
+    move_to_trash,
+    remove_tree,
+    sweep_trash,
+    write_error,
+)
 from r1hpc.checkpoint.manifest import (
     Candidate,
     Checkpoint,
@@ -54,6 +61,10 @@ Steps = list[int]
 Records = list[FileRecord]
 Checkpoints = list[Checkpoint]
 Candidates = list[Candidate]
+
+
+class NoUsableCheckpointError(StateError):
+    """Checkpoint folders exist but none verifies. Never treated as a fresh start."""
 
 
 class Ranks(Protocol):

@@ -19,7 +19,7 @@ from r1hpc.base import failpoints
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_records
 from r1hpc.base.run_dir import RunDir
-from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm import payload

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.checkpoint import disk
-from r1hpc.checkpoint.errors import CheckpointWriteError, SupersededError
+from r1hpc.checkpoint.disk import CheckpointWriteError
+from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 
 # As a two-rank DeepSpeed save leaves them: model states, one optimizer shard a rank, small JSON, nothing.

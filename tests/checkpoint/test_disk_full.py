@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.checkpoint.disk import CheckpointWriteError
 from r1hpc.checkpoint.fence import BEGUN
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import history, save, verified_steps

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.checkpoint.errors import CheckpointWriteError, SupersededError
+from r1hpc.checkpoint.disk import CheckpointWriteError
+from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import (
     DONE,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.checkpoint.disk import at
-from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import (
     DONE,

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from r1hpc.checkpoint.errors import NoUsableCheckpointError, SupersededError
-from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.checkpoint.fence import SupersededError
+from r1hpc.checkpoint.store import CheckpointStore, NoUsableCheckpointError
 from tests.checkpoint.harness import (
     DONE,
     FILES,

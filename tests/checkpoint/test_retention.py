@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.checkpoint.disk import walk
-from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import end_of, history, save, start_child, verified_steps, write_files
 

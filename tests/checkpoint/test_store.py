@@ -13,10 +13,9 @@ import pytest
 
 from r1hpc.base.errors import StateError
 from r1hpc.checkpoint import commit
-from r1hpc.checkpoint.disk import walk
-from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
+from r1hpc.checkpoint.disk import CheckpointWriteError, walk
 from r1hpc.checkpoint.fence import BEGUN
-from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
+from r1hpc.checkpoint.store import Checkpoint, CheckpointStore, NoUsableCheckpointError
 from r1hpc.checkpoint.verification import find_layout_problems
 from tests.checkpoint.harness import (
     DONE,

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.manifest import digest_fd, read_plain
-from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.checkpoint.store import CheckpointStore, NoUsableCheckpointError
 from tests.checkpoint.harness import FILES, history, save, write_files
 
 PAGE = 4096

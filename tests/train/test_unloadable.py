@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.checkpoint.errors import NoUsableCheckpointError
-from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.checkpoint.store import CheckpointStore, NoUsableCheckpointError
 from r1hpc.config.schema.run import Precision
 from r1hpc.train.checkpoint.identity import Identity
 from r1hpc.train.checkpoint.snapshot import Snapshots

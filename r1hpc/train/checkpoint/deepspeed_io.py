@@ -30,7 +30,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.checkpoint.disk import CheckpointWriteError
 from r1hpc.train.checkpoint.async_save import HostCopies, num_bytes, room_for_copies
 from r1hpc.train.model.low_precision import holds_nf4, unsaved
 from r1hpc.train.parallel.compression import PREFIX as COMPRESSION
