@@ -13,7 +13,7 @@
 TYPE_CHECKING = False  # like typing's, without the time to import typing
 if TYPE_CHECKING:
     from r1hpc.api import Chain, ChainSubmission, Run, Submission, submit
-    from r1hpc.base.version import __version__
+    from r1hpc.base.package import __version__
     from r1hpc.client.run import attempt
 
 __all__ = ["Chain", "ChainSubmission", "Run", "Submission", "__version__", "attempt", "submit"]
@@ -25,9 +25,9 @@ def __getattr__(name: str) -> object:
 
         return importlib.import_module(f"r1hpc.{name}")
     if name == "__version__":
-        from r1hpc.base import version
+        from r1hpc.base.package import __version__
 
-        return version.__version__
+        return __version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from r1hpc import api

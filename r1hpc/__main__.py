@@ -13,7 +13,7 @@ from pathlib import Path
 from r1hpc.base.cli import answer_tab, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
-from r1hpc.base.version import __version__
+from r1hpc.base.package import __version__
 
 GROUPS = {
     "Run": {

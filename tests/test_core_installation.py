@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.extras import OPTIONAL
+from r1hpc.base.package import OPTIONAL
 from tests.core_environment import CHECKOUT, make_core_environment
 
 _DRY_RUN = "submit rl_smoke --dry-run --json --executor slurm"

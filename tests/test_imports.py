@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.extras import extra_of
+from r1hpc.base.package import extra_of
 
 PACKAGE = Path(__file__).resolve().parent.parent / "r1hpc"
 

@@ -34,7 +34,6 @@ from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.hours.estimate import Estimate, measured_estimate
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.stored import PlanFacts
 from r1hpc.plan.topology.batch import updates_per_rollout
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.summary import (
@@ -46,6 +45,7 @@ from r1hpc.telemetry.diagnosis.summary import (
     summarise_run,
 )
 from r1hpc.telemetry.diagnosis.timeline import Split, milliseconds
+from r1hpc.telemetry.records.lines import PlanFacts
 from r1hpc.telemetry.records.metrics import Audit, audit_ledger
 
 

@@ -24,10 +24,10 @@ from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm.rank_env import RankContext, current
 from r1hpc.telemetry.gpu.sampler import GpuSampler
 from r1hpc.telemetry.records.attempts import Cause, read_history
+from r1hpc.telemetry.records.lines import PlanFacts
 
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 

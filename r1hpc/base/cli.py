@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.extras import extra_of, how_to_install
 from r1hpc.base.names import at_home, nearest, printable
+from r1hpc.base.package import extra_of, how_to_install
 from r1hpc.base.tables import fit, has_colours
 
 _MOST = 1000

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
-from r1hpc.base.extras import OPTIONAL, how_to_install
 from r1hpc.base.names import nearest
+from r1hpc.base.package import OPTIONAL, how_to_install
 from r1hpc.config.schema.run import Precision, RunConfig
 
 _TRAINING = "r1hpc.train.workload:TRAINING"

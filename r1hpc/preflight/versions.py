@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from r1hpc.base.extras import how_to_install
+from r1hpc.base.package import how_to_install
 from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
 
 _WATCHED = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "peft", "vllm", "r1hpc")

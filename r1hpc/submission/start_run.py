@@ -24,13 +24,13 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, snapshot
 from r1hpc.config.redact import redact
-from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm import contract, fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.records.attempts import record
+from r1hpc.telemetry.records.lines import PlanFacts
 
 
 def start(planned: PlannedRun, order: Order) -> str:

@@ -16,12 +16,11 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
-from r1hpc.plan.stored import PlanFacts
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.diagnosis.summary import names_of
 from r1hpc.telemetry.gpu.summary import GpuFold
 from r1hpc.telemetry.records.attempts import Attempt
-from r1hpc.telemetry.records.lines import MetricEvent, Tail, gpu_line, read_tail
+from r1hpc.telemetry.records.lines import MetricEvent, PlanFacts, Tail, gpu_line, read_tail
 from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
 from r1hpc.telemetry.records.ranks import RankTimes, finish_times, read_rank_times
 

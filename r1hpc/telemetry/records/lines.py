@@ -1,7 +1,7 @@
-"""Declare the lines that a run writes into metrics/, and read the newest records of a file. See base.records.
+"""Declare the lines of metrics/ and the facts of plan.json, and read the newest records of a file.
 
 Keys without a reader are not declared; each writer documents its other keys. Lines of metrics/train.jsonl are
-telemetry.records.metrics.Step, those of attempts.jsonl are in telemetry.records.attempts.
+telemetry.records.metrics.Step, those of attempts.jsonl are in telemetry.records.attempts. See base.records.
 """
 
 import os
@@ -11,6 +11,18 @@ from typing import Any, NotRequired, TypedDict
 
 from r1hpc.base.files import open_plain, parse_object
 from r1hpc.base.records import Amount, Count, Duration, Finite, Time
+
+
+class PlanFacts(TypedDict, total=False):
+    """Keys of plan.json that are read from runs of every version."""
+
+    num_steps: Count | None
+    time_limit_s: Count | None
+    warning_window_s: Count | None
+    gpu_hours_ceiling: Amount | None
+    node_hours_ceiling: Amount | None
+    account: str | None
+    first_item: Count | None
 
 
 class MetricEvent(TypedDict):

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import GrowingFile, append_record, iter_objects, iter_records, parse_object, read_json
 from r1hpc.base.run_dir import RunDir
-from r1hpc.plan.stored import PlanFacts
-from r1hpc.telemetry.records.lines import MetricEvent, read_tail
+from r1hpc.telemetry.records.lines import MetricEvent, PlanFacts, read_tail
 from r1hpc.telemetry.records.rungs import open_rungs
 
 _FOLLOW_BYTES = 2**22

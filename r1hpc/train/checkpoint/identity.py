@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from r1hpc.base.version import __version__
+from r1hpc.base.package import __version__
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.config.schema.sections import zero_converts
 from r1hpc.plan.model.weights import weight_files

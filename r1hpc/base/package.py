@@ -1,7 +1,9 @@
-"""Name the extra of r1hpc that contains a package, and the command that installs it.
+"""Describe r1hpc as a package: its version, and the extra that brings an optional module.
 
 `pip install r1hpc` brings what a login node needs. Everything else is an extra in pyproject.toml.
 """
+
+__version__ = "0.2.0"
 
 _EXTRAS = {
     "train": ("torch", "deepspeed", "transformers", "safetensors", "ninja"),
