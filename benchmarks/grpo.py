@@ -270,7 +270,7 @@ def told_of(
 
 def cold_start(job: str, folder: Path) -> Path:
     """The stages traces and sft of the job; of r1 a model that thinks in 3 answers of 10."""
-    from r1hpc.config.layers import write_yaml
+    from r1hpc.config.yaml_files import write_yaml
 
     base = RECIPES[job].stages()
     write_yaml(folder / "traces.yaml", base["traces"])
@@ -288,7 +288,7 @@ def cold_start(job: str, folder: Path) -> Path:
 
 
 def run_ours(job: str, folder: Path, start: Path, steps: int, arm: Arm, seed: int) -> Told:
-    from r1hpc.config.layers import write_yaml
+    from r1hpc.config.yaml_files import write_yaml
 
     recipe, file = RECIPES[job], folder / "grpo.yaml"
     name = f"ranks{arm.processes}-{'skip' if arm.skips else 'all'}"

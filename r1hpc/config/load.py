@@ -20,24 +20,13 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
 from r1hpc.config.assets import find_include, find_job, find_profile, shown
-from r1hpc.config.layers import (
-    MERGE,
-    REMOVED,
-    REPLACE,
-    KeyTwiceError,
-    Loader,
-    is_removed,
-    merged,
-    over_presets,
-    value_at,
-    without_removed,
-    write_yaml,
-)
-from r1hpc.config.layers import read_yaml as read_yaml
+from r1hpc.config.layers import merged, over_presets, value_at
+from r1hpc.config.other_names import REMOVED, is_removed, name_here, without_removed
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of, settings_of
 from r1hpc.config.stages import check_stage
-from r1hpc.config.trl_names import name_here
+from r1hpc.config.yaml_files import MERGE, REPLACE, KeyTwiceError, Loader, write_yaml
+from r1hpc.config.yaml_files import read_yaml as read_yaml
 
 _T = TypeVar("_T")
 _OF_THE_SHELL = ("setup",)

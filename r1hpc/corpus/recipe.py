@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import at_home, check_name, nearest, one_of, printable
-from r1hpc.config.layers import UniqueKeyLoader, read_yaml
+from r1hpc.config.yaml_files import UniqueKeyLoader, read_yaml
 from r1hpc.data.format.manifest import digest
 from r1hpc.data.format.mix import MixRecipe
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.assets import assets, own_profiles
-from r1hpc.config.layers import write_yaml
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.yaml_files import write_yaml
 from r1hpc.plan.topology.gpus import known_card, smaller_cards
 from r1hpc.preflight.nodes import NodeReport
 from r1hpc.slurm.defaults import place_in_cluster

@@ -11,7 +11,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load, paths
-from r1hpc.config.layers import is_removed, leaves, value_at
+from r1hpc.config.layers import leaves, value_at
+from r1hpc.config.other_names import is_removed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.slurm import defaults

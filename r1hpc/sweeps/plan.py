@@ -18,7 +18,7 @@ from r1hpc.attempt.state.state import read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.layers import without_removed
+from r1hpc.config.other_names import without_removed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.slurm import contract, defaults, queue

@@ -30,8 +30,8 @@ from r1hpc.base.names import check_name, printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.assets import find_job
-from r1hpc.config.layers import write_yaml
 from r1hpc.config.schema.rl import RewardConfig
+from r1hpc.config.yaml_files import write_yaml
 from r1hpc.submission.chain.file import open_definition, without_stage
 from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
 from r1hpc.submission.order import Order, Purpose

@@ -10,8 +10,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.layers import write_yaml
 from r1hpc.config.load import read
+from r1hpc.config.yaml_files import write_yaml
 from r1hpc.slurm.script import FUNCTIONS
 from r1hpc.submission.order import Order
 from r1hpc.submission.resume import reconfigured

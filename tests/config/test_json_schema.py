@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from r1hpc import settings
-from r1hpc.config.layers import read_yaml
+from r1hpc.config.yaml_files import read_yaml
 
 _JOBS = Path(__file__).parents[2] / "jobs"
 _SCHEMA = json.loads((_JOBS / "schema.json").read_text())

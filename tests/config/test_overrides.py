@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import parse_time
 from r1hpc.config.load import as_layer, known_keys, load, restore
+from r1hpc.config.other_names import _HERE, name_here
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.config.trl_names import _HERE, name_here
 
 
 def _value(config: RunConfig, key: str) -> Any:

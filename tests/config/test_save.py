@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.layers import read_yaml, write_yaml
 from r1hpc.config.load import as_layer, load, read, renew, save
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
+from r1hpc.config.yaml_files import read_yaml, write_yaml
 
 
 def test_a_schedule_of_weights_is_frozen_as_it_is(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
 from r1hpc.config.assets import find_job
-from r1hpc.config.layers import write_yaml
 from r1hpc.config.schema.run import Precision
+from r1hpc.config.yaml_files import write_yaml
 from r1hpc.submission.chain.file import (
     Definition,
     by_its_first_path,

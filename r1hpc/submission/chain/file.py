@@ -28,9 +28,10 @@ from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
-from r1hpc.config.layers import leaves, over_presets, value_at, write_yaml
+from r1hpc.config.layers import leaves, over_presets, value_at
 from r1hpc.config.paths import with_absolute_paths
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.yaml_files import write_yaml
 from r1hpc.submission.chain.folder import TAKEN_NAMES, ChainDir
 
 _REFERENCE = re.compile(r"\$\{stage:([^}]*)\}")

@@ -1,13 +1,24 @@
-"""Translate the names of transformers' and TRL's arguments into settings of r1hpc.
+"""Know settings by the names of other libraries and of earlier versions.
 
-name_here("train.learning_rate")        # "train.lr"
+name_here("train.learning_rate")        # "train.lr", as in TRL
+is_removed("rl.by_pass_rate")           # True: earlier versions had it
 
-From transformers.TrainingArguments, trl.SFTConfig, GRPOConfig, ModelConfig and peft.LoraConfig, by their
-documentation.
+The names of transformers.TrainingArguments, trl.SFTConfig, GRPOConfig, ModelConfig and peft.LoraConfig are
+those of their documentation.
 """
 
+import copy
 import difflib
+from typing import Any
 
+from r1hpc.config.layers import value_at
+
+REMOVED = {
+    "data.mix": ("online", "every", "smoothing"),
+    "rl": ("by_pass_rate",),
+    "cluster": ("network_gbit_s",),
+}
+"""Settings that earlier runs have and today's code ignores."""
 _HERE = {
     "learning_rate": "train.lr",
     "max_steps": "train.num_steps",
@@ -84,6 +95,22 @@ _HERE = {
 
 
 def name_here(key: str, likeness: float = 1.0) -> str | None:
-    """Return the setting here for one of those names, the last part of a dotted key, or for a like one."""
+    """Return the setting here for the last part of a dotted key, a name of those libraries or one like it."""
     names = difflib.get_close_matches(key.rpartition(".")[2], _HERE, n=1, cutoff=likeness)
     return _HERE[names[0]] if names else None
+
+
+def without_removed(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return a layer of an earlier version without the settings that are gone."""
+    layer = copy.deepcopy(layer)
+    for section, keys in REMOVED.items():
+        values = value_at(layer, section)
+        for key in keys if isinstance(values, dict) else ():
+            values.pop(key, None)
+    return layer
+
+
+def is_removed(key: str) -> bool:
+    """True if earlier versions had this dotted key."""
+    section, _, name = key.rpartition(".")
+    return name in REMOVED.get(section, ())
