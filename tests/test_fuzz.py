@@ -14,7 +14,7 @@ import pytest
 from r1hpc.__main__ import COMMANDS
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config.load import as_layer, known_keys, load, read, save
-from r1hpc.config.redact import refuse_secrets
+from r1hpc.config.secrets import refuse_secrets
 from r1hpc.slurm.fields import check_cluster, check_resources
 
 pytestmark = pytest.mark.soak

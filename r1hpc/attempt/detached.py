@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from r1hpc.base.run_dir import RunDir
-from r1hpc.slurm.sbatch import without_foreign_ranks
+
+_FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "R1HPC_LOCAL_", "OMPI_", "PMI_", "PMIX_")
+_FOREIGN_NAMES = frozenset(
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "R1HPC_ATTEMPT")
+)
 
 
 def start_detached(
@@ -30,3 +34,12 @@ def start_detached(
             start_new_session=True,
             pass_fds=tuple(keep),
         )
+
+
+def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without a rank's or job's variables: for a local run started inside one."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in _FOREIGN_NAMES and not (name.startswith(_FOREIGN) and name != "SLURM_CONF")
+    }

@@ -22,8 +22,8 @@ from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, plugins
 from r1hpc.config.paths import files_in, names_in
-from r1hpc.config.redact import find_secret, find_written_out, is_secret_name, redact, secret_values
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.secrets import find_secret, find_written_out, is_secret_name, redact, secret_values
 
 _ASSETS = ("jobs", "configs", "shards", "sbatch")
 _GIT_TIMEOUT_S = 20.0

@@ -6,10 +6,7 @@ that was not there before sbatch was called is the new one.
 A refusal gets a line with the valid choices, which sbatch does not show. The texts are those of
 slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its refusal is shown alone.
 
-Only an allow-list of the caller's variables reaches a job; sbatch alone would export all of them, secrets
-included. slurmctld stores the job's environment, every process of the job can read it, and it ends up in
-logs. A token a run needs belongs in the file its library reads (~/.netrc, $HF_HOME/token), or in a
-`cluster.setup` line that reads such a file.
+Only an allow-list of the caller's variables reaches a job, see config/secrets.py.
 """
 
 import os
@@ -17,12 +14,12 @@ import pwd
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.errors import StateError
-from r1hpc.config.redact import find_secret, is_secret_name
+from r1hpc.config.secrets import exported
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call, retry, run, without_advice
 from r1hpc.slurm.queue import jobs_by_folder
 
@@ -35,34 +32,6 @@ _OF_THE_MOMENT = (
     "required node not available",
 )
 """A test's errors while nodes are down, drained or reserved: a submitted job waits for them."""
-_NAMES = frozenset(
-    """
-    HOME PATH USER LOGNAME SHELL LANG LC_ALL LC_CTYPE TZ TERM TMPDIR SCRATCH WORK PROJECT
-    LD_LIBRARY_PATH LIBRARY_PATH CPATH
-    PYTHONPATH PYTHONNOUSERSITE PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
-    LOADEDMODULES _LMFILES_ BASH_ENV BASH_FUNC_module%% BASH_FUNC_ml%% BASH_FUNC__module_raw%%
-    HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE
-    TOKENIZERS_PARALLELISM CC CXX MAX_JOBS DS_BUILD_OPS DS_SKIP_CUDA_CHECK TRITON_CACHE_DIR
-    TORCHINDUCTOR_CACHE_DIR APPTAINER_BIND APPTAINER_BINDPATH APPTAINER_CACHEDIR
-    SINGULARITY_BIND SINGULARITY_BINDPATH SINGULARITY_CACHEDIR
-    XDG_CACHE_HOME XDG_CONFIG_HOME KRB5CCNAME SLURM_CONF SLURM_CLUSTERS
-    WANDB_MODE WANDB_DIR WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL
-    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
-)
-_TO_THE_NETWORK = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
-"""In upper or lower case."""
-# Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by their own devices.
-_PREFIXES = (
-    *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
-    *("PYTORCH_", "TORCH_", "FLASH_ATTENTION_", "VLLM_"),
-    *("LMOD_", "__LMOD_", "MODULE"),  # without them `module load` is not found in the job
-)
-# Slurm sets CUDA_VISIBLE_DEVICES; R1HPC_ATTEMPT and R1HPC_LOCAL_* describe the calling rank.
-_NEVER = ("CUDA_VISIBLE_DEVICES", "R1HPC_ATTEMPT", "R1HPC_LOCAL_", "R1HPC_CLIENT")
-_FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "R1HPC_LOCAL_", "OMPI_", "PMI_", "PMIX_")
-_FOREIGN_NAMES = frozenset(
-    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "R1HPC_ATTEMPT")
-)
 PATIENCE_S = 600.0
 """Seconds Slurm may be silent before a submission, and after one whose answer was lost."""
 _TIMEOUT_S = 120.0
@@ -132,42 +101,6 @@ _CHOICES: dict[str, Callable[[], str]] = {
     "requested time limit is invalid": _partitions,
     "invalid feature": _features,
 }
-
-
-def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for sbatch, and so for the job: nothing of SLURM_*, RANK or MASTER_*."""
-    source = os.environ if environ is None else environ
-    chosen = {name: value for name, value in source.items() if _wanted(name) and not _is_login(name, value)}
-    if "PYTHONPATH" in chosen:
-        # A job starts in another folder, where "." or "src" differ.
-        parts = chosen["PYTHONPATH"].split(os.pathsep)
-        chosen["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
-    return chosen
-
-
-def withheld(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables that are withheld only because they hold a secret."""
-    return sorted(name for name, value in environ.items() if _wanted(name) and _is_login(name, value))
-
-
-def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without a rank's or job's variables: for a local run started inside one."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in _FOREIGN_NAMES and not (name.startswith(_FOREIGN) and name != "SLURM_CONF")
-    }
-
-
-def _wanted(name: str) -> bool:
-    allowed = name in _NAMES or name.startswith(_PREFIXES) or name.lower() in _TO_THE_NETWORK
-    return allowed and not name.startswith(_NEVER) and not is_secret_name(name)
-
-
-def _is_login(name: str, value: str) -> bool:
-    """True if the value holds a token, or a URL with a user; a proxy's may lack the scheme."""
-    url = value if name.lower() in _TO_THE_NETWORK else value.partition("://")[2]
-    return "@" in url or find_secret(value) is not None
 
 
 class LostSubmissionError(SlurmError):

@@ -19,8 +19,9 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
 from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.base.units import format_bytes
-from r1hpc.config import load, paths, plugins, redact
+from r1hpc.config import load, paths, plugins
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.secrets import refuse_secrets, withheld
 from r1hpc.config.stages import SAMPLED_STAGES, check_packages
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU
@@ -29,7 +30,7 @@ from r1hpc.plan.run import RunPlan
 from r1hpc.plan.topology.gpus import FLAGS_INSTEAD, UnknownGpuError, find_gpu, gpu_type_of, smaller_cards
 from r1hpc.slurm import defaults, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.slurm.sbatch import Trial, try_out, withheld
+from r1hpc.slurm.sbatch import Trial, try_out
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.ranks import measured_save_speed
@@ -187,7 +188,7 @@ def _check_settings(config: RunConfig, facts: OrderFacts) -> None:
             config.rollout.check_new()
         if config.stage == "rl":
             config.rl.check_new()
-    redact.refuse_secrets(config, facts.order.overrides)
+    refuse_secrets(config, facts.order.overrides)
     if not facts.is_new:
         plugins.refuse_changes(paths.names_in(config), facts.run.code)
         plugins.refuse_changed_files(facts.run.code)

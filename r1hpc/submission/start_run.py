@@ -23,7 +23,7 @@ from r1hpc.base.lock import held
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, snapshot
-from r1hpc.config.redact import redact
+from r1hpc.config.secrets import redact
 from r1hpc.slurm import contract, fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.submission.chain.folder import ChainDir

@@ -15,7 +15,11 @@ from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.paths import with_absolute_paths
-from r1hpc.config.redact import (
+from r1hpc.config.schema.cluster import ClusterConfig
+from r1hpc.config.schema.rl import EvaluateConfig, TaskConfig
+from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.config.secrets import (
     find_secret,
     find_written_out,
     is_secret_key,
@@ -23,10 +27,6 @@ from r1hpc.config.redact import (
     refuse_secrets,
     secret_values,
 )
-from r1hpc.config.schema.cluster import ClusterConfig
-from r1hpc.config.schema.rl import EvaluateConfig, TaskConfig
-from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
-from r1hpc.config.schema.sections import DeepspeedConfig
 from r1hpc.config.snapshot import freeze
 
 # Ten secrets, none of them real, each spelled in two parts so that this file holds none.

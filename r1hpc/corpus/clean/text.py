@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.config.redact import LOOKS
+from r1hpc.config.secrets import LOOKS
 
 _MODEL = "resources/lid.176.ftz"
 _MAX_CHARS = 5000

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from r1hpc.slurm.sbatch import exported, without_foreign_ranks
+from r1hpc.attempt.detached import without_foreign_ranks
+from r1hpc.config.secrets import exported
 
 SECRETS = {
     "HF_TOKEN": "1",

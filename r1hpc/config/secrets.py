@@ -1,13 +1,18 @@
-"""Find, refuse and hide secrets on their way into a run folder: by a token's form, or a value's name.
+"""Keep secrets out of run folders and jobs: by a token's form, or a value's name.
 
-This is best effort: a secret without a known form or name gets through. So the environment is recorded by
-allow-list first, and this is the second barrier.
+This is best effort: a secret without a known form or name gets through. So the environment is recorded, and
+passed to a job, by allow-list first, and this is the second barrier.
+
+sbatch alone would export all variables. slurmctld stores a job's environment, every process of the job can
+read it, and it ends up in logs. A token a run needs belongs in the file its library reads (~/.netrc,
+$HF_HOME/token), or in a `cluster.setup` line that reads such a file.
 """
 
 import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r1hpc.base.errors import ConfigError
@@ -52,6 +57,31 @@ _ASSIGNED = re.compile(
 # Values that reveal nothing, and calls, types and numbers, which code puts beside words such as `key`.
 _PLAIN = re.compile(r"[\"']{0,2}(|\d+(\.\d+)?|None|null|true|false|True|False|str|int|bool|bytes)[\"']{0,2}")
 _LEAST_VALUE = 6
+_PASSED_NAMES = frozenset(
+    """
+    HOME PATH USER LOGNAME SHELL LANG LC_ALL LC_CTYPE TZ TERM TMPDIR SCRATCH WORK PROJECT
+    LD_LIBRARY_PATH LIBRARY_PATH CPATH
+    PYTHONPATH PYTHONNOUSERSITE PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
+    LOADEDMODULES _LMFILES_ BASH_ENV BASH_FUNC_module%% BASH_FUNC_ml%% BASH_FUNC__module_raw%%
+    HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE
+    TOKENIZERS_PARALLELISM CC CXX MAX_JOBS DS_BUILD_OPS DS_SKIP_CUDA_CHECK TRITON_CACHE_DIR
+    TORCHINDUCTOR_CACHE_DIR APPTAINER_BIND APPTAINER_BINDPATH APPTAINER_CACHEDIR
+    SINGULARITY_BIND SINGULARITY_BINDPATH SINGULARITY_CACHEDIR
+    XDG_CACHE_HOME XDG_CONFIG_HOME KRB5CCNAME SLURM_CONF SLURM_CLUSTERS
+    WANDB_MODE WANDB_DIR WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL
+    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
+)
+"""The allow-list: these variables and those with _PASSED_PREFIXES reach a job."""
+_PROXIES = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
+"""In upper or lower case."""
+# Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by their own devices.
+_PASSED_PREFIXES = (
+    *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
+    *("PYTORCH_", "TORCH_", "FLASH_ATTENTION_", "VLLM_"),
+    *("LMOD_", "__LMOD_", "MODULE"),  # without them `module load` is not found in the job
+)
+# Slurm sets CUDA_VISIBLE_DEVICES; R1HPC_ATTEMPT and R1HPC_LOCAL_* describe the calling rank.
+_NEVER_PASSED = ("CUDA_VISIBLE_DEVICES", "R1HPC_ATTEMPT", "R1HPC_LOCAL_", "R1HPC_CLIENT")
 
 
 class Look(NamedTuple):
@@ -179,3 +209,32 @@ def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
         if kind is None:
             return
         raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+
+
+def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for sbatch, and so for the job: nothing of SLURM_*, RANK or MASTER_*."""
+    source = os.environ if environ is None else environ
+    chosen = {
+        name: value for name, value in source.items() if _is_passed(name) and not _holds_a_login(name, value)
+    }
+    if "PYTHONPATH" in chosen:
+        # A job starts in another folder, where "." or "src" differ.
+        parts = chosen["PYTHONPATH"].split(os.pathsep)
+        chosen["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
+    return chosen
+
+
+def withheld(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that are withheld only because they hold a secret."""
+    return sorted(name for name, value in environ.items() if _is_passed(name) and _holds_a_login(name, value))
+
+
+def _is_passed(name: str) -> bool:
+    allowed = name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES) or name.lower() in _PROXIES
+    return allowed and not name.startswith(_NEVER_PASSED) and not is_secret_name(name)
+
+
+def _holds_a_login(name: str, value: str) -> bool:
+    """True if the value holds a token, or a URL with a user; a proxy's may lack the scheme."""
+    url = value if name.lower() in _PROXIES else value.partition("://")[2]
+    return "@" in url or find_secret(value) is not None
