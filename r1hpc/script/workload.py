@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
+from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload, refuse_without
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.names import nearest
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
-from r1hpc.config.stages import refuse_without
 from r1hpc.script.checkpoints import newest_checkpoint, note_earlier
 from r1hpc.script.look import Look, digest_file, look_at
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from r1hpc.accounting.budget import RunRequest
 from r1hpc.accounting.calibrate import corrected, finished_runs
-from r1hpc.attempt.workload import Facts, workload_of
+from r1hpc.attempt.trackers import check_trackers
+from r1hpc.attempt.workload import Facts, check_packages, workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
 from r1hpc.base.run_dir import SWEEP, RunDir
@@ -22,7 +23,7 @@ from r1hpc.base.units import format_bytes
 from r1hpc.config import load, paths, plugins
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.secrets import refuse_secrets, withheld
-from r1hpc.config.stages import SAMPLED_STAGES, check_packages
+from r1hpc.config.stages import SAMPLED_STAGES
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
@@ -34,7 +35,6 @@ from r1hpc.slurm.sbatch import Trial, try_out
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.ranks import measured_save_speed
-from r1hpc.telemetry.trackers.check import check_trackers
 
 ASSUMED_GPUS_PER_NODE = 8
 """Used if nothing says how many a node has, and no cluster is asked."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.attempt.workload import check_packages
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.config.stages import check_packages
 
 _LORA = ("stage=sft", "model.lora_rank=8")
 

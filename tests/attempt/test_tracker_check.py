@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from r1hpc.attempt.trackers import check_trackers
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.telemetry.trackers.check import check_trackers
 
 
 def config(*overrides: str) -> RunConfig:
