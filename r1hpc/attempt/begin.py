@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TypedDict
 
-from r1hpc.attempt.limits import reason_to_stop
+from r1hpc.attempt.limits import out_of_hours, reason_to_stop
 from r1hpc.attempt.rivals import (
     MustNotGoOnError,
     NotTheNodeError,
@@ -42,14 +42,7 @@ from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.rank_env import expand_nodelist
 from r1hpc.slurm.requeue import controller_time, job_state
-from r1hpc.telemetry.records.attempts import (
-    Cause,
-    History,
-    gpu_hours_used,
-    read_history,
-    read_run_events,
-    record,
-)
+from r1hpc.telemetry.records.attempts import Cause, read_history, read_run_events, record
 
 _FILE = "needs.json"
 
@@ -147,7 +140,7 @@ def _begin(
         # Slurm restarts a job requeued just after its scancel. An unrecorded job belongs to a newer
         # submission, which is recorded after sbatch.
         or ("it was cancelled" if history.is_cancelled and job_named(run, job_id) is not None else None)
-        or _out_of_hours(history, config)
+        or out_of_hours(history, config.limits)
     )
     if reason is not None:
         raise MustNotGoOnError(
@@ -251,13 +244,6 @@ def _record_excluded(run: RunDir, config: RunConfig, job_id: str) -> None:
         reason = said.read_text().strip() if said.is_file() else "it could not write into the run folder"
         print(f"{run.run_id} goes on without node {node}: {reason}", file=sys.stderr)
         record(run, "excluded", node=node, reason=reason, job_id=job_id)
-
-
-def _out_of_hours(history: History, config: RunConfig) -> str | None:
-    most, used = config.limits.max_gpu_hours, gpu_hours_used(history, time.time())
-    if most is None or used < most:
-        return None
-    return f"it has used {used:.2f} GPU-hours and limits.max_gpu_hours is {most:g}"
 
 
 def _make_folders(run: RunDir, attempt: int) -> None:

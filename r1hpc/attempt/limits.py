@@ -1,5 +1,6 @@
 """Decide whether a run may be started again: the limits of its causes, of idle attempts, and of its hours."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 from r1hpc.config.schema.run import LimitsConfig
@@ -51,6 +52,14 @@ def reason_to_stop(
             f"read the log of the last attempt; {advice}"
         )
     return None
+
+
+def out_of_hours(history: History, limits: LimitsConfig) -> str | None:
+    """Return why the run may not start if it has used up its own GPU-hours, else None."""
+    most, used = limits.max_gpu_hours, gpu_hours_used(history, time.time())
+    if most is None or used < most:
+        return None
+    return f"it has used {used:.2f} GPU-hours and limits.max_gpu_hours is {most:g}"
 
 
 def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> float | None:
