@@ -361,7 +361,7 @@ class RunReport:
     ledger: RunLedger
     audit: Audit
     gpus: tuple[dict[str, Any], ...]
-    """telemetry.gpu.summary of each node."""
+    """telemetry.gpu.history of each node."""
 
     @property
     def run(self) -> RunDir:

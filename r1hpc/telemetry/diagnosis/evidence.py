@@ -18,7 +18,7 @@ from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.diagnosis.summary import names_of
-from r1hpc.telemetry.gpu.summary import GpuFold
+from r1hpc.telemetry.gpu.history import GpuFold
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.lines import MetricEvent, PlanFacts, Tail, gpu_line, read_tail
 from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
