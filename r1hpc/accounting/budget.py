@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.base.units import format_hours
 from r1hpc.config.assets import assets
 from r1hpc.config.load import read_section
 from r1hpc.config.schema.ranges import ranged
@@ -198,17 +199,6 @@ def check_budget(
         return Verdict(True, f"over budget: {fact}", tuple(warnings))
     flag = ", or submit with --over-budget REASON" if budget.override else ""
     return Verdict(False, f"{fact}; {less}change {key} in {budget.path}{flag}", tuple(warnings))
-
-
-def format_hours(hours: float) -> str:
-    """Format GPU-hours for a person: 12,345  123.4  12.34  0.012."""
-    if hours == 0:
-        return "0"
-    if abs(hours) >= 1000:
-        return f"{hours:,.0f}"
-    if abs(hours) >= 100:
-        return f"{hours:.1f}"
-    return f"{hours:.2f}" if abs(hours) >= 0.1 else f"{hours:.2g}" if abs(hours) < 0.01 else f"{hours:.3f}"
 
 
 def format_range(hours: Spread) -> str:

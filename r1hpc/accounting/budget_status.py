@@ -20,7 +20,6 @@ from r1hpc.accounting.budget import (
     check_budget,
     find_budget,
     format_day,
-    format_hours,
     load_budget,
 )
 from r1hpc.accounting.hours import UNKNOWN, Selection, fold_hours, midnight_before
@@ -28,6 +27,7 @@ from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.attempt.state.state import State
 from r1hpc.base.errors import StateError
+from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread, total, until_limit
 from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.probe import hides_jobs

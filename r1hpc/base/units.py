@@ -8,6 +8,7 @@
 '3.0 GiB'
 """
 
+import math
 import re
 
 from r1hpc.base.errors import UsageError
@@ -93,6 +94,26 @@ def format_bytes(count: float) -> str:
 def gpu_hours(num_gpus: int, seconds: float) -> float:
     """Return GPUs x allocated wall hours, busy or idle."""
     return num_gpus * seconds / 3600
+
+
+def format_hours(hours: float) -> str:
+    """Format GPU-hours for a person, at least two digits, never a power of ten.
+
+    >>> [format_hours(hours) for hours in (12345, 123.4, 12.34, 0.0123, 7e-5)]
+    ['12,345', '123.4', '12.34', '0.012', '0.00007']
+    """
+    if hours == 0:
+        return "0"
+    if abs(hours) >= 1000:
+        return f"{hours:,.0f}"
+    if abs(hours) >= 100:
+        return f"{hours:.1f}"
+    if abs(hours) >= 0.1:
+        return f"{hours:.2f}"
+    if abs(hours) >= 0.01:
+        return f"{hours:.3f}"
+    digits = 1 - math.floor(math.log10(abs(hours)))
+    return f"{hours:.{digits}f}".rstrip("0")
 
 
 def amount(value: float) -> str:

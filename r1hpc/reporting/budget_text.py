@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.budget import Budget, format_day, format_hours, format_range
+from r1hpc.accounting.budget import Budget, format_day, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.base.tables import format_table, wrap
+from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread
 
 

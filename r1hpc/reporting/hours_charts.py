@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TypeVar
 
-from r1hpc.accounting.budget import format_day, format_hours, format_range
+from r1hpc.accounting.budget import format_day, format_range
 from r1hpc.accounting.campaign import StageProgress
+from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.reporting.drawing import (
     BAND,

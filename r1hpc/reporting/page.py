@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.budget import format_day, format_hours, format_range
+from r1hpc.accounting.budget import format_day, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS
 from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
@@ -20,6 +20,7 @@ from r1hpc.base.choose_run import full_name
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.reporting import hours_charts

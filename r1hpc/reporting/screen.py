@@ -15,10 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from r1hpc.accounting.budget import format_hours
 from r1hpc.base.names import printable
 from r1hpc.base.tables import terminal_width
-from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.base.units import format_bytes, format_duration, format_hours
 from r1hpc.reporting.progress import GpuNow, Shown
 from r1hpc.telemetry.records.attempts import Attempt
 

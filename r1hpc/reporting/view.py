@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from r1hpc.accounting.budget import Budget, find_budget, format_hours, load_budget
+from r1hpc.accounting.budget import Budget, find_budget, load_budget
 from r1hpc.accounting.budget_status import BudgetStatus, read_budget_status
 from r1hpc.accounting.campaign import CampaignProgress, follow_campaign
 from r1hpc.accounting.hours import split_days
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.base.choose_run import full_name
+from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread, total
 from r1hpc.reporting.hours_charts import PARTS, BurnDown, EstimatedRun
 from r1hpc.reporting.style import NONE

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.accounting.budget import Budget, Verdict, check_budget, find_budget, format_hours, load_budget
+from r1hpc.accounting.budget import Budget, Verdict, check_budget, find_budget, load_budget
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import assets
 from r1hpc.plan.hours.spread import Spread
@@ -201,21 +201,6 @@ def test_a_limit_on_one_card_holds_runs_on_that_card(gpu: str | None, allowed: b
     assert verdict.allowed is allowed
     assert ("account research (gres/gpu:h100) leaves 10.00" in verdict.sentence) is not allowed
     assert verdict.warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("hours", "text"),
-    [
-        (0, "0"),
-        (12345.6, "12,346"),
-        (123.45, "123.5"),
-        (1.234, "1.23"),
-        (0.0123, "0.012"),
-        (0.00123, "0.0012"),
-    ],
-)
-def test_hours_as_people_read_them(hours: float, text: str) -> None:
-    assert format_hours(hours) == text
 
 
 def test_a_folder_or_a_broken_link_is_no_budget_and_not_none(tmp_path: Path) -> None:

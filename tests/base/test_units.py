@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.units import format_bytes, format_duration, format_time, gpu_hours, parse_time
+from r1hpc.base.units import format_bytes, format_duration, format_hours, format_time, gpu_hours, parse_time
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,21 @@ def test_format_bytes(count: float, text: str) -> None:
 
 def test_gpu_hours() -> None:
     assert gpu_hours(32, 5400) == 48
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [
+        (0, "0"),
+        (12345.6, "12,346"),
+        (123.45, "123.5"),
+        (1.234, "1.23"),
+        (0.0123, "0.012"),
+        (0.00123, "0.0012"),
+        (7e-5, "0.00007"),
+        (-0.0000714, "-0.000071"),
+        (0.00999, "0.01"),
+    ],
+)
+def test_hours_as_people_read_them(hours: float, text: str) -> None:
+    assert format_hours(hours) == text

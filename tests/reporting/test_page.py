@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.budget import format_hours
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import append_record, write_json
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import format_hours
 from r1hpc.reporting.page import publish
 from r1hpc.reporting.view import make_view
 from r1hpc.telemetry.gpu import history
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.accounting.history import DAY, GroupRun, make_history
 from tests.recorded import RecordedRun
 
@@ -242,6 +243,19 @@ def test_what_a_run_used_after_the_budgets_end_is_not_in_its_curve(root: Path) -
     short = replace(view, budget=replace(view.budget, end=now - 30 * DAY))
     assert max(x for x, _ in short.curve) <= now - 30 * DAY
     assert short.curve[-1][1] == pytest.approx(sum(run.used for run in clip(runs, None, now - 30 * DAY)))
+
+
+def test_hours_of_a_quick_save_are_no_power_of_ten(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "runs" / "quick")
+    made.submit("local-1")
+    made.begin()
+    made.steps(1, 40)
+    made.clock += 0.25
+    MetricWriter(made.run, 1).event("save", time=made.clock, global_step=40, seconds=0.25, bytes=1)
+    made.end("finished", committed=40)
+    page = page_of(tmp_path / "runs")
+    assert ", 0.000069 save, " in page
+    assert not re.search(r">[^<]*\de-\d\d[^<]*<", page.partition("<svg")[0])
 
 
 def test_a_run_without_gpus_is_told_in_node_hours(tmp_path: Path) -> None:
