@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import RUN_NAMES, all_runs, choose_run, existing_run_root, list_runs
+from r1hpc.base.choose_run import RUN_NAMES, choose_run, existing_run_root, list_runs
 from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import SWEEP, RunDir, places_of, run_root_of
@@ -34,17 +34,15 @@ from r1hpc.base.tables import coloured, wrap
 if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.hours import Selection
     from r1hpc.accounting.open_ledger import RunReport
-    from r1hpc.slurm.sacct import JobRecord
 
 _MOST_DIFFERENCES = 10
 _SECONDS_DIGITS = 9
 """Digits of Unix seconds since March 1973; 20260501 has eight."""
-_TOO_WIDE = "Too wide of a date range"
-"""As sacct says it (slurm_errno.c, ESLURM_DB_QUERY_TOO_WIDE)."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.accounting.account import hours_of_all, records_of_file
     from r1hpc.accounting.open_ledger import report_run
     from r1hpc.attempt.state.state import all_slurm_jobs
     from r1hpc.slurm.sacct import PRINTED_BY
@@ -55,29 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = arguments.sacct_file  # or a pipe
     if file is not None and (file.is_dir() or not file.exists()):
         raise UsageError(f"--sacct-file: there is no file {file}; make it with: {PRINTED_BY}")
-    if arguments.run_dirs and arguments.sacct_file is None and (arguments.user or arguments.account):
+    if arguments.run_dirs and file is None and (arguments.user or arguments.account):
         raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
     selection = _selection(arguments)
-    everything = any(
-        (arguments.sacct_file, arguments.start, arguments.end, arguments.user, arguments.account)
-    )
+    everything = any((file, arguments.start, arguments.end, arguments.user, arguments.account))
     if form == "html":
         refuse_folder(arguments.out)
         return _write_page(arguments, selection, everything)
     if arguments.out is not None:
         raise UsageError("--out FILE goes with --format html; the other formats are printed")
     if everything and not arguments.run_dirs:
-        return _print_hours(*_hours(arguments, selection), form)
+        return _print_hours(*hours_of_all(run_root_of(arguments.run_root), selection, file), form)
     now = time.time()
     runs = _named(arguments.run_dirs or [None], arguments.run_root)
     jobs = {job for run in runs for job in all_slurm_jobs(run)}
-    records = _records_of(jobs, arguments.sacct_file, selection)
+    records = None if file is None else records_of_file(file, jobs, selection)
     reports = [_select(report_run(run, now, records), selection) for run in runs]
     plots: dict[Path, list[Path]] = {}
     if arguments.plots:
         from r1hpc.reporting.page import draw_pngs  # deferred: no other format draws
 
-        plots = {each.run.path: draw_pngs(each.run, each.ledger.summary) for each in reports}
+        plots = {each.run.path: draw_pngs(each.ledger) for each in reports}
     _print_reports(reports, plots, selection, form)
     return 0
 
@@ -147,57 +143,6 @@ def _selection(arguments: Any) -> Selection:
     return Selection(arguments.user, arguments.account, start, end)
 
 
-def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, str]:
-    """Return the GPU-hours of all selected jobs, their source, and why there is no better source."""
-    from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-    from r1hpc.accounting.open_ledger import open_ledgers, survey
-    from r1hpc.slurm.client import SlurmError, without_advice
-    from r1hpc.slurm.sacct import PRINTED_BY
-
-    root = run_root_of(arguments.run_root)
-    selection = replace(selection, runs=known_jobs(root))
-    if arguments.sacct_file is not None:
-        # A pipe can be read only once, for the totals.
-        is_file = arguments.sacct_file.is_file()
-        records = _records_of(selection.runs, arguments.sacct_file, selection) if is_file else []
-        if records:  # cached, so that other commands need not ask again
-            open_ledgers(all_runs(root), time.time(), records, ask=False)
-        return _of_slurm(hours_of_file(arguments.sacct_file, selection))
-    try:
-        return _of_slurm(hours_from_sacct(selection))
-    except SlurmError as error:
-        why, runs = without_advice(error), all_runs(root)
-        if _TOO_WIDE in str(error):  # the site's MaxQueryTimeRange
-            raise SlurmError(f"{why}: give --start, nearer to now") from None
-        if arguments.account or not runs:  # run folders know no account
-            raise SlurmError(
-                f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
-            ) from None
-        ledgers, damaged = survey(root, time.time(), ask=False)
-        note = ". ".join([f"from the run folders under {root} alone: {why}", *damaged])
-        return hours_of_runs(ledgers, selection), "run", note
-
-
-def _of_slurm(hours: dict[str, Any]) -> tuple[dict[str, Any], str, str]:
-    from r1hpc.accounting.account import NO_GPU_NAMED, names_no_gpu
-
-    return hours, "sacct", NO_GPU_NAMED if names_no_gpu(hours) else ""
-
-
-def _records_of(
-    jobs: Collection[str], sacct_file: Path | None, selection: Selection
-) -> list[JobRecord] | None:
-    """Return the file's records of these jobs; None if there is no file and sacct must be asked."""
-    from r1hpc.slurm.sacct import pick_records
-
-    if sacct_file is None:
-        return None
-    if not jobs:
-        return []
-    with sacct_file.open("rb") as lines:
-        return pick_records(lines, str(sacct_file), jobs, waiting=True, also=selection.columns)
-
-
 def _select(found: RunReport, selection: Selection) -> RunReport:
     chosen = (selection.start, selection.end, selection.user, selection.account)
     return (
@@ -207,39 +152,28 @@ def _select(found: RunReport, selection: Selection) -> RunReport:
 
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     """Write the page of the named runs, else of all under the run root; print its path."""
-    from r1hpc.accounting.account import known_jobs
+    from r1hpc.accounting.account import hours_of_all, known_jobs, records_of_file
     from r1hpc.attempt.state.state import all_slurm_jobs
 
     # Deferred: no other format draws.
     from r1hpc.reporting.page import publish
 
-    root = run_root_of(arguments.run_root)
-    now = time.time()
+    root, file = run_root_of(arguments.run_root), arguments.sacct_file
     runs: list[RunDir] | None = None
     hours: dict[str, Any] | None = None
+    jobs: Collection[str]
     if arguments.run_dirs:
         runs = _named(arguments.run_dirs, arguments.run_root)
+        jobs = {job for run in runs for job in all_slurm_jobs(run)}
     else:
         existing_run_root(arguments.run_root)
-    file = arguments.sacct_file
-    jobs = known_jobs(root) if runs is None else {job for run in runs for job in all_slurm_jobs(run)}
-    if runs is None and file is not None and not file.is_file():
-        jobs = {}  # a pipe: only `_hours` can read it
-    records = _records_of(jobs, file, selection) or []
+        is_pipe = file is not None and not file.is_file()  # only hours_of_all can read it
+        jobs = () if is_pipe else known_jobs(root)
+    records = [] if file is None else records_of_file(file, jobs, selection)
     if runs is None and everything:
-        hours, source, _ = _hours(arguments, selection)
-        hours = hours if source == "sacct" else None
-    page = publish(
-        runs,
-        root,
-        arguments.out,
-        now,
-        hours=hours,
-        records=records,
-        window=(selection.start, selection.end),
-        user=arguments.user,
-        account=arguments.account,
-    )
+        found, source, _ = hours_of_all(root, selection, file)
+        hours = found if source == "sacct" else None
+    page = publish(runs, root, arguments.out, time.time(), hours=hours, records=records, selection=selection)
     print(page)
     return 0
 

@@ -1,6 +1,6 @@
 """Sum the GPU-hours of a user, an account or a cluster: from sacct, a file of it, or run folders alone.
 
-Each function returns the dict of accounting.hours.fold_hours.
+Hours are the dict of accounting.hours.fold_hours.
 """
 
 import contextlib
@@ -8,19 +8,24 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from r1hpc.accounting.hours import UNKNOWN, Selection, fold_hours, to_allocation
 from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.sacct import ask_sacct_file, pick_records
+from r1hpc.slurm.client import SlurmError, without_advice
+from r1hpc.slurm.sacct import PRINTED_BY, JobRecord, ask_sacct_file, pick_records
 from r1hpc.telemetry.diagnosis.summary import names_of
 
+_TOO_WIDE = "Too wide of a date range"
+"""As sacct says it (slurm_errno.c, ESLURM_DB_QUERY_TOO_WIDE)."""
 _FEW_BYTES = 2**18
 """A file up to this size is read before numpy and Arrow are imported."""
 NO_GPU_NAMED = (
@@ -43,6 +48,51 @@ def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
             stage, _ = names_of(run)
             found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
     return found
+
+
+def hours_of_all(
+    root: Path, selection: Selection, sacct_file: Path | None
+) -> tuple[dict[str, Any], str, str]:
+    """Return the hours of all selected jobs, their source, and why there is no better source.
+
+    The source is `sacct`, from the file if there is one, or `run`: the runs' own records under this root.
+    """
+    selection = replace(selection, runs=known_jobs(root))
+    if sacct_file is not None:
+        # A pipe can be read only once, for the totals.
+        records = records_of_file(sacct_file, selection.runs, selection) if sacct_file.is_file() else []
+        if records:  # cached, so that other commands need not ask again
+            open_ledgers(all_runs(root), time.time(), records, ask=False)
+        hours = hours_of_file(sacct_file, selection)
+    else:
+        try:
+            hours = hours_from_sacct(selection)
+        except SlurmError as error:
+            return _hours_without_sacct(root, selection, error)
+    return hours, "sacct", NO_GPU_NAMED if names_no_gpu(hours) else ""
+
+
+def _hours_without_sacct(
+    root: Path, selection: Selection, error: SlurmError
+) -> tuple[dict[str, Any], str, str]:
+    why = without_advice(error)
+    if _TOO_WIDE in str(error):  # the site's MaxQueryTimeRange
+        raise SlurmError(f"{why}: give --start, nearer to now") from None
+    if selection.account or not all_runs(root):  # run folders know no account
+        raise SlurmError(
+            f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
+        ) from None
+    ledgers, damaged = survey(root, time.time(), ask=False)
+    note = ". ".join([f"from the run folders under {root} alone: {why}", *damaged])
+    return hours_of_runs(ledgers, selection), "run", note
+
+
+def records_of_file(path: Path, jobs: Collection[str], selection: Selection) -> list[JobRecord]:
+    """Return what sacct printed into a file about these jobs."""
+    if not jobs:
+        return []
+    with path.open("rb") as lines:
+        return pick_records(lines, str(path), jobs, waiting=True, also=selection.columns)
 
 
 def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:

@@ -196,8 +196,30 @@ def short(value: float) -> str:
     return f"{value:.6f}".rstrip("0") if abs(value) >= 0.001 else f"{value:.0e}"
 
 
-def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) -> tuple[list[float], float]:
-    """Label bars with (name, value, bold) each; return y of each bar, and the thickness.
+def row_chart(
+    name: str,
+    title: str,
+    about: str,
+    rows: Sequence[tuple[str, str, bool]],
+    draw: Callable[[Axes, Sequence[float], float], None],
+    keys: Sequence[tuple[str, str]] = (),
+) -> Chart:
+    """Return a chart of rows, each labelled with (name, value, bold).
+
+    Args:
+        about: what the rows show, for readers who cannot see them.
+        draw: draws on the axes at the y of each row, with bars of this thickness.
+    """
+    label = f"{about}: {'; '.join(f'{row}: {value}' for row, value, _ in rows)}"
+
+    def labelled(axes: Axes, width: int) -> None:
+        draw(axes, *_label_rows(axes, rows, width))
+
+    return Chart(name, title, label, labelled, num_rows=len(rows), keys=keys)
+
+
+def _label_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) -> tuple[list[float], float]:
+    """Write names and values; return y of each bar, and the thickness.
 
     Names are beside their bars if there is room, and above them on a telephone.
     """
@@ -216,11 +238,6 @@ def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) ->
             axes.text(0, y + 0.27, _cut(name, 49 - len(value)), ha="left", va="bottom", **named)
             axes.text(1, y + 0.27, value, ha="right", va="bottom", **{"color": colour("muted"), **named})
     return ys, 0.62 if wide else 0.4
-
-
-def listed(what: str, rows: Sequence[str]) -> str:
-    """Return a chart's label for readers who cannot see it."""
-    return f"{what}: {'; '.join(rows)}"
 
 
 def _cut(name: str, most: int) -> str:

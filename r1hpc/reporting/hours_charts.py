@@ -21,12 +21,11 @@ from r1hpc.reporting.drawing import (
     Axes,
     Chart,
     dot,
-    listed,
     log_axis,
     mark,
-    named_rows,
     note,
     number_axis,
+    row_chart,
     time_axis,
     tip,
 )
@@ -71,13 +70,12 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
         value = f"{format_hours(run.used)} of {format_hours(run.planned.p50)}{so_far}"
         rows.append((run.name, value, False))
 
-    def draw(axes: Axes, width: int) -> None:
+    def draw(axes: Axes, ys: Sequence[float], height: float) -> None:
         if is_log:
             log_axis(axes.xaxis, low / 1.3, high * 1.3)
         else:
             number_axis(axes.xaxis, 0, high * 1.04)
         least = low / 1.3 if is_log else 0.0
-        ys, height = named_rows(axes, rows, width)
         for y, run in zip(ys, shown, strict=True):
             left = max(run.planned.p10, least)
             bar = axes.barh(y, run.planned.p90 - left, height, left=left, color=colour("planned"))[0]
@@ -89,10 +87,9 @@ def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | Non
                 dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
         axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{only}", loc="right")
 
-    label = listed("planned against used", [f"{name}: {value}" for name, value, _ in rows])
     meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
     meanings.append(("start-up", "so far"))
-    return Chart("planned", "Planned against used", label, draw, num_rows=len(rows), keys=meanings)
+    return row_chart("planned", "Planned against used", "planned against used", rows, draw, meanings)
 
 
 def error_words(runs: Sequence[EstimatedRun]) -> str:
@@ -125,10 +122,9 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
         held = sum(parts.values())
         named.append((name, f"{100 * parts.get('useful', 0.0) / held:.1f} % of {format_hours(held)}", strong))
 
-    def draw(axes: Axes, width: int) -> None:
+    def draw(axes: Axes, ys: Sequence[float], height: float) -> None:
         axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
         axes.xaxis.set_major_formatter("{x:.0f} %")
-        ys, height = named_rows(axes, named, width)
         for y, (_, parts, _) in zip(ys, rows, strict=True):
             whole, base = sum(parts.values()), 0.0
             for part in PARTS:
@@ -139,9 +135,8 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
                 base += share
         axes.set_xlabel(f"share of the {unit}, useful ones in numbers", loc="right")
 
-    label = listed("where the hours went", [f"{name}: {value}" for name, value, _ in named])
     meanings = _hours_of(_sum(shown.values()))
-    return Chart("waste", "Where the hours went", label, draw, num_rows=len(rows), keys=meanings)
+    return row_chart("waste", "Where the hours went", "where the hours went", named, draw, meanings)
 
 
 def lost_by_cause(hours: Mapping[str, float], unit: str, used: float) -> Chart | None:
@@ -150,15 +145,15 @@ def lost_by_cause(hours: Mapping[str, float], unit: str, used: float) -> Chart |
     shown = sorted(((h, cause.replace("_", " ")) for cause, h in hours.items() if h > 0), reverse=True)
     if not shown:
         return None
+    rows = [(cause, format_hours(h), False) for h, cause in shown]
 
-    def draw(axes: Axes, width: int) -> None:
+    def draw(axes: Axes, ys: Sequence[float], height: float) -> None:
         number_axis(axes.xaxis, 0, max(shown[0][0], used / 10), 4)
-        ys, height = named_rows(axes, [(cause, format_hours(h), False) for h, cause in shown], width)
         axes.barh(ys, [h for h, _ in shown], height, color=colour("lost"))
         axes.set_xlabel(unit, loc="right")
 
-    label = listed("lost and idle hours by cause", [f"{cause}: {format_hours(h)}" for h, cause in shown])
-    return Chart("causes", "Lost and idle, by what ended the attempt", label, draw, num_rows=len(shown))
+    title = "Lost and idle, by what ended the attempt"
+    return row_chart("causes", title, "lost and idle hours by cause", rows, draw)
 
 
 def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
@@ -311,9 +306,8 @@ def campaign(stages: Sequence[StageProgress]) -> Chart | None:
         name = f"{s.stage.name} \N{MIDDLE DOT} {s.stage.days:g} d \N{MIDDLE DOT} {' to '.join(days)}"
         rows.append((name, f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}", s.when == "now"))
 
-    def draw(axes: Axes, width: int) -> None:
+    def draw(axes: Axes, ys: Sequence[float], height: float) -> None:
         number_axis(axes.xaxis, 0, most)
-        ys, height = named_rows(axes, rows, width)
         for y, s in zip(ys, stages, strict=True):
             planned = s.stage.gpu_hours
             bar = axes.barh(y, planned, height, color=colour("planned"))[0]
@@ -327,5 +321,4 @@ def campaign(stages: Sequence[StageProgress]) -> Chart | None:
         axes.set_xlabel("GPU-hours", loc="right")
 
     meanings = [("planned", "planned"), ("useful", "used"), ("median", f"forecast, {BAND}")]
-    label = listed("campaign", [f"{name}: {value}" for name, value, _ in rows])
-    return Chart("campaign", "Campaign", label, draw, num_rows=len(stages), keys=meanings) if most else None
+    return row_chart("campaign", "Campaign", "campaign", rows, draw, meanings) if most else None

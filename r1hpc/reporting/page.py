@@ -12,7 +12,7 @@ from typing import Any
 
 from r1hpc.accounting.budget import format_day, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS
-from r1hpc.accounting.hours import fold_hours
+from r1hpc.accounting.hours import Selection, fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.attempt.workload import card_of
@@ -25,7 +25,6 @@ from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.reporting import hours_charts
 from r1hpc.reporting.drawing import BAND, FULL, Chart, inline
-from r1hpc.reporting.hours_charts import error_words
 from r1hpc.reporting.progress import read_progress
 from r1hpc.reporting.results import read_results, results_card
 from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
@@ -33,13 +32,10 @@ from r1hpc.reporting.style import NONE, card, document, lines, side_by_side, tab
 from r1hpc.reporting.view import RUN_HEADINGS, View, make_view, row_of
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, diagnose
-from r1hpc.telemetry.diagnosis.summary import RunSummary
 from r1hpc.telemetry.gpu.history import all_series
 from r1hpc.telemetry.records.evaluations import read_evaluations
 from r1hpc.telemetry.records.metrics import read_events
 
-Charts = dict[str, Chart | None]
-"""By name; None: there is nothing to draw."""
 _MOST_TABLE = 500
 _SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the run folders"}
 _MAIN = ("loss", "reward", "throughput", "utilisation", "power")
@@ -48,6 +44,7 @@ _NOTHING = "<p class=muted>It has taken no step yet.</p>"
 _MOST_CARDS = 8
 """Runs that get a card, those begun last; the table has the others too."""
 _SELECTED = "Only the selection is counted here, so this page says nothing of the budget."
+_ALL = Selection()
 _GROUPS = ("user", "account", "stage", "partition", "state", "qos")
 
 
@@ -100,19 +97,18 @@ def _band(spread: Spread) -> str:
     return f"{BAND} {format_range(spread)}"
 
 
-def budget(view: View, charts: Charts) -> Iterator[str]:
+def budget(view: View) -> Iterator[str]:
     """Yield burn-down and campaign."""
-    status = view.status
-    if view.burn_down is not None:
-        left = view.burn_down.left
+    status, down = view.status, view.burn_down
+    if down is not None:
         words = (
-            f"{format_hours(view.burn_down.granted)} GPU-hours granted. {status.num_running} running and "
+            f"{format_hours(down.granted)} GPU-hours granted. {status.num_running} running and "
             f"{status.num_queued} queued will take about {format_hours(status.committed.p50)}."
         )
-        until = status.lasts_until(left, view.now)
+        until = status.lasts_until(down.left, view.now)
         if until is not None:
             words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
-        yield "<h2>Budget</h2>" + _section_card(charts["spent"], FULL, words)
+        yield "<h2>Budget</h2>" + _chart_card(hours_charts.burn_down(down), words)
     if view.progress is not None:
         plan, forecast = view.progress.campaign, view.progress.forecast
         words = (
@@ -120,26 +116,32 @@ def budget(view: View, charts: Charts) -> Iterator[str]:
             f"{format_hours(view.progress.used)} used; at its end about {format_hours(forecast.p50)} "
             f"({_band(forecast)})."
         )
-        yield _section_card(charts["campaign"], FULL, words, f"Campaign: {plan.name}")
+        chart = hours_charts.campaign(view.progress.stages)
+        yield _chart_card(chart, words, f"Campaign: {plan.name}")
 
 
-def _section_card(chart: Chart | None, width: int, words: str = "", title: str = "") -> str:
-    return card(title or chart.title, inline(chart, width), words) if chart else ""
+def _chart_card(chart: Chart | None, words: str = "", title: str = "") -> str:
+    return card(title or chart.title, inline(chart, FULL), words) if chart else ""
 
 
-def estimates(view: View, charts: Charts) -> Iterator[str]:
+def estimates(view: View) -> Iterator[str]:
     """Yield planned against used, with the error of the estimates."""
-    if charts["planned"] is not None:
-        words = f"The dark line is the estimate's median. {error_words(view.planned_runs)}"
-        yield "<h2>Planned against used</h2>" + _section_card(charts["planned"], FULL, words, "Each run")
+    runs = view.planned_runs
+    chart = hours_charts.planned_against_used(runs, view.unit)
+    if chart is not None:
+        words = f"The dark line is the estimate's median. {hours_charts.error_words(runs)}"
+        yield "<h2>Planned against used</h2>" + _chart_card(chart, words, "Each run")
 
 
-def hours(view: View, charts: Charts) -> Iterator[str]:
+def hours(view: View) -> Iterator[str]:
     """Yield where hours went, by run, by day and by cause."""
-    if charts["waste"] is not None:
+    unit, used = view.unit, sum(view.parts.values())
+    by_run = hours_charts.waste(view.parts_by_run, unit)
+    if by_run is not None:
         yield "<h2>Where the hours went</h2>"
-        yield _section_card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
-        yield _section_card(charts["days"], FULL) + _section_card(charts["causes"], FULL)
+        yield _chart_card(by_run, f"Shares of the {unit} each run held.", "By run")
+        by_cause = hours_charts.lost_by_cause(view.wasted_by_cause, unit, used)
+        yield _chart_card(hours_charts.by_day(view.days, unit)) + _chart_card(by_cause)
 
 
 def tables(view: View) -> Iterator[str]:
@@ -175,7 +177,7 @@ def notes(view: View) -> str:
 
 def run_card(run: RunLedger, is_alone: bool = False) -> str:
     """Return the HTML of one run. `is_alone`: the page shows only this run, with every chart."""
-    data = read_run_data(run.run, run.summary)
+    data = read_run_data(run)
     charts = charts_of_run(data)
     nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
     shown = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
@@ -192,21 +194,21 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     )
 
 
-def draw_pngs(run: RunDir, summary: RunSummary) -> list[Path]:
+def draw_pngs(run: RunLedger) -> list[Path]:
     """Draw every chart with data as a PNG file in the run's report folder; return the paths."""
-    data = read_run_data(run, summary)
-    return write_pngs(run.run_id, charts_of_run(data), run.report, STUB if data.is_stub else "")
+    data = read_run_data(run)
+    return write_pngs(run.run_id, charts_of_run(data), run.run.report, STUB if data.is_stub else "")
 
 
-def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
+def read_run_data(run: RunLedger) -> RunData:
     """Read the data of a run's charts from its folder."""
-    events = read_events(run)
+    summary, events = run.summary, read_events(run.run)
     return RunData(
         attempts=summary.attempts,
         steps=list(summary.steps.effective.values()),
         lost=summary.steps.lost,
         saves=[event["time"] for event in events if event.get("event") == "save" and "time" in event],
-        evaluations={step: found["greedy"] for step, found in read_evaluations(run).items()},
+        evaluations={step: found["greedy"] for step, found in read_evaluations(run.run).items()},
         gpus=all_series(summary.gpus),
     )
 
@@ -244,26 +246,10 @@ def _findings(run: RunLedger) -> str:
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 
-def write_page(view: View, path: Path) -> None:
-    """Write the page atomically."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(path, page(view))
-
-
 def page(view: View) -> str:
     """Return the page as text."""
-    down, unit = view.burn_down, view.unit
-    charts: Charts = {
-        "spent": hours_charts.burn_down(down) if down else None,
-        "campaign": hours_charts.campaign(view.progress.stages if view.progress else ()),
-        "planned": hours_charts.planned_against_used(view.planned_runs, unit),
-        "waste": hours_charts.waste(view.parts_by_run, unit),
-        "days": hours_charts.by_day(view.days, unit),
-        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit, sum(view.parts.values())),
-    }
-    parts = [draw(view, charts) for draw in (budget, estimates, hours)]
-    parts = [*parts, _cards(view)] if len(view.runs) > 1 else [_cards(view), *parts]
-    bodies = [block for part in parts for block in part]
+    charts = [*budget(view), *estimates(view), *hours(view)]
+    bodies = [*charts, *_cards(view)] if len(view.runs) > 1 else [*_cards(view), *charts]
     results = "" if view.is_whole else results_card(read_results(view.runs))
     warnings = [f'<div class="warn">{text(words)}</div>' for words in view.status.warnings(view.budget)]
     top = [head(view), tiles(view), results, *warnings]
@@ -293,30 +279,30 @@ def publish(
     *,
     hours: Mapping[str, Any] | None = None,
     records: Sequence[JobRecord] = (),
-    window: tuple[float | None, float | None] = (None, None),
-    user: str | None = None,
-    account: str | None = None,
+    selection: Selection = _ALL,
 ) -> Path:
     """Write the page; return its path. Raise UsageError if the named runs held nothing in the selection.
 
     Args:
         runs: the runs on it; None: all under the run root.
         out: the file; None: RUN_DIR/report/index.html for a single run, else RUN_ROOT/report.html.
-        hours: fold_hours of Slurm's records, which then are the hours spent; as with `window` and `user`
-            these are a selection, and the page leaves the budget out.
+        hours: fold_hours of Slurm's records, which then are the hours spent. As with a `selection` the page
+            leaves the budget out.
         records: Slurm's records of the runs' jobs, from a file of sacct's output.
-        window: (start, end), Unix seconds: only what was held in between counts.
-        user: only runs of this user.
-        account: only runs of this account, as far as it is known.
+        selection: what counts: only runs of this user and account, and what they held in this time.
     """
-    is_selected = hours is not None or window != (None, None) or (user, account) != (None, None)
+    is_selected = hours is not None or selection != _ALL
     if runs is None:
         ledgers, notes = survey(run_root, now, records)
     else:
         ledgers, notes = open_ledgers(runs, now, records)
-    if window != (None, None):
-        ledgers = clip(ledgers, *window)
-    ledgers = [run for run in ledgers if user in (None, run.user) and account in (None, run.account)]
+    if (selection.start, selection.end) != (None, None):
+        ledgers = clip(ledgers, selection.start, selection.end)
+    ledgers = [
+        run
+        for run in ledgers
+        if selection.user in (None, run.user) and selection.account in (None, run.account)
+    ]
     if runs is not None and not ledgers:
         named = ", ".join(full_name(run) for run in runs)
         raise UsageError(". ".join([f"{named}: nothing was held in the selection", *notes]))
@@ -330,5 +316,6 @@ def publish(
         status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")
         groups = {key: hours[f"by_{key}"] for key in _GROUPS if hours.get(f"by_{key}")}
         view = replace(view, status=status, groups=groups)
-    write_page(view, path)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(path, page(view))
     return path

@@ -22,7 +22,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.reporting.drawing import Axes, Chart, dot, listed, named_rows, number_axis, save_png
+from r1hpc.reporting.drawing import Axes, dot, number_axis, row_chart, save_png
 from r1hpc.reporting.style import colour
 from r1hpc.slurm import defaults
 from r1hpc.sweeps.definition import SweepDir
@@ -131,8 +131,8 @@ class Table:
         rows = [row for row in self.rows if row.values][:_MOST_DRAWN]
         if not rows:
             raise UsageError(f"{self.sweep.name} has nothing to draw: no finished point has a number")
-        label = listed(self.by, [f"{row.name}: {row.shown}" for row in rows])
-        chart = Chart(self.by, self.by, label, lambda axes, width: _draw(axes, rows, width), 0, len(rows))
+        named = [(row.name, row.shown, row is rows[0]) for row in rows]
+        chart = row_chart(self.by, self.by, self.by, named, lambda axes, ys, _: _draw(axes, rows, ys))
         save_png([chart], f"{self.sweep.name}: {self.by}, mean with 95 % interval", path)
 
 
@@ -198,9 +198,8 @@ def _numbers(run: RunDir, stage: str) -> dict[str, float]:
     return found
 
 
-def _draw(axes: Axes, rows: Sequence[Row], width: int) -> None:
+def _draw(axes: Axes, rows: Sequence[Row], ys: Sequence[float]) -> None:
     """Draw a dot for each seed, on the interval of their mean."""
-    ys, _ = named_rows(axes, [(row.name, row.shown, row is rows[0]) for row in rows], width)
     reach = [(row.mean - row.half_width, row.mean + row.half_width) for row in rows]
     ends = [end for row, both in zip(rows, reach, strict=True) for end in (*both, *row.values)]
     margin = (max(ends) - min(ends)) * 0.05 or abs(ends[0]) * 0.05 or 1.0

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from r1hpc import report
+from r1hpc.accounting.hours import Selection
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import UsageError
@@ -209,7 +210,7 @@ def test_a_window_counts_only_what_was_held_in_it(root: Path) -> None:
     both = [run for run in before if run.run_id in {other.run_id for other in after}]
     assert [run.run_id for run in both] == ["pretrain-1b"]
     assert sum(run.used for run in [*before, *after]) == pytest.approx(sum(run.used for run in runs))
-    page = page_of(root, window=(now - 10 * DAY, None))
+    page = page_of(root, selection=Selection(start=now - 10 * DAY))
     assert "grpo-long-context" in page
     assert "smoke-first" not in page
     assert "Forecast with running and queued" in page_of(root)
@@ -219,8 +220,8 @@ def test_a_window_counts_only_what_was_held_in_it(root: Path) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"user": "nobody"},
-        {"window": (time.time() - 10 * DAY, None)},
+        {"selection": Selection(user="nobody")},
+        {"selection": Selection(start=time.time() - 10 * DAY)},
         {"hours": {"total": 100.0, "by_day": {"2026-11-01": 100.0}, "by_user": {}}},
     ],
 )
