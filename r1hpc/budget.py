@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, offer, print_result, run_command
 from r1hpc.base.run_dir import run_root_of
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.budget", description=__doc__)
     parser.add_argument(
         "--budget", type=Path, metavar="FILE", help="default $R1HPC_BUDGET, RUN_ROOT/budget.yaml, configs/"
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--campaign", metavar="NAME", help="a plan of stages; default the budget's"
     )
     offer(campaign, "r1hpc.config.assets:campaigns")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     add_run_root(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.accounting.budget import find_budget, load_budget

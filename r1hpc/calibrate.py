@@ -11,12 +11,12 @@ the last one. Hours are GPU-hours, for CPU runs node-hours.
 from collections.abc import Sequence
 
 from r1hpc.base.choose_run import existing_run_root
-from r1hpc.base.cli import ArgumentParser, add_run_root, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, print_result, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.calibrate", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     add_run_root(parser)
     arguments = parser.parse_args(argv)
     # Deferred to keep --help quick.

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1hpc.base.choose_run import RUN_NAMES
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, offer, print_result, run_command
 from r1hpc.base.errors import UsageError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.cancel", description=__doc__)
     run = parser.add_argument(
         "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     offer(run, RUN_NAMES)
     add_run_root(parser)
     parser.add_argument("--save-first", action="store_true", help="let it save and end by itself")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.api import Chain, open_run_or_chain
 

@@ -17,12 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run, choose_run
+from r1hpc.base.choose_run import add_run, choose_run, has_model, model_of
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import UsageError
 
 if TYPE_CHECKING:
-    from r1hpc.base.run_dir import RunDir
     from r1hpc.config.schema.run import ModelConfig, RunConfig
     from r1hpc.train.rollout.chat import Limits, Speaker
 
@@ -32,7 +31,7 @@ _TAG = re.compile("(" + "|".join(_LABELS) + ")")
 _GREY, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.chat", description=__doc__)
     add_run(parser, "a run, a chain (its newest model), or a Hugging Face folder")
     parser.add_argument("--ask", metavar="TEXT", help="ask this, and end")
@@ -85,23 +84,14 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
     if given and (given / "config.json").is_file():
         model, template = ModelConfig(path=str(given), attn_implementation=_attention(given)), None
     else:
-        run = choose_run(arguments.run_dir, arguments.run_root, _has_model)
-        if not _has_model(run):
-            raise StateError(
-                f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes "
-                "one of its newest checkpoint; then chat with DIR"
-            )
-        config = read(run.config)
-        model = as_trained(config.model, run.model)
+        run = choose_run(arguments.run_dir, arguments.run_root, has_model)
+        folder, config = model_of(run, "chat with"), read(run.config)
+        model = as_trained(config.model, folder)
         template = None if arguments.as_typed else _template(config)
         boxed = config.reward.answer_in == "boxed"
     if arguments.system is not None:
         model = replace(model, system_prompt=arguments.system)
     return model, template, boxed
-
-
-def _has_model(run: "RunDir") -> bool:
-    return (run.model / "config.json").is_file()
 
 
 def _attention(folder: Path) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.tables import format_table, wrap
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HEADINGS = ("", "A", "B", "B - A", "")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.compare", description=__doc__)
     for name in ("a", "b"):
         run = parser.add_argument(
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         offer(run, RUN_NAMES)
     add_run_root(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.tasks.statistics import compare_answers
 

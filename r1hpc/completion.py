@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the code for the shell to evaluate."""
     parser = ArgumentParser(prog="python -m r1hpc.completion", description=__doc__)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    shell = parser.parse_args(list(argv)).shell
+    shell = parser.parse_args(argv).shell
     from argcomplete.shell_integration import shellcode  # deferred to keep --help quick
 
     print(shellcode(["r1hpc"], shell=shell, argcomplete_script=str(_script())))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import add_run, choose_run
-from r1hpc.base.cli import ArgumentParser, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, print_result, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import coloured
@@ -24,12 +24,12 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.telemetry.records.attempts import Attempt, History
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.diagnose", description=__doc__)
     add_run(parser)
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the newest")
     parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
     from r1hpc.telemetry.diagnosis.summary import names_of

@@ -13,7 +13,6 @@ and removes them.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
+    add_json,
     add_run_root,
     file_and_overrides,
     print_json,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from r1hpc.preflight.findings import SiteFinding
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words, of_script = split_script_words(sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str]) -> int:
+    words, of_script = split_script_words(argv)
     arguments = _parser().parse_intermixed_args(words)
     job, overrides = file_and_overrides(arguments.words)
     if arguments.node_part is not None:
@@ -87,7 +87,7 @@ def _parser() -> ArgumentParser:
         "--write-profile", type=Path, metavar="FILE", help="write what was found as a profile"
     )
     add_run_root(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     parser.add_argument(
         "--node-part", metavar="JSON", help=argparse.SUPPRESS
     )  # srun starts this on each node

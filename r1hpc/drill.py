@@ -13,7 +13,6 @@ status 0: passed. It costs the GPU-hours of these runs.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
+    add_json,
     add_run_root,
     offer,
     print_result,
@@ -44,8 +44,8 @@ _AFTER_CANCEL_S = 5.0
 _ASK_EVERY_S = 5.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words, of_script = split_script_words(sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str]) -> int:
+    words, of_script = split_script_words(argv)
     arguments = _parser().parse_intermixed_args(words)
     arguments.overrides += of_script
     if arguments.steps < 20:
@@ -122,7 +122,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     add_cluster(parser)
     add_run_root(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     return parser
 
 

@@ -14,7 +14,6 @@ accuracy see research/estimator/scores.md.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
     add_job_words,
+    add_json,
     add_run_root,
     file_and_overrides,
     print_result,
@@ -38,13 +38,13 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.plan.hours.estimate import Estimate
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     from r1hpc.plan.hours.flags import METHODS, add_flags, refuse_settled
 
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
     add_job_words(parser, "JOB.yaml | KEY=VALUE", "a job file, or flags alone")
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     add_run_root(parser)
     add_cluster(parser)
     add_flags(parser)
@@ -146,4 +146,4 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
 
 
 if __name__ == "__main__":
-    run_command(main, sys.argv[1:])
+    run_command(main)

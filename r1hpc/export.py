@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, offer, print_result, run_command
+from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name, has_model
+from r1hpc.base.cli import ArgumentParser, add_json, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import format_table
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
@@ -37,9 +38,11 @@ _Made = TypeVar("_Made")
 _SCHEMES = ("int8", "w4a16")
 _NUM_TEXTS = 128
 _MARGIN = 0.02
+_ANY_WIDTH = 1000
+"""The words beside the numbers are never cut off."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     _check_flags(arguments)
     source, out = _source(arguments), arguments.out.resolve()
@@ -66,7 +69,7 @@ def _source(arguments: Any) -> RunDir | Path:
     return choose_run(
         arguments.run_dir,
         arguments.run_root,
-        lambda run: (run.model / "config.json").is_file() or any(run.checkpoints.glob("step-*")),
+        lambda run: has_model(run) or any(run.checkpoints.glob("step-*")),
     )
 
 
@@ -88,7 +91,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to make")
     parser.add_argument("--step", type=int, metavar="N", help="of this checkpoint; default the newest")
     parser.add_argument("--to", metavar="TOOL", help="metrics: see python -m r1hpc.export_metrics")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     integers = parser.add_argument_group("integers")
     integers.add_argument(
         "--quantize", choices=_SCHEMES, help="weights and activations of 8 bits, or weights of 4 alone"
@@ -229,7 +232,6 @@ def _report_lines(report: "Report") -> list[str]:
     accuracy, made = found.accuracy, report.quantized
     share = f"{made.num_quantized / made.num_parameters:.0%} of the parameters are integers"
     rows = [
-        ("", "original", report.asked.scheme, ""),
         ("size, MB", f"{before.num_bytes / 1e6:.1f}", f"{after.num_bytes / 1e6:.1f}", share),
         (
             "perplexity",
@@ -251,11 +253,10 @@ def _report_lines(report: "Report") -> list[str]:
             f"by transformers on {after.device}, without kernels for integers: vLLM has them",
         ),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [
-        f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {rest}".rstrip() for a, b, c, rest in rows
-    ]
-    return [*table, report.verdict.text]
+    table = format_table(
+        ("", "original", report.asked.scheme, ""), rows, right={1, 2}, width=_ANY_WIDTH, indent="  "
+    )
+    return [table, report.verdict.text]
 
 
 def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.choose_run import add_run, choose_run, flat_name, full_name
-from r1hpc.base.cli import ArgumentParser, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, print_result, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.export_metrics", description=__doc__)
     add_run(parser)
     parser.add_argument("--to", choices=("tensorboard", "prometheus", "wandb"), required=True)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument("--project", default="r1hpc", help="--to wandb: the project")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.to == "wandb" and arguments.out:
         raise UsageError("--to wandb takes no --out: W&B's own files go to RUN/report/wandb")

@@ -42,7 +42,7 @@ resources: {{nodes: 1, gpus_per_node: {gpus}, time: "04:00:00"}}
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.config.assets import assets, cluster_profiles, own_profiles
     from r1hpc.config.schema.rl import TaskConfig

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.names import printable
@@ -38,7 +38,7 @@ _HEADINGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     os.umask(0o077)
@@ -95,7 +95,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--unproven", action="store_true", help="of a URL: give the key to a server that is not r1hpc's"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     add_run_root(parser)
     return parser
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import add_run
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import fit
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from r1hpc.api import Chain
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.logs", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="global rank (0)")
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the last one")
     parser.add_argument("-n", "--lines", type=int, default=50, metavar="LINES", help="how many (50)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.lines < 0:
         raise UsageError(f"-n {arguments.lines}: give a number of lines, 0 or more")

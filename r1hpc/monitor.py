@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.tables import format_table
@@ -28,13 +28,13 @@ _ANY_WIDTH = 1000
 """Process names are never cut off."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.monitor", description=__doc__)
     parser.add_argument("--period", type=float, default=1.0, metavar="S", help="seconds between readings (1)")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--out", type=Path, metavar="FILE", help="append readings to FILE, show nothing")
     shown.add_argument("--once", action="store_true", help="read once and exit")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.telemetry.gpu.sampler import MIN_PERIOD_S
 

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import RUN_NAMES, choose_run
+from r1hpc.base.choose_run import RUN_NAMES, choose_run, model_of
 from r1hpc.base.cli import ArgumentParser, offer, print_result, run_command
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -32,17 +32,18 @@ _JOB = "serve"
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_intermixed_args(list(argv))
+    arguments = _parser().parse_intermixed_args(argv)
     os.umask(0o077)
     out = sys.stderr if arguments.json else sys.stdout  # stdout is for the JSON object
-    run = _run_named(arguments.model, arguments.run_root)
+    is_folder = (Path(arguments.model) / "config.json").is_file()
+    run = None if is_folder else choose_run(arguments.model, arguments.run_root)
     from r1hpc.config.load import read
     from r1hpc.serving.address import await_server
 
     if run is not None and read(run.config).stage == "serve":
         _refuse_changes(run, arguments)
     else:
-        run = _submit(arguments, argv, out)
+        run = _submit(run, arguments, argv, out)
         if run is None or arguments.no_wait:
             return 0
 
@@ -92,17 +93,15 @@ def _refuse_changes(run: RunDir, arguments: argparse.Namespace) -> None:
         )
 
 
-def _run_named(given: str, run_root: str | None) -> RunDir | None:
-    return None if (Path(given) / "config.json").is_file() else choose_run(given, run_root)
-
-
-def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> RunDir | None:
-    """Submit the server and print how to follow it; return None after a dry run."""
+def _submit(
+    run: RunDir | None, arguments: argparse.Namespace, argv: Sequence[str], out: Any
+) -> RunDir | None:
+    """Submit the server of a run's model, or of a folder's; print how to follow it. None after a dry run."""
     from r1hpc import api
 
     done = api.submit(
         _JOB,
-        overrides=_overrides(arguments),
+        overrides=_overrides(run, arguments),
         run_root=arguments.run_root,
         run_name=arguments.run_name,
         executor=arguments.executor,
@@ -121,23 +120,21 @@ def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> Run
     return None if arguments.dry_run else done.planned.run
 
 
-def _overrides(arguments: argparse.Namespace) -> list[str]:
+def _overrides(run: RunDir | None, arguments: argparse.Namespace) -> list[str]:
     """Return overrides, the last wins: SBATCH_* variables, our own flags, KEY=VALUE, sbatch's flags."""
     from r1hpc.slurm.flags import all_overrides
 
     bare = [word for word in arguments.words if "=" not in word]
     if bare:
         raise UsageError(f"one model is served, and {bare[0]} is another: leave it out")
-    run = _run_named(arguments.model, arguments.run_root)
-    if run is not None and not (run.model / "config.json").is_file():
-        raise StateError(
-            f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes one of "
-            "its newest checkpoint; then serve DIR"
-        )
-    folder = Path(arguments.model).absolute()
+    if run is None:
+        folder = Path(arguments.model).absolute()
+        name = folder.name
+    else:
+        folder, name = model_of(run, "serve"), run.run_id
     chosen = {
-        "model.path": str(folder if run is None else run.model),
-        "serve.model_name": folder.name if run is None else run.run_id,
+        "model.path": str(folder),
+        "serve.model_name": name,
         "resources.gpus_per_node": arguments.gpus,
         "serve.idle_minutes": arguments.idle,
         "serve.python": arguments.python,

@@ -16,6 +16,7 @@ from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
     add_job_words,
+    add_json,
     add_run_root,
     file_and_overrides,
     print_result,
@@ -42,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--schema", action="store_true", help="jobs/schema.json: JSON Schema of job files")
     add_cluster(parser)
     add_run_root(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    arguments = parser.parse_intermixed_args(list(argv))
+    add_json(parser)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.reference or arguments.schema:
         from r1hpc.config.reference import reference, schema_text
 

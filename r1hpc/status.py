@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1hpc.base.choose_run import add_run, choose_run, folders_with, list_runs, unreadable
-from r1hpc.base.cli import ArgumentParser, print_json, print_result, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, print_json, print_result, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import SWEEP, RunDir, run_root_of
-from r1hpc.base.tables import coloured, format_table, wrap
+from r1hpc.base.tables import cell, coloured, format_table, wrap
 from r1hpc.base.units import format_duration
 
 if TYPE_CHECKING:  # only for types: --help must be quick
@@ -38,11 +38,11 @@ _MOST_OF_A_LINE = 300
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.accounting.open_ledger import settled_ledger
     from r1hpc.submission.chain.folder import choose_chain
@@ -94,8 +94,8 @@ def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
             stage["stage"],
             stage["state"],
             stage.get("job_id") or "-",
-            _number(stage.get("attempt")),
-            _number(stage.get("global_step")),
+            cell(stage.get("attempt")),
+            cell(stage.get("global_step")),
             format_duration(stage["wall_s"]) if stage.get("wall_s") else "-",
             stage["detail"],
         )
@@ -112,10 +112,6 @@ def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
             results_text(read_results(ledgers.values())),
         ]
     ).rstrip()
-
-
-def _number(value: object) -> str:
-    return "-" if value is None else str(value)
 
 
 def as_json(ledger: RunLedger) -> dict[str, Any]:
@@ -213,7 +209,7 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
         str(attempt.nodes),
         str(attempt.gpus),
         f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
-        _number(attempt.last_committed_step),
+        cell(attempt.last_committed_step),
     )
 
 
@@ -319,10 +315,10 @@ def _sweep_row(shown: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
-    loss = "-" if shown["loss"] is None else f"{shown['loss']:.4f}"
+    loss = cell(shown["loss"], ".4f")
     if shown["reward"] is not None:  # RL's loss says nothing
         loss = f"{shown['reward']:.3f} reward"
-    numbers = (_number(shown[key]) for key in ("attempt", "global_step", "num_steps"))
+    numbers = (cell(shown[key]) for key in ("attempt", "global_step", "num_steps"))
     return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
 
 

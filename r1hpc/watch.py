@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # --help must be quick
 _CHAIN_EVERY_S = 10.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.watch", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("--once", action="store_true", help="show it once")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.cli import add_run_root, offer
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import CHAIN, SWEEP, RunDir, is_chain_or_sweep, open_run, places_of, run_root_of
 
 RUN_NAMES = f"{__name__}:run_names"
@@ -75,6 +75,24 @@ def choose_run(
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)
+
+
+def has_model(run: RunDir) -> bool:
+    """True if the run has left a trained model."""
+    return (run.model / "config.json").is_file()
+
+
+def model_of(run: RunDir, use: str) -> Path:
+    """Return the folder of the run's trained model.
+
+    Raise StateError, which tells how to make one of a checkpoint and then to `use` it, if there is none yet.
+    """
+    if not has_model(run):
+        raise StateError(
+            f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes one of "
+            f"its newest checkpoint; then {use} DIR"
+        )
+    return run.model
 
 
 def _is_sweep(path: Path) -> UsageError:

@@ -238,6 +238,11 @@ def add_job_words(parser: argparse.ArgumentParser, metavar: str, about: str) -> 
     offer(words, "r1hpc.config.assets:job_words")
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the --json flag of all commands; see print_result."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
 def add_run_root(parser: argparse.ArgumentParser) -> None:
     """Add the --run-root flag of all commands."""
     parser.add_argument(

@@ -110,6 +110,11 @@ def coloured(text: str) -> str:
     return _STATE.sub(lambda found: f"\x1b[{_COLOURS[found[0]]}m{found[0]}\x1b[0m", text)
 
 
+def cell(value: object, form: str = "", unit: str = "") -> str:
+    """Return a value in this format, such as `93 %`; `-` for None."""
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
 def share(part: float, whole: float) -> str:
     """Return a share such as `12.5 %`."""
     return f"{100 * part / whole:.1f} %" if whole else "-"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1hpc.base.names import printable
-from r1hpc.base.tables import terminal_width
+from r1hpc.base.tables import cell, terminal_width
 from r1hpc.base.units import format_bytes, format_duration, format_hours
 from r1hpc.reporting.progress import GpuNow, Shown
 from r1hpc.telemetry.records.attempts import Attempt
@@ -161,7 +161,7 @@ def _gpus(shown: Shown, width: int) -> list[RenderableType]:
     rows = [_GPU_HEADINGS]
     if len(shown.gpus) <= _MOST_GPU_ROWS:
         for gpu in shown.gpus:
-            rows.append(_gpu_row(gpu.node, "-" if gpu.index is None else str(gpu.index), [gpu]))
+            rows.append(_gpu_row(gpu.node, cell(gpu.index), [gpu]))
     else:
         for node in dict.fromkeys(gpu.node for gpu in shown.gpus):
             of_node = [gpu for gpu in shown.gpus if gpu.node == node]
@@ -187,20 +187,16 @@ def _gpu_row(node: str, number: str, gpus: Sequence[GpuNow]) -> tuple[str, ...]:
     return (
         printable(node),
         number,
-        _cell(_mean([gpu.utilization_percent for gpu in gpus]), " %"),
+        cell(_mean([gpu.utilization_percent for gpu in gpus]), ".0f", " %"),
         "-" if used is None else f"{format_bytes(int(used))}{of}",
-        _cell(_mean([gpu.power_w for gpu in gpus]), " W"),
-        _cell(max(temperatures, default=None), " C"),
+        cell(_mean([gpu.power_w for gpu in gpus]), ".0f", " W"),
+        cell(max(temperatures, default=None), ".0f", " C"),
     )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _cell(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:.0f}{unit}"
 
 
 def _facts(shown: Shown) -> RenderableType:

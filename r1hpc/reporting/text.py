@@ -11,7 +11,7 @@ from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import RunReport
 from r1hpc.attempt.workload import card_of
 from r1hpc.base.names import printable
-from r1hpc.base.tables import bar, format_table, share, text_width, wrap
+from r1hpc.base.tables import bar, cell, format_table, share, text_width, wrap
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.telemetry.records.attempts import Attempt
@@ -132,7 +132,6 @@ def _attempts(ledger: RunLedger) -> str:
     rows = []
     for each in attempts:
         attempt, held, gpus = each.attempt, ledger.split_of(each), ledger.gpus_of(each)
-        committed = attempt.last_committed_step
         rows.append(
             (
                 str(attempt.attempt),
@@ -143,7 +142,7 @@ def _attempts(ledger: RunLedger) -> str:
                 str(gpus),
                 f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
                 str(each.num_lost),
-                "-" if committed is None else str(committed),
+                cell(attempt.last_committed_step),
                 f"{(held * gpus).in_hours()['allocated']:.3f}",
             )
         )
@@ -230,15 +229,11 @@ def _gpu_row(node: dict[str, Any], gpu: dict[str, Any]) -> tuple[str, ...]:
     ]
     return (
         str(node["node"]),
-        _cell(gpu["index"], "d"),
-        _cell(gpu["mean_gpu_utilization_percent"], ".0f", " %"),
-        _cell(gpu["mean_power_w"], ".0f"),
+        cell(gpu["index"], "d"),
+        cell(gpu["mean_gpu_utilization_percent"], ".0f", " %"),
+        cell(gpu["mean_power_w"], ".0f"),
         "-" if memory is None else format_bytes(memory),
         "-" if energy is None else f"{energy / _JOULES_PER_KWH:.3f}",
-        _cell(gpu["busy_low_power_fraction"], ".0%"),
+        cell(gpu["busy_low_power_fraction"], ".0%"),
         ", ".join(errors) or "-",
     )
-
-
-def _cell(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"

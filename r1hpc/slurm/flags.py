@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from r1hpc.base.cli import add_cluster, add_run_root
+from r1hpc.base.cli import add_cluster, add_json, add_run_root
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.slurm import fields
@@ -70,7 +70,7 @@ def add_submission_flags(parser: argparse.ArgumentParser, leave_out: Collection[
     parser.add_argument(
         "--over-budget", metavar="REASON", help="submit despite the budget; REASON is recorded"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_json(parser)
     add_flags(parser, leave_out)
 
 
