@@ -16,18 +16,20 @@ import argparse
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, add_json, offer, print_result, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.slurm.flags import add_flags
+
+if TYPE_CHECKING:
+    from r1hpc.corpus.build.build import BuildReport
 
 _EXAMPLES = """examples:
   python -m r1hpc.shard build smoke --out data/smoke
@@ -40,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
     """Run one subcommand and return its exit status."""
     parser, subcommands = _parsers()
     if not argv or argv[0] not in subcommands:
-        parser.parse_args(list(argv))
+        parser.parse_args(argv)
     # The subcommand's own parser knows which of its flags is nearest to an unknown one.
-    arguments = subcommands[argv[0]].parse_args(list(argv[1:]))
+    arguments = subcommands[argv[0]].parse_args(argv[1:])
     run, _ = _SUBCOMMANDS[argv[0]]
     return run(arguments)
 
@@ -59,7 +61,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
             offer(recipe, "r1hpc.config.assets:recipes")
         else:
             each.add_argument("dir", metavar="DIR", type=Path)
-        each.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        add_json(each)
     _add_build_flags(found["build"])
     found["inspect"].add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
     _add_trace_flags(found["trace"])
@@ -118,17 +120,19 @@ def _build(arguments: Namespace) -> int:
     began = time.monotonic()
     how = _how(arguments) | {"check_inputs": arguments.check_inputs}
     report = build_dataset(_recipe_as_submitted(arguments), arguments.out, **how)
-    if arguments.json:
-        print_json(asdict(report) | {"path": str(report.path)})
-        return 0
     what = "built" if report.built else "already there, nothing to do"
-    print(f"{report.path}: {what} ({format_duration(time.monotonic() - began)})")
-    print(f"  id         {report.id}")
-    print(f"  tokens     {report.num_tokens:,} in {report.num_documents:,} documents")
-    print(f"  vocabulary {report.vocab_size:,}")
-    if report.note:
-        print(f"  note       {report.note}")
-    return 0
+    lines = [
+        f"{report.path}: {what} ({format_duration(time.monotonic() - began)})",
+        f"  id         {report.id}",
+        f"  tokens     {report.num_tokens:,} in {report.num_documents:,} documents",
+        f"  vocabulary {report.vocab_size:,}",
+        *_note(report),
+    ]
+    return _print(asdict(report) | {"path": str(report.path)}, lines, arguments)
+
+
+def _note(report: "BuildReport") -> list[str]:
+    return [f"  note       {report.note}"] if report.note else []
 
 
 def _refuse_flags_of_slurm(arguments: Namespace) -> None:
@@ -154,17 +158,16 @@ def _build_on_slurm(arguments: Namespace) -> int:
     order = DatasetOrder(
         recipe, arguments.out, num_jobs, overrides, arguments.cluster, arguments.check_inputs
     )
-    jobs = submit_dataset(order) if existing is None else {}
-    if arguments.json:
-        print_json({"path": str(arguments.out), "built": False, "jobs": jobs})
-    elif existing is not None:
-        print(f"{existing.path}: already there, nothing to do")
-        if existing.note:
-            print(f"  note       {existing.note}")
+    jobs: dict[str, str] = {}
+    if existing is not None:
+        lines = [f"{existing.path}: already there, nothing to do", *_note(existing)]
     else:
-        print(f"{arguments.out}: jobs {', '.join(f'{job} ({stage})' for stage, job in jobs.items())}")
-        print(f"  how far it is: python -m r1hpc.shard status {arguments.out}")
-    return 0
+        jobs = submit_dataset(order)
+        lines = [
+            f"{arguments.out}: jobs {', '.join(f'{job} ({stage})' for stage, job in jobs.items())}",
+            f"  how far it is: python -m r1hpc.shard status {arguments.out}",
+        ]
+    return _print({"path": str(arguments.out), "built": False, "jobs": jobs}, lines, arguments)
 
 
 def _recipe_as_submitted(arguments: Namespace) -> Path:
@@ -206,24 +209,27 @@ def _plan(arguments: Namespace) -> int:
     from r1hpc.corpus.build.stages import describe
     from r1hpc.corpus.recipe import find_recipe, load_recipe
     from r1hpc.corpus.sources.read import list_spans
-    from r1hpc.reporting.dataset_text import print_plan
+    from r1hpc.reporting.dataset_text import plan_lines
 
     recipe = load_recipe(find_recipe(arguments.recipe))
-    return _print(describe(recipe, list_spans(recipe)), arguments, print_plan)
+    found = describe(recipe, list_spans(recipe))
+    return _print(found, plan_lines(found), arguments)
 
 
 def _status(arguments: Namespace) -> int:
     from r1hpc.corpus.engine.work_dir import read_progress
-    from r1hpc.reporting.dataset_text import print_progress
+    from r1hpc.reporting.dataset_text import progress_lines
 
-    return _print(read_progress(arguments.dir), arguments, partial(print_progress, arguments.dir))
+    found = read_progress(arguments.dir)
+    return _print(found, progress_lines(arguments.dir, found), arguments)
 
 
 def _audit(arguments: Namespace) -> int:
     from r1hpc.corpus.inspect.describe import audit
-    from r1hpc.reporting.dataset_text import print_audit
+    from r1hpc.reporting.dataset_text import audit_lines
 
-    return _print(audit(arguments.dir), arguments, print_audit)
+    found = audit(arguments.dir)
+    return _print(found, audit_lines(found), arguments)
 
 
 def _verify(arguments: Namespace) -> int:
@@ -235,57 +241,54 @@ def _verify(arguments: Namespace) -> int:
     num_bytes = sum(entry["size"] for entry in manifest.files.values())
     with progress_bar("verifying", num_bytes) as advance:
         problems = list(audit_dataset(manifest, advance))
-    unlisted = unlisted_files(manifest)
-    if arguments.json:
-        result = {"id": manifest.id, "ok": not problems, "num_files": len(manifest.files)}
-        print_json(result | {"problems": [asdict(problem) for problem in problems], "unlisted": unlisted})
-        return 1 if problems else 0
-    for problem in problems:
-        print(f"BAD  {printable(str(problem))}")
-    for name in unlisted:
-        print(f"note {printable(name)}: not part of the dataset")
-    verdict = f"{len(problems)} of {len(manifest.files)} files are bad" if problems else "sound"
-    print(f"{arguments.dir}: {verdict} ({len(manifest.files)} files, {format_bytes(num_bytes)})")
-    print(f"  id         {manifest.id}")
+    unlisted, num_files = unlisted_files(manifest), len(manifest.files)
+    shown = {
+        "id": manifest.id,
+        "ok": not problems,
+        "num_files": num_files,
+        "problems": [asdict(problem) for problem in problems],
+        "unlisted": unlisted,
+    }
+    verdict = f"{len(problems)} of {num_files} files are bad" if problems else "sound"
+    lines = [
+        *(f"BAD  {printable(str(problem))}" for problem in problems),
+        *(f"note {printable(name)}: not part of the dataset" for name in unlisted),
+        f"{arguments.dir}: {verdict} ({num_files} files, {format_bytes(num_bytes)})",
+        f"  id         {manifest.id}",
+    ]
+    _print(shown, lines, arguments)
     return 1 if problems else 0
 
 
 def _inspect(arguments: Namespace) -> int:
     from r1hpc.corpus.inspect.describe import describe
-    from r1hpc.reporting.dataset_text import print_description
+    from r1hpc.reporting.dataset_text import description_lines
 
-    return _print(describe(arguments.dir, arguments.doc), arguments, print_description)
+    found = describe(arguments.dir, arguments.doc)
+    return _print(found, description_lines(found), arguments)
 
 
-def _print(found: dict[str, Any], arguments: Namespace, show: Callable[[dict[str, Any]], None]) -> int:
-    if arguments.json:
-        print_json(found)
-    else:
-        show(found)
+def _print(shown: dict[str, Any], lines: Iterable[str], arguments: Namespace) -> int:
+    print_result(shown, "\n".join(lines), arguments.json)
     return 0
 
 
 def _trace(arguments: Namespace) -> int:
     from r1hpc.corpus.inspect.describe import SampleOrder, fill_in, trace_sample
-    from r1hpc.reporting.dataset_text import print_document
+    from r1hpc.reporting.dataset_text import document_lines
 
     of_run: dict[str, Any] = fill_in(arguments) if arguments.run is not None else {}
     order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
     sample = arguments.sample if arguments.step is None else _sample_of(arguments)
     found, documents = trace_sample(arguments.dir, sample, order)
+    place = f"tokens {found['token_start']} to {found['token_stop'] - 1}"
+    lines = [f"sample {sample}: {place} of {arguments.dir.absolute()}"]
     if arguments.step is not None:
         found["layout"] = _layout(arguments)
-    if arguments.json:
-        print_json(found | {"documents": documents})
-        return 0
-    place = f"tokens {found['token_start']} to {found['token_stop'] - 1}"
-    print(f"sample {sample}: {place} of {arguments.dir.absolute()}")
-    if arguments.step is not None:
         layout = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in found["layout"].items())
-        print(wrap(f"  if the ranks shared the batch as in {layout}", "", "  "))
-    for document in documents:
-        print_document(document)
-    return 0
+        lines.append(wrap(f"  if the ranks shared the batch as in {layout}", "", "  "))
+    lines += [line for document in documents for line in document_lines(document)]
+    return _print(found | {"documents": documents}, lines, arguments)
 
 
 def _sample_of(arguments: Namespace) -> int:
