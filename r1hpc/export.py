@@ -28,7 +28,7 @@ from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name, has
 from r1hpc.base.cli import ArgumentParser, add_json, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
-from r1hpc.base.tables import format_table
+from r1hpc.base.tables import ANY_WIDTH, format_table
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
@@ -38,8 +38,6 @@ _Made = TypeVar("_Made")
 _SCHEMES = ("int8", "w4a16")
 _NUM_TEXTS = 128
 _MARGIN = 0.02
-_ANY_WIDTH = 1000
-"""The words beside the numbers are never cut off."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -254,7 +252,7 @@ def _report_lines(report: "Report") -> list[str]:
         ),
     ]
     table = format_table(
-        ("", "original", report.asked.scheme, ""), rows, right={1, 2}, width=_ANY_WIDTH, indent="  "
+        ("", "original", report.asked.scheme, ""), rows, right={1, 2}, width=ANY_WIDTH, indent="  "
     )
     return [table, report.verdict.text]
 

@@ -20,12 +20,10 @@ from typing import Any
 from r1hpc.base.cli import ArgumentParser, add_json, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
-from r1hpc.base.tables import format_table
+from r1hpc.base.tables import ANY_WIDTH, format_table
 from r1hpc.base.units import format_bytes
 
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
-_ANY_WIDTH = 1000
-"""Process names are never cut off."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,7 +61,7 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
         else:
             stub = " (source=stub: a test library, these numbers mean nothing)" * (nvml.source == "stub")
             title = f"{_node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, driver {printable(nvml.driver)}{stub}"
-            table = format_table(_HEADINGS, [_row(reading) for reading in readings], width=_ANY_WIDTH)
+            table = format_table(_HEADINGS, [_row(reading) for reading in readings], width=ANY_WIDTH)
             print("\n".join([title, *(f"note: {note}" for note in nvml.notes), table]), flush=True)
         if arguments.once or stopping.wait(arguments.period):
             break

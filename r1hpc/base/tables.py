@@ -18,6 +18,8 @@ from r1hpc.base.names import printable
 
 _WIDTH = 100
 """Columns without a terminal: a log, a mail."""
+ANY_WIDTH = 1000
+"""For tables whose last column is never cut off."""
 _NARROWEST, _WIDEST_TEXT = 40, 120
 """Limits of a paragraph's width that is still readable."""
 _LONGEST_BAR, _BESIDE_BAR = 30, 50
