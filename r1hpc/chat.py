@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     speaker = Speaker(model)
     limits = Limits(arguments.max_tokens, arguments.temperature, arguments.seed)
     if arguments.json:
-        from r1hpc.tasks.grading.completion import take_apart
+        from r1hpc.tasks.text.format import take_apart
 
         text = "".join(speaker.answer([_message(arguments.ask, template)], limits))
         parts = take_apart(text, boxed=boxed)
@@ -78,7 +78,7 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
 
     from r1hpc.config.load import read
     from r1hpc.config.schema.run import ModelConfig
-    from r1hpc.tasks.text.prompt_format import as_trained
+    from r1hpc.tasks.text.tokenizer import as_trained
 
     given, boxed = arguments.run_dir and Path(arguments.run_dir), False
     if given and (given / "config.json").is_file():
@@ -104,7 +104,7 @@ def _attention(folder: Path) -> str:
 
 
 def _template(config: "RunConfig") -> str | None:
-    from r1hpc.tasks.problems.task import TEMPLATE
+    from r1hpc.tasks.problems.listed import TEMPLATE
 
     own = config.task.options.get("template")
     has_one = config.task.name in ("file", "jsonl") or config.task.name.startswith("reasoning_gym:")

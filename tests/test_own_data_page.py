@@ -10,7 +10,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r1hpc.tasks.problems.task import TEMPLATE
+from r1hpc.tasks.problems.listed import TEMPLATE
 
 ROOT = Path(__file__).parents[1]
 _PAGE = (ROOT / "docs" / "own-data.md").read_text()

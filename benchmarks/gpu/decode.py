@@ -10,7 +10,7 @@ from benchmarks.gpu.shapes import QWEN_05B, QWEN_15B, TINY, config_of
 from benchmarks.gpu.table import Table, number
 from r1hpc.base.units import GIB
 from r1hpc.plan.topology.gpus import find_gpu
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.parallel.distributed import Group, attend_at_any_length, let_memory_grow
 from r1hpc.train.rollout.torch_engine import Request, TorchSampler, streams
 

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, Protocol
 from r1hpc.attempt.control.stop import SIGNALS, Clock, StopRequests
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import append_record, fsync_dir, fsync_file, write_json
+from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.manifest import step_folder
 from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
@@ -245,8 +245,8 @@ class Run:
     def record_samples(self, step: int, first_sample: int, num_samples: int, **more: Any) -> None:
         """Write the step's line in the ledger, on rank 0."""
         if self._job is not None and self._writer:
-            used = {"global_step": step, "attempt": self._job.attempt, "first_sample": first_sample}
-            append_record(self._ledger, {**used, "num_samples": num_samples, **more}, durable=False)
+            used = {"first_sample": first_sample, "num_samples": num_samples, **more}
+            self._writer.used(global_step=step, **used)
 
     # Saving
 
@@ -284,16 +284,12 @@ class Run:
         copied_at, copied_s = time.time(), time.monotonic() - began
 
         def commit() -> None:
-            # A checkpoint must not know of steps that the records lack.
-            for path in (self._folder.train_metrics, self._ledger):
-                if path.exists():
-                    fsync_file(path)
-                    fsync_dir(path.parent)
+            assert self._writer is not None
+            self._writer.make_durable()
             done = store.commit(step, job.attempt, job.token, records, {"global_step": step, **meta})
             store.prune([step], at=step, hurry=self._requests.poll()[0])
             seconds = time.monotonic() - began
             fields = {"bytes": done.manifest.total_size, "num_nodes": job.num_nodes, "copied_at": copied_at}
-            assert self._writer is not None
             self._writer.event(
                 "save", global_step=step, seconds=seconds, waited_s=0.0, write_s=seconds - copied_s, **fields
             )
@@ -355,11 +351,6 @@ class Run:
             reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
         said = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
         write_json(said_path(self._folder, self._job.attempt, self._job.rank), said)
-
-    @property
-    def _ledger(self) -> Path:
-        assert self._job is not None
-        return self._folder.ledger / f"attempt_{self._job.attempt}.jsonl"
 
 
 def said_path(run: RunDir, attempt: int, rank: int) -> Path:

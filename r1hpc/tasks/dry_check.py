@@ -11,8 +11,9 @@ from r1hpc.plan.topology.parts import num_items
 from r1hpc.tasks.problems.asked_items import asked, check_demonstrations, repeated
 from r1hpc.tasks.problems.benchmark import Benchmarks, named_sets
 from r1hpc.tasks.problems.file import QuestionFile, check_one_split
+from r1hpc.tasks.problems.listed import check_asks_for
 from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of, weights_of
-from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members
+from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, members
 from r1hpc.tasks.problems.user_task import OwnTask
 from r1hpc.tasks.rewards import TERMS, Scorer, term_named
 

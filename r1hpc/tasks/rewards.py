@@ -22,10 +22,10 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.config.paths import is_own
 from r1hpc.config.schema.rl import RewardConfig
-from r1hpc.tasks.grading.completion import Parts, compose, take_apart, without_tags
 from r1hpc.tasks.grading.judges import OWN_SCORE
 from r1hpc.tasks.grading.verifier import Question, ShouldStop, Verifier, VerifierStats, never
 from r1hpc.tasks.problems.task import Item, Verifiable, members
+from r1hpc.tasks.text.format import Parts, compose, take_apart, without_tags
 
 _MAX_TEXT = 1 << 16
 """Characters that the terms on text read: bounds their time, far above any completion's length."""

@@ -101,6 +101,7 @@ class Training(Workload):
             return [], None
         from r1hpc.tasks.dry_check import check_questions
         from r1hpc.tasks.text import tokenizer  # tokenizers
+        from r1hpc.tasks.text.format import prompt_ids
 
         notes: list[str] = []
         fits = None if tokenizer_to_come else tokenizer.fitting(config, facts.code)
@@ -112,7 +113,7 @@ class Training(Workload):
         # The longest text does not always have the most tokens.
         wheres = {item.prompt: item.where for item in reversed(items)}
         for prompt in heapq.nlargest(_MOST_ENCODED, wheres, key=len):
-            tokenizer.prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
+            prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
         return notes, form.prompt(items[0].prompt) if items else None
 
     def check(self, config: RunConfig, facts: Facts) -> list[str]:

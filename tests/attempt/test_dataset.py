@@ -14,7 +14,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
 from r1hpc.corpus.engine.work_dir import work_folder
 from r1hpc.data.read.sft_documents import open_traces
-from r1hpc.tasks.text.tokenizer import character_tokenizer, encode, form_of, load_tokenizer, special_ids
+from r1hpc.tasks.text.format import encode
+from r1hpc.tasks.text.tokenizer import character_tokenizer, form_of, load_tokenizer, special_ids
 from r1hpc.train.supervised.dataset import ensure_dataset
 from tests.tasks.tokenizers_of_others import llama3_like
 

@@ -24,7 +24,8 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     position alone."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from r1hpc.tasks.text.tokenizer import character_tokenizer, encode
+    from r1hpc.tasks.text.format import encode
+    from r1hpc.tasks.text.tokenizer import character_tokenizer
 
     folder = tmp_path_factory.mktemp("parrot")
     tokenizer = character_tokenizer()

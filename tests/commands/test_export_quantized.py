@@ -19,7 +19,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.submit import main as submit
-from r1hpc.tasks.text.tokenizer import character_tokenizer, encode, exported_tokenizer
+from r1hpc.tasks.text.format import encode
+from r1hpc.tasks.text.tokenizer import character_tokenizer, exported_tokenizer
 from r1hpc.train.quantize import measure
 from r1hpc.train.quantize.quantize import quantize
 from tests import runs

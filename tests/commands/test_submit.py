@@ -14,7 +14,8 @@ from r1hpc.base.files import read_json
 from r1hpc.base.lock import held
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.tasks.problems.task import held_out_key, is_held_out
+from r1hpc.tasks.problems.listed import held_out_key
+from r1hpc.tasks.problems.task import is_held_out
 from tests.commands.submitting import ROOT, answer, fake_sbatch, submit
 from tests.plan.tensorfiles import write_header
 

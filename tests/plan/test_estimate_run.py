@@ -19,9 +19,9 @@ from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.topology.batch import works_out_old_policy
 from r1hpc.plan.topology.gpus import UnknownGpuError
 from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rl.ppo import ActorCritic
 from r1hpc.train.rl.rollout import Rollout
 from r1hpc.train.rl.update import Updater
-from r1hpc.train.rollout.policy import ActorCritic
 from tests.train.test_update import PROMPTS, PlainEngine, groups, network
 from tests.train.test_update import config as trained
 
@@ -245,7 +245,7 @@ def test_every_pass_of_ppo_before_its_updates_is_of_policy_or_critic(importance:
     passes = {"policy": 0, "critic": 0}
     for name, module in (("policy", policy), ("critic", critic)):
         module.register_forward_hook(lambda *_, name=name: passes.update({name: passes[name] + 1}))
-    updater = Updater(made, Group(0, 0, 1, torch.device("cpu")), pad=0, reference=None)
+    updater = Updater(made, Group(0, 0, 1, torch.device("cpu")), 0, policy, None)
     updater.prepare(PlainEngine(ActorCritic(policy, critic)), Rollout(groups(), "policy", 4), PROMPTS)
     micro_batches = -(-made.train.global_batch_size // made.train.micro_batch_size)
     of_each = {name: count / micro_batches for name, count in passes.items()}
@@ -297,8 +297,9 @@ def test_the_old_policy_s_pass_is_counted_where_the_trainer_makes_one(
         rollout=replace(made.rollout, engine=engine),
         rl=replace(made.rl, num_iterations=num_iterations),
     )
-    updater = Updater(config, Group(0, 0, 1, torch.device("cpu")), pad=0, reference=None)
-    prepared = updater.prepare(PlainEngine(network()), Rollout(groups(), "policy", 4), PROMPTS)
+    built = PlainEngine(network())
+    updater = Updater(config, Group(0, 0, 1, torch.device("cpu")), 0, built.module, None)
+    prepared = updater.prepare(built, Rollout(groups(), "policy", 4), PROMPTS)
     assert works_out_old_policy(config) == (prepared.old_logprobs is not None)
 
 

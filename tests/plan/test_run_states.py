@@ -21,17 +21,11 @@ from r1hpc.plan.memory.run import memory_of_run
 from r1hpc.plan.memory.step import WEIGHT_BYTES
 from r1hpc.plan.model.shape import model_shape
 from r1hpc.plan.topology.batch import Topology
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import build_engine, deepspeed_config
-from r1hpc.train.rollout.policy import (
-    build_actor_critic,
-    build_policy,
-    build_reference,
-    build_rollout_engine,
-    placement,
-    policy_of,
-)
+from r1hpc.train.rl.ppo import ActorCritic, build_actor_critic
+from r1hpc.train.rollout.policy import build_policy, build_reference, build_rollout_engine, placement
 from tests.plan.deepspeed_states import allocated_bytes, held_bytes
 from tests.train.two_ranks import run_on_two_ranks
 
@@ -67,7 +61,8 @@ def held_by_run(group: Group, config: RunConfig, model: dict[str, Any]) -> tuple
     build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
     network = build(config, model, placement(config, group, divided=True))
     built = held_bytes() - before
-    reference = build_reference(job, model) if config.stage == "rl" else None
+    policy = network.policy if isinstance(network, ActorCritic) else network
+    reference = build_reference(job, model, policy) if config.stage == "rl" else None
     asked = deepspeed_config(config, world_size=group.world_size, on_gpu=False, load_universal=False)
     parameters = network.parameter_groups(config) if config.rl.algorithm == "ppo" else None
     engine = build_engine(network, asked, parameters)
@@ -82,16 +77,16 @@ def held_by_run(group: Group, config: RunConfig, model: dict[str, Any]) -> tuple
         inside = max(inside, held + allocated_bytes(engine.step))
     sampler = build_rollout_engine(job, model, SpecialIds(0, 1), config.deepspeed.zero_stage)
     between = held_bytes()
-    sampler.sync_weights(policy_of(engine))
+    sampler.sync_weights(policy)
     replica = held_bytes() - between
-    del sampler, network, reference
+    del sampler, network, policy, reference
     engine.destroy()
     gc.collect()
     return most, inside, built, replica
 
 
 def _loss(engine: Any, ids: torch.Tensor) -> torch.Tensor:
-    if policy_of(engine) is engine.module:
+    if not isinstance(engine.module, ActorCritic):
         found: torch.Tensor = engine(input_ids=ids, labels=ids, use_cache=False).loss
         return found
     logits, values = engine(input_ids=ids, logits_to_keep=8)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from r1hpc.tasks.grading.completion import TAGS, compose
+from r1hpc.tasks.text.format import TAGS, compose
 
 Maker = Callable[[random.Random], str]
 

@@ -9,10 +9,9 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import ModelConfig
 from r1hpc.plan.model.chat_template import load_template
-from r1hpc.tasks.grading.completion import TAGS
-from r1hpc.tasks.problems.task import TEMPLATE
-from r1hpc.tasks.text.prompt_format import PromptForm
-from r1hpc.tasks.text.tokenizer import encode, form_of, load_tokenizer, special_ids
+from r1hpc.tasks.problems.listed import TEMPLATE
+from r1hpc.tasks.text.format import TAGS, PromptForm, encode
+from r1hpc.tasks.text.tokenizer import form_of, load_tokenizer, special_ids
 from tests.fetched import DEEPSEEK, wheel_member
 from tests.tasks.tokenizers_of_others import deepseek_like, gemma_like, llama3_like
 

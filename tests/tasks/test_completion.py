@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.tasks.grading.completion import TAGS, Parts, compose, take_apart
+from r1hpc.tasks.text.format import TAGS, Parts, compose, take_apart
 
 _PLAIN = st.text(st.characters(blacklist_characters="<>"))
 

@@ -9,9 +9,9 @@ import yaml
 
 from r1hpc.config import load
 from r1hpc.config.schema.rl import RewardConfig, TaskConfig
-from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.text.format import compose
 
 _PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
 _SETTINGS = re.findall(r"\n\n((?:    .*\n)+)", re.sub(r"```.*?```", "", _PAGE, flags=re.DOTALL))

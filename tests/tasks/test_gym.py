@@ -12,11 +12,12 @@ from reasoning_gym.factory import DATASETS
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import RewardConfig, TaskConfig
 from r1hpc.tasks.grading import judge_gym
-from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems import gym_worker
+from r1hpc.tasks.problems.listed import held_out_key
 from r1hpc.tasks.problems.registry import make_task
-from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, held_out_key, is_held_out
+from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, is_held_out
 from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.text.format import compose
 
 _EVALUATING = ("countdown", "spiral_matrix", "n_queens", "puzzle24", "binary_matrix", "string_insertion")
 """Their score_answer calls eval or sympy.parse_expr on the answer."""

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc.config.schema.rl import RewardConfig, TaskConfig
-from r1hpc.tasks.grading.completion import compose, take_apart
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task
 from r1hpc.tasks.rewards import TERMS, Completion, Scorer
+from r1hpc.tasks.text.format import compose, take_apart
 from tests.tasks.conftest import children
 from tests.tasks.hostile import hostile
 

@@ -7,10 +7,10 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import RewardConfig, TaskConfig
-from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task
 from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.text.format import compose
 
 _ROWS = [
     {

@@ -15,7 +15,6 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import RewardConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.grading.judges import choice
 from r1hpc.tasks.problems.file import (
     Columns,
@@ -27,7 +26,8 @@ from r1hpc.tasks.problems.file import (
 )
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.text.tokenizer import fitting, form_of, load_tokenizer, prompt_ids
+from r1hpc.tasks.text.format import compose, prompt_ids
+from r1hpc.tasks.text.tokenizer import fitting, form_of, load_tokenizer
 from tests.tasks.tokenizers_of_others import llama3_like
 
 Rows = list[dict[str, Any]]

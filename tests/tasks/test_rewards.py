@@ -8,10 +8,10 @@ import yaml
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import RewardConfig, TaskConfig
-from r1hpc.tasks.grading.completion import compose
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task
 from r1hpc.tasks.rewards import Completion, Score, Scorer
+from r1hpc.tasks.text.format import compose
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 

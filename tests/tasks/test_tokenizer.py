@@ -12,16 +12,13 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import ModelConfig
 from r1hpc.plan.model.chat_template import load_template
-from r1hpc.tasks.grading.completion import TAGS
 from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.text.format import TAGS, SpecialIds, decode, encode
 from r1hpc.tasks.text.tokenizer import (
     ALPHABET,
-    SpecialIds,
     asking_id,
     character_tokenizer,
     check_data_tokens,
-    decode,
-    encode,
     exported_tokenizer,
     form_of,
     load_tokenizer,

@@ -12,8 +12,8 @@ from typing import Any
 import math_verify
 import pytest
 
-from r1hpc.tasks.grading.completion import take_apart
 from r1hpc.tasks.grading.verifier import Question, Verifier
+from r1hpc.tasks.text.format import take_apart
 
 Case = dict[str, Any]
 

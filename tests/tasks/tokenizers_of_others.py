@@ -21,7 +21,7 @@ from tokenizers import (
     trainers,
 )
 
-from r1hpc.tasks.problems.task import TEMPLATE
+from r1hpc.tasks.problems.listed import TEMPLATE
 
 LLAMA3_TEMPLATE = (
     "{{- bos_token }}"

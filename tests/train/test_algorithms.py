@@ -14,15 +14,13 @@ from r1hpc.config.load import assets
 from r1hpc.config.schema.rl import RewardConfig, RlConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
-from r1hpc.train.model.losses import (
-    gae,
+from r1hpc.train.rl.ppo import gae, value_loss, whiten
+from r1hpc.train.rl.update import (
     group_advantages,
     importance_weights,
     kl_k3,
     policy_terms,
     token_weights,
-    value_loss,
-    whiten,
 )
 
 

@@ -16,8 +16,9 @@ from r1hpc.config import load
 from r1hpc.config.schema.run import Precision
 from r1hpc.train.checkpoint.identity import Identity
 from r1hpc.train.checkpoint.snapshot import Snapshots
+from r1hpc.train.loop.step import set_learning_rate
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.parallel.engine import build_engine, deepspeed_config, set_learning_rate
+from r1hpc.train.parallel.engine import build_engine, deepspeed_config
 from tests.train.two_ranks import run_on_ranks, take_step
 
 pytestmark = pytest.mark.timeout(300)

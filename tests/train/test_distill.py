@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.config.schema.rl import RlConfig, RolloutConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
-from r1hpc.train.model.losses import divergence
-from r1hpc.train.model.output_head import OutputHead, Teacher
+from r1hpc.train.model.output_head import OutputHead, Teacher, divergence
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally
 from r1hpc.train.rl.update import Updater
@@ -127,7 +126,7 @@ def test_an_update_has_the_loss_and_the_gradient_of_the_formula(beta: float, wor
         student = network(0, 32, 20)
         engine = PlainEngine(student)
         group = Group(rank, rank, world_size, torch.device("cpu"))
-        updater = Updater(settings, group, 0, Reference(teacher, "teacher"))
+        updater = Updater(settings, group, 0, student, Reference(teacher, "teacher"))
         experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
         tally = Tally()
         for part in updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally):

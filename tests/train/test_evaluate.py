@@ -16,13 +16,13 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.benchmark import Benchmarks, with_counted_sets
-from r1hpc.tasks.problems.builtin import ChainSum
+from r1hpc.tasks.problems.task import ChainSum
 from r1hpc.tasks.rewards import Scorer
-from r1hpc.tasks.text.prompt_format import PromptForm
-from r1hpc.tasks.text.tokenizer import character_tokenizer, encode, special_ids
+from r1hpc.tasks.text.format import PromptForm, encode
+from r1hpc.tasks.text.tokenizer import character_tokenizer, special_ids
 from r1hpc.telemetry.records.evaluations import evaluations_path, read_evaluations, table
 from r1hpc.train.generate.evaluate import Answer, HeldOut, answer, summarise
-from r1hpc.train.rollout.sampler import Judge
+from r1hpc.train.rollout.judge import Judge
 from r1hpc.train.rollout.torch_engine import Request, Samples
 
 _LONGEST = 8

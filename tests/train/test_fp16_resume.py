@@ -14,8 +14,8 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema.run import Precision
 from r1hpc.train.checkpoint.identity import Identity
 from r1hpc.train.checkpoint.snapshot import Snapshots
+from r1hpc.train.loop.step import loss_scale
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.parallel.engine import loss_scale
 from tests.train.two_ranks import run_on_two_ranks
 
 OVERFLOWS = (2, 4, 5, 7)

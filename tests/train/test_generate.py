@@ -13,9 +13,9 @@ from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.problems.builtin import ChainSum
+from r1hpc.tasks.problems.task import ChainSum
 from r1hpc.tasks.rewards import Completion, Score, Scorer
-from r1hpc.tasks.text.prompt_format import PromptForm
+from r1hpc.tasks.text.format import PromptForm
 from r1hpc.train.generate.generate import (
     _completions,
     _last_by_rank_0,
@@ -27,7 +27,7 @@ from r1hpc.train.generate.generate import (
     traces,
 )
 from r1hpc.train.loop.session import Job
-from r1hpc.train.rollout.sampler import Judge
+from r1hpc.train.rollout.judge import Judge
 from tests.train.test_evaluate import IDS, TOKENIZER, Parrot
 
 

@@ -12,8 +12,9 @@ import torch
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config import load
+from r1hpc.train.loop.step import accumulate
 from r1hpc.train.parallel.distributed import device_index
-from r1hpc.train.parallel.engine import accumulate, deepspeed_config
+from r1hpc.train.parallel.engine import deepspeed_config
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.rollout import Sums, Tally
 from tests.runs import CHECKOUT

@@ -10,13 +10,12 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.train.checkpoint import async_save
-from r1hpc.train.loop import loop
-from r1hpc.train.loop.loop import _check_finite
+from r1hpc.train.loop import step as loop_step
 from r1hpc.train.loop.session import Agreement
+from r1hpc.train.loop.step import _check_finite
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import _has_bf16
 from r1hpc.train.parallel.errors import NonFiniteError
-from r1hpc.train.rl import rl
 from r1hpc.train.rl.rl import RlStage
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
@@ -44,8 +43,8 @@ def test_the_smallest_loss_scale_is_no_crash(monkeypatch: pytest.MonkeyPatch) ->
         def accumulate(*_: Any) -> None:
             raise error
 
-        monkeypatch.setattr(loop, "accumulate", accumulate)
-        loop.optimizer_step(this, 9, [], list)
+        monkeypatch.setattr(loop_step, "accumulate", accumulate)
+        loop_step.optimizer_step(this, 9, [], list)
 
     with pytest.raises(NonFiniteError, match="step 9: fp16 overflows"):
         step_that_raises(Exception("Current loss scale already at minimum - cannot decrease scale anymore"))
@@ -61,7 +60,7 @@ def test_bf16_that_is_emulated_does_not_count(monkeypatch: pytest.MonkeyPatch) -
     assert _has_bf16(SimpleNamespace(device_name=lambda: "cpu", is_bf16_supported=lambda: True))
 
 
-def test_an_evaluation_is_the_first_thing_of_the_step_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_is_the_first_thing_of_the_step_after() -> None:
     """When the checkpoint of its own step is on its way; not again where the attempt began with it."""
     asked: list[int] = []
 
@@ -70,11 +69,10 @@ def test_an_evaluation_is_the_first_thing_of_the_step_after(monkeypatch: pytest.
             asked.append(step)
             return False
 
-    monkeypatch.setattr(rl, "policy_of", lambda engine: engine)
     config = RunConfig(stage="rl", evaluate=EvaluateConfig(every=2))
     job: Any = SimpleNamespace(config=config, group=ALONE, run=RunDir("run"), attempt=1, token="token")
-    stage = RlStage(job, None, None, HeldOut())  # type: ignore[arg-type]
-    this: Any = SimpleNamespace(first_step=3, engine=None)
+    stage = RlStage(job, None, None, None, HeldOut())  # type: ignore[arg-type]
+    this: Any = SimpleNamespace(first_step=3)
     with pytest.raises(AttributeError):  # goes on to what is not there
         stage.take_step(this, 3)
     assert asked == []

@@ -16,7 +16,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.checkpoint.deepspeed_io import CheckpointFiles
 from r1hpc.train.checkpoint.identity import Identity, base_facts, precision_of
 from r1hpc.train.checkpoint.snapshot import Snapshots
@@ -25,7 +25,7 @@ from r1hpc.train.model.low_precision import is_nf4, load_adapters
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import build_engine, deepspeed_config
 from r1hpc.train.parallel.errors import ResumeError
-from r1hpc.train.rollout.policy import Reference, build_policy, placement
+from r1hpc.train.rollout.policy import build_policy, placement, without_adapters
 from r1hpc.train.rollout.torch_engine import TorchSampler
 from tests.train.two_ranks import gathered, run_on_two_ranks, take_step
 
@@ -142,8 +142,8 @@ def begun(group: Group, folder: Path) -> None:
             take_step(engine, number, group)
         ours.save(engine, 3, {"seed": 0}, hurry=False, write_more=lambda folder: None)
         ours.finish()
-        with Reference(None, "the weights before").policy(engine) as reference:
-            seen["reference"] = logits(reference)
+        with without_adapters(engine.module):
+            seen["reference"] = logits(engine.module)
         seen["losses"] = [take_step(engine, number, group) for number in range(3, 6)]
         seen["trained"] = logits(engine)
         seen["digest after"] = digest(engine.module)

@@ -15,7 +15,7 @@ from r1hpc.config.schema.sections import DeepspeedConfig
 from r1hpc.train.model.model import build_model
 from r1hpc.train.model.output_head import OutputHead
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rollout.policy import build_reference, policy_of
+from r1hpc.train.rollout.policy import Reference, build_reference
 from tests.train.two_ranks import run_on_two_ranks
 
 QWEN2 = {"model_type": "qwen2", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -34,17 +34,23 @@ def config_of(place: str, precision: Precision, zero_stage: int) -> RunConfig:
     )
 
 
+def held_by(reference: Reference) -> int:
+    parameters: list[Any] = list(reference.model.parameters())
+    found: int = sum(p.numel() for p in parameters)
+    found += sum(p.ds_tensor.numel() for p in parameters if hasattr(p, "ds_id"))
+    return found
+
+
 @torch.no_grad()
 def ask(group: Group, place: str, precision: Precision, zero_stage: int = 3) -> tuple[Tensor, int]:
     """Log-probabilities by the reference, and the values it holds on this rank between two questions."""
     job: Any = SimpleNamespace(config=config_of(place, precision, zero_stage), group=group)
     reference = build_reference(job, QWEN2)
     assert reference is not None
-    held = sum(p.numel() for p in policy_of(reference.network).parameters())
-    held += sum(p.ds_tensor.numel() for p in policy_of(reference.network).parameters() if hasattr(p, "ds_id"))
-    with reference.policy(None) as network:
-        head = OutputHead(policy_of(network), 4)
-        run = lambda: network(input_ids=IDS[:, :-1]).logits  # noqa: E731
+    held = held_by(reference)
+    head = OutputHead(reference.model, 4)
+    run = lambda: reference.network(input_ids=IDS[:, :-1]).logits  # noqa: E731
+    with reference.context():
         logprobs = [head.scores(run, IDS[:, 1:]).logprobs for _ in range(2)]
     assert torch.equal(*logprobs)
     return logprobs[0], held
@@ -58,12 +64,12 @@ def ask_teacher(group: Group, place: str, folder: Path) -> tuple[Tensor, int]:
     job: Any = SimpleNamespace(config=config, group=group)
     reference = build_reference(job, {"model_type": "gpt2"})  # what the student is does not matter
     assert reference is not None
-    with reference.policy(None) as network:
-        head = OutputHead(policy_of(network), 4)
-        logits = [head.logits(lambda: network(input_ids=IDS[:, :-1]).logits, IDS[:, 1:]) for _ in range(2)]
+    head = OutputHead(reference.model, 4)
+    run = lambda: reference.network(input_ids=IDS[:, :-1]).logits  # noqa: E731
+    with reference.context():
+        logits = [head.logits(run, IDS[:, 1:]) for _ in range(2)]
     assert torch.equal(*logits)
-    held = sum(p.numel() for p in policy_of(reference.network).parameters())
-    held += sum(p.ds_tensor.numel() for p in policy_of(reference.network).parameters() if hasattr(p, "ds_id"))
+    held = held_by(reference)
     return logits[0], held
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rollout import torch_engine
 from r1hpc.train.rollout.torch_engine import (

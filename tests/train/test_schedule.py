@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.config.schema.run import TrainConfig
-from r1hpc.train.parallel.engine import learning_rate
+from r1hpc.train.loop.step import learning_rate
 
 
 def test_warm_up_then_cosine() -> None:

@@ -17,11 +17,12 @@ from r1hpc.data.read.loader import StepBatch
 from r1hpc.data.read.order import RankShare
 from r1hpc.data.read.sft_loader import TraceBatch
 from r1hpc.tasks.text.tokenizer import TokenizerFiles
+from r1hpc.train.loop.step import accumulate
 from r1hpc.train.model.attention import OURS
 from r1hpc.train.model.export import exported_config
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.parallel.engine import accumulate, build_engine, deepspeed_config
+from r1hpc.train.parallel.engine import build_engine, deepspeed_config
 from r1hpc.train.rollout.policy import build_policy, placement
 from r1hpc.train.supervised.sft import FineTuning
 from r1hpc.train.supervised.supervised import Pretraining

@@ -10,8 +10,8 @@ from torch._C._distributed_c10d import HashStore
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from r1hpc.config.schema.run import ModelConfig
+from r1hpc.tasks.text.format import encode
 from r1hpc.tasks.text.tokenizer import (
-    encode,
     exported_tokenizer,
     form_of,
     load_tokenizer,

@@ -70,6 +70,10 @@ def groups(seed: int = 0) -> Groups:
     )
 
 
+def updater_of(settings: RunConfig, engine: PlainEngine) -> Updater:
+    return Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, engine.module, None)
+
+
 def config(**rl: Any) -> RunConfig:
     return RunConfig(
         stage="rl",
@@ -123,7 +127,7 @@ def test_the_ranks_together_have_the_plain_loss_and_its_gradient(world_size: int
     for rank in range(world_size):
         model = network()
         engine = PlainEngine(model)
-        updater = Updater(settings, Group(rank, rank, world_size, torch.device("cpu")), 0, None)
+        updater = Updater(settings, Group(rank, rank, world_size, torch.device("cpu")), 0, model, None)
         experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
         tally = Tally()
         for loss in updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally):
@@ -143,8 +147,8 @@ def test_the_ranks_together_have_the_plain_loss_and_its_gradient(world_size: int
 
 @pytest.mark.parametrize(("skip", "first"), [(True, MEMBERS), (False, 0)])
 def test_a_tied_group_is_computed_only_where_it_is_asked_for(skip: bool, first: int) -> None:
-    updater = Updater(config(skip_tied_groups=skip), Group(0, 0, 1, torch.device("cpu")), 0, None)
     engine, tally = PlainEngine(network()), Tally()
+    updater = updater_of(config(skip_tied_groups=skip), engine)
     experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
     list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
     assert Sums(*tally.numbers()).tokens == experience.groups.lengths[first:].sum()
@@ -163,11 +167,11 @@ def moved(model: Any) -> Any:
 def test_importance_is_the_trainers_own_old_policy_over_the_samplers(resumed: bool) -> None:
     """At the second update, when the trainer's policy is no longer the one that sampled."""
     settings = config(importance_sampling="truncated")
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
-    rollout = Rollout(groups(), "policy", NUM_GROUPS)
-    experience = updater.prepare(PlainEngine(network()), rollout, PROMPTS)
+    rollout, old = Rollout(groups(), "policy", NUM_GROUPS), PlainEngine(network())
+    experience = updater_of(settings, old).prepare(old, rollout, PROMPTS)
     assert experience.old_logprobs is not None
     new = PlainEngine(moved(network()))
+    updater = updater_of(settings, new)
     if resumed:  # between the two: the networks of before are gone
         kept = Rollout(groups(), "policy", NUM_GROUPS, old_logprobs=experience.old_logprobs)
         experience = updater.prepare(new, kept, PROMPTS)
@@ -200,7 +204,7 @@ def test_importance_is_corrected_where_vllm_samples_or_it_is_asked_for(
     settings = RunConfig(
         stage="rl", rollout=RolloutConfig(engine=engine), rl=RlConfig(importance_sampling=wanted)
     )
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    updater = updater_of(settings, PlainEngine(network()))
     assert updater.corrects_importance is corrects
 
 
@@ -211,8 +215,8 @@ def test_in_half_precision_gspo_does_not_clip_the_rounding_of_the_sampler(
     """The sampler's log-probabilities are not the trainer's here; the policy is the same in both updates."""
     settings = config(ratio="sequence", clip_low=3e-4, clip_high=4e-4)
     settings = replace(settings, train=replace(settings.train, precision=precision))
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
     engine = PlainEngine(network())
+    updater = updater_of(settings, engine)
     experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
     for update in (0, 1):
         tally = Tally()
@@ -223,7 +227,7 @@ def test_in_half_precision_gspo_does_not_clip_the_rounding_of_the_sampler(
 def test_a_group_that_teaches_nothing_costs_nothing() -> None:
     settings = config()
     engine = PlainEngine(network())
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    updater = updater_of(settings, engine)
     experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
     tally = Tally()
     list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
@@ -250,7 +254,7 @@ def test_updates_take_whole_groups_in_order_and_each_pass_takes_all() -> None:
         stage="rl", rollout=settings.rollout, rl=settings.rl, train=TrainConfig(global_batch_size=8)
     )
     assert updates_per_rollout(settings) == 4
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    updater = updater_of(settings, PlainEngine(network()))
     experience = updater.prepare(None, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
     taken = [updater.rows_of(experience, update).tolist() for update in range(4)]
     assert taken[0] + taken[1] == taken[2] + taken[3] == list(range(NUM_GROUPS * MEMBERS))

@@ -22,7 +22,7 @@ from r1hpc.config.schema.rl import EvaluateConfig, RolloutConfig
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.config.stages import SAMPLED_STAGES
 from r1hpc.submit import main as submit
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.checks.model import refuse_for_vllm
 from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.parallel.distributed import Group

@@ -18,7 +18,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import TrainError

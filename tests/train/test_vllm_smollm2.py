@@ -11,7 +11,7 @@ import pytest
 
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig
 from r1hpc.plan.model.shape import load_model_config
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import TrainError

@@ -44,7 +44,7 @@ class StopRequests:
     """Requests to this rank: signals. Rank 0 also watches the STOP and SAVE files and the clock."""
 
     def __init__(self, run: RunDir, rank: int, clock: Clock = Clock()) -> None:
-        self._run = run
+        self._stop_file, self._save_file = run.stop, run.save
         self._watch_files = rank == 0
         self.clock = clock if rank == 0 else Clock()
         self._saved = False
@@ -77,9 +77,9 @@ class StopRequests:
         if self._watch_files and now >= self._next_file_poll:
             self._next_file_poll = now + _FILE_POLL_S
             with suppress(OSError):  # a file system error is not a request
-                if self._run.stop.exists():
+                if self._stop_file.exists():
                     self._ask_to_stop("STOP file")
-                self._save = self._run.save.exists()
+                self._save = self._save_file.exists()
         late = self.clock.first_save_at is not None and not self._saved and now >= self.clock.first_save_at
         return self._stop, (self._save or late) and not self._answering
 
@@ -92,14 +92,14 @@ class StopRequests:
         self._saved, self._answering = True, False
         if self._answers_file is not None:
             if self._asked_at() == self._answers_file:  # a later touch asks for a newer state
-                self._run.save.unlink(missing_ok=True)
+                self._save_file.unlink(missing_ok=True)
             self._save, self._answers_file = False, None
             self._next_file_poll = 0.0
 
     def _asked_at(self) -> int | None:
         """Return when the file SAVE was last touched, in Unix nanoseconds; None if it does not exist."""
         with suppress(OSError):
-            return self._run.save.stat().st_mtime_ns
+            return self._save_file.stat().st_mtime_ns
         return None
 
     def seconds_left(self) -> float | None:

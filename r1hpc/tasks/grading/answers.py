@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from r1hpc.tasks.grading.completion import out_of_box
+from r1hpc.tasks.text.format import out_of_box
 
 SPACE = " \t\r\n"
 _PLAIN = re.compile(

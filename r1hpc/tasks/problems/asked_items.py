@@ -19,12 +19,12 @@ from r1hpc.config.plugins import locate
 from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
-from r1hpc.tasks.grading.completion import out_of_box, take_apart
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.gym import PREFIX
 from r1hpc.tasks.problems.registry import Mixture, counts_of, make_task, parts_of, weights_of
 from r1hpc.tasks.problems.task import Draws, Item, Task, members
 from r1hpc.tasks.problems.user_task import OwnTask
+from r1hpc.tasks.text.format import out_of_box, take_apart
 
 _NO_QUESTIONS = ("template", "judge")
 """Options that change the form or judging of a question, not the question."""

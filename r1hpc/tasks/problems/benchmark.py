@@ -26,7 +26,8 @@ from r1hpc.tasks.problems.file import (
     tables_in,
     unmarked,
 )
-from r1hpc.tasks.problems.task import TEMPLATE, Item, check_template, fill, task_id
+from r1hpc.tasks.problems.listed import TEMPLATE, check_template, fill
+from r1hpc.tasks.problems.task import Item, task_id
 
 
 class Benchmark:

@@ -32,8 +32,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.config.paths import KINDS, TABLES, named_by, of_one_kind
 from r1hpc.config.schema.rl import TaskConfig
-from r1hpc.tasks.grading.completion import TAGS, boxed_in_solution, compose, out_of_box
-from r1hpc.tasks.problems.task import TEMPLATE, Item, Listed, check_options, check_template, fill, task_id
+from r1hpc.tasks.problems.listed import TEMPLATE, Listed, check_template, fill
+from r1hpc.tasks.problems.task import Item, check_options, task_id
+from r1hpc.tasks.text.format import TAGS, boxed_in_solution, compose, out_of_box
 
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")

@@ -13,19 +13,11 @@ from importlib import util
 from typing import Any
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.tasks.grading.completion import TAGS, compose
 from r1hpc.tasks.problems.gym_worker import COUNT, ENDLESS
-from r1hpc.tasks.problems.task import (
-    TEMPLATE,
-    Draws,
-    Item,
-    check_template,
-    draw_until,
-    fill,
-    held_out_key,
-    task_id,
-)
+from r1hpc.tasks.problems.listed import TEMPLATE, check_template, fill, held_out_key
+from r1hpc.tasks.problems.task import Draws, Item, draw_until, task_id
 from r1hpc.tasks.sandbox.process import DiedError, TimedOutError, WorkerProcess
+from r1hpc.tasks.text.format import TAGS, compose
 
 PREFIX = "reasoning_gym:"
 _MAX_FAILURES = 20

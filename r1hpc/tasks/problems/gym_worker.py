@@ -16,7 +16,8 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.tasks.problems.task import held_out_key, is_held_out
+from r1hpc.tasks.problems.listed import held_out_key
+from r1hpc.tasks.problems.task import is_held_out
 from r1hpc.tasks.sandbox.process import Handler, serve
 
 ENDLESS = 2**31

@@ -18,10 +18,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.config.paths import FILES, is_own
 from r1hpc.config.schema.rl import TaskConfig
-from r1hpc.tasks.problems.builtin import ChainSum, Countdown
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.gym import PREFIX, ReasoningGym
-from r1hpc.tasks.problems.task import Draws, Item, Task, task_id
+from r1hpc.tasks.problems.task import ChainSum, Countdown, Draws, Item, Task, task_id
 from r1hpc.tasks.problems.user_task import OwnTask
 
 _FINEST = 100

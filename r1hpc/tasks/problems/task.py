@@ -2,26 +2,37 @@
 
 The index is therefore the complete state of a run's data. A hash of the question itself, not its position,
 decides if it is held out, so that no draw can put it into training.
+
+Two tasks are here. chain_sum: the last digit of a sum of digits. `224538=` -> thinking `248364`, answer `4`.
+The thinking is the running total modulo 10: one table look-up a digit. Without it the sum must be done in one
+step, which a small model does not learn; so thinking visibly pays.
+
+countdown: reach a target with each of some numbers exactly once. `3,7,12:33?` -> `3*7+12`. The rules are
+those of reasoning-gym and TinyZero: + - * / and parentheses, every number used, none twice. Questions are
+made from a solution, so each has one; the intermediate results of that solution are positive integers.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.tasks.text.format import compose
 
 _T = TypeVar("_T")
 _HELD_OUT_SHARE = 10
 _MAX_DRAWS = 500
 """A share of 1/10 is missed 500 times in a row with probability 1e-23: then there is none."""
-TEMPLATE = (
-    "Solve the problem. Write your reasoning inside <think> </think>, then only the final answer inside "
-    "<answer> </answer>.\n\nProblem: {question}\n\nSolution: "
-)
+_COUNTED_TERMS = 4
+"""Up to 10,000 questions are counted one by one; above that there are plenty."""
+_DEFAULTS = {"num_numbers": 3, "max_number": 20, "max_target": 100}
+_MAX_INTERMEDIATE = 10_000
+_MAX_TRIES = 10_000
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 @dataclass(frozen=True)
@@ -158,78 +169,107 @@ def task_id(name: str, seed: int, options: Mapping[str, Any]) -> str:
     return f"{name} seed={seed} {json.dumps(dict(options), sort_keys=True)}"
 
 
-def check_template(template: str) -> str:
-    """Return a template if it has `{question}` exactly once, else raise UsageError; all else is plain."""
-    if template.count("{question}") != 1:
-        raise UsageError(f"task.options.template must hold {{question}} exactly once; it is {template!r}")
-    return template
+class ChainSum:
+    """Running sums of num_terms digits (default 6), modulo 10: 10^num_terms questions, a tenth held out."""
+
+    name = "chain_sum"
+    judge = "exact"
+
+    def __init__(self, seed: int, options: Mapping[str, Any]) -> None:
+        options = check_options(self.name, options, {"num_terms": 6})
+        self._num_terms = check_range(self.name, "num_terms", options["num_terms"], 2, 64)
+        self._seed = seed
+        self.judge_settings: dict[str, Any] = {}
+        self.id = task_id(self.name, seed, options)
+
+    def item(self, index: int, held_out: bool = False) -> Item:
+        digits = draw_until(self._draw, (self.name, self._seed, self._num_terms, index), held_out)
+        return Item(index, f"{digits}=", running_totals(digits)[-1])
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        if self._num_terms > _COUNTED_TERMS:
+            return None
+        questions = (f"{number:0{self._num_terms}}=" for number in range(10**self._num_terms))
+        return sum(is_held_out(question) == held_out for question in questions)
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        totals = running_totals(item.prompt[:-1])
+        return compose(totals if thinking else "", totals[-1])
+
+    def _draw(self, draws: Draws) -> tuple[str, str]:
+        digits = "".join(str(draws.below(10)) for _ in range(self._num_terms))
+        return f"{digits}=", digits
 
 
-def fill(template: str, question: str) -> str:
-    """Return the prompt. Braces in the question stay unchanged."""
-    return template.replace("{question}", question)
+def running_totals(digits: str) -> str:
+    """Return the totals modulo 10 after each digit: `224538` -> `248364`."""
+    totals = accumulate(map(int, digits), lambda total, digit: (total + digit) % 10)
+    return "".join(map(str, totals))
 
 
-def check_asks_for(answer_in: str, prompts: Sequence[str], system_prompt: str) -> None:
-    """Refuse prompts that ask only for tags if \\boxed counts, or for a box if tags do: none could be right.
+class Countdown:
+    """Held out by sorted numbers and target: another order of the same numbers is no new question."""
 
-    `answer_in` is reward.answer_in, `boxed` or `tags`; `prompts` are of one task. A single question may
-    contain a tag or box; a template puts it into all. Raise UsageError if the template of all or the system
-    message does.
-    """
-    counts, other = ("\\boxed", "<answer>") if answer_in == "boxed" else ("<answer>", "\\boxed")
-    asked = [system_prompt + prompt for prompt in prompts]
-    if not all(other in text for text in asked) or all(counts in text for text in asked):
+    name = "countdown"
+    judge = "countdown"
+
+    def __init__(self, seed: int, options: Mapping[str, Any]) -> None:
+        options = check_options(self.name, options, _DEFAULTS)
+        self._num_numbers = check_range(self.name, "num_numbers", options["num_numbers"], 2, 8)
+        self._max_number = check_range(self.name, "max_number", options["max_number"], 5, 999)
+        self._max_target = check_range(self.name, "max_target", options["max_target"], 10, _MAX_INTERMEDIATE)
+        self._seed = seed
+        self.judge_settings: dict[str, Any] = {}
+        self.id = task_id(self.name, seed, options)
+
+    def item(self, index: int, held_out: bool = False) -> Item:
+        made = draw_until(self._draw, (self.id, index), held_out)
+        numbers, target = made["numbers"], made["target"]
+        return Item(index, f"{','.join(map(str, numbers))}:{target}?", made["solution"], made)
+
+    def num_questions(self, held_out: bool = False) -> None:
+        """Return None: questions are made from drawn solutions, not listed."""
         return
-    what = "model.system_prompt" if other in system_prompt else "the template of the prompts"
-    if answer_in == "boxed":
-        raise UsageError(
-            f"reward.answer_in=boxed counts what \\boxed{{}} holds, and {what} asks for <answer> tags: ask "
-            "for the box, as by task.options.template='{question}\\nReason step by step, and put your final "
-            "answer within \\boxed{}.'"
-        )
-    raise UsageError(
-        f"reward.answer_in=tags counts what <answer> </answer> holds, and {what} asks for \\boxed{{}}: set "
-        "reward.answer_in=boxed, or ask for the tags"
-    )
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        return compose(item.metadata["steps"] if thinking else "", item.answer)
+
+    def _draw(self, draws: Draws) -> tuple[str, dict[str, Any]]:
+        for _ in range(_MAX_TRIES):
+            numbers = [1 + draws.below(self._max_number) for _ in range(self._num_numbers)]
+            target, solution, steps = _combine(draws, numbers)
+            if target <= self._max_target:
+                made = {"numbers": numbers, "target": target, "solution": solution, "steps": ",".join(steps)}
+                return f"{sorted(numbers)}:{target}", made
+        raise UsageError(f"countdown finds no target up to {self._max_target}: raise task.options.max_target")
 
 
-def held_out_key(question: str) -> str:
-    """Return what decides if a question is held out: its words, without case and blanks."""
-    return " ".join(question.casefold().split())
+def _combine(draws: Draws, numbers: list[int]) -> tuple[int, str, list[str]]:
+    """Make one number of all at random; return its value, its expression, and its steps."""
+    pool = [(number, str(number), 3) for number in numbers]
+    steps = []
+    while len(pool) > 1:
+        left, right = pool.pop(draws.below(len(pool))), pool.pop(draws.below(len(pool)))
+        if left[0] < right[0]:
+            left, right = right, left
+        operator = _operators(left[0], right[0])[draws.below(len(_operators(left[0], right[0])))]
+        a, b = left[0], right[0]
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]
+        steps.append(f"{a}{operator}{b}={result}")
+        pool.append((result, _write(operator, left, right), _PRECEDENCE[operator]))
+    value, text, _ = pool[0]
+    return value, text, steps
 
 
-class Listed:
-    """A finite list of questions as the two parts of a task. Immutable."""
+def _operators(left: int, right: int) -> str:
+    """Return the operators that keep the result a positive integer of few digits."""
+    usable = "+" + ("-" if left > right else "") + ("*" if left * right <= _MAX_INTERMEDIATE else "")
+    return usable + ("/" if left % right == 0 else "")
 
-    def __init__(self, key: tuple[object, ...], questions: Sequence[str], what: str) -> None:
-        """`key` decides the orders; `what` names the list in errors."""
-        self._key, self._what = key, what
-        keys = list(map(held_out_key, questions))
-        self._parts: dict[bool, list[int]] = {False: [], True: []}
-        for position, each in enumerate(keys):
-            self._parts[is_held_out(each)].append(position)
-        self._different = {part: len({questions[at] for at in own}) for part, own in self._parts.items()}
-        self._order = lru_cache(maxsize=4)(self._shuffled)
 
-    def at(self, index: int, held_out: bool) -> tuple[int, int]:
-        """Return (position in the list, number of the pass) of an item; UsageError if the part is empty."""
-        positions = self._parts[held_out]
-        if not positions:
-            part = "held-out" if held_out else "training"
-            raise UsageError(
-                f"{self._what} has no {part} questions (about one in ten is held out): add questions"
-            )
-        epoch, place = divmod(index, len(positions))
-        return positions[self._order(epoch, held_out)[place]], epoch
-
-    def num_questions(self, held_out: bool) -> int:
-        """Return the number of different questions in a part."""
-        return self._different[held_out]
-
-    def items_per_pass(self, held_out: bool) -> int:
-        """Return the items of one pass over the list. A repeated question counts each time."""
-        return len(self._parts[held_out])
-
-    def _shuffled(self, epoch: int, held_out: bool) -> list[int]:
-        return Draws(*self._key, epoch, int(held_out)).shuffled(len(self._parts[held_out]))
+def _write(operator: str, left: tuple[int, str, int], right: tuple[int, str, int]) -> str:
+    own = _PRECEDENCE[operator]
+    before = f"({left[1]})" if left[2] < own else left[1]
+    tight = right[2] < own or (right[2] == own and operator in "-/")
+    after = f"({right[1]})" if tight else right[1]
+    return f"{before}{operator}{after}"

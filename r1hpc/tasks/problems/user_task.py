@@ -16,9 +16,10 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.plugins import locate
-from r1hpc.tasks.grading.completion import TAGS, compose
-from r1hpc.tasks.problems.task import Draws, Item, Listed, draw_until, held_out_key, task_id
+from r1hpc.tasks.problems.listed import Listed, held_out_key
+from r1hpc.tasks.problems.task import Draws, Item, draw_until, task_id
 from r1hpc.tasks.sandbox.process import DiedError, TimedOutError, WorkerProcess, wait_for_own
+from r1hpc.tasks.text.format import TAGS, compose
 
 _ENDLESS = 2**31
 _LIMIT_S = 60.0

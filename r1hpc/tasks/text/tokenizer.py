@@ -1,25 +1,29 @@
-"""Load a model's tokenizer: a tokenizer.json, or the small built-in one of the arithmetic tasks."""
+"""Load a model's tokenizer and prompt form: a tokenizer.json and what lies beside it, or the small built-in
+tokenizer of the arithmetic tasks. What is done with them is in format.py."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.files import parse_json
 from r1hpc.config.paths import has_own_template
 from r1hpc.config.plugins import template_file
 from r1hpc.config.schema.run import ModelConfig, RunConfig
+from r1hpc.plan.model.chat_template import has_template, load_template
 from r1hpc.plan.model.shape import load_teacher_config
-from r1hpc.tasks.grading.completion import TAGS
-from r1hpc.tasks.text.prompt_format import PromptForm, named_tokens, prompt_form
+from r1hpc.tasks.text.format import TAGS, PromptForm, SpecialIds, TooLongError, prompt_ids
 
 CHARACTERS = "characters"
+_AUTO = "auto"
 ALPHABET = "0123456789+-*/=,:?() "
 _EOS_NAMES = (
     "<eos>",
@@ -36,25 +40,6 @@ _COMPANIONS = (
 """Files beside a tokenizer.json that decide how transformers reads it."""
 
 
-class TooLongError(ConfigError):
-    """A prompt of more tokens than rollout.max_prompt_length."""
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """`pad` fills rows, `eos` ends a taught text."""
-
-    pad: int
-    eos: int
-    also: tuple[int, ...] = ()
-    """Further tokens that end a completion: chat models have several."""
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """Return every token that ends a completion."""
-        return (self.eos, *self.also)
-
-
 @dataclass(frozen=True)
 class TokenizerFiles:
     """Tokenizer files beside the weights of an export."""
@@ -67,8 +52,8 @@ class TokenizerFiles:
 def character_tokenizer() -> tokenizers.Tokenizer:
     """Return a tokenizer of 27 tokens: <pad> <eos>, the four tags, then ALPHABET, one ID a character.
 
-    Decoding keeps the tags, also with skip_special_tokens. `encode` of this module names an unknown
-    character; the tokenizer's own encode raises a shorter error.
+    Decoding keeps the tags, also with skip_special_tokens. format.encode names an unknown character; the
+    tokenizer's own encode raises a shorter error.
     """
     words = ["<pad>", "<eos>", *TAGS, *ALPHABET]
     tokenizer = tokenizers.Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
@@ -114,45 +99,9 @@ def tokenizer_file(model: ModelConfig) -> Path:
     return path
 
 
-def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Return the IDs of `text` without special tokens around it; UsageError for an unknown character."""
-    try:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    # The library raises plain Exception for a missing token.
-    except Exception as error:
-        unknown = sorted({char for char in text if not _known(tokenizer, char)})
-        raise UsageError(
-            f"the tokenizer has no token for {unknown or error} in {text[:80]!r}; "
-            "the built-in `characters` holds digits, + - * / = , : ? ( ) and space: give model.tokenizer"
-        ) from None
-    return ids
-
-
-def prompt_ids(
-    tokenizer: tokenizers.Tokenizer, form: PromptForm, prompt: str, where: str, most: int
-) -> tuple[int, ...]:
-    """Return the tokens of a prompt in the model's prompt form.
-
-    `where` is the line of its file, for errors; empty: it is from none. Raise TooLongError if it has more
-    than `most` tokens, UsageError for an unknown character, or if the chat template refuses the prompt.
-    """
-    at = where and f"{where}: "
-    try:
-        ids = tuple(encode(tokenizer, form.prompt(prompt)))
-    except UsageError as error:
-        raise UsageError(f"{at}{error}") from None
-    if len(ids) > most:
-        shorter = "; or shorten task.options.template; task.drop_longer=true leaves out a task's longer rows"
-        raise TooLongError(
-            f"{at}a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most} "
-            f"({prompt!r:.80}){shorter if where else ''}"
-        )
-    return ids
-
-
 def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str], bool] | None:
     """Return a check that prompts keep to rollout.max_prompt_length, for make_task. None: none is dropped.
-    `code`: see prompt_format.prompt_form."""
+    `code`: see form_of."""
     if not config.task.drop_longer or config.stage == "traces":
         return None
     tokenizer = load_tokenizer(config.model)
@@ -168,23 +117,6 @@ def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str],
     return fits
 
 
-def decode(
-    tokenizer: tokenizers.Tokenizer, rows: Sequence[Sequence[int]], stops: Sequence[int] = ()
-) -> list[str]:
-    """Return the model's text for each row of IDs: without special tokens, but with the tags.
-
-    Tags are often added to a vocabulary as special tokens. The library's skip_special_tokens would remove
-    them too, and the answer could not be judged. `stops`, which end a completion, are left out too: some
-    tokenizers hold their end as a common token.
-    """
-    added = tokenizer.get_added_tokens_decoder().items()
-    silent = {index for index, token in added if token.special} | set(stops)
-    silent -= {tokenizer.token_to_id(tag) for tag in TAGS}
-    spoken = [[index for index in row if index not in silent] for row in rows]
-    texts: list[str] = tokenizer.decode_batch(spoken, skip_special_tokens=False)
-    return texts
-
-
 def special_ids(
     tokenizer: tokenizers.Tokenizer,
     model: ModelConfig | None = None,
@@ -196,13 +128,13 @@ def special_ids(
     With `model` the files beside the tokenizer decide, else well-known names. A taught text ends with the
     token that closes a turn of the chat template, if there is one. A sampled text ends there, at the
     tokenizer's own end, and at those of generation_config.json (or config.json). `end` is that of a dataset's
-    texts, whatever the files say; `code`: see prompt_format.prompt_form. Raise UsageError without an end
+    texts, whatever the files say; `code`: see form_of. Raise UsageError without an end
     token.
     """
     folder = None if model is None else _folder(model)
     named = {} if folder is None else named_tokens(folder)
     eos = _token(tokenizer, named.get("eos_token"), _EOS_NAMES)
-    template = None if model is None else prompt_form(model, tokenizer, folder, code).template
+    template = None if model is None else form_of(tokenizer, model, code).template
     turn = template.end_of_turn() if template is not None else None
     turn_id = None if turn is None else tokenizer.token_to_id(turn)
     ends = [end, turn_id, eos, *_listed_ends(tokenizer, folder)]
@@ -217,8 +149,65 @@ def special_ids(
 
 
 def form_of(tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | None = None) -> PromptForm:
-    """Return the prompt form for a model with this tokenizer; see prompt_format.prompt_form."""
-    return prompt_form(model, tokenizer, _folder(model), code)
+    """Return the form set by model.chat_template, model.system_prompt and model.open_thinking.
+
+    `code` is the frozen code of a run inspected from outside, with its copy of a custom template. Raise
+    UsageError if there is no such template, it does not compile, or for a system prompt without a template.
+    """
+    template, folder = None, _folder(model)
+    if has_own_template(model):
+        template = load_template(template_file(model, code), folder)
+    elif model.chat_template == _AUTO and folder is not None and has_template(folder):
+        template = load_template(folder)
+    if model.system_prompt is not None and template is None:
+        raise UsageError(
+            "model.system_prompt needs a chat template, and there is none: leave it out, and write it into "
+            "the task's template"
+        )
+    begin = "" if template is not None or folder is None else _begin(tokenizer, folder)
+    return PromptForm(template, model.system_prompt, begin, model.open_thinking)
+
+
+def as_trained(trained: ModelConfig, folder: Path) -> ModelConfig:
+    """Return the settings to ask a run's exported folder as the run asked; the folder has all else."""
+    return ModelConfig(
+        path=str(folder),
+        attn_implementation=trained.attn_implementation,
+        chat_template="none" if trained.chat_template == "none" else _AUTO,
+        system_prompt=trained.system_prompt,
+        open_thinking=trained.open_thinking,
+    )
+
+
+def _begin(tokenizer: tokenizers.Tokenizer, folder: Path) -> str:
+    """Return the token before every text: by `add_bos_token`, else what the tokenizer itself puts there."""
+    named = named_tokens(folder)
+    if named.get("add_bos_token") is False:
+        return ""
+    frame = tokenizer.encode("", add_special_tokens=True).tokens
+    before = "".join(takewhile(lambda token: token != named.get("eos_token"), frame))
+    return before or (str(named.get("bos_token", "")) if named.get("add_bos_token") else "")
+
+
+def named_tokens(folder: Path) -> dict[str, Any]:
+    """Return what the files beside a tokenizer.json say about tokens: `eos_token` etc. as text, and flags.
+    Raise UsageError if one of them is no JSON object."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        try:
+            content = parse_json(path.read_bytes()) if path.is_file() else {}
+        except ValueError as error:
+            raise UsageError(f"{path} is not valid JSON ({error}); restore it") from None
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} must hold one JSON object; restore it")
+        found |= {key: _content(value) for key, value in content.items() if value is not None}
+    return found
+
+
+def _content(token: Any) -> Any:
+    """Return the text of a token, which Hugging Face writes as a string or as an object with `content`."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token
 
 
 def asking_id(model: ModelConfig, form: PromptForm, ids: SpecialIds) -> str:
@@ -349,11 +338,6 @@ def _listed_ends(tokenizer: tokenizers.Tokenizer, folder: Path | None) -> list[i
         if value is not None:
             return [token for token in listed if token in added]
     return []
-
-
-def _known(tokenizer: tokenizers.Tokenizer, char: str) -> bool:
-    is_text = not "\ud800" <= char <= "\udfff"  # half a surrogate pair, as JSON may escape one
-    return is_text and tokenizer.token_to_id(char) is not None
 
 
 def _token(tokenizer: tokenizers.Tokenizer, named: str | None, usual: tuple[str, ...]) -> int | None:

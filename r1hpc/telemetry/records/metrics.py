@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import GrowingFile, append_record, iter_objects, iter_records, parse_object, read_json
+from r1hpc.base.files import (
+    GrowingFile,
+    append_record,
+    fsync_dir,
+    fsync_file,
+    iter_objects,
+    iter_records,
+    parse_object,
+    read_json,
+)
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.lines import MetricEvent, PlanFacts, read_tail
 from r1hpc.telemetry.records.rungs import open_rungs
@@ -141,6 +150,7 @@ class MetricWriter:
         run.metrics.mkdir(mode=0o700, exist_ok=True)
         self._steps = run.train_metrics
         self._events = events_path(run)
+        self._ledger = run.ledger / f"attempt_{attempt}.jsonl"
         self._attempt = attempt
         self._rungs = open_rungs(run)
 
@@ -155,6 +165,18 @@ class MetricWriter:
         """Write any other event, for example save(global_step, seconds, bytes), start, resume."""
         record = {"event": name, "time": time.time(), "attempt": self._attempt, **fields}
         append_record(self._events, _finite(record), durable=False)
+
+    def used(self, *, global_step: int, **data: Any) -> None:
+        """Write the data that a step used to the ledger. See LedgerRecord for the fields."""
+        head = {"global_step": global_step, "attempt": self._attempt}
+        append_record(self._ledger, {**head, **data}, durable=False)
+
+    def make_durable(self) -> None:
+        """Sync steps and ledger: a checkpoint must not know of steps that they lack."""
+        for path in (self._steps, self._ledger):
+            if path.exists():  # a run that stops before its first step has neither
+                fsync_file(path)
+                fsync_dir(path.parent)
 
 
 def events_path(run: RunDir) -> Path:

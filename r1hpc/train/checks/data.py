@@ -219,13 +219,8 @@ def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
     """Refuse a trace that the build or the ranks would refuse: too long, not encodable, or with an end token
     inside. Return a note if a prompt opens a thinking block that its completion does not close."""
-    from r1hpc.tasks.grading.completion import TAGS
-    from r1hpc.tasks.text.tokenizer import (  # the tokenizers library
-        encode,
-        form_of,
-        load_tokenizer,
-        special_ids,
-    )
+    from r1hpc.tasks.text.format import TAGS, encode
+    from r1hpc.tasks.text.tokenizer import form_of, load_tokenizer, special_ids  # the tokenizers library
 
     tokenizer = load_tokenizer(config.model)
     form, eos_id = form_of(tokenizer, config.model), special_ids(tokenizer, config.model).eos

@@ -22,10 +22,10 @@ from r1hpc.base.files import append_record, read_json, write_atomic, write_json
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.parts import evaluation_prompts, num_items
 from r1hpc.tasks.grading.answers import counted_as
-from r1hpc.tasks.grading.completion import take_apart
 from r1hpc.tasks.problems.task import Item, members
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import majority, pass_at_k, share_interval, wilson
+from r1hpc.tasks.text.format import take_apart
 from r1hpc.telemetry.records.evaluations import (
     OF_BEFORE,
     answers_path,
@@ -35,7 +35,7 @@ from r1hpc.telemetry.records.evaluations import (
     table,
 )
 from r1hpc.train.loop.session import Job
-from r1hpc.train.rollout.sampler import Judge, ShouldStop
+from r1hpc.train.rollout.judge import Judge, ShouldStop
 from r1hpc.train.rollout.torch_engine import Cut
 
 _EVALUATION_SEED = 0x5EED

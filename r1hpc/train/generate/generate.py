@@ -34,8 +34,8 @@ from r1hpc.train.generate.evaluate import Answer, Asking, answer, refuse_other_a
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.engine import check_precision
+from r1hpc.train.rollout.judge import Judge, Scored, open_judge
 from r1hpc.train.rollout.policy import placement
-from r1hpc.train.rollout.sampler import Judge, Scored, open_judge
 from r1hpc.train.rollout.torch_engine import Cut
 
 Lines = list[dict[str, Any]]

@@ -10,7 +10,8 @@ and its adapters count. Some families change the logits after the head (Gemma's 
 scale). The first call finds out, and for them the logits stay complete.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from r1hpc.plan.memory.step import logits_at_once
-from r1hpc.train.model.losses import divergence
 
 Apply = Callable[[Tensor], Tensor]
 """Maps hidden states (n, hidden_size) to logits (n, vocab)."""
@@ -82,51 +82,85 @@ class OutputHead:
         """
         chosen, num_chosen = _some(targets, chosen)
         picked = targets.flatten() if chosen is None else targets.flatten()[chosen]
-        given: list[Tensor] = []
-
-        def score(apply: Apply, states: Tensor, wanted: Tensor, told: Tensor | None) -> Tensor:
-            """Map (n, width), (n,) and a teacher's logits (n, vocab) to (n, 3), the columns of Scores."""
-            logits = _tempered(apply(states), temperature)
-            logprobs = -F.cross_entropy(logits, wanted, reduction="none")
-            entropies = divergences = torch.zeros_like(logprobs)
-            if with_entropies:
-                entropies = _entropies(logits, differentiate_entropies)
-            if teacher is not None and told is not None:
-                divergences = divergence(logits, _tempered(told, temperature), teacher.beta)
-            return torch.stack([logprobs, entropies, divergences], -1)
-
-        def in_chunks(apply: Apply, hidden: Tensor) -> Tensor:
-            """Return (num_chosen, 3), in place of the head's logits."""
-            states = _picked(hidden, chosen)
-            parts = torch.split(states, self._chunk)
-            told = [None] * len(parts) if teacher is None else torch.split(teacher.logits, self._chunk)
-            function: Callable[..., Tensor] = score
-            if torch.is_grad_enabled() and len(states) > self._chunk:  # the backward pass computes them again
-                function = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
-            pieces = zip(parts, torch.split(picked, self._chunk), told, strict=True)
-            answer = torch.cat([function(apply, *piece) for piece in pieces])
-            given.append(answer.detach())
-            return answer
-
+        scoring = _Scoring(
+            picked,
+            chosen,
+            self._chunk,
+            temperature=temperature,
+            with_entropies=with_entropies,
+            differentiate_entropies=differentiate_entropies,
+            teacher=teacher,
+        )
         if self._is_last is not False:
-            with _in_place_of_forward(self._head, in_chunks):
+            with _in_place_of_forward(self._head, scoring.in_place_of):
                 answer = run()
             if self._is_last is None:
-                self._is_last = answer.shape == given[0].shape and torch.equal(
-                    answer.nan_to_num(), given[0].nan_to_num()
-                )
+                self._is_last = scoring.passed_unchanged(answer)
             if self._is_last:
                 return Scores(*answer[:num_chosen].unbind(-1))
-        told = None if teacher is None else teacher.logits
-        whole = score(lambda logits: logits, _picked(run(), chosen), picked, told)
+        of_teacher = None if teacher is None else teacher.logits
+        whole = scoring.score(_unchanged, _picked(run(), chosen), picked, of_teacher)
         return Scores(*whole[:num_chosen].unbind(-1))
 
     def logits(self, run: Callable[[], Tensor], targets: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Return (num_chosen, vocab), at least one row: the logits of the tokens `scores` would get, in the
         model's precision, with its family's changes after the head."""
         chosen, _ = _some(targets, chosen)
-        with _in_place_of_forward(self._head, lambda apply, hidden: apply(_picked(hidden, chosen)[None])):
+        with _in_place_of_forward(self._head, lambda head, hidden: head(_picked(hidden, chosen)[None])):
             return run()[0]
+
+
+@dataclass
+class _Scoring:
+    """One call of OutputHead.scores, with its arguments."""
+
+    targets: Tensor
+    """(num_chosen,), like the teacher's logits."""
+    chosen: Tensor | None
+    chunk: int
+    temperature: float
+    with_entropies: bool
+    differentiate_entropies: bool
+    teacher: Teacher | None
+    given: Tensor | None = None
+    """The last answer of `in_place_of`."""
+
+    def in_place_of(self, head: Apply, hidden: Tensor) -> Tensor:
+        """Return (num_chosen, 3), in place of the head's logits of hidden states (rows, k, width)."""
+        states = _picked(hidden, self.chosen)
+        parts = torch.split(states, self.chunk)
+        of_teacher: Sequence[Tensor | None] = [None] * len(parts)
+        if self.teacher is not None:
+            of_teacher = torch.split(self.teacher.logits, self.chunk)
+        score: Callable[..., Tensor] = self.score
+        if torch.is_grad_enabled() and len(parts) > 1:  # the backward pass computes the logits again
+            score = partial(checkpoint, self.score, use_reentrant=False, preserve_rng_state=False)
+        chunks = zip(parts, torch.split(self.targets, self.chunk), of_teacher, strict=True)
+        answer = torch.cat([score(head, *each) for each in chunks])
+        self.given = answer.detach()
+        return answer
+
+    def score(self, head: Apply, states: Tensor, targets: Tensor, of_teacher: Tensor | None) -> Tensor:
+        """Map (n, width), (n,) and a teacher's logits (n, vocab) to (n, 3), the columns of Scores."""
+        logits = _tempered(head(states), self.temperature)
+        logprobs = -F.cross_entropy(logits, targets, reduction="none")
+        entropies = divergences = torch.zeros_like(logprobs)
+        if self.with_entropies:
+            entropies = _entropies(logits, self.differentiate_entropies)
+        if self.teacher is not None and of_teacher is not None:
+            divergences = divergence(logits, _tempered(of_teacher, self.temperature), self.teacher.beta)
+        return torch.stack([logprobs, entropies, divergences], -1)
+
+    def passed_unchanged(self, answer: Tensor) -> bool:
+        """True if the model returned this answer in place of its logits as it was given."""
+        given = self.given
+        if given is None or answer.shape != given.shape:
+            return False
+        return torch.equal(answer.nan_to_num(), given.nan_to_num())
+
+
+def _unchanged(logits: Tensor) -> Tensor:
+    return logits
 
 
 def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
@@ -148,6 +182,28 @@ def _entropies(logits: Tensor, differentiate: bool) -> Tensor:
     with torch.set_grad_enabled(differentiate and torch.is_grad_enabled()):
         every = logits.log_softmax(-1)
         return -(every.exp() * every).sum(-1)
+
+
+def divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """Return (n,) divergences in nats between two distributions given as (n, vocab) logits.
+
+    beta KL(P, M) + (1 - beta) KL(Q, M) with P the teacher, Q the student, M = beta P + (1 - beta) Q: the
+    generalised Jensen-Shannon divergence of GKD, 2306.13649, section 2. Towards 0 and 1 it vanishes, and its
+    gradient becomes that of beta KL(P, Q) and of (1 - beta) KL(Q, P); at 0 and 1 it is KL(P, Q), the forward,
+    and KL(Q, P), the reverse KL, themselves.
+
+    Entries that only the larger vocabulary has are padding of its embedding, and ignored.
+    """
+    shared = min(student.shape[-1], teacher.shape[-1])
+    q, p = student[..., :shared].log_softmax(-1), teacher[..., :shared].log_softmax(-1)
+    if beta in (0, 1):
+        return _kl(q, p) if beta else _kl(p, q)
+    mixture = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
+    return beta * _kl(p, mixture) + (1 - beta) * _kl(q, mixture)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p.exp() * (p - q)).sum(-1)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

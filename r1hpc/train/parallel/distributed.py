@@ -138,7 +138,7 @@ def be_deterministic() -> None:
 
     Call it before the GPU is first used: cuBLAS reads its variable once (docs.nvidia.com/cuda/cublas,
     "Results reproducibility"). An operation without a deterministic kernel warns in the rank's log; in a
-    backward pass it fails (engine.py). cuDNN's attention, which torch prefers on Hopper, has none for that
+    backward pass it fails (loop/step.py). cuDNN's attention, which torch prefers on Hopper, has none for that
     pass. NCCL's order is the same for the same ranks, algorithm and protocol, which are set here.
     """
     chosen = {

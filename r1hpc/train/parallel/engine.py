@@ -1,10 +1,8 @@
 """Make DeepSpeed's config from ours, and build the engine."""
 
-import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import deepspeed
 import torch
@@ -14,16 +12,6 @@ from r1hpc.train.parallel.errors import TrainError
 
 Parameters = list[dict[str, Any]]
 """torch's parameter groups: {"params": [...], "lr_scale": x}, x times the scheduled rate."""
-
-
-def learning_rate(train: TrainConfig, step: int) -> float:
-    """Return the rate of step `step` (from 1): linear warm-up, then cosine to lr x min_lr_fraction."""
-    if step <= train.warmup_steps:
-        return train.lr * step / train.warmup_steps
-    span = max(1, train.num_steps - train.warmup_steps)
-    progress = min(1.0, (step - train.warmup_steps) / span)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return train.lr * (train.min_lr_fraction + (1 - train.min_lr_fraction) * cosine)
 
 
 def deepspeed_config(
@@ -120,12 +108,6 @@ def build_engine(
     return engine
 
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the rate of the next optimizer step."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
-
-
 @contextmanager
 def own_settings_kept(engine: Any) -> Iterator[None]:
     """Keep each group's settings while a universal checkpoint is loaded; DeepSpeed 0.19 loses them.
@@ -144,99 +126,6 @@ def own_settings_kept(engine: Any) -> Iterator[None]:
         if isinstance(count, torch.Tensor):
             device = parameter.device if adam.defaults.get("fused") else count.device
             state["step"] = count.to(device, torch.float32, copy=True)
-
-
-class Accumulated(NamedTuple):
-    """One optimizer step on this rank."""
-
-    loss: float
-    grad_norm: float
-    """Over all ranks, before clipping."""
-    forward_s: float
-    """Seconds in this rank's own forward passes, which wait for no other rank (except for weights under ZeRO
-    3, and for ranks that share its sequences)."""
-
-
-def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
-    """Run backward for each loss that the generator makes and, at the boundary, the optimizer step."""
-    total, norm = torch.zeros((), device=engine.device), None
-    watch = _Stopwatch(on_gpu=engine.device.type == "cuda")
-    for loss in watch.timed(losses):
-        with _in_one_order():
-            engine.backward(loss)
-        if not hasattr(engine.optimizer, "_global_grad_norm") and engine.is_gradient_accumulation_boundary():
-            # fp32 under ZeRO 0: DeepSpeed clips torch's own optimizer and keeps no norm. Here the gradients
-            # in the module are averaged over the ranks.
-            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-        engine.step()
-        total += loss.detach()
-    # float() waits for the GPU, so the stopwatch's events are over when they are read.
-    return Accumulated(float(total), grad_norm(engine) if norm is None else norm, watch.seconds())
-
-
-@contextmanager
-def _in_one_order() -> Iterator[None]:
-    """Make a backward pass under train.deterministic fail if an operation has no deterministic kernel.
-
-    Fused attention has one, but torch takes it only if anything else is an error, not a warning
-    (aten/src/ATen/native/transformers/cuda/attention_backward.cu).
-    """
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        yield
-        return
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        raise TrainError(f"{str(error).splitlines()[0]} Take train.deterministic=false") from error
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-class _Stopwatch:
-    """Measures the time to make the items of an iterable; on a GPU by events, without waiting for it."""
-
-    def __init__(self, on_gpu: bool) -> None:
-        self._on_gpu = on_gpu
-        self._marks: list[tuple[Any, Any]] = []
-
-    def timed(self, items: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        iterator = iter(items)
-        while True:
-            start = self._now()
-            item = next(iterator, None)
-            if item is None:
-                return
-            self._marks.append((start, self._now()))
-            yield item
-
-    def seconds(self) -> float:
-        if self._on_gpu:
-            return float(sum(start.elapsed_time(end) for start, end in self._marks)) / 1000
-        return float(sum(end - start for start, end in self._marks))
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-
-def grad_norm(engine: Any) -> float:
-    """Return the global gradient norm of the last step, before clipping; nan if fp16 overflowed."""
-    norm = engine.get_global_grad_norm()
-    if norm is None:
-        return math.nan
-    return float(norm.item() if isinstance(norm, torch.Tensor) else norm)
-
-
-def loss_scale(engine: Any, precision: Precision) -> float | None:
-    """Return fp16's current loss scale; None for other precisions."""
-    return float(engine.optimizer.loss_scale) if precision is Precision.fp16 else None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import Comparison, Verdict, compare_answers, judge_loss
-from r1hpc.tasks.text.prompt_format import as_trained
-from r1hpc.tasks.text.tokenizer import SpecialIds, fitting
+from r1hpc.tasks.text.format import SpecialIds
+from r1hpc.tasks.text.tokenizer import as_trained, fitting
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.quantize.quantize import Quantized, load_folder, quantize
-from r1hpc.train.rollout.sampler import Judge, judge_with
+from r1hpc.train.rollout.judge import Judge, judge_with
 from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
 
 _SEED = 0

@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.tasks.problems.task import members
-from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Session
+from r1hpc.train.loop.step import agree
 from r1hpc.train.rl.rollout import Groups, Rollout, read_groups, varied, write_groups
-from r1hpc.train.rollout.policy import policy_of
-from r1hpc.train.rollout.sampler import Judge
+from r1hpc.train.rollout.judge import Judge
 
 _IN_CHECKPOINT = "stage_rank_0_"
 
@@ -31,9 +31,13 @@ _IN_CHECKPOINT = "stage_rank_0_"
 class Collector:
     """Collect the rollouts of one run."""
 
-    def __init__(self, job: Job, judge: Judge) -> None:
+    def __init__(self, job: Job, judge: Judge, policy: Any) -> None:
+        """`policy` is the language model that samples."""
         self._job = job
         self._judge = judge
+        self._policy = policy
+        self._folder = job.run.rollouts
+        self._is_mixture = bool(members(judge.task).keys() - {""})
         self._rollout_s = self._reward_s = 0.0
 
     def collect(self, session: Session, rollout_index: int, first_item: int) -> Rollout | None:
@@ -44,7 +48,7 @@ class Collector:
         rollout.
         """
         config, engine = self._job.config, self._judge.engine
-        policy_id = engine.sync_weights(policy_of(session.engine))
+        policy_id = engine.sync_weights(self._policy)
         self._rollout_s = self._reward_s = 0.0
         wanted, rounds, end = config.rollout.num_prompts, list[Groups](), first_item
         for _ in range(1 + config.rl.max_resamples):
@@ -82,13 +86,13 @@ class Collector:
             made = self._batch(batch)
             if made is None:
                 break
-            job.run.rollouts.mkdir(mode=0o700, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             self._journal(rollout_index).mkdir(mode=0o700, exist_ok=True)
             name = f"batch-{batch[0]:012d}-{len(batch)}.npz"
             write_groups(self._journal(rollout_index) / name, made, policy_id)
             fresh.append(made)
         # A rank that was asked to stop made less than its share: then all ranks leave the rollout here.
-        agreed = loop.agree(session, sums=[float(len(fresh))])
+        agreed = agree(session, sums=[float(len(fresh))])
         if agreed.stop or agreed.sums[0] < len(missing):
             return None
         for part in group.gather(fresh):
@@ -149,10 +153,8 @@ class Collector:
         return [self._judge.prompt(self._judge.task.item(int(item))) for item in groups.items]
 
     def labels(self, groups: Groups) -> list[str]:
-        task = self._judge.task
-        if not members(task).keys() - {""}:
-            return []
-        return [task.item(int(item)).task for item in groups.items]
+        """Return each group's task; nothing unless there are several."""
+        return [self._judge.task.item(int(item)).task for item in groups.items if self._is_mixture]
 
     def num_kept(self, rollout_index: int) -> int:
         """Return how many finished groups of a rollout are on disk, by their files' names."""
@@ -182,7 +184,7 @@ class Collector:
 
     def forget_before(self, rollout_index: int) -> None:
         """Remove the batches of earlier rollouts."""
-        for folder in self._job.run.rollouts.glob("window-*"):
+        for folder in self._folder.glob("window-*"):
             if folder.name < self._journal(rollout_index).name:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -192,7 +194,7 @@ class Collector:
         return self._job.requests.poll()[0]
 
     def _journal(self, rollout_index: int) -> Path:
-        return self._job.run.rollouts / f"window-{rollout_index:08d}"
+        return self._folder / f"window-{rollout_index:08d}"
 
     def _batches(self, rollout_index: int) -> list[Path]:
         return sorted(self._journal(rollout_index).glob("batch-*.npz"))

@@ -1,10 +1,10 @@
 """Train with GRPO, PPO or on-policy distillation, rollout by rollout.
 
-Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/sampler.py
-asks the engine and the verifier, and tasks/rewards.py scores), then update.py (advantages and losses;
-the formulas are in model/losses.py, the log-probabilities in model/output_head.py).
+Read a step top to bottom: `RlStage.take_step` here, then collect.py (sampling and rewards; rollout/judge.py
+asks the engine and the verifier, and tasks/rewards.py scores), then update.py (advantages and losses; the
+log-probabilities are in model/output_head.py).
 
-A rollout is followed by updates_per_rollout optimizer steps (loop.optimizer_step). Each is a step of the
+A rollout is followed by updates_per_rollout optimizer steps (loop/step.py). Each is a step of the
 loop, so a checkpoint can fall between two updates of a rollout. (TRL would generate again from the newer
 policy there: huggingface/trl grpo_trainer.py.) A signal during sampling stops all ranks at once, and the
 finished batches are used after the resume. Only rank 0 sees the file STOP and the GPU-hour limit: the others
@@ -31,21 +31,16 @@ from r1hpc.telemetry.records.evaluations import evaluations_path
 from r1hpc.train.generate.evaluate import Asking, HeldOut, refuse_other_asking
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
+from r1hpc.train.loop.step import optimizer_step, record
 from r1hpc.train.model.export import export_model
 from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
+from r1hpc.train.rl.ppo import build_actor_critic
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_rollout, save_rollout
 from r1hpc.train.rl.update import Updater
-from r1hpc.train.rollout.policy import (
-    ActorCritic,
-    build_actor_critic,
-    build_policy,
-    build_reference,
-    placement,
-    policy_of,
-)
-from r1hpc.train.rollout.sampler import open_judge
+from r1hpc.train.rollout.judge import open_judge
+from r1hpc.train.rollout.policy import build_policy, build_reference, placement
 from r1hpc.train.rollout.torch_engine import logprob_limit
 
 
@@ -56,31 +51,32 @@ def run(job: Job) -> Outcome:
     with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
         check_teacher_tokens(config)
         asking = Asking(judge.evaluated.id, judge.asking_id)
-        record = job.run.metrics / "evaluated.json"
-        refuse_other_asking(job, record, asking, "the run began", partial(has_kept, job.run))
+        evaluated = job.run.metrics / "evaluated.json"
+        refuse_other_asking(job, evaluated, asking, "the run began", partial(has_kept, job.run))
         job.watchdog.beat("building the model")
-        build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
-        network = build(config, hf_config, placement(config, job.group, divided=True))
-        reference = build_reference(job, hf_config)
+        lie, parameters = placement(config, job.group, divided=True), None
+        if config.rl.algorithm == "ppo":
+            network: Any = build_actor_critic(config, hf_config, lie)
+            policy, parameters = network.policy, network.parameter_groups(config)
+        else:
+            network = policy = build_policy(config, hf_config, lie)
+        reference = build_reference(job, hf_config, policy)
         of_reference = reference.id if reference else None
         facts: dict[str, Any] = {"reference": of_reference, "algorithm": config.rl.algorithm}
         # A checkpoint belongs to the custom reward terms it was trained with.
         if digests := {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}:
             facts["own_rewards"] = digests
-        collector = Collector(job, judge)
-        stage = RlStage(
-            job,
-            collector,
-            Updater(config, job.group, special_ids(judge.tokenizer, config.model).pad, reference),
-            HeldOut(job, judge, collector.stop_requested),
-        )
+        collector = Collector(job, judge, policy)
+        pad = special_ids(judge.tokenizer, config.model).pad
+        updater = Updater(config, job.group, pad, policy, reference)
+        stage = RlStage(job, policy, collector, updater, HeldOut(job, judge, collector.stop_requested))
         plan = Plan(
             network=network,
             hf_config=hf_config,
             batch=BatchPlan(config.train.global_batch_size, config.train.micro_batch_size, 1),
             data_id=judge.task.id,
             order_id=f"items in order, {config.rollout.num_prompts} x {config.rollout.num_generations}",
-            parameters=network.parameter_groups(config) if isinstance(network, ActorCritic) else None,
+            parameters=parameters,
             facts=facts,
         )
         return loop.train(loop.set_up(job, stage, plan), stage)
@@ -89,11 +85,16 @@ def run(job: Job) -> Outcome:
 class RlStage:
     """The RL stage. Its state: the rollout's number, the next item, and the updates made on the rollout."""
 
-    def __init__(self, job: Job, collector: Collector, updater: Updater, held_out: HeldOut) -> None:
+    def __init__(
+        self, job: Job, policy: Any, collector: Collector, updater: Updater, held_out: HeldOut
+    ) -> None:
+        """`policy` is the language model inside the engine."""
         self._job = job
+        self._policy = policy
         self._collector = collector
         self._updater = updater
         self._held_out = held_out
+        self._max_difference = logprob_limit(job.config)
         self._incarnation = incarnation_dir(job.run.checkpoints, job.attempt, job.token)
         self._rollout_index = 0
         self._next_item = job.config.task.first_item or 0
@@ -127,7 +128,7 @@ class RlStage:
         is_first, tally = self._update == 0, Tally()
         rows = self._updater.rows_of(self._experience, self._update)
         losses = self._updater.losses(engine, self._experience, rows, is_first, tally)
-        result = loop.optimizer_step(session, step, losses, tally.numbers)
+        result = optimizer_step(session, step, losses, tally.numbers)
         sums = Sums(*result.sums)
         self._check_sampler(sums, is_first)
         now = time.monotonic()
@@ -143,7 +144,7 @@ class RlStage:
                 used=self._used(self._rollout),
                 extra=self._facts(self._rollout, sums, now - updating),
             )
-            loop.record(session, step, result, done)
+            record(session, step, result, done)
         self._advance(self._rollout)
         return result
 
@@ -156,14 +157,13 @@ class RlStage:
 
     def _evaluate(self, session: Session, step: int) -> bool:
         began = time.monotonic()
-        done = self._held_out.evaluate(policy_of(session.engine), step)
+        done = self._held_out.evaluate(self._policy, step)
         if done and self._job.group.rank == 0:
             session.metrics.event("evaluation", global_step=step, seconds=time.monotonic() - began)
         return done
 
     def _check_sampler(self, sums: Sums, is_first: bool) -> None:
-        most = logprob_limit(self._job.config)
-        difference = sums.per_token(sums.difference)
+        most, difference = self._max_difference, sums.per_token(sums.difference)
         if is_first and difference is not None and difference > most:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
@@ -194,7 +194,7 @@ class RlStage:
             return False
         job.watchdog.beat("exporting the model")
         files = exported_tokenizer(job.config.model)
-        export_model(policy_of(session.engine), job.group, job.run.model, files)
+        export_model(self._policy, job.group, job.run.model, files)
         return True
 
     def kept(self, step: int) -> int:

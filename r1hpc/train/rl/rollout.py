@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.base.errors import StateError
-from r1hpc.train.model.losses import Floats
 from r1hpc.train.parallel.distributed import Group
 
 Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 _TERM = "term_"
 _GROUPS = "stage_rank_0_window.npz"

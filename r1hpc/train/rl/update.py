@@ -1,8 +1,16 @@
 """Compute the losses of one update on a rollout's completions: GRPO, PPO or distillation from a teacher.
 
+Read from `Updater.prepare` (advantages) to `Updater.losses` and `_loss`; the formulas are the functions at
+the end, without engine or ranks. PPO's critic is in ppo.py.
+
 Every rank knows the whole rollout, so all ranks deal the rows alike. Rows that give no gradient are left out,
 the rest is sorted by length and dealt: a micro batch holds rows of similar length, and all ranks have equally
 many.
+
+Sources: GRPO, DeepSeekMath arXiv 2402.03300 eq. 3 and 4; DAPO arXiv 2503.14476 (clip-higher, token-level
+loss, overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347
+eq. 7; k3: Schulman, "Approximating KL Divergence"; RLOO arXiv 2402.14740; CISPO arXiv 2506.13585 eq. 4; GSPO
+arXiv 2507.18071 eq. 5 to 7; dual clip arXiv 1912.09729.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,24 +18,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from r1hpc.config.schema.rl import RlConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout, works_out_old_policy
-from r1hpc.train.model.losses import (
-    Floats,
-    gae,
-    group_advantages,
-    importance_weights,
-    policy_terms,
-    token_weights,
-    value_loss,
-    whiten,
-)
 from r1hpc.train.model.output_head import OutputHead, Scores, Teacher
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rl.rollout import Experience, MicroBatch, Rollout, Rows, Tally, deal, lay_out
-from r1hpc.train.rollout.policy import Reference, policy_of
+from r1hpc.train.rl.ppo import gae, value_loss, whiten
+from r1hpc.train.rl.rollout import Experience, Floats, MicroBatch, Rollout, Rows, Tally, deal, lay_out
+from r1hpc.train.rollout.policy import Reference
+
+_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class Forward:
 class Updater:
     """Computes the losses of one run. Every method takes the training engine; all ranks call it."""
 
-    def __init__(self, config: RunConfig, group: Group, pad: int, reference: Reference | None) -> None:
+    def __init__(
+        self, config: RunConfig, group: Group, pad: int, policy: Any, reference: Reference | None
+    ) -> None:
+        """`policy` is the language model inside the engine."""
         self._config = config
         self._group = group
         self._pad = pad
@@ -63,7 +69,10 @@ class Updater:
         self.corrects_importance = corrects_importance(config)
         self.num_updates = updates_per_rollout(config)
         self._works_out_old_policy = works_out_old_policy(config)
-        self._heads: dict[int, OutputHead] = {}
+        self._head = OutputHead(policy, config.train.logits_chunk_tokens)
+        self._reference_head = self._head
+        if reference is not None and reference.model is not policy:
+            self._reference_head = OutputHead(reference.model, config.train.logits_chunk_tokens)
 
     def prepare(self, engine: Any, rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> Experience:
         """Return a rollout with its advantages, and with what the networks give before its updates: the
@@ -108,7 +117,7 @@ class Updater:
     def losses(
         self, engine: Any, experience: Experience, rows: Rows, is_first: bool, tally: Tally
     ) -> Iterator[torch.Tensor]:
-        """Yield the loss of each micro batch of an update on `rows`, for loop.optimizer_step; `tally` adds
+        """Yield the loss of each micro batch of an update on `rows`, for optimizer_step; `tally` adds
         up.
 
         `is_first`: no update has been made since the rollout, so the trainer's policy is the sampler's.
@@ -204,14 +213,15 @@ class Updater:
 
     def _forward(self, engine: Any, batch: MicroBatch) -> Forward:
         """Run the policy, PPO's critic, and before them the reference or teacher."""
-        rl, teacher, reference = self._config.rl, None, None
+        rl, head, teacher, reference = self._config.rl, self._reference_head, None, None
         if self._reference is not None:
-            with torch.no_grad(), self._reference.policy(engine) as network:
+            network = self._reference.network
+            with torch.no_grad(), self._reference.context():
                 if self._distills:
-                    head, run = self._head(network), lambda: _outputs(network, batch)[0]
-                    teacher = Teacher(head.logits(run, batch.targets, batch.positions), rl.jsd_beta)
+                    logits = head.logits(lambda: _outputs(network, batch)[0], batch.targets, batch.positions)
+                    teacher = Teacher(logits, rl.jsd_beta)
                 else:
-                    scores = self._scores(network, batch, lambda: _outputs(network, batch)[0])
+                    scores = self._scores(head, batch, lambda: _outputs(network, batch)[0])
                     reference = batch.placed(scores.logprobs)
         values: list[torch.Tensor | None] = []
 
@@ -222,26 +232,19 @@ class Updater:
             return logits
 
         wanted = {"with_entropies": True, "differentiate_entropies": rl.entropy_coef > 0}
-        scores = self._scores(engine, batch, run_policy, teacher=teacher, **wanted)
+        scores = self._scores(self._head, batch, run_policy, teacher=teacher, **wanted)
         logprobs, entropies = batch.placed(scores.logprobs), batch.placed(scores.entropies)
         return Forward(logprobs, entropies, values[0], reference, batch.placed(scores.divergences))
 
     def _scores(
-        self, network: Any, batch: MicroBatch, run: Callable[[], torch.Tensor], **more: Any
+        self, head: OutputHead, batch: MicroBatch, run: Callable[[], torch.Tensor], **more: Any
     ) -> Scores:
         more["temperature"] = self._config.rollout.temperature
-        return self._head(network).scores(run, batch.targets, batch.positions, **more)
-
-    def _head(self, network: Any) -> OutputHead:
-        """Return the head of the policy or reference, kept for what it learns about the network."""
-        network = policy_of(network)
-        if id(network) not in self._heads:
-            self._heads[id(network)] = OutputHead(network, self._config.train.logits_chunk_tokens)
-        return self._heads[id(network)]
+        return head.scores(run, batch.targets, batch.positions, **more)
 
     def _logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
         alone = {"of_critic": False} if self._is_ppo else {}
-        scores = self._scores(engine, batch, lambda: _outputs(engine, batch, **alone)[0])
+        scores = self._scores(self._head, batch, lambda: _outputs(engine, batch, **alone)[0])
         return batch.placed(scores.logprobs)
 
     @torch.no_grad()
@@ -267,3 +270,128 @@ def _outputs(network: Any, batch: MicroBatch, **more: bool) -> Any:
     """Return (logits, values) of the last positions; values are None without a critic."""
     out = network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, **more)
     return out if isinstance(out, tuple) else (out.logits, None)
+
+
+def group_advantages(rewards: Floats, scale: bool, leave_one_out: bool = False) -> Floats:
+    """Return (groups, members) advantages: r - mean, divided by the group's standard deviation if `scale`.
+
+    With `leave_one_out` the mean is that of the other members (RLOO, 2402.14740 section 2.2). Scaled, they
+    are GRPO's (2402.03300, section 4.1.2); unscaled, Dr. GRPO's (2503.20783), for which dividing gives more
+    weight to questions that are almost always or almost never solved. A group with equal rewards has
+    advantage exactly 0: it gives no gradient.
+    """
+    centred = rewards - rewards.mean(1, keepdims=True)
+    members = rewards.shape[1]
+    if leave_one_out and members > 1:
+        centred *= members / (members - 1)
+    spread = rewards.std(1, keepdims=True)
+    # Equal rewards can differ from their mean by rounding; divided by _EPS that would be an advantage.
+    alike = np.ptp(rewards, axis=1, keepdims=True) <= _EPS
+    return np.where(alike, 0.0, centred / (spread + _EPS) if scale else centred)
+
+
+def token_weights(
+    lengths: npt.NDArray[np.int32], counts: npt.NDArray[np.bool_], level: str, max_completion_length: int
+) -> Floats:
+    """Return (n,): the weight of each token of a completion, so that the weighted sum is the mean wanted.
+
+    Over N completions that count (`counts`, (n,)), of L_i tokens each, a token of completion i weighs
+
+        sequence    1 / (N L_i)      GRPO, 2402.03300 eq. 3: each completion's mean, then their mean
+        token       1 / sum_j L_j    DAPO, 2503.14476 section 3.3: long completions weigh as their tokens do
+        constant    1 / (N L_max)    Dr. GRPO, 2503.20783: no length in it, so no reason to be long when wrong
+    """
+    kept = np.where(counts, lengths, 0)
+    if level == "token":
+        return np.where(counts, 1.0 / max(1, kept.sum()), 0.0)
+    if level == "sequence":
+        return np.where(counts, 1.0 / (max(1, counts.sum()) * np.maximum(1, lengths)), 0.0)
+    return np.where(counts, 1.0 / (max(1, counts.sum()) * max_completion_length), 0.0)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Sums over the tokens of a micro batch."""
+
+    loss: torch.Tensor
+    """Weighted; the part that is differentiated."""
+    clipped: torch.Tensor
+    kl: torch.Tensor
+    """k3 estimate of KL(policy, reference), unweighted; 0 without a reference."""
+
+
+def policy_terms(
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    weights: torch.Tensor,
+    mask: torch.Tensor,
+    config: RlConfig,
+    reference: torch.Tensor | None = None,
+    importance: torch.Tensor | None = None,
+) -> Terms:
+    """Return the clipped surrogate loss of a micro batch. All inputs (rows, longest); `weights` 0 on padding.
+
+    loss = -sum(w * gain) + kl_coef * sum(w * k3), with the KL inside the loss as in GRPO, 2402.03300 eq. 3,
+    and not inside the reward. The gain of rl.objective=clip is min(rho A, clip(rho, 1 - clip_low, 1 +
+    clip_high) A): PPO, 1707.06347 eq. 7, two bounds after DAPO's clip-higher, 2503.14476 section 3.1; of
+    cispo it is min(rho, 1 + clip_high) A log pi, with no gradient through the ratio. rho is pi / pi_old of
+    the token, or for a sequence the geometric mean over its tokens (GSPO, 2507.18071 eq. 7).
+    rl.kl_gradient=corrected multiplies k3 by the token's ratio, see `kl_k3`. `importance` weighs the gain,
+    not the KL.
+    """
+    # Mask before the exponential: values on padding could overflow, and infinity x 0 is nan.
+    difference = token_difference = torch.where(mask, logprobs - old, 0.0)
+    if config.ratio == "sequence":
+        difference = (difference.sum(1) / mask.sum(1).clamp_min(1))[:, None].expand_as(difference)
+    ratio = torch.exp(difference)
+    if config.objective == "cispo":
+        bounded = ratio.detach().clamp_max(1 + config.clip_high)
+        gain = bounded * advantages * torch.where(mask, logprobs, 0.0)
+        clipped = ((ratio > bounded) & mask).sum()
+    else:
+        bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        gain = torch.minimum(ratio * advantages, bounded * advantages)
+        # True where clipping reduced the gain: only there the gradient is 0. A ratio beyond the bound on the
+        # other side of the advantage's sign still gives a gradient.
+        clipped = ((ratio * advantages > bounded * advantages) & mask).sum()
+        if config.dual_clip is not None:
+            gain = torch.where(advantages < 0, gain.maximum(config.dual_clip * advantages), gain)
+    if importance is not None:
+        gain = gain * importance
+    loss = -(gain * weights).sum()
+    kl = torch.zeros((), device=logprobs.device)
+    if reference is not None:
+        k3 = kl_k3(torch.where(mask, logprobs, 0.0), torch.where(mask, reference, 0.0))
+        kl = (k3 * mask).sum().detach()
+        if config.kl_gradient == "corrected":
+            k3 = k3 * torch.exp(token_difference)
+        loss = loss + config.kl_coef * (k3 * weights).sum()
+    return Terms(loss, clipped, kl)
+
+
+def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return exp(d) - d - 1 with d = log reference - log policy, per token sampled from the policy.
+
+    The value is an unbiased estimate of KL(policy, reference), never negative, and of less variance than -d
+    (Schulman, "Approximating KL Divergence", k3). The gradient is biased: over samples of the policy its mean
+    is the gradient of KL(reference, policy). Multiplied by pi / pi_old, with a gradient through that ratio,
+    value and gradient are those of KL(policy, reference), also for samples of pi_old (DeepSeek-V3.2, arXiv
+    2512.02556).
+    """
+    difference = reference - logprobs
+    return torch.exp(difference) - difference - 1
+
+
+def importance_weights(
+    trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, cap: float
+) -> torch.Tensor:
+    """Return (rows, longest): min(pi_trainer / pi_sampler, cap) per token, without a gradient; 0 on padding.
+
+    Both probabilities are by the policy that sampled. Other kernels, or another precision than the trainer's,
+    sample from another distribution. The weight corrects that, and the cap bounds its variance (truncated
+    importance sampling: Ionides 2008; for RL, Yao et al. 2025, fengyao.notion.site/off-policy-rl, whose ratio
+    inside the clip is of the trainer's own two policies).
+    """
+    ratio = torch.exp(torch.where(mask, trainer.detach() - sampler, -torch.inf))
+    return ratio.clamp_max(cap)

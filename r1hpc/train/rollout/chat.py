@@ -1,7 +1,7 @@
 """Answer one message after another, token by token.
 
-Prompts have the form of training (prompt_format.py), and sampling is the same (torch_engine.py): on the first
-GPU in the folder's own precision, else on the CPU in fp32.
+Prompts have the form of training (tasks/text/format.py), and sampling is the same (torch_engine.py): on the
+first GPU in the folder's own precision, else on the CPU in fp32.
 """
 
 import sys
@@ -16,7 +16,8 @@ from transformers.utils import logging
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.plan.model.shape import load_model_config
-from r1hpc.tasks.text.tokenizer import decode, encode, form_of, load_tokenizer, special_ids, vocabulary_size
+from r1hpc.tasks.text.format import decode, encode
+from r1hpc.tasks.text.tokenizer import form_of, load_tokenizer, special_ids, vocabulary_size
 from r1hpc.train.model.model import build_model, cast_parameters
 from r1hpc.train.parallel.distributed import attend_at_any_length
 from r1hpc.train.rollout.torch_engine import cache_argument, choose, streams

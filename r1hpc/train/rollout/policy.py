@@ -1,24 +1,24 @@
-"""Build the networks of an RL run: policy, PPO's critic, the KL's reference, and the sampling engine."""
+"""Build the networks of an RL run: policy, the KL's reference or a teacher, and the sampling engine."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
-from torch import nn
 
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.plan.memory.step import reference_place
 from r1hpc.plan.model.shape import load_teacher_config, teacher_of
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.checkpoint.identity import weights_id
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.model.placement import Placement
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.parallel.engine import Parameters, deepspeed_config, inference_config
+from r1hpc.train.parallel.engine import deepspeed_config, inference_config
 from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
 
 DTYPES = {
@@ -28,43 +28,6 @@ DTYPES = {
     Precision.fp8: torch.bfloat16,
 }
 """dtype of the weights; FP8 is made from them for each matrix product."""
-
-
-class ActorCritic(nn.Module):
-    """The policy and PPO's critic, a second backbone with one number per token: (logits, values).
-
-    They share one engine, so one checkpoint holds both and their optimizer states.
-    """
-
-    def __init__(self, policy: Any, critic: nn.Module) -> None:
-        """`critic` has its own body: a shared one would be pulled by a loss of another scale."""
-        super().__init__()
-        self.policy = policy
-        self.critic = critic
-        self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
-
-    def forward(
-        self, input_ids: torch.Tensor, logits_to_keep: int, *, of_policy: bool = True, of_critic: bool = True
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Map (rows, seq_len) to logits (rows, kept, vocab) and values (rows, kept) of the last positions;
-        None for a network that is not used."""
-        logits = values = None
-        if of_policy:
-            logits = self.policy(input_ids=input_ids, logits_to_keep=logits_to_keep).logits
-        if of_critic:
-            hidden = self.critic(input_ids=input_ids).last_hidden_state[:, -logits_to_keep:]
-            values = self.value_head(hidden)[..., 0]
-        return logits, values
-
-    def parameter_groups(self, config: RunConfig) -> Parameters:
-        """Return the policy at train.lr and the critic at rl.critic_lr, both on train's schedule."""
-        critic = [*self.critic.parameters(), *self.value_head.parameters()]
-        return [
-            {"params": [p for p in self.policy.parameters() if p.requires_grad], "lr_scale": 1.0},
-            {"params": critic, "lr_scale": config.rl.critic_lr / config.train.lr},
-        ]
 
 
 def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | None = None) -> Any:
@@ -81,15 +44,6 @@ def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | 
     return policy
 
 
-def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placement) -> ActorCritic:
-    """Return the policy and a critic with the same initial weights. These are loaded or drawn twice, because
-    sharded weights cannot be copied."""
-    policy = build_policy(config, hf_config, lie)
-    network = ActorCritic(policy, build_policy(config, hf_config, lie).base_model)
-    lie.put_rest(network)
-    return network
-
-
 def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
     """Return how weights lie on this rank; `divided` over the ranks if they are trained that way."""
     sharding = None
@@ -97,12 +51,6 @@ def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
         size, on_gpu = group.world_size, group.device.type == "cuda"
         sharding = deepspeed_config(config, world_size=size, on_gpu=on_gpu, load_universal=False)
     return Placement(DTYPES[config.train.precision], group.device, sharding)
-
-
-def policy_of(engine: Any) -> Any:
-    """Return the language model inside an engine, or the model itself."""
-    network = getattr(engine, "module", engine)
-    return network.policy if isinstance(network, ActorCritic) else network
 
 
 @dataclass(frozen=True)
@@ -114,28 +62,32 @@ class Reference:
     """
 
     network: Any
-    """A model, or DeepSpeed's engine around a divided one; None with LoRA."""
+    """A frozen model, DeepSpeed's engine around a divided one, or with LoRA the policy."""
     id: str
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+    """The network is the reference inside it."""
 
-    @contextmanager
-    def policy(self, engine: Any) -> Iterator[Any]:
-        """Yield the network to run, inside the context."""
-        if self.network is not None:
-            yield self.network
-            return
-        policy = policy_of(engine)
-        was_training = policy.training
-        policy.eval()  # a reference has no dropout
-        try:
-            with policy.disable_adapter():
-                yield policy
-        finally:
-            policy.train(was_training)
+    @property
+    def model(self) -> Any:
+        """Return the language model, also from inside an engine."""
+        return getattr(self.network, "module", self.network)
 
 
-def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
+@contextmanager
+def without_adapters(policy: Any) -> Iterator[None]:
+    """Inside, a policy with LoRA adapters computes what it did before training, without dropout."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        with policy.disable_adapter():
+            yield
+    finally:
+        policy.train(was_training)
+
+
+def build_reference(job: Job, hf_config: dict[str, Any], policy: Any = None) -> Reference | None:
     """Return the teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None without either.
-    `hf_config` is that of the model that is trained."""
+    `policy` is the model that is trained, needed with LoRA; `hf_config` is its config.json."""
     config, where = job.config, reference_place(job.config)
     teacher = load_teacher_config(config)
     if teacher is not None:
@@ -143,7 +95,7 @@ def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
     elif config.rl.kl_coef == 0:
         return None
     elif where == "none":
-        return Reference(None, weights_id(config, job.group))
+        return Reference(policy, weights_id(config, job.group), partial(without_adapters, policy))
     lie = placement(config, job.group, divided=False)
     if where != "whole":
         asked = inference_config(config, world_size=job.group.world_size, on_host=where == "host")

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.model.attention import base_model
 from r1hpc.train.parallel.distributed import Group, attend_at_any_length, portions
 
@@ -149,16 +149,14 @@ class TorchSampler:
         self._build_replica = replica
         self._replica: torch.nn.Module | None = None
         self._network: Any = None
+        self._cache_argument = ""
         self._poll_every = poll_every
         attend_at_any_length()
 
     def sync_weights(self, network: torch.nn.Module) -> str:
-        bare = base_model(network)
-        if getattr(bare, "_is_stateful", False):  # transformers' mark of state-space and linear attention
-            raise ConfigError(
-                f"a model of type {bare.config.model_type} keeps a state other than a cache of keys and "
-                "values: rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
-            )
+        if not self._cache_argument:
+            _refuse_other_states(network)
+            self._cache_argument = cache_argument(network)
         self._network = self._gather(network) if self._zero_stage == 3 else network
         return fingerprint(self._network)
 
@@ -191,7 +189,7 @@ class TorchSampler:
             mask[row, longest - len(prompt) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         padded = not bool(mask.all())  # kernels without a mask are faster
-        cache, cache_name = DynamicCache(), cache_argument(self._network)
+        cache, cache_name = DynamicCache(), self._cache_argument
         out = self._network(
             input_ids=ids,
             attention_mask=mask if padded else None,
@@ -334,6 +332,15 @@ def cache_argument(network: Any) -> str:
     # Check the model's body: a decorator on the head's forward translates the old name.
     known = inspect.signature(inspect.unwrap(type(base_model(network)).forward)).parameters
     return "cache" if "cache" in known else "past_key_values"
+
+
+def _refuse_other_states(network: Any) -> None:
+    bare = base_model(network)
+    if getattr(bare, "_is_stateful", False):  # transformers' mark of state-space and linear attention
+        raise ConfigError(
+            f"a model of type {bare.config.model_type} keeps a state other than a cache of keys and "
+            "values: rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
+        )
 
 
 def _first_end(tokens: npt.NDArray[np.int32], stops: Sequence[int]) -> npt.NDArray[np.int64]:

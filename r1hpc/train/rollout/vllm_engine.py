@@ -28,7 +28,7 @@ from packaging.specifiers import SpecifierSet
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.files import write_atomic
 from r1hpc.plan.memory.vllm import num_sequences
-from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.attention import OURS
 from r1hpc.train.parallel.distributed import Group

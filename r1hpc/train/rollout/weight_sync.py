@@ -18,10 +18,11 @@ import torch
 
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.train.model.export import exported_config, weights_of
-from r1hpc.train.model.losses import Floats
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rollout.torch_engine import Request, Samples, logprob_limit, streams
+
+Floats = npt.NDArray[np.float64]
 
 _NUM_PROMPTS = 8
 _LONGEST_PROMPT = 16

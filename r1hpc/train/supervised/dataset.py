@@ -25,7 +25,7 @@ from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.corpus.recipe import find_recipe
 
 if TYPE_CHECKING:
-    from r1hpc.tasks.text.prompt_format import PromptForm
+    from r1hpc.tasks.text.format import PromptForm
 
 _MAX_WORKERS = 8
 _IS_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))

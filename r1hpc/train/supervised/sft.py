@@ -35,8 +35,8 @@ from r1hpc.tasks.text.tokenizer import (
     special_ids,
     vocabulary_size,
 )
-from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Session
+from r1hpc.train.loop.step import agree
 from r1hpc.train.model.attention import base_model
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.parallel.engine import check_precision
@@ -136,7 +136,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         loss = self._validate(session, step)
         if loss is None:
             return {}, True
-        return {"validation_loss": loss}, loop.agree(session).stop
+        return {"validation_loss": loss}, agree(session).stop
 
     def _is_due(self, step: int) -> bool:
         train = self._job.config.train
@@ -178,7 +178,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
             total += float(self._loss(session.engine, rows))
             if self._sequence.index == 0:  # the others have the same documents
                 num += int(rows.loss_mask.sum())
-            stop = loop.agree(session).stop
+            stop = agree(session).stop
             if stop:
                 break
         session.engine.train()

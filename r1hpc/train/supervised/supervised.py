@@ -30,6 +30,7 @@ from r1hpc.plan.topology.batch import BatchPlan, solve_batch
 from r1hpc.tasks.text.tokenizer import TokenizerFiles, check_data_tokens, exported_tokenizer
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
+from r1hpc.train.loop.step import optimizer_step, record
 from r1hpc.train.model.export import export_model
 from r1hpc.train.model.output_head import OutputHead
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
@@ -254,7 +255,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
         if self._sequence.index:  # the first rank that shares them reports its samples
             proof = [0.0] * len(proof)
         losses = self.losses(session.engine, batch)
-        result = loop.optimizer_step(session, step, losses, lambda: proof)
+        result = optimizer_step(session, step, losses, lambda: proof)
         num_tokens = self.num_tokens(batch)
         self._tokens += num_tokens
         step_time_s = time.monotonic() - started
@@ -280,7 +281,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
                 flops=None if per_token is None else per_token * num_positions,
                 extra=self.facts(batch) | self._mixing.facts(step) | more,
             )
-            loop.record(session, step, result, done)
+            record(session, step, result, done)
             self._mixing.announce(session, step)
         return result
 

@@ -23,16 +23,12 @@ from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, members
 from r1hpc.tasks.rewards import Completion, Score, Scorer
-from r1hpc.tasks.text.prompt_format import PromptForm
+from r1hpc.tasks.text.format import PromptForm, SpecialIds, decode, encode, prompt_ids
 from r1hpc.tasks.text.tokenizer import (
-    SpecialIds,
     asking_id,
-    decode,
-    encode,
     fitting,
     form_of,
     load_tokenizer,
-    prompt_ids,
     special_ids,
     vocabulary_size,
 )
