@@ -92,8 +92,10 @@ def prompt_cluster(idle_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow tests: those in slow.txt, with dear fixtures or a time-out. Slurm tests come first, the other
-    slow ones next. Outside of boxes one worker has the cluster.
+    """Mark slow tests: those in slow.txt, with dear fixtures or a time-out.
+
+    The longest come first: those with Slurm, then those with a time-out or a group, then the other slow ones.
+    Outside of boxes one worker has the cluster.
     """
     slow = frozenset(_SLOW.read_text().splitlines())
     for item in items:
@@ -102,7 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slurm") is not None and "R1HPC_TEST_BOX" not in os.environ:
             item.add_marker(pytest.mark.xdist_group("slurm"))
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("slurm", "slow")])
+    first = ("slurm", "timeout", "xdist_group", "slow")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in first])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
