@@ -103,25 +103,25 @@ def hours_text(hours: dict[str, Any]) -> str:
     for name, group in hours.items():
         if not name.startswith("by_") or not group:
             continue
-        shown, rest = _most(name, group)
+        listed = _most(name, group)
+        largest = max(value for _, value in listed)
         rows = [
-            (key, f"{value:,.2f}", share(value, hours["total"]), bar(value, max(group.values())))
-            for key, value in [*shown.items(), *rest]
+            (key, f"{value:,.2f}", share(value, hours["total"]), bar(value, largest)) for key, value in listed
         ]
         heading = (name.removeprefix("by_"), "GPU-hours", "share", "")
         lines += ["", format_table(heading, rows, right={1, 2}, indent="  ")]
     return "\n".join(lines)
 
 
-def _most(name: str, group: dict[str, float]) -> tuple[dict[str, float], list[tuple[str, float]]]:
+def _most(name: str, group: dict[str, float]) -> list[tuple[str, float]]:
     """Return the rows for a terminal: the last days or the largest others, and one row for the rest."""
     if len(group) <= _MOST_ROWS:
-        return group, []
+        return list(group.items())
     ranked = sorted(group, reverse=True) if name == "by_day" else sorted(group, key=lambda k: -group[k])
     kept = set(ranked[:_MOST_ROWS])
     rest = [value for key, value in group.items() if key not in kept]
     label = f"{len(rest)} {'earlier' if name == 'by_day' else 'others'}"
-    return {key: group[key] for key in group if key in kept}, [(label, sum(rest))]
+    return [*((key, group[key]) for key in group if key in kept), (label, sum(rest))]
 
 
 def _attempts(ledger: RunLedger) -> str:
