@@ -1,7 +1,6 @@
 """What a run asks stays the same over its attempts: answers that are kept are to the same questions."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,6 @@ def test_rl_does_not_evaluate_on_another_test_file_after_a_resume(tmp_path: Path
     submit(tmp_path, "run", "--resume", "train.num_steps=4")
     assert wait_over(run)[-1].cause is Cause.finished
     assert set(read_evaluations(run)) == {0, 2, 4}
-    shutil.rmtree(run.path)
 
 
 @pytest.mark.parametrize(
