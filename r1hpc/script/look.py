@@ -6,6 +6,7 @@ found.library       # "transformers", "lightning", "accelerate", "r1hpc"; empty:
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _LIBRARIES = {
     "accelerate": "accelerate",
 }
 _TRAINERS = ("Trainer", "Seq2SeqTrainer")
+_LOADERS = ("DataLoader", "TrainingArguments", "SFTConfig", "GRPOConfig")
+_RANDOM = {"random", "numpy", "torchvision", "albumentations"}
 _MOST_FILES = 50
 
 
@@ -46,14 +49,41 @@ def look_at(script: Path) -> Look:
 
     Raise UsageError for a syntax error in the script.
     """
-    found, digest = Look(), hashlib.sha256()
-    libraries: set[str] = set()
+    found, digest, libraries = Look(), hashlib.sha256(), set[str]()
+    for module in _modules(script):
+        digest.update(module.text)
+        libraries |= _libraries(module)
+        if b"Fabric(" in module.text:  # no fit() to attach to
+            libraries.discard("lightning")
+        found.saves_alone = found.saves_alone or _saves_alone(module)
+        found.notes += [*_traps_in_calls(module), *_traps_in_data_sets(module)]
+    order = ("r1hpc", "lightning", "transformers", "accelerate")
+    found.library = next((name for name in order if name in libraries), "")
+    found.digest = digest.hexdigest()
+    return found
+
+
+class _Module:
+    """The script, or a module beside it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise OSError, or SyntaxError or ValueError."""
+        self.name, self.text = path.name, path.read_bytes()
+        self.tree = ast.parse(self.text, str(path))
+        self.imports = _imports(self.tree)
+        """Imported names, `module` or `module.name`."""
+        self.packages = {name.partition(".")[0] for name in self.imports}
+
+
+def _modules(script: Path) -> Iterator[_Module]:
+    """Yield the script and what it imports from its folder; such a module may have a syntax error."""
     waiting, seen = [script], {script}
     while waiting and len(seen) <= _MOST_FILES:
         path = waiting.pop()
         try:
-            text = path.read_bytes()
-            tree = ast.parse(text, str(path))
+            module = _Module(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         except (SyntaxError, ValueError) as error:
             if path != script:
                 continue
@@ -61,30 +91,15 @@ def look_at(script: Path) -> Look:
             raise UsageError(
                 f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}"
             ) from None
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-        digest.update(text)
-        names = _imports(tree)
-        libraries |= {_LIBRARIES[top] for top in _tops(names) if top in _LIBRARIES}
-        if any(name.startswith("transformers.") and name.endswith(_TRAINERS) for name in names):
-            libraries.add("transformers")
-        if b"Fabric(" in text:  # no fit() to attach to
-            libraries.discard("lightning")
-        found.saves_alone = found.saves_alone or _saves_alone(tree, path)
-        _note_traps(tree, path, names, found.notes)
-        for module in sorted(names):
-            beside = script.parent / f"{module.partition('.')[0]}.py"
+        yield module
+        for name in sorted(module.imports):
+            beside = script.parent / f"{name.partition('.')[0]}.py"
             if beside.is_file() and beside not in seen:
                 seen.add(beside)
                 waiting.append(beside)
-    order = ("r1hpc", "lightning", "transformers", "accelerate")
-    found.library = next((name for name in order if name in libraries), "")
-    found.digest = digest.hexdigest()
-    return found
 
 
 def _imports(tree: ast.AST) -> set[str]:
-    """Return imported names, `module` or `module.name`."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -94,53 +109,56 @@ def _imports(tree: ast.AST) -> set[str]:
     return names
 
 
-def _note_traps(tree: ast.AST, path: Path, names: set[str], notes: list[str]) -> None:
+def _libraries(module: _Module) -> set[str]:
+    """Return the libraries that may train in this module."""
+    found = {_LIBRARIES[name] for name in module.packages & _LIBRARIES.keys()}
+    if any(name.startswith("transformers.") and name.endswith(_TRAINERS) for name in module.imports):
+        found.add("transformers")
+    return found
+
+
+def _traps_in_calls(module: _Module) -> Iterator[str]:
     """Note what a resume cannot reproduce, and handlers that would answer a preemption in place of r1hpc."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    for call in calls:
+    for call in (node for node in ast.walk(module.tree) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func).rpartition(".")[2]
         words = {each.arg: ast.unparse(each.value) for each in call.keywords}
-        where = f"{path.name}, line {call.lineno}"
+        where = f"{module.name}, line {call.lineno}"
         if name == "SLURMEnvironment" and words.get("auto_requeue") != "False":
-            notes.append(f"{where}: Lightning requeues too: take SLURMEnvironment out")
-        if name in ("DataLoader", "TrainingArguments", "SFTConfig", "GRPOConfig"):
-            workers = words.get("num_workers", words.get("dataloader_num_workers", "0"))
-            if workers != "0" and {"random", "numpy", "torchvision", "albumentations"} & _tops(names):
-                notes.append(
-                    f"{where}: random numbers drawn in workers are not resumed to the bit; draw them by "
-                    "the item's index"
-                )
-        if name == "hyperparameter_search":
-            notes.append(
-                f"{where}: it trains many times, and a run is one training: submit a run for each trial"
+            yield f"{where}: Lightning requeues too: take SLURMEnvironment out"
+        workers = words.get("num_workers", words.get("dataloader_num_workers", "0"))
+        if name in _LOADERS and workers != "0" and _RANDOM & module.packages:
+            yield (
+                f"{where}: random numbers drawn in workers are not resumed to the bit; draw them by the "
+                "item's index"
             )
+        if name == "hyperparameter_search":
+            yield f"{where}: it trains many times, and a run is one training: submit a run for each trial"
         if "environment_factory" in words:
-            notes.append(f"{where}: environments are not saved: a resume inside a generation may differ")
+            yield f"{where}: environments are not saved: a resume inside a generation may differ"
         if name == "signal" and call.args and ast.unparse(call.args[0]).endswith(("SIGTERM", "SIGUSR2")):
-            notes.append(f"{where}: it handles {ast.unparse(call.args[0])} itself, in place of r1hpc")
-    if {"lightning", "pytorch_lightning"} & _tops(names):
+            yield f"{where}: it handles {ast.unparse(call.args[0])} itself, in place of r1hpc"
+
+
+def _traps_in_data_sets(module: _Module) -> Iterator[str]:
+    if {"lightning", "pytorch_lightning"} & module.packages:
         return
-    for node in ast.walk(tree):
+    for node in ast.walk(module.tree):
         if not (isinstance(node, ast.FunctionDef) and node.name == "__getitem__"):
             continue
         source = ast.unparse(node)
         if "rand" in source and not any(by in source for by in ("generator=", "seed", "default_rng")):
-            notes.append(
-                f"{path.name}, line {node.lineno}: random numbers that a data set draws are not resumed to "
+            yield (
+                f"{module.name}, line {node.lineno}: random numbers that a data set draws are not resumed to "
                 "the bit; draw them by the item's index"
             )
 
 
-def _saves_alone(tree: ast.AST, path: Path) -> str:
-    for node in ast.walk(tree):
+def _saves_alone(module: _Module) -> str:
+    for node in ast.walk(module.tree):
         test = ast.unparse(node.test) if isinstance(node, ast.If) else ""
         if "main_process" in test and "DEEPSPEED" not in test:
             calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
             alone = [each for each in calls if ast.unparse(each.func).endswith(".save_state")]
             if alone:
-                return f"{path.name}, line {alone[0].lineno}"
+                return f"{module.name}, line {alone[0].lineno}"
     return ""
-
-
-def _tops(names: set[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names}
