@@ -18,16 +18,17 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
 from r1hpc.base.units import format_bytes
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.corpus.engine.units import Unit, local_pool
+from r1hpc.corpus.engine import units as engine
 from r1hpc.corpus.engine.work_dir import DONE
 from r1hpc.corpus.inspect.describe import audit
 
@@ -81,7 +82,8 @@ def measure(folder: Path, num_bytes: int, workers: int) -> None:
     recipe.write_text(yaml.safe_dump(RECIPE))
     done: dict[str, list[dict[str, Any]]] = {}
     began = time.monotonic()
-    report = build_dataset(recipe, folder / "out", work_off=functools.partial(_noted, done, workers))
+    with patch.object(engine, "make_units", functools.partial(_noted, done, engine.make_units)):
+        report = build_dataset(recipe, folder / "out", workers=workers)
     took_s = time.monotonic() - began
     documents = audit(report.path)["documents"]
     print(f"{num_bytes / 1e9:.2f} GB, {documents['in']:,} documents, {workers} workers: {took_s:.0f} s")
@@ -94,10 +96,13 @@ def measure(folder: Path, num_bytes: int, workers: int) -> None:
 
 
 def _noted(
-    done: dict[str, list[dict[str, Any]]], workers: int, folder: Path, units: list[Unit]
-) -> Iterator[Unit]:
-    """A local pool that notes what each unit left on record, in the order in which they end."""
-    for unit in local_pool(workers)(folder, units):
+    done: dict[str, list[dict[str, Any]]],
+    make: Callable[..., Iterator[engine.Unit]],
+    folder: Path,
+    *more: Any,
+) -> Iterator[engine.Unit]:
+    """Make units, and note what each leaves on record, in the order in which they end."""
+    for unit in make(folder, *more):
         path = folder / "units" / unit.stage / unit.key / DONE
         done.setdefault(unit.stage, []).append(json.loads(path.read_text()))
         yield unit

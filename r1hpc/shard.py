@@ -233,14 +233,14 @@ def _audit(arguments: Namespace) -> int:
 
 
 def _verify(arguments: Namespace) -> int:
-    from r1hpc.corpus.inspect.audit import audit_dataset, unlisted_files
+    from r1hpc.corpus.inspect.verify import unlisted_files, verify_dataset
     from r1hpc.data.format.manifest import read_manifest
     from r1hpc.reporting.dataset_text import progress_bar
 
     manifest = read_manifest(arguments.dir)
     num_bytes = sum(entry["size"] for entry in manifest.files.values())
     with progress_bar("verifying", num_bytes) as advance:
-        problems = list(audit_dataset(manifest, advance))
+        problems = list(verify_dataset(manifest, advance))
     unlisted, num_files = unlisted_files(manifest), len(manifest.files)
     shown = {
         "id": manifest.id,

@@ -308,6 +308,10 @@ class Recipe:
     def hash(self) -> str:
         return digest(self.content)
 
+    def input_path(self, source: int, name: str) -> Path:
+        """Return the path of an input, whose name is relative to the root of its source."""
+        return self.resolve(self.sources[source].root) / name
+
     def resolve(self, path: str) -> Path:
         """Return a path relative to the recipe file; python-stdlib is the running Python's library."""
         if path == PYTHON_STDLIB:

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.corpus.inspect.audit import unlisted_files
 from r1hpc.corpus.inspect.describe import audit
+from r1hpc.corpus.inspect.verify import unlisted_files
 from r1hpc.data.format.manifest import LEFT_OUT, read_manifest
 from tests.corpus.corpus import write_recipe
 

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from r1hpc.corpus.build.writer import _read_checksums
-from r1hpc.corpus.inspect.audit import audit_dataset
+from r1hpc.corpus.inspect.verify import verify_dataset
 from r1hpc.data.format.errors import DataError, InvalidTokenError, ShardCorruptError, ShardMissingError
 from r1hpc.data.format.manifest import file_digest, read_manifest, write_manifest
 from r1hpc.data.format.zarr_shard import ShardFile, parse_layout
@@ -86,7 +86,7 @@ def test_every_fault_of_a_shard_is_detected_on_window_reads(copy: Path, expected
         errors = read_windows(dataset, expected)
         if not errors:  # only the padding behind the last token can be hit unseen; the audit sees it
             assert shard == shards(copy)[-1]
-            assert [problem.file for problem in audit_dataset(dataset.manifest)] == [
+            assert [problem.file for problem in verify_dataset(dataset.manifest)] == [
                 f"{TOKENS}/c/{shard.name}"
             ]
         for error in errors:
@@ -234,13 +234,13 @@ def test_hole_in_a_shard_is_no_token(tmp_path: Path) -> None:
 )
 def test_audit_names_every_bad_file(copy: Path, spoil: Callable[[Path], object], what: str) -> None:
     manifest = read_manifest(copy)
-    assert not list(audit_dataset(manifest))
+    assert not list(verify_dataset(manifest))
     for name in manifest.files:
         raw = (copy / name).read_bytes()
         if len(raw) < 88:
             continue
         spoil(copy / name)
-        found = list(audit_dataset(manifest))
+        found = list(verify_dataset(manifest))
         assert [problem.file for problem in found] == [name]
         assert what in found[0].what
         (copy / name).write_bytes(raw)

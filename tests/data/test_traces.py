@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.corpus.inspect.audit import audit_dataset
+from r1hpc.corpus.inspect.verify import verify_dataset
 from r1hpc.corpus.recipe import parse_recipe
 from r1hpc.corpus.sources import read
 from r1hpc.data.format.errors import DataError, DatasetMismatchError, ShardCorruptError
@@ -247,7 +247,7 @@ def test_no_bit_of_the_roles_may_change(tmp_path: Path, name: str) -> None:
         file.write_bytes(changed)
         with pytest.raises(ShardCorruptError, match=name):
             open_traces(path)
-    assert [problem.file for problem in audit_dataset(read_manifest(path))] == [f"{PART}/{name}"]
+    assert [problem.file for problem in verify_dataset(read_manifest(path))] == [f"{PART}/{name}"]
 
 
 @pytest.mark.parametrize("profile", ["train", "compact"])

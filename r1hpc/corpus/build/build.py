@@ -25,7 +25,6 @@ from r1hpc.corpus.build.tokenize import PART
 from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.build.writer import PartResult
 from r1hpc.corpus.engine import work_dir
-from r1hpc.corpus.engine.units import WorkOff, local_pool
 from r1hpc.corpus.engine.work_dir import Report, Work
 from r1hpc.corpus.recipe import Recipe, load_recipe
 from r1hpc.corpus.sources.fields import SourceSpan, template_digest
@@ -68,7 +67,6 @@ def build_dataset(
     out: Path,
     *,
     workers: int = 1,
-    work_off: WorkOff | None = None,
     report: Report | None = None,
     after_others: bool = False,
     check_inputs: bool = False,
@@ -80,7 +78,6 @@ def build_dataset(
 
     Args:
         workers: writer processes; changes how long it takes and nothing else.
-        work_off: makes the units instead of `workers` processes.
         report: called with a progress line now and then.
         after_others: other jobs made all units; a missing one is a DataError.
         check_inputs: record digests of the inputs; compare them if the dataset exists.
@@ -95,8 +92,7 @@ def build_dataset(
         return existing
     spans = list_spans(recipe, is_new=not work_dir.work_folder(out).exists())
     try:
-        how = How(work_off or local_pool(workers), report, after_others)
-        return _build(recipe, spans, out, how, check_inputs)
+        return _build(recipe, spans, out, How(workers, report, after_others), check_inputs)
     except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
@@ -126,8 +122,7 @@ def build_share(
     recipe, out = load_recipe(recipe_path), work_dir.destination_of(out)
     if _find_existing(recipe, out) is None:
         with work_dir.join_work(out, report) as work:
-            how = How(local_pool(workers), report, after_others)
-            run_share(recipe, list_spans(recipe), work, share, how)
+            run_share(recipe, list_spans(recipe), work, share, How(workers, report, after_others))
 
 
 def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
@@ -150,21 +145,18 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
             )
         if recipe.is_prepared:
             manifest["preparation"] = _preparation(recipe, made)
-        dataset_id = write_manifest(content, manifest)
+        write_manifest(content, manifest)
         write_json(content / INPUT_STATES, states, mode=0o644)
         if beside := _files_beside(recipe):
             write_json(content / MADE_WITH, beside, mode=0o644)
-        if not recipe.is_prepared:  # else the manifest has them
-            totals = zip(recipe.sources, _totals(recipe, results), strict=True)
-            left_out = {source.name: dict(sorted(t.left_out.items())) for source, t in totals if t.left_out}
-            if left_out:
-                write_json(content / LEFT_OUT, left_out, mode=0o644)
+        if not recipe.is_prepared and (left_out := _left_out(recipe, results)):  # else the manifest has them
+            write_json(content / LEFT_OUT, left_out, mode=0o644)
         failpoint("data.build.publish")
         published = work_dir.publish(work, content)
         failpoint("data.build.published")
     if not published:
         return _lost_race(recipe, out)
-    return _report(read_manifest(out), dataset_id, built=True)
+    return _report(read_manifest(out), built=True)
 
 
 def _gather(work: Work, made: Made) -> Path:
@@ -241,6 +233,12 @@ def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
     return totals
 
 
+def _left_out(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
+    """Return the records left out, by source and rule."""
+    found = zip(recipe.sources, _totals(recipe, results), strict=True)
+    return {source.name: dict(sorted(total.left_out.items())) for source, total in found if total.left_out}
+
+
 def _inputs_hash(spans: list[SourceSpan]) -> str:
     """Return a hash of the inputs' names and sizes, to notice cheaply that they changed since a build."""
     return digest([[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans])
@@ -252,8 +250,7 @@ def _input_states(
     """Return size, time and, if requested, sha256 of the inputs, by source and name."""
     found: dict[str, dict[str, Any]] = {}
     for number, name in sorted({(span.source, span.path) for span in spans}):
-        source = recipe.sources[number]
-        path, key = recipe.resolve(source.root) / name, f"{source.name}/{name}"
+        path, key = recipe.input_path(number, name), f"{recipe.sources[number].name}/{name}"
         with contextlib.suppress(OSError):  # unreadable ones were put aside
             status = path.stat()
             found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -277,7 +274,7 @@ def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> Bui
             "recipe; choose another --out or move it away"
         )
     manifest.check_census()
-    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest, check_inputs))
+    return _report(manifest, built=False, note=_staleness(recipe, manifest, check_inputs))
 
 
 def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
@@ -344,6 +341,6 @@ def _lost_race(recipe: Recipe, out: Path) -> BuildReport:
     return existing
 
 
-def _report(manifest: DatasetManifest, dataset_id: str, *, built: bool, note: str = "") -> BuildReport:
+def _report(manifest: DatasetManifest, *, built: bool, note: str = "") -> BuildReport:
     counts = {name: manifest.content[name] for name in ("num_tokens", "num_documents", "vocab_size")}
-    return BuildReport(dataset_id, manifest.path, built, **counts, note=note)
+    return BuildReport(manifest.id, manifest.path, built, **counts, note=note)

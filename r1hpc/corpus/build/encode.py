@@ -6,7 +6,7 @@ for item in encode_span(recipe, span, vocabulary, encoder, count):
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, SourceSpan, batched
 from r1hpc.corpus.sources.lines import line_number
-from r1hpc.corpus.sources.read import read_records, read_span
+from r1hpc.corpus.sources.read import read_span
 
 _Ids = npt.NDArray[Any] | str
 
@@ -53,8 +53,9 @@ class SourceCount:
     left_out: dict[str, int] = field(default_factory=dict)
     """The same by rule, and every other empty record."""
 
-    def leave_out(self, rule: str) -> None:
+    def leave_out(self, rule: str, is_skipped: bool = True) -> None:
         self.left_out[rule] = self.left_out.get(rule, 0) + 1
+        self.num_skipped += is_skipped
 
     def add(self, other: "SourceCount") -> None:
         self.num_documents += other.num_documents
@@ -95,28 +96,14 @@ def encode_span(
     size = 0
     where = f"source {recipe.sources[span.source].name}: {span.path}"
     stream = _IdStream(vocabulary, where, recipe.tokenizer.pad_id)
-    # Manifests count only null lines among empty records, as always: they decide a dataset's id.
-    counts_null = recipe.sources[span.source].kind == "jsonl"
-    for document in read_records(recipe, span):
-        if document.fault:
-            raise UsageError(
-                f"{_place(recipe, span, document)}: {document.fault}; correct it, or set max_unreadable to "
-                "the share of the records that may be put aside"
-            )
-        if not document.raw:
-            count.leave_out(EMPTY)
-            count.num_skipped += document.is_null and counts_null
-            continue
+    for document in _documents(recipe, span, count):
         if document.is_ids:
             yield from stream.split(document)
-            continue
-        text = _text(recipe, span, document)
-        if text is None:
+        elif (text := _text(recipe, span, document)) is None:
             count.leave_out(NOT_UTF8)
-            count.num_skipped += 1
-            continue
-        batch.append((document, text))
-        size += len(document.raw)
+        else:
+            batch.append((document, text))
+            size += len(document.raw)
         if size >= BATCH_BYTES:
             yield from _encode_batch(recipe, span, batch, encoder)
             batch, size = [], 0
@@ -124,10 +111,24 @@ def encode_span(
     yield from _encode_batch(recipe, span, batch, encoder)
 
 
+def _documents(recipe: Recipe, span: SourceSpan, count: SourceCount) -> Iterator[Document]:
+    """Yield the records with a text or ids; count the empty ones. UsageError for one that is unreadable."""
+    is_jsonl = recipe.sources[span.source].kind == "jsonl"
+    for document in read_span(recipe, span):
+        if document.fault:
+            raise UsageError(
+                f"{_place(recipe, span, document)}: {document.fault}; correct it, or set max_unreadable to "
+                "the share of the records that may be put aside"
+            )
+        if document.raw:
+            yield document
+        else:  # manifests count only null lines, as always: they decide a dataset's id
+            count.leave_out(EMPTY, document.is_null and is_jsonl)
+
+
 def _place(recipe: Recipe, span: SourceSpan, document: Document) -> str:
-    source = recipe.sources[span.source]
-    what = "line at byte" if source.kind == "jsonl" else "record"
-    return f"{recipe.resolve(source.root) / span.path}, {what} {document.position}"
+    what = "line at byte" if recipe.sources[span.source].kind == "jsonl" else "record"
+    return f"{recipe.input_path(span.source, span.path)}, {what} {document.position}"
 
 
 def _encode_batch(
@@ -207,7 +208,7 @@ def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes |
     except UnicodeDecodeError as error:
         if source.on_invalid_utf8 == "skip":
             return None
-        path = recipe.resolve(source.root) / span.path
+        path = recipe.input_path(span.source, span.path)
         raise UsageError(
             f"{path}, document at {document.position}: not UTF-8 ({error.reason} at byte {error.start}); "
             f"set on_invalid_utf8: skip or replace for source {source.name}"
@@ -231,19 +232,19 @@ def _encode_traces(
             found = document.fault or _join(document, next(ids), next(ids), encoder.eos_id)
             if isinstance(found, Encoded):
                 yield found
-                continue
-            if source.on_invalid != "error":
+            elif source.on_invalid == "skip":
                 count.leave_out(NO_TRACE)
-                count.num_skipped += 1
-                continue
-            path = recipe.resolve(source.root) / span.path
-            number = line_number(path, document.position)
-            if path.is_symlink():  # a run's recipe links to the files of data.traces
-                raise UsageError(f"{path.resolve()}:{number}: {found}; correct the line, or leave it out")
-            raise UsageError(
-                f"{path}:{number}: {found}; correct the line, or set on_invalid: skip for source "
-                f"{source.name}"
-            )
+            else:
+                _refuse_line(recipe, span, document.position, found)
+
+
+def _refuse_line(recipe: Recipe, span: SourceSpan, position: int, fault: str) -> NoReturn:
+    path = recipe.input_path(span.source, span.path)
+    number = line_number(path, position)
+    if path.is_symlink():  # a run's recipe links to the files of data.traces
+        raise UsageError(f"{path.resolve()}:{number}: {fault}; correct the line, or leave it out")
+    name = recipe.sources[span.source].name
+    raise UsageError(f"{path}:{number}: {fault}; correct the line, or set on_invalid: skip for source {name}")
 
 
 def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> Encoded | str:

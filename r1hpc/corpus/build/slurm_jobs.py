@@ -33,9 +33,6 @@ from r1hpc.slurm.script import asked_options, directives, interpreter, site_line
 
 JOBS = "jobs"
 PUBLISH = "publish"
-_SHARED_STAGES = ("clean", "tokens")
-_STAGES_ALONE = ("evaluation", "tokenizer")
-"""Stages of one unit; the unit of `dedup` is made by the tokenizer's job."""
 
 _SCRIPT = """\
 #!/bin/bash
@@ -110,8 +107,9 @@ def _scripts(
     dependency = {"dependency": config.resources.dependency} if config.resources.dependency else {}
     command = [*interpreter(config.cluster), "-m", "r1hpc.shard", "build"]
     command += [str(order.recipe.absolute()), "--out", str(destination_of(order.out))]
-    for name in (*(stage for stage in stages if stage in (*_SHARED_STAGES, *_STAGES_ALONE)), PUBLISH):
-        count = min(order.shares, stages[name]) if name in _SHARED_STAGES else 1
+    # The tokenizer's job makes the one unit of dedup.
+    for name in (*(stage for stage in stages if stage != "dedup"), PUBLISH):
+        count = min(order.shares, stages.get(name, 1))
         share = ""
         if name != PUBLISH:
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'

@@ -1,6 +1,6 @@
 """Run the stages of a recipe, unit by unit and in order.
 
-    made = run_stages(recipe, spans, work, How(local_pool(4)))      # made.vocabulary, made.parts, ...
+    made = run_stages(recipe, spans, work, How(workers=4))      # made.vocabulary, made.parts, ...
     plan_stages(recipe, spans)          # {"clean": 12, "dedup": 1, ...}: numbers of units, before any is done
     run_share(recipe, spans, work, Share("clean", 2, 8), How())     # one of eight jobs that clean together
 
@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.clean import text
 from r1hpc.corpus.clean.clean import CleanTask, IndexTask
 from r1hpc.corpus.clean.dedup import DedupTask
-from r1hpc.corpus.engine.units import Unit, WorkOff, local_pool, run_units, unit_key
+from r1hpc.corpus.engine.units import Unit, run_units, unit_key
 from r1hpc.corpus.engine.work_dir import Report, Work, find_unit, unit_record
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import SourceSpan, template_digest
@@ -49,7 +49,7 @@ class Share:
 class How:
     """Settings for making the units; none changes their content."""
 
-    work_off: WorkOff = field(default_factory=local_pool)
+    workers: int = 1
     report: Report | None = None
     """Called with a progress line now and then."""
     after_others: bool = False
@@ -124,8 +124,7 @@ def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
 
 
 def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
-    """Run all stages; `how` makes each missing unit."""
-    check_references(recipe)
+    """Run all stages, making each missing unit; raises as check_references."""
     return _Stages(recipe, spans, work, how).run()
 
 
@@ -134,9 +133,6 @@ def run_share(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, share: Sh
 
     Raise UsageError if the recipe has no such stage; DataError if how.after_others and a unit is missing.
     """
-    stages = plan_stages(recipe, spans)
-    if share.stage not in stages:
-        raise UsageError(f"{recipe.name} has no stage {share.stage}; it has {', '.join(stages)}")
     with contextlib.suppress(_ShareMade):
         _Stages(recipe, spans, work, how, share).run()
 
@@ -147,14 +143,16 @@ class _Stages:
     ) -> None:
         self._recipe, self._spans, self._work, self._how = recipe, spans, work, how
         self._share = share
+        self._stages: dict[str, list[list[Any]]] = {
+            name: [["", 0]] * count for name, count in plan_stages(recipe, spans).items()
+        }
+        if share is not None and share.stage not in self._stages:
+            raise UsageError(f"{recipe.name} has no stage {share.stage}; it has {', '.join(self._stages)}")
         self._content = recipe.content
         self._parts = parts_of(recipe, spans)
         self._inputs = [self._inputs_key(part) for part in self._parts]
         """For each part, the facts that name its units, taken before they are made."""
         self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
-        self._stages: dict[str, list[list[Any]]] = {
-            name: [["", 0]] * count for name, count in plan_stages(recipe, spans).items()
-        }
 
     def run(self) -> Made:
         return self._prepared() if self._recipe.is_prepared else self._plain()
@@ -191,16 +189,17 @@ class _Stages:
 
     def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
         """Return the folders of a stage's units. With `read_inputs` the parts they read must not change."""
-        is_share = self._share is not None and self._share.stage == units[0].stage
-        if self._how.after_others and not is_share:
+        stage = units[0].stage
+        share = self._share if self._share is not None and self._share.stage == stage else None
+        if self._how.after_others and share is None:
             self._refuse_missing(units)
-        self._stages[units[0].stage] = [[unit.key, unit.num_bytes] for unit in units]
+        self._stages[stage] = [[unit.key, unit.num_bytes] for unit in units]
         self._work.write_stages(self._stages)
-        mine = slice(self._share.index, None, self._share.count) if self._share and is_share else slice(None)
-        made = run_units(self._work, units[mine], self._how.work_off, self._how.report)
+        mine = slice(share.index, None, share.count) if share is not None else slice(None)
+        made = run_units(self._work, units[mine], self._how.workers, self._how.report)
         if read_inputs:
             self._check_inputs(mine)
-        if is_share:
+        if share is not None:
             raise _ShareMade
         return made
 
@@ -300,7 +299,7 @@ class _Stages:
         return found
 
     def _file_state(self, source: int, name: str) -> list[Any]:
-        path = self._recipe.resolve(self._recipe.sources[source].root) / name
+        path = self._recipe.input_path(source, name)
         try:
             status = path.stat()
         except OSError:  # its span reports the fault

@@ -5,13 +5,14 @@ arrays.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.corpus.build.encode import Encoded, Vocabulary
+from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary, encode_span
 from r1hpc.corpus.build.vocabulary import (
     PIECE_BYTES,
     TOKENIZER_FILE,
@@ -20,7 +21,7 @@ from r1hpc.corpus.build.vocabulary import (
     is_utf8,
     tokenizer_files,
 )
-from r1hpc.corpus.build.writer import Placed, write_part, write_spans
+from r1hpc.corpus.build.writer import Placed, write_part
 from r1hpc.corpus.clean import decisions
 from r1hpc.corpus.clean.clean import DOCUMENTS
 from r1hpc.corpus.engine.work_dir import unit_record
@@ -71,8 +72,18 @@ class SpansTask:
     tokenizer: Path | None
 
     def write(self, folder: Path) -> dict[str, Any]:
+        inputs = sorted({(span.source, span.path) for span in self.spans})
+        counts = {source: SourceCount() for source, _ in inputs}
+        items = self._items(inputs, counts)
+        return asdict(write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, counts))
+
+    def _items(self, inputs: Sequence[tuple[int, str]], counts: dict[int, SourceCount]) -> Iterator[Placed]:
         encoder = _encoder(self.tokenizer, self.recipe) if self.tokenizer else None
-        return asdict(write_spans(self.recipe, self.spans, folder / PART, self.vocabulary, encoder))
+        place = {each: number for number, each in enumerate(inputs)}
+        for span in self.spans:
+            failpoint("data.build.span")
+            for item in encode_span(self.recipe, span, self.vocabulary, encoder, counts[span.source]):
+                yield span.source, place[span.source, span.path], item
 
 
 @dataclass(frozen=True)
@@ -94,16 +105,15 @@ class TextsTask:
         inputs = [(source, path) for path in record["inputs"]]
         rows = pyarrow.parquet.read_table(self.dedup).to_pylist() if self.dedup else []
         dropped = {row["row"]: (row["rule"], row["value"], row["note"]) for row in rows}
-        numbers: dict[int, int] = {}
-        items = self._items(source, dropped, numbers)
-        result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, fit=True)
-        by_rule = _write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS, dropped, numbers)
+        items, counts = self._items(source, dropped), {source: SourceCount()}
+        result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, counts)
+        by_rule = _write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS, dropped)
         result.files[DECISIONS] = file_digest(folder / PART / DECISIONS)
         edits = {name: record[name] for name in ("repaired", "masked", "lines_removed")}
         return asdict(result) | {"prepared": {"in": record["in"], "dropped": by_rule, "edits": edits}}
 
-    def _items(self, source: int, dropped: dict[int, _Drop], numbers: dict[int, int]) -> Iterator[Placed]:
-        """Yield the kept documents; fill in those the tokenizer drops, and the number of each other row."""
+    def _items(self, source: int, dropped: dict[int, _Drop]) -> Iterator[Placed]:
+        """Yield the documents that are not dropped; add those that the tokenizer drops."""
         encoder = _encoder(self.tokenizer, self.recipe)
         for rows in _text_batches(self.cleaned):
             failpoint("data.build.texts")
@@ -114,14 +124,11 @@ class TextsTask:
                     note = found if isinstance(found, str) else "no tokens"
                     dropped[row["row"]] = (decisions.TOKENIZER, None, note)
                     continue
-                numbers[row["row"]] = len(numbers)
                 raw_hash = row["raw_high"] << 64 | row["raw_low"]
                 yield source, row["input"], Encoded(row["position"], raw_hash, found, row["num_bytes"])
 
 
-def _write_decisions(
-    source: Path, target: Path, dropped: dict[int, _Drop], numbers: dict[int, int]
-) -> dict[str, int]:
+def _write_decisions(source: Path, target: Path, dropped: dict[int, _Drop]) -> dict[str, int]:
     """Write the decisions of stage clean with later ones; return the records dropped by each rule."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -129,12 +136,13 @@ def _write_decisions(
     table = pyarrow.parquet.read_table(source)
     rules, values, notes = (table[name].to_pylist() for name in ("rule", "value", "note"))
     documents: list[int | None] = [None] * len(rules)
+    numbers = itertools.count()
     kept = [place for place, rule in enumerate(rules) if not rule]
     for row, place in enumerate(kept):
         if row in dropped:
             rules[place], values[place], notes[place] = dropped[row]
         else:
-            documents[place] = numbers[row]
+            documents[place] = next(numbers)
     columns = (("rule", rules, pa.string()), ("value", values, pa.float64()), ("note", notes, pa.string()))
     for name, column, kind in columns:
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(column, kind))

@@ -65,14 +65,8 @@ class Cuts:
         """
         at = 0
         while at < len(raw):
-            for size in (piece_bytes, MOST_BYTES):
-                text = _decode(raw, at, size)
-                if at + size >= len(raw):
-                    break
-                if place := self._last_place(text, _decode(raw, at + len(text.encode()), 4 * _AROUND)):
-                    text = text[:place]
-                    break
-            else:
+            text = self._piece(raw, at, piece_bytes) or self._piece(raw, at, MOST_BYTES)
+            if not text:
                 length, most = format_bytes(len(raw)), format_bytes(MOST_BYTES)
                 raise NoCutError(
                     f"{NO_CUT}{length} of text, with no place in the {most} from byte {at} where this "
@@ -80,6 +74,13 @@ class Cuts:
                 )
             at += len(text.encode())
             yield text
+
+    def _piece(self, raw: bytes, at: int, size: int) -> str:
+        """Return the text up to the last place to cut in `size` bytes, or to the end; empty without one."""
+        text = _decode(raw, at, size)
+        if at + size >= len(raw):
+            return text
+        return text[: self._last_place(text, _decode(raw, at + len(text.encode()), 4 * _AROUND)) or 0]
 
     def _last_place(self, text: str, after: str) -> int | None:
         """Return the last place to cut a text, or None; `after` is what follows the text."""
@@ -185,9 +186,7 @@ def byte_tokenizer(eos_token: str) -> str:
 def tokenizer_files(
     recipe: TokenizerRecipe, path: Path | None, texts: Iterable[str | bytes]
 ) -> dict[str, bytes]:
-    """Return the files of DIR/tokenizer by name, none for kind `ids`; UsageError if there is none to copy."""
-    if recipe.kind == "ids":
-        return {}
+    """Return the files of DIR/tokenizer by name; UsageError if there is none to copy."""
     if recipe.kind == "path":
         assert path is not None, "the recipe requires a path with kind: path"
         return existing_files(path)
@@ -249,21 +248,23 @@ class Encoder:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = self._find_eos(path, eos, vocabulary)
+        self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
+        """The ids that text must not spell: EOS, BOS and special tokens of more than one character."""
+        self._is_guarded[self._guarded(path, vocabulary)] = True
+        model = self._tokenizer.model
+        is_unigram = type(model).__name__ == "Unigram"
+        unknown = _read_model(path).get("unk_id") if is_unigram else vocabulary.get(model.unk_token)
+        if unknown is not None:  # any text may produce it
+            self._is_guarded[unknown] = False
+
+    def _guarded(self, path: Path, vocabulary: dict[str, int]) -> list[int]:
         added = self._tokenizer.get_added_tokens_decoder().items()
         special = [number for number, token in added if token.special and len(token.content) > 1]
         bos = None
         with contextlib.suppress(OSError, ValueError, AttributeError):
             named = json.loads(path.with_name(_CONFIG).read_text(encoding="utf-8")).get("bos_token")
             bos = named.get("content") if isinstance(named, Mapping) else named
-        guarded = [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
-        self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
-        """The ids that text must not spell: EOS, BOS and special tokens of more than one character."""
-        self._is_guarded[guarded] = True
-        model = self._tokenizer.model
-        is_unigram = type(model).__name__ == "Unigram"
-        unknown = _read_model(path).get("unk_id") if is_unigram else vocabulary.get(model.unk_token)
-        if unknown is not None:  # any text may produce it
-            self._is_guarded[unknown] = False
+        return [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
 
     def _find_eos(self, path: Path, eos: str | int, vocabulary: dict[str, int]) -> int:
         if isinstance(eos, int):

@@ -5,19 +5,16 @@ that loses data between processes (zarr-python issue 3682). Nothing depends on t
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from r1hpc.base.failpoints import failpoint
-from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary, encode_span
-from r1hpc.corpus.build.vocabulary import Encoder
+from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary
 from r1hpc.corpus.recipe import Recipe
-from r1hpc.corpus.sources.fields import SourceSpan
 from r1hpc.data.format.documents import segment_arrays
 from r1hpc.data.format.manifest import CHECKSUMS, INPUTS, TOKENS, canonical_json, census
 from r1hpc.data.format.zarr_shard import ShardFile, parse_layout
@@ -37,10 +34,10 @@ Placed = tuple[int, int, Encoded]
 class PartResult:
     """Counts of a written part; `sources` by source index."""
 
-    num_tokens: int = 0
-    num_documents: int = 0
-    sources: dict[int, SourceCount] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    num_tokens: int
+    num_documents: int
+    sources: dict[int, SourceCount]
+    files: dict[str, dict[str, Any]]
     """Census of the part, by path inside its folder; made here so that every writer hashes its own files."""
 
     @classmethod
@@ -88,8 +85,7 @@ def write_part(
     inputs: Sequence[tuple[int, str]],
     folder: Path,
     vocabulary: Vocabulary,
-    *,
-    fit: bool = False,
+    counts: dict[int, SourceCount],
 ) -> PartResult:
     """Write the part `folder`, which must not exist, from documents in order.
 
@@ -97,22 +93,18 @@ def write_part(
 
     Args:
         inputs: the files of the part, as (source, path).
-        fit: a part of less than one shard gets a smaller shard, not padded beyond its last chunk.
+        counts: by source; the documents are added to them.
     """
     import zarr  # late: plans and existing datasets do not need it
 
     zarr.create_group(folder)
-    result = PartResult()
-    for source, _ in inputs:
-        result.sources.setdefault(source, SourceCount())
-    tokens = _TokenWriter(folder, recipe, vocabulary, fit)
-    rows = _Rows()
+    tokens, rows = _TokenWriter(folder, recipe, vocabulary), _Rows()
     end = np.array([vocabulary.eos_id], np.uint32)
     for source, place, item in items:
         tokens.append(item.ids)
         tokens.append(end)
         rows.append(source, place, item, tokens.length)
-        count = result.sources[source]
+        count = counts[source]
         count.num_documents += 1
         count.num_tokens += len(item.ids) + 1
         count.num_bytes += item.num_bytes
@@ -120,37 +112,15 @@ def write_part(
     rows.write(folder, recipe.is_traces)
     (folder / INPUTS).write_bytes(canonical_json([{"source": s, "path": p} for s, p in inputs]))
     (folder / CHECKSUMS).write_bytes(_read_checksums(folder / TOKENS))
-    result.num_tokens, result.num_documents = tokens.length, len(rows.source)
-    result.files = census(folder)
-    return result
-
-
-def write_spans(
-    recipe: Recipe, spans: Sequence[SourceSpan], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
-) -> PartResult:
-    """Write a part straight from the inputs, without stages in between."""
-    inputs = sorted({(span.source, span.path) for span in spans})
-    place = {item: i for i, item in enumerate(inputs)}
-    skipped = {source: SourceCount() for source, _ in inputs}
-
-    def items() -> Iterator[Placed]:
-        for span in spans:
-            failpoint("data.build.span")
-            for item in encode_span(recipe, span, vocabulary, encoder, skipped[span.source]):
-                yield span.source, place[span.source, span.path], item
-
-    result = write_part(recipe, items(), inputs, folder, vocabulary)
-    for source, count in skipped.items():
-        result.sources[source].add(count)
-    return result
+    return PartResult(tokens.length, len(rows.source), counts, census(folder))
 
 
 class _TokenWriter:
     """Fills one shard in memory, writes it, starts the next."""
 
-    def __init__(self, folder: Path, recipe: Recipe, vocabulary: Vocabulary, fit: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, vocabulary: Vocabulary) -> None:
         self.length = 0
-        self._folder, self._recipe, self._vocabulary, self._fit = folder, recipe, vocabulary, fit
+        self._folder, self._recipe, self._vocabulary = folder, recipe, vocabulary
         self._shard = recipe.shard_tokens
         self._buffer = np.full(self._shard, vocabulary.invalid_id, dtype=vocabulary.dtype)
         self._array: zarr.Array[Any] | None = None
@@ -167,8 +137,11 @@ class _TokenWriter:
                 self._write()
 
     def close(self) -> None:
-        """Write the last shard, padded by the invalid id, then give the array its true length."""
-        if self._fit and self._array is None:
+        """Write the last shard, padded by the invalid id, then give the array its true length.
+
+        A prepared part of less than one shard gets a smaller one, not padded beyond its last chunk.
+        """
+        if self._recipe.is_prepared and self._array is None:
             chunk = self._recipe.chunk_tokens
             self._shard = max(chunk, -(-self.length // chunk) * chunk)
         if self.length % self._shard or (self._array is None and self.length):

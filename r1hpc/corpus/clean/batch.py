@@ -10,7 +10,7 @@ lower-cased text. A CJK character is a word by itself. Only ASCII, Latin-1, gene
 recognised: punctuation of other scripts counts as letters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,16 +78,9 @@ class TextBatch:
 
     @cached_property
     def words(self) -> Segments:
-        found, cjk = self._word_bytes()
-        starts_cjk = cjk & found
-        ends_cjk = np.zeros_like(found)
-        ends_cjk[3:] = starts_cjk[:-3]
-        before = np.concatenate([[False], found[:-1]])
-        begin = found & (~before | starts_cjk | ends_cjk)
-        start = np.flatnonzero(begin)
-        cuts = np.flatnonzero(begin | ~found)
-        stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
-        return self._segments(start, stop)
+        found = _LETTER[self.bytes] & ~self._wide_signs if self._normal else ~self._space
+        cjk = self._cjk & found
+        return self._divided(found & (~_shifted(found, 1) | cjk | _shifted(cjk, 3)), ~found)
 
     @cached_property
     def tokens(self) -> Segments:
@@ -97,19 +90,13 @@ class TextBatch:
         ://), except a dash between letters, and a slash, colon or comparison before one. Dots, dashes,
         slashes and the like in a row are one token.
         """
-        b, letter = self.bytes, self._letters
-        sign = ~letter & ~self._space & ((b & 0xC0) != 0x80)
-        joined = _JOINED[b]
-        run = sign & joined & np.concatenate([[False], (joined & sign)[:-1]])
-        cjk = self._word_bytes()[1] & letter
-        after_cjk = np.zeros_like(letter)
-        after_cjk[3:] = cjk[:-3]
-        before = np.concatenate([[False], letter[:-1]])
-        begin = (sign & ~run) | (letter & (~before | cjk | after_cjk))
-        start = np.flatnonzero(begin)
-        cuts = np.flatnonzero(begin | self._space)
-        stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
-        return self._segments(start, stop)
+        letter = self._letters
+        sign = ~letter & ~self._space & ((self.bytes & 0xC0) != 0x80)
+        joined = sign & _JOINED[self.bytes]
+        cjk = self._cjk & letter
+        begins_sign = sign & ~(joined & _shifted(joined, 1))
+        begins_word = letter & (~_shifted(letter, 1) | cjk | _shifted(cjk, 3))
+        return self._divided(begins_sign | begins_word, self._space)
 
     def is_sign(self, tokens: Segments) -> Bools:
         """Return for each token: True if it is a sign and no word."""
@@ -118,8 +105,7 @@ class TextBatch:
     @cached_property
     def cjk_share(self) -> npt.NDArray[np.float64]:
         """Return the share of CJK characters among the words of each document."""
-        cjk = self._word_bytes()[1]
-        return self.words.total(cjk[self.words.start]) / np.maximum(self.words.count(), 1)
+        return self.words.total(self._cjk[self.words.start]) / np.maximum(self.words.count(), 1)
 
     @cached_property
     def lines(self) -> Segments:
@@ -131,10 +117,9 @@ class TextBatch:
         """Return the runs of lines between blank ones."""
         every = self._all_lines
         blank = self._visible[every.stop] == self._visible[every.start]
-        first = np.concatenate([[True], every.document[1:] != every.document[:-1]])
-        begin = ~blank & (first | np.concatenate([[True], blank[:-1]]))
-        last = np.concatenate([first[1:], [True]])
-        end = ~blank & (last | np.concatenate([blank[1:], [True]]))
+        first = np.diff(every.document, prepend=-1) > 0
+        begin = ~blank & (first | _shifted(blank, 1))
+        end = ~blank & (np.append(first[1:], True) | _shifted(blank, -1))
         return self._strip(
             Segments(every.start[begin], every.stop[end], every.document[begin], self.num_documents)
         )
@@ -155,6 +140,28 @@ class TextBatch:
             (self._prefix[segments.stop] - self._prefix[segments.start]) * inverse[segments.start]
         )
 
+    def ngrams(self, size: int) -> tuple[Hashes, Ints]:
+        """Return a hash of each run of `size` words inside one document, and that document."""
+        keys, first = ngrams(self._word_hashes, self.words.document, size)
+        return keys, self.words.document[first]
+
+    def runs(self, shortest: int, longest: int) -> Iterator[tuple[int, Hashes, Ints]]:
+        """Yield size, hashes and documents of the n-grams of `longest` words; a shorter document is one run.
+
+        Documents of fewer than `shortest` words have none.
+        """
+        count = self.words.count()
+        for size in range(shortest, longest + 1):
+            chosen = (count >= size if size == longest else count == size)[self.words.document]
+            if chosen.any():
+                document = self.words.document[chosen]
+                keys, first = ngrams(self._word_hashes[chosen], document, size)
+                yield size, keys, document[first]
+
+    @cached_property
+    def _word_hashes(self) -> Hashes:
+        return self.hashes(self.words)
+
     @cached_property
     def _prefix(self) -> Hashes:
         power, _ = _power_table(len(self.bytes))
@@ -171,7 +178,7 @@ class TextBatch:
         """Return the bytes of white space: ASCII, and those of a no-break, general or ideographic space."""
         b = self.bytes
         space = _SPACE[b]
-        one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
+        one, two = _shifted(b, -1), _shifted(b, -2)
         wide = (b == 0xE2) & (one == 0x80) & ((two <= 0x8A) | (two == 0xA8) | (two == 0xA9) | (two == 0xAF))
         wide |= (b == 0xE3) & (one == 0x80) & (two == 0x80)
         return space | _spread((b == 0xC2) & (one == 0xA0), 2) | _spread(wide, 3)
@@ -180,10 +187,9 @@ class TextBatch:
     def _letters(self) -> Bools:
         """Return the bytes of letters and digits, and of signs between or beside them that belong to them."""
         b, place = self.bytes, np.arange(len(self.bytes))
-        one = np.append(b[1:], np.uint8(0))
-        wide = _spread(self._wide_signs(one), 3) | _spread((b == 0xC2) & (one < 0xC0), 2)
-        letter = _ALNUM[b] & ~self._space & ~wide
-        chunk = np.cumsum(~self._space & np.concatenate([[True], self._space[:-1]])) - 1
+        visible, wide = ~self._space, self._wide_signs
+        letter = _ALNUM[b] & visible & ~wide
+        chunk = np.cumsum(visible & ~_shifted(visible, 1)) - 1
         count = int(chunk[-1]) + 1
         first, last = np.full(count + 1, len(b)), np.full(count + 1, -1)
         where = np.flatnonzero(letter)
@@ -194,40 +200,36 @@ class TextBatch:
         begin = np.where(first == 0, 0, np.minimum(begin, first))
         edge = np.minimum.accumulate(np.where(_AFTER[b], len(b), place)[::-1])[::-1]
         end = np.where(last >= 0, edge[np.minimum(last + 1, len(b) - 1)], 0)
-        inside = ~self._space & (place >= begin[chunk]) & (place < end[chunk])
+        inside = visible & (place >= begin[chunk]) & (place < end[chunk])
         found: Bools = inside & ~self._splits(letter, wide, chunk, count)
         return found
 
     def _splits(self, letter: Bools, wide: Bools, chunk: Ints, count: int) -> Bools:
         """Return the signs that divide the word they are in, unless it is an address."""
         b = self.bytes
-        one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
         alpha = letter & _ALPHA[b]
-        before, after = np.concatenate([[False], letter[:-1]]), np.append(alpha[1:], False)
-        between = np.concatenate([[False], alpha[:-1]]) & after
-        divides = (_DASH[b] & between) | (_COMPARE[b] & before & after) | wide
+        after = _shifted(alpha, -1)
+        between = _shifted(alpha, 1) & after
+        divides = (_DASH[b] & between) | (_COMPARE[b] & _shifted(letter, 1) & after) | wide
         address = np.zeros(count + 1, dtype=bool)
-        address[chunk[(b == 58) & (one == 47) & (two == 47)]] = True
+        address[chunk[(b == 58) & (_shifted(b, -1) == 47) & (_shifted(b, -2) == 47)]] = True
         found: Bools = divides & ~address[chunk]
         return found
 
-    def _wide_signs(self, one: npt.NDArray[np.uint8]) -> Bools:
-        """Return where general, CJK and full-width punctuation begins; `one` holds the byte after each."""
-        b = self.bytes
-        sign: Bools = (b == 0xE2) & ((one == 0x80) | (one == 0x81))
+    @property
+    def _wide_signs(self) -> Bools:
+        """Return the bytes of Latin-1, general, CJK and full-width punctuation."""
+        b, one = self.bytes, _shifted(self.bytes, -1)
+        sign = (b == 0xE2) & ((one == 0x80) | (one == 0x81))
         sign |= ((b == 0xE3) & (one == 0x80)) | ((b == 0xEF) & (one == 0xBC))
-        return sign
+        return _spread(sign, 3) | _spread((b == 0xC2) & (one < 0xC0), 2)
 
-    def _word_bytes(self) -> tuple[Bools, Bools]:
-        """Return the bytes of words, and those where a CJK character begins."""
+    @property
+    def _cjk(self) -> Bools:
+        """Return the bytes at which a CJK character begins."""
         b = self.bytes
-        one = np.append(b[1:], np.uint8(0))
-        cjk = ((b >= 0xE4) & (b <= 0xE9)) | ((b == 0xE3) & (one >= 0x81))
-        if not self._normal:
-            return ~self._space, cjk
-        sign = self._wide_signs(one)
-        found = _LETTER[b] & ~_spread(sign, 3) & ~_spread((b == 0xC2) & (one < 0xC0), 2)
-        return found, cjk
+        found: Bools = ((b >= 0xE4) & (b <= 0xE9)) | ((b == 0xE3) & (_shifted(b, -1) >= 0x81))
+        return found
 
     @cached_property
     def _visible(self) -> Ints:
@@ -246,6 +248,12 @@ class TextBatch:
         chosen = last > first
         start, stop = visible[first[chosen]], visible[last[chosen] - 1] + 1
         return Segments(start, stop, segments.document[chosen], self.num_documents)
+
+    def _divided(self, begin: Bools, outside: Bools) -> Segments:
+        """Return the segments that begin at these bytes; each ends before the next one or a byte outside."""
+        start, cuts = np.flatnonzero(begin), np.flatnonzero(begin | outside)
+        stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
+        return self._segments(start, stop)
 
     def _segments(self, start: Ints, stop: Ints) -> Segments:
         document = np.searchsorted(self.start, start, side="right") - 1
@@ -274,10 +282,20 @@ def of_document(hashes: Hashes, document: Ints) -> Hashes:
     return hashes ^ splitmix64(document.astype(np.uint64) + np.uint64(1))
 
 
+def _shifted(values: npt.NDArray[Any], places: int) -> npt.NDArray[Any]:
+    """Return the values so many places later (earlier, if negative); the places left over are 0."""
+    found = np.zeros_like(values)
+    if places > 0:
+        found[places:] = values[:-places]
+    else:
+        found[:places] = values[-places:]
+    return found
+
+
 def _spread(starts: Bools, width: int) -> Bools:
     found = starts.copy()
     for offset in range(1, width):
-        found[offset:] |= starts[:-offset]
+        found |= _shifted(starts, offset)
     return found
 
 

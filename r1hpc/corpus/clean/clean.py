@@ -29,7 +29,7 @@ from r1hpc.corpus.clean.rules import Verdicts
 from r1hpc.corpus.clean.text import identify, mask, repair
 from r1hpc.corpus.recipe import Recipe, SourceRecipe
 from r1hpc.corpus.sources.fields import Document, SourceSpan, batched, template_of
-from r1hpc.corpus.sources.read import read_records
+from r1hpc.corpus.sources.read import read_span
 from r1hpc.data.format.manifest import DECISIONS
 
 DOCUMENTS = "documents.parquet"
@@ -88,7 +88,7 @@ class CleanTask:
         with _Output(folder, self.recipe) as output:
             for span in self.spans:
                 failpoint("data.build.span")
-                at, found = place[span.path], read_records(self.recipe, span)
+                at, found = place[span.path], read_span(self.recipe, span)
                 items = (_Item(RecordDecision(at, each.position, each.size), each) for each in found)
                 for batch in batched(items, lambda item: len(item.document.raw)):
                     self._decide(batch, inputs)
@@ -126,7 +126,7 @@ class CleanTask:
 
     def _decode(self, item: _Item, inputs: Sequence[str]) -> None:
         document = item.document
-        path = self.recipe.resolve(self._source.root) / inputs[item.decision.input]
+        path = self.recipe.input_path(self.spans[0].source, inputs[item.decision.input])
         where = f"{path} at {document.position}"
         if document.fault:
             self._set_aside(item, where, document.fault)
@@ -211,16 +211,22 @@ def _hide_personal_data(kept: list[_Item], how: str) -> None:
 
 
 def _apply_rules(names: Sequence[str], batch: list[_Item], knows_language: bool) -> None:
-    """Apply the rules to a batch; those before C4 share arrays, as C4 removes lines from the texts."""
-    early = [rule for rule in names if rule.startswith("gopher")]
-    for group in (early, ["c4"], ["fineweb"]):
-        kept = _kept(batch)
-        if kept:
-            texts = [item.text for item in kept]
-            languages = [item.decision.language for item in kept] if knows_language else None
-            arrays = TextBatch(texts)
-            for rule in (rule for rule in group if rule in names):
-                _drop(kept, _take_lines(kept) if rule == "c4" else _judge(rule, texts, arrays, languages))
+    """Apply the rules. Gopher's share arrays; C4 removes lines, so FineWeb's are others."""
+    for group in (("gopher_quality", "gopher_repetition"), ("c4",), ("fineweb",)):
+        kept, chosen = _kept(batch), [rule for rule in group if rule in names]
+        if kept and chosen:
+            arrays = TextBatch([item.text for item in kept])
+            for rule in chosen:
+                _drop(kept, _judge(rule, kept, arrays, knows_language))
+
+
+def _judge(rule: str, kept: list[_Item], arrays: TextBatch, knows_language: bool) -> Verdicts:
+    texts = [item.text for item in kept]
+    if rule == "gopher_quality":
+        return rules.quality(texts, arrays, [i.decision.language for i in kept] if knows_language else None)
+    if rule == "gopher_repetition":
+        return rules.repetition(arrays)
+    return _take_lines(kept) if rule == "c4" else rules.judge_fineweb(texts, arrays)
 
 
 def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
@@ -242,14 +248,6 @@ def _take_lines(kept: list[_Item]) -> Verdicts:
             item.decision.lines_removed = len(item.text.splitlines()) - len(text.splitlines())
             item.text = text
     return verdicts
-
-
-def _judge(rule: str, texts: list[str], arrays: TextBatch, languages: list[str] | None) -> Verdicts:
-    if rule == "gopher_quality":
-        return rules.quality(texts, arrays, languages)
-    if rule == "gopher_repetition":
-        return rules.repetition(arrays)
-    return rules.judge_fineweb(texts, arrays)
 
 
 class _Output:
@@ -325,6 +323,4 @@ class _Output:
         if self._minhash:
             signatures = sign(TextBatch(columns["text"], normal=True), self._minhash)  # type: ignore[arg-type]
             columns["signature"] = [row.tobytes() for row in signatures]
-        return pa.record_batch(
-            [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
-        )
+        return pa.RecordBatch.from_pydict(columns, self._schema)

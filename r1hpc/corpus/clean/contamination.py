@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from r1hpc.base.errors import UsageError
-from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, ngrams
+from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch
 from r1hpc.corpus.recipe import DecontaminateRecipe
 from r1hpc.corpus.sources.lines import open_file
 
@@ -39,13 +39,11 @@ class NgramIndex:
     def find(self, batch: TextBatch) -> Ints:
         """Return the file each document shares an n-gram with; -1 for none. `batch` is of normal text."""
         found = np.full(batch.num_documents, -1, dtype=np.int64)
-        words = batch.words
-        hashes = batch.hashes(words)
         for size, (known, files) in self.tables.items():
-            keys, first = ngrams(hashes, words.document, size)
+            keys, document = batch.ngrams(size)
             place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
             hit = np.flatnonzero(known[place] == keys)
-            found[words.document[first[hit]][::-1]] = files[place[hit]][::-1]  # the first hit wins
+            found[document[hit][::-1]] = files[place[hit]][::-1]  # the first hit wins
         return found
 
 
@@ -55,7 +53,7 @@ def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramInde
     for number, path in enumerate(paths):
         before = sum(map(len, found.values()))
         for batch in _batches(_items(path)):
-            for size, keys, _ in _runs(batch, recipe.min_words, recipe.ngram):
+            for size, keys, _ in batch.runs(recipe.min_words, recipe.ngram):
                 found.setdefault(size, []).append((keys, number))
         if sum(map(len, found.values())) == before:
             raise UsageError(
@@ -68,21 +66,6 @@ def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramInde
         known, first = np.unique(np.concatenate([part for part, _ in parts]), return_index=True)
         tables[size] = (known, files[first])
     return NgramIndex(tables)
-
-
-def _runs(batch: TextBatch, shortest: int, longest: int) -> Iterator[tuple[int, Hashes, Ints]]:
-    """Yield each length of runs of words with the hashes of the runs, and the text of each.
-
-    A text of fewer than `longest` words is one run.
-    """
-    words, counts = batch.words, batch.words.count()
-    hashes = batch.hashes(words)
-    for size in range(shortest, longest + 1):
-        keys, first = ngrams(hashes, words.document, size)
-        owners = words.document[first]
-        chosen = counts[owners] >= size if size == longest else counts[owners] == size
-        if chosen.any():
-            yield size, keys[chosen], owners[chosen]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[TextBatch]:
@@ -140,13 +123,11 @@ def _strings(value: Any) -> Iterator[str]:
 def overlap(questions: Sequence[str], texts: Iterable[str]) -> list[bool | None]:
     """Return for each question: True if it occurs in any of the texts; None if it is too short to search."""
     asked = TextBatch(list(questions), normal=True)
-    tables = {size: (keys, owners) for size, keys, owners in _runs(asked, MIN_WORDS, NGRAM)}
+    tables = {size: (keys, owners) for size, keys, owners in asked.runs(MIN_WORDS, NGRAM)}
     hit = {size: np.zeros(len(keys), bool) for size, (keys, _) in tables.items()}
     for batch in _batches(texts):
-        words = batch.words
-        hashes = batch.hashes(words)
         for size, (keys, _) in tables.items():
-            seen = np.unique(ngrams(hashes, words.document, size)[0])
+            seen, _ = batch.ngrams(size)
             hit[size] |= np.isin(keys, seen)
     found = np.zeros(len(questions), bool)
     for size, (_, owners) in tables.items():

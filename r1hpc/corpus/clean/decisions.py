@@ -73,9 +73,7 @@ def schema() -> Any:
 def to_batch(decisions: Sequence[RecordDecision]) -> Any:
     import pyarrow as pa
 
-    fields = schema()
-    columns = [pa.array([getattr(item, field.name) for item in decisions], field.type) for field in fields]
-    return pa.record_batch(columns, schema=fields)
+    return pa.RecordBatch.from_pylist([vars(item) for item in decisions], schema())
 
 
 def dropped_by_rule(rules: Sequence[str]) -> dict[str, int]:

@@ -142,24 +142,14 @@ class _Table:
 
 
 def _fixed(column: Any, width: int, dtype: str) -> npt.NDArray[Any]:
-    raw = [
-        np.frombuffer(chunk.buffers()[1], np.uint8)[
-            chunk.offset * width : (chunk.offset + len(chunk)) * width
-        ]
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    joined = np.concatenate([np.empty(0, np.uint8), *raw])
-    return joined.view(dtype).reshape(-1, width // np.dtype(dtype).itemsize)
+    """Return a column of binary values of one width as an array of a row each."""
+    values = column.combine_chunks()
+    raw = np.frombuffer(values.buffers()[1] or b"", np.uint8)
+    raw = raw[values.offset * width :][: len(values) * width]
+    return raw.view(dtype).reshape(-1, width // np.dtype(dtype).itemsize)
 
 
 def _exact(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    if not len(hashes):
-        return np.empty(0, np.int64)
-    order = np.lexsort((np.arange(len(hashes)), hashes[:, 1], hashes[:, 0]))
-    ranked = hashes[order]
-    begin = np.concatenate([[True], (ranked[1:] != ranked[:-1]).any(axis=1)])
-    first = np.maximum.accumulate(np.where(begin, np.arange(len(order)), 0))
-    found = np.empty(len(order), np.int64)
-    found[order] = order[first]
-    return found
+    """Return for each document the first with the same hash."""
+    _, first, group = np.unique(hashes.view("V16").ravel(), return_index=True, return_inverse=True)
+    return first[group]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, ngrams
+from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch
 from r1hpc.corpus.recipe import MinhashRecipe
 from r1hpc.data.read.order import splitmix64
 
@@ -83,23 +83,12 @@ def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
 
 
 def _shingles(batch: TextBatch, ngram: int) -> tuple[Hashes, Ints]:
-    words = batch.words
-    hashes = batch.hashes(words)
-    found, first = ngrams(hashes, words.document, ngram)
-    document = words.document[first]
-    short = np.flatnonzero((words.count() < ngram) & (words.count() > 0))
-    if not len(short):
-        return found, document
-    begin = np.searchsorted(words.document, short)
-    sizes = words.count()[short]
-    whole = np.array([_fold(hashes[a : a + n]) for a, n in zip(begin, sizes, strict=True)], np.uint64)
-    found, document = np.concatenate([found, whole]), np.concatenate([document, short])
+    """Return the shingles and the document of each, in the order of the documents."""
+    none = (np.empty(0, np.uint64), np.empty(0, np.int64))
+    runs = [none, *((keys, document) for _, keys, document in batch.runs(1, ngram))]
+    found, document = map(np.concatenate, zip(*runs, strict=True))
     order = np.argsort(document, kind="stable")
     return found[order], document[order]
-
-
-def _fold(hashes: Hashes) -> int:
-    return int(ngrams(hashes, np.zeros(len(hashes), np.int64), len(hashes))[0][0])
 
 
 def _candidates(part: Signatures) -> Hashes:

@@ -196,10 +196,8 @@ def _counted_once(firsts: Ints, groups: Ints, size: int, ends: Ints) -> int:
 
 def _repeated(keys: Hashes) -> Bools:
     """True for all but one of equal keys."""
-    order = np.argsort(keys)
-    same = np.concatenate([[False], keys[order][1:] == keys[order][:-1]])
-    found = np.zeros(len(keys), dtype=bool)
-    found[order] = same
+    found = np.ones(len(keys), dtype=bool)
+    found[np.unique(keys, return_index=True)[1]] = False
     return found
 
 

@@ -1,6 +1,6 @@
 """Divide a build into units of work, and run them in a pool.
 
-    paths = run_units(work, units, local_pool(4))
+    paths = run_units(work, units, workers=4)
 
 A unit is a picklable task and a key. It reads its inputs, fills one folder and returns a record of plain JSON
 values. It knows nothing of other units, the host or the number of workers.
@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from r1hpc.base.units import format_bytes, format_duration
-from r1hpc.corpus.engine.work_dir import Work, find_unit, publish_unit
+from r1hpc.corpus.engine.work_dir import Report, Work, find_unit, publish_unit, unit_folder
 from r1hpc.data.format.errors import DataError
 from r1hpc.data.format.manifest import digest
 
@@ -69,12 +69,8 @@ def code_hash() -> str:
     return found.hexdigest()
 
 
-WorkOff = Callable[[Path, list[Unit]], Iterator[Unit]]
-"""Makes units in a work folder, each once, and yields each when finished."""
-
-
 def run_units(
-    work: Work, units: Sequence[Unit], work_off: WorkOff, report: Callable[[str], None] | None = None
+    work: Work, units: Sequence[Unit], workers: int = 1, report: Report | None = None
 ) -> list[Path]:
     """Return the folders of all units, in order; finished units are used. DataError if a worker dies."""
     todo = [unit for unit in units if find_unit(work.folder, unit.stage, unit.key) is None]
@@ -83,7 +79,7 @@ def run_units(
         report(f"{todo[0].stage}: {done} of {total} parts are there already")
     bytes_done, bytes_left = 0, sum(unit.num_bytes for unit in todo)
     began = last = time.monotonic()
-    for unit in work_off(work.folder, todo):
+    for unit in make_units(work.folder, todo, workers):
         done += 1
         bytes_done += unit.num_bytes
         bytes_left -= unit.num_bytes
@@ -93,15 +89,11 @@ def run_units(
             rate = bytes_done / max(now - began, 1e-9)
             left = f", about {format_duration(bytes_left / rate)} left" if bytes_left and rate else ""
             report(f"{unit.stage}: {done} of {total} parts, {format_bytes(round(rate))}/s{left}")
-    return [work.folder / "units" / unit.stage / unit.key for unit in units]
+    return [unit_folder(work.folder, unit.stage, unit.key) for unit in units]
 
 
-def local_pool(workers: int = 1) -> WorkOff:
-    """Return a pool of processes on this machine; with one worker, this process itself."""
-    return functools.partial(_work_off, workers)
-
-
-def _work_off(workers: int, folder: Path, units: list[Unit]) -> Iterator[Unit]:
+def make_units(folder: Path, units: Sequence[Unit], workers: int) -> Iterator[Unit]:
+    """Make units in a work folder, and yield each when finished; one worker is this process itself."""
     if min(workers, len(units)) <= 1:
         for unit in units:
             make_unit(folder, unit)

@@ -108,9 +108,14 @@ def join_work(destination: Path, report: Report | None = None) -> Iterator[Work]
         os.close(lock)
 
 
+def unit_folder(folder: Path, stage: str, key: str) -> Path:
+    """Return the folder of a unit below a work folder; it is there when the unit is finished."""
+    return folder / _UNITS / stage / key
+
+
 def find_unit(folder: Path, stage: str, key: str) -> Path | None:
     """Return the folder of a finished unit whose files all exist with their sizes, else None."""
-    path = folder / _UNITS / stage / key
+    path = unit_folder(folder, stage, key)
     try:
         files = json.loads((path / DONE).read_text())["files"]
         whole = all((path / name).stat().st_size == size for name, size in files.items())
@@ -149,7 +154,7 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     fsync_tree(private)
     _release(private)
     failpoint("data.unit.publish")
-    target = folder / _UNITS / stage / key
+    target = unit_folder(folder, stage, key)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         private.rename(target)
@@ -338,7 +343,7 @@ def read_progress(out: Path) -> dict[str, Any]:
 def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
     times, done_bytes, cpu_s, memory = [], 0, 0.0, 0
     for key, num_bytes in units:
-        record = folder / "units" / name / key / DONE
+        record = unit_folder(folder, name, key) / DONE
         if key and record.is_file():
             times.append(record.stat().st_mtime)
             done_bytes += num_bytes

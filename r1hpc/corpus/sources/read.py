@@ -52,14 +52,9 @@ def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
 
 
 def read_span(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
-    """Yield the documents of one span, without empty ones."""
-    return (document for document in read_records(recipe, span) if document.raw or document.fault)
-
-
-def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     """Yield every record of one span: documents, empty and unreadable ones."""
     source = recipe.sources[span.source]
-    path = recipe.resolve(source.root) / span.path
+    path = recipe.input_path(span.source, span.path)
     fields = FieldReader(recipe, source)
     if span.fault:
         return iter([Document(0, b"", fault=span.fault, lost_bytes=span.num_bytes)])
@@ -102,11 +97,11 @@ def _list_files(source: SourceRecipe, root: Path, is_new: bool) -> list[tuple[st
     files = [(name, _size(root / name)) for name in names]
     if source.max_bytes is None:
         return files
-    kept, total = [], 0
+    left, kept = source.max_bytes, []
     for name, size in files:
-        if total + max(0, size) <= source.max_bytes:
+        if size <= left:
             kept.append((name, size))
-            total += max(0, size)
+            left -= max(0, size)  # _UNREADABLE is less
     if not kept:
         raise UsageError(f"source {source.name}: max_bytes {source.max_bytes} is smaller than every file")
     return kept
@@ -143,7 +138,7 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
         yield from tables.parquet_spans(source, index, root / name, name)
     elif source.kind == "arrow":
         if size:
-            yield SourceSpan(index, name, 0, source.max_documents or 2**62, size)
+            yield SourceSpan(index, name, 0, source.max_documents or tables.ALL_ROWS, size)
     else:
         yield from tables.hdf5_spans(source, index, root / name, name, size)
 

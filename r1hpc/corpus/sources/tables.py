@@ -19,6 +19,8 @@ from r1hpc.data.format.errors import reason, refuse_passing
 
 _ARROW_FILE = b"ARROW1"
 _SPAN_ROWS = 4096
+ALL_ROWS = 2**62
+"""The stop of a span whose rows are not counted."""
 _STREAM_IDS = 2**22
 """Ids of one long row held in memory at once."""
 _FIRST_ROWS = 16
@@ -45,11 +47,7 @@ def parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> It
     row = 0
     for group in range(metadata.num_row_groups):
         info = metadata.row_group(group)
-        stop = (
-            row + info.num_rows
-            if source.max_documents is None
-            else min(row + info.num_rows, source.max_documents)
-        )
+        stop = min(row + info.num_rows, source.max_documents or ALL_ROWS)
         if row < stop:
             yield SourceSpan(index, name, row, stop, info.total_byte_size, group)
         row += info.num_rows
@@ -72,10 +70,7 @@ def read_parquet(
             yield from _documents(batch, row, span.stop, fields)
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        refuse_passing(error, path)
-        lost = span.num_bytes * (span.stop - row) // (span.stop - span.start)
-        fault = f"cannot be read as Parquet ({reason(error, path)})"
-        yield Document(row, b"", fault=fault, lost_bytes=lost)
+        yield _unreadable(error, path, "Parquet", row, _bytes_from(row, span))
 
 
 def read_arrow(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
@@ -91,10 +86,20 @@ def read_arrow(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
             if row >= span.stop:
                 return
     except (pyarrow.ArrowException, OSError) as error:
-        refuse_passing(error, path)
-        fault = f"cannot be read as Arrow ({reason(error, path)})"
         left = span.num_bytes - read
-        yield Document(row, b"", fault=fault, lost_bytes=left if left > 0 else span.num_bytes)
+        yield _unreadable(error, path, "Arrow", row, left if left > 0 else span.num_bytes)
+
+
+def _unreadable(error: Exception, path: Path, kind: str, row: int, lost_bytes: int) -> Document:
+    """Return the fault of all rows from this one on; DataError if it may pass."""
+    refuse_passing(error, path)
+    fault = f"cannot be read as {kind} ({reason(error, path)})"
+    return Document(row, b"", fault=fault, lost_bytes=lost_bytes)
+
+
+def _bytes_from(row: int, span: SourceSpan) -> int:
+    """Estimate the bytes of a span from a row on."""
+    return span.num_bytes * (span.stop - row) // (span.stop - span.start)
 
 
 def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
@@ -241,8 +246,7 @@ def hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: in
         # One long stream of ids: only its EOS ids end documents, so one reader takes it all.
         yield SourceSpan(index, name, 0, num_rows, size)
         return
-    if source.max_documents is not None:
-        num_rows = min(num_rows, source.max_documents)
+    num_rows = min(num_rows, source.max_documents or ALL_ROWS)
     for start in range(0, num_rows, _SPAN_ROWS):
         stop = min(start + _SPAN_ROWS, num_rows)
         yield SourceSpan(index, name, start, stop, max(1, size * (stop - start) // max(1, num_rows)))
@@ -262,10 +266,7 @@ def read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldR
                 stop = min(span.stop, start + _rows_of_block(dataset, num_bytes, start - span.start))
                 rows = dataset[start:stop]
         except OSError as error:
-            refuse_passing(error, path)
-            lost = span.num_bytes * (span.stop - start) // (span.stop - span.start)
-            fault = f"cannot be read as HDF5 ({reason(error, path)})"
-            yield Document(start, b"", fault=fault, lost_bytes=lost)
+            yield _unreadable(error, path, "HDF5", start, _bytes_from(start, span))
             return
         if _is_stream(rows):
             yield Document(start, _ids(rows, path, start), is_ids=True, is_stream=True)

@@ -103,9 +103,9 @@ def open_plan(
         mix: how the run changes the weights.
     """
     recipe = recipe_mix(dataset.manifest)
+    all_alike = SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)  # also checks seed and seq_len
     if recipe is None and not mix.is_used:
-        return SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)
-    SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)  # for its checks of seed and seq_len
+        return all_alike
     sources = dataset.manifest.content["sources"]
     tokens = [source["num_tokens"] for source in sources]
     sizes = tuple(max(0, (count - 1) // seq_len) for count in tokens)

@@ -344,8 +344,8 @@ def pack(lengths: Ints, multiple: int, capacity: int) -> list[list[int]]:
     rows = -(-int(lengths.sum()) // (capacity * multiple)) * multiple
     while True:
         dealt = _dealt(lengths, rows)
-        if max(fill for fill, _ in dealt) <= capacity:
-            return [row for _, row in sorted(dealt, key=lambda entry: -entry[0])]
+        if lengths[dealt[0]].sum() <= capacity:
+            return dealt
         rows += multiple
 
 
@@ -357,13 +357,12 @@ def deal(
     return [rows[start : start + at_once][rank::world_size] for start in range(0, len(rows), at_once)]
 
 
-def _dealt(lengths: Ints, num_rows: int) -> list[tuple[int, list[int]]]:
-    """Deal the longest documents first to the emptiest row; return the sum and the documents of each row."""
-    heap: list[tuple[int, int]] = [(0, row) for row in range(num_rows)]
-    rows: list[tuple[int, list[int]]] = [(0, []) for _ in range(num_rows)]
+def _dealt(lengths: Ints, num_rows: int) -> list[list[int]]:
+    """Deal the longest documents first to the emptiest row; return the rows, the fullest first."""
+    heap = [(0, row) for row in range(num_rows)]
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
     for number in np.argsort(-lengths, kind="stable").tolist():
-        fill, row = heapq.heappop(heap)
-        fill += int(lengths[number])
-        rows[row] = fill, [*rows[row][1], number]
-        heapq.heappush(heap, (fill, row))
-    return rows
+        fill, row = heap[0]
+        rows[row].append(number)
+        heapq.heapreplace(heap, (fill + int(lengths[number]), row))
+    return [rows[row] for _, row in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]

@@ -1,6 +1,6 @@
-"""Audit a dataset: every byte of every file, against the manifest and its own checksums.
+"""Verify a dataset: every byte of every file, against the manifest and its own checksums.
 
-for problem in audit_dataset(manifest):
+for problem in verify_dataset(manifest):
     print(problem)
 """
 
@@ -38,7 +38,7 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
-def audit_dataset(
+def verify_dataset(
     manifest: DatasetManifest, advance: Callable[[int], None] = lambda _: None
 ) -> Iterator[Problem]:
     """Yield every problem, file by file: missing, wrong size or sha256, chunks that fail their crc32c.
@@ -48,7 +48,7 @@ def audit_dataset(
     shards = _shards(manifest)
     bad: set[str] = set()
     for name, entry in sorted(manifest.files.items()):
-        problem = _audit_file(manifest.path / name, name, entry["size"], entry["sha256"])
+        problem = _verify_file(manifest.path / name, name, entry["size"], entry["sha256"])
         if problem is not None:
             bad.add(name)
             yield _locate(problem, shards.get(name), entry["size"])
@@ -71,7 +71,7 @@ def unlisted_files(manifest: DatasetManifest) -> list[str]:
     return sorted({path.relative_to(manifest.path).as_posix() for path in found} - known)
 
 
-def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None:
+def _verify_file(path: Path, name: str, size: int, sha256: str) -> Problem | None:
     try:
         found = path.stat().st_size
         if found != size:
