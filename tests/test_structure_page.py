@@ -8,6 +8,8 @@ import re
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "structure.md"
 _MOST_LINES = 120
@@ -46,8 +48,9 @@ def test_the_page_is_short_and_names_every_package() -> None:
     assert not [name for name in packages if f"`{name}/`" not in page]
 
 
-def test_the_page_names_only_what_is_there() -> None:
-    named = re.findall(r"`([a-z_/]+\.py)`", PAGE.read_text())
+@pytest.mark.parametrize("page", [PAGE, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_a_page_names_only_what_is_there(page: Path) -> None:
+    named = re.findall(r"`([a-z_/]+\.py)`", page.read_text())
     assert not [name for name in named if not any(ROOT.glob(f"[rt]*/**/{name}".replace("/tests/", "/")))]
 
 
