@@ -4,10 +4,13 @@ step: run by test_states.py.
 python -m tests.plan.deepspeed_states RANK WORLD_SIZE FOLDER     # writes FOLDER/states.json (rank 0)
 """
 
+import contextlib
 import gc
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +43,33 @@ def model_config(name: str) -> dict[str, Any]:
     return {"model_type": name, **own, **_IDS}
 
 
+def wait_for_threads(timeout_s: float = 60.0) -> None:
+    """Wait until every other thread of this process sleeps.
+
+    A collective of gloo returns when its result is there. The thread that ran it drops the tensors after that
+    (ProcessGroupGloo::runLoop). On busy cores this can take a while, and the gathered weights, which nobody
+    else holds any more, would count. It needs Python's lock for that, so this function sleeps to release it.
+    """
+    deadline = time.monotonic() + timeout_s
+    while any(state != "S" for state in _states_of_other_threads()):
+        assert time.monotonic() < deadline, "a thread is still at work"
+        time.sleep(0.01)
+
+
+def _states_of_other_threads() -> list[str]:
+    time.sleep(0.001)
+    states = []
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != threading.get_native_id():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
+
+
 def held_bytes() -> int:
     """Bytes of every tensor that is alive, each storage once. A gradient that nobody asked for is no object
     of Python's yet: it is found through its parameter."""
+    wait_for_threads()
     gc.collect()
     tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
