@@ -149,6 +149,10 @@ def _script(char: str) -> str:
 
 
 Group = tuple[Item, Sequence[Completion]]
+Verdict = tuple[bool, bool]
+"""(the answer is right, judging it failed)"""
+Value = tuple[float, bool]
+"""(a custom term's value, it failed)"""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class Score:
     terms: dict[str, float]
     correct: bool
     well_formed: bool
+    failed: bool = False
+    """The judge or a custom term failed on it: it counts as wrong, or as 0 of that term."""
 
 
 def label(term: str) -> str:
@@ -249,20 +255,20 @@ class Scorer:
 
     def _verdicts(
         self, groups: Sequence[Group], parts: list[list[Parts]], should_stop: ShouldStop
-    ) -> list[bool]:
+    ) -> list[Verdict]:
         asked = [
             (item.task, Question(part.answer, item.answer, item.metadata))
             for (item, _), apart in zip(groups, parts, strict=True)
             for part in apart
             if part.answer is not None
         ]
-        said = {
-            name: iter(verifier.check([question for task, question in asked if task == name], should_stop))
-            for name, verifier in self._verifiers.items()
-        }
+        said = {}
+        for name, verifier in self._verifiers.items():
+            right = verifier.check([question for task, question in asked if task == name], should_stop)
+            said[name] = zip(right, verifier.failed, strict=True)
         return [next(said[task]) for task, _ in asked]
 
-    def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> dict[str, Iterator[float]]:
+    def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> dict[str, Iterator[Value]]:
         """Return each custom term's value for every completion, in order; 0 if it failed."""
         if not self._own:
             return {}
@@ -270,30 +276,33 @@ class Scorer:
         for item, completions in groups:
             shared: dict[str, object] = {}  # one object a group: equal completions are judged once
             asked += [_own_question(item, completion, shared) for completion in completions]
-        return {
-            name: iter([float(value or 0.0) for value in verifier.values(asked, should_stop)])
-            for name, verifier in self._own.items()
-        }
+        found: dict[str, Iterator[Value]] = {}
+        for name, verifier in self._own.items():
+            values = [float(value or 0.0) for value in verifier.values(asked, should_stop)]
+            found[name] = zip(values, verifier.failed, strict=True)
+        return found
 
     def _score(
         self,
         item: Item,
         completion: Completion,
         parts: Parts,
-        verdicts: Iterator[bool],
-        own: dict[str, Iterator[float]],
+        verdicts: Iterator[Verdict],
+        own: dict[str, Iterator[Value]],
     ) -> Score:
+        correct, failed = next(verdicts) if parts.answer is not None else (False, False)
         judged = Judged(
             item=item,
             completion=completion,
-            correct=parts.answer is not None and next(verdicts),
+            correct=correct,
             well_formed=parts.well_formed,
             max_completion_length=self._max_completion_length,
             overlong_share=self._overlong_share,
         )
-        known = self._terms
-        terms = {n: next(own[n]) if n in own else known[n](judged) for n in self._weights}
-        return Score(self._weighted(terms), terms, judged.correct, judged.well_formed)
+        known, custom = self._terms, {name: next(values) for name, values in own.items()}
+        terms = {n: custom[n][0] if n in custom else known[n](judged) for n in self._weights}
+        failed = failed or any(failed for _, failed in custom.values())
+        return Score(self._weighted(terms), terms, correct, judged.well_formed, failed)
 
     def _weighted(self, terms: dict[str, float]) -> float:
         return sum(weight * terms[name] for name, weight in self._weights.items())

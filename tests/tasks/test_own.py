@@ -216,7 +216,7 @@ def test_a_reward_that_fails_counts_0_and_is_one_sentence(tmp_path: Path, line: 
         if "while" in line:  # of the reward alone: the verifier may be slow, and would be wrong
             scorer._own["score"]._timeout_s = 0.5
         (scores,) = scorer.score_groups([(item, [right, right])])
-        assert [score.reward for score in scores] == [1.0, 1.0]
+        assert [(score.reward, score.failed) for score in scores] == [(1.0, True)] * 2
         (sentence,) = scorer.sentences()
         assert scorer.stats.failures == 1, "equal completions are asked of once"
         with pytest.raises(UsageError, match=said):
@@ -230,7 +230,8 @@ def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     task = _task(tmp_path)
     with Scorer(_reward(tmp_path, text), task, max_completion_length=64) as scorer:
         mixed = [Completion(each, 1, False) for each in ("a", "bb", "a")]
-        scorer.score_groups([(task.item(0), mixed)] * 4)
+        for scores in scorer.score_groups([(task.item(0), mixed)] * 4):
+            assert [score.failed for score in scores] == [True, False, True]
         with pytest.raises(R1hpcError, match=r"ZeroDivisionError.*; so on 3 completions in a row"):
             scorer.score_groups([(task.item(index), mixed[:1]) for index in range(3)])
 

@@ -69,7 +69,9 @@ def test_a_slow_answer_is_wrong_and_the_next_is_judged() -> None:
         started = time.monotonic()
         assert verifier.check(_questions(_SLOW)) == [False]
         assert time.monotonic() - started < 20.0
-        assert verifier.check(_questions("4", r"\frac{8}{2}")) == [True, True]
+        assert verifier.failed == [True]
+        assert verifier.check(_questions("4", r"\frac{8}{2}", "5")) == [True, True, False]
+        assert verifier.failed == [False] * 3
         assert (verifier.stats.timeouts, verifier.stats.restarts) == (1, 1)
         assert verifier.sentences == ["judge math took over 6 s (reward.timeout_s)"]
         assert verifier.stats.failures == 0, "no code of a user's failed"

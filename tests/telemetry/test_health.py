@@ -16,6 +16,7 @@ HEALTHY = {
     "response_length_correct": 90.0,
     "response_length_wrong": 110.0,
     "truncated_share": 0.02,
+    "scoring_failed_share": 0.0,
     "zero_variance_share": 0.3,
     "logprob_difference": 0.004,
 }
@@ -63,6 +64,7 @@ def test_a_healthy_window_says_nothing() -> None:
             "not one completion of these steps was right; 95% of them were well formed",
         ),
         (window(truncated_share=(0.1, 0.5)), "truncation", "45% of the completions are cut off"),
+        (window(scoring_failed_share=(0.05, 0.05)), "scoring_failed", "failed on 5% of the completions"),
     ],
 )
 def test_what_goes_wrong_is_named_with_its_figures(
@@ -88,6 +90,7 @@ def test_what_goes_wrong_is_named_with_its_figures(
         window(logprob_difference=(0.03, 0.03)),
         window(zero_variance_share=(0.7, 0.7)),
         window(truncated_share=(0.2, 0.2)),
+        window(scoring_failed_share=(0.04, 0.04)),
         window(MIN_STEPS - 1, reward_format=(0.9, 0.0)),  # too few to tell
     ],
 )

@@ -32,6 +32,7 @@ def groups(first_item: int, longest: int) -> Groups:
         ended=np.array([True, True, False, True]),
         rewards=np.array([0.0, 1.0, 0.5, 0.5]),
         correct=np.array([False, True, False, False]),
+        failed=np.array([False, False, True, False]),
         terms={"accuracy": np.array([0.0, 1.0, 0.0, 0.0])},
     )
 
@@ -71,6 +72,18 @@ def test_its_files_have_the_names_that_checkpoints_already_have(tmp_path: Path) 
         "stage_rank_0_values.npy",
         "stage_rank_0_window.npz",
     ]
+
+
+def test_a_rollout_of_a_version_without_failures_is_read(tmp_path: Path) -> None:
+    path, ours = tmp_path / "batch.npz", groups(0, 3)
+    write_groups(path, ours, "policy")
+    with np.load(path) as file:
+        arrays = {name: value for name, value in file.items() if name != "failed"}
+    np.savez(path, **arrays)
+    _, back = read_groups(path)
+    assert_same(back, replace(ours, failed=np.zeros(4, np.bool_)))
+    assert Rollout(back, "policy", 2).facts()["scoring_failed_share"] == 0.0
+    assert Rollout(ours, "policy", 2).facts()["scoring_failed_share"] == 0.25
 
 
 def test_batches_of_different_widths_are_joined_and_taken_apart_again() -> None:

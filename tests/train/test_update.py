@@ -66,6 +66,7 @@ def groups(seed: int = 0) -> Groups:
         ended=lengths < LONGEST,
         rewards=rewards,
         correct=rewards > 0,
+        failed=np.zeros(n, np.bool_),
         terms={"accuracy": rewards},
     )
 

@@ -79,6 +79,8 @@ class Verifier:
         """The name of the custom code that judges; None: a built-in judge does."""
         self.sentences: list[str] = []
         """How custom code failed, and how a built-in judge gave an answer up; each kind once."""
+        self.failed: list[bool] = []
+        """True for each answer of the last call on which custom code failed or a judge gave up."""
         self._failed_in_a_row = 0
         self._chunk = _MAX_CHUNK if self._judge.bounded else 1
         self._prepared: object = None
@@ -108,12 +110,15 @@ class Verifier:
         wire = {key: [*key[:2], dict(each.metadata)] for key, each in zip(keys, questions, strict=True)}
         readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
         verdicts: dict[object, bool | float | None] = dict.fromkeys(wire)
+        failed = set()
         for first in range(0, len(readable), self._chunk):
             if should_stop():
                 raise StopAsked
             chunk = readable[first : first + self._chunk]
-            said = map(self._understood, self._judged([wire[key] for key in chunk]))
-            verdicts.update(zip(chunk, said, strict=True))
+            said = self._judged([wire[key] for key in chunk])
+            failed |= {key for key, each in zip(chunk, said, strict=True) if isinstance(each, dict)}
+            verdicts.update(zip(chunk, map(self._understood, said), strict=True))
+        self.failed = [key in failed for key in keys]
         self.stats.checked += len(keys)
         self.stats.refused += sum(verdicts[key] is None for key in keys)
         return [verdicts[key] for key in keys]
@@ -131,13 +136,18 @@ class Verifier:
         self.close()
 
     def _understood(self, said: Any) -> bool | float | None:
-        """Return a verdict; None if custom code failed, and note the first failure of each kind."""
+        """Return a verdict, and note the first failure of each kind.
+
+        It is None if custom code failed, False if a built-in judge gave up.
+        """
         if not isinstance(said, dict):
             self._failed_in_a_row = 0
             return said  # type: ignore[no-any-return]
+        self._say(said["error"])
+        if not self._own:
+            return False
         self.stats.failures += 1
         self._failed_in_a_row += 1
-        self._say(said["error"])
         if self._failed_in_a_row >= _MOST_FAILURES:
             raise R1hpcError(f"{said['error']}; so on {_MOST_FAILURES} completions in a row")
         return None
@@ -168,12 +178,8 @@ class Verifier:
         self.stats.timeouts += 1
         return self._gave_up(f"took over {self._timeout_s:g} s (reward.timeout_s)")
 
-    def _gave_up(self, how: str) -> Any:
-        """Count it as wrong; for custom code as a failure, which may affect every answer."""
-        if self._own:
-            return {"error": f"{self._own} {how}"}
-        self._say(f"judge {self._arguments[0]} {how}")
-        return False
+    def _gave_up(self, how: str) -> dict[str, str]:
+        return {"error": f"{self._own or f'judge {self._arguments[0]}'} {how}"}
 
     def _ask(self, chunk: list[list[Any]]) -> list[Any]:
         worker = self._running()

@@ -3,8 +3,8 @@
 Pure and cheap, so the training loop can call it every few steps. It compares the window's newest steps with
 its oldest or its best; fewer than MIN_STEPS steps give no finding. Missing keys are not judged. It reads:
 reward, accuracy, reward_format (mean of the unweighted term, 0 to 1), entropy (nats per token),
-response_length and response_length_wrong (tokens), truncated_share, zero_variance_share, logprob_difference
-(mean absolute, nats per token).
+response_length and response_length_wrong (tokens), truncated_share, scoring_failed_share,
+zero_variance_share, logprob_difference (mean absolute, nats per token).
 """
 
 import math
@@ -43,6 +43,9 @@ NO_SIGNAL_SHARE = 0.8
 
 TRUNCATED_SHARE = 0.3
 """Share of completions cut at the limit, whose rewards do not reflect the answer they would have given."""
+
+FAILED_SHARE = 0.05
+"""Share of completions on which a reward function or the judge failed: a single slow answer is no defect."""
 
 
 def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -185,7 +188,19 @@ def _rollouts(window: _Window) -> Iterable[Finding]:
         )
 
 
-_RULES = (_format_collapse, _format_loss, _length_hacking, _entropy_collapse, _rollouts)
+def _scoring_failed(window: _Window) -> Iterable[Finding]:
+    failed = window.last("scoring_failed_share")
+    if failed is not None and failed >= FAILED_SHARE:
+        yield warning(
+            "scoring_failed",
+            f"a reward function or the judge failed on {failed:.0%} of the completions: they count as wrong, "
+            "or as 0 of that reward",
+            "find the errors with `grep -r 'counts as wrong' RUN/logs`. Correct the code for a new run; "
+            "after time-outs raise reward.timeout_s",
+        )
+
+
+_RULES = (_format_collapse, _format_loss, _length_hacking, _entropy_collapse, _rollouts, _scoring_failed)
 
 
 def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:

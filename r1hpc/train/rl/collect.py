@@ -145,6 +145,7 @@ class Collector:
             ended=samples.ended,
             rewards=np.array([score.reward for score in scores]),
             correct=np.array([score.correct for score in scores]),
+            failed=np.array([score.failed for score in scores]),
             terms={name: np.array([s.terms[name] for s in scores]) for name in scores[0].terms},
         )
 

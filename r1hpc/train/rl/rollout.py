@@ -47,6 +47,8 @@ class Groups:
     """(n,): False where max_completion_length cut it off."""
     rewards: npt.NDArray[np.float64]
     correct: npt.NDArray[np.bool_]
+    failed: npt.NDArray[np.bool_]
+    """(n,): True where the judge or a custom reward term failed."""
     terms: dict[str, npt.NDArray[np.float64]]
     """Each reward term, unweighted, (n,)."""
 
@@ -113,6 +115,7 @@ class Rollout:
             "response_length_correct": float(lengths[correct].mean()) if correct.any() else None,
             "response_length_wrong": float(lengths[~correct].mean()) if not correct.all() else None,
             "truncated_share": 1.0 - float(groups.ended.mean()),
+            "scoring_failed_share": float(groups.failed.mean()),
             "num_groups": len(groups.items),
             "num_items": self.num_items,
         }
@@ -166,6 +169,7 @@ def read_groups(path: Path) -> tuple[str, Groups]:
         policy_id = str(arrays.pop("policy_id"))
         named = [name for name in arrays if name.startswith(_TERM)]
         terms = {name.removeprefix(_TERM): arrays.pop(name) for name in named}
+        arrays.setdefault("failed", np.zeros(len(arrays["lengths"]), np.bool_))  # written by an older version
         return policy_id, Groups(**arrays, terms=terms)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise StateError(f"{path} holds no rollout: {error}") from None
