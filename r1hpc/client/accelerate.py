@@ -167,23 +167,15 @@ class _Keeper:
         return done
 
     def batches(self, original: Any, loader: Any) -> Iterator[Any]:
-        """Iterate; draw the order that was drawn before a resume; stop between two batches."""
+        """Iterate, in the order drawn before a resume; stop between two batches."""
         number = self._number(loader)
-        before, states = self._loaded_starts.pop(number, (None, []))
-        set_generators(states, loader)
-        if self._loaded_streams is not None:
-            set_streams(self._loaded_streams)
-            self._loaded_streams = None
-        amid = streams()
-        if before is not None:
-            set_streams(before)
-        loader.iteration = max(loader.iteration, self._iterations.get(number, 0))
+        amid = self._restore_start(number, loader)
         self._open[number] = loader, (streams(), generator_states(loader))
         try:
             for batch in original(loader):
-                if before is not None:  # the iteration drew numbers when it began
+                if amid is not None:  # the order is drawn
                     set_streams(amid)
-                    before = None
+                    amid = None
                 step = self._step
                 yield batch
                 trained = self._step > step  # else it is an evaluation
@@ -192,6 +184,23 @@ class _Keeper:
         finally:  # also if the script breaks out of its loop
             self._open.pop(number, None)
             self._iterations[number] = loader.iteration
+
+    def _restore_start(self, number: int, loader: Any) -> dict[str, Any] | None:
+        """Set the random streams from which the checkpoint's iteration drew its order.
+
+        Return those to go on with after that; None if the loader was not amid an iteration.
+        """
+        before, states = self._loaded_starts.pop(number, (None, []))
+        set_generators(states, loader)
+        if self._loaded_streams is not None:
+            set_streams(self._loaded_streams)
+            self._loaded_streams = None
+        loader.iteration = max(loader.iteration, self._iterations.get(number, 0))
+        if before is None:
+            return None
+        amid = streams()
+        set_streams(before)
+        return amid
 
     def _number(self, loader: Any) -> int:
         """Return the loader's number, that of its data set: one that skips batches is another object."""

@@ -50,7 +50,9 @@ class _Keeper:
         self._losses: list[Any] = []
         self._lr: float | None = None
         self._saves = self._leaves = False
+        """A save is due: after this batch, or where the epoch ends. This process leaves after it."""
         self._recorded = 0
+        """The newest step that is on record."""
         self._means: dict[str, dict[str, Any]] = {}
         """From the checkpoint, until they are logged again."""
         self._epoch_start: dict[str, Any] = {}

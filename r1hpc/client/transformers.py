@@ -31,10 +31,6 @@ from r1hpc.client.streams import generator_states, set_generators, set_streams, 
 _NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
 # A resumed Trainer begins with the step it resumes from: to stay at that is no sign that nothing changed.
 _ALWAYS_KEPT = ("_globalstep_last_logged",)
-_WRAPPED = (
-    *("training_step", "prediction_step", "_evaluate", "_maybe_log_save_evaluate", "_save_checkpoint"),
-    *("_get_output_dir", "_push_from_checkpoint", "_load_rng_state", "_run_epoch"),
-)
 _KEPT_BEST = 2
 _LEAVES = (bool, int, float, str, bytes, torch.Tensor, np.ndarray, np.generic)
 
@@ -70,22 +66,37 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._kept: dict[str, Any] = {}
         """From the checkpoint, until training begins."""
         self._epoch_start: tuple[Any, list[Any]] | None = None
+        """The random streams, and those of the loader, when this epoch began."""
         self._loss: Any = 0.0
         self._recorded = 0
-        self._leaving = self._may_poll = False
-        self._later = (False, False)
-        """(evaluation, save) due at the last step of the epoch."""
-        self._due: tuple[bool, bool] | None = None
-        """(evaluation, save) left for the next attempt."""
+        """The newest step that is on record."""
+        self._stops = False
+        """The ranks agreed to stop before the training is done."""
+        self._left_to_epoch = (False, False)
+        """(evaluation, save) due at the last step of an epoch."""
+        self._left_to_resume: tuple[bool, bool] | None = None
+        """(evaluation, save) for the next attempt."""
+        self._may_interrupt = False
         self._before_evaluation: tuple[Any, dict[str, Any]] | None = None
+        """Random streams and changed attributes when an evaluation began that is not over."""
         self._after_evaluation: dict[str, Any] | None = None
+        """Random streams after the evaluation that the last attempt left."""
         self._staging = ""
         self._push: Any = None
         self._best: list[int] = []
         self._signature = inspect.signature(trainer._maybe_log_save_evaluate)
-        for name in _WRAPPED:
-            own = getattr(self, name if name.startswith("_") else f"_{name}")
-            setattr(trainer, name, functools.partial(own, getattr(trainer, name)))
+        for name, around in (
+            ("training_step", self._training_step),
+            ("prediction_step", self._prediction_step),
+            ("_evaluate", self._evaluate),
+            ("_maybe_log_save_evaluate", self._maybe_log_save_evaluate),
+            ("_save_checkpoint", self._save_checkpoint),
+            ("_get_output_dir", self._get_output_dir),
+            ("_push_from_checkpoint", self._push_from_checkpoint),
+            ("_load_rng_state", self._load_rng_state),
+            ("_run_epoch", self._run_epoch),
+        ):
+            setattr(trainer, name, functools.partial(around, getattr(trainer, name)))
         trainer.add_callback(self)
 
     # Resuming
@@ -136,7 +147,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = kept["stops"]
         if kept["due"] is not None:
             control.should_evaluate, control.should_save = kept["due"]
-            trainer._maybe_log_save_evaluate(
+            trainer._maybe_log_save_evaluate(  # through the one below
                 trainer._tr_loss, None, trainer.model_wrapped, None, state.epoch, None, time.time()
             )
             self._after_evaluation = streams()
@@ -170,60 +181,64 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         return loss
 
     def _maybe_log_save_evaluate(self, original: Any, *args: Any, **kwargs: Any) -> None:
-        """Called after each step, and once more after each epoch.
-
-        A step ends: its numbers are recorded, and the ranks agree (`_end_step`). The last step of an epoch
-        leaves evaluation and save to the epoch's call. A stop puts the evaluation off, lets the Trainer save,
-        and leaves; one that comes during an evaluation ends it first.
-        """
-        trainer = self._trainer
-        state, control = trainer.state, trainer.control
-        values = self._signature.bind(*args, **kwargs).arguments
+        """Let the Trainer log, evaluate and save: after each step, and once more after each epoch."""
+        state, control = self._trainer.state, self._trainer.control
         if state.global_step != self._recorded:
             self._recorded = state.global_step
-            self._end_step(state.global_step, values.get("grad_norm"), values.get("learning_rate"))
+            self._end_step(self._signature.bind(*args, **kwargs).arguments)
             if float(state.epoch).is_integer() or control.should_training_stop or control.should_epoch_stop:
-                # The call for the epoch is still to come, and a resume would skip it.
-                self._later = (control.should_evaluate, control.should_save)
+                # A resume from here would skip the call after the epoch: that one evaluates and saves.
+                self._left_to_epoch = (control.should_evaluate, control.should_save)
                 control.should_evaluate = control.should_save = False
                 original(*args, **kwargs)
                 return
-        control.should_evaluate |= self._later[0]
-        control.should_save |= self._later[1]
-        self._later = (False, False)
-        if self._leaving:
-            self._put_off()
-        self._may_poll = True
-        try:
+        if not self._stops:
+            self._stops = self._is_interrupted(original, *args, **kwargs)
+        if self._stops:
+            self._put_off_evaluation()
             original(*args, **kwargs)
-        except _StopAskedError:
-            self._put_off()
-            original(*args, **kwargs)
-        self._may_poll = False
-        if self._leaving:
             self._run.leave(state.global_step)
         self._began = time.monotonic()
 
-    def _end_step(self, step: int, grad_norm: Any, lr: Any) -> None:
-        trainer = self._trainer
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up what the epoch's last step left."""
+        evaluates, saves = self._left_to_epoch
+        self._left_to_epoch = (False, False)
+        control.should_evaluate |= evaluates
+        control.should_save |= saves
+
+    def _end_step(self, values: dict[str, Any]) -> None:
+        """Record the step, and agree on what to do after it; `values` are the Trainer's."""
+        trainer, control, step = self._trainer, self._trainer.control, self._recorded
         loss, self._loss = float(self._loss), 0.0
+        grad_norm = values.get("grad_norm")
         more = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
         if trainer.state.num_input_tokens_seen:
             more["tokens"] = int(trainer.state.num_input_tokens_seen)
-        self._run.log(loss=loss, lr=lr, **more)
+        self._run.log(loss=loss, lr=values.get("learning_rate"), **more)
         agreed = self._run.end_step(step, time.monotonic() - self._began)
-        control = trainer.control
-        self._leaving = agreed.stop and not control.should_training_stop
+        self._stops = agreed.stop and not control.should_training_stop
         every = self._run.save_every if trainer.args.save_strategy == "no" else 0
         if agreed.save or (every and step % every == 0):
             control.should_save = True
 
-    def _put_off(self) -> None:
-        """Save and leave now; evaluate after the resume."""
+    def _is_interrupted(self, original: Any, *args: Any, **kwargs: Any) -> bool:
+        """Let the Trainer log, evaluate and save; True if a stop ended its evaluation."""
+        self._may_interrupt = True
+        try:
+            original(*args, **kwargs)
+        except _StopAskedError:
+            return True
+        finally:
+            self._may_interrupt = False
+        return False
+
+    def _put_off_evaluation(self) -> None:
+        """Leave a due evaluation to the next attempt; let the Trainer save."""
         control = self._trainer.control
         if control.should_evaluate:
-            self._due = (True, control.should_save)
-        control.should_evaluate, control.should_save, self._leaving = False, True, True
+            self._left_to_resume = (True, control.should_save)
+        control.should_evaluate, control.should_save = False, True
 
     def _evaluate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         self._before_evaluation = (streams(), self._changed())
@@ -232,8 +247,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         return found
 
     def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        polls = self._may_poll and self._before_evaluation is not None and not self._leaving
-        if polls and self._run.agree().stop:
+        is_evaluating = self._may_interrupt and self._before_evaluation is not None
+        if is_evaluating and self._run.agree().stop:
             raise _StopAskedError
         return original(*args, **kwargs)
 
@@ -246,42 +261,56 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._push = original  # once it is committed: it is read in the background
 
     def _save_checkpoint(self, original: Any, *args: Any, **kwargs: Any) -> None:
-        trainer = self._trainer
-        arguments, state = trainer.args, trainer.state
-        only_model = arguments.save_only_model
+        arguments, step = self._trainer.args, self._trainer.state.global_step
         before, self._before_evaluation = self._before_evaluation, None
-        if before is not None:
+        if before is not None:  # a stop interrupted the evaluation: as if it had not begun
             set_streams(before[0])
-        with self._run.saving(state.global_step) as folder:
-            self._staging, arguments.save_only_model = str(folder), False
-            try:
-                original(*args, **kwargs)
-            finally:
-                self._staging, arguments.save_only_model = "", only_model
-            inner = folder / f"checkpoint-{state.global_step}"
-            if state.best_model_checkpoint == str(inner):
-                self._best.append(state.global_step)
-                state.best_model_checkpoint = str(self._best_folder(state.global_step))
-                if arguments.should_save:
-                    state.save_to_json(str(inner / "trainer_state.json"))
-            synced = getattr(arguments, "sync_ref_model", False)
-            kept = {
-                "world_size": self._run.world_size,
-                "attributes": before[1] if before is not None else self._changed(),
-                "initial_global_step": trainer._initial_global_step,
-                "ref_model": trainer.ref_model.state_dict() if synced else None,
-                "epoch_start": self._epoch_start,
-                "generators": generator_states(self._loader),
-                "due": self._due,
-                "stops": trainer.control.should_training_stop,
-                "best": self._best,
-            }
+        with self._run.saving(step) as folder:
+            self._write(folder, original, *args, **kwargs)
+            self._note_best(folder / f"checkpoint-{step}")
+            kept = self._lacking(self._changed() if before is None else before[1])
             torch.save(kept, folder / f"trainer_rank_{self._run.rank}.pt")
-        committed = self._run.newest_folder / inner.name
-        if state.global_step in self._best[-1:]:
+        committed = self._run.newest_folder / f"checkpoint-{step}"
+        if step in self._best[-1:]:
             self._show_best(committed)
         if self._push and arguments.should_save:
             self._push(str(committed))
+
+    def _write(self, folder: Path, original: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the Trainer write its own checkpoint, the optimizer too."""
+        arguments = self._trainer.args
+        only_model = arguments.save_only_model
+        self._staging, arguments.save_only_model = str(folder), False
+        try:
+            original(*args, **kwargs)
+        finally:
+            self._staging, arguments.save_only_model = "", only_model
+
+    def _lacking(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """Return what the Trainer's checkpoint lacks."""
+        trainer = self._trainer
+        synced = getattr(trainer.args, "sync_ref_model", False)
+        return {
+            "world_size": self._run.world_size,
+            "attributes": attributes,
+            "initial_global_step": trainer._initial_global_step,
+            "ref_model": trainer.ref_model.state_dict() if synced else None,
+            "epoch_start": self._epoch_start,
+            "generators": generator_states(self._loader),
+            "due": self._left_to_resume,
+            "stops": trainer.control.should_training_stop,
+            "best": self._best,
+        }
+
+    def _note_best(self, written: Path) -> None:
+        """If this is the best checkpoint so far, name in its state the place where it will be shown."""
+        arguments, state = self._trainer.args, self._trainer.state
+        if state.best_model_checkpoint != str(written):
+            return
+        self._best.append(state.global_step)
+        state.best_model_checkpoint = str(self._best_folder(state.global_step))
+        if arguments.should_save:
+            state.save_to_json(str(written / "trainer_state.json"))
 
     def _changed(self) -> dict[str, Any]:
         """Return the attributes of plain data that are not as when training began."""
