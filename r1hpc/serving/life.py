@@ -150,12 +150,9 @@ class Life:
         Raise UsageError if the interpreter has no vLLM, ServerError if it died, never answered, stopped
         answering, or answers without the key.
         """
-        forget_address(self.run)
+        forget_address(self.run)  # of an attempt that was killed
         with started(command, environment, self.place) as server:
-            try:
-                return self._wait_until_it_answers(server) or self._serve(server)
-            finally:
-                forget_address(self.run)
+            return self._wait_until_it_answers(server) or self._serve(server)
 
     def _wait_until_it_answers(self, server: Server) -> Ended | None:
         key, began = read_key(self.run), time.monotonic()
@@ -192,9 +189,9 @@ class Life:
         if newest := last_steps(self.run, 1):
             number, requests = newest[-1].global_step, int(newest[-1].number("requests") or 0)
         activity = Activity(MetricWriter(self.run, self.attempt), number, requests)
-        write_address(self.run, Address(self.place, self.model_name, self.attempt))
-        print(f"serving {self.model_name} at {server.url}", flush=True)
         try:
+            write_address(self.run, Address(self.place, self.model_name, self.attempt))
+            print(f"serving {self.model_name} at {server.url}", flush=True)
             return self._until_the_end(server, activity)
         finally:
             forget_address(self.run)

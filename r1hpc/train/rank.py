@@ -89,19 +89,17 @@ def _rendezvous(
     token is checked through the store, so a store of a stranger or an earlier attempt is refused. A second
     connection carries the ranks' heartbeats.
     """
-    from r1hpc.train.parallel.distributed import make_store
+    from r1hpc.train.parallel.distributed import connected_again, make_store
 
     store: Store
     place = run.attempt_dir(context.attempt) / "rendezvous.json"
     if context.rank == 0:
         listener = choose_port()
-        host = context.master_host
         port = listener.getsockname()[1]
         store = make_store("localhost", port, context.world_size, listener=listener)
         store.set("r1hpc/token", token)
         heartbeats.prepare(store, context.world_size)
-        write_json(place, {"host": host, "port": port, "token": token})
-        host = "localhost"
+        write_json(place, {"host": context.master_host, "port": port, "token": token})
     else:
         meeting = _wait_for(place, token, watchdog)
         host, port = meeting["host"], meeting["port"]
@@ -109,8 +107,7 @@ def _rendezvous(
         if store.get("r1hpc/token") != token.encode():
             raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
     if context.world_size > 1:
-        own = make_store(host, port, context.world_size, listener=None)
-        timeout_s = config.train.hang_timeout_s
+        own, timeout_s = connected_again(store), config.train.hang_timeout_s
         watchdog.hear(heartbeats.Peers(own, context.rank, context.world_size, timeout_s))
     _name_interface(config, context)
     return store

@@ -14,7 +14,7 @@ from r1hpc.attempt.state.cause import HANG, LEFT_ALONE, read_outcomes
 from r1hpc.base.run_dir import RunDir
 from r1hpc.slurm.rank_env import choose_port
 from r1hpc.telemetry.records.attempts import Cause
-from r1hpc.train.parallel.distributed import make_store
+from r1hpc.train.parallel.distributed import connected_again, make_store
 from tests.runs import kill_rank, submit, wait_over, wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -42,7 +42,7 @@ def three_ranks() -> Iterator[list[Rank]]:
     port = listener.getsockname()[1]
     server = make_store("localhost", port, 3, listener=listener)
     prepare(server, 3)
-    ranks = [Rank(n, lambda: make_store("localhost", port, 3, listener=None)) for n in range(3)]
+    ranks = [Rank(n, lambda: connected_again(server)) for n in range(3)]
     try:
         yield ranks
     finally:

@@ -73,13 +73,12 @@ def answers(
     config = RunConfig(
         rollout=RolloutConfig(
             max_prompt_length=16, max_completion_length=_LONGEST, prompts_per_batch=prompts_per_batch
-        )
+        ),
+        evaluate=EvaluateConfig(num_samples=4),
     )
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
         judge = Judge(config, task, tokenizer, PromptForm(), engine, scorer, IDS)
-        found = answer(
-            judge, config, indices, 4, lambda: stop_after is not None and next(looks) >= stop_after
-        )
+        found = answer(judge, config, indices, lambda: stop_after is not None and next(looks) >= stop_after)
     return found, engine
 
 

@@ -59,13 +59,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Alone(Group):
-    """The group of a process that needs no other."""
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-
 IDS = torch.tensor([[1, 5, 2, 7, 3, 3, 9, 60], [4, 4, 8, 1, 0, 6, 2, 33]])
 STAGES = (0, 2, 3)
 
@@ -248,7 +241,7 @@ def test_of_a_tied_head_nothing_is_left_either(tmp_path: Path) -> None:
     """DeepSpeed leaves a frozen weight out by the first of its names (exclude_frozen_parameters)."""
     network = alone(configured(model_folder(tmp_path / "model", "gpt2")))
     engine = SimpleNamespace(module=network, checkpoint_engine=None)
-    files = CheckpointFiles(Alone(0, 0, 1, torch.device("cpu")), 1, asynchronous=False, ranks_per_node=1)
+    files = CheckpointFiles(Group(0, 0, 1, torch.device("cpu")), 1, asynchronous=False, ranks_per_node=1)
     files.attach(engine)
     left_out = {name for name, p in network.named_parameters() if not p.requires_grad}
     given = {name: value for name, value in network.state_dict().items() if name not in left_out}
@@ -325,7 +318,7 @@ def test_asked_in_between_it_still_trains(tmp_path: Path) -> None:
 def test_a_checkpoint_is_of_its_base(tmp_path: Path) -> None:
     """It does not hold the frozen weights: others under the same name would be taken for them."""
     config = configured(model_folder(tmp_path / "model"))
-    group = Alone(0, 0, 1, torch.device("cpu"))
+    group = Group(0, 0, 1, torch.device("cpu"))
     before = base_facts(config, group)
     torch.manual_seed(2)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES["llama"])).save_pretrained(

@@ -38,16 +38,9 @@ QWEN2 = {"model_type": "qwen2", "num_hidden_layers": 1, "num_attention_heads": 2
 QWEN2 |= {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 24, "tie_word_embeddings": True}
 
 
-class OneRank(Group):
-    """A group without torch.distributed."""
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-
 def job(model: ModelConfig | None = None, device: str = "cpu") -> Any:
     config = RunConfig(stage="rl", model=model or ModelConfig(), rollout=RolloutConfig(engine="vllm"))
-    run, group = RunDir("run"), OneRank(0, 0, 1, torch.device(device))
+    run, group = RunDir("run"), Group(0, 0, 1, torch.device(device))
     return SimpleNamespace(config=config, group=group, run=run, watchdog=None)
 
 
@@ -159,7 +152,7 @@ def test_on_a_gpu_it_sleeps_between_rollouts() -> None:
         return called
 
     sampler = VllmSampler(job(), IDS)
-    sampler._group = OneRank(0, 0, 1, torch.device("cuda"))
+    sampler._group = Group(0, 0, 1, torch.device("cuda"))
     sampler._llm = SimpleNamespace(
         **{name: record(name) for name in ("sleep", "wake_up", "collective_rpc", "reset_prefix_cache")}
     )
@@ -204,7 +197,7 @@ def test_an_engine_that_was_not_reached_repeats_itself() -> None:
     said, known = np.array([[-1.0, -2.0, -3.0]], np.float32), np.array([[-1.01, -2.0, -3.01]])
     before = Proof("a", tokens, tokens > 0, said, known)
     after = replace(before, policy_id="b", trainer=known + 0.02)
-    group = OneRank(0, 0, 1, torch.device("cpu"))
+    group = Group(0, 0, 1, torch.device("cpu"))
     with pytest.raises(TrainError, match="on rank 0 it computes, to the last bit, what it did before"):
         check(after, before, 0.15, group)
     for fine in (

@@ -21,7 +21,7 @@ import torch
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.checkpoint.manifest import FileRecord
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, connected_again
 from r1hpc.train.parallel.errors import SaveError
 
 Records = list[FileRecord]
@@ -42,8 +42,9 @@ class Exchange:
         assert group.world_size == 1 or group.store is not None, "several ranks need a store"
         self.rank = group.rank
         self.world_size = group.world_size
-        # torch's type stubs do not know clone().
-        self._store: Any = group.store.clone() if group.world_size > 1 else None  # type: ignore[union-attr]
+        self._store = None
+        if group.store is not None and group.world_size > 1:
+            self._store = connected_again(group.store)
 
     def report(self, number: int, part: Report) -> None:
         """Report to rank 0 how this rank's part of write `number` went."""

@@ -15,6 +15,7 @@ optimizer state without ZeRO stays there: for bf16 DeepSpeed keeps a part of it 
 import errno
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import ConversionError, ResumeError
 
 PREFIX = "weights_rank_"
+_RANK = re.compile(rf"(?:zero_pp_rank_|streams_rank_|stage_rank_|{PREFIX}|{COMPRESSION})(\d+)")
 Weights = dict[str, torch.Tensor]
 Piece = tuple[str, tuple[int, ...], int, torch.Tensor, tuple[str, ...]]
 """(name, shape, start, values, other names of a tied weight): elements [start, start + len(values)) of one
@@ -129,12 +131,9 @@ def check_whole(staging: Path, names: list[str], endings: Iterable[str], rank: i
 
 def _owner(name: str, world_size: int) -> int:
     """Return the rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
-    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", PREFIX, COMPRESSION):
-        _, found, tail = name.partition(marker)
-        if found:
-            rank = int(tail.replace(".", "_").split("_")[0])
-            return rank if rank < world_size else 0
-    return 0
+    found = _RANK.search(name)
+    rank = int(found[1]) if found else 0
+    return rank if rank < world_size else 0
 
 
 _PIECE_BYTES = 64 << 20

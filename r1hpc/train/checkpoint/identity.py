@@ -16,7 +16,7 @@ from r1hpc.base.package import __version__
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.config.schema.sections import zero_converts
 from r1hpc.plan.model.weights import weight_files
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, by_rank_0
 from r1hpc.train.parallel.errors import ResumeError
 
 # Facts that must be the same at resume: they decide which numbers the run computes.
@@ -112,8 +112,13 @@ def weights_id(config: RunConfig, group: Group) -> str:
     model = config.model
     if model.path is None or model.from_scratch:
         return f"from scratch, seed {config.train.seed}"
+    folder = Path(model.path)
+    return by_rank_0(group, lambda: _digest_of(folder))
+
+
+def _digest_of(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(weight_files(Path(model.path))) if group.rank == 0 else ():
+    for path in sorted(weight_files(folder)):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return str(group.broadcast(digest.hexdigest()[:32]))
+    return digest.hexdigest()[:32]

@@ -36,7 +36,7 @@ from r1hpc.train.checkpoint.deepspeed_io import (
 from r1hpc.train.checkpoint.identity import Identity, describe_versions, versions
 from r1hpc.train.model.low_precision import load_adapters
 from r1hpc.train.parallel.compression import Compressor, compression_name
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, by_rank_0
 from r1hpc.train.parallel.engine import own_settings_kept
 from r1hpc.train.parallel.errors import ConversionError, ResumeError, SaveError
 
@@ -108,23 +108,19 @@ class Snapshots:
         """Save and load every rank's state of the compressor too, from now on."""
         self._compressor = compressor
 
-    def choose(self) -> Checkpoint | None:
-        """Return the newest checkpoint that verifies, the same on all ranks; None for a fresh run. Raise
-        NoUsableCheckpointError if there are checkpoints and none verifies, ResumeError if the newest good one
-        belongs to another configuration."""
-        checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
-        if checkpoint is not None:
-            self._accept(checkpoint)
-        return checkpoint
-
-    def _accept(self, checkpoint: Checkpoint) -> None:
-        """Take it as the one to resume from; raise ResumeError if it belongs to another configuration."""
+    def choose(self, below: int | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint that verifies, of a step under `below`; None for a fresh run. The same
+        on all ranks. Raise NoUsableCheckpointError if there are checkpoints and none verifies, ResumeError if
+        the newest good one belongs to another configuration."""
+        checkpoint = self._store.newest_verified(self._group, self._report, below=below)
+        if checkpoint is None:
+            return None
         self._identity.check(checkpoint.manifest.meta)
-        difference = describe_versions(checkpoint.manifest.meta)
-        if difference and self._group.rank == 0:
-            print(f"{checkpoint.path.name} {difference}", file=sys.stderr)
+        if difference := describe_versions(checkpoint.manifest.meta):
+            self._report(f"{checkpoint.path.name} {difference}")
         self.last_committed_step = checkpoint.step
         self.last_bytes = checkpoint.manifest.total_size
+        return checkpoint
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
         """True if DeepSpeed must be built to load a universal checkpoint."""
@@ -148,12 +144,10 @@ class Snapshots:
             failed.append(f"{candidate.path.name}: {problem}")
             self._report(f"checkpoint cannot be loaded, trying an older one: {failed[-1]}")
             try:
-                candidate = self._store.newest_verified(self._group, self._report, below=candidate.step)
+                candidate = self.choose(below=candidate.step)
             except NoUsableCheckpointError as error:
                 failed.append(str(error))
                 break
-            if candidate is not None:
-                self._accept(candidate)
         raise NoUsableCheckpointError(
             f"no checkpoint can be loaded, of those in {self._store.root}: restore one, or move these "
             "folders away to start from the beginning\n  " + "\n  ".join(failed)
@@ -421,20 +415,18 @@ class Snapshots:
 
     def _tell(self, action: Callable[[], _T]) -> _T:
         """Do `action` on rank 0 and send the result to all; its error there is raised on all ranks."""
-        answer: tuple[Any, tuple[str, str] | None] = (None, None)
-        if self._group.rank == 0:
+
+        def guarded() -> _T:
             try:
-                answer = (action(), None)
+                return action()
+            except (ResumeError, ConversionError):
+                raise
             except R1hpcError as error:
-                answer = (None, (type(error).__name__, str(error)))
+                raise SaveError(str(error)) from error
             except Exception as error:  # any error: the others wait for the result
-                answer = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
-        result, failure = self._group.broadcast(answer)
-        if failure is not None:
-            kinds = {kind.__name__: kind for kind in (ResumeError, ConversionError)}
-            raise kinds.get(failure[0], SaveError)(failure[1])
-        value: _T = result
-        return value
+                raise SaveError(self._no_space("checkpoint", error)) from error
+
+        return by_rank_0(self._group, guarded)
 
     def _no_space(self, what: str, error: Exception) -> str:
         free = shutil.disk_usage(self._store.root).free

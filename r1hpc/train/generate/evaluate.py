@@ -35,6 +35,7 @@ from r1hpc.telemetry.records.evaluations import (
     table,
 )
 from r1hpc.train.loop.session import Job
+from r1hpc.train.parallel.distributed import by_rank_0
 from r1hpc.train.rollout.judge import Judge, ShouldStop
 from r1hpc.train.rollout.torch_engine import Cut
 
@@ -70,7 +71,7 @@ class Answer:
 
 
 def answer(
-    judge: Judge, config: RunConfig, indices: Sequence[int], num_samples: int, should_stop: ShouldStop
+    judge: Judge, config: RunConfig, indices: Sequence[int], should_stop: ShouldStop
 ) -> list[Answer] | None:
     """Answer held-out items, or questions of the test files, `indices`; None if a stop was requested."""
     items = [judge.evaluated.item(index, held_out=True) for index in indices]
@@ -83,9 +84,8 @@ def answer(
     for name in ("temperature", "top_p", "top_k", "min_p"):
         own = getattr(config.evaluate, name)
         decoding[name] = getattr(config.rollout, name) if own is None else own
-    temperature = decoding.pop("temperature")
-    cut = Cut(**decoding)
-    sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop, cut)
+    temperature, num = decoding.pop("temperature"), config.evaluate.num_samples
+    sampled = judge.complete(items, num, temperature, _EVALUATION_SEED, should_stop, Cut(**decoding))
     if sampled is None:
         return None
     boxed, kinds = config.reward.answer_in == "boxed", members(judge.evaluated)
@@ -212,7 +212,7 @@ class HeldOut:
         The newest line counts.
         """
         job, group = self._job, self._job.group
-        known = group.broadcast(evaluated_policies(job.run).get(step))
+        known = by_rank_0(group, lambda: evaluated_policies(job.run).get(step))
         if known == OF_BEFORE:
             return True
         policy_id = self._judge.engine.sync_weights(network)
@@ -233,8 +233,8 @@ class HeldOut:
 
     def _answers(self, step: int, policy_id: str) -> list[Answer] | None:
         """Answer part by part, each on one rank; the result is the same on every rank."""
-        group, setting = self._job.group, self._job.config.evaluate
-        done: dict[int, Answer] = group.broadcast(self._already_done(step, policy_id))
+        group = self._job.group
+        done = by_rank_0(group, lambda: self._already_done(step, policy_id))
         total = num_items(self._job.config)
         size = evaluation_prompts(self._job.config, group.world_size)
         cut = [range(start, min(start + size, total)) for start in range(0, total, size)]
@@ -246,7 +246,7 @@ class HeldOut:
             if group.rank == 0 and time.monotonic() - told > _TELL_EVERY_S:
                 told = time.monotonic()
                 print(f"evaluation of step {step}: {number} of {len(mine)} batches", flush=True)
-            made = answer(self._judge, self._job.config, part, setting.num_samples, self._should_stop)
+            made = answer(self._judge, self._job.config, part, self._should_stop)
             if made is None:
                 stopped = True
                 break
@@ -261,9 +261,7 @@ class HeldOut:
         return [done[index] for index in range(total)]
 
     def _already_done(self, step: int, policy_id: str) -> dict[int, Answer]:
-        """Return the answers an earlier attempt got from this policy; rank 0 reads them."""
-        if self._job.group.rank != 0:
-            return {}
+        """Return the answers an earlier attempt got from this policy."""
         found: dict[int, Answer] = {}
         for path in sorted(self._folder(step).glob("part-*.json")):
             try:
@@ -313,15 +311,17 @@ def refuse_other_asking(
         since: the event from which on answers are kept, for the error.
         has_kept: True if anything is kept; called on rank 0. Until then changes are allowed.
     """
-    now = {name: value for name, value in asdict(asking).items() if value is not None}
-    noted = None
-    if job.group.rank == 0:
+
+    def note() -> tuple[dict[str, str], dict[str, str]]:
+        now = {name: value for name, value in asdict(asking).items() if value is not None}
         before = read_json(record) if record.exists() and has_kept() else {}
         noted = {**now, **before}
         if noted != before:
             record.parent.mkdir(mode=0o700, exist_ok=True)
             write_json(record, noted)
-    now, noted = job.group.broadcast((now, noted))
+        return now, noted
+
+    now, noted = by_rank_0(job.group, note)
     changed = [name for name in now if noted[name] != now[name]]
     if changed:
         path, before = job.config.model.path, noted[changed[0]]

@@ -33,6 +33,7 @@ from r1hpc.telemetry.records.evaluations import table
 from r1hpc.train.generate.evaluate import Answer, Asking, answer, refuse_other_asking, summarise, transcripts
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model
+from r1hpc.train.parallel.distributed import by_rank_0
 from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.rollout.judge import Judge, Scored, open_judge
 from r1hpc.train.rollout.policy import placement
@@ -129,8 +130,7 @@ def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Out
         return outcome
     if job.group.broadcast(job.group.rank != 0 or work()):
         return outcome
-    reason = next(filter(None, job.group.gather(job.requests.reason)), "")
-    return replace(outcome, finished=False, reason=reason)
+    return replace(outcome, finished=False, reason=job.stop_reason())
 
 
 @contextmanager
@@ -206,8 +206,8 @@ def sentence_on_kept(config: RunConfig, lines: Lines) -> str:
 
 
 def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
-    items, setting = part_items(job.config, number), job.config.evaluate
-    answers = answer(judge, job.config, items, setting.num_samples, functools.partial(_stop_requested, job))
+    items = part_items(job.config, number)
+    answers = answer(judge, job.config, items, functools.partial(_stop_requested, job))
     return None if answers is None else [asdict(one) for one in answers]
 
 
@@ -234,16 +234,14 @@ def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
         made.append(number)
     # The ranks report what they made: NFS caches for a while that another node's file was missing.
     left = len(missing) - sum(map(len, group.gather(made)))
-    reason = next(filter(None, group.gather(job.requests.reason)), "")
+    reason = job.stop_reason()
     return Outcome(left == 0, parts - left, parts - left or None, reason if left else "")
 
 
 def _missing(job: Job) -> list[int]:
     """Return the parts that are not made, the same on all ranks."""
-    missing: list[int] = []
-    if job.group.rank == 0:  # a metadata server notices when every rank asks for every file
-        missing = _not_listed(job)
-    return list(job.group.broadcast(missing))
+    # A metadata server notices when every rank asks for every file.
+    return by_rank_0(job.group, lambda: _not_listed(job))
 
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:

@@ -60,10 +60,11 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
     job.watchdog.beat("verifying checkpoints")
     checkpoint = snapshots.choose()
     job.watchdog.beat("building the engine")
+    on_gpu = group.device.type == "cuda"
     ds_config = deepspeed_config(
         config,
         world_size=group.world_size,
-        on_gpu=group.device.type == "cuda",
+        on_gpu=on_gpu,
         load_universal=snapshots.needs_conversion(checkpoint),
     )
     engine = build_engine(plan.network, ds_config, plan.parameters)
@@ -81,13 +82,11 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
     if group.rank == 0:
         print(_opening_line(job, plan, step), flush=True)
         metrics.event("resume" if step else "fresh", global_step=step)
-    on_gpu = group.device.type == "cuda"
     return Session(
         job=job,
         engine=engine,
         snapshots=snapshots,
         metrics=metrics,
-        batch=plan.batch,
         first_step=step + 1,
         hf_config=plan.hf_config,
         peak_flops=peak_flops(torch.cuda.get_device_name(group.device)) if on_gpu else None,
@@ -124,8 +123,7 @@ def train(session: Session, stage: Stage) -> Outcome:
     committed = session.snapshots.last_committed_step
     if finished:
         return Outcome(True, step, committed)
-    reason = next(filter(None, job.group.gather(job.requests.reason)), "")
-    return Outcome(False, step, committed, reason, stage.kept(step))
+    return Outcome(False, step, committed, job.stop_reason(), stage.kept(step))
 
 
 def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:

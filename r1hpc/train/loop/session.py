@@ -37,6 +37,10 @@ class Job:
     requests: StopRequests
     watchdog: Watchdog
 
+    def stop_reason(self) -> str:
+        """Return why a rank was asked to stop, the same on every rank; empty if none was. Collective."""
+        return next(filter(None, self.group.gather(self.requests.reason)), "")
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -108,7 +112,6 @@ class Session:
     engine: Any
     snapshots: Snapshots
     metrics: MetricWriter
-    batch: BatchPlan
     first_step: int
     hf_config: dict[str, Any]
     peak_flops: float | None
@@ -119,10 +122,11 @@ class Session:
 
 
 class Stage(Protocol):
-    """Interface of pretraining, SFT and RL to the loop."""
+    """Interface of pretraining, SFT and RL to the loop. A stage that inherits it overrides what it needs."""
 
     def begin(self, session: Session) -> bool:
         """Run before the attempt's first step; False if a stop was requested before it was done."""
+        return True
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
         """Take optimizer step `step` (from 1); None if a stop was requested before it."""
@@ -133,6 +137,7 @@ class Stage(Protocol):
     def state_writer(self) -> Callable[[Path], None]:
         """Return a function that writes this rank's current files, `stage_rank_<n>…`, into a checkpoint.
         Another thread calls it later, while training goes on."""
+        return lambda folder: None
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         """Load them from a committed checkpoint, perhaps of another number of ranks."""
@@ -140,9 +145,11 @@ class Stage(Protocol):
     @property
     def is_done(self) -> bool:
         """True if the run is over before its last step; the same on every rank."""
+        return False
 
     def finish(self, session: Session) -> bool:
         """Run after the last step is saved; False if a stop was requested before it was done."""
 
     def kept(self, step: int) -> int:
         """Return how many finished pieces of work after `step` the next attempt will find on disk."""
+        return 0

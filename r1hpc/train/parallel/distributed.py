@@ -22,6 +22,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.ranks import RankTimeWriter
 
 ItemT = TypeVar("ItemT")
+MadeT = TypeVar("MadeT")
 _TIMES_EVERY = 10
 _STORE_TIMEOUT = datetime.timedelta(minutes=10)
 # The watchdog ends a hopeless wait and names the cause; waiting for a slow rank may take hours.
@@ -45,38 +46,51 @@ class Group:
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
         """Return element-wise sums over the ranks, in float64 (exact for integers below 2^53)."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with self.waits():
-            if self.world_size > 1:
-                dist.all_reduce(tensor)
-            result: list[float] = tensor.tolist()  # waits for the GPU
-        return result
+        sums: list[float] = self.sum_array(np.array(values, dtype=np.float64)).tolist()
+        return sums
 
     def sum_array(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return element-wise sums over the ranks."""
+        """Return element-wise sums over the ranks. On a CPU `values` may be overwritten."""
         tensor = torch.from_numpy(values).to(self.device)
         with self.waits():
             if self.world_size > 1:
                 dist.all_reduce(tensor)
-            return tensor.cpu().numpy()
+            return tensor.cpu().numpy()  # waits for the GPU
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's `value` in rank order, on all ranks. Pickles: only for small, rare messages."""
-        gathered: list[Any] = [None] * self.world_size
+        gathered = [value] * self.world_size
         with self.waits():
-            dist.all_gather_object(gathered, value)
+            if self.world_size > 1:
+                dist.all_gather_object(gathered, value)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's `value` on all ranks."""
         box = [value]
         with self.waits():
-            dist.broadcast_object_list(box, src=0)
+            if self.world_size > 1:
+                dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
         with self.waits():
-            dist.barrier()
+            if self.world_size > 1:
+                dist.barrier()
+
+
+def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
+    """Return on every rank what rank 0 makes, or raise its R1hpcError on every rank."""
+    made: MadeT | R1hpcError | None = None
+    if group.rank == 0:
+        try:
+            made = make()
+        except R1hpcError as error:
+            made = error
+    found: MadeT | R1hpcError = group.broadcast(made)
+    if isinstance(found, R1hpcError):
+        raise found
+    return found
 
 
 def join(
@@ -191,6 +205,13 @@ def make_store(host: str, port: int, world_size: int, listener: socket.socket | 
         master_listen_fd=None if listener is None else listener.detach(),
         use_libuv=listener is None,
     )
+
+
+def connected_again(store: Store) -> Store:
+    """Return another connection to the same store: one thread's wait then blocks no other thread."""
+    # torch's type stubs do not know clone().
+    own: Store = store.clone()  # type: ignore[attr-defined]
+    return own
 
 
 def leave() -> None:

@@ -34,13 +34,6 @@ _CRITIC = "value_head.weight"
 """A weight that only PPO's module has, which holds the policy beside its critic."""
 
 
-class _Alone(Group):
-    """The group of a single process."""
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-
 def export_checkpoint(
     config: RunConfig,
     checkpoint: Checkpoint,
@@ -68,7 +61,7 @@ def export_checkpoint(
             network.load_state_dict(weights)
     except (RuntimeError, ResumeError) as error:
         raise ResumeError(f"{checkpoint.path} does not hold the run's model: {error}") from None
-    export_model(network, _Alone(0, 0, 1, torch.device("cpu")), folder, tokenizer)
+    export_model(network, Group(0, 0, 1, torch.device("cpu")), folder, tokenizer)
 
 
 _DROPPED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
