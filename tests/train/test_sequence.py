@@ -101,11 +101,10 @@ def shape(case: Case) -> dict[str, Any]:
 
 def stage_of(config: Any, group: Group, sequence: SequenceGroup) -> Any:
     job: Any = SimpleNamespace(config=config, group=group)
-    mixing: Any = SimpleNamespace(wants_losses=False)
-    loader: Any = None
+    loader: Any = SimpleNamespace(plan=None)
     if config.stage == "sft":
-        return FineTuning(job, loader, mixing, sequence)
-    return Pretraining(job, loader, mixing, sequence, TokenizerFiles({}, (1,)))
+        return FineTuning(job, loader, sequence)
+    return Pretraining(job, loader, sequence, TokenizerFiles({}, (1,)))
 
 
 def batch_of(stage: str, step: int, sequence: SequenceGroup) -> Any:

@@ -39,8 +39,9 @@ from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.loop.step import agree
 from r1hpc.train.model.attention import base_model
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
+from r1hpc.train.parallel.distributed import by_rank_0
 from r1hpc.train.parallel.engine import check_precision
-from r1hpc.train.supervised.supervised import Mixing, SupervisedStage, batch_plan, by_rank_0, open_once
+from r1hpc.train.supervised.supervised import Loader, Mixing, SupervisedStage, batch_plan, open_once
 
 _LENGTH = 6
 _MOST = 1e-2
@@ -87,9 +88,7 @@ def run(job: Job) -> Outcome:
         )
     hf_config = load_model_config(config, vocabulary_size(tokenizer))
     job.watchdog.beat("building the model")
-    mixing = Mixing(loader, config)
-    stage = FineTuning(job, loader.batch, mixing, sequence, rows)
-    return stage.train(hf_config, batch, dataset.id)
+    return FineTuning(job, loader, sequence, rows).train(hf_config, batch)
 
 
 class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
@@ -98,13 +97,12 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
     def __init__(
         self,
         job: Job,
-        batch_of: Callable[[int], TraceBatch | PackedBatch],
-        mixing: Mixing,
+        loader: Loader[TraceBatch | PackedBatch],
         sequence: SequenceGroup,
         validation: Sequence[Rows] = (),
     ) -> None:
         """`validation`: this rank's micro batches of held-out documents; equally many on every rank."""
-        super().__init__(job, batch_of, mixing, sequence)
+        super().__init__(job, loader, sequence)
         self._validation = validation
         self._lowest: float | None = None
         self._since = 0
@@ -214,13 +212,11 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         super().read_state(folder, meta)
+        self._tokens = int(meta["tokens"])
         self._lowest, self._since, *step = meta.get("validation", (None, 0))  # older checkpoints lack it
         if self._lowest is not None and not math.isfinite(self._lowest):
             self._lowest = None  # a nan was once taken for the lowest
         self._validated = step[0] if step else meta["global_step"]  # which skipped none
-
-    def tokens_in(self, meta: dict[str, Any]) -> int:
-        return int(meta["tokens"])
 
     def tokenizer_files(self) -> TokenizerFiles:
         return exported_tokenizer(self._job.config.model)

@@ -17,24 +17,23 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.attempt.workload import Outcome
-from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.data.format.manifest import DatasetManifest
 from r1hpc.data.read.loader import BatchLoader, StepBatch
 from r1hpc.data.read.mixture import Change, Mixture
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from r1hpc.data.read.sampler import DocumentMixture, WindowMixture, open_plan
+from r1hpc.data.read.sft_documents import TraceDataset
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.topology.batch import BatchPlan, solve_batch
 from r1hpc.tasks.text.tokenizer import TokenizerFiles, check_data_tokens, exported_tokenizer
 from r1hpc.train.loop import loop
-from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
+from r1hpc.train.loop.session import Job, Plan, Session, Stage, StepRecord, StepResult
 from r1hpc.train.loop.step import optimizer_step, record
 from r1hpc.train.model.export import export_model
 from r1hpc.train.model.output_head import OutputHead
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
-from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.distributed import Group, by_rank_0
 from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import ResumeError
 from r1hpc.train.rollout.policy import build_policy, placement
@@ -49,15 +48,9 @@ class Batch(Protocol):
     def checksum(self) -> int: ...
 
 
-class OnFiles(Protocol):
-    """An open dataset."""
-
-    manifest: DatasetManifest
-
-
 BatchT = TypeVar("BatchT", bound=Batch)
-DatasetT = TypeVar("DatasetT", bound=OnFiles)
-MadeT = TypeVar("MadeT")
+BatchOf = TypeVar("BatchOf", bound=Batch, covariant=True)
+DatasetT = TypeVar("DatasetT", TokenDataset, TraceDataset)
 
 
 def batch_plan(job: Job) -> BatchPlan:
@@ -81,32 +74,20 @@ def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
     return found
 
 
-def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
-    """Return on every rank what rank 0 makes, or raise its R1hpcError on every rank."""
-    found: MadeT | R1hpcError | None = None
-    if group.rank == 0:
-        try:
-            found = make()
-        except R1hpcError as error:
-            found = error
-    made: MadeT | R1hpcError = group.broadcast(found)
-    if isinstance(made, R1hpcError):
-        raise made
-    return made
-
-
-class Loader(Protocol):
+class Loader(Protocol[BatchOf]):
     """Interface of a loader that gives a rank its batches by a plan."""
 
+    dataset: Any
     plan: Any
 
+    def batch(self, global_step: int) -> BatchOf: ...
     def order_id(self, plan: Any) -> str: ...
 
 
 class Mixing:
     """The mixture of one run, the same on every rank. Without a mixture it does nothing."""
 
-    def __init__(self, loader: Loader, config: RunConfig) -> None:
+    def __init__(self, loader: Loader[Batch], config: RunConfig) -> None:
         self._loader = loader
         self._batch = config.train.global_batch_size
         is_mixed = isinstance(loader.plan, WindowMixture | DocumentMixture)
@@ -179,16 +160,15 @@ def _plain(changes: Sequence[Change]) -> list[Any]:
     return [[change.first_sample, list(change.weights)] for change in changes]
 
 
-class SupervisedStage(ABC, Generic[BatchT]):
-    """The stage. Its state: the step, and the tokens trained on so far."""
+class SupervisedStage(Stage, ABC, Generic[BatchT]):
+    """The stage. Its state: the step, and the tokens trained on so far. It writes none of its own: the order
+    of the data is a function of the step."""
 
-    def __init__(
-        self, job: Job, batch_of: Callable[[int], BatchT], mixing: Mixing, sequence: SequenceGroup
-    ) -> None:
-        """`batch_of` returns the part of a step's global batch for `sequence`'s ranks, counted from 0."""
+    def __init__(self, job: Job, loader: Loader[BatchT], sequence: SequenceGroup) -> None:
+        """`loader` gives `sequence`'s ranks their part of each global batch."""
         self._job = job
-        self._batch_of = batch_of
-        self._mixing = mixing
+        self._loader = loader
+        self._mixing = Mixing(loader, job.config)
         self._sequence = sequence
         self._tokens = 0
         self._head: OutputHead | None = None
@@ -246,7 +226,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
         """Take one optimizer step on its samples: [(step - 1) x global_batch_size, step x ...)."""
         job, started = self._job, time.monotonic()
         job.watchdog.beat(f"reading data of step {step}")
-        batch = self._batch_of(step - 1)
+        batch = self._loader.batch(step - 1)
         data_time_s = time.monotonic() - started
         job.watchdog.beat(f"step {step}")
         failpoint("step.begin")
@@ -288,38 +268,25 @@ class SupervisedStage(ABC, Generic[BatchT]):
     def meta(self, step: int) -> dict[str, Any]:
         return {"next_sample": step * self._job.config.train.global_batch_size, **self._mixing.meta(step)}
 
-    def state_writer(self) -> Callable[[Path], None]:
-        """Write nothing: the order of the data is a function of the step."""
-        return lambda folder: None
-
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Load the count of tokens: the loader needs only the step."""
+        """Check the mixture; a stage adds its count of tokens. The loader needs only the step."""
         self._mixing.check(meta)
-        self._tokens = self.tokens_in(meta)
 
-    def train(self, hf_config: dict[str, Any], batch: BatchPlan, data_id: str) -> Outcome:
+    def train(self, hf_config: dict[str, Any], batch: BatchPlan) -> Outcome:
         """Build the model, and train until the last step or until a stop is requested."""
         job, config = self._job, self._job.config
         plan = Plan(
             network=build_policy(config, hf_config, placement(config, job.group, divided=True)),
             hf_config=hf_config,
             batch=batch,
-            data_id=data_id,
+            data_id=self._loader.dataset.id,
             order_id=self._mixing.base_id,
         )
         return loop.train(loop.set_up(job, self, plan), self)
 
     @abstractmethod
-    def tokens_in(self, meta: dict[str, Any]) -> int:
-        """Return the tokens trained on until a checkpoint."""
-
-    @abstractmethod
     def tokenizer_files(self) -> TokenizerFiles | None:
         """Return the tokenizer for the export; None if the data are ids of an unknown one."""
-
-    @property
-    def is_done(self) -> bool:
-        return False
 
     def finish(self, session: Session) -> bool:
         """Export the model as a Hugging Face folder, for the stages that follow."""
@@ -330,9 +297,6 @@ class SupervisedStage(ABC, Generic[BatchT]):
         job = self._job
         job.watchdog.beat("exporting the model")
         export_model(session.engine.module, job.group, job.run.model, self.tokenizer_files())
-
-    def kept(self, step: int) -> int:
-        return 0
 
 
 def pretrain(job: Job) -> Outcome:
@@ -364,23 +328,16 @@ def pretrain(job: Job) -> Outcome:
         rank=sequence.data_rank,
         world_size=sequence.data_world_size,
     )
-    mixing = Mixing(loader, config)
-    stage = Pretraining(job, loader.batch, mixing, sequence, tokenizer_of_data(dataset))
-    return stage.train(hf_config, batch, dataset.id)
+    return Pretraining(job, loader, sequence, tokenizer_of_data(dataset)).train(hf_config, batch)
 
 
 class Pretraining(SupervisedStage[StepBatch]):
     """The stage: every position of every window has a loss."""
 
     def __init__(
-        self,
-        job: Job,
-        batch_of: Callable[[int], StepBatch],
-        mixing: Mixing,
-        sequence: SequenceGroup,
-        tokenizer: TokenizerFiles,
+        self, job: Job, loader: Loader[StepBatch], sequence: SequenceGroup, tokenizer: TokenizerFiles
     ) -> None:
-        super().__init__(job, batch_of, mixing, sequence)
+        super().__init__(job, loader, sequence)
         self._tokenizer = tokenizer
 
     def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
@@ -402,8 +359,9 @@ class Pretraining(SupervisedStage[StepBatch]):
     def tokenizer_files(self) -> TokenizerFiles:
         return self._tokenizer
 
-    def tokens_in(self, meta: dict[str, Any]) -> int:
-        return int(meta["next_sample"]) * self._job.config.data.seq_len
+    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
+        super().read_state(folder, meta)
+        self._tokens = int(meta["next_sample"]) * self._job.config.data.seq_len
 
 
 def tokenizer_of_data(dataset: TokenDataset) -> TokenizerFiles:
