@@ -102,9 +102,8 @@ def shape(case: Case) -> dict[str, Any]:
 def stage_of(config: Any, group: Group, sequence: SequenceGroup) -> Any:
     job: Any = SimpleNamespace(config=config, group=group)
     loader: Any = SimpleNamespace(plan=None)
-    if config.stage == "sft":
-        return FineTuning(job, loader, sequence)
-    return Pretraining(job, loader, sequence, TokenizerFiles({}, (1,)))
+    kind: Any = FineTuning if config.stage == "sft" else Pretraining
+    return kind(job, loader, sequence, TokenizerFiles({}, (1,)))
 
 
 def batch_of(stage: str, step: int, sequence: SequenceGroup) -> Any:

@@ -88,7 +88,8 @@ def run(job: Job) -> Outcome:
         )
     hf_config = load_model_config(config, vocabulary_size(tokenizer))
     job.watchdog.beat("building the model")
-    return FineTuning(job, loader, sequence, rows).train(hf_config, batch)
+    tokenizer_files = exported_tokenizer(config.model)
+    return FineTuning(job, loader, sequence, tokenizer_files, rows).train(hf_config, batch)
 
 
 class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
@@ -99,10 +100,11 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         job: Job,
         loader: Loader[TraceBatch | PackedBatch],
         sequence: SequenceGroup,
+        tokenizer: TokenizerFiles,
         validation: Sequence[Rows] = (),
     ) -> None:
         """`validation`: this rank's micro batches of held-out documents; equally many on every rank."""
-        super().__init__(job, loader, sequence)
+        super().__init__(job, loader, sequence, tokenizer)
         self._validation = validation
         self._lowest: float | None = None
         self._since = 0
@@ -196,11 +198,8 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         inputs, targets, positions = map(packed_form(attention), (inputs, targets, positions))
         return self.cross_entropy(engine, inputs, targets, chosen, position_ids=positions)
 
-    def num_tokens(self, batch: TraceBatch | PackedBatch) -> int:
-        return batch.num_loss_tokens
-
-    def computed(self, batch: TraceBatch | PackedBatch) -> tuple[int, int]:
-        return batch.num_positions, batch.attended
+    def counts(self, batch: TraceBatch | PackedBatch) -> tuple[int, int, int]:
+        return batch.num_loss_tokens, batch.num_positions, batch.attended
 
     def facts(self, batch: TraceBatch | PackedBatch) -> dict[str, Any]:
         return {"useful_share": batch.num_tokens / batch.num_positions}
@@ -217,9 +216,6 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         if self._lowest is not None and not math.isfinite(self._lowest):
             self._lowest = None  # a nan was once taken for the lowest
         self._validated = step[0] if step else meta["global_step"]  # which skipped none
-
-    def tokenizer_files(self) -> TokenizerFiles:
-        return exported_tokenizer(self._job.config.model)
 
 
 def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:

@@ -164,12 +164,19 @@ class SupervisedStage(Stage, ABC, Generic[BatchT]):
     """The stage. Its state: the step, and the tokens trained on so far. It writes none of its own: the order
     of the data is a function of the step."""
 
-    def __init__(self, job: Job, loader: Loader[BatchT], sequence: SequenceGroup) -> None:
-        """`loader` gives `sequence`'s ranks their part of each global batch."""
+    def __init__(
+        self, job: Job, loader: Loader[BatchT], sequence: SequenceGroup, tokenizer: TokenizerFiles
+    ) -> None:
+        """
+        Args:
+            loader: gives `sequence`'s ranks their part of each global batch.
+            tokenizer: goes into the export.
+        """
         self._job = job
         self._loader = loader
         self._mixing = Mixing(loader, job.config)
         self._sequence = sequence
+        self._tokenizer = tokenizer
         self._tokens = 0
         self._head: OutputHead | None = None
 
@@ -201,12 +208,9 @@ class SupervisedStage(Stage, ABC, Generic[BatchT]):
         """Yield the loss of each micro batch; training uses the mean over the ranks of their sum."""
 
     @abstractmethod
-    def num_tokens(self, batch: BatchT) -> int:
-        """Return how many tokens of the global batch have a loss."""
-
-    @abstractmethod
-    def computed(self, batch: BatchT) -> tuple[int, int]:
-        """Return the computed positions of the global batch, and how many each attends to; for MFU."""
+    def counts(self, batch: BatchT) -> tuple[int, int, int]:
+        """Return how many tokens of the global batch have a loss, and for MFU how many positions are computed
+        and how many each of them attends to."""
 
     def facts(self, batch: BatchT) -> dict[str, Any]:
         """Return more fields for train.jsonl."""
@@ -236,7 +240,7 @@ class SupervisedStage(Stage, ABC, Generic[BatchT]):
             proof = [0.0] * len(proof)
         losses = self.losses(session.engine, batch)
         result = optimizer_step(session, step, losses, lambda: proof)
-        num_tokens = self.num_tokens(batch)
+        num_tokens, num_positions, attended = self.counts(batch)
         self._tokens += num_tokens
         step_time_s = time.monotonic() - started
         more: dict[str, Any] = {}
@@ -245,7 +249,6 @@ class SupervisedStage(Stage, ABC, Generic[BatchT]):
             result = replace(result, stop=stop)
         session.rank_times.step(step, step_time_s, data_time_s + result.forward_s)
         if job.group.rank == 0:
-            num_positions, attended = self.computed(batch)
             per_token = loop.model_flops_per_token(session.hf_config, attended)
             done = StepRecord(
                 tokens=self._tokens,
@@ -284,10 +287,6 @@ class SupervisedStage(Stage, ABC, Generic[BatchT]):
         )
         return loop.train(loop.set_up(job, self, plan), self)
 
-    @abstractmethod
-    def tokenizer_files(self) -> TokenizerFiles | None:
-        """Return the tokenizer for the export; None if the data are ids of an unknown one."""
-
     def finish(self, session: Session) -> bool:
         """Export the model as a Hugging Face folder, for the stages that follow."""
         self.export(session)
@@ -296,7 +295,7 @@ class SupervisedStage(Stage, ABC, Generic[BatchT]):
     def export(self, session: Session) -> None:
         job = self._job
         job.watchdog.beat("exporting the model")
-        export_model(session.engine.module, job.group, job.run.model, self.tokenizer_files())
+        export_model(session.engine.module, job.group, job.run.model, self._tokenizer)
 
 
 def pretrain(job: Job) -> Outcome:
@@ -334,12 +333,6 @@ def pretrain(job: Job) -> Outcome:
 class Pretraining(SupervisedStage[StepBatch]):
     """The stage: every position of every window has a loss."""
 
-    def __init__(
-        self, job: Job, loader: Loader[StepBatch], sequence: SequenceGroup, tokenizer: TokenizerFiles
-    ) -> None:
-        super().__init__(job, loader, sequence)
-        self._tokenizer = tokenizer
-
     def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
         part = self._sequence.part
         micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
@@ -349,15 +342,10 @@ class Pretraining(SupervisedStage[StepBatch]):
             inputs, targets = part(micro_batch[:, :-1]), part(micro_batch[:, 1:])
             yield self.cross_entropy(engine, inputs, targets) / num_targets
 
-    def num_tokens(self, batch: StepBatch) -> int:
-        train = self._job.config.train
-        return train.global_batch_size * self._job.config.data.seq_len
-
-    def computed(self, batch: StepBatch) -> tuple[int, int]:
-        return self.num_tokens(batch), self._job.config.data.seq_len
-
-    def tokenizer_files(self) -> TokenizerFiles:
-        return self._tokenizer
+    def counts(self, batch: StepBatch) -> tuple[int, int, int]:
+        seq_len = self._job.config.data.seq_len
+        num_tokens = self._job.config.train.global_batch_size * seq_len
+        return num_tokens, num_tokens, seq_len
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         super().read_state(folder, meta)
