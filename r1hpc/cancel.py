@@ -1,8 +1,8 @@
-"""Cancel a run.
+"""Cancel a run, a chain or a sweep.
 
     python -m r1hpc.cancel RUN_DIR               # its job gets SIGTERM; it is not requeued
     python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves after its next step, then ends
-    python -m r1hpc.cancel CHAIN                 # every stage or point (of a sweep) that waits or runs
+    python -m r1hpc.cancel CHAIN_OR_SWEEP        # every stage or point that waits or runs
 
 Without a name it cancels nothing. A job is cancelled by the ID in the run folder, and only if it is yours and
 this run's.

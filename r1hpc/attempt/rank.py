@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from r1hpc.attempt.begin import read_facts
-from r1hpc.attempt.control.stop import Clock, StopRequests
+from r1hpc.attempt.control.stop import Deadlines, StopRequests
 from r1hpc.attempt.control.watchdog import Watchdog
 from r1hpc.attempt.limits import seconds_left
 from r1hpc.attempt.state.cause import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
@@ -43,7 +43,7 @@ def run_rank(run_dir: str) -> NoReturn:
     context = current(os.environ)
     check_owned(run.config)
     config = read(run.config)
-    requests = StopRequests(run, context.rank, _clock(run, config, context))
+    requests = StopRequests(run, context.rank, _deadlines(run, config, context))
     requests.install()
 
     def leave(kind: str, detail: str) -> None:
@@ -83,15 +83,15 @@ def run_rank(run_dir: str) -> NoReturn:
     os._exit(0)
 
 
-def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
+def _deadlines(run: RunDir, config: RunConfig, context: RankContext) -> Deadlines:
     """Return when to save first, when the run's GPU-hours and the job's time end, and the warning time."""
     if context.rank != 0:
-        return Clock()
+        return Deadlines()
     now, end = time.monotonic(), read_facts(run, context.attempt).ends_at
     most = config.limits.max_gpu_hours
     left = None if most is None else seconds_left(read_history(run), most, time.time())
     warning = read_json(run.plan, PlanFacts).get("warning_window_s") if run.plan.exists() else None
-    return Clock(
+    return Deadlines(
         first_save_at=None if end is None else (now + max(now, end)) / 2,
         stop_at=None if left is None else now + left,
         ends_at=end,

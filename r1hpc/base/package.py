@@ -32,6 +32,6 @@ def extra_of(module: str) -> str | None:
 
 
 def how_to_install(module: str, extra: str | None = None) -> str:
-    """Return the command that installs a module. In a clone pip finds r1hpc at its install location."""
+    """Return the command that installs a module. In a clone it works too."""
     extra = extra or extra_of(module)
     return f"pip install 'r1hpc[{extra}]'" if extra else f"pip install {module}"

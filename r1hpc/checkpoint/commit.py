@@ -1,5 +1,7 @@
 """Seal the files of a folder, and turn the folder into a checkpoint by one rename(2).
 
+CheckpointStore (store.py) calls it:
+
 each file private, digested and synced -> no file forgotten -> manifest written and synced -> folders synced
 -> [other checkpoint of this step moved out] -> staging folder renamed to step-<n>  (from here on it exists)
 -> parent synced -> LATEST

@@ -32,8 +32,8 @@ class CheckpointWriteError(R1hpcError):
 
 
 def patiently(read: Callable[[], _T]) -> _T:
-    """Retry a read that failed for a moment: mistaking it for a bad checkpoint would cost the steps since the
-    older one, and the good one would be replaced.
+    """Retry a read that failed for a moment. A passing error must not make a good checkpoint look bad: the
+    run would fall back to an older one, and replace the good one.
     """
     for pause_s in _PAUSES_S:
         try:

@@ -22,8 +22,8 @@ class Job:
     num_nodes: int
     keep: int
     save_every: int
-    clock: dict[str, float | None]
-    """Fields of attempt.control.stop.Clock. time.monotonic() is the same for all processes of a node."""
+    deadlines: dict[str, float | None]
+    """Fields of attempt.control.stop.Deadlines. time.monotonic() is the same for all processes of a node."""
 
     checkpoints: str | None = None
     """Absolute pattern of the checkpoints that the script writes by itself. None: it has none."""

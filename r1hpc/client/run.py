@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from r1hpc.attempt.control.stop import SIGNALS, Clock, StopRequests
+from r1hpc.attempt.control.stop import SIGNALS, Deadlines, StopRequests
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import write_json
@@ -79,7 +79,7 @@ class Run:
             return
         self._folder = RunDir(job.run)
         self._store = CheckpointStore(self._folder.checkpoints, keep=job.keep)
-        self._requests = StopRequests(self._folder, job.rank, Clock(**job.clock))
+        self._requests = StopRequests(self._folder, job.rank, Deadlines(**job.deadlines))
         self._requests.install()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self._record_last)
@@ -271,7 +271,7 @@ class Run:
                 self._ranks.gather(None)  # all have written
                 if job.local_rank == 0:
                     _sync_file_system(staging)
-            self._requests.saving()
+            self._requests.copied()
             found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
             # Together: on NFS a rank may not see another's files yet.
             names = sorted({name for part in self._ranks.gather(found) for name in part})
@@ -297,7 +297,7 @@ class Run:
 
         self._together(commit)
         self.last_saved = step
-        self._requests.saved()
+        self._requests.committed()
         self._tell("running", step)
 
     def _together(self, action: Any) -> None:

@@ -132,7 +132,7 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         num_nodes=context.num_nodes,
         keep=config.checkpoint.keep,
         save_every=config.checkpoint.save_every,
-        clock=asdict(job.requests.clock),
+        deadlines=asdict(job.requests.deadlines),
         checkpoints=pattern_of(run, config),
     )
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)

@@ -7,7 +7,7 @@ import pytest
 
 from r1hpc import launch
 from r1hpc.attempt.begin import begin, read_facts
-from r1hpc.attempt.rank import _clock
+from r1hpc.attempt.rank import _deadlines
 from r1hpc.attempt.state.cause import STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.state.slurm_records import kept_records, record_of
 from r1hpc.attempt.state.state import State, read_situation
@@ -278,7 +278,7 @@ def test_the_ranks_learn_when_the_limit_ends_the_job_whatever_the_clock(
     assert 190 < ends_at - time.monotonic() <= 200
     assert read_history(job.run).attempts[1].job_start == 100
     context = current({"R1HPC_ATTEMPT": "2", "R1HPC_LOCAL_RANK": "0", "R1HPC_LOCAL_WORLD_SIZE": "1"})
-    clock = _clock(job.run, load.load(None, ["stage=traces"]), context)
+    clock = _deadlines(job.run, load.load(None, ["stage=traces"]), context)
     assert clock.ends_at == ends_at
     assert 80 < (clock.first_save_at or 0) - time.monotonic() <= 100
 

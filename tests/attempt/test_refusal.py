@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def test_a_disk_that_stays_full_is_no_fault_of_a_node(
 
 def test_a_temporary_folder_that_is_full_is_the_nodes(ended: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/r1hpc-x")
+        raise OSError(errno.ENOSPC, "No space left on device", f"{tempfile.gettempdir()}/r1hpc-x")
 
     monkeypatch.setattr("r1hpc.attempt.begin.record", refuse)
     with pytest.raises(OSError, match="No space left on device"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.control.stop import Clock, StopRequests
+from r1hpc.attempt.control.stop import Deadlines, StopRequests
 from r1hpc.base.run_dir import RunDir
 
 
@@ -46,18 +46,18 @@ def test_the_first_reason_stays(requests: StopRequests) -> None:
 def test_save_is_answered_once(run: RunDir, requests: StopRequests) -> None:
     run.save.touch()
     assert requests.poll() == (False, True)
-    requests.saving()
+    requests.copied()
     assert requests.poll() == (False, False)
-    requests.saved()
+    requests.committed()
     assert not run.save.exists()
     assert requests.poll() == (False, False)
 
 
 def test_save_that_comes_after_the_state_was_taken_needs_another(run: RunDir, requests: StopRequests) -> None:
     requests.poll()
-    requests.saving()
+    requests.copied()
     run.save.touch()
-    requests.saved()
+    requests.committed()
     time.sleep(1.1)  # the file is looked for once a second
     assert run.save.exists()
     assert requests.poll() == (False, True)
@@ -66,18 +66,18 @@ def test_save_that_comes_after_the_state_was_taken_needs_another(run: RunDir, re
 def test_save_asked_again_while_the_first_is_written_stays(run: RunDir, requests: StopRequests) -> None:
     run.save.touch()
     assert requests.poll() == (False, True)
-    requests.saving()
+    requests.copied()
     os.utime(run.save, ns=(1, 1))  # touched again
-    requests.saved()
+    requests.committed()
     assert requests.poll() == (False, True)
-    requests.saving()
-    requests.saved()
+    requests.copied()
+    requests.committed()
     assert not run.save.exists()
 
 
 def test_time_is_left_until_the_limit_or_the_end_of_the_grace(run: RunDir) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    requests = StopRequests(run, 0, Clock(ends_at=time.monotonic() + 500, warning_window_s=30))
+    requests = StopRequests(run, 0, Deadlines(ends_at=time.monotonic() + 500, warning_window_s=30))
     assert 400 < (requests.seconds_left() or 0) <= 500
     requests.install()
     os.kill(os.getpid(), signal.SIGTERM)

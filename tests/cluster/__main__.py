@@ -82,6 +82,7 @@ grep -v 'r1hpc test cluster' /etc/hosts > /run/hosts || true
 mount --bind /run/hosts /etc/hosts
 ip link set lo up
 export R1HPC_TEST_BOX=1 TMPDIR=$(mktemp -d --tmpdir r1hpc-box-XXXXXX) # MariaDB names files by its pid
+chmod 1777 "$TMPDIR" # as /tmp is
 status=0
 "$@" || status=$? # no exec: a shell reaps the orphans
 rm -rf "$TMPDIR"

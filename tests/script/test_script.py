@@ -123,7 +123,7 @@ def in_a_job(root: Path) -> tuple[Path, dict[str, str]]:
         "num_nodes": 1,
         "keep": 2,
         "save_every": 0,
-        "clock": {},
+        "deadlines": {},
         "checkpoints": str(run.parent / "*.pt"),
     }
     return run, {**os.environ, "R1HPC_CLIENT": json.dumps(facts), "PYTHONPATH": f"{HOOK}:{CHECKOUT}:{root}"}

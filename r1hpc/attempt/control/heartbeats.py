@@ -1,5 +1,7 @@
 """Exchange the ranks' signs of life through the attempt's store, so a waiting rank can tell slow from hung.
 
+The watchdog (watchdog.py) uses it:
+
     prepare(store, world_size)                  # rank 0, before the others can connect
     peers = Peers(store, rank, world_size, timeout_s)
     peers.start(watchdog.sign)                  # a thread: reports this rank, reads about the others

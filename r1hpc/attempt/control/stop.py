@@ -1,9 +1,9 @@
 """Handle requests to save or stop: a signal or a touched file sets a flag; the loop acts between two steps.
 
-    requests = StopRequests(run)
+    requests = StopRequests(run, rank)
     requests.install()           # SIGTERM and SIGUSR2 mean the same: save, then leave
     ...
-    stop, save = requests.poll() # for this rank; the loop agrees over all ranks
+    stop, save = requests.poll() # for this rank; train/loop/step.py agrees over all ranks
 
 The handler itself does nothing more: a collective there would deadlock against the one that the signal
 interrupted (Lightning #21406). SIGUSR1 is left alone because NCCL uses it (submitit #1697).
@@ -27,7 +27,7 @@ OUT_OF_HOURS = "limits.max_gpu_hours"
 
 
 @dataclass(frozen=True)
-class Clock:
+class Deadlines:
     """Times by time.monotonic() at which an attempt saves or stops by itself. None: never."""
 
     first_save_at: float | None = None
@@ -43,10 +43,10 @@ class Clock:
 class StopRequests:
     """Requests to this rank: signals. Rank 0 also watches the STOP and SAVE files and the clock."""
 
-    def __init__(self, run: RunDir, rank: int, clock: Clock = Clock()) -> None:
+    def __init__(self, run: RunDir, rank: int, deadlines: Deadlines = Deadlines()) -> None:
         self._stop_file, self._save_file = run.stop, run.save
         self._watch_files = rank == 0
-        self.clock = clock if rank == 0 else Clock()
+        self.deadlines = deadlines if rank == 0 else Deadlines()
         self._saved = False
         self._answering = False
         self._answers_file: int | None = None
@@ -67,12 +67,12 @@ class StopRequests:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
     def poll(self) -> tuple[bool, bool]:
-        """Return (stop, save) as this rank knows it now. `saved` consumes a SAVE file.
+        """Return (stop, save) as this rank knows it now. `committed` consumes a SAVE file.
 
         A request that the current save answers is not reported again.
         """
         now = time.monotonic()
-        if self.clock.stop_at is not None and now >= self.clock.stop_at:
+        if self.deadlines.stop_at is not None and now >= self.deadlines.stop_at:
             self._ask_to_stop(OUT_OF_HOURS)
         if self._watch_files and now >= self._next_file_poll:
             self._next_file_poll = now + _FILE_POLL_S
@@ -80,15 +80,16 @@ class StopRequests:
                 if self._stop_file.exists():
                     self._ask_to_stop("STOP file")
                 self._save = self._save_file.exists()
-        late = self.clock.first_save_at is not None and not self._saved and now >= self.clock.first_save_at
-        return self._stop, (self._save or late) and not self._answering
+        first_save_at = self.deadlines.first_save_at
+        is_due = first_save_at is not None and not self._saved and now >= first_save_at
+        return self._stop, (self._save or is_due) and not self._answering
 
-    def saving(self) -> None:
+    def copied(self) -> None:
         """Record that the state was copied for a checkpoint, which answers all requests until now."""
         self._answers_file, self._answering = self._asked_at() if self._save else None, True
 
-    def saved(self) -> None:
-        """Answer the SAVE request: the checkpoint of the last `saving` was committed."""
+    def committed(self) -> None:
+        """Answer the SAVE request: the checkpoint of the last `copied` is committed."""
         self._saved, self._answering = True, False
         if self._answers_file is not None:
             if self._asked_at() == self._answers_file:  # a later touch asks for a newer state
@@ -104,9 +105,9 @@ class StopRequests:
 
     def seconds_left(self) -> float | None:
         """Return the seconds until this job is killed, if known."""
-        now, ends = time.monotonic(), [self.clock.ends_at]
-        if self._signalled_at is not None and self.clock.warning_window_s is not None:
-            ends.append(self._signalled_at + self.clock.warning_window_s)
+        now, ends = time.monotonic(), [self.deadlines.ends_at]
+        if self._signalled_at is not None and self.deadlines.warning_window_s is not None:
+            ends.append(self._signalled_at + self.deadlines.warning_window_s)
         return min((end - now for end in ends if end is not None), default=None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

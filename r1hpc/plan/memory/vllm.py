@@ -21,7 +21,7 @@ from r1hpc.plan.topology.parts import rows_together
 
 _SHARE = "gpu_memory_utilization"
 _CACHE = "kv_cache_memory_bytes"
-_DEFAULT_SHARE = 0.3
+DEFAULT_SHARE = 0.3
 """The share that r1hpc gives vLLM on a GPU, and the next on a CPU (train/rollout/vllm_engine.py)."""
 _DEFAULT_CPU_CACHE = 2**30
 _BATCH, _LARGE_BATCH = (8192, 256), (16384, 1024)
@@ -147,11 +147,11 @@ def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None)
 
 
 def _share(config: RunConfig) -> float:
-    given = config.rollout.vllm_options.get(_SHARE, _DEFAULT_SHARE)
+    given = config.rollout.vllm_options.get(_SHARE, DEFAULT_SHARE)
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
         raise ConfigError(
             f"rollout.vllm_options.{_SHARE} is {given!r}: it is vLLM's share of the GPU, above 0 and at most "
-            f"1, for example {_DEFAULT_SHARE}"
+            f"1, for example {DEFAULT_SHARE}"
         )
     return float(given)
 

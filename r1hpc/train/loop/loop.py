@@ -145,7 +145,7 @@ def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
                 write_more=stage.state_writer(),
                 make_durable=session.metrics.make_durable,
             )
-            job.requests.saving()
+            job.requests.copied()
             job.watchdog.beat(f"after saving step {step}")
     if hurry or not job.config.checkpoint.asynchronous:
         finish_save(session, hurry=hurry)

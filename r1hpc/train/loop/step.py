@@ -255,7 +255,7 @@ def finish_save(session: Session, *, hurry: bool = False) -> None:
     job.watchdog.beat(f"after saving step {step}")
     if saved is None:
         return
-    job.requests.saved()
+    job.requests.committed()
     if job.group.rank == 0:
         blocked_s = saved.copy_s + saved.waited_s
         session.metrics.event(

@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.files import write_atomic
-from r1hpc.plan.memory.vllm import num_sequences
+from r1hpc.plan.memory.vllm import DEFAULT_SHARE, num_sequences
 from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.attention import OURS
@@ -37,7 +37,7 @@ from r1hpc.train.rollout.weight_sync import Proof, check, handover_limit, prove,
 
 VERSIONS = ">=0.32,<0.33"
 """vLLM versions, as in the extras of pyproject.toml; others may differ in the internals used here."""
-_ON_GPU = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.3}
+_ON_GPU = {"enable_sleep_mode": True, "gpu_memory_utilization": DEFAULT_SHARE}
 """Share of the GPU for vLLM's weights and cache beside the trainer's (TRL's default for colocation)."""
 _ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
 """Compiling would warm up for minutes, and a CPU cannot sleep. If a prompt is read in two steps, vLLM 0.32
