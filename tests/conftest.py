@@ -5,7 +5,7 @@ R1HPC_TEST_CLUSTER set to what `python -m tests.cluster up` printed, that cluste
 its jobs are cancelled by the tests. Where there can be no cluster, or another one runs,
 those tests are skipped and the last line says so; under CI=true they fail instead.
 
-`make test-all` runs two workers, each in a box (`python -m tests.cluster worker`) with a cluster of its own.
+`make test-all` runs three workers, each in a box (`python -m tests.cluster worker`) with its own cluster.
 Under a plain `pytest -n 2 --dist loadgroup` one worker runs all Slurm tests, first.
 """
 
