@@ -4,6 +4,8 @@ A model may be a Hugging Face Hub name: it is found in the local cache. Nothing 
 most clusters have no network.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import re
@@ -11,12 +13,14 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import matching
-from r1hpc.config.schema.run import ModelConfig, RunConfig
-from r1hpc.config.schema.sections import ScriptConfig
+
+if TYPE_CHECKING:  # `estimate --help` loads this module, and must be quick
+    from r1hpc.config.schema.run import ModelConfig, RunConfig
+    from r1hpc.config.schema.sections import ScriptConfig
 
 FILES = ("file", "jsonl")
 """Names of the task whose questions come from a file."""

@@ -169,7 +169,7 @@ def form_of(tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | No
 
 
 def as_trained(trained: ModelConfig, folder: Path) -> ModelConfig:
-    """Return the settings to ask a run's exported folder as the run asked; the folder has all else."""
+    """Return settings under which an exported model is asked as its run asked it. Its folder has the rest."""
     return ModelConfig(
         path=str(folder),
         attn_implementation=trained.attn_implementation,

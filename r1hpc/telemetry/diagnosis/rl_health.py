@@ -165,7 +165,7 @@ def _rollouts(window: _Window) -> Iterable[Finding]:
         earned = "" if reward is None else f" at a mean reward of {reward:.2f}"
         yield warning(
             "no_signal",
-            f"in {same:.0%} of the groups all completions earn the same{earned}: they buy no gradient",
+            f"in {same:.0%} of the groups all completions earn the same{earned}: they give no gradient",
             "take easier or harder items, more rollout.num_generations, or dynamic sampling "
             "(rl.max_resamples)",
         )
