@@ -19,6 +19,7 @@ import torch
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
+from r1hpc.checkpoint.disk import CheckpointWriteError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore, NoUsableCheckpointError
 from r1hpc.client.streams import restore_streams, seed_streams, streams
 from r1hpc.train.checkpoint.async_save import Exchange, Records, Report, Write, records_of
@@ -429,6 +430,8 @@ class Snapshots:
         return by_rank_0(self._group, guarded)
 
     def _no_space(self, what: str, error: Exception) -> str:
-        free = shutil.disk_usage(self._store.root).free
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, CheckpointWriteError):  # it has the space left, and what to do
+            return f"{what} failed: {first}"
+        free = shutil.disk_usage(self._store.root).free
         return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
