@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.runs import CHECKOUT, run_environment
+from r1hpc.sweeps.definition import SweepDir
+from r1hpc.telemetry.records.attempts import read_history
+from tests.runs import CHECKOUT, run_environment, wait_until
 
 
 def call(
@@ -40,12 +42,16 @@ def actions(answer: Mapping[str, Any]) -> dict[str, str]:
 def wait_states(
     root: Path, folder: str, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Poll the table until no point waits or runs; the states by point."""
+    """Poll the table until no point waits or runs and the end of every attempt is on record; the states."""
     deadline = time.monotonic() + timeout_s
     while True:
         rows = sweep(root, folder, env=env)["rows"]
         states = {name: state for row in rows for name, state in row["points"].items()}
         if not set(states.values()) & {"queued", "running", "requeued"}:
-            return states
+            break
         assert time.monotonic() < deadline, states
         time.sleep(2)
+    # FINISHED is there a moment before the end of the attempt is on record.
+    runs = [SweepDir(Path(folder)).stage(name) for name in states]
+    wait_until("ends", lambda: all(a.cause for run in runs for a in read_history(run).attempts), 60)
+    return states
