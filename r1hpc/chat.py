@@ -23,7 +23,7 @@ from r1hpc.base.errors import UsageError
 
 if TYPE_CHECKING:
     from r1hpc.config.schema.run import ModelConfig, RunConfig
-    from r1hpc.train.rollout.chat import Limits, Speaker
+    from r1hpc.train.rollout.chat import ChatModel, Limits
 
 _LABELS = {"<think>": "thinking", "</think>": "says", "<answer>": "answer", "</answer>": "says"}
 """The label printed at each tag."""
@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     _check(arguments)
     model, template, boxed = _model(arguments)
-    from r1hpc.train.rollout.chat import Limits, Speaker
+    from r1hpc.train.rollout.chat import ChatModel, Limits
 
-    speaker = Speaker(model)
+    speaker = ChatModel(model)
     limits = Limits(arguments.max_tokens, arguments.temperature, arguments.seed)
     if arguments.json:
         from r1hpc.tasks.text.format import take_apart
@@ -126,7 +126,7 @@ def _typed() -> Iterator[str]:
 
 
 def _talk(
-    speaker: "Speaker", limits: "Limits", questions: Iterator[str] | list[str], template: str | None
+    speaker: "ChatModel", limits: "Limits", questions: Iterator[str] | list[str], template: str | None
 ) -> None:
     turns: list[dict[str, str]] = []
     for question in questions:

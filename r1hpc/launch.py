@@ -93,7 +93,7 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
     """Return 0 if an attempt begins or none has to, OVER if none begins and dependent jobs must not start, or
     NOT_THE_NODE if another node cannot help either."""
     from r1hpc.attempt.begin import begin, is_stage
-    from r1hpc.attempt.rivals import NotTheNodeError
+    from r1hpc.attempt.may_begin import NotTheNodeError
     from r1hpc.slurm.contract import OVER
     from r1hpc.slurm.rank_env import expand_counts, expand_nodelist, job_id
 

@@ -109,7 +109,7 @@ def _prepare_inside_job(
 
     The statuses of MustNotGoOnError and NotTheNodeError tell the script that the node is not at fault.
     """
-    from r1hpc.attempt.rivals import MustNotGoOnError, is_final, refuse_a_full_disk
+    from r1hpc.attempt.may_begin import MustNotGoOnError, is_final, refuse_a_full_disk
     from r1hpc.base.errors import R1hpcError
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.submission.submit import prepare_inside_job

@@ -1,4 +1,6 @@
-"""Compare the finished runs under a run root with their estimates, and correct the next estimate.
+"""Collect the finished runs under a run root with their estimates, and compare the two.
+
+correction.py corrects the next estimate by them.
 
 A finished run does not change: results are kept in RUN_ROOT/calibration.json, until Slurm tells more. The
 file may be removed at any time.

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TypedDict
 
 from r1hpc.attempt.limits import out_of_hours, reason_to_stop
-from r1hpc.attempt.rivals import (
+from r1hpc.attempt.may_begin import (
     MustNotGoOnError,
     NotTheNodeError,
     alone,

@@ -1,7 +1,7 @@
-"""Feed an attempt's trackers from a separate process on the batch host, until the attempt is over.
+"""Feed an attempt's trackers (W&B, TensorBoard, Prometheus) from a separate process on the batch host.
 
-Training neither starts nor waits for them. Steps they missed because of a quick requeue are sent in the next
-attempt. `check_trackers` tells before submission whether they can work.
+It lives until the attempt is over. Training neither starts nor waits for them. Steps they missed because of a
+quick requeue are sent in the next attempt. `check_trackers` tells before submission whether they can work.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Check names that become part of a path, a Slurm field or terminal output."""
+"""Check names that become part of a path, a Slurm field or terminal output; suggest the nearest known one."""
 
 import difflib
 import os

@@ -1,4 +1,4 @@
-"""Make the file system calls of the checkpoint package, and name the cause if one fails.
+"""Make the file system calls of the checkpoint package: try failing reads again, name the cause of a failure.
 
 `with at("commit.rename"):` passes the failpoints `commit.rename.before` and `commit.rename.after`; the
 tests kill a process at every one of them.

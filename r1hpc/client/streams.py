@@ -1,4 +1,4 @@
-"""Seed, save and restore every random stream of a rank: torch, CUDA, numpy, Python, those of its loaders."""
+"""Seed, save and restore the random streams of a rank: torch, CUDA, numpy, Python, those of its loaders."""
 
 import json
 import random

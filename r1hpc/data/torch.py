@@ -15,8 +15,8 @@ import torch
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.read.loader import BatchLoader
+from r1hpc.data.read.open_plan import open_plan
 from r1hpc.data.read.reader import open_dataset
-from r1hpc.data.read.sampler import open_plan
 
 
 class Run(Protocol):

@@ -1,4 +1,4 @@
-"""Check that installed versions fit one another, from package metadata: torch is never imported."""
+"""Check that installed versions fit one another and the NVIDIA driver, without importing torch."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""Run a server within an attempt: until a stop is requested, it is idle too long, or its time is up.
+"""Run a server within an attempt: until a stop is requested, it is idle or silent too long, or time is up.
 
     outcome = serve(job)                    # the one rank of the job
     ended = Life(run, config, attempt=2, place=Place(host, port, node), ...).live(command, environment)

@@ -1,6 +1,6 @@
-"""Run the server as a child process: its command, its environment, its health, its end.
+"""Run the server as a child process: its command, its environment, how it is asked and ended.
 
-with started(command_of(...), environment_of(...)) as server:
+with started(command_of(...), environment_of(...), place) as server:
     server.ask("/health", key)      # the HTTP status; None: it does not answer
     server.news()                   # answers begun and ended since the last call
 """

@@ -3,7 +3,7 @@
 In squeue only a job's start folder can mark a submission. Every job of a run starts in the run's folder: one
 that was not there before sbatch was called is the new one.
 
-A refusal gets a line with the valid choices, which sbatch does not show. The texts are those of
+To a refusal it adds a line with the valid choices, which sbatch does not show. The texts are those of
 slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its refusal is shown alone.
 
 Only an allow-list of the caller's variables reaches a job, see config/secrets.py.

@@ -1,4 +1,4 @@
-"""Submit a run through submitit: its pickling and its ranks, our job script.
+"""Submit a run through submitit, with submitit's pickle and task runner but our job script.
 
 submitit's own script has no place for begin and end, and its signal handling saves on rank 0 only; so the
 executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.

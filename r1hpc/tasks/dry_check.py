@@ -14,7 +14,7 @@ from r1hpc.tasks.problems.file import QuestionFile, check_one_split
 from r1hpc.tasks.problems.listed import check_asks_for
 from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of, weights_of
 from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, members
-from r1hpc.tasks.problems.user_task import OwnTask
+from r1hpc.tasks.problems.user_task import UserTask
 from r1hpc.tasks.rewards import TERMS, Scorer, term_named
 
 _MOST_ASKED = 20_000
@@ -54,7 +54,7 @@ def check_questions(
             for sentence in repeated(config, tasks[0]):
                 note(sentence)
             for task in members(tasks[0]).values():
-                if isinstance(task, OwnTask):
+                if isinstance(task, UserTask):
                     task.check_pure()
                 for sentence in task.notes() if isinstance(task, QuestionFile) else ():
                     note(sentence)
@@ -110,7 +110,7 @@ def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
 
 def _worth_a_look(task: Task, held_out: bool) -> int:
     """Return how many questions to try. Drawn ones are much alike and may be slow, held-out ones most."""
-    if isinstance(task, QuestionFile | OwnTask):
+    if isinstance(task, QuestionFile | UserTask):
         return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)
     return 0 if held_out else _TRIED_OF_DRAWN
 
@@ -139,7 +139,7 @@ def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: 
         return
     longest = config.rollout.max_completion_length
     with Scorer(config.reward, *tasks, max_completion_length=longest, code=code) as scorer:
-        own = {label for task in tasks for label, each in members(task).items() if isinstance(each, OwnTask)}
+        own = {label for task in tasks for label, each in members(task).items() if isinstance(each, UserTask)}
         tried: set[str] = set()
         for item in items:
             if item.task not in tried:

@@ -3,8 +3,9 @@
 Groups are scored independently: one call with many groups and many calls with one give the same, so a caller
 may check for a signal in between.
 
-A term is a number from 0 to 1 for one completion. A new one is a function here and a line in TERMS; every
-term is logged by its name. Its docstring cites the literature or the article, and says what it is worth.
+A term is a number from 0 to 1 for one completion (`overlong`: from 0 to -1). A new one is a function here and
+a line in TERMS; every term is logged by its name. Its docstring cites the literature or the article, and says
+what it is worth.
 """
 
 import math

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.attempt.rivals import MayPassError
+from r1hpc.attempt.may_begin import MayPassError
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig

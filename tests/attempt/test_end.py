@@ -10,7 +10,7 @@ import pytest
 from r1hpc import launch
 from r1hpc.attempt.begin import begin, read_facts, write_needs
 from r1hpc.attempt.end import CancelledError, OverError
-from r1hpc.attempt.rivals import MustNotGoOnError
+from r1hpc.attempt.may_begin import MustNotGoOnError
 from r1hpc.attempt.state.cause import STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.state.state import JobRef, State, read_situation
 from r1hpc.base.errors import R1hpcError
@@ -196,7 +196,7 @@ def test_of_two_jobs_that_begin_at_once_the_second_sees_the_first(
 ) -> None:
     """Neither is on record yet when the second begins; the first is still in there."""
     load.save(load.load(None, ["stage=traces"]), job.run.config)
-    monkeypatch.setattr("r1hpc.attempt.rivals._LEAVING_S", 0.0)
+    monkeypatch.setattr("r1hpc.attempt.may_begin._LEAVING_S", 0.0)
     job.recorded.end("preempted")
     for count in range(1, 9):
         (job.bin / f"show{count}").write_text(RUNNING)
@@ -226,7 +226,7 @@ def test_a_job_that_slurm_has_started_again_elsewhere_leaves_the_run_alone(
         monkeypatch.delenv("SLURM_RESTART_COUNT")
         return "data"
 
-    monkeypatch.setattr("r1hpc.attempt.rivals._LEAVING_S", 0.0)
+    monkeypatch.setattr("r1hpc.attempt.may_begin._LEAVING_S", 0.0)
     monkeypatch.setattr("r1hpc.train.workload.Training.prepare", hours_later)
     for is_slurm_silent in (False, False, True):  # asked again, it hears it from Slurm, or sees the record
         if is_slurm_silent:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.attempt.begin import begin, is_stage, unmet, write_needs
-from r1hpc.attempt.rivals import MustNotGoOnError
+from r1hpc.attempt.may_begin import MustNotGoOnError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.telemetry.records.attempts import read_history

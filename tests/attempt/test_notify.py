@@ -15,7 +15,7 @@ import pytest
 from r1hpc.attempt import notify
 from r1hpc.attempt.begin import begin
 from r1hpc.attempt.end import Next, end
-from r1hpc.attempt.rivals import MustNotGoOnError
+from r1hpc.attempt.may_begin import MustNotGoOnError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.schema.run import LimitsConfig, NotifyConfig

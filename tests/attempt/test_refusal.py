@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from r1hpc import launch
-from r1hpc.attempt import rivals
+from r1hpc.attempt import may_begin
 from r1hpc.attempt.begin import begin, read_facts
-from r1hpc.attempt.rivals import MustNotGoOnError, NotTheNodeError
+from r1hpc.attempt.may_begin import MustNotGoOnError, NotTheNodeError
 from r1hpc.attempt.state.state import JobReport, State, read_situation
 from r1hpc.base import failpoints
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -99,7 +99,7 @@ def test_a_second_job_leaves_no_word_on_a_folder_that_others_may_write(
     load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
     assert start(run) == 1
     run.path.chmod(0o770)
-    monkeypatch.setattr(rivals, "ask", lambda *_, **__: JobReport(True))
+    monkeypatch.setattr(may_begin, "ask", lambda *_, **__: JobReport(True))
     with pytest.raises(MustNotGoOnError, match="is already running as job local-1"):
         begin(run, "local", "local-2", ("n1",), 1, by_submitit=True)
     assert read_records(run.attempts)[-1]["event"] == "begin"

@@ -12,7 +12,7 @@ from r1hpc.config.schema.sections import MixConfig
 from r1hpc.corpus.build.build import build_dataset
 from r1hpc.data.read.loader import BatchLoader
 from r1hpc.data.read.mixture import Change, Mixture
-from r1hpc.data.read.sampler import WindowMixture, open_plan
+from r1hpc.data.read.open_plan import WindowMixture, open_plan
 from r1hpc.data.read.sft_documents import open_traces
 from r1hpc.data.read.sft_loader import TraceLoader
 from tests.corpus.corpus import write_recipe

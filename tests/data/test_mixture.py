@@ -15,9 +15,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
 from r1hpc.data.read.loader import BatchLoader
 from r1hpc.data.read.mixture import Change, Mixture, divide
+from r1hpc.data.read.open_plan import DocumentMixture, open_plan
 from r1hpc.data.read.order import SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
-from r1hpc.data.read.sampler import DocumentMixture, open_plan
 from r1hpc.data.read.sft_documents import open_traces
 from r1hpc.data.read.sft_loader import TraceLoader
 from tests.corpus.corpus import text, write_recipe

@@ -14,7 +14,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.sections import MixConfig
 from r1hpc.corpus.inspect.describe import SampleOrder, trace_sample
 from r1hpc.data.format.manifest import digest
-from r1hpc.data.read.sampler import DocumentMixture
+from r1hpc.data.read.open_plan import DocumentMixture
 from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
 from r1hpc.data.read.sft_loader import TraceLoader, document_order_id, open_document_plan, rows_of
 from tests.corpus.tracefiles import build_traces, expected_ids, pairs, trace_source, write_traces

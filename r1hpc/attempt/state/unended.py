@@ -1,6 +1,7 @@
 """Judge an attempt that could not record its own end: killed, or finished after its supervisor died.
 
-A finished run has no next `begin`: attempt.state judges its last attempt.
+`begin` calls it for the attempt before. A finished run begins no more: state.py judges its last attempt. What
+an `end` records about checkpoints, and its later correction, serve normal ends too.
 """
 
 import os

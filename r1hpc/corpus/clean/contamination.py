@@ -1,13 +1,14 @@
-"""Find evaluation questions in documents, and documents in training text: shared n-grams of words.
+"""Find evaluation questions in documents, and which questions of a test set occur in training text.
 
     index = build_index([Path("gsm8k-test.jsonl")], recipe)
     index.find(batch)                        # for each document a file it shares an n-gram with, or -1
     found = overlap(questions, texts)        # -> [True, False, None, ...] by question
 
-Words are those of the lower-cased text without punctuation (Brown et al. 2020, appendix C). An evaluation
-item of fewer than `ngram` words, but at least `min_words`, is searched as a whole. `overlap` uses the same
-rule for a test set in any amount of training text: a question counts if 13 consecutive words occur in a text;
-one of 8 to 12 words if all of it does; shorter ones give None. Its memory depends on the questions only.
+Both look for shared n-grams of words. Words are those of the lower-cased text without punctuation (Brown et
+al. 2020, appendix C). An evaluation item of fewer than `ngram` words, but at least `min_words`, is searched
+as a whole. `overlap` uses the same rule for a test set in any amount of training text: a question counts if
+13 consecutive words occur in a text; one of 8 to 12 words if all of it does; shorter ones give None. Its
+memory depends on the questions only.
 """
 
 import json

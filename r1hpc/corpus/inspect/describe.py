@@ -22,9 +22,9 @@ from r1hpc.config.schema.sections import MixConfig
 from r1hpc.corpus.clean import decisions
 from r1hpc.data.format.documents import DocumentInfo, has_roles
 from r1hpc.data.format.manifest import LEFT_OUT, MANIFEST, DatasetManifest, read_manifest
+from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_plan, recipe_mix, shares
 from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
-from r1hpc.data.read.sampler import AS_THE_RECIPE_SAYS, DocumentMixture, open_plan, recipe_mix, shares
 from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
 from r1hpc.data.read.sft_loader import document_order_id, open_document_plan
 from r1hpc.plan.run import PlanBatch

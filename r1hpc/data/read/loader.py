@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
+from r1hpc.data.read.open_plan import WindowPlan
 from r1hpc.data.read.order import RankShare
 from r1hpc.data.read.reader import TokenDataset
-from r1hpc.data.read.sampler import WindowPlan
 
 _Batch = TypeVar("_Batch")
 

@@ -29,8 +29,8 @@ from r1hpc.config.schema.sections import MixConfig
 from r1hpc.data.format.manifest import digest
 from r1hpc.data.format.mix import MixRecipe
 from r1hpc.data.read.loader import ReadAhead, window_checksum
+from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_mixture, recipe_mix
 from r1hpc.data.read.order import DocumentPlan, RankShare
-from r1hpc.data.read.sampler import AS_THE_RECIPE_SAYS, DocumentMixture, open_mixture, recipe_mix
 from r1hpc.data.read.sft_documents import Parting, TraceDataset
 
 Ints = npt.NDArray[np.int64]

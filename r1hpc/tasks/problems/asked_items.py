@@ -23,7 +23,7 @@ from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.gym import PREFIX
 from r1hpc.tasks.problems.registry import Mixture, counts_of, make_task, parts_of, weights_of
 from r1hpc.tasks.problems.task import Draws, Item, Task, members
-from r1hpc.tasks.problems.user_task import OwnTask
+from r1hpc.tasks.problems.user_task import UserTask
 from r1hpc.tasks.text.format import out_of_box, take_apart
 
 _NO_QUESTIONS = ("template", "judge")
@@ -69,7 +69,7 @@ def _again(task: Task, items: range, held_out: bool, is_rl: bool) -> str:
     if not there:
         return ""
     has = f"{there:,} different {'held-out ' * held_out}questions"
-    if not isinstance(task, QuestionFile | OwnTask):  # drawn: some come again before all were asked
+    if not isinstance(task, QuestionFile | UserTask):  # drawn: some come again before all were asked
         end = items.start + there
         again = f"at most {has}: from item {end:,} on at the latest they come again"
         return again if end < items.stop else ""
@@ -236,4 +236,4 @@ def check_demonstrations(task: Task, config: RunConfig) -> None:
 def _most_tried(task: Task, until: float) -> int:
     if isinstance(task, QuestionFile):
         return task.items_per_pass()
-    return _TRIED_OF_OWN if isinstance(task, OwnTask) and time.monotonic() < until else _TRIED_OF_OTHERS
+    return _TRIED_OF_OWN if isinstance(task, UserTask) and time.monotonic() < until else _TRIED_OF_OTHERS

@@ -21,7 +21,7 @@ from r1hpc.config.schema.rl import TaskConfig
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.gym import PREFIX, ReasoningGym
 from r1hpc.tasks.problems.task import ChainSum, Countdown, Draws, Item, Task, task_id
-from r1hpc.tasks.problems.user_task import OwnTask
+from r1hpc.tasks.problems.user_task import UserTask
 
 _FINEST = 100
 """Denominator to which weights are rounded."""
@@ -147,7 +147,7 @@ def _single(config: TaskConfig, code: Path | None, fits: Callable[[str, str], bo
     if config.name.startswith(PREFIX):
         return ReasoningGym(config.name, config.seed, config.options)
     if is_own(config.name):
-        return OwnTask(config.name, config.seed, config.options, code)
+        return UserTask(config.name, config.seed, config.options, code)
     if config.name in FILES:
         return QuestionFile(config, fits)
     if config.name not in _MADE_UP:

@@ -28,7 +28,7 @@ _MOST_LISTED = 1_000_000
 """Questions of a task with a len(), which are all kept in memory."""
 
 
-class OwnTask:
+class UserTask:
     """With a len(), each pass asks every question once; without, they are drawn from indices below 2^31."""
 
     def __init__(self, spec: str, seed: int, options: Mapping[str, Any], code: Path | None) -> None:

@@ -114,7 +114,7 @@ class RunSummary:
     @cached_property
     def _spans(self) -> dict[int, list[Span]]:
         events = _events_by_attempt(self.run)
-        taken = self._taken(events)
+        taken = self._lasting_and_lost(events)
         return {
             each.attempt.attempt: list(
                 _spans(self.run, self.stage, each, *taken[each.attempt.attempt], events)
@@ -124,9 +124,9 @@ class RunSummary:
 
     def useful_steps(self) -> dict[int, list[Step]]:
         """Return the lasting steps of each attempt, read from the file."""
-        return {k: useful for k, (useful, _) in self._taken(_events_by_attempt(self.run)).items()}
+        return {k: useful for k, (useful, _) in self._lasting_and_lost(_events_by_attempt(self.run)).items()}
 
-    def _taken(self, events: _Events) -> dict[int, tuple[list[Step], list[Step]]]:
+    def _lasting_and_lost(self, events: _Events) -> dict[int, tuple[list[Step], list[Step]]]:
         alive = next((each.attempt for each in self.attempts if each.is_alive), None)
         return _taken_by_attempt(self.history, self.steps, events, alive)
 

@@ -1,7 +1,7 @@
-"""Answer one message after another, token by token.
+"""Talk to a Hugging Face folder in the terminal (`r1hpc chat`): stream one answer at a time.
 
-Prompts have the form of training (tasks/text/format.py), and sampling is the same (torch_engine.py): on the
-first GPU in the folder's own precision, else on the CPU in fp32.
+Prompts have the form of training (tasks/text/format.py), and tokens are drawn by the same functions
+(torch_engine.py): on the first GPU in the folder's own precision, else on the CPU in fp32.
 """
 
 import sys
@@ -33,7 +33,7 @@ class Limits:
     seed: int
 
 
-class Speaker:
+class ChatModel:
     """The model of a Hugging Face folder. The caller keeps the conversation."""
 
     def __init__(self, model: ModelConfig) -> None:

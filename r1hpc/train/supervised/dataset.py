@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from r1hpc.attempt.rivals import MayPassError, NotTheNodeError
+from r1hpc.attempt.may_begin import MayPassError, NotTheNodeError
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.run_dir import RunDir

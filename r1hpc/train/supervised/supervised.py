@@ -21,8 +21,8 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.data.read.loader import BatchLoader, StepBatch
 from r1hpc.data.read.mixture import Change, Mixture
+from r1hpc.data.read.open_plan import DocumentMixture, WindowMixture, open_plan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
-from r1hpc.data.read.sampler import DocumentMixture, WindowMixture, open_plan
 from r1hpc.data.read.sft_documents import TraceDataset
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.topology.batch import BatchPlan, solve_batch

@@ -1,4 +1,7 @@
-"""Open the order of a dataset: the mixture of its recipe or the run, or all its windows alike.
+"""Choose in which order a run reads a dataset: all windows alike, or its sources mixed by weight.
+
+order.py has the first, mixture.py the second; the dataset's recipe or the run's data.mix asks for it. Loaders
+ask the result for the window, or the document, of each sample.
 
 plan = open_plan(dataset, seq_len=2048, seed=0, global_batch_size=256)     # SamplePlan, or WindowMixture
 plan.window_starts(np.arange(step * 256, (step + 1) * 256))

@@ -1,8 +1,9 @@
-"""Let only one job run a run, and decide whether an attempt that cannot begin may be tried again.
+"""Decide on the batch host whether an attempt may begin, and if it cannot, whether another try may help.
 
-A mistake in the data or the configuration is the same on every node, and trying again wastes GPU-hours.
-Another try may succeed after a file system error, a folder that is not visible, or no answer from Slurm. A
-full disk and damaged records can be mended, but not by using another node.
+It may not while another job has the run: `alone`, `refuse_a_second_job`, `refuse_a_ghost`. A mistake in the
+data or the configuration is the same on every node: `on_record` records it, and the run is over. Another try
+may succeed after a file system error, a folder that is not visible, or no answer from Slurm. A full disk and
+damaged records can be mended, but not by using another node.
 """
 
 import errno
