@@ -1,4 +1,7 @@
-"""Decide whether a run may be started again: the limits of its causes, of idle attempts, and of its hours."""
+"""Decide whether a run may be started again: the limits of its causes, of idle attempts, and of its hours.
+
+Asked at the end of an attempt and at the next begin; may_begin.py has the other reasons not to begin.
+"""
 
 import time
 from collections.abc import Iterable, Sequence

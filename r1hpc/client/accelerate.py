@@ -1,4 +1,4 @@
-"""Make a loop on Accelerate part of a run; the script stays as it is.
+"""Make a loop on Accelerate part of a run; the script stays as it is (hooks.py calls `attach`).
 
 `save_state(FOLDER)` writes into the store's staging folder, which is committed by one rename and keeps its
 name. The script passes its checkpoint to `load_state` by itself (`script.resume_args`). A stop is answered

@@ -99,9 +99,9 @@ class Training(Workload):
             tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, facts.code)
         if config.stage not in ("traces", "rl", "generate", "evaluate"):
             return [], None
-        from r1hpc.tasks.dry_check import check_questions
         from r1hpc.tasks.text import tokenizer  # tokenizers
         from r1hpc.tasks.text.format import prompt_ids
+        from r1hpc.tasks.try_out import check_questions
 
         notes: list[str] = []
         fits = None if tokenizer_to_come else tokenizer.fitting(config, facts.code)

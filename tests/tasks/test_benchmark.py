@@ -11,8 +11,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.plan.topology.parts import num_items
-from r1hpc.tasks.dry_check import _counts_tags, check_questions
 from r1hpc.tasks.problems.benchmark import Benchmarks, with_counted_sets
+from r1hpc.tasks.try_out import _counts_tags, check_questions
 
 
 def _file(folder: Path, name: str, count: int) -> str:

@@ -9,10 +9,10 @@ import pytest
 
 from r1hpc.config.schema.rl import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
-from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.problems.asked_items import asked_items, repeated
 from r1hpc.tasks.problems.file import QuestionFile
 from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.try_out import check_questions
 
 
 @pytest.fixture

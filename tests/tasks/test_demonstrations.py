@@ -9,10 +9,10 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.problems.asked_items import demonstrate
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.text.format import take_apart
+from r1hpc.tasks.try_out import check_questions
 from tests.tasks.own_code import TASK, write
 
 _TRACES = RunConfig(stage="traces", task=TaskConfig(options={"num_terms": 3}))

@@ -10,11 +10,11 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
-from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task, check_num_held_out, members
 from r1hpc.tasks.rewards import Completion, Scorer
 from r1hpc.tasks.text.format import compose
+from r1hpc.tasks.try_out import check_questions
 
 
 def _mix(seed: int = 0, **weights: float) -> Task:

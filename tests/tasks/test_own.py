@@ -9,13 +9,13 @@ import pytest
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.tasks.dry_check import check_questions
 from r1hpc.tasks.grading import verifier
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import Task, is_held_out
 from r1hpc.tasks.rewards import Completion, Scorer
 from r1hpc.tasks.sandbox import process
 from r1hpc.tasks.text.format import compose
+from r1hpc.tasks.try_out import check_questions
 from tests.tasks.own_code import REWARD, TASK, write
 
 _numbers = itertools.count()

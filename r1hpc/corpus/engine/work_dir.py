@@ -1,4 +1,4 @@
-"""Manage the work folder of a build: pure units, each published by one rename, and a lock.
+"""Manage the work folder of a build: units of work, each published by one rename, and a lock.
 
     with open_work(Path("data/web")) as work:
         path = publish_unit(work.folder, "clean", key, write)       # does nothing if the unit is done

@@ -1,7 +1,9 @@
 """Stop points of a sweep early that are worse than others at the same step (successive halving).
 
-A point compares itself with those that reached the rung before it, so none waits for another. Each decision
-is an empty file, `<sweep>/rungs/<step>/<score>~<point>~<keep or stop>`: listing the folder reads them all.
+Such a step is a rung. A run decides for itself when it records that step (`reached`, called by metrics.py):
+it compares itself with those that were there before it, so none waits for another. sweeps/ reads the
+decisions. Each is an empty file, `<sweep>/rungs/<step>/<score>~<point>~<keep or stop>`: listing the folder
+reads them all.
 """
 
 import math

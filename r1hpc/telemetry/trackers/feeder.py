@@ -1,7 +1,8 @@
 """Feed one tracker from a run's records in a separate process: `launch track … --tracker NAME`.
 
-The feeder has two pipes to its keeper: a byte on stdout is a sign of life, and the end of stdin means that
-the attempt is over. It then sends the remaining steps and closes the tracker.
+A tracker's library may hang or crash without harm to the job. The feeder has two pipes to keeper.py: a byte
+on stdout is a sign of life, and the end of stdin means that the attempt is over. It then sends the remaining
+steps and closes the tracker.
 
 A tracker gets every step once, in ascending order. An attempt that resumes from a checkpoint repeats the
 steps after it. Which earlier steps lasted is known after its first step, so nothing is sent before.

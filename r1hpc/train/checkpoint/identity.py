@@ -1,6 +1,6 @@
-"""Identify the run a checkpoint belongs to (same data, batch and model), and save the random streams.
+"""Identify the run a checkpoint belongs to: same data, order of samples, batch, model and precision.
 
-DeepSpeed saves no random streams, so a checkpoint holds those of each rank.
+Any other checkpoint is refused. Other versions of libraries are only reported.
 """
 
 import hashlib

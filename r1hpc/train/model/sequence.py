@@ -3,7 +3,7 @@
 A model computes token by token except in its attention. There the ranks of a group exchange: each gets some
 heads of the complete sequence, attends, and returns to the others the results for their tokens.
 
-DeepSpeed does not know: it sees every rank as data parallel, so it sums all gradients and divides by the
+DeepSpeed is not told: it sees every rank as data parallel, so it sums all gradients and divides by the
 number of ranks under every ZeRO stage. With sequence_parallel_size set, its stages 0 to 2 divide by the
 number of groups and stage 3 by the number of ranks. No loss shows that, but it spoils clipping.
 """

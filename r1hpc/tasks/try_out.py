@@ -1,4 +1,8 @@
-"""Try out a run's task and rewards before submission: make them, and ask one question of each task."""
+"""Try out a run's questions and rewards at every submission and resume, before anything is queued.
+
+Of a list every question is made that the run will ask, of a drawn task a few; custom code is called once. The
+caller (train/workload.py) then checks the longest prompts with the model's tokenizer.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,11 +31,11 @@ def check_questions(
     note: Callable[[str], object] = lambda sentence: None,
     fits: Callable[[str, str], bool] | None = None,
 ) -> list[Item]:
-    """Make the run's questions, try one of each task, and call custom terms and verdicts once each.
+    """Make the run's questions and return them; call custom terms and verdicts once each.
 
     Args:
         code: the frozen code of a resumed run, else None; see registry.make_task.
-        fits: see registry.make_task.
+        fits: True if a prompt is short enough for the model; others are left out as the run will do.
         note: called with warnings about a new run, such as questions that it asks again.
 
     Raises:
