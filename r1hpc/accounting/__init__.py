@@ -1,1 +1,1 @@
-"""Account for GPU-hours: ledger, budget, campaign, forecast, calibration."""
+"""Account for GPU-hours: ledgers of runs, totals from sacct, budget, campaign, calibration."""

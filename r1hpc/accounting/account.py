@@ -1,6 +1,7 @@
-"""Sum the GPU-hours of a user, an account or a cluster: from sacct, a file of it, or run folders alone.
+"""Get the GPU-hours of a user, an account or a cluster, for `report` and `budget`.
 
-Hours are the dict of accounting.hours.fold_hours.
+They come from sacct, a file of its output, or run folders alone. Hours are the dict of
+accounting.hours.fold_hours; a large output goes to sacct_totals.py.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
 def hours_of_all(
     root: Path, selection: Selection, sacct_file: Path | None
 ) -> tuple[dict[str, Any], str, str]:
-    """Return the hours of all selected jobs, their source, and why there is no better source.
+    """Return the hours of all selected jobs, their source, and a note on what is missing.
 
     The source is `sacct`, from the file if there is one, or `run`: the runs' own records under this root.
     """
@@ -125,7 +126,7 @@ def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str
 
 
 def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
-    """Return the totals of an open file. Memory grows by 16 bytes a record."""
+    """Return the totals of an open file. Memory grows by some 25 bytes a record."""
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
         # Deferred: importing numpy and Arrow takes 0.1 s, which a report of one run should not pay.
         from r1hpc.accounting.sacct_totals import sum_dump

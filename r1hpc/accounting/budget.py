@@ -1,7 +1,8 @@
-"""Decide whether a run may still be submitted: the GPU-hours granted to a group, and what is left of them.
+"""Read the budget file, and decide whether runs may be submitted, from hours that budget_status.py looks up.
 
 A budget counts the hours spent since `start`, and what running and queued jobs will still use. Runs are
-refused if their P50 does not fit into the rest; if only their P90 does not, there is a warning.
+refused if their P50 does not fit into the rest; if only their P90 does not, there is a warning. They are
+also refused after `end`, above max_gpu_hours_per_run, and above Slurm's own GrpTRESMins.
 """
 
 import os

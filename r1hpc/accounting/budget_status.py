@@ -1,7 +1,8 @@
 """Read the state of a budget: what is spent, and what running and queued jobs will still use.
 
 Slurm answers if it can: sacct for what an account has spent, squeue for jobs that r1hpc did not start, and
-its own GrpTRESMins. Otherwise the run folders are counted, and `notes` says so.
+its own GrpTRESMins. Otherwise the run folders are counted, and `notes` says so. `budget` and the report page
+show the state; `check_submission` applies budget.py to it before runs on GPUs are submitted.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""Collect the finished runs under a run root with their estimates, and compare the two.
+"""Collect the finished runs under a run root, and compare their hours with their estimates, for `calibrate`.
 
-correction.py corrects the next estimate by them.
+For `estimate` and `submit`, `corrected` corrects a new estimate by them; correction.py has the mathematics.
 
 A finished run does not change: results are kept in RUN_ROOT/calibration.json, until Slurm tells more. The
 file may be removed at any time.

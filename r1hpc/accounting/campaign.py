@@ -1,7 +1,8 @@
-"""Follow a campaign: stages with days and GPU-hours, compared with what happened.
+"""Compare a campaign, a plan of stages with days and GPU-hours, with the runs that happened.
 
-A run belongs to one stage: the first whose `runs` pattern matches its name or its Slurm job name, else the
-first whose `stages` lists its r1hpc stage, else the one in whose days it began.
+`budget` and the report page show it. A stage here is a phase of the plan (configs/campaign/), not a run's
+stage. A run belongs to at most one: the first whose `runs` pattern matches its name or its Slurm job name,
+else the first whose `stages` lists its r1hpc stage, else the one in whose days it began.
 """
 
 from collections.abc import Sequence

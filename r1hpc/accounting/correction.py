@@ -16,7 +16,8 @@ nothing, for the middle and for the band. s^2 is estimated too, from RUN_SPREAD 
 odd run moves the middle no more than a run at CLIP robust deviations would; the band uses all of it.
 
 If a run's useful time is short, or a small part of it, the run measures start-up, not MFU. It corrects only
-the estimates of runs about as short.
+the estimates of runs about as short. calibrate.py collects the runs; `score` and `effect` show how good the
+earlier corrections were.
 """
 
 import math
@@ -178,7 +179,7 @@ def correction(planned: Planned, runs: Sequence[FinishedRun]) -> Correction:
         run
         for run in here
         if run.stage == planned.stage
-        and _says_something_of(run, planned)
+        and _is_comparable(run, planned)
         and _closeness(planned, run.planned) >= LEAST_CLOSENESS
     ]
     near = alike[-MOST_RUNS:]
@@ -198,7 +199,7 @@ def correction(planned: Planned, runs: Sequence[FinishedRun]) -> Correction:
     return Correction(planned, len(near), others, 1 - rest2 / tau2, math.exp(middle), after / before)
 
 
-def _says_something_of(run: FinishedRun, planned: Planned) -> bool:
+def _is_comparable(run: FinishedRun, planned: Planned) -> bool:
     """True unless one is a start-up run and the other is much longer.
 
     Judged by the estimates of both, so that an estimate that is far off can still be corrected.

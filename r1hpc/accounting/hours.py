@@ -1,4 +1,4 @@
-"""Sum GPU-hours by user, account, state, QOS, partition, day, run and stage, from any allocations.
+"""Define an allocation, and sum the GPU-hours of many: by user, account, QOS, state, day, run and so on.
 
 gpu_hours = GPUs x allocated wall hours, busy or idle. An allocation over midnight is split between its days;
 days are local, as in sacct. A running one counts until now. A `Selection` decides which records count, and
@@ -19,7 +19,7 @@ from r1hpc.telemetry.diagnosis.summary import RunSummary
 UNKNOWN = "unknown"
 KEYS = ("user", "account", "state", "qos", "partition")
 RUN_KEYS = ("run", "stage")
-"""Known only for run folders: totals have them if at least one allocation does."""
+"""Known only for jobs of known runs: totals have them if at least one allocation does."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def to_allocation(record: JobRecord) -> Allocation:
 
 
 def own_allocations(summary: RunSummary, user: str) -> list[Allocation]:
-    """Return what a run held by its own record. Slurm's view is longer: see `sacct -D`."""
+    """Return what a run held by its own record. Slurm's allocations are some seconds longer."""
     return [
         Allocation(
             start=a.attempt.start,

@@ -1,7 +1,8 @@
 """Hold the ledger of a run: its cost, attempt by attempt, and how that time was spent.
 
 Times are integer milliseconds, so that useful + lost + startup + save + idle == allocated holds exactly.
-Queue time costs no GPU-hours and is kept separately.
+Queue time costs no GPU-hours and is kept separately. open_ledger.py makes a ledger. The folder ledger/ of a
+run is something else: the samples that each step read.
 """
 
 import math

@@ -2,8 +2,9 @@
 
 Slurm decides what was held, one allocation for each attempt (`sacct -D`), once any command has learnt it
 (attempt.state.slurm_records). The run's own record tells what happened in it (telemetry.diagnosis.summary).
-If Slurm does not know an attempt, only the run's record counts, and `source` says so. It begins with the
-attempt, some seconds after the allocation.
+If Slurm does not know an attempt, only the run's record counts, and `source` says so; that record begins
+some seconds after the allocation. From a ledger come `report_run` for `report`, and `measured_run` for
+`estimate --method measured`.
 """
 
 import pwd

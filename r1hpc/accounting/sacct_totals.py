@@ -1,4 +1,6 @@
-"""Sum the GPU-hours of any number of sacct records: by user, account, state, QOS, partition, run and day.
+"""Do what hours.fold_hours does for millions of sacct records, by column with numpy and Arrow.
+
+account.py calls it for an output above 256 KiB.
 
 Some 25 bytes of numbers are kept of each record until the end. Then duplicates are found by job ID and start.
 One of them counts: the one that ran longest, of equals the last. Sums are exact: whole GPU-seconds, below

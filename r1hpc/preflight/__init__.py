@@ -1,4 +1,5 @@
 """Check a cluster before hours are spent on it.
 
-Collectors (`collect_…`) look and never judge; judges (`judge_…`) are pure functions over the findings.
+For `doctor`, collectors (`collect_…`) return facts and never judge; judges (`judge_…`) are pure functions
+from facts to findings. disturb.py is for `drill`.
 """

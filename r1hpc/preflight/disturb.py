@@ -1,4 +1,4 @@
-"""Disturb a job as a cluster would, with a user's rights, and judge from its records what it lost."""
+"""Disturb a job for `drill` as a cluster would, with a user's rights; judge from its records what it lost."""
 
 import math
 import os

@@ -1,6 +1,6 @@
-"""Check nodes against one another: can they connect, do their clocks agree, do they share files.
+"""Collect what a node sees of the others: connections, clocks, shared files. nodes.py judges it.
 
-The node part runs once on each node (srun). The first node listens, and the others ask it for the time: the
+nodes.py runs it once on each node, by srun. The first node listens, and the others ask it for the time: the
 offset is known to half the round trip (Cristian, "Probabilistic clock synchronization", 1989).
 """
 
@@ -38,7 +38,7 @@ class PeerFacts:
 
 
 def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared: Path | None) -> PeerFacts:
-    """Run the node part of node `rank` of `names`; all run it at the same time, with the same `ports`.
+    """Collect on node `rank` of `names`; all nodes do so at the same time, with the same `ports`.
 
     Args:
         ports: tried in this order by the first node, because some may be taken.

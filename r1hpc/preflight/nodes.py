@@ -1,4 +1,8 @@
-"""Check the nodes of an allocation, each by itself, then against one another: one task a node, by srun."""
+"""Check the nodes of an allocation for `doctor --nodes`, each by itself, then against one another.
+
+srun starts one task on each node (`node_part`), which collects by node.py and network.py. The judges of what
+nodes see of one another are here.
+"""
 
 import contextlib
 import fcntl
@@ -49,7 +53,7 @@ class Answers:
 
 
 def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
-    """Run the node part on nodes of this allocation; raise UsageError if there is none, or it is smaller."""
+    """Run `node_part` on nodes of this allocation; raise UsageError if there is none, or it is smaller."""
     if "SLURM_JOB_ID" not in os.environ:
         raise UsageError(
             f"--nodes looks at the nodes of an allocation, and this is none: "

@@ -1,4 +1,4 @@
-"""Write a cluster profile (configs/cluster/NAME.yaml) of what was found; the rest is left to be probed."""
+"""Write a cluster profile: what `doctor --write-profile` found, or what a person answered to `init`."""
 
 import shlex
 import sys
@@ -17,10 +17,11 @@ from r1hpc.slurm.probe import ClusterFacts
 
 
 def profile_of(config: RunConfig, facts: ClusterFacts, reports: Sequence[NodeReport]) -> dict[str, Any]:
-    """Return keys of config.cluster.ClusterConfig. The interface is named only if all nodes use the same.
+    """Return keys of config.schema.cluster.ClusterConfig. What is left out is probed at each submission.
 
-    GPUs are left out if none was seen: another partition may have some. Partition, QOS and account are those
-    that the user named; defaults are left to Slurm, since a site may route jobs, and a QOS is an account's.
+    The interface is named only if all nodes use the same. GPUs are left out if none was seen: another
+    partition may have some. Partition, QOS and account are those that the user named; defaults are left to
+    Slurm, since a site may route jobs, and a QOS is an account's.
     """
     partition, qos, account = place_in_cluster(config)
     gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node

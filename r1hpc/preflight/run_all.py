@@ -1,4 +1,7 @@
-"""Run every check of `doctor`, in order: Slurm, the run root, the job, this machine or the nodes."""
+"""Run every check of `doctor`, in order: Slurm, the run root, the job, this machine or the nodes.
+
+The judges of Slurm itself and of the job are here; the others have a module each.
+"""
 
 import os
 from collections.abc import Sequence

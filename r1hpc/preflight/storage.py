@@ -1,4 +1,4 @@
-"""Check the folder for runs: room, speed and locks."""
+"""Check the run root: room, speed and locks."""
 
 import errno
 import fcntl

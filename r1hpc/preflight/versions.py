@@ -1,4 +1,7 @@
-"""Check that installed versions fit one another and the NVIDIA driver, without importing torch."""
+"""Check that installed versions fit one another and the NVIDIA driver, without importing torch.
+
+`ask_versions` runs this file in the interpreter of the jobs, if that is another one.
+"""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""Print the state of a budget for `budget`, as text for a terminal and as the object of --json."""
+"""Describe a budget and its campaign for `budget`, as text for a terminal and as the object of --json."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

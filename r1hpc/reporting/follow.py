@@ -1,4 +1,4 @@
-"""Follow a run until it is over: attempts, evaluations and warnings as lines, and a bar on a terminal.
+"""Follow a run for `submit --follow`: attempts, evaluations and warnings as lines, and a bar on a terminal.
 
 follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C
 """

@@ -1,7 +1,7 @@
-"""Write the report: one self-contained HTML page of used and planned hours.
+"""Write the page of `report --format html`: used and planned hours, and curves of the newest runs.
 
-The page has no script, font, picture or outside address: it opens from a mail, without a network. Names of
-runs and users are escaped wherever they appear.
+`draw_pngs` draws the charts of `report --plots`. The page has no script, font, picture or outside address: it
+opens from a mail, without a network. Names of runs and users are escaped wherever they appear.
 """
 
 import time

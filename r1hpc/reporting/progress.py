@@ -1,7 +1,8 @@
 """Measure how far a run is, from its newest metrics or finished parts, for `status` and `watch`.
 
-Each call of `now` reads the newest lines of the records. The ledger, which asks Slurm and adds up all steps,
-is opened again when an attempt begins or ends, and otherwise every ten seconds.
+`Watched` collects all that `watch` shows: each call of `now` reads the newest lines of the records. The
+ledger, which asks Slurm and adds up all steps, is opened again when an attempt begins or ends, and otherwise
+every ten seconds.
 """
 
 import time

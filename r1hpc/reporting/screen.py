@@ -1,4 +1,4 @@
-"""Show one run on one screen with rich: redrawn in place on a terminal, line by line anywhere else.
+"""Show one run on one screen for `watch`, with rich: redrawn on a terminal, line by line anywhere else.
 
 It is as wide as the terminal, and plain ASCII if the terminal's encoding requires it.
 """

@@ -1,4 +1,4 @@
-"""Print the report of a run as lines for a terminal, at its width, without colour."""
+"""Format the report of a run, or totals of hours, for a terminal: at its width, without colour."""
 
 import math
 import textwrap

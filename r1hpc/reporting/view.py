@@ -1,7 +1,7 @@
 """Collect what a report page shows: runs, the budget they count against, and its state.
 
-The charts and sections take plain numbers from here. Apart from reporting.page this is the only module that
-knows how the accounting stores them.
+reporting.page makes a View and hands its numbers to its sections and to hours_charts.py, which imports no
+ledger.
 """
 
 from collections import defaultdict

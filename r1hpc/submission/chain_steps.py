@@ -1,4 +1,4 @@
-"""Submit a chain for the first time or again: decide what each stage needs next, and do it.
+"""Decide what each stage of a chain needs next, and submit it on Slurm; submit_chain.py calls both.
 
 Finished stages are skipped, running ones left alone; stopped, cancelled or failed ones are resumed, and the
 others submitted. Each job waits by `afterok` for those of the stages it needs. A kill between sbatch and the
@@ -89,7 +89,7 @@ def plan_steps(
                 tokenizer_folder=tokenizers[stage.name],
                 order=replace(order, overrides=tuple(own)),
             )
-            _refuse_what_none_leaves(stage, definition, chain)
+            _refuse_unwritten_paths(stage, definition, chain)
             if _leaves_model(stage.config):
                 vocab_size = workload_of(stage.config.stage).vocab_size(stage.config)
                 models[stage.name] = load_model_config(stage.config, vocab_size, facts.expected_model)
@@ -160,8 +160,8 @@ def _choose(
     return StageStep(stage, run, Action.resume)
 
 
-def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:
-    """Refuse a missing path below another stage that this stage will not write either."""
+def _refuse_unwritten_paths(stage: Stage, definition: Definition, chain: ChainDir) -> None:
+    """Refuse a missing path in another stage's folder that the other stage will not write either."""
     named = [("model.path", stage.config.model.path), ("rl.teacher", stage.config.rl.teacher)]
     named += [("data.traces", path) for path in stage.config.data.traces]
     for key, path in named:

@@ -1,4 +1,4 @@
-"""Estimate what one run, or the stages of a chain and their sum, would cost, without submitting any of it.
+"""Estimate for `estimate` what a run, or each stage of a chain and their sum, would cost, without submitting.
 
 A run is estimated without a cluster, on a given number of GPUs.
 """
@@ -141,7 +141,7 @@ class ChainCost:
     notes: tuple[str, ...] = ()
 
     def sum(self, unit: str) -> Spread:
-        """Return the sum over the estimated stages; their errors partly agree: see forecast.total."""
+        """Return the sum over the estimated stages, whose errors partly agree (plan.hours.spread.total)."""
         return total([each.hours for each in self.stages if each.unit == unit and each.hours is not None])
 
     @property

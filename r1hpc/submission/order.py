@@ -1,4 +1,4 @@
-"""Describe a submission order: the job, its changes, its folder and where it runs."""
+"""Define `Order`, what `submit`, `sweep` or `estimate` was asked for: job, overrides, folder, executor."""
 
 import os
 import time

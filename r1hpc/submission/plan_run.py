@@ -1,7 +1,7 @@
-"""Plan one run or one stage of a chain: decide and check everything, write nothing.
+"""Plan one run, chain stage or sweep point: decide and check everything, write nothing.
 
 The checks are `_check_settings`, and `_check_job` once the cluster was asked. A workload adds its own
-(attempt/workload.py).
+(attempt/workload.py). For planned runs, `check_budget` asks the budget and `show_to_slurm` asks sbatch.
 """
 
 import functools

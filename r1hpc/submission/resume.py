@@ -1,4 +1,8 @@
-"""Plan an existing run again: its frozen code and configuration, on other nodes or with more steps."""
+"""Plan an existing run again: its frozen code and configuration, on other nodes or with more steps.
+
+`forbidden_changes` lists the overrides that would make it another run. `plan_inside` plans a chain's stage or
+a sweep's point, new or existing.
+"""
 
 import dataclasses
 import json

@@ -1,7 +1,8 @@
 """Freeze a planned run into its folder and start it: on Slurm, or under a supervisor on this machine.
 
-A kill may cut off any step. A folder without config.yaml is incomplete and is made again. A job that sbatch
-took but nobody recorded is found by its folder (slurm.queue).
+A kill may cut off any step. A folder without config.yaml is incomplete: a stage or a point is made again; for
+a single run, plan_run.py asks the user to remove it. A job that sbatch took but nobody recorded is found by
+its folder (slurm.queue).
 """
 
 import errno

@@ -1,7 +1,8 @@
-"""Submit a chain file, or continue an existing chain by its name.
+"""Submit a chain file, or continue an existing chain by its name; submit.py calls it.
 
-A new chain may begin with finished stages of an earlier one. A reused stage is a link in the chain's folder:
-it is finished, so nothing runs, and the stages after it read what it left.
+chain_steps.py decides what each stage needs. A new chain may begin with finished stages of an earlier one. A
+reused stage is a link in the chain's folder: it is finished, so nothing runs, and the stages after it read
+what it left.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Plan a sweep: what each point needs now, and what all of them cost.
+"""Plan a sweep: what each point needs now, and what all of them cost; and cancel its points.
 
 steps = choose(sweep, definition.points(), "slurm")
 planner = Planner(sweep, definition, order)
