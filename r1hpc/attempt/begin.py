@@ -1,5 +1,8 @@
 """Begin an attempt on the batch host: close the last one, fence it off, number the new one.
 
+`launch begin` in the job script calls it, or the local supervisor (local.py). limits.py and may_begin.py
+decide whether an attempt may begin.
+
 A stage of a chain begins only when the runs it needs are finished. Slurm's afterok cannot check this: a
 stopped run ends with status 0, and a cluster that forbids requeueing continues a run in another job.
 """

@@ -1,4 +1,7 @@
-"""Start `r1hpc.launch` with a run's frozen code in a new session, so that it outlives its parent."""
+"""Start `r1hpc.launch` with a run's frozen code in a new session, so that it outlives its parent.
+
+The local supervisors of runs and chains, and the trackers, are started this way.
+"""
 
 import os
 import subprocess

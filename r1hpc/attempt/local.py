@@ -1,4 +1,4 @@
-"""Run attempts on this machine, one after the other, without Slurm.
+"""Run attempts on this machine, one after the other, without Slurm (`launch local`).
 
 It does what the batch script does: begin, one process per rank, end; again while `end` asks for it. SIGUSR2
 to the supervisor is a preemption (save, then the next attempt). SIGTERM means: save, then end for good.

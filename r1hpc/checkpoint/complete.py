@@ -1,4 +1,7 @@
-"""Record the checkpoints that a script wrote by itself and that are complete: script-checkpoints.jsonl."""
+"""Record which checkpoints that a script wrote by itself are complete, in script-checkpoints.jsonl.
+
+script/checkpoints.py and client/torch_save.py record them. `progress` shows begin and end how far it got.
+"""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Make the file system calls of the checkpoint package: try failing reads again, name the cause of a failure.
+"""Make the file system calls of the checkpoint package: retry reads, rename before removing, explain errors.
 
 `with at("commit.rename"):` passes the failpoints `commit.rename.before` and `commit.rename.after`; the
 tests kill a process at every one of them.

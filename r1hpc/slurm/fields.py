@@ -3,6 +3,8 @@
 A job script is shell, and sbatch reads its first lines as options; so allow-lists per field refuse a value
 that could end a line, open a quote, start an option or be expanded. `cluster.setup` is the exception: it is
 shell on purpose, and comes only from a profile file (see `refuse_shell_overrides`).
+
+It also reads `--gres` and counts of GPUs, and refuses a run folder that other users could replace.
 """
 
 import grp

@@ -1,6 +1,6 @@
 """Turn sbatch's flags and SBATCH_* variables into overrides of `resources`.
 
-Precedence, as with sbatch: flags, then SBATCH_* variables, then the job file.
+Precedence, the highest first: flags, KEY=VALUE, SBATCH_* variables, the job file.
 """
 
 import argparse

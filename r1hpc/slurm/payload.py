@@ -2,6 +2,9 @@
 
 submitit's own DelayedSubmission writes the pickle, a few hundred bytes: the function by name (its code is the
 run's frozen code/) and the run folder as a string.
+
+srun starts this file on each rank: it checks the payload, then lets submitit load it. `begin` checks it
+before. `carry_over` copies it for a job that is submitted again.
 """
 
 import os

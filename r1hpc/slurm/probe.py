@@ -1,6 +1,7 @@
 """Ask the cluster what a run must know before submission: how it preempts, and what its nodes have.
 
-Runs five commands at once, five seconds each. Unknown facts stay None and are named in `unknown`.
+Runs five commands at once, five seconds each. Unknown facts stay None; `unknown` names each command that
+failed.
 """
 
 import getpass
@@ -51,7 +52,7 @@ class ClusterFacts:
     gpu_type: str | None = None
     proctrack: str | None = None
     unknown: tuple[str, ...] = ()
-    """One sentence for each unknown fact."""
+    """One sentence for each command that failed."""
 
     @property
     def reachable(self) -> bool:

@@ -1,4 +1,4 @@
-"""Read Slurm's queue: running and waiting jobs, dependencies, jobs by folder, and GPU limits.
+"""Read Slurm's queue (running and waiting jobs, jobs by folder) and its GPU limits; set jobs' dependencies.
 
 GPU limits are GrpTRESMins of accounts and QOS. `scontrol show assoc_mgr` prints each limit with its usage, as
 `gres/gpu=600(12)` in GPU-minutes (N: no limit).

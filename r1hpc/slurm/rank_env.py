@@ -2,6 +2,8 @@
 
 MASTER_ADDR, MASTER_PORT, RANK, LOCAL_RANK and WORLD_SIZE of the caller are never read: inherited from a shell
 or from the job that submitted this one, they belong to another world.
+
+The rest reads Slurm's node lists, and finds ports, addresses and network interfaces for the ranks.
 """
 
 import fcntl

@@ -1,9 +1,9 @@
-"""Read Slurm's charges from sacct, with one rule for each column.
+"""Read Slurm's records of jobs from sacct, or from a file of its output, with one rule for each column.
 
-A file holds the output of `sacct -D -X -P -o ...` with its header, columns in any order; required are JobID,
-Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the earlier attempts of a
-requeued job, and the file does not show that they are missing. sacct does not escape a separator inside a job
-name. Times are Unix seconds, or sacct's local times.
+The file (`report --sacct-file`) holds the output of `sacct -D -X -P -o ...` with its header, columns in any
+order; required are JobID, Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the
+earlier attempts of a requeued job, and the file does not show that they are missing. sacct does not escape a
+separator inside a job name. Times are Unix seconds, or sacct's local times.
 
 accounting.sacct_totals reads millions of rows by column with the same rules, and returns unusual rows to
 `read_rows`.

@@ -3,8 +3,9 @@
 In squeue only a job's start folder can mark a submission. Every job of a run starts in the run's folder: one
 that was not there before sbatch was called is the new one.
 
-To a refusal it adds a line with the valid choices, which sbatch does not show. The texts are those of
-slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its refusal is shown alone.
+If sbatch refuses, the error gets a line with the valid choices, which sbatch does not show. The texts are
+those of slurm_errno.c, Slurm 20.11 to 24.11. Slurm gets a few seconds; without an answer its refusal is shown
+alone. `try_out` is for a dry run: it shows a script to Slurm and submits nothing.
 
 Only an allow-list of the caller's variables reaches a job, see config/secrets.py.
 """

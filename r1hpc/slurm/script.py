@@ -1,4 +1,4 @@
-"""Render the job script: one template for `submit` and for sbatch/train.sh.
+"""Render the job script: job.sh for `submit`, and sbatch/train.sh, which makes its run as it starts.
 
 Rewrite sbatch/train.sh with: python -m r1hpc.slurm.script > sbatch/train.sh. The text is in
 r1hpc/slurm/script_text.py; both scripts source job.bash beside it, which does what Python cannot.
@@ -45,7 +45,7 @@ def _in_container(
 
 
 def binds_of(config: RunConfig, run_root: Path) -> list[str]:
-    """Return the folders of ranks: run root with datasets, data, models, question files; the profile's."""
+    """Return the folders that a container needs: run root, data, models, question files; the profile's."""
     models = (config.model.path, config.model.tokenizer, config.rl.teacher)
     needed = [str(run_root), config.data.path, *models]
     for model in models:

@@ -1,4 +1,4 @@
-"""Exchange the ranks' signs of life through the attempt's store, so a waiting rank can tell slow from hung.
+"""Exchange the ranks' signs of life through torch's TCPStore, so a waiting rank can tell slow from hung.
 
 The watchdog (watchdog.py) uses it:
 

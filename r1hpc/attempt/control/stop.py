@@ -1,11 +1,11 @@
-"""Handle requests to save or stop: a signal or a touched file sets a flag; the loop acts between two steps.
+"""Handle requests to save or stop: a signal, a touched file or a deadline; the loop acts between two steps.
 
     requests = StopRequests(run, rank)
     requests.install()           # SIGTERM and SIGUSR2 mean the same: save, then leave
     ...
     stop, save = requests.poll() # for this rank; train/loop/step.py agrees over all ranks
 
-The handler itself does nothing more: a collective there would deadlock against the one that the signal
+The signal handler only sets a flag: a collective there would deadlock against the one that the signal
 interrupted (Lightning #21406). SIGUSR1 is left alone because NCCL uses it (submitit #1697).
 """
 
@@ -55,7 +55,7 @@ class StopRequests:
         self._stop = False
         self._save = False
         self.reason = ""
-        """The first cause of the stop: a signal's name or `STOP file`."""
+        """The first cause of the stop: a signal's name, `STOP file` or OUT_OF_HOURS."""
         self._signalled_at: float | None = None
 
     def install(self) -> None:

@@ -1,4 +1,4 @@
-"""Decide why an attempt ended, from the ranks' outcomes, srun's exit status and Slurm's view of the job.
+"""Decide why an attempt ended, from the ranks' outcomes and logs, srun's status and Slurm's view of the job.
 
 Each rank leaves its outcome in attempts/<k>/rank_<n>.json. `decide` is a pure function, because this decision
 costs or saves GPU-hours: every row of its table is a test.

@@ -99,7 +99,7 @@ def record_of(
     over: float,
     job_start: float | None = None,
 ) -> JobRecord | None:
-    """Return the record that an attempt lies in; None if Slurm has none.
+    """Return the record of the allocation in which an attempt ran; None if Slurm has none.
 
     It is the record of its job that starts at `job_start`. Earlier versions did not record that. Then it is
     one in which the attempt began, or, since Slurm's clock and the batch host's may differ, one that holds

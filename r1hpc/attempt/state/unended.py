@@ -1,7 +1,7 @@
 """Judge an attempt that could not record its own end: killed, or finished after its supervisor died.
 
-`begin` calls it for the attempt before. A finished run begins no more: state.py judges its last attempt. What
-an `end` records about checkpoints, and its later correction, serve normal ends too.
+`begin` records the end of the attempt before it (`close_unended`). Until then state.py shows what this file
+judges. end.py uses `steps_for_the_end` and `amend_end` for normal ends too.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Diagnose an attempt from MFU, NVML and step times, in sentences with numbers.
+"""Diagnose an attempt from its steps, ranks, GPUs and rewards, in sentences with numbers.
 
-It needs neither NVML nor Slurm: it reads at most `max_bytes` of the run folder.
+evidence.py reads the records; rules.py and rl_health.py judge them. It needs neither NVML nor Slurm: it reads
+at most `max_bytes` of the run folder.
 """
 
 from dataclasses import dataclass

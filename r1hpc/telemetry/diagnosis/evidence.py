@@ -1,7 +1,7 @@
 """Gather the facts of one attempt: its steps or parts, its ranks, and its GPUs during and after progress.
 
-It reads at most `max_bytes` over all files together, the newest part of each: the end of a weeks-long attempt
-on many nodes takes less than a second. Of finished pieces of work it reads only the times.
+It reads at most `max_bytes` over all files together, the newest part of each, however long the attempt was
+and on how many nodes. Of finished parts and rollout batches it reads only the times of their files.
 """
 
 import math

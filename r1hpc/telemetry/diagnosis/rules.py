@@ -1,6 +1,6 @@
-"""Judge the readings of an attempt: one pure function for each problem, which yields its findings.
+"""Judge the facts of an attempt (evidence.py): one pure function for each problem, which yields its findings.
 
-A rule without the readings it needs gives no finding. Thresholds without a source are our own choice, with
+A rule without the facts it needs gives no finding. Thresholds without a source are our own choice, with
 the reason beside them; none was tuned on a fleet.
 """
 

@@ -1,6 +1,6 @@
-"""Split the time of an attempt into parts that add up exactly to its length.
+"""Split the time of an attempt into useful, lost, saves, start-up and idle, adding up exactly to its length.
 
-A run writes spans: a step or a save ends at its `time` and took its seconds, start-up ends where the first
+Each record is a span: a step or a save ends at its `time` and took its seconds, start-up ends where the first
 step begins. If spans overlap (a save beside a step, clocks of two hosts) the first of Part's order gets the
 time; uncovered time is idle.
 """

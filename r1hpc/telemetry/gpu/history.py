@@ -1,9 +1,9 @@
 """Read the GPU readings of a node, as numbers and as short series; parse each line only once.
 
-Eight GPUs write some 60 MB of readings a day. metrics/gpu-<node>.folded keeps the folds and how far they
-have read. The next report continues from there, also for a live run, and
-gets the same figures to the last digit. The file may be removed at any time. It is ignored if it is damaged,
-of another version, or if the readings changed in the last 4 KiB before that point. Raise VERSION when a fold
+Eight GPUs write some 60 MB of readings a day. metrics/gpu-<node>.folded keeps the sums so far (the folds)
+and where the last report stopped reading. The next report continues from there, also for a live run, and gets
+the same figures to the last digit. The file may be removed at any time. It is ignored if it is damaged, of
+another version, or if the readings changed in the last 4 KiB before that point. Raise VERSION when a fold
 changes.
 """
 

@@ -4,14 +4,18 @@ Events are JSON lines, appended in order and never changed. Their order is their
 is by its writer's clock, and the clocks of hosts differ.
 
     submitted  time executor job_id script time_limit_s
-    begin      time attempt token job_id job_start executor host node_names gpus ranks resumed_from restarts
+    resubmitted  time executor job_id
+    begin      time attempt token job_id job_start executor host cluster node_names gpus ranks resumed_from
+               restarts
     end        time attempt cause detail exit_status last_committed_step kept requeued inferred resumed_from
-               not_continued
+               not_continued ended
     cancel_requested  time by
     excluded   time node reason job_id
     not_begun  time job_id cause detail
 
-`resumed_from` in `begin` is the newest checkpoint there is, in `end` the one that could be loaded.
+`resubmitted`: the cluster forbids requeueing, and the run continues in another job. `ended` is when the
+attempt ended, where it was recorded later. `resumed_from` in `begin` is the newest checkpoint there is, in
+`end` the one that could be loaded.
 
 A killed attempt has no `end`; the next `begin` writes it, marked `inferred`. If the requeue promised in an
 `end` did not happen, the attempt gets a second `end` without it, and the later one counts. So does the second

@@ -1,4 +1,4 @@
-"""Declare the lines of metrics/ and the facts of plan.json, and read the newest records of a file.
+"""Declare the keys of the files in metrics/, of evaluation.json and of plan.json; read the end of a file.
 
 Keys without a reader are not declared; each writer documents its other keys. Lines of metrics/train.jsonl are
 telemetry.records.metrics.Step, those of attempts.jsonl are in telemetry.records.attempts. See base.records.

@@ -1,4 +1,7 @@
-"""Write and fold metrics/train.jsonl, metrics/events.jsonl and ledger/: one line per optimizer step.
+"""Write and read metrics/train.jsonl (a line per optimizer step), metrics/events.jsonl and ledger/.
+
+The ledger has the samples that each step read. `audit_ledger` checks that each was read exactly once;
+`compare` finds steps that differ between two runs.
 
 Floats are written by `repr`, which reads back as the same double. JSON has no NaN and no infinity: these are
 written as null, with the value in `"nonfinite": {"grad_norm": "inf"}` on the same line.

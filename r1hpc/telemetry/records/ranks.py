@@ -1,4 +1,4 @@
-"""Record and read how long ranks work and wait, when parts finish, and how fast checkpoints are saved.
+"""Record and read how long ranks work and wait; read when parts finished and how fast earlier runs saved.
 
 Lines of metrics/ranks.jsonl, the lists in order of rank:
 

@@ -1,6 +1,7 @@
 """Keep an attempt's trackers fed: one feeder each, restarted when it dies or hangs.
 
-No tracker's failure raises an error here, and nothing waits for one longer than `_FINISH_S`.
+`launch track` (attempt/trackers.py) calls it on the batch host. No tracker's failure raises an error here,
+and after the attempt none gets longer than `_FINISH_S`.
 """
 
 import contextlib
