@@ -3,7 +3,7 @@
     install()       # in the interpreter of the script, before its first line
 
 Each library has a module `r1hpc.client.…` with `attach(module)`, called once the library's module is loaded.
-client/hook/sitecustomize.py calls it, in the script's own process and in none of its children.
+client/hook/sitecustomize.py calls `install`, in the script's own process and in none of its children.
 """
 
 import importlib

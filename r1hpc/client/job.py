@@ -1,4 +1,4 @@
-"""Tell a script about its rank, as JSON in the environment."""
+"""Tell a script about its rank, as JSON in the environment: script/rank.py writes it, the client reads it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Make Lightning's Trainer part of a run; the script stays as it is.
+"""Make Lightning's Trainer part of a run; the script stays as it is (hooks.py calls `attach`).
 
 `Trainer.fit` resumes from the newest verified checkpoint. After each optimizer step all ranks agree; the
 checkpoint is `Trainer.save_checkpoint`'s, committed by one rename, with the random streams and the running

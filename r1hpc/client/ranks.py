@@ -1,4 +1,4 @@
-"""torch.distributed's ranks, as the checkpoint store and the client need them."""
+"""Gather, broadcast and sum over a script's ranks by torch.distributed. run.py needs it for several ranks."""
 
 import datetime
 from typing import Any

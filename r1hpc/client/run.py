@@ -124,7 +124,7 @@ class Run:
         return checkpoint
 
     def _meet(self) -> None:
-        """From now on all ranks agree."""
+        """Connect the ranks, if there are several: from now on they agree."""
         assert self._job is not None
         if self._job.world_size == 1 or self._sum is not _SumAlone:
             return

@@ -1,4 +1,4 @@
-"""The state of a training script, saved and loaded by the library that trains.
+"""Save and load a training script's state, by the library that trains: for `resume` and `steps` of run.py.
 
     TorchState(model=model, optimizer=optimizer)     # one rank or DDP: objects with state_dict()
     DcpState(model, optimizer)                       # FSDP2, tensor parallel: torch.distributed.checkpoint

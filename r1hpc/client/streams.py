@@ -1,4 +1,7 @@
-"""Seed, save and restore the random streams of a rank: torch, CUDA, numpy, Python, those of its loaders."""
+"""Seed, save and restore the random streams of a rank: torch, CUDA, numpy, Python, those of its loaders.
+
+Used in scripts (states.py and the attached libraries) and by our own stages (train/).
+"""
 
 import json
 import random

@@ -1,4 +1,7 @@
-"""Make torch.save(FILE) atomic: a kill leaves the file of before, or the new one, never half of it."""
+"""Make torch.save(FILE) atomic: a kill leaves the file of before, or the new one, never half of it.
+
+hooks.py calls `attach`. A saved file that matches script.checkpoints is recorded as a complete checkpoint.
+"""
 
 import functools
 import os

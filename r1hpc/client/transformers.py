@@ -1,4 +1,4 @@
-"""Make transformers' Trainer, and TRL's, part of a run; the script stays as it is.
+"""Make transformers' Trainer, and TRL's, part of a run; the script stays as it is (hooks.py calls `attach`).
 
 `Trainer.train` resumes from the newest verified checkpoint. After each step all ranks agree; a checkpoint is
 written by the Trainer into the store's staging folder and committed by one rename. It also holds what the

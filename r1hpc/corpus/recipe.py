@@ -105,7 +105,7 @@ class SourceRecipe:
     max_bytes: int | None = None
     """Take complete files in sorted order, skipping each that would exceed this sum."""
     max_documents: int | None = None
-    """jsonl, parquet, hdf5: at most this many documents of each file."""
+    """All kinds but text: at most this many documents of each file."""
     on_invalid_utf8: str = "error"
     """error, skip the document, or replace the bad bytes by U+FFFD. Not for traces."""
     prompt_field: str = "prompt"

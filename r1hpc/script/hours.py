@@ -1,6 +1,6 @@
-"""Estimate the hours of a script from finished runs of the same script: never a guess.
+"""Estimate the hours of a script from finished runs of the same script, for the budget.
 
-estimate_like(run_root, config, plan, digest)      # None: it never ran on as many of these cards
+estimate_like(run_root, config, plan, digest)      # None: no finished run on as many of these GPUs
 """
 
 import statistics
@@ -26,7 +26,7 @@ _LOG_SD = 0.15
 
 
 def estimate_like(run_root: Path, config: RunConfig, plan: RunPlan, digest: str) -> Estimate | None:
-    """Return the median hours of the newest runs of this script, scaled by their number of steps."""
+    """Return the median hours of the newest finished runs of this script, scaled by their number of steps."""
     runs = [run for run in all_runs(run_root) if read_object(digest_file(run)).get("digest") == digest]
     finished = [run for run in runs if run.finished.exists()]
     finished.sort(key=lambda run: run.finished.stat().st_mtime)
@@ -46,7 +46,7 @@ def estimate_like(run_root: Path, config: RunConfig, plan: RunPlan, digest: str)
 
 
 def _hours(run: RunDir, config: RunConfig, plan: RunPlan) -> float | None:
-    """Return what a finished run held, for as many steps as this one; None on other cards."""
+    """Return the hours that a finished run held, scaled to this one's steps; None on other GPUs."""
     try:
         theirs, ledger = read(run.config), open_ledger(run, time.time())
     except R1hpcError:

@@ -1,7 +1,9 @@
-"""Look at a script without running it: which library trains in it, and what would go wrong in the queue.
+"""Look at a script without running it: which library trains in it, and what a resume could not reproduce.
+
+workload.py calls it at submission and at the start of each attempt; hours.py compares the digest.
 
 found = look_at(Path("train.py"))
-found.library       # "transformers", "lightning", "accelerate", "r1hpc"; empty: a loop of its own
+found.library       # "transformers", "lightning", "accelerate", "r1hpc" (its client); empty: none of these
 """
 
 import ast
@@ -31,7 +33,7 @@ class Look:
     """Imports and traps of the script and the modules beside it."""
 
     library: str = ""
-    """The library whose training is resumed to the bit; empty: none."""
+    """The library that r1hpc attaches to, or "r1hpc" if the script uses its client; empty: none."""
     notes: list[str] = field(default_factory=list)
     saves_alone: str = ""
     """File and line of a save_state that only the main process calls."""

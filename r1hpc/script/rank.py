@@ -1,4 +1,4 @@
-"""Run the script as a child of this rank, and tell how it ended.
+"""Run the script as a child of this rank, and return how it ended. workload.py calls it on every rank.
 
     outcome = run_script(job)
 

@@ -1,4 +1,4 @@
-"""Run anybody's own training script: the script workload."""
+"""The `script` workload: check a script before the queue, estimate its hours, run it on each rank."""
 
 import os
 import re
@@ -122,14 +122,14 @@ def _check_command(script: ScriptConfig) -> None:
         raise UsageError(f"script.cwd={script.cwd} is no folder")
 
 
-def _is_told(script: ScriptConfig) -> bool:
+def _gets_checkpoint(script: ScriptConfig) -> bool:
     return bool(script.resume_args) or any("{checkpoint}" in word for word in script.args)
 
 
 def _own_promise(script: ScriptConfig) -> str:
     if not script.checkpoints:
         return "it has no checkpoints: it begins anew after each preemption"
-    if _is_told(script):
+    if _gets_checkpoint(script):
         return "its newest complete checkpoint is passed on"
     return (
         "after a preemption it must find its newest checkpoint by itself; if it does not, add "
@@ -155,13 +155,13 @@ def _check_names(script: ScriptConfig) -> None:
 
 def _check_resume(script: ScriptConfig, found: Look) -> None:
     """Refuse a script whose checkpoints nobody knows."""
-    is_told = _is_told(script)
-    if not found.library and is_told and not script.checkpoints:
+    gets_it = _gets_checkpoint(script)
+    if not found.library and gets_it and not script.checkpoints:
         raise UsageError(
             f"{Path(str(script.path)).name} would begin anew after each preemption: {{checkpoint}} and "
             "script.resume_args need the pattern of its checkpoints, script.checkpoints='out/checkpoint-*'"
         )
-    if found.library in ("", "accelerate") and script.checkpoints is None and not is_told:
+    if found.library in ("", "accelerate") and script.checkpoints is None and not gets_it:
         raise UsageError(
             f"{Path(str(script.path)).name} would begin anew after each preemption: name its checkpoints, "
             "script.checkpoints='out/checkpoint-*', and hand the newest in, -- --resume {checkpoint}; or use "

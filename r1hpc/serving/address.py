@@ -1,5 +1,7 @@
 """Store a server's address and key in the run folder, readable only by its user, and wait until it answers.
 
+life.py writes them in the job; the commands serve, loadtest and status read them.
+
 key = make_key(run)                       # once; the next attempt has the same
 write_address(run, Address(...));  read_address(run);  forget_address(run)
 address = await_server(run, sys.stdout)   # with an occasional line of progress

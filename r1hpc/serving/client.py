@@ -1,4 +1,6 @@
-"""Ask a server from outside, and check first that it may be given the key.
+"""Send HTTP requests to a server, and check that it has the key before it is given the key.
+
+For the job itself (process.py) and loadtest.py. `ask` checks; before `read` and `post` the caller does.
 
 client = Client("http://10.4.0.17:23817")
 client.is_ours(key)                 # True if it has proven to have the key; None: nobody answers
@@ -60,7 +62,7 @@ class Client:
         return status, said
 
     def post(self, path: str, key: str | None, body: dict[str, Any], timeout_s: float) -> Any:
-        """Return the open answer to this JSON, a file of bytes. Give the key only to a proven server.
+        """Return the open answer to this JSON, a file of bytes. The caller checks that it may have the key.
 
         Raise OSError or http.client.HTTPException if there is no answer, urllib's HTTPError for a status
         above 399.

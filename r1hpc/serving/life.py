@@ -1,4 +1,4 @@
-"""Run a server within an attempt: until a stop is requested, it is idle or silent too long, or time is up.
+"""Keep a server running for an attempt: until a stop request, its time limit, or too long idle or silent.
 
     outcome = serve(job)                    # the one rank of the job
     ended = Life(run, config, attempt=2, place=Place(host, port, node), ...).live(command, environment)
@@ -10,10 +10,10 @@
 It ends for good when it is idle or reaches the job's time limit. An earlier signal is a preemption: another
 attempt serves on, perhaps elsewhere, with the same key.
 
-Each spell of answering is a line of metrics/train.jsonl, so that the ledger separates used hours from hours
-in which the GPUs waited. The names are those of every run: `global_step` is the spell's number over all
-attempts, `step_time_s` its length, `requests` the number answered since the run began. The first line of an
-attempt records when it was ready.
+Requests that follow each other within ten seconds are a spell. Each spell (or minute of it) is a line of
+metrics/train.jsonl, so that the ledger separates used hours from hours in which the GPUs waited. The names
+are those of every run: `global_step` is the line's number over all attempts, `step_time_s` its length,
+`requests` the number answered since the run began. The first line of an attempt records when it was ready.
 """
 
 import os

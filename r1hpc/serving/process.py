@@ -1,4 +1,4 @@
-"""Run the server as a child process: its command, its environment, how it is asked and ended.
+"""Start vLLM's server as a child process, count its requests and end it. life.py decides when.
 
 with started(command_of(...), environment_of(...), place) as server:
     server.ask("/health", key)      # the HTTP status; None: it does not answer

@@ -1,11 +1,13 @@
-"""Start vLLM's OpenAI server without its control routes, and guard those that it has.
+"""Start vLLM's OpenAI server without its control routes, and require the key for the others.
+
+process.py starts it, in the interpreter that has vLLM:
 
     PYTHON -m r1hpc.serving.vllm_server --model DIR --host ADDRESS …        # vLLM's own options
         --middleware r1hpc.serving.vllm_server.Gate                         # in the same process, as ASGI
 
 vLLM's own key guards only some prefixes: /metrics, /tokenize and, with VLLM_SERVER_DEV_MODE, /pause and
 /collective_rpc answer without it. Gate requires the key for every route, allows only SERVED, and counts the
-answers. Standard library alone, until vLLM starts: the interpreter that has vLLM imports this.
+answers. Until vLLM starts it needs the standard library alone.
 """
 
 import ctypes

@@ -1,1 +1,1 @@
-"""For PYTHONPATH alone: Python loads `sitecustomize` from here at the start of a script."""
+"""A folder for PYTHONPATH: Python loads `sitecustomize` from here at the start of a script."""

@@ -1,6 +1,7 @@
-"""Loaded by the interpreter of a script that r1hpc runs: the script itself stays unchanged.
+"""Install the hooks (client/hooks.py) in a script that r1hpc runs; the script itself stays unchanged.
 
-Python imports `sitecustomize` at its start. The environment's own one is loaded as well.
+Python imports `sitecustomize` at its start; script/rank.py puts this folder on PYTHONPATH. The environment's
+own `sitecustomize` is loaded as well.
 """
 
 import importlib

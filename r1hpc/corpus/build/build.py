@@ -2,10 +2,11 @@
 
     report = build_dataset(find_recipe("stdlib"), Path("data/stdlib"), workers=2)
 
-The inputs are divided into parts. Every stage makes one unit per part (see engine/units.py): clean -> dedup
--> tokenizer -> tokens; a plain recipe has the last two alone. At the end the parts are gathered, the manifest
-is written, and one rename makes the dataset visible. The same recipe over the same inputs gives the same
-bytes with any number of workers, however often it was killed.
+The inputs are divided into parts. Stages run in order (see stages.py): evaluation -> clean -> dedup ->
+tokenizer -> tokens; a plain recipe has the last two alone. Stages clean and tokens have a unit of work for
+each part, the others one. At the end the parts are gathered, the manifest is written, and one rename makes
+the dataset visible. The same recipe over the same inputs gives the same bytes with any number of workers,
+however often it was killed.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Encode documents as ids, span by span: text, existing ids, and traces of prompt and completion.
+"""Turn the records of an input, span by span, into documents of ids; count those that the recipe leaves out.
+
+Records are texts (vocabulary.py encodes them), existing ids, or traces of prompt and completion. Used by
+stage tokens of a plain recipe; tokenize.py encodes cleaned texts without it.
 
 for item in encode_span(recipe, span, vocabulary, encoder, count):
     item.ids                        # without the EOS id, which the writer appends

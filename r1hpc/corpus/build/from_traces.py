@@ -1,7 +1,7 @@
 """Make a recipe from files of traces and a tokenizer, for a run that names traces instead of a dataset.
 
     inputs = list_inputs(["runs/teach/traces.jsonl", "curated/"])
-    name = inputs_hash(inputs, tokenizer, eos_id)           # the same bytes have the same name anywhere
+    name = inputs_hash(inputs, tokenizer, eos_id)           # the same files have the same hash in any folder
     recipe = write_trace_recipe(inputs, tokenizer, eos_id, folder)
 
 `folder` then holds recipe.yaml, tokenizer/ and inputs/<n>/ with links to the files of the n-th input, so

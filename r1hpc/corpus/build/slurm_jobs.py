@@ -3,7 +3,7 @@
     order = DatasetOrder(recipe, out, shares=8, overrides=("resources.partition=cpu",))
     jobs = submit_dataset(order)     # {"clean": "12", "tokenizer": "13", "tokens": "14", "publish": "15"}
 
-A stage starts when the previous one has succeeded. Units are pure and named by their inputs, so a preempted
+A stage starts when the previous one has succeeded. Units are named by all they depend on, so a preempted
 job starts again with the missing units, a failed build continues when submitted again, and the result equals
 that of one process. If inputs, code or libraries changed while a job waited, it fails with an error, since
 each job of an array would make the earlier stages anew. Scripts and logs lie in the work folder, which is

@@ -1,4 +1,4 @@
-"""Run stages `tokenizer` and `tokens`: texts or spans into the parts of a dataset.
+"""Run stages `tokenizer` and `tokens`: turn inputs or cleaned texts into the parts of a dataset.
 
 Each task is one unit (see engine/units.py): its folder holds tokenizer.json and companions, or PART/ with the
 arrays.

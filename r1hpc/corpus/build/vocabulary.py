@@ -1,4 +1,4 @@
-"""Encode text as ids: a byte-level BPE trained on the spot, plain bytes, or an existing tokenizer.
+"""Make a dataset's tokenizer (a byte-level BPE trained here, bytes, or an existing one) and encode texts.
 
 The result is always a Hugging Face tokenizer.json, so transformers can load the data's tokenizer. Text that
 spells a special token, or an EOS or BOS token that is not special in its vocabulary, is encoded as text,

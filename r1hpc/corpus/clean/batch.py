@@ -1,5 +1,7 @@
 """Hold many documents as one array of bytes: words, lines, paragraphs and hashes without a Python loop.
 
+For rules.py, minhash.py and contamination.py:
+
     batch = TextBatch(texts)
     words = batch.words                 # Segments: start, stop, document of each word
     batch.hashes(words)                 # uint64, equal for equal words

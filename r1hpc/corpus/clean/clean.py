@@ -1,12 +1,14 @@
 """Run stage `clean`: filter and repair a part of the inputs, with a decision about every record.
 
+Stage `evaluation` before it (IndexTask) indexes the files that `decontaminate` names.
+
     record = CleanTask(recipe, spans, evaluation=None).write(folder)
 
     folder/documents.parquet    documents kept so far: text, place, hashes, MinHash signature
     folder/decisions.parquet    every record: kept so far, or dropped by which rule
 
-Order of the stages: read, decode, repair, language, rules in the order of corpus/recipe.py, personal data,
-contamination, signature. A record dropped by one stage does not reach the next.
+Order of the steps: read, decode, repair, language, rules in the order of corpus/recipe.py, personal data,
+contamination, signature. A record dropped by one step does not reach the next.
 """
 
 import functools
@@ -43,7 +45,7 @@ _LOW = 2**64 - 1
 
 @dataclass
 class _Item:
-    """A record between the stages."""
+    """A record between the steps."""
 
     decision: RecordDecision
     document: Document
@@ -100,7 +102,7 @@ class CleanTask:
         return self.recipe.sources[self.spans[0].source]
 
     def _decide(self, batch: list[_Item], inputs: Sequence[str]) -> None:
-        """Set text and decision of every record of the batch, stage by stage."""
+        """Set text and decision of every record of the batch, step by step."""
         for item in batch:
             self._decode(item, inputs)
         clean = self.recipe.clean
@@ -226,7 +228,7 @@ def _judge(rule: str, kept: list[_Item], arrays: TextBatch, knows_language: bool
         return rules.quality(texts, arrays, [i.decision.language for i in kept] if knows_language else None)
     if rule == "gopher_repetition":
         return rules.repetition(arrays)
-    return _take_lines(kept) if rule == "c4" else rules.judge_fineweb(texts, arrays)
+    return _judge_c4(kept) if rule == "c4" else rules.judge_fineweb(texts, arrays)
 
 
 def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
@@ -235,7 +237,7 @@ def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
             item.decision.drop(name, value)
 
 
-def _take_lines(kept: list[_Item]) -> Verdicts:
+def _judge_c4(kept: list[_Item]) -> Verdicts:
     """Return C4's verdicts, and remove from the texts the lines that C4 drops.
 
     Chats stay unchanged: removing lines without a full stop would remove the marks of turns.

@@ -1,6 +1,8 @@
 """Record the decision about every record of the inputs: kept or dropped, by which rule, at which value.
 
-parts/part-00000/decisions.parquet has one row for each record of the part, in the order of the inputs:
+Stage clean writes the first decisions, stage tokens the final ones; `shard trace` shows them. A dataset
+without stage clean has none. parts/part-00000/decisions.parquet has one row for each record of the
+part, in the order of the inputs:
 
     input, position, size   which file of inputs.json, where in it, how many bytes (0 for rows of a table)
     rule, value, note       the rule that dropped it (empty: kept), the number that decided, an explanation

@@ -1,4 +1,4 @@
-"""Run stage `dedup`: of equal or nearly equal documents the first is kept, over all parts and sources.
+"""Run stage `dedup`: keep the first of equal or nearly equal documents, over all parts and sources.
 
     record = DedupTask(recipe, cleaned).write(folder)       # `cleaned`: the folders of stage clean, in order
 
@@ -38,7 +38,7 @@ class _Drop:
 
 @dataclass(frozen=True)
 class DedupTask:
-    """Handles all parts at once: the only unit that sees more than its own."""
+    """Handles all parts at once, as the stage's only unit."""
 
     recipe: Recipe
     cleaned: Sequence[Path]

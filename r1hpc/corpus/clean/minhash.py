@@ -1,7 +1,7 @@
 """Find near duplicates by MinHash (Broder 1997) with bands (Leskovec, Rajaraman & Ullman, chapter 3).
 
-    signatures = sign(batch, recipe)                            # one per document, of bands x rows values
-    groups = near_duplicates(bands, len(signatures), recipe)    # bands(3): of all signatures
+    signatures = sign(batch, recipe)                            # stage clean: bands x rows values a document
+    groups = near_duplicates(bands, len(signatures), recipe)    # stage dedup; bands(3): of all signatures
     groups.original[i]                                          # the first of i's group
 
 Shingles are runs of `ngram` words of the lower-cased text, or a shorter text as a whole. Two documents become

@@ -1,6 +1,6 @@
-"""Divide a build into units of work, and run them in a pool.
+"""Run the units of work of a build in a pool of processes; finished ones are skipped.
 
-    paths = run_units(work, units, workers=4)
+    paths = run_units(work, units, workers=4)       # build/stages.py makes the list
 
 A unit is a picklable task and a key. It reads its inputs, fills one folder and returns a record of plain JSON
 values. It knows nothing of other units, the host or the number of workers.
@@ -55,7 +55,7 @@ def unit_key(*parts: Any) -> str:
 
 @functools.cache
 def code_hash() -> str:
-    """Return a hash of this package's source and the versions of the libraries that make bytes."""
+    """Return a hash of the source of corpus/ and data/ and the versions of libraries that make bytes."""
     found = hashlib.sha256()
     folder = Path(__file__).parents[2]
     for path in sorted([*folder.glob("corpus/**/*.py"), *folder.glob("data/**/*.py")]):

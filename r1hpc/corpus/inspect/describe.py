@@ -1,4 +1,6 @@
-"""Describe a dataset for people: its numbers, a document, the documents of a training sample of a run.
+"""Describe a dataset for people: its numbers, a document, the documents of a run's sample, what was left out.
+
+For `shard inspect`, `trace` and `audit`.
 
 described = describe(Path("data/stdlib"), document=12)
 found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
@@ -62,7 +64,7 @@ def describe(path: Path, document: int | None = None) -> dict[str, Any]:
         if has_roles(dataset.manifest):
             end = open_traces(dataset.path).read_document(document)[1]
             found |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
-        described["document"] = found | _on_record(dataset, info)
+        described["document"] = found | _with_decisions(dataset, info)
     return described
 
 
@@ -97,7 +99,7 @@ def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str,
         raise UsageError("--global-batch-size is needed: the shares of a mixture are those of a batch")
     find = _find_document if has_roles(dataset.manifest) else _find_window
     found, infos = find(dataset, sample, order)
-    documents = [_on_record(dataset, info) for info in infos]
+    documents = [_with_decisions(dataset, info) for info in infos]
     return {"id": dataset.id, "sample": sample} | found, documents
 
 
@@ -151,7 +153,7 @@ def _find_document(
     return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]
 
 
-def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
+def _with_decisions(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
     part, row = dataset.documents.place(info.number)
     decided = decisions.of_document(dataset.manifest, part, row)
     return asdict(info) | {"decisions": decided}

@@ -1,4 +1,4 @@
-"""Convert a field's value, in any file format, to the bytes of a document.
+"""Convert a field's value, in any file format, to the bytes of a document; define documents and spans.
 
 reader = FieldReader(recipe, source)
 reader.document(position, value)    # a string, bytes, messages, token ids or nothing

@@ -3,8 +3,9 @@
     spans = list_spans(recipe)                  # a listing: which piece of which file, in order
     for document in read_span(recipe, span):    # the reading itself
 
-A span is the smallest piece a writer takes: a complete text file, some megabytes of JSONL lines, a Parquet
-row group, some rows of HDF5. Spans depend on the inputs alone, never on who reads them.
+A span is the smallest piece a writer takes: a complete text or Arrow file, some megabytes of JSONL lines, a
+Parquet row group, some rows of HDF5. Spans depend on the inputs alone, never on who reads them. lines.py and
+tables.py read the formats.
 """
 
 import errno

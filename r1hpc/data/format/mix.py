@@ -1,4 +1,4 @@
-"""Define the shares in which training sees a dataset's sources; recipes and manifests hold them."""
+"""Define block `mix` of recipes and manifests: the shares of the sources, by which read/mixture.py draws."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Give one rank its batches, step by step, with the next step's read ahead.
+"""Give one rank its batches of windows, step by step, with the next step's read ahead. Traces: sft_loader.py.
 
     loader = BatchLoader(dataset, plan, global_batch_size=32, micro_batch_size=4, rank=1, world_size=4)
     batch = loader.batch(global_step)           # any step, in any order; no state to save

@@ -1,11 +1,11 @@
-"""Order the samples as a pure function of the plan and a sample index.
+"""Order a dataset's windows or documents as a pure function of the plan and the sample number.
 
     plan = SamplePlan(dataset.id, dataset.num_tokens, seq_len=2048, seed=0)
     starts = plan.window_starts(np.arange(step * gbs, (step + 1) * gbs))
 
 A run's state is one integer, the number of samples consumed. Sample k is window permute(k mod n, n,
 epoch_key(seed, k div n)) of n: each epoch visits every window once, in its own order. Nothing is
-materialised, so seeking costs the same anywhere.
+materialised, so seeking costs the same anywhere. RankShare gives each rank its samples of a global batch.
 
 The permutation is a balanced Feistel network over the smallest even number of bits that holds n, repeated
 until it falls into [0, n) (cycle walking; Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA

@@ -7,7 +7,7 @@ Tokens are read and verified as in reader.py; a small dataset is read completely
 kept in memory. Opening reads, verifies and compares the lengths and roles of all documents: 24 bytes of
 memory each.
 
-    part = hold_out(dataset, num=200, seed=0)
+    part = hold_out(traces, num=200, seed=0)
     part.held_out                   # (200,): numbers of documents, of each source its share
     part.siblings                   # documents with the same prompts: neither held out nor trained on
     part.training(items)            # items of [0, part.sizes of all sources) to documents
@@ -140,7 +140,7 @@ class Parting:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return its id as JSON; without siblings, in the form from before they existed."""
+        """Return the fields, for the id of the order; without siblings, as versions before siblings did."""
         found = asdict(self)
         return found if self.siblings else {k: v for k, v in found.items() if k != "siblings"}
 
@@ -164,7 +164,7 @@ class Parting:
         return np.concatenate(parts)
 
     def training(self, items: Ints) -> Ints:
-        """Return documents by their place among those trained on, source after source."""
+        """Return the documents of some items: their numbers among those trained on, source after source."""
         firsts = np.array([0, *accumulate(self.sizes)], np.int64)
         sources = np.searchsorted(firsts, items, side="right") - 1
         found = np.empty_like(items)
@@ -191,8 +191,8 @@ def hold_out(
 ) -> Parting:
     """Hold out `num` documents of the dataset, of each source its share. Reads all tokens to find siblings.
 
-    `is_of_before` is true if the run began before siblings were looked for, with a parting without any, which
-    it keeps. Raise UsageError if a source would have none left to train on.
+    `is_of_before(parting)` is True if a run of an older version began with this parting, without siblings:
+    the run keeps it. Raise UsageError if a source would have none left to train on.
     """
     sizes = dataset.source_documents
     found = Parting(sizes, divide(num, sizes), seed)

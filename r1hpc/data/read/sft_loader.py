@@ -5,8 +5,8 @@
     batch = loader.batch(global_step)           # any step, in any order; no state to save
 
 Sample s of the endless stream belongs to step s div global_batch_size and is document permute(s mod n, n,
-key(seed, s div n)) of n: every document once per epoch, with the same global batches on any number of ranks
-(see order.py).
+key(seed, s div n)) of n (see order.py): every document once per epoch. If sources are mixed, mixture.py
+orders them. Global batches are the same on any number of ranks.
 
 A row holds one document with TraceLoader, several with PackedLoader, which saves padding. Documents, their
 order, checksum and loss tokens are the same for both, so the training is too. Document lengths alone decide
