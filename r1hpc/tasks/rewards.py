@@ -1,11 +1,11 @@
 """Reward groups of completions: verdicts from the verifier's process, terms, weights, and the gate.
 
-Groups are scored independently: one call with many groups and many calls with one give the same, so a caller
-may check for a signal in between.
+train/rollout/judge.py calls it for rollouts, evaluations and stage generate. The gate drops the format term
+from a group whose rewards differ only by form and length. Groups are scored independently: one call with many
+groups and many calls with one give the same, so a caller may check for a signal in between.
 
-A term is a number from 0 to 1 for one completion (`overlong`: from 0 to -1). A new one is a function here and
-a line in TERMS; every term is logged by its name. Its docstring cites the literature or the article, and says
-what it is worth.
+A built-in term is a number from 0 to 1 for one completion (`overlong`: from 0 to -1), a custom one any finite
+number. A new built-in one is a function here and a line in TERMS; every term is logged by its name.
 """
 
 import math
@@ -63,7 +63,7 @@ def accuracy(judged: Judged) -> float:
 
 
 def well_formed(judged: Judged) -> float:
-    """Return 1 for `<think>..</think><answer>..</answer>` and an end; the Scorer may gate it."""
+    """Return 1 for the form that format.take_apart calls well-formed; the Scorer may gate it."""
     return float(judged.well_formed)
 
 

@@ -1,6 +1,7 @@
 """Compute an evaluation's figures with intervals, and compare two models' answers question by question.
 
-Paired questions cancel their difficulty: this needs a fraction of the questions of two separate samples.
+Used by evaluations, r1hpc.compare, and the measurement of a quantised export. Paired questions cancel their
+difficulty: this needs a fraction of the questions of two separate samples.
 
 The verdict on two models is on accuracy: of the samples, averaged by question, if each question has several
 in both; else of the greedy answers. Other figures do not affect it, so the error rate is that of one test.
@@ -226,7 +227,7 @@ class Comparison:
 
 def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
     """Compare answers to the questions that both were asked, each once; UsageError if there is none."""
-    asked_of_a, asked_of_b = _asked(a, b)
+    asked_of_a, asked_of_b = _by_question(a, b)
     pairs = [(line, asked_of_b[question]) for question, line in asked_of_a.items() if question in asked_of_b]
     if not pairs:
         every = (*asked_of_a, *asked_of_b)
@@ -273,7 +274,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
     )
 
 
-def _asked(a: Sequence[Line], b: Sequence[Line]) -> list[dict[tuple[str, ...], Line]]:
+def _by_question(a: Sequence[Line], b: Sequence[Line]) -> list[dict[tuple[str, ...], Line]]:
     """Return each side's lines by question; without the task's label if with it none is shared. evaluate.path
     and evaluate.sets give one file two labels."""
     asked: list[dict[tuple[str, ...], Line]] = [{_question(line): line for line in lines} for lines in (a, b)]

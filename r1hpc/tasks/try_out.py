@@ -1,7 +1,8 @@
 """Try out a run's questions and rewards at every submission and resume, before anything is queued.
 
-Of a list every question is made that the run will ask, of a drawn task a few; custom code is called once. The
-caller (train/workload.py) then checks the longest prompts with the model's tokenizer.
+For a list every question that the run will ask is made (at most 20,000), for a drawn task a few. Custom terms
+and verdicts are called once. The caller (train/workload.py) then checks the longest prompts with the model's
+tokenizer.
 """
 
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
 
 def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
     """Yield the questions of each list until it repeats itself, and a few of the drawn ones."""
-    left = {label: _worth_a_look(each, held_out) for label, each in members(task).items()}
+    left = {label: _num_tried(each, held_out) for label, each in members(task).items()}
     for index in items:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
         if left[label]:
@@ -112,7 +113,7 @@ def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
             return
 
 
-def _worth_a_look(task: Task, held_out: bool) -> int:
+def _num_tried(task: Task, held_out: bool) -> int:
     """Return how many questions to try. Drawn ones are much alike and may be slow, held-out ones most."""
     if isinstance(task, QuestionFile | UserTask):
         return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)

@@ -2,7 +2,8 @@
 
     outcome = run_rank(job)
 
-torch is imported only here, after the signal handlers are set: its imports take seconds.
+Every rank calls it through train/workload.py. torch is first imported here, since that takes seconds:
+attempt/rank.py has set the signal handlers before.
 """
 
 import os

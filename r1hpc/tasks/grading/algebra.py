@@ -1,6 +1,7 @@
-"""Build SymPy expressions from trees of arithmetic.py; SymPy's own parse_expr evaluates its text.
+"""Read algebra for the judges without evaluating text: trees of arithmetic.py become SymPy expressions.
 
-Imported only in the verifier's process. The time limit bounds what SymPy then does with them.
+It replaces SymPy's parse_expr, which evaluates, in all packages while an answer is judged. Imported only in
+the verifier's process, by judge_math.py and judge_gym.py. The answer's time limit bounds SymPy's own work.
 """
 
 import sys

@@ -3,6 +3,7 @@
 Imported only in the verifier's process. Several generators call eval(answer) or sympy.parse_expr(answer).
 While an answer is judged, these read only literals and school algebra (`71**33**12` would otherwise hang, and
 `__import__('os')` would run). When a generator makes a question, its own texts are evaluated as usual.
+Where a scorer accepts wrong answers, `_STRICTER` adds a condition.
 """
 
 import ast

@@ -1,7 +1,8 @@
-"""Judge answers from files: plain numbers and words here, all else with math-verify.
+"""Judge if an answer equals another in value: numbers, words and lists here, formulas with math-verify.
 
-Imported only in the verifier's process. math-verify's own limits are signals and off here, since the process
-is killed instead. It reads plain expressions with sympy.parse_expr, which evaluates; ours replaces that.
+The default for questions from files. Imported only in the verifier's process. math-verify's own limits are
+signals and off here, since the process is killed instead. It reads plain expressions with sympy.parse_expr,
+which evaluates; ours replaces that.
 """
 
 import logging

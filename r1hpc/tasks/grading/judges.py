@@ -1,4 +1,6 @@
-"""Decide whether an answer is right. Runs in the verifier's process (worker.py), never in the trainer.
+"""List the judges, which decide whether an answer is right; exact, countdown and choice are here.
+
+They run in the verifier's process (worker.py), never in the trainer.
 
 A judge takes the answer's text, the item's own answer and its metadata, and returns True or False (a custom
 reward term: a number). Text that it cannot read raises RefusedError. `bounded` judges are linear in a text of

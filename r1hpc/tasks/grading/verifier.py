@@ -1,7 +1,8 @@
 """Judge answers in a separate process, so that no answer can stop the trainer.
 
-One process is started and reused. An answer that exceeds its time is wrong, and the process is killed and
-replaced. Equal questions in one call are judged once.
+This is the trainer's side, used by tasks/rewards.py; worker.py runs in the process and judges.py has the
+judges. Custom reward terms are computed there too. One process is started and reused. An answer that exceeds
+its time is wrong, and the process is killed and replaced. Equal questions in one call are judged once.
 """
 
 import json
@@ -143,7 +144,7 @@ class Verifier:
         if not isinstance(said, dict):
             self._failed_in_a_row = 0
             return said  # type: ignore[no-any-return]
-        self._say(said["error"])
+        self._note(said["error"])
         if not self._own:
             return False
         self.stats.failures += 1
@@ -152,7 +153,7 @@ class Verifier:
             raise R1hpcError(f"{said['error']}; so on {_MOST_FAILURES} completions in a row")
         return None
 
-    def _say(self, sentence: str) -> None:
+    def _note(self, sentence: str) -> None:
         if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
             self.sentences.append(sentence)
 
@@ -163,9 +164,9 @@ class Verifier:
         except (TimedOutError, DiedError) as failure:
             if len(chunk) > 1:
                 return [verdict for question in chunk for verdict in self._judged([question])]
-            return [self._failed(chunk, failure)]
+            return [self._after_failure(chunk, failure)]
 
-    def _failed(self, chunk: list[list[Any]], failure: Exception) -> Any:
+    def _after_failure(self, chunk: list[list[Any]], failure: Exception) -> Any:
         """Judge a question that failed alone. Retry once if the process ended: others may have ended it."""
         if isinstance(failure, DiedError):
             try:

@@ -3,7 +3,7 @@
 The questions of a task follow from its settings: the file and its column, the digest of custom code, a
 generator with its options; not the template or the judge. No file of questions is read for it.
 
-Stage traces shows a task's own worked answers, some with thinking, in the form that will be counted.
+`demonstrate` makes the worked answers that stage traces writes, in the form that will be counted as right.
 """
 
 import json
@@ -45,7 +45,7 @@ def asked(config: RunConfig) -> tuple[range, bool]:
 
 
 def asked_items(config: RunConfig) -> range:
-    """Return the items of the training part."""
+    """Return the items of the training part that the stage asks or shows."""
     items, held_out = asked(config)
     return range(0) if held_out else items
 

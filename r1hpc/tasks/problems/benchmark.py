@@ -1,7 +1,7 @@
 """Ask test files completely and in order, every question once: evaluate.path and evaluate.sets.
 
-A question that occurs twice in a file, with the same answer, is asked once. An evaluation searches the files
-of evaluate.trained_on for its questions.
+A question that occurs twice in a file, with the same answer, is asked once. The files of evaluate.trained_on
+are found and checked here too; generate.py searches them for these questions.
 """
 
 import re

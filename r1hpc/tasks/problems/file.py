@@ -1,4 +1,4 @@
-r"""Read questions with answers from a local file, in the published forms of benchmarks.
+r"""Make the task `file`: questions with answers from a local file, in the published forms of benchmarks.
 
     task: {name: file, options: {path: data/train.jsonl}}
     task: {name: file, question: problem, answer: solution, options: {path: data/math.parquet}}

@@ -1,9 +1,10 @@
-"""Provide reasoning_gym:NAME: any generator of the reasoning-gym package, judged by its own scorer.
+"""Make the task reasoning_gym:NAME: any generator of the reasoning-gym package, judged by its own scorer.
 
     task: {name: "reasoning_gym:gcd", seed: 1, options: {min_numbers: 2, template: "{question} "}}
 
-A generator's item depends only on seed + index, so the index is the state here too. The package's version is
-part of the task's identity: another version may ask other questions.
+gym_worker.py runs the generator in a process. An item depends only on seed + index, so the index is the
+complete state here too. The package's version is part of the task's identity: another version may ask other
+questions.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""Ask listed questions: the template around each, and the list as the two parts of a task."""
+"""Divide a list of questions into a task's training and held-out parts, and order each pass over a part.
+
+Used by the tasks of files and of custom code with a len(). The template around a question is here too: files,
+test files and reasoning-gym use it.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -54,7 +58,7 @@ def held_out_key(question: str) -> str:
 
 
 class Listed:
-    """A finite list of questions as the two parts of a task. Immutable."""
+    """A finite list of questions, as the training and the held-out part of a task. Immutable."""
 
     def __init__(self, key: tuple[object, ...], questions: Sequence[str], what: str) -> None:
         """`key` decides the orders; `what` names the list in errors."""

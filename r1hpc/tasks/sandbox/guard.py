@@ -2,7 +2,8 @@
 
 Third-party checkers evaluate answers here and there (`eval(answer)`). Our judges replace what they call; this
 is the second wall. CPython reports these acts to audit hooks (PEP 578), and a hook that raises stops them. It
-is no sandbox against native code; an answer is data and brings none along.
+is no sandbox against native code; an answer is data and brings none along. worker.py installs the hook and
+arms it for each answer.
 """
 
 import collections

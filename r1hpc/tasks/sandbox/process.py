@@ -1,9 +1,9 @@
-"""Talk to one process over two pipes, with a deadline for every answer; serve requests inside that process.
+"""Start a process and exchange JSON with it over two pipes, with a deadline for every reply.
 
-`WorkerProcess` trusts the other side neither to read, to answer nor to end. A frame is four bytes of length,
-then JSON. The process (`serve`) first sends {"ready": something} or {"error": why}. It ends when stdin
-closes, on Linux also when its parent dies. The parent handles signals to the processes of a job step; the
-process runs until it is killed.
+The verifier, reasoning-gym and custom tasks run in such processes. `WorkerProcess` is the parent's side, and
+trusts the other side neither to read, to answer nor to end. A message (frame) is four bytes of length, then
+JSON. `serve` is the process's side: it first sends {"ready": something} or {"error": why}, and ends when
+stdin closes, on Linux also when its parent dies. Signals to the job step are left to the parent.
 """
 
 import ctypes

@@ -1,5 +1,8 @@
-"""Load a model's tokenizer and prompt form: a tokenizer.json and what lies beside it, or the small built-in
-tokenizer of the arithmetic tasks. What is done with them is in format.py."""
+"""Load a model's tokenizer and prompt form, compare vocabularies, and return the tokenizer of an export.
+
+A tokenizer is a tokenizer.json with the files beside it, or the small built-in one of the arithmetic tasks.
+Encoding and decoding are in format.py.
+"""
 
 import dataclasses
 import hashlib
@@ -169,7 +172,7 @@ def form_of(tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | No
 
 
 def as_trained(trained: ModelConfig, folder: Path) -> ModelConfig:
-    """Return settings under which an exported model is asked as its run asked it. Its folder has the rest."""
+    """Return the model settings that prompt an exported model as its run did. Its folder has the rest."""
     return ModelConfig(
         path=str(folder),
         attn_implementation=trained.attn_implementation,
@@ -211,7 +214,7 @@ def _content(token: Any) -> Any:
 
 
 def asking_id(model: ModelConfig, form: PromptForm, ids: SpecialIds) -> str:
-    """Return the name, by content, of all between a question and a model: template, tokens, ends."""
+    """Return an id, by content, of how a question becomes a prompt: template, tokenizer, end tokens."""
     tokens = b"" if model.tokenizer == CHARACTERS else tokenizer_file(model).read_bytes()
     around = json.dumps([form.id, ids.stops]).encode()
     return hashlib.sha256(around + tokens).hexdigest()[:16]

@@ -1,9 +1,9 @@
 """Write a checkpoint in a background thread of each rank, from copies in host memory, while training goes on.
 
-Each rank writes and digests its files and reports to the attempt's key-value store. Rank 0's thread collects
-the reports and commits. No collectives are used: training's own run at the same time. A copy's memory is
-reused by the next copy under the same key, so nothing may still read it. Copies of GPU tensors are pinned and
-run concurrently.
+snapshot.py starts and awaits it. Each rank writes and digests its files and reports to the attempt's
+key-value store. Rank 0's thread collects the reports and commits. No collectives are used: training's own run
+at the same time. A copy's memory is reused by the next copy under the same key, so nothing may still read it.
+Copies of GPU tensors are pinned and run concurrently.
 """
 
 import io

@@ -9,7 +9,8 @@ parameters. Here they form one row of bytes in the order of their names. Each ra
 optimizer state without ZeRO stays there: for bf16 DeepSpeed keeps a part of it on each rank even then
 (BF16_Optimizer), so pieces of several ranks would mix them.
 
-`own_files` and `check_whole` tell by name which files a rank wrote, and whether any is missing.
+`own_files` and `check_whole` tell by name which files a rank wrote, and whether any is missing. `convert`
+rewrites a checkpoint for another number of ranks or ZeRO stage.
 """
 
 import errno

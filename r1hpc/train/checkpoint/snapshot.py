@@ -1,7 +1,9 @@
-"""Save and resume, all ranks together: DeepSpeed writes, the checkpoint package commits.
+"""Save and resume, all ranks together; called by the training loop.
 
-Rank 0 makes every collective decision and sends it to all, so ranks cannot disagree about which checkpoint is
-good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other ranks have finished.
+deepspeed_io.py takes the state from DeepSpeed, async_save.py writes it in a thread, and the toolkit's
+checkpoint/ commits it. Rank 0 makes every collective decision and sends it to all, so ranks cannot disagree
+about which checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkpoint before the
+other ranks have finished.
 """
 
 import shutil
@@ -180,7 +182,7 @@ class Snapshots:
         meta = checkpoint.manifest.meta
         if self.needs_conversion(checkpoint):
             folder = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
-            self._tell(lambda: convert(checkpoint.path / _TAG, folder, meta["zero_stage"], self._beat))
+            self._on_rank_0(lambda: convert(checkpoint.path / _TAG, folder, meta["zero_stage"], self._beat))
             with own_settings_kept(engine):
                 path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._group.barrier()
@@ -235,7 +237,7 @@ class Snapshots:
         assert self._write is None, "one write at a time"
         started = time.monotonic()
         staging = self._store.staging(step, self._attempt, self._token)
-        self._tell(lambda: self._open_staging(step))
+        self._on_rank_0(lambda: self._open_staging(step))
         failpoint("save.begin")
         self._files.attach(engine)
         try:
@@ -414,7 +416,7 @@ class Snapshots:
         }
         return [ending for ending, is_due in due.items() if is_due]
 
-    def _tell(self, action: Callable[[], _T]) -> _T:
+    def _on_rank_0(self, action: Callable[[], _T]) -> _T:
         """Do `action` on rank 0 and send the result to all; its error there is raised on all ranks."""
 
         def guarded() -> _T:

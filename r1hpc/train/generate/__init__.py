@@ -1,1 +1,1 @@
-"""Generate, evaluate and teach: the stages that write completions."""
+"""Run the stages that write completions: traces, generate and evaluate."""

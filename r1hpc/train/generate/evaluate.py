@@ -3,7 +3,8 @@
 Stage evaluate runs this as its own job (generate.py). Stage rl runs it between updates, in parts; a finished
 part survives a preemption, like a rollout's batches. Parts lie in rollouts/evaluation-<step>/ with the
 policy's id until the evaluation is recorded in metrics/: a line in evaluation.jsonl, answers-<step>.jsonl and
-transcripts-<step>.txt.
+transcripts-<step>.txt. `refuse_other_asking` refuses a resume that would ask something else than before, also
+in stages traces and generate.
 """
 
 import json
@@ -224,7 +225,7 @@ class HeldOut:
         if answers is None:
             return False
         if group.rank == 0:
-            self._put_on_record(step, policy_id, answers)
+            self._record(step, policy_id, answers)
         return True
 
     def num_kept(self, step: int) -> int:
@@ -274,7 +275,7 @@ class HeldOut:
             print(f"evaluation of step {step}: {len(found)} answers were already there", flush=True)
         return found
 
-    def _put_on_record(self, step: int, policy_id: str, answers: list[Answer]) -> None:
+    def _record(self, step: int, policy_id: str, answers: list[Answer]) -> None:
         job, summary = self._job, summarise(answers)
         line: dict[str, Any] = {"global_step": step, "attempt": job.attempt, "time": time.time()}
         line |= {"policy": policy_id, **summary}
@@ -296,7 +297,7 @@ class Asking:
 
     task: str
     form: str | None = None
-    """Prompt template, tokenizer and end tokens: tasks.tokenizer.asking_id."""
+    """Prompt template, tokenizer and end tokens: tasks.text.tokenizer.asking_id."""
     weights: str | None = None
     """The model's weights, if a single model answers."""
 

@@ -1,7 +1,8 @@
 """Run the stages without optimizer steps: traces, generate and evaluate. Each is cut into parts of items.
 
 A part is one file, parts/part-<n>.jsonl, written atomically. The ranks share the parts; a resume makes only
-missing ones. A part's content does not depend on the rank, so the number of ranks may change.
+missing ones. A part's content does not depend on the rank, so the number of ranks may change. evaluate.py
+answers the items of an evaluation; `contamination` looks for its questions in the training data.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Run the training loop shared by all stages: step, save, stop between steps, resume bit by bit.
+"""Run the training loop of pretraining, SFT and RL: step, save, stop between steps, resume.
 
 A stage brings the network, the data and a step's losses. The loop brings the engine and checkpoints; a
 stage's `take_step` calls step.optimizer_step.

@@ -78,7 +78,7 @@ def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
     total, norm = torch.zeros((), device=engine.device), None
     watch = _Stopwatch(on_gpu=engine.device.type == "cuda")
     for loss in watch.timed(losses):
-        with _in_one_order():
+        with _deterministic():
             engine.backward(loss)
         if not hasattr(engine.optimizer, "_global_grad_norm") and engine.is_gradient_accumulation_boundary():
             # fp32 under ZeRO 0: DeepSpeed clips torch's own optimizer and keeps no norm. Here the gradients
@@ -99,7 +99,7 @@ def _alive(session: Session, step: int, losses: Iterable[torch.Tensor]) -> Itera
 
 
 @contextmanager
-def _in_one_order() -> Iterator[None]:
+def _deterministic() -> Iterator[None]:
     """Make a backward pass under train.deterministic fail if an operation has no deterministic kernel.
 
     Fused attention has one, but torch takes it only if anything else is an error, not a warning

@@ -116,7 +116,7 @@ def exchangeable(network: nn.Module) -> Iterator[nn.Module]:
 def gate(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """Compute the article's gate, called as transformers calls an attention.
+    """Compute the dynamic attention gate, called as transformers calls an attention.
 
     Args:
         query: (batch, heads, num_queries, head_dim).

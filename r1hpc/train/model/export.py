@@ -1,9 +1,9 @@
 """Export the model as a Hugging Face folder, written by all ranks together under any ZeRO stage.
 
-Rank 0 writes one file of weights at a time and holds no more than that. Adapters are merged into the weights
-and also stored alone, in `adapter/`, for peft. The folder appears by a rename once everything is on disk. A
-folder that names an attention of ours (train/model/attention.py) needs r1hpc: transformers alone would
-compute something else.
+The stages call it, and quantize/model_folders.py for a checkpoint. Rank 0 writes one file of weights at a
+time and holds no more than that. Adapters are merged into the weights and also stored alone, in `adapter/`,
+for peft. The folder appears by a rename once everything is on disk. A folder that names an attention of ours
+(train/model/attention.py) needs r1hpc: transformers alone would compute something else.
 """
 
 import copy

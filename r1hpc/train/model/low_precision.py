@@ -1,5 +1,7 @@
 """Compute in low precision: frozen weights in 4 bits under adapters, and matrix products in FP8.
 
+Both are for training; quantize/ makes the integers of an export.
+
 QLoRA (arXiv 2305.14314), model.base_quantization=nf4:
 
 bitsandbytes rounds every linear layer but the output head to NF4 in blocks of 64; embeddings, norms and the

@@ -1,6 +1,7 @@
 """Form the group of ranks: rank, device, the few collectives the loop needs, and the record of ranks' times.
 
-`launch` makes a new rendezvous store for each attempt; an inherited MASTER_ADDR or RANK is ignored.
+train/rank.py calls it: the rendezvous store, new for each attempt, then torch's settings for the process,
+then `join`. An inherited MASTER_ADDR or RANK is ignored.
 """
 
 import datetime
@@ -193,7 +194,7 @@ def make_store(host: str, port: int, world_size: int, listener: socket.socket | 
     """Return the key-value store the ranks meet at. With `listener`, serve it on that bound socket.
 
     torch's store listens on every address without authentication: the cluster's network is trusted, and
-    `launch` checks a token so that at least mistakes are noticed.
+    train/rank.py checks a token so that at least mistakes are noticed.
     """
     return TCPStore(
         host,

@@ -1,4 +1,4 @@
-"""Make DeepSpeed's config from ours, and build the engine."""
+"""Make DeepSpeed's config from ours, build its engine, and refuse a precision that the device lacks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

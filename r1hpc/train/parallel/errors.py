@@ -1,4 +1,8 @@
-"""Define how a training attempt can fail by itself; `attempt.rank` makes a cause of each."""
+"""Define how a training attempt can fail by itself; attempt/rank.py records the cause.
+
+After a TrainError no further attempt is made; the others count as crashes, after which the run may start
+again.
+"""
 
 from r1hpc.base.errors import FinalError, R1hpcError
 
@@ -12,7 +16,7 @@ class NonFiniteError(TrainError):
 
 
 class ResumeError(TrainError):
-    """A checkpoint exists but does not belong to this configuration."""
+    """A checkpoint exists but does not belong to this configuration, or cannot be loaded."""
 
 
 class ConversionError(R1hpcError):

@@ -1,1 +1,1 @@
-"""Quantize a model and measure what it costs."""
+"""Work for r1hpc.export: model folders of checkpoints and GGUF files, integer weights and what they cost."""

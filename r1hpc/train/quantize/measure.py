@@ -1,7 +1,8 @@
-"""Measure a folder's model: size, perplexity, accuracy, speed. Compare a quantised export with its original.
+"""Measure a quantised export beside its original: size, perplexity, accuracy, speed.
 
-The questions are the run's held-out ones or its test files, in its prompt form, answered greedily. The texts
-are questions of its task with the completions the task shows: held-out ones for the perplexity, ones of the
+r1hpc.export --quantize calls `export_measured`, which quantises (quantize.py), then measures both. The
+questions are a run's held-out ones or its test files, in its prompt form, answered greedily. The texts are
+questions of its task with the completions the task shows: held-out ones for the perplexity, ones of the
 training part for calibration.
 """
 
@@ -110,7 +111,7 @@ def open_bench(
 ) -> Iterator[Bench]:
     """Yield a bench for models of one tokenizer, that of `folder`, and the task of `config`, a run's. `code`
     is the run's frozen code, if it has any; `num_questions` is in place of its evaluate.num_items."""
-    asked = _asked(config, folder, num_questions)
+    asked = _as_evaluation(config, folder, num_questions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
@@ -123,8 +124,8 @@ def open_bench(
         yield Bench(asked, judge, task, device)
 
 
-def _asked(config: RunConfig, folder: Path, num_questions: int | None) -> RunConfig:
-    """The run's configuration as that of an evaluation of the folder."""
+def _as_evaluation(config: RunConfig, folder: Path, num_questions: int | None) -> RunConfig:
+    """Return the run's configuration as that of an evaluation of the folder."""
     evaluate = config.evaluate
     if num_questions is not None:
         sets = {label: {**part, "num_items": num_questions} for label, part in evaluate.sets.items()}

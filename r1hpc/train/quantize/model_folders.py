@@ -1,4 +1,4 @@
-"""Make a Hugging Face folder of a checkpoint or of a GGUF file, in one process.
+"""Make a Hugging Face folder of a checkpoint or of a GGUF file, in one process, for r1hpc.export.
 
 A checkpoint needs neither GPU nor the run's ranks. The weights are those that a run ending at this step would
 leave in its `model/`: in its training precision, with adapters merged and without a critic.

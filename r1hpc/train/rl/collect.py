@@ -1,4 +1,4 @@
-"""Collect a rollout: sample, reward, save each finished batch at once, and stop between batches on request.
+"""Collect a rollout: sample, reward, save each finished batch at once, and drop the current one at a stop.
 
 A batch is the prompts that one rank decodes together. Once rewarded it is written to rollouts/window-<rollout
 index>/batch-<first item>-<groups>.npz, with the id of the policy that sampled it. After a preemption, on any

@@ -4,7 +4,8 @@
     write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
     save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
-Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
+collect.py fills it; the engines that sample are in train/rollout/. Arrays only, no pickles. A group is the
+completions of one item, side by side; `n` is groups x members.
 """
 
 import hashlib

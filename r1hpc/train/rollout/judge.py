@@ -1,7 +1,7 @@
 """Turn a task's items into judged completions: encode the prompts, sample, let the verifier score.
 
-Rollouts, evaluations and rejection sampling share it. It checks `should_stop` in between, so that a rank
-stops within seconds of a request.
+Rollouts, evaluations and rejection sampling share it; what decides on one answer is in tasks/grading/. It
+checks `should_stop` in between, so that a rank stops within seconds of a request.
 """
 
 import time

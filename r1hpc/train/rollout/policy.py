@@ -1,4 +1,7 @@
-"""Build the networks of an RL run: policy, the KL's reference or a teacher, and the sampling engine."""
+"""Build the network that a stage trains, and for RL the KL's reference or a teacher, and the sampling engine.
+
+Pretraining and SFT use only `build_policy` and `placement`; generate and evaluate use the sampling engine.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

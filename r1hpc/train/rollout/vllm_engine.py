@@ -1,8 +1,8 @@
-"""Sample rollouts with vLLM beside the trainer: an engine in each rank, given the weights after each update.
+"""Sample rollouts with vLLM beside the trainer: an engine in each rank, given the weights before it samples.
 
 The engine runs in the trainer's process and process group (vLLM's `external_launcher`, as in TRL's "colocate"
 mode) and takes weights through its worker's `reload_weights`, which lays them out for its kernels as at
-loading. weight_sync.py sends the weights and checks that vLLM has them. Run on CPUs with vLLM 0.32; on CUDA
+loading. weight_sync.py yields the weights and checks that vLLM has them. Run on CPUs with vLLM 0.32; on CUDA
 the same code also puts the engine to sleep between rollouts, which was not run.
 
 Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM chooses

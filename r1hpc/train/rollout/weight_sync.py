@@ -1,11 +1,11 @@
-"""Send the policy to an engine with its own weights, and check that the engine has them.
+"""Yield the policy's weights for an engine that keeps a copy of them, and check that the engine has them.
 
-A transfer without an error proves little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that a
-reload misses, and silently samples from the new layers under the old head; so a tied head is sent as a
-separate tensor. The proof samples a few completions of made-up prompts and compares their log-probabilities
-with the trainer's: it notices a head or a layer that was left out. Half precision rounds so much that a
-policy one small update old would pass. But such an engine repeats its last proof to the bit (seen on a CPU),
-while the trainer does not.
+Used by vllm_engine.py. A transfer without an error proves little. vLLM 0.32 on a CPU keeps a packed copy of a
+tied output head that a reload misses, and silently samples from the new layers under the old head; so a tied
+head is sent as a separate tensor. The proof samples a few completions of made-up prompts and compares their
+log-probabilities with the trainer's: it notices a head or a layer that was left out. Half precision rounds so
+much that a policy one small update old would pass. But such an engine repeats its last proof to the bit (seen
+on a CPU), while the trainer does not.
 """
 
 from collections.abc import Callable, Iterator

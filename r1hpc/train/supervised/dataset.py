@@ -1,4 +1,6 @@
-"""Provide the dataset of a run that names its traces (data.traces): built once, fixed for the run's life.
+"""Provide a run's dataset before its ranks start: data.path, or built from data.recipe or data.traces.
+
+Called by `prepare` on the batch host. A dataset of traces is built once, and fixed for the run's life:
 
 <run_root>/datasets/traces-<hash of inputs and tokenizer>/  the dataset, shared by all runs on these traces
 <run>/dataset/          in the run that built it: the recipe, with links to inputs or copies in prompt form

@@ -2,7 +2,8 @@
 
 Only tokens with the role of a completion have a loss: the mean over all completion tokens of the global
 batch, so it does not depend on how rows are spread over ranks. With data.packing a row holds several
-documents, each with positions from 0 and attention inside itself.
+documents, each with positions from 0 and attention inside itself. Validation on held-out documents and early
+stopping are here too; supervised.py has the step.
 
 transformers finds the documents by their positions (masking_utils.find_packed_sequence_indices) and hides the
 others: by a block mask if the attention takes a mask, as sdpa does, and by lengths for flash attention, then

@@ -1,4 +1,4 @@
-"""Run an optimizer step on a fixed batch of tokens, for pretraining and fine-tuning; pretrain.
+"""Pretrain, and define the stage that pretraining and fine-tuning (sft.py) share.
 
 A step's samples follow from its number, so a resumed run reads on where it was, on any number of ranks. If
 the sources are mixed, a checkpoint holds every change of their weights that has begun, as a segment of the
