@@ -1,4 +1,4 @@
 """Share the basics: errors, units, crash-safe files, the run folder, the command-line frame.
 
-Standard library only, so that a login node pays nothing to import it.
+Standard library only (argcomplete for TAB alone), so that a login node pays nothing to import it.
 """

@@ -1,4 +1,7 @@
-"""Find the run a command is about: the given folder or name, or the newest under the run root."""
+"""Find the run a command is about: a folder or name, else your newest; list the runs under a run root.
+
+run_dir.py only opens a run that is named; this file also knows chains, sweeps and the default.
+"""
 
 import argparse
 import os
@@ -56,7 +59,7 @@ def choose_run(
         runs = list_runs(root)
         if not runs:
             for path in folders_with(root, SWEEP):
-                raise _is_sweep(path)
+                raise _sweep_error(path)
             raise UsageError(
                 f"there is no run under {root.absolute()}: name a run folder, or say where runs lie "
                 "with --run-root DIR or R1HPC_RUN_ROOT"
@@ -71,7 +74,7 @@ def choose_run(
                 return open_run(stage.path)
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
         if (path / SWEEP).is_file():
-            raise _is_sweep(path)
+            raise _sweep_error(path)
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)
@@ -95,7 +98,7 @@ def model_of(run: RunDir, use: str) -> Path:
     return run.model
 
 
-def _is_sweep(path: Path) -> UsageError:
+def _sweep_error(path: Path) -> UsageError:
     return UsageError(f"{path} is a sweep: see it by `r1hpc sweep {path}`, or name {path / 'POINT'}")
 
 

@@ -1,6 +1,7 @@
-"""Run a command: parse its arguments, then print one clear error or one result.
+"""Give every r1hpc command its argument parser, common flags, error messages and exit status.
 
-Exit status: 0 success, 1 failure, 2 wrong usage. With --json stdout has one JSON object and nothing else.
+Exit status: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C; an error may have its own. With --json stdout
+has one JSON object and nothing else.
 """
 
 import argparse
@@ -239,12 +240,12 @@ def add_job_words(parser: argparse.ArgumentParser, metavar: str, about: str) -> 
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the --json flag of all commands; see print_result."""
+    """Add the --json flag, the same for all commands that have it; see print_result."""
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_run_root(parser: argparse.ArgumentParser) -> None:
-    """Add the --run-root flag of all commands."""
+    """Add the --run-root flag, the same for all commands that have it."""
     parser.add_argument(
         "--run-root", metavar="DIR", help="folder of the runs; default $R1HPC_RUN_ROOT or ./runs"
     )

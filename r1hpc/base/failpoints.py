@@ -1,8 +1,9 @@
-"""Inject faults for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
+"""Inject faults for tests and benchmarks: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
 
+The code calls `failpoint(name)` where a fault can be injected; without the variable nothing happens.
 Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS, until=FILE (wait until it exists; no
 colon or comma in its path). `rank` may be * or empty for any; `nth` counts calls from 1 (default 1), * is
-every call; `attempt` limits it to one attempt. An unset failpoint costs one dictionary lookup.
+every call; `attempt` limits it to one attempt.
 """
 
 import errno

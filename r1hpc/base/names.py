@@ -1,4 +1,4 @@
-"""Check names that become part of a path, a Slurm field or terminal output; suggest the nearest known one."""
+"""Make names safe for paths and terminals, expand ~/, and suggest the known name nearest to a typo."""
 
 import difflib
 import os

@@ -1,4 +1,4 @@
-"""Define the path of every file in a run folder.
+"""Define the paths of a run folder that several packages use, and open a run by its path or name.
 
 run = open_run("runs/r1-20260101")       # or its name, under $R1HPC_RUN_ROOT or ./runs
 run.train_metrics, run.rank_log(attempt=2, rank=0)

@@ -1,1 +1,4 @@
-"""Load YAML files and dotted overrides into one frozen RunConfig. The only package that knows omegaconf."""
+"""Load YAML files and overrides into one RunConfig, and freeze it with the code that a run uses.
+
+The only package that imports omegaconf.
+"""

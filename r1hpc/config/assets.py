@@ -1,4 +1,4 @@
-"""Find the declarative files (jobs, configs, shards, sbatch), and complete jobs and settings with TAB.
+"""Find the files in jobs/, configs/, shards/ and sbatch/ by name, and list names and settings for TAB.
 
 Loads no YAML, since completion must be quick.
 """
@@ -90,7 +90,7 @@ def find_profile(name: str) -> Path:
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the names, without .yaml, of the YAML files in such a folder or a subfolder."""
+    """Return the names, without .yaml, of the files in a folder such as `jobs` or `configs/cluster`."""
     return sorted(path.stem for path in assets(folder).glob("*.yaml"))
 
 

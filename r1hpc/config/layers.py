@@ -1,11 +1,12 @@
-"""Merge configuration files key by key.
+"""Merge the keys and values of configuration files, before load.py checks them and makes a RunConfig.
 
     merged([preset, job], [{"reward": {"terms": {REPLACE: True, "accuracy": 1.0}}}])
 
 The later file wins. A mapping (reward.terms, model.config, task.options ...) replaces an earlier file's, as
 `reward.terms={accuracy: 1.0}` does on the command line; `terms: !merge {brevity: 0.1}` adds to it. In section
-`cluster`, where a profile adds to a job, mappings are merged unless one says `!replace`. If a later file
-sets model.path, the presets' model.config and model.tokenizer are dropped: they describe another model.
+`cluster`, where a profile adds to a job, mappings are merged unless one says `!replace`. If the job file
+or an override sets model.path, model.config and model.tokenizer of the files before it are dropped: they
+describe another model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

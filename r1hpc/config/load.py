@@ -1,4 +1,4 @@
-"""Merge YAML files and dotted overrides into a RunConfig.
+"""Load a job file, its presets and dotted overrides into a RunConfig; write and read a run's config.yaml.
 
 Later wins: schema defaults, the files of the job's `include:` list in order, the job file, the cluster
 profile (section `cluster` only), the overrides. config/layers.py says when a mapping replaces an earlier one,

@@ -1,4 +1,4 @@
-"""Tell where each value of a configuration comes from: schema, file, cluster profile or override."""
+"""Tell `r1hpc settings` where each value comes from: schema, file, cluster profile or override."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Know settings by the names of other libraries and of earlier versions.
+"""Find our setting for another library's name (for errors of load.py), and drop those since removed.
 
 name_here("train.learning_rate")        # "train.lr", as in TRL
 is_removed("rl.by_pass_rate")           # True: earlier versions had it

@@ -1,8 +1,8 @@
-"""Freeze and verify a user's own code, chat template and question files, by their content.
+"""Freeze a user's custom code and chat template with a run, and refuse to resume if they have changed.
 
-Own code is `FILE.py:NAME` or `package.module:NAME`. A file is frozen with the modules beside it that it
-imports, a package complete, a template alone. Own code is imported only in a process that can be killed
-(tasks/sandbox/user_code.py), never here.
+Custom code is `FILE.py:NAME` or `package.module:NAME`. A file is frozen with the modules beside it that it
+imports, a package complete, a template alone; question files are not copied, only their digests are kept.
+Custom code is imported only in a process that can be killed (tasks/sandbox/user_code.py), never here.
 """
 
 import ast

@@ -1,7 +1,7 @@
-"""Keep secrets out of run folders and jobs: by a token's form, or a value's name.
+"""Keep secrets out of run folders and jobs, and choose the variables that a job gets (`exported`).
 
-This is best effort: a secret without a known form or name gets through. So the environment is recorded, and
-passed to a job, by allow-list first, and this is the second barrier.
+Secrets are found by a token's form or a value's name. One without a known form or name gets through. So the
+environment is recorded (snapshot.py) and passed to a job by allow-list first; the search comes second.
 
 sbatch alone would export all variables. slurmctld stores a job's environment, every process of the job can
 read it, and it ends up in logs. A token a run needs belongs in the file its library reads (~/.netrc,

@@ -1,6 +1,6 @@
 """Freeze a run's configuration, code and environment into its folder before submission.
 
-A requeued job runs `code/`, never the working tree, which may have changed. No probable secret is written: it
+Every attempt runs `code/`, never the working tree, which may have changed. No probable secret is written: it
 is redacted if only displayed, and refused if the run would have to use it.
 """
 

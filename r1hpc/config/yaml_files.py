@@ -1,8 +1,8 @@
-"""Read and write YAML files safely: no duplicate keys, no aliases, plain scalars as in YAML 1.2.
+"""Read and write YAML files safely, without duplicate keys.
 
-read_yaml(path)                     # a configuration
-read_yaml(path, UniqueKeyLoader)    # a recipe
-yaml.dump(content, Dumper=Dumper)
+read_yaml(path)                     # a configuration: no aliases, plain scalars as in YAML 1.2
+read_yaml(path, UniqueKeyLoader)    # a recipe of a dataset: YAML 1.1, aliases are allowed
+write_yaml(path, content)
 """
 
 import re

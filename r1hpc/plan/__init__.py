@@ -1,1 +1,4 @@
-"""Compute a run before it costs anything: topology, batch, memory, hours. Pure arithmetic."""
+"""Compute what a run needs before it costs anything: nodes, batch, memory, hours.
+
+Reads model files, asks no cluster.
+"""

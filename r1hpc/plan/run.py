@@ -1,4 +1,7 @@
-"""Plan a run: compute everything that follows from its configuration before GPUs are requested."""
+"""Make a run's plan (plan.json) from its configuration: batch, memory, size and time of a save.
+
+`submit` and `estimate` make it before GPUs are requested. hours/estimate_run.py computes GPU-hours from it.
+"""
 
 import contextlib
 from collections.abc import Mapping

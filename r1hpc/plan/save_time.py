@@ -1,4 +1,4 @@
-"""Compute Slurm's warning time, whether a save fits into it, and how often to save.
+"""Compute how long a save takes, when Slurm must send its warning signal, and whether the save fits in.
 
 Facts from Slurm's documentation (slurm.conf(5), sbatch(1), preempt.html) and source (24.05): GraceTime
 belongs to the partition or the QOS, and no user flag lengthens it. At its start the job's steps get SIGTERM

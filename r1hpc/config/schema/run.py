@@ -1,8 +1,9 @@
-"""Define every setting of a run as frozen dataclasses. Units are in the names; `None` means "derived".
+"""Define RunConfig, all settings of a run, with model, data, train, checkpoint, monitor, notify and limits.
 
-Ranges are declared beside the fields and checked on loading (ranges.py). `__post_init__` checks settings of
-one section against each other, `plan` checks across sections (batch arithmetic, memory). The YAML files in
-`configs/` and `jobs/` use the same names. Long sections are in cluster.py, rl.py and sections.py.
+The other sections are in cluster.py, rl.py and sections.py. Units are in the names; `None` means "derived".
+Ranges are declared beside the fields and checked on loading (ranges.py). `__post_init__` checks settings
+against each other, `plan` checks what needs arithmetic (batch, memory). The YAML files in `configs/` and
+`jobs/` use the same names.
 """
 
 from collections.abc import Iterator

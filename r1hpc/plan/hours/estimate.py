@@ -1,4 +1,6 @@
-"""Estimate GPU-hours before they are spent: P10, P50 and P90, with assumptions and sources of uncertainty.
+"""Estimate the GPU-hours of training from a `Workload`: P10, P50 and P90, and the sources of uncertainty.
+
+estimate_run.py makes the workload from a run, from_flags.py from flags; rl.py estimates runs that sample.
 
 hours = FLOPs / (peak x MFU x goodput). FLOPs follow exactly from the shape; MFU is a distribution fitted on
 published runs (mfu.py); goodput is the share left by failures, preemptions, restarts and saves (goodput.py).

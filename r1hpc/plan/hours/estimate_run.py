@@ -1,4 +1,4 @@
-"""Estimate the cost of a run from its full configuration and plan.
+"""Estimate the cost of a run from its configuration and plan, for `submit` and `estimate JOB.yaml`.
 
 Nobody publishes CPU runs. Our numbers for them come from eleven runs of jobs/smoke.yaml and the stages of
 jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core per rank, on two shared x86 cores with a local

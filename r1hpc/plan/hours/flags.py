@@ -1,4 +1,4 @@
-"""Define the flags of the command `estimate`, and refuse those that something else settles.
+"""Define the flags of the command `estimate`, and refuse those that a job file or another flag already sets.
 
 `--help` loads this module, so it imports little.
 """

@@ -1,4 +1,4 @@
-"""Estimate from flags without a job file."""
+"""Compute the estimate of the command `estimate` from its flags (flags.py), without a job file."""
 
 import argparse
 import dataclasses

@@ -1,9 +1,9 @@
-"""List which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
+"""List for `estimate` which (ZeRO stage, micro batch, recomputation, offload) fit the card, cheapest first.
 
-States, activations, DeepSpeed's buffers and the optimizer's step come from plan/memory/step.py, RL's
-reference and sampler from plan/memory/run.py, plus a CUDA context and fragmentation. Offload keeps the
-optimizer's fp32 weights and moments, and the gradients, in host memory. LoRA, tensor and pipeline parallelism
-are not included: r1hpc trains with DeepSpeed's ZeRO.
+memory/fit.py suggests to `submit` what to change in a given run. States, activations, DeepSpeed's buffers and
+the optimizer's step come from plan/memory/step.py, RL's reference and sampler from plan/memory/run.py, plus a
+CUDA context and fragmentation. Offload keeps the optimizer's fp32 weights and moments, and the gradients, in
+host memory. LoRA is left out, and so are tensor and pipeline parallelism, which r1hpc does not use.
 """
 
 import math

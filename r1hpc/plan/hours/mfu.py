@@ -4,9 +4,9 @@ It reads coefficients.json, made by `python -m research.estimator.fit`. MFU coun
 full square of attention, against the dense bf16 peak; a run in FP8 may therefore exceed what bf16 could
 reach.
 
-The features are numbers near 0 that enter the logarithm of MFU. Each is a loss whose form and size follow
-from physics; the fit (research/estimator) only finds how much of it published runs show. Forms like log(1 +
-t_loss / t_compute) are times in units of the step's arithmetic, at half of an A100's peak, which large
+The features (NAMES) are numbers near 0 that enter the logarithm of MFU. Six are losses whose form and size
+follow from physics; the fit (research/estimator) only finds how much of them published runs show. They have
+the form log(1 + t_loss / t_compute), with the step's arithmetic at half of an A100's peak, which large
 matrices reach:
 
     launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU

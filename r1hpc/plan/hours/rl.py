@@ -8,7 +8,7 @@
     reward       a reward model's forward passes, without the GPUs' wait for verifiers
     update       6N FLOPs per token (8N with recomputation) for each pass over the rollout; also a critic's
     hand_over    before each rollout the new weights go to the sampler
-    evaluation   prefill, decode and reward of answers that are not trained on, at every evaluation
+    evaluation   hand_over, prefill and decode of answers that are not trained on, at every evaluation
 
 Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones with token counts. They
 come from one software stack, so the width also covers how much stacks differ and how long completions will

@@ -1,4 +1,4 @@
-"""Format an estimate as text for a terminal."""
+"""Format what the command `estimate` prints: hours, MFU, goodput, memory, assumptions."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ def hours_text(hours: Spread) -> str:
 
 
 def summary_line(found: Estimate) -> str:
-    """Return one line for a submission."""
+    """Return the hours, and the wall time if the number of GPUs is known, in one line."""
     hours, what = found.gpu_hours or found.node_hours, "GPU-hours" if found.gpu_hours else "node-hours"
     if hours is None:
         return "not known"

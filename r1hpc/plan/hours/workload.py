@@ -1,6 +1,7 @@
-"""Describe what is known of a training run before it starts, from a few numbers or a full job file.
+"""Hold the numbers of a training run that estimate.py needs: parameters, tokens, GPU, parallelism.
 
-None means unknown: the estimate then gets wider instead of guessing silently.
+The workloads that r1hpc runs (attempt/workload.py) are something else. None means unknown: the estimate then
+gets wider instead of guessing silently.
 
 FLOPs per token are 6 for each weight that a token meets and 12 x layers x hidden x seq_len for attention: the
 full square of scores, PaLM's convention (arXiv 2204.02311, appendix B). The causal convention halves the

@@ -1,8 +1,8 @@
-"""Suggest settings that make a run fit its cards, tried in its plan, the mildest first.
+"""Suggest to `submit` settings with which a run that does not fit its GPUs would fit, the mildest first.
 
-Settings are changed one at a time, then two together, then three if needed; nothing is proposed that a run
-would refuse. The first ones cost time or host memory, more nodes cost GPUs, adapters train something else.
-DeepSpeed's offload is not proposed: nothing here was trained with it.
+Settings are changed one at a time, then two together, then three if needed, and tried in the memory plan;
+nothing is proposed that a run would refuse. The first ones cost time or host memory, more nodes cost GPUs,
+adapters train something else. DeepSpeed's offload is not proposed: nothing here was trained with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

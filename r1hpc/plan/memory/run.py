@@ -1,4 +1,6 @@
-"""Compute a run's peak memory on each GPU and node, part by part.
+"""Compute a run's peak memory on each GPU and node, whether it fits, and what a checkpoint takes.
+
+step.py counts one step of full training; this adds adapters, reference, sampler and host memory.
 
 A step of stage rl has three phases: sampling, with the cache and the sampling model; the passes of the
 update, with activations and logits; and the optimizer's step, with fp32 gradients. Training states and the
@@ -91,7 +93,7 @@ def memory_of_run(
         is_offloaded=_optimizer_is_away(config),
     )
     weights_gib, away = base.parameters_gib + frozen / GIB, base.host_gib * GIB
-    if stage == 3 and _is_on_host(options, "offload_param"):
+    if stage == 3 and _is_off_gpu(options, "offload_param"):
         weights_gib, away = 0.0, away + weights_gib * GIB
     packed = _packed_bytes(config, shape, seq_len) if topology.num_gpus else 0.0
     plan = replace(
@@ -139,7 +141,7 @@ def frozen_bytes(config: RunConfig, shape: ModelShape, world_size: int = 1) -> f
 
 def is_offloaded(config: RunConfig) -> bool:
     """True if DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
-    return _optimizer_is_away(config) or _is_on_host(_zero_options(config), "offload_param")
+    return _optimizer_is_away(config) or _is_off_gpu(_zero_options(config), "offload_param")
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
@@ -351,9 +353,9 @@ def _zero_options(config: RunConfig) -> dict[str, Any]:
 
 def _optimizer_is_away(config: RunConfig) -> bool:
     """True if the optimizer is offloaded; without ZeRO DeepSpeed ignores zero_optimization."""
-    return config.deepspeed.zero_stage > 0 and _is_on_host(_zero_options(config), "offload_optimizer")
+    return config.deepspeed.zero_stage > 0 and _is_off_gpu(_zero_options(config), "offload_optimizer")
 
 
-def _is_on_host(zero: dict[str, Any], what: str) -> bool:
+def _is_off_gpu(zero: dict[str, Any], what: str) -> bool:
     part = zero.get(what)
     return isinstance(part, dict) and part.get("device") in ("cpu", "nvme")

@@ -1,1 +1,1 @@
-"""Read the shape of a model from its configuration and weight files."""
+"""Read a model folder without torch: its shape, the headers of its weights, its chat template."""

@@ -1,6 +1,7 @@
-"""Render messages with a chat template like transformers: Jinja in a sandbox.
+"""Render messages with a chat template as transformers does, for prompts (tasks/) and datasets (corpus/).
 
-A message cannot create a special token: one that spells a special token is refused.
+The template is Jinja in a sandbox. A message cannot create a special token: one that spells a special token
+is refused, except for the tags <think> and <answer>.
 """
 
 import datetime

@@ -1,6 +1,6 @@
 """Check a model folder's weights from file names and safetensors headers alone, without torch.
 
-A file is 8 bytes of length (little-endian), a JSON header of that length, and the data
+A safetensors file is 8 bytes of length (little-endian), a JSON header of that length, and the data
 (huggingface.co/docs/safetensors). The ranks compare shapes with the config (train/model/model.py).
 """
 
@@ -95,7 +95,7 @@ def first_of(names: Sequence[str], most: int = 5) -> str:
 
 def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
     """Raise ConfigError for weights that would not load (a git-lfs pointer, a file cut off, no weights file),
-    or lora_targets that match no module of the families below. `hf_config` has model.config's changes."""
+    or lora_targets that match no module of the families in _KNOWN. `hf_config` has model.config's changes."""
     if model.path is None or model.from_scratch:
         return
     tensors = read_tensors(Path(model.path))

@@ -1,5 +1,7 @@
 """Check settings that exclude each other: precision, adapters in 4 bits, gradient compression, and ranks that
 share a sequence.
+
+Most depend on the run's GPUs or model, so the schema cannot check them: the plan and train/workload.py do.
 """
 
 from collections.abc import Mapping

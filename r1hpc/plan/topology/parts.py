@@ -1,7 +1,7 @@
-"""Cut the stages without optimizer steps (traces, generate, evaluate) into parts.
+"""Cut stages traces, generate and evaluate into parts, and count the prompts that a rank decodes together.
 
-A part is a file with its number, so its size stays as set by the first submission, on whatever ranks the run
-continues.
+A part is a file with its number, so its number of items stays as set by the first submission, on whatever
+ranks the run continues. Stage rl has no parts; its rollouts and evaluations are counted here too.
 """
 
 from dataclasses import replace
