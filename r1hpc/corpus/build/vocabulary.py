@@ -2,7 +2,7 @@
 
 The result is always a Hugging Face tokenizer.json, so transformers can load the data's tokenizer. Text that
 spells a special token, or an EOS or BOS token that is not special in its vocabulary, is encoded as text,
-never as that token: a text cannot forge the end of its document.
+never as that token: a text cannot forge the end of its document. Traces and rendered chats may spell them.
 
 A tokenizer divides a text into words before its model sees them. A long text is encoded in pieces that give
 the ids of the whole text: it is cut between a letter or digit and a blank, line feed or comma, if the
