@@ -240,9 +240,11 @@ def _compared(results: "Results") -> list[str]:
         return []
     (a, of_a), (b, of_b) = results
     pairs = [(one, other) for one in of_a for other in of_b if one.clients == other.clients]
-    if not pairs or not (pairs[-1][0].finished and pairs[-1][1].finished):
+    if not pairs:
         return []
-    one, other = pairs[-1]
+    one, other = max(pairs, key=lambda pair: pair[0].clients)
+    if not (one.finished and other.finished):
+        return []
     ratios = [other.requests_per_s / one.requests_per_s]
     ratios += [(other.latency_s(p) or 0) / (one.latency_s(p) or 1) for p in (50, 95)]
     return [

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import is_among
 from r1hpc.base.units import format_hours
 from r1hpc.config.assets import assets
 from r1hpc.config.load import read_section
@@ -66,10 +67,7 @@ class Budget:
 
     def is_of(self, account: str | None) -> bool:
         """True if jobs of this account count; None, the user's default account, does."""
-        if self.account is None or account is None:
-            return True
-        # Slurm ignores case in account names.
-        return account.strip().lower() in (name.strip().lower() for name in self.account.split(","))
+        return account is None or is_among(account, self.account)
 
     @property
     def until(self) -> str:

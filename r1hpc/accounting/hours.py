@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from r1hpc.base.choose_run import full_name
+from r1hpc.base.names import is_among
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.summary import RunSummary
 
@@ -128,6 +129,7 @@ class Selection:
     """Select records by owner and time: None selects all."""
 
     user: str | None = None
+    """One, or several with commas between them; so for accounts."""
     account: str | None = None
     start: float | None = None
     """Unix seconds; what an allocation held earlier does not count."""
@@ -147,7 +149,7 @@ class Selection:
         clipped = [
             replace(a, start=max(a.start, first), end=min(a.end, last))
             for a in allocations
-            if self.user in (None, a.user) and self.account in (None, a.account)
+            if is_among(a.user, self.user) and is_among(a.account, self.account)
         ]
         if self.start is None and self.end is None:
             return clipped

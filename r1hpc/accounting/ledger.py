@@ -13,6 +13,7 @@ from typing import Any
 from r1hpc.accounting.hours import UNKNOWN, Allocation, own_allocations
 from r1hpc.attempt.state.state import Situation, State
 from r1hpc.base.choose_run import full_name
+from r1hpc.base.names import is_among
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.hours.spread import NOTHING, Spread, by_progress, remaining, until_limit
 from r1hpc.telemetry.diagnosis.summary import AttemptSummary, RunSummary
@@ -278,7 +279,7 @@ class RunLedger:
         chosen = [
             a
             for a in self.attempts
-            if user in (None, a.allocation.user) and account in (None, a.allocation.account)
+            if is_among(a.allocation.user, user) and is_among(a.allocation.account, account)
         ]
         if start is None and end is None:
             return replace(self, attempts=tuple(chosen), to_come_of_whole=self.to_come)

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from r1hpc.accounting.hours import KEYS, RUN_KEYS, UNKNOWN, Selection, fold_hours, in_hours, midnight_before
+from r1hpc.base.names import is_among
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.sacct import (
     LONGEST_S,
@@ -281,7 +282,8 @@ class _Sums:
         selected = counts if since is None and until is None else counts & (end > begin)
         for key in ("user", "account"):
             if (wanted := getattr(self._selection, key)) is not None:
-                selected = selected & (block[key] == self._codes[key].get(wanted, -1))
+                codes = [code for name, code in self._codes[key].items() if is_among(name, wanted)]
+                selected = selected & np.isin(block[key], codes)
         chosen = np.flatnonzero(selected)
         begin, held = begin[chosen], (end - begin)[chosen]
         gpus, nodes = block["gpus"][chosen], block["nodes"][chosen]

@@ -34,6 +34,14 @@ def at_home(path: str) -> str:
     return found
 
 
+def is_among(name: str, names: str | None) -> bool:
+    """True if `name` is in a comma-separated list of users or accounts, in any case; None lists all.
+
+    Slurm's own flags take such lists, and Slurm ignores case in account names.
+    """
+    return names is None or name.strip().lower() in (each.strip().lower() for each in names.split(","))
+
+
 def printable(text: str) -> str:
     """Return `text` without control characters, so that a hostile name cannot drive a terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

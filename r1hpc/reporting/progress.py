@@ -197,9 +197,9 @@ class Watched:
         evaluations = read_evaluations(self._run)
         newest = max(evaluations, default=None)
         is_running, ends_at = ledger.situation.state is State.running, None
-        submissions = ledger.situation.history.submissions
-        limit_s = _number(submissions[-1].get("time_limit_s")) if submissions else None
-        if is_running and ledger.attempts and limit_s is not None:
+        submitted = (ledger.situation.history.submissions or ({},))[-1]
+        limit_s = _number(submitted.get("time_limit_s"))
+        if is_running and ledger.attempts and limit_s is not None and submitted.get("executor") == "slurm":
             ends_at = ledger.attempts[-1].start + limit_s  # Slurm counts from the start of the allocation
         return Shown(
             ledger=ledger,

@@ -270,7 +270,7 @@ SELECTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
         "user": st.just("ada"),
-        "account": st.just("lab"),
+        "account": st.sampled_from(["lab", "PHY,lab"]),
         "start": st.sampled_from([1777650000.0, 1792890000.0]),  # the second between two that show 02:30
         "end": st.just(1793000000.0),
         "runs": st.just({"4_1": ("demo", "sft"), "12345678": ("demo", "rl"), "none": ("x", "y")}),

@@ -35,6 +35,14 @@ def test_on_a_terminal_a_long_line_is_wrapped_between_words(
     assert (len(first), second[:6], third) == (79, "  word", f"    at = {'^' * 90}")
 
 
+def test_following_an_unfinished_line_shows_it_once(
+    finished: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished.run.rank_log(2, 0).write_text("step 39\n40 %")
+    assert logs.main(["demo", "--follow", "-n", "1"]) == 0
+    assert capsys.readouterr().out == "40 %\n"
+
+
 def test_attempts_are_numbered_from_1(finished: RecordedRun) -> None:
     with pytest.raises(UsageError, match="numbered from 1"):
         logs.main(["demo", "--attempt", "0"])

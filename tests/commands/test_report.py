@@ -169,6 +169,9 @@ def test_hours_of_a_file_are_split_at_midnight_and_by_every_key(
     assert hours["by_account"] == {"lab": 33, "phy": 0}
     one = as_json(report, ["--sacct-file", file, "--user", "bob"], capsys)["gpu_hours"]
     assert one["total"] == pytest.approx(1)
+    for accounts, total in (("phy", 0), ("phy,LAB", 33)):  # as sacct takes them
+        some = as_json(report, ["--sacct-file", file, "--account", accounts], capsys)["gpu_hours"]
+        assert some["total"] == pytest.approx(total)
     window = ["--start", "2026-05-02", "--end", "2026-05-02T02:30:00"]
     assert as_json(report, ["--sacct-file", file, *window], capsys)["gpu_hours"]["total"] == pytest.approx(13)
     assert "2026-05-01" in as_text(report, ["--sacct-file", file], capsys)

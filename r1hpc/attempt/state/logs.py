@@ -3,6 +3,7 @@
 Control characters are removed: a log can hold anything a model or a library printed.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -92,8 +93,12 @@ def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[
 def _from_last(path: Path, lines: int) -> GrowingFile:
     if not path.is_file():  # srun opens it a moment after the attempt began
         return GrowingFile(path)
-    shown, size = b"\n".join(tail(path, lines)), path.stat().st_size
-    return GrowingFile(path, max(0, size - len(shown) - 1) if shown else size)
+    shown = b"\n".join(tail(path, lines))
+    with path.open("rb") as log:
+        size = log.seek(0, os.SEEK_END)
+        log.seek(max(0, size - 1))
+        newline = log.read(1) == b"\n"  # not after a progress bar
+    return GrowingFile(path, max(0, size - len(shown) - newline) if shown else size)
 
 
 def wait_until_it_begins(run: RunDir) -> None:
