@@ -282,8 +282,8 @@ class _Sums:
         selected = counts if since is None and until is None else counts & (end > begin)
         for key in ("user", "account"):
             if (wanted := getattr(self._selection, key)) is not None:
-                codes = [code for name, code in self._codes[key].items() if is_among(name, wanted)]
-                selected = selected & np.isin(block[key], codes)
+                theirs = [code for name, code in self._codes[key].items() if is_among(name, wanted)]
+                selected = selected & np.isin(block[key], theirs)
         chosen = np.flatnonzero(selected)
         begin, held = begin[chosen], (end - begin)[chosen]
         gpus, nodes = block["gpus"][chosen], block["nodes"][chosen]

