@@ -1,4 +1,4 @@
-"""Fill in what a run leaves open, from the cluster: executor, GPUs per node, time limit, warning.
+"""Fill in what a run leaves open, from the cluster: executor, GPUs per node, time limit, warning signal.
 
 Submissions and `doctor` call `decide`, which also makes the run's plan. It refuses a partition that does not
 exist and a time above its limit.

@@ -1,4 +1,4 @@
-"""Submit an order, a run or a chain, for api.submit.
+"""Submit an order (a run or a chain) for api.submit.
 
 A run is planned, checked against the budget, frozen and started here; submit_chain.py takes a chain. A dry
 run asks Slurm too: it is refused as the submission would be. `prepare_inside_job` is for sbatch/train.sh,

@@ -103,8 +103,8 @@ def train_both_ways(group: Group, folder: Path) -> None:
         model = ModelConfig(path=str(folder / "weights"), lora_rank=rank)
         config = settings(stage, Precision.bf16, model)
         one = trained(build_policy(config, QWEN2), config, group)
-        lie = placement(config, group, divided=True)
-        other = trained(build_policy(config, QWEN2, lie), config, group)
+        place = placement(config, group, divided=True)
+        other = trained(build_policy(config, QWEN2, place), config, group)
         for ours, theirs in zip(one, other, strict=True):
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs), (stage, rank)
         assert not all(torch.equal(one[0][key], one[1][key]) for key in one[0])

@@ -91,8 +91,8 @@ def shape_in(model: Path) -> dict[str, Any]:
 
 def alone(config: RunConfig) -> Any:
     """The wrapped model in this process, without DeepSpeed."""
-    lie = placement(config, Group(0, 0, 1, torch.device("cpu")), divided=False)
-    return build_policy(config, shape_in(Path(config.model.path or "")), lie)
+    place = placement(config, Group(0, 0, 1, torch.device("cpu")), divided=False)
+    return build_policy(config, shape_in(Path(config.model.path or "")), place)
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""Convert a field's value, in any file format, to the bytes of a document; define documents and spans.
+"""Define what the readers of all formats share: documents, spans of input files, and FieldReader.
+
+It turns a field's value into the bytes of a document:
 
 reader = FieldReader(recipe, source)
 reader.document(position, value)    # a string, bytes, messages, token ids or nothing

@@ -1,7 +1,8 @@
 """Check a model folder's weights from file names and safetensors headers alone, without torch.
 
 A safetensors file is 8 bytes of length (little-endian), a JSON header of that length, and the data
-(huggingface.co/docs/safetensors). The ranks compare shapes with the config (train/model/model.py).
+(huggingface.co/docs/safetensors). At submission train/checks/model.py asks for missing files (check_weights),
+shapes and LoRA targets (check_tensors); on the ranks train/model/model.py refuses what transformers found.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Read algebra for the judges without evaluating text: trees of arithmetic.py become SymPy expressions.
 
-It replaces SymPy's parse_expr, which evaluates, in all packages while an answer is judged. Imported only in
-the verifier's process, by judge_math.py and judge_gym.py. The answer's time limit bounds SymPy's own work.
+It replaces SymPy's parse_expr, which evals the text, in all packages while an answer is judged. Imported only
+in the verifier's process, by judge_math.py and judge_gym.py. The answer's time limit bounds SymPy's own work.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Judge the facts of an attempt (evidence.py): one pure function for each problem, which yields its findings.
 
-A rule without the facts it needs gives no finding. Thresholds without a source are our own choice, with
-the reason beside them; none was tuned on a fleet.
+diagnose.py applies them, after the attempt or while it runs. A rule without the facts it needs gives no
+finding. Thresholds without a source are our own choice, with the reason beside them; none was tuned on a
+fleet.
 """
 
 import math

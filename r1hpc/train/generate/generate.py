@@ -143,8 +143,8 @@ def _judge_of_model(job: Job) -> Iterator[tuple[Judge, str | None]]:
     with open_judge(job, zero_stage=0) as (judge, hf_config):
         if _missing(job):
             job.watchdog.beat("loading the model")
-            lie = placement(config, job.group, divided=False)
-            network = build_model(config.model, hf_config, config.train.seed, lie).eval()
+            place = placement(config, job.group, divided=False)
+            network = build_model(config.model, hf_config, config.train.seed, place).eval()
             weights = judge.engine.sync_weights(network)
         yield judge, weights
 

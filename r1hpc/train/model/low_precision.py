@@ -36,7 +36,7 @@ _SIDE = 16
 """torch._scaled_mm takes multiples of it."""
 
 
-def four_bits(lie: Placement) -> dict[str, Any]:
+def four_bits(place: Placement) -> dict[str, Any]:
     """Return arguments for from_pretrained to round each tensor as it is read, on its device."""
     from transformers import BitsAndBytesConfig
 
@@ -50,11 +50,11 @@ def four_bits(lie: Placement) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=False,
-        bnb_4bit_compute_dtype=lie.dtype,
+        bnb_4bit_compute_dtype=place.dtype,
         # ZeRO 3 gathers a layer's parameters in one tensor, which has one dtype.
-        bnb_4bit_quant_storage=torch.uint8 if lie.sharding is None else lie.dtype,
+        bnb_4bit_quant_storage=torch.uint8 if place.sharding is None else place.dtype,
     )
-    return {"quantization_config": config, "device_map": {"": lie.device}}
+    return {"quantization_config": config, "device_map": {"": place.device}}
 
 
 def finish(network: Any, dtype: torch.dtype) -> None:

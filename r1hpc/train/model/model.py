@@ -29,12 +29,12 @@ from r1hpc.train.model.placement import Placement
 
 
 def build_model(
-    model: ModelConfig, hf_config: dict[str, Any], seed: int, lie: Placement | None = None
+    model: ModelConfig, hf_config: dict[str, Any], seed: int, place: Placement | None = None
 ) -> PreTrainedModel:
     """Return the model, the same on every rank for the same seed.
 
     Dropout follows `hf_config`, a config.json with its vocabulary (plan.model.load_model_config), else
-    transformers' default (GPT-2's is 0.1). `lie`: dtype, device and division of its parameters; None:
+    transformers' default (GPT-2's is 0.1). `place`: dtype, device and division of its parameters; None:
     complete, in fp32, on the CPU. Raise ConfigError for an unknown model_type or attention, or weights that
     are missing, of another shape, or trained with another attention.
     """
@@ -55,15 +55,15 @@ def build_model(
     config.use_cache = False
     if model.path is not None and not model.from_scratch:
         check_weights(model)
-        network = _from_weights(Path(model.path), config, model, lie)
+        network = _from_weights(Path(model.path), config, model, place)
     else:
-        with lie.each_made() if lie else nullcontext(), _refused(model.attn_implementation):
+        with place.each_made() if place else nullcontext(), _refused(model.attn_implementation):
             network = AutoModelForCausalLM.from_config(
                 config, attn_implementation=model.attn_implementation, dtype=torch.float32
             )
         add_gates(network, model.attn_implementation)
-    if lie:
-        lie.put_rest(network)
+    if place:
+        place.put_rest(network)
     if model.activation_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     network.train()
@@ -123,16 +123,16 @@ def _refuse_tied_targets(network: Any, model: ModelConfig) -> None:
         )
 
 
-def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement | None) -> PreTrainedModel:
+def _from_weights(folder: Path, config: Any, model: ModelConfig, place: Placement | None) -> PreTrainedModel:
     said, implementation, loading = logging.get_verbosity(), model.attn_implementation, {}
     if model.base_quantization == "nf4":
-        lie = lie or Placement(torch.float32, torch.device("cpu"))
-        loading = four_bits(lie)
+        place = place or Placement(torch.float32, torch.device("cpu"))
+        loading = four_bits(place)
     logging.set_verbosity_error()  # what transformers only warns of is refused below
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # hundreds of lines in a rank's log
     try:
-        with lie.each_loaded() if lie else nullcontext(), _refused(implementation):
+        with place.each_loaded() if place else nullcontext(), _refused(implementation):
             network, loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -150,8 +150,8 @@ def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement 
     _check_loaded(loaded, f"the weights in {folder}", type(network).__name__)
     add_gates(network, implementation)
     load_gates(network, folder)
-    if lie and loading:
-        finish(network, lie.dtype)
+    if place and loading:
+        finish(network, place.dtype)
     return network
 
 

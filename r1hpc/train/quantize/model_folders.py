@@ -52,8 +52,8 @@ def export_checkpoint(
         weights = load_file(checkpoint.path / _TAG / "mp_rank_00_model_states.pt")["module"]
     if _CRITIC in weights:
         weights = {k.removeprefix("policy."): v for k, v in weights.items() if k.startswith("policy.")}
-    lie = Placement(DTYPES[config.train.precision], torch.device("cpu"))
-    network = build_policy(config, load_model_config(config, vocab_size), lie)
+    place = Placement(DTYPES[config.train.precision], torch.device("cpu"))
+    network = build_policy(config, load_model_config(config, vocab_size), place)
     try:
         if holds_nf4(network):
             load_adapters(weights, network)

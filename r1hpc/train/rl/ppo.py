@@ -54,12 +54,12 @@ class ActorCritic(nn.Module):
         ]
 
 
-def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placement) -> ActorCritic:
+def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], place: Placement) -> ActorCritic:
     """Return the policy and a critic with the same initial weights. These are loaded or drawn twice, because
     sharded weights cannot be copied."""
-    policy = build_policy(config, hf_config, lie)
-    network = ActorCritic(policy, build_policy(config, hf_config, lie).base_model)
-    lie.put_rest(network)
+    policy = build_policy(config, hf_config, place)
+    network = ActorCritic(policy, build_policy(config, hf_config, place).base_model)
+    place.put_rest(network)
     return network
 
 

@@ -54,12 +54,12 @@ def run(job: Job) -> Outcome:
         evaluated = job.run.metrics / "evaluated.json"
         refuse_other_asking(job, evaluated, asking, "the run began", partial(has_kept, job.run))
         job.watchdog.beat("building the model")
-        lie, parameters = placement(config, job.group, divided=True), None
+        place, parameters = placement(config, job.group, divided=True), None
         if config.rl.algorithm == "ppo":
-            network: Any = build_actor_critic(config, hf_config, lie)
+            network: Any = build_actor_critic(config, hf_config, place)
             policy, parameters = network.policy, network.parameter_groups(config)
         else:
-            network = policy = build_policy(config, hf_config, lie)
+            network = policy = build_policy(config, hf_config, place)
         reference = build_reference(job, hf_config, policy)
         of_reference = reference.id if reference else None
         facts: dict[str, Any] = {"reference": of_reference, "algorithm": config.rl.algorithm}

@@ -33,13 +33,13 @@ DTYPES = {
 """dtype of the weights; FP8 is made from them for each matrix product."""
 
 
-def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | None = None) -> Any:
-    """Return the network to train, with adapters if configured; `lie` as for build_model."""
-    policy: Any = build_model(config.model, hf_config, config.train.seed, lie)
+def build_policy(config: RunConfig, hf_config: dict[str, Any], place: Placement | None = None) -> Any:
+    """Return the network to train, with adapters if configured; `place` as for build_model."""
+    policy: Any = build_model(config.model, hf_config, config.train.seed, place)
     if config.model.lora_rank:
         policy = wrap_lora(policy, config.model)
-        if lie:
-            lie.put_rest(policy)
+        if place:
+            place.put_rest(policy)
     if config.train.precision is Precision.fp8:
         from r1hpc.train.model.low_precision import compute_in_fp8
 
@@ -99,14 +99,14 @@ def build_reference(job: Job, hf_config: dict[str, Any], policy: Any = None) -> 
         return None
     elif where == "none":
         return Reference(policy, weights_id(config, job.group), partial(without_adapters, policy))
-    lie = placement(config, job.group, divided=False)
+    place = placement(config, job.group, divided=False)
     if where != "whole":
         asked = inference_config(config, world_size=job.group.world_size, on_host=where == "host")
-        lie = replace(lie, sharding=asked)
-    network = build_model(config.model, hf_config, config.train.seed, lie).requires_grad_(False).eval()
-    if lie.sharding is None:
+        place = replace(place, sharding=asked)
+    network = build_model(config.model, hf_config, config.train.seed, place).requires_grad_(False).eval()
+    if place.sharding is None:
         return Reference(network, weights_id(config, job.group))
-    engine, *_ = deepspeed.initialize(model=network, config=lie.sharding, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(model=network, config=place.sharding, dist_init_required=False)
     engine.eval()
     return Reference(engine, weights_id(config, job.group))
 
