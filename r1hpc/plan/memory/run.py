@@ -92,12 +92,9 @@ def memory_of_run(
         logits_chunk_tokens=train.logits_chunk_tokens,
         is_offloaded=_optimizer_is_away(config),
     )
-    weights_gib, away = base.parameters_gib + frozen / GIB, 0.0
-    if _offload(options, "offload_optimizer") == "cpu":  # nvme takes no memory of the host
-        away = base.host_gib * GIB
-    if stage == 3 and (device := _offload(options, "offload_param")):
-        away += weights_gib * GIB if device == "cpu" else 0.0
-        weights_gib = 0.0
+    weights_gib, away = base.parameters_gib + frozen / GIB, base.host_gib * GIB
+    if stage == 3 and _is_off_gpu(options, "offload_param"):
+        weights_gib, away = 0.0, away + weights_gib * GIB
     packed = _packed_bytes(config, shape, seq_len) if topology.num_gpus else 0.0
     plan = replace(
         base,
@@ -144,7 +141,7 @@ def frozen_bytes(config: RunConfig, shape: ModelShape, world_size: int = 1) -> f
 
 def is_offloaded(config: RunConfig) -> bool:
     """True if DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
-    return _optimizer_is_away(config) or _offload(_zero_options(config), "offload_param") != ""
+    return _optimizer_is_away(config) or _is_off_gpu(_zero_options(config), "offload_param")
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
@@ -356,11 +353,9 @@ def _zero_options(config: RunConfig) -> dict[str, Any]:
 
 def _optimizer_is_away(config: RunConfig) -> bool:
     """True if the optimizer is offloaded; without ZeRO DeepSpeed ignores zero_optimization."""
-    return config.deepspeed.zero_stage > 0 and _offload(_zero_options(config), "offload_optimizer") != ""
+    return config.deepspeed.zero_stage > 0 and _is_off_gpu(_zero_options(config), "offload_optimizer")
 
 
-def _offload(zero: dict[str, Any], what: str) -> str:
-    """Return the device that DeepSpeed offloads this to, cpu or nvme; empty if it does not."""
+def _is_off_gpu(zero: dict[str, Any], what: str) -> bool:
     part = zero.get(what)
-    device = part.get("device") if isinstance(part, dict) else None
-    return device if device in ("cpu", "nvme") else ""
+    return isinstance(part, dict) and part.get("device") in ("cpu", "nvme")
