@@ -1,4 +1,4 @@
-"""Get the GPU-hours of a user, an account or a cluster, for `report` and `budget`.
+"""Get the GPU-hours of a user, an account or a cluster, for `report`, `budget` and its check.
 
 They come from sacct, a file of its output, or run folders alone. Hours are the dict of
 accounting.hours.fold_hours; a large output goes to sacct_totals.py.

@@ -1,8 +1,8 @@
 """End an attempt on the batch host after the ranks have left: find the cause, decide what follows.
 
-The run is over, or Slurm restarts it by itself, or submission/chain/next_job.py asks Slurm to. The end is
-recorded before the requeue, because a requeue kills this process; `take_back` corrects the record if the
-requeue fails. Just before the requeue `refuse_cancelled` checks again whether the job was cancelled.
+The run is over, Slurm restarts it by itself, or the caller does (submission/chain/next_job.py, local.py). The
+end is recorded before the requeue, because a requeue kills this process; `take_back` corrects the record if
+the requeue fails. Just before the requeue `refuse_cancelled` checks again whether the job was cancelled.
 """
 
 import subprocess

@@ -1,6 +1,7 @@
 """Decide whether a run may be started again: the limits of its causes, of idle attempts, and of its hours.
 
-Asked at the end of an attempt and at the next begin; may_begin.py has the other reasons not to begin.
+Asked at the end of an attempt and at the next begin; begin.py and may_begin.py have the other reasons not to
+begin. `seconds_left` tells rank 0 when to stop.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Feed an attempt's trackers (W&B, TensorBoard, Prometheus) from a separate process on the batch host.
 
-`begin` starts the process, and it lives until the attempt is over. The ranks do not wait for it; only the
-`end` of a run does, for a moment. telemetry/trackers/ does the sending. Steps missed because of a quick
-requeue are sent in the next attempt. `check_trackers` checks before submission whether they can work.
+`begin` starts the process, and it lives up to a minute longer than the attempt. The ranks do not wait for it;
+only the `end` of a run does, up to 20 s. telemetry/trackers/ does the sending. Steps missed because of a
+quick requeue are sent in the next attempt. `check_trackers` checks before submission whether they can work.
 """
 
 import os

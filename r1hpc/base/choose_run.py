@@ -1,4 +1,4 @@
-"""Find the run a command is about: a folder or name, else your newest; list the runs under a run root.
+"""Find the run a command is about, named or the newest (yours first); list the runs under a run root.
 
 run_dir.py only opens a run that is named; this file also knows chains, sweeps and the default.
 """

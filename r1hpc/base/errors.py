@@ -1,7 +1,7 @@
 """Define the errors that a user sees as a message. Each says what is wrong and what to do.
 
-base/cli.py prints an R1hpcError's message on stderr and exits with its `exit_status`. It also prints OSError
-and a missing package as messages; any other exception is a bug and keeps its traceback.
+base/cli.py prints an R1hpcError's message on stderr and exits with its `exit_status`. It also prints OSError,
+a missing package and a loop of links as messages; any other exception is a bug and keeps its traceback.
 """
 
 

@@ -35,7 +35,7 @@ def at_home(path: str) -> str:
 
 
 def is_among(name: str, names: str | None) -> bool:
-    """True if `name` is in a comma-separated list of users or accounts, in any case; None lists all.
+    """True if a comma-separated list has this user or account, upper case or lower; None stands for all.
 
     Slurm's own flags take such lists, and Slurm ignores case in account names.
     """

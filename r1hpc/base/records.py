@@ -7,9 +7,9 @@
     mistake({"attempt": "two"}, Begin)      # "attempt is 'two', not a whole number"
     mistake({"attempt": 2, "new": 1}, Begin)     # None: keys of another version are no mistake
 
-base/files.py checks each record that it reads. A shape is a dataclass, a TypedDict, a NamedTuple, or a type
-such as `Count`. A kill, a full disk, another program or a person may have written the file, so a number may
-be text, infinite, or have 5,000 digits. Values that pass can be added up.
+base/files.py checks records against the shape that its caller gives. A shape is a dataclass, a TypedDict, a
+NamedTuple, or a type such as `Count`. A kill, a full disk, another program or a person may have written the
+file, so a number may be text, infinite, or have 5,000 digits. Values that pass can be added up.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Record which checkpoints that a script wrote by itself are complete, in script-checkpoints.jsonl.
 
-script/checkpoints.py and client/torch_save.py record them. `progress` shows begin and end how far it got.
+script/checkpoints.py and client/torch_save.py record them. `progress` tells begin and end how
+far the script got.
 """
 
 import os

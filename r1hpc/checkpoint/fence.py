@@ -1,8 +1,8 @@
 """Let only one incarnation of a run write checkpoints; the file system itself stops the others.
 
-An incarnation is one start of an attempt, told by a random token: a begin that died before its record is
-repeated under the same attempt number. Slurm can requeue a job while its old processes still run on a node it
-lost contact with. Each incarnation therefore stages under its own folder,
+An incarnation is one start of an attempt, with a random token of its own. The attempt's number is not enough:
+a begin that died unrecorded is repeated under it. Slurm can requeue a job while its old processes still run
+on a node it lost contact with. Each incarnation therefore stages under its own folder,
 
     <root>/.incarnation-<attempt>-<token>/step-<n>/
 

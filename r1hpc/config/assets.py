@@ -1,4 +1,4 @@
-"""Find the files in jobs/, configs/, shards/ and sbatch/ by name, and list names and settings for TAB.
+"""Find job files, presets and cluster profiles by name, and list names and settings for TAB.
 
 Loads no YAML, since completion must be quick.
 """

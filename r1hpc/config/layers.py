@@ -1,4 +1,4 @@
-"""Merge the keys and values of configuration files, before load.py checks them and makes a RunConfig.
+"""Merge configuration files, whose keys load.py has checked; it then checks the values too.
 
     merged([preset, job], [{"reward": {"terms": {REPLACE: True, "accuracy": 1.0}}}])
 

@@ -1,4 +1,4 @@
-"""Find our setting for another library's name (for errors of load.py), and drop those since removed.
+"""Find our setting for another library's name (for errors of load.py), and drop removed settings of ours.
 
 name_here("train.learning_rate")        # "train.lr", as in TRL
 is_removed("rl.by_pass_rate")           # True: earlier versions had it

@@ -17,7 +17,7 @@ from r1hpc.slurm.probe import ClusterFacts
 
 
 def profile_of(config: RunConfig, facts: ClusterFacts, reports: Sequence[NodeReport]) -> dict[str, Any]:
-    """Return keys of config.schema.cluster.ClusterConfig. What is left out is probed at each submission.
+    """Return keys of config.schema.cluster.ClusterConfig. GPUs left out are probed at each submission.
 
     The interface is named only if all nodes use the same. GPUs are left out if none was seen: another
     partition may have some. Partition, QOS and account are those that the user named; defaults are left to

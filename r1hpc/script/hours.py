@@ -1,4 +1,4 @@
-"""Estimate the hours of a script from finished runs of the same script, for the budget.
+"""Estimate the hours of a script from finished runs of the same script, for submissions and the budget.
 
 estimate_like(run_root, config, plan, digest)      # None: no finished run on as many of these GPUs
 """

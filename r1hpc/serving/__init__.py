@@ -1,1 +1,1 @@
-"""Serve a model as a job: the server's process, the guard of its key, its address, its end."""
+"""Serve a model as a job: the server's process, the gate that requires its key, its address, its end."""

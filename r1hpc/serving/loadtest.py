@@ -1,6 +1,6 @@
 """Measure a server with 1, 2, 4 … clients that each ask again once answered (a closed loop).
 
-r1hpc/loadtest.py is the command:
+For r1hpc/loadtest.py, the command:
 
     for level in measure(target, Prompts(num_words=128, max_tokens=64), clients=(), seconds=30):
         level.requests_per_s, level.latency_s(95), level.failures

@@ -3,7 +3,8 @@
 Times are Unix seconds: SLURM_TIME_FORMAT=%s, which squeue, sinfo, scontrol and sacct obey (their man pages,
 "ENVIRONMENT VARIABLES"). The caller's format or locale cannot change what is parsed.
 
-SlurmError distinguishes a silent controller from a refusal; `retry` repeats a call until its error is final.
+SlurmError distinguishes a silent controller from a refusal; `retry` repeats a call until it succeeds, fails
+for good or time is up.
 """
 
 import os

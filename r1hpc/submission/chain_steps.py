@@ -1,4 +1,4 @@
-"""Decide what each stage of a chain needs next, and submit it on Slurm; submit_chain.py calls both.
+"""Decide what each stage of a chain needs next (`plan_steps`), and submit it on Slurm.
 
 Finished stages are skipped, running ones left alone; stopped, cancelled or failed ones are resumed, and the
 others submitted. Each job waits by `afterok` for those of the stages it needs. A kill between sbatch and the

@@ -1,8 +1,8 @@
 """Try out a run's questions and rewards at every submission and resume, before anything is queued.
 
-For a list every question that the run will ask is made (at most 20,000), for a drawn task a few. Custom terms
-and verdicts are called once. The caller (train/workload.py) then checks the longest prompts with the model's
-tokenizer.
+Questions are made as the run will ask them: all of a test file, up to 20,000 of a list, a few drawn ones.
+Custom terms and verdicts are called once. The caller (train/workload.py) then checks the longest prompts with
+the model's tokenizer.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def check_questions(
 
     Args:
         code: the frozen code of a resumed run, else None; see registry.make_task.
-        fits: True if a prompt is short enough for the model; others are left out as the run will do.
+        fits: True if a prompt keeps to rollout.max_prompt_length; others are left out, as in the run.
         note: called with warnings about a new run, such as questions that it asks again.
 
     Raises:

@@ -3,7 +3,7 @@
 memory/fit.py suggests to `submit` what to change in a given run. States, activations, DeepSpeed's buffers and
 the optimizer's step come from plan/memory/step.py, RL's reference and sampler from plan/memory/run.py, plus a
 CUDA context and fragmentation. Offload keeps the optimizer's fp32 weights and moments, and the gradients, in
-host memory. LoRA is left out, and so are tensor and pipeline parallelism, which r1hpc does not use.
+host memory. LoRA is left out, and so are tensor and pipeline parallelism, with which r1hpc does not train.
 """
 
 import math

@@ -4,10 +4,10 @@ It reads coefficients.json, made by `python -m research.estimator.fit`. MFU coun
 full square of attention, against the dense bf16 peak; a run in FP8 may therefore exceed what bf16 could
 reach.
 
-The features (NAMES) are numbers near 0 that enter the logarithm of MFU. Six are losses whose form and size
-follow from physics; the fit (research/estimator) only finds how much of them published runs show. They have
-the form log(1 + t_loss / t_compute), with the step's arithmetic at half of an A100's peak, which large
-matrices reach:
+The features (NAMES) are numbers, mostly near 0, that enter the logarithm of MFU. Six are losses whose form
+and size follow from physics; the fit (research/estimator) only finds how much of them published runs show.
+They have the form log(1 + t_loss / t_compute), with the step's arithmetic at half of the card's peak, which
+large matrices reach:
 
     launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU
     sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs for each

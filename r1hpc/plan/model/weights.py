@@ -2,7 +2,8 @@
 
 A safetensors file is 8 bytes of length (little-endian), a JSON header of that length, and the data
 (huggingface.co/docs/safetensors). At submission train/checks/model.py asks for missing files (check_weights),
-shapes and LoRA targets (check_tensors); on the ranks train/model/model.py refuses what transformers found.
+damaged ones and LoRA targets (check_tensors). On the ranks train/model/model.py refuses tensors that are
+missing or have another shape than the config's.
 """
 
 import json

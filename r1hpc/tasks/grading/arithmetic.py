@@ -1,8 +1,8 @@
 """Parse untrusted arithmetic without evaluating it in Python.
 
 Everything is bounded before it is computed: characters, digits of a number, depth. Sums and products have any
-number of operands, so that a long flat text is a shallow tree. The judges compute a tree of integers exactly
-(`value`); algebra.py makes a SymPy expression of any other.
+number of operands, so that a long flat text is a shallow tree. `value` computes a tree of integers exactly;
+algebra.py makes a SymPy expression of any tree.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Find reinforcement learning that goes wrong, from a run's metrics per step.
 
-Pure and cheap: `--follow` calls it after new steps, `diagnose` for those of an attempt. It compares the
-window's newest steps with its oldest or its best; fewer than MIN_STEPS steps give no finding. Missing keys
-are not judged. It reads: reward, accuracy, reward_format (mean of the unweighted term, 0 to 1), entropy (nats
-per token), response_length and response_length_wrong (tokens), truncated_share, scoring_failed_share,
+Pure and cheap: `submit --follow` calls it after new steps, `diagnose` for those of an attempt. It compares
+the window's newest steps with its oldest or its best; fewer than MIN_STEPS steps give no finding. Missing
+keys are not judged. It reads: reward, accuracy, reward_format (mean of the unweighted term, 0 to 1), entropy
+(nats per token), response_length and response_length_wrong (tokens), truncated_share, scoring_failed_share,
 zero_variance_share, logprob_difference (mean absolute, nats per token).
 """
 

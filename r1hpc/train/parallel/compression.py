@@ -7,8 +7,8 @@ powersgd  a matrix (rows, cols) becomes two of `rank` columns (Vogels et al., ar
 Both keep the compression error and add it to the next step's gradient: fp32, as large as the model, on each
 rank, by parameter name. The mean of the ranks' errors is what the weights lack so far. DeepSpeed 0.19.8 calls
 us where it would all-reduce without ZeRO, once a step (engine.buffered_allreduce_fallback); clipping and the
-optimizer's step follow as usual. Without compression the bytes are counted too; under ZeRO DeepSpeed does it
-all.
+optimizer's step follow as usual. Without compression the bytes are counted too; under ZeRO DeepSpeed
+averages, and nothing is counted.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Measure a quantised export beside its original: size, perplexity, accuracy, speed.
 
-r1hpc.export --quantize calls `export_measured`, which quantises (quantize.py), then measures both. The
-questions are a run's held-out ones or its test files, in its prompt form, answered greedily. The texts are
-questions of its task with the completions the task shows: held-out ones for the perplexity, ones of the
-training part for calibration.
+r1hpc.export --quantize (unless --unmeasured) calls `export_measured`, which quantises (quantize.py), then
+measures both. The questions are a run's held-out ones or its test files, in its prompt form, answered
+greedily. The texts are questions of its task with the completions the task shows: held-out ones for the
+perplexity, ones of the training part for calibration.
 """
 
 import math

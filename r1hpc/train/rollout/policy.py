@@ -1,6 +1,6 @@
 """Build the network that a stage trains, and for RL the KL's reference or a teacher, and the sampling engine.
 
-Pretraining and SFT use only `build_policy` and `placement`; generate and evaluate use the sampling engine.
+Pretraining and SFT use `build_policy` and `placement`; generate and evaluate use `placement` and the engine.
 """
 
 from collections.abc import Callable, Iterator
