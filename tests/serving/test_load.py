@@ -117,7 +117,7 @@ def test_clients_double_until_throughput_stops_growing(small: Start) -> None:
 
 def test_two_servers_are_compared_under_the_same_load(small: Start) -> None:
     slow, fast = small("slots=4 first_s=0.4"), small("slots=4 first_s=0.1")
-    words = ["--key-file", str(slow.key_file), "--max-tokens", "4", "--seconds", "2", "--levels", "2"]
+    words = ["--key-file", str(slow.key_file), "--max-tokens", "4", "--seconds", "2", "--levels", "2,1"]
     done = run_loadtest(slow.url, fast.url, *words)
     assert done.returncode == 0, done.stderr
     verdict = done.stdout.splitlines()[-1]
