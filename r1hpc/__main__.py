@@ -23,6 +23,7 @@ GROUPS = {
         "status": "state of a run and of its attempts",
         "watch": "a run on one screen, refreshed",
         "logs": "output of the ranks",
+        "samples": "what the model writes: prompts, completions, rewards",
         "cancel": "end a run",
     },
     "GPU-hours": {

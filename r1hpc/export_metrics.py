@@ -40,18 +40,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _export(run: RunDir, arguments: Any) -> dict[str, Any]:
     """Write the metrics of all lasting steps; return what was written, and where."""
+    from r1hpc.config.load import read
     from r1hpc.telemetry.records.metrics import read_steps
     from r1hpc.telemetry.trackers.prometheus import write_textfile
     from r1hpc.telemetry.trackers.writers import TensorBoardWriter, WandbWriter
 
     if arguments.to == "prometheus":
         return {"file": str(write_textfile(run, arguments.out))}
+    with_samples = read(run.config).monitor.samples
     writer: TensorBoardWriter | WandbWriter
     if arguments.to == "tensorboard":
         folder = (arguments.out / flat_name(run)) if arguments.out else run.report / "tensorboard"
-        writer, where = TensorBoardWriter(folder), {"folder": str(folder)}
+        writer, where = TensorBoardWriter(folder, run if with_samples else None), {"folder": str(folder)}
     else:
-        writer, where = WandbWriter(run, run.report, arguments.project), {"project": arguments.project}
+        writer = WandbWriter(run, run.report, arguments.project, samples=with_samples)
+        where = {"project": arguments.project}
     try:
         count = writer.steps(list(read_steps(run).effective.values()))
     except BaseException:

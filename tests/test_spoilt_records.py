@@ -155,7 +155,7 @@ JSON_RECORDS = [name for name in RECORDS if name.endswith((".json", ".jsonl", "F
 
 COMMANDS = (
     *("status bad", "status bad --json", "status --all", "status --all --json"),
-    *("logs bad", "diagnose bad", "diagnose bad --json"),
+    *("logs bad", "diagnose bad", "diagnose bad --json", "samples bad"),
     *("report bad", "report bad --json", "report good bad --format csv", "report --compare bad good"),
     *("budget", "budget --json", "calibrate", "calibrate --json", "compare bad@0 bad@20", "compare bad good"),
     *("export-metrics bad --to prometheus", "cancel bad --save-first", "settings bad/config.yaml"),

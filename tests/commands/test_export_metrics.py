@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 
 from r1hpc import export_metrics as command
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.config import load
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.telemetry.trackers.writers import wandb_id
+from tests.commands.test_samples import add_sample
 from tests.recorded import RecordedRun, loss_of
 from tests.telemetry.wandb_file import read_offline, run_ids
 
@@ -93,6 +96,27 @@ def test_stages_of_two_chains_keep_apart(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == ["one+grpo", "two+grpo"]
 
 
+@pytest.mark.parametrize("samples", [True, False])
+def test_completions_go_along_unless_they_are_private(made: RecordedRun, samples: bool) -> None:
+    config = load.read(made.run.config)
+    load.save(replace(config, monitor=replace(config.monitor, samples=samples)), made.run.config)
+    add_sample(made.run, 10, 1, "5 *not bold*")
+    add_sample(made.run, 20, 1, "of a step that was lost")
+    add_sample(made.run, 30, 2, "until the next rollout", is_lasting=False)
+    assert command.main([str(made.run.path), "--to", "tensorboard"]) == 0
+    reader = accumulator.EventAccumulator(str(made.run.report / "tensorboard"))
+    reader.Reload()
+    texts = {
+        event.step: event.tensor_proto.string_val[0].decode()
+        for tag in reader.Tags()["tensors"]
+        for event in reader.Tensors(tag)
+    }
+    assert list(texts) == ([10] if samples else [])
+    if samples:
+        assert "accuracy=0" in texts[10]
+        assert "\n    5 *not bold*" in texts[10], "as code, which Markdown leaves alone"
+
+
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_without_the_extra_the_command_says_what_to_install(
     made: RecordedRun, package: str, monkeypatch: pytest.MonkeyPatch
@@ -106,9 +130,14 @@ def test_without_the_extra_the_command_says_what_to_install(
 def test_wandb_offline_leaves_a_folder_to_sync(made: RecordedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """What W&B's servers make of it is not tested: that needs a network and an account."""
     pytest.importorskip("wandb")
+    add_sample(made.run, 10, 1, "5")
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert command.main([str(made.run.path), "--to", "wandb"]) == 0
-    assert list(read_offline(made.run.report / "wandb")) == list(range(1, 41))
+    steps = read_offline(made.run.report / "wandb")
+    assert list(steps) == list(range(1, 41))
+    assert [step for step, values in steps.items() if any("samples" in key for key in values)] == [10]
+    (table,) = (made.run.report / "wandb").rglob("*.table.json")
+    assert json.loads(table.read_text())["data"] == [[False, 0.25, "accuracy=0", "4", "2+2=", "5"]]
     (first,) = run_ids(made.run.report / "wandb")
     assert first.startswith("demo-")
     other = RecordedRun(made.run.path.parent.parent / "others" / "demo")

@@ -252,6 +252,8 @@ class MonitorConfig:
     trackers: list[str] = ranged(factory=list, choices=TRACKERS)
     """tensorboard, wandb, prometheus: a separate process on the first node sends them the run's records live,
     without delaying training. Stages pretrain, sft and rl."""
+    samples: bool = True
+    """False: prompts and completions of stage rl stay in the run folder; W&B and TensorBoard get none."""
     wandb: WandbConfig = WandbConfig()
     prometheus_dir: str | None = None
     """The folder of node_exporter's textfile collector on the node. None: the run folder."""

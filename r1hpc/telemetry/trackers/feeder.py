@@ -134,7 +134,8 @@ class _AtFirstStep:
 def _tensorboard(run: RunDir, config: RunConfig) -> _AtFirstStep:
     from r1hpc.telemetry.trackers.writers import TensorBoardWriter
 
-    return _AtFirstStep(run, lambda: TensorBoardWriter(run.trackers / "tensorboard"))
+    samples_of = run if config.monitor.samples else None
+    return _AtFirstStep(run, lambda: TensorBoardWriter(run.trackers / "tensorboard", samples_of))
 
 
 def _wandb(run: RunDir, config: RunConfig) -> _AtFirstStep:
@@ -142,7 +143,7 @@ def _wandb(run: RunDir, config: RunConfig) -> _AtFirstStep:
 
     asked = config.monitor.wandb
     about = {name: value for name, value in asdict(config).items() if name != "cluster"}
-    named = (asked.project, asked.entity, asked.mode, about)
+    named = (asked.project, asked.entity, asked.mode, about, config.monitor.samples)
     return _AtFirstStep(run, lambda: WandbWriter(run, run.trackers, *named))
 
 

@@ -23,6 +23,7 @@ from r1hpc.tasks.problems.task import members
 from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.loop.step import agree
 from r1hpc.train.rl.rollout import Groups, Rollout, read_groups, varied, write_groups
+from r1hpc.train.rl.samples import keep_samples
 from r1hpc.train.rollout.judge import Judge
 
 _IN_CHECKPOINT = "stage_rank_0_"
@@ -156,6 +157,10 @@ class Collector:
     def labels(self, groups: Groups) -> list[str]:
         """Return each group's task; nothing unless there are several."""
         return [self._judge.task.item(int(item)).task for item in groups.items if self._is_mixture]
+
+    def keep_samples(self, step: int, groups: Groups) -> None:
+        """Keep some of a rollout's completions for people; `step` is its first update. Rank 0 only."""
+        keep_samples(self._job, self._judge, step, groups)
 
     def num_kept(self, rollout_index: int) -> int:
         """Return how many finished groups of a rollout are on disk, by their files' names."""

@@ -137,6 +137,8 @@ class RlStage:
         num_tokens = int(self._rollout.groups.lengths[rows].sum())
         self._tokens += num_tokens
         if job.group.rank == 0:
+            if is_first and has_begun(self._incarnation):
+                self._collector.keep_samples(step, self._rollout.groups)
             done = StepRecord(
                 tokens=self._tokens,
                 step_tokens=num_tokens,
