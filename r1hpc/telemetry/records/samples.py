@@ -67,7 +67,7 @@ class Sample:
     item: int | None
     prompt: str
     completion: str
-    """Of an evaluation: the greedy answer. Long texts of training lack their middle."""
+    """The greedy answer, if it is an evaluation. Long texts of training lack their middle."""
     expected: str | None = None
     correct: bool | None = None
     """None: it was not judged."""
@@ -78,7 +78,7 @@ class Sample:
     is_cut: bool | None = None
     """True if the limit of tokens ended it; None: not recorded."""
     num_correct: int | None = None
-    """Of an evaluation's num_samples sampled answers."""
+    """Correct ones among the num_samples sampled answers of an evaluation."""
     num_samples: int | None = None
 
 

@@ -21,7 +21,7 @@ from r1hpc.train.rollout.torch_engine import Samples
 
 _MOST_STEPS = 256
 _MOST_BYTES = 2**16
-"""Of one step."""
+"""The limit of one step."""
 _MOST_COMPLETIONS = 8
 _LONGEST_COMPLETION = 4000
 _LONGEST_PROMPT = 2000
