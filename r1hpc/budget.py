@@ -5,7 +5,7 @@
     python -m r1hpc.budget --campaign hundred_days
 
 If the budget names an account, spent hours come from Slurm, else from the run folders. Every forecast is P50
-(P10 to P90).
+(P10 to P90). The exit status is 1 if more than the budget is spent.
 """
 
 import time
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     progress = follow_campaign(budget, runs, now, arguments.campaign)
     text = "\n\n".join(budget_text(path, budget, status, progress, notes, now))
     print_result(budget_json(path, budget, status, progress, notes), text, arguments.json)
-    return 0
+    return int(budget is not None and budget.gpu_hours is not None and status.spent > budget.gpu_hours)
 
 
 if __name__ == "__main__":

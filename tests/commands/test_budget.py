@@ -63,3 +63,14 @@ def test_the_command_says_that_it_could_not_count_an_account(
     budget_file(root, "gpu_hours: 9000\naccount: lab\n")
     assert command.main(["--run-root", str(root)]) == 0
     assert "not of all jobs of account lab" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_exit_status_is_1_once_more_than_the_budget_is_spent(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget_file(root, "gpu_hours: 9000\n")
+    assert command.main(["--run-root", str(root), "--json"]) == 0
+    spent = json.loads(capsys.readouterr().out)["spent"]
+    budget_file(root, f"gpu_hours: {spent / 4.34}\n")
+    assert command.main(["--run-root", str(root)]) == 1
+    assert "434 % are spent" in capsys.readouterr().out

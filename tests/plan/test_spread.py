@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1hpc.plan.hours import spread as spread_module
 from r1hpc.plan.hours.spread import (
     NOTHING,
     TYPICAL_FACTOR,
@@ -93,3 +94,32 @@ def test_progress_narrows_the_forecast() -> None:
 
 def test_a_job_with_nothing_but_a_limit() -> None:
     assert until_limit(10) == Spread(1, 5, 9)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [until_limit(8)] * 40,
+        [around(hours + 1) for hours in range(60)],
+        [*[until_limit(hours % 7 + 1) for hours in range(90)], around(300), Spread(10, 90, 100)],
+        [Spread(0, 0, 4)] * 30,
+    ],
+)
+def test_many_alike_add_up_as_one_by_one(parts: list[Spread], monkeypatch: pytest.MonkeyPatch) -> None:
+    together = total(parts)
+    monkeypatch.setattr(spread_module, "_MANY", 10**9)
+    alone = total(parts)
+    for ours, true in zip(vars(together).values(), vars(alone).values(), strict=True):
+        assert ours == pytest.approx(true, rel=0.03, abs=0.02 * alone.p90)
+
+
+def test_ten_thousand_queued_tasks_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def draws(number: int) -> tuple[float, ...]:
+        drawn.append(number)
+        return (0.1,) * 2000
+
+    monkeypatch.setattr(spread_module, "_draws", draws)
+    total([until_limit(8)] * 10_000)
+    assert len(drawn) == 2, "the shared draw and the group's own"
