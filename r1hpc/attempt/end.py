@@ -26,7 +26,7 @@ from r1hpc.attempt.state.cause import (
     judge_by_srun,
     read_outcomes,
 )
-from r1hpc.attempt.state.unended import amend_end, mark_requeued, steps_for_the_end
+from r1hpc.attempt.state.unended import amend_end, corrected, mark_requeued, steps_for_the_end
 from r1hpc.attempt.trackers import await_trackers
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
@@ -37,6 +37,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.save_time import choose_signal_lead_s
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.endings import ending_of
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, record
 
@@ -85,7 +86,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     """
     failpoint("end")
     config = read(run.config)
-    history = read_history(run)
+    history = corrected(run, read_history(run))
     this = next(a for a in history.attempts if a.attempt == attempt)
     if this is not history.last:
         # slurmd died, the job was started elsewhere under the same id, and the old ranks lived on.
@@ -219,18 +220,10 @@ def _ask_slurm(job_id: str | None) -> JobState | None:
 def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
     if state is None:
         return SchedulerView()
-    left, states = _time_left(state), state.states
-    if "COMPLETING" in states and not state.is_requeued:
-        # scontrol shows this state and hides what made the job complete. It is not a requeue, and the batch
-        # script (this process) has not ended. So the limit was reached, or it was preempted where PreemptMode
-        # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or a user cancelled it,
-        # perhaps in the very second of the warning.
-        # Slurm lost another of its nodes if its reason says so (job_mgr.c, FAIL_DOWN_NODE; not seen).
-        is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time != warned
-        other = "PREEMPTED" if is_preempted else "CANCELLED"
-        other = "NODE_FAIL" if state.reason == "NodeDown" else other
-        states = states | {"TIMEOUT" if left is not None and left <= 0 else other}
-    return SchedulerView(states, state.preempt_time is not None, left)
+    states = state.states
+    if "COMPLETING" in states and not state.is_requeued and (row := ending_of(state, warned)) is not None:
+        states = states | {row.sacct[0]}  # which COMPLETING hides
+    return SchedulerView(states, state.preempt_time is not None, _time_left(state))
 
 
 def _time_left(state: JobState) -> float | None:

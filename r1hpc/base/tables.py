@@ -29,7 +29,9 @@ _COLOURS = {
     **dict.fromkeys(("finished", "ok"), "32"),
     **dict.fromkeys(("running",), "36"),
     **dict.fromkeys(("queued", "requeued", "preempted", "stopped", "warn", "warning"), "33"),
-    **dict.fromkeys(("failed", "fail", "cancelled", "crash", "oom", "hang", "node_fail", "error"), "31"),
+    **dict.fromkeys(
+        ("failed", "fail", "cancelled", "crash", "oom", "hang", "node_fail", "cluster", "error"), "31"
+    ),
     **dict.fromkeys(("waiting", "unknown"), "2"),
 }
 _STATE = re.compile(rf"(?m)(?:^|(?<=  )|(?<=: ))(?:{'|'.join(_COLOURS)})(?=  |:|$)")

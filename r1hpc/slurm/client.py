@@ -70,8 +70,15 @@ class SlurmError(R1hpcError):
 
     @property
     def may_have_arrived(self) -> bool:
-        """True if slurmctld may have carried out the request, and only its answer was lost."""
-        return self.timed_out or any(words in self.stderr for words in _MAYBE_ARRIVED)
+        """True if slurmctld may have carried out the request, and only its answer was lost.
+
+        A signal that ended the command (negative exit code) may have come after the request.
+        """
+        return (
+            self.timed_out
+            or (self.exit_code or 0) < 0
+            or any(words in self.stderr for words in _MAYBE_ARRIVED)
+        )
 
 
 def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | None = None) -> str:

@@ -32,37 +32,43 @@ if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
     export SLURM_JOB_START_TIME SLURM_JOB_END_TIME
 fi
 
-# Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
-# them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job. over: Slurm
+# Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. over: Slurm
 # has lost a node, and takes the job for ended. elsewhere: it has started the job again on other nodes.
 why_ending() {
-    local said ends=' JobState=(COMPLETING|CANCELLED|PREEMPTED|PENDING) '
+    local said state reason='' grace='' word
     said=$(scontrol show job -o "$JOB" 2> /dev/null)
     said=${said#* UserId=}
-    if [[ $said =~ \ JobState=(NODE_FAIL|BOOT_FAIL|TIMEOUT|DEADLINE|FAILED|OUT_OF_MEMORY)\  ]]; then
-        echo over
-    elif [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
-        if [[ $said =~ $ends ]]; then echo requeue; else echo elsewhere; fi
-    elif [[ ! $said =~ $ends ]]; then
-        return
-    elif [[ $said =~ \ Reason=NodeDown\  ]]; then
-        echo over
-    elif [[ $said =~ \ EndTime=([^ ]+)\ .*\ PreemptTime=([^ ]+) ]] &&
-        [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ]; then
-        echo grace
-    elif at_limit "$said"; then
-        echo limit
-    else
-        echo cancel
+    [[ $said =~ \ JobState=([A-Z_]+) ]] || return
+    state=${BASH_REMATCH[1]}
+    [[ $said =~ \ Reason=([^ ]*) ]] && reason=${BASH_REMATCH[1]}
+    # The end of a grace time moves PreemptTime to the end of the job.
+    [[ $said =~ \ EndTime=([^ ]+)\ .*\ PreemptTime=([^ ]+) ]] && [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ] &&
+        grace=grace
+    word=$(ending "$state/$reason/$grace")
+    if [ "$state/$word" = COMPLETING/over ] || [ "$word" != over ]; then
+        [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})) &&
+            if [ -n "$word" ]; then word=requeue; else word=elsewhere; fi
     fi
+    echo "$word"
 }
 
-# Only of a job that has ended: then both are by the clock of slurmctld. Of a running one scontrol and squeue
-# count by the clock of this host.
-at_limit() {
-    [[ $1 =~ \ RunTime=([0-9:-]+)\ TimeLimit=([0-9:-]+)\  ]] || return
-    local run=${BASH_REMATCH[1]} limit=${BASH_REMATCH[2]} # [D-]HH:MM:SS, so the longer text is more
-    ((${#run} > ${#limit})) || { ((${#run} == ${#limit})) && [[ ! $run < $limit ]]; }
+ending() {
+    case $1 in
+        # -- endings, from r1hpc/slurm/endings.py, which writes these lines
+        NODE_FAIL/*/* | BOOT_FAIL/*/*) echo over ;;
+        OUT_OF_MEMORY/*/*) echo over ;;
+        TIMEOUT/*/*) echo over ;;
+        DEADLINE/*/*) echo over ;;
+        FAILED/*/*) echo over ;;
+        COMPLETING/NodeDown/*) echo over ;;
+        PREEMPTED/*/*) echo grace ;;
+        COMPLETING/*/grace) echo grace ;;
+        COMPLETING/TimeLimit/*) echo limit ;;
+        COMPLETING/*exceeds*/*) echo limit ;;
+        PENDING/*/* | REQUEUED/*/* | REQUEUE_HOLD/*/*) echo requeue ;;
+        COMPLETING/*/* | CANCELLED/*/*) echo cancel ;;
+        # -- end of endings
+    esac
 }
 
 # Have the job run again, without the nodes $1 if any, and held where a reason $2 is given: asked for ten

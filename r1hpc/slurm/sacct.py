@@ -22,6 +22,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, run
+from r1hpc.slurm.endings import LOST
 
 # Columns of every sacct since 20.02: an unknown one is an error (Restarts came with 24.11). JobName is last:
 # it may hold the separator.
@@ -66,6 +67,13 @@ class JobRecord:
     job_name: str
     eligible: Time | None = None
     """Earliest possible start, given free nodes: waiting after that is queue time."""
+    cancelled_by: str | None = None
+    """The user ID after CANCELLED; empty: nobody's. None: not cancelled, or kept by an earlier version."""
+
+    @property
+    def ending(self) -> str:
+        """Return the state by which slurm.endings finds why the job ended."""
+        return LOST if self.state == "CANCELLED" and self.cancelled_by == "" else self.state
 
 
 def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30.0) -> list[JobRecord]:
@@ -242,6 +250,9 @@ def to_record(row: dict[str, str]) -> JobRecord:
         qos=cell("qos", ""),
         job_name=cell("jobname", ""),
         eligible=parse_when(cell("eligible", "")) or parse_when(cell("submit", "")),
+        cancelled_by=cell("state", "")[len("CANCELLED by ") :]
+        if cell("state", "").startswith("CANCELLED")
+        else None,
     )
 
 

@@ -7,15 +7,19 @@ import pytest
 
 from r1hpc import launch
 from r1hpc.attempt.begin import begin, read_facts
+from r1hpc.attempt.limits import reason_to_stop
 from r1hpc.attempt.rank import _deadlines
 from r1hpc.attempt.state.cause import STOPPED, RankOutcome, write_outcome
-from r1hpc.attempt.state.slurm_records import kept_records, record_of
+from r1hpc.attempt.state.slurm_records import kept_records, learn, record_of
 from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.attempt.state.unended import corrected
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
+from r1hpc.config.schema.run import LimitsConfig
 from r1hpc.slurm.rank_env import current
+from r1hpc.slurm.sacct import sacct_records
 from r1hpc.submission.chain.next_job import end_and_go_on
-from r1hpc.telemetry.records.attempts import Cause, read_history, record
+from r1hpc.telemetry.records.attempts import Cause, read_history, read_run_events, record
 from tests.attempt.ending_job import RUNNING, SHOWN, EndingJob
 from tests.checkpoint.harness import save
 
@@ -309,3 +313,63 @@ def test_an_attempt_that_was_killed_is_found_in_accounting_whatever_the_clock(
     found = record_of(records, "7", attempt.start, attempt.end, attempt.job_start)
     assert found is not None
     assert (found.state, found.start) == ("NODE_FAIL", start)
+
+
+def test_the_end_of_a_reservation_is_a_time_that_ended_and_the_run_goes_on(job: EndingJob) -> None:
+    """Slurm shows it as a time limit long before the limit; sacct says TIMEOUT."""
+    stopped_by_term(job)
+    shown = SHOWN.format(state="COMPLETING", end=500, preempted="None").replace(
+        "Reason=None", "Reason=TimeLimit"
+    )
+    job.slurm_says(*[shown.replace("UNLIMITED", "01:00:00")] * 4)
+    assert job.end() == 0
+    (ended,) = read_history(job.run).attempts
+    assert (ended.cause, ended.requeued) == (Cause.timeout, True)
+    assert ended.detail.startswith("Slurm ended it 3200 s before its time limit: its reservation")
+    assert job.asked_for == ["requeue 7"]
+
+
+def test_a_node_failure_that_accounting_names_late_is_corrected_and_counts(
+    job: EndingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """slurmdbd is away at the next begin. Then every reader knows better, and the begin after records it."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    stopped_by_term(job)
+    job.slurm_says(*[_TAKEN_BACK] * 40)
+    assert job.end() == 0
+    sacct_says(job, "NODE_FAIL")
+    answers = (job.bin / "sacct").read_text()
+    (job.bin / "sacct").write_text("#!/bin/bash\necho 'Connection refused' >&2; exit 1\n")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    assert read_history(job.run).attempts[0].cause is Cause.preempted, "all that its ranks knew"
+
+    (job.bin / "sacct").write_text(answers)
+    history = read_history(job.run)
+    records = sacct_records("7")
+    learn(job.run, records, time.time(), asked=time.time())  # as `report` does
+    assert [a.cause for a in read_history(job.run).attempts] == [Cause.preempted, None], (
+        "nothing is rewritten"
+    )
+    assert corrected(job.run, history).attempts[0].cause is Cause.node_fail
+    assert read_situation(job.run).history.attempts[0].cause is Cause.node_fail
+
+    assert reason_to_stop(corrected(job.run, history).attempts[:1], LimitsConfig(max_node_failures=0))
+    (job.bin / "scontrol").write_text("#!/bin/bash\necho 'Invalid job id specified' >&2; exit 1\n")
+    assert begin(job.run, "slurm", "8", ("n1",), 1) == 3
+    ends = [e for e in read_run_events(job.run)[0] if e["event"] == "end" and e["attempt"] == 1]
+    assert [e["cause"] for e in ends] == ["preempted", "node_fail"]
+
+
+@pytest.mark.parametrize(("state", "cause"), [("CANCELLED by 1000", "cancelled"), ("CANCELLED", "cluster")])
+def test_a_job_that_slurmctld_lost_was_cancelled_by_nobody(job: EndingJob, state: str, cause: str) -> None:
+    """A cold start, `slurmctld -c`: it knows no job 7, and accounting closes the record."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    (job.bin / "scontrol").write_text("#!/bin/bash\necho 'Invalid job id specified' >&2; exit 1\n")
+    sacct_says(job, state)
+    situation = read_situation(job.run)
+    assert situation.state is (State.cancelled if cause == "cancelled" else State.failed)
+    assert ("cancelled by a user" in situation.detail) is False
+    record(job.run, "submitted", executor="slurm", job_id="8")
+    assert begin(job.run, "slurm", "8", ("n1",), 1) == 2
+    assert read_history(job.run).attempts[0].cause == cause

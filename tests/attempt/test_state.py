@@ -203,7 +203,12 @@ _WAITED = {"start": "None", "end": 10**9 + 90}
             State.failed,
             "node_fail: a node of the job went down",
         ),
-        (True, [{"state": "TIMEOUT", **_ATTEMPTS_ROW}], State.failed, "timeout: the time limit was reached"),
+        (
+            True,
+            [{"state": "TIMEOUT", **_ATTEMPTS_ROW}],
+            State.failed,
+            "timeout: its time limit, its reservation or",
+        ),
         (
             False,
             [{"state": "FAILED", **_ATTEMPTS_ROW}],

@@ -107,3 +107,19 @@ def test_job_ids() -> None:
     assert read_job_id("Your group has 40 % of its hours left\n123;alpha\n") == "123"
     with pytest.raises(StateError, match="squeue"):
         read_job_id("queued, probably")
+
+
+@pytest.mark.parametrize("signal", ["KILL", "TERM"])
+def test_the_job_of_an_sbatch_that_was_killed_is_found(slurm: _Slurm, signal: str) -> None:
+    """Killed after its request was served, for memory or by the login node's limits."""
+    slurm.squeue(nth=2)
+    slurm.sbatch(f"kill -{signal} $$; sleep 9")
+    assert slurm.submit() == "8"
+    assert slurm.submissions == 1
+
+
+def test_an_sbatch_that_was_killed_before_its_request_has_made_no_job(slurm: _Slurm) -> None:
+    slurm.squeue(nth=99)
+    slurm.sbatch("kill -KILL $$; sleep 9")
+    with pytest.raises(SlurmError, match="exit status -9"):
+        slurm.submit()

@@ -17,6 +17,7 @@ from r1hpc.base.files import open_plain, read_object, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.plan.save_time import EARLY_S
+from r1hpc.slurm import endings
 from r1hpc.telemetry.records.attempts import Cause
 
 FINISHED = "finished"
@@ -206,19 +207,24 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
 
 def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
     view = evidence.scheduler
-    if evidence.cancel_requested or "CANCELLED" in view.states:
+    if evidence.cancel_requested:
         return Cause.cancelled, "cancelled by a user"
-    if view.states & {"NODE_FAIL", "BOOT_FAIL"}:
-        return Cause.node_fail, "a node of the job went down"
-    if "OUT_OF_MEMORY" in view.states or evidence.status == _OOM_STATUS:
-        return Cause.oom, "Slurm killed it for memory"
-    if view.preempted or "PREEMPTED" in view.states:
-        return Cause.preempted, "preempted by Slurm"
-    if "REQUEUED" in view.states and not evidence.requeued_by_us:
-        return Cause.preempted, "requeued by scontrol"
-    if "TIMEOUT" in view.states:
-        return Cause.timeout, "the time limit was reached"
-    return None
+    row = endings.of_states(view.states - ({"REQUEUED"} if evidence.requeued_by_us else set()))
+    if row is None and evidence.status == _OOM_STATUS:
+        row = endings.BY_SACCT["OUT_OF_MEMORY"]
+    if row is None and view.preempted:
+        row = endings.BY_SACCT["PREEMPTED"]
+    if row is None:
+        return None
+    if row.cause == Cause.timeout and view.seconds_left is not None:
+        if view.seconds_left <= 0:
+            return Cause.timeout, "the time limit was reached"
+        early = f"{round(view.seconds_left)} s before its time limit"
+        return (
+            Cause.timeout,
+            f"Slurm ended it {early}: its reservation, or the hours of its account or QOS, ended",
+        )
+    return Cause(row.cause), row.detail
 
 
 def _why_stopped(

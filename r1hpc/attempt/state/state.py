@@ -14,7 +14,7 @@ from typing import Any
 
 from r1hpc.attempt.state.cause import SchedulerView
 from r1hpc.attempt.state.slurm_records import kept_records, learn, own_records, submitted_at
-from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, judge_unended, record_of_attempt
+from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, corrected, judge_unended, record_of_attempt
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
@@ -158,14 +158,14 @@ def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
     """Return the situation of a run. Ask Slurm, for at most `timeout_s`, only if the folder is unclear."""
     # In this order: an attempt that begins in between is in the history, not the job of an earlier attempt.
     job = newest_job(run)
-    history = read_history(run)
+    history = corrected(run, read_history(run))
     if run.finished.exists():
         return Situation(State.finished, "", _with_its_end(run, job, history, timeout_s), job)
     state, detail = judge(run, history, job, JobReport())
     if state in (State.queued, State.running, State.requeued):
         report = ask(run, job, timeout_s)
         if report.alive is False:
-            history = read_history(run)  # what it recorded just before it exited
+            history = corrected(run, read_history(run))  # what it recorded just before it exited
             if job is not None and job.is_slurm and not report.states:
                 report = _ask_sacct(run, job, history, timeout_s) or report
         state, detail = judge(run, history, job, report)
@@ -325,9 +325,9 @@ def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> 
     began_in = record_of_attempt(records, last) if last is not None and last.cause is None else None
     return JobReport(
         alive=False,
-        cancelled=newest.state == "CANCELLED",
-        detail=f"job {job.job_id} was {newest.state} (sacct)",
-        states=frozenset({(began_in or newest).state}),
+        cancelled=newest.ending == "CANCELLED",
+        detail=f"job {job.job_id} was {newest.ending} (sacct)",
+        states=frozenset({(began_in or newest).ending}),
     )
 
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.attempt.state.cause import (
@@ -18,13 +19,14 @@ from r1hpc.attempt.state.cause import (
     judge_by_srun,
     read_outcomes,
 )
-from r1hpc.attempt.state.slurm_records import learn, record_of
+from r1hpc.attempt.state.slurm_records import kept_records, learn, record_of
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import progress
 from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.slurm import endings
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, sacct_records
-from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, read_run_events, record
+from r1hpc.telemetry.records.attempts import Attempt, Cause, History, read_history, read_run_events, record
 from r1hpc.telemetry.records.metrics import last_steps, loaded_step
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 WITHOUT_SUPERVISOR = "its ranks finished; the supervisor died before recording it"
 _FAILURES = (Cause.crash, Cause.hang, Cause.oom, Cause.unknown)
-_NODE_FAILED = frozenset(("NODE_FAIL", "BOOT_FAIL"))
 _SACCT_TIMEOUT_S = 10.0
 _SACCT_TRIES = 5
 
@@ -44,11 +45,9 @@ def close_unended(run: RunDir, config: "RunConfig", job_id: str) -> None:
     if last is None:
         return
     if last.cause is not None:
-        # If Slurm lost a node, its survivors got SIGTERM, as in a preemption: the cause is corrected.
-        may_be_wrong = not last.inferred and last.cause in (Cause.preempted, Cause.crash)
-        seen = _ask_sacct(run, last) if may_be_wrong else None
-        if seen is not None and seen.state in _NODE_FAILED:
-            amend_end(run, last.attempt, cause=Cause.node_fail.value, detail="a node of the job went down")
+        if _is_doubtful(last) and record_of_attempt(kept_records(run).records, last) is None:
+            _ask_sacct(run, last)
+        _record_corrections(run, history)
         return
     is_same_job = last.job_id == job_id
     if is_same_job and f"{last.job_start or 0:.0f}" == os.environ.get("SLURM_JOB_START_TIME"):
@@ -56,7 +55,7 @@ def close_unended(run: RunDir, config: "RunConfig", job_id: str) -> None:
     else:
         seen = _ask_sacct(run, last)
         restarted = is_same_job and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
-    view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
+    view = SchedulerView(frozenset({seen.ending} if seen else ()), restarted=restarted)
     cause, detail = judge_unended(run, last, view, history.is_newer("cancel_requested", "begin"))
     record(
         run,
@@ -71,6 +70,7 @@ def close_unended(run: RunDir, config: "RunConfig", job_id: str) -> None:
         inferred=True,
         ended=_ended(seen, last) if seen else _last_sign_of_life(run, last),
     )
+    _record_corrections(run, history)
 
 
 def judge_unended(
@@ -98,6 +98,42 @@ def judge_unended(
     if cause is Cause.crash and not (outcomes or evidence.in_logs or view.states or marks):
         return Cause.unknown, "ended without a record"
     return cause, detail
+
+
+def corrected(run: RunDir, history: History) -> History:
+    """Return the history with the causes that accounting proves, as far as it was asked."""
+    doubtful = [attempt for attempt in history.attempts if _is_doubtful(attempt)]
+    records = kept_records(run).records if doubtful else ()
+    changes = {a.attempt: _correct(run, a, record_of_attempt(records, a)) for a in doubtful}
+    attempts = tuple(changes.get(attempt.attempt, attempt) for attempt in history.attempts)
+    return replace(history, attempts=attempts) if attempts != history.attempts else history
+
+
+def _is_doubtful(attempt: Attempt) -> bool:
+    """True if accounting may know better: it names the end of a node, whose survivors got SIGTERM or failed,
+    and every end that was inferred without it."""
+    able = (Cause.preempted, Cause.crash, Cause.hang, Cause.cluster)
+    is_slurm = (attempt.job_id or "local-").partition("_")[0].isdecimal()
+    return is_slurm and attempt.cause is not None and (attempt.inferred or attempt.cause in able)
+
+
+def _correct(run: RunDir, attempt: Attempt, seen: JobRecord | None) -> Attempt:
+    row = endings.BY_SACCT.get(seen.ending) if seen is not None else None
+    if seen is None or row is None or row.cause in ("", attempt.cause):
+        return attempt
+    if attempt.inferred and attempt.cause is not Cause.finished:
+        cause, detail = judge_unended(run, attempt, SchedulerView(frozenset({seen.ending})))
+        return replace(attempt, cause=cause, detail=detail) if cause is not attempt.cause else attempt
+    if row.cause == Cause.node_fail and _is_doubtful(attempt):
+        return replace(attempt, cause=Cause.node_fail, detail=row.detail)
+    return attempt
+
+
+def _record_corrections(run: RunDir, history: History) -> None:
+    fresh = corrected(run, history)
+    for old, new in zip(history.attempts, fresh.attempts, strict=True):
+        if new != old and new.cause is not None:
+            amend_end(run, new.attempt, cause=new.cause.value, detail=new.detail)
 
 
 def mark_requeued(run: RunDir, attempt: int, status: int) -> None:
@@ -165,7 +201,10 @@ def _ask_sacct(run: RunDir, last: Attempt) -> JobRecord | None:
         except SlurmError:
             return None
         if (found := record_of_attempt(records, last)) is not None:
-            learn(run, [found], time.time())  # for the ledger: Slurm purges its records
+            ended = [record for record in records if record.end is not None]
+            learn(
+                run, ended, time.time()
+            )  # for the ledger, and for earlier attempts: Slurm purges its records
             return found
     return None
 

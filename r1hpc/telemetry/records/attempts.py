@@ -58,6 +58,8 @@ class Cause(StrEnum):
     cancelled = "cancelled"
     refused = "refused"
     """The run refused to start: a bad dataset, no usable checkpoint, superseded. Trying again cannot help."""
+    cluster = "cluster"
+    """Neither the run nor a node: srun started no rank, Slurm lost the job, or the run's disk failed."""
     unknown = "unknown"
 
     @property
