@@ -17,7 +17,14 @@ _DRY_RUN = "submit rl_smoke --dry-run --json --executor slurm"
 _WITH_PYTHON = f"{_DRY_RUN} cluster.python={sys.executable}"
 _WORKS = (
     *("submit smoke --dry-run", _DRY_RUN, "settings smoke", "estimate train", "status edc0a14"),
-    *("watch edc0a14 --once", "logs edc0a14", "samples edc0a14", "report edc0a14", "report --json", "diagnose edc0a14"),
+    *(
+        "watch edc0a14 --once",
+        "logs edc0a14",
+        "samples edc0a14",
+        "report edc0a14",
+        "report --json",
+        "diagnose edc0a14",
+    ),
     *("budget", "calibrate", "compare edc0a14@0 edc0a14@6", "export-metrics edc0a14 --to prometheus"),
     *("completion bash", "export --help", "shard --help"),
 )

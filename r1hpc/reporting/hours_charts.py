@@ -100,9 +100,12 @@ def error_words(runs: Sequence[EstimatedRun]) -> str:
     errors = [abs(run.planned.p50 / run.used - 1) for run in shown]
     inside = sum(run.is_inside for run in shown)
     bias = statistics.median(run.used / run.planned.p50 for run in shown)
+    if len(shown) == 1:
+        where = "inside" if inside else "outside"
+        return f"It used {bias:.2f}{TIMES} its P50, {where} P10 to P90."
     return (
         f"Median error {100 * statistics.median(errors):.0f} % over {len(shown)} finished "
-        f"run{'s' * (len(shown) > 1)}; the median run used {bias:.2f}{TIMES} its P50; {inside} of "
+        f"runs; the median run used {bias:.2f}{TIMES} its P50; {inside} of "
         f"{len(shown)} lie between P10 and P90 (80 % should)."
     )
 

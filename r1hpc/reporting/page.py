@@ -1,4 +1,4 @@
-"""Write the page of `report --format html`: used and planned hours, and curves of the newest runs.
+"""Write the page of `report --format html`: results, curves of the newest runs, used and planned hours.
 
 `draw_pngs` draws the charts of `report --plots`. The page has no script, font, picture or outside address: it
 opens from a mail, without a network. Names of runs and users are escaped wherever they appear.
@@ -35,12 +35,16 @@ from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, diagnose
 from r1hpc.telemetry.gpu.history import all_series
 from r1hpc.telemetry.records.evaluations import read_evaluations
 from r1hpc.telemetry.records.metrics import read_events
+from r1hpc.telemetry.records.samples import Sample, has_samples, read_samples, some_wrong_first
 
 _MOST_TABLE = 500
 _SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the run folders"}
-_MAIN = ("loss", "reward", "throughput", "utilisation", "power")
+_MAIN = ("loss", "throughput", "utilisation", "power")
+_MAIN_OF_RL = ("reward", "length", *_MAIN[1:])
 """Charts of a run on a page with others; a page of one run has all."""
 _NOTHING = "<p class=muted>It has taken no step yet.</p>"
+_MOST_SAMPLES = 4
+_MOST_RESULTS = 20
 _MOST_CARDS = 8
 """Runs that get a card, those begun last; the table has the others too."""
 _SELECTED = "Only the selection is counted here, so this page says nothing of the budget."
@@ -53,7 +57,8 @@ def head(view: View) -> str:
     span = ""
     if attempts:
         begin, end = min(each.start for each in attempts), max(each.end for each in attempts)
-        span = f", {format_day(begin)} to {format_day(end)}"
+        days = dict.fromkeys(map(format_day, (begin, end)))
+        span = f", {' to '.join(days)}"
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.now))
     where = f" under {view.run_root.absolute()}" if view.is_whole else ""
     count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
@@ -79,7 +84,8 @@ def tiles(view: View) -> str:
         if view.planned.p90 > 0:
             left = ("Planned", format_hours(view.planned.p50), _band(view.planned))
     shown = [("Spent", format_hours(spent), share), left, ("Useful", useful, wasted)]
-    if not any(run.is_cut for run in view.runs):  # hours of a window and hours to come do not add up
+    # Hours of a window and hours to come do not add up.
+    if (view.is_whole or any(run.is_live for run in view.runs)) and not any(run.is_cut for run in view.runs):
         shown.append(
             ("Forecast with running and queued", format_hours(spent + taken.p50), _band(taken + spent))
         )
@@ -130,7 +136,9 @@ def estimates(view: View) -> Iterator[str]:
     chart = hours_charts.planned_against_used(runs, view.unit)
     if chart is not None:
         words = f"The dark line is the estimate's median. {hours_charts.error_words(runs)}"
-        yield "<h2>Planned against used</h2>" + _chart_card(chart, words, "Each run")
+        alone = len(runs) == 1
+        heading, title = ("", "") if alone else ("<h2>Planned against used</h2>", "Each run")
+        yield heading + _chart_card(chart, words, title)
 
 
 def hours(view: View) -> Iterator[str]:
@@ -138,19 +146,30 @@ def hours(view: View) -> Iterator[str]:
     unit, used = view.unit, sum(view.parts.values())
     by_run = hours_charts.waste(view.parts_by_run, unit)
     if by_run is not None:
-        yield "<h2>Where the hours went</h2>"
-        yield _chart_card(by_run, f"Shares of the {unit} each run held.", "By run")
+        if len(view.runs) == 1:
+            yield _chart_card(by_run)
+        else:
+            yield "<h2>Where the hours went</h2>"
+            yield _chart_card(by_run, f"Shares of the {unit} each run held.", "By run")
         by_cause = hours_charts.lost_by_cause(view.wasted_by_cause, unit, used)
         yield _chart_card(hours_charts.by_day(view.days, unit)) + _chart_card(by_cause)
 
 
 def tables(view: View) -> Iterator[str]:
+    if len(view.runs) == 1 and not view.is_whole:
+        return  # its card has the same numbers
     yield "<h2>Tables</h2>"
     more = len(view.runs) - _MOST_TABLE
     shown = table(RUN_HEADINGS, list(map(row_of, view.runs[:_MOST_TABLE])), 4)
-    yield card("All runs", shown, f"and {more} older ones" if more > 0 else "")
+    yield card(
+        "All runs" if more > 0 or len(view.runs) > 1 else "The run",
+        shown,
+        f"and {more} older ones" if more > 0 else "",
+    )
     cards = []
     for name, rows in view.grouped:
+        if len(rows) < 2:
+            continue  # it has all of them
         whole = sum(hours for _, hours in rows)
         lines = [[key, format_hours(h), f"{100 * h / whole:.1f} %"] for key, h in rows if whole]
         cards.append(card(f"By {name}", table([name, view.unit, "share"], lines, 1)))
@@ -180,7 +199,8 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     data = read_run_data(run)
     charts = charts_of_run(data)
     nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
-    shown = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
+    main = _MAIN_OF_RL if "reward" in charts else _MAIN
+    shown = [chart for name, chart in charts.items() if is_alone or name in main]
     facts = [*_facts(run), *(f"{name} {value}" for name, value in card_of(run.run, run.stage))]
     stub = f'<p class="stub">The GPU readings come from {text(STUB)}.</p>' if data.is_stub else ""
     figures = "".join(
@@ -190,8 +210,30 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
         f'<section class="card run" id="run-{text(run.run_id)}"><h3>{text(run.run_id)} '
         f'<span class="badge {text(run.state)}">{text(run.state)}</span></h3>'
         f'<p class="facts">{" · ".join(map(text, facts))}</p>'
-        f'{_findings(run)}{stub}<div class="figures">{figures or nothing}</div></section>'
+        f'{_findings(run)}{stub}<div class="figures">{figures or nothing}</div>{_samples(run)}</section>'
     )
+
+
+def _samples(run: RunLedger) -> str:
+    """Show some completions, to be unfolded; empty if the run has kept none."""
+    try:
+        found = read_samples(run.run) if has_samples(run.run) else []
+    except UsageError:
+        return ""
+    kinds = dict.fromkeys(each.kind for each in found)
+    chosen = [some_wrong_first((s for s in found if s.kind == kind), _MOST_SAMPLES) for kind in kinds]
+    blocks = "".join(_sample(each) for samples in chosen for each in samples)
+    summary = "<summary>Some of what the model wrote, wrong answers first</summary>"
+    return f"<details class=samples>{summary}{blocks}</details>" if blocks else ""
+
+
+def _sample(sample: Sample) -> str:
+    facts = [sample.kind if sample.step is None else f"{sample.kind}, step {sample.step}"]
+    facts += ["correct" if sample.correct else "wrong"] if sample.correct is not None else []
+    facts += [f"expected {sample.expected}"] if sample.expected else []
+    facts += [f"reward {sample.reward:.3f}"] if sample.reward is not None else []
+    shown = " · ".join(map(text, facts))
+    return f'<p class="facts">{shown}</p>{lines(sample.prompt)}{lines(sample.completion)}'
 
 
 def draw_pngs(run: RunLedger) -> list[Path]:
@@ -248,12 +290,16 @@ def _findings(run: RunLedger) -> str:
 
 def page(view: View) -> str:
     """Return the page as text."""
-    charts = [*budget(view), *estimates(view), *hours(view)]
-    bodies = [*charts, *_cards(view)] if len(view.runs) > 1 else [*_cards(view), *charts]
-    results = "" if view.is_whole else results_card(read_results(view.runs))
+    charts = [
+        f"<h2>{view.unit[:1].upper()}{view.unit[1:]}</h2>{tiles(view)}",
+        *budget(view),
+        *estimates(view),
+        *hours(view),
+    ]
+    bodies = [*charts, *_cards(view)] if view.is_whole else [*_cards(view), *charts]
     warnings = [f'<div class="warn">{text(words)}</div>' for words in view.status.warnings(view.budget)]
-    top = [head(view), tiles(view), results, *warnings]
-    return document(view.title, [*top, *bodies, *tables(view), notes(view)])
+    results = results_card(read_results(view.runs[:_MOST_RESULTS] if view.is_whole else view.runs))
+    return document(view.title, [head(view), results, *warnings, *bodies, *tables(view), notes(view)])
 
 
 def _cards(view: View) -> Iterator[str]:

@@ -16,7 +16,9 @@ from r1hpc.config import load
 from r1hpc.reporting.style import card, table
 from r1hpc.telemetry.records.evaluations import first_and_newest
 
-_ABOUT = "Interval: 95 %. Difference: pass@1 minus that of the first row with the same questions."
+_ABOUT = (
+    "The interval is that of pass@1. Difference: pass@1 minus that of the first row with the same questions."
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def results_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]
     is_evaluated = any(each.evaluation for each in results)
     units = {each.unit.replace("hours", "h") for each in results}
     hours = units.pop() if len(units) == 1 else "hours"
-    headings = ["greedy", "pass@1", "", "difference"] if is_evaluated else []
+    headings = ["greedy", "pass@1", "95 % interval", "difference"] if is_evaluated else []
     first: dict[tuple[str, ...], float] = {}
     rows = []
     for each in results:

@@ -39,8 +39,13 @@ _FILES = {
 """Charts that share a PNG."""
 _REWARDS = ("reward", "reward_mean", "mean_reward")
 _MOST_POINTS = 240
-_BELOW_NAMES = 0.85
-"""Share of a chart's height below the names of the attempts."""
+_ABOVE: Mapping[str, Any] = {
+    **{"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 3, "borderpad": 0.1},
+    **{"handlelength": 0.9, "handletextpad": 0.4, "columnspacing": 0.9},
+}
+"""Place and spacing of a legend in one line."""
+_FLATTEST = 1e-3
+"""Least range of an axis of losses, as a share of the loss."""
 STUB = "source=stub: a test library, these readings mean nothing"
 Bands = Sequence[tuple[float, float, str]]
 
@@ -127,12 +132,19 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
     lengths = {"response_length_correct": ("good", "correct"), "response_length_wrong": ("lost", "wrong")}
     useless = ("muted", "groups that teach nothing")
     learning = {"zero_variance_share": useless, "entropy": ("useful", "entropy (nats)")}
-    drawn = [
+    steps = [
+        _over_steps(data, "reward", "Reward and accuracy (held-out: greedy)", rewards, held_out=True),
+        _over_steps(data, "length", "Length of the answers, in tokens", lengths),
+        _over_steps(data, "learning", "Left to learn from", learning),
+    ]
+    losses = [
         _over_steps(data, "loss", "Loss", {"loss": ("useful", "loss")}, lost="loss", floor=None),
         _over_steps(data, "lr", "Learning rate", {"lr": ("muted", "learning rate")}),
-        _over_steps(data, "reward", "Reward", rewards, held_out=True),
-        _over_steps(data, "length", "Length of the answers", lengths, "tokens"),
-        _over_steps(data, "learning", "Left to learn from", learning, "share, nats"),
+    ]
+    drawn = [
+        *([] if steps[0] is None else steps),  # the loss of RL does not show how good the policy is
+        *losses,
+        *(steps if steps[0] is None else []),
         _throughput(data),
         _gpus(data, "utilisation", "utilization_percent", "% of time with a kernel running", 100.0),
         _gpus(data, "power", "power_w", "watts a GPU", 0.0),
@@ -159,7 +171,6 @@ def _over_steps(
     name: str,
     title: str,
     lines: Mapping[str, tuple[str, str]],
-    unit: str = "",
     *,
     lost: str = "",
     floor: float | None = 0.0,
@@ -167,23 +178,22 @@ def _over_steps(
 ) -> Chart | None:
     """Draw lines {key of the step: (colour, meaning)} over the optimizer steps.
 
-    `unit` is the title of the y axis, if the meanings do not tell it; `floor` its start, None: near the least
-    value. With `lost` that key of the lost steps is drawn too, with `held_out` the evaluations.
+    `floor` is the start of the y axis, None: near the least value. With `lost` that key of the lost steps is
+    drawn too, with `held_out` the evaluations.
     """
     numbers = [float(step.global_step) for step in data.steps]
     curves = {key: thin(numbers, data.column(key)) for key in lines if _known(data.column(key))}
     tests = data.evaluations if held_out else {}
     if not curves:
         return None
-    is_named = bool(unit or tests or len(curves) > 1)
-    shown = unit or ", ".join(lines[key][1] for key in curves)
+    is_named = bool(tests or len(curves) > 1)
+    shown = ", ".join(lines[key][1] for key in curves)
     begin, end = min([numbers[0], 1.0, *tests]) - 0.5, max([numbers[-1], *tests]) + 0.5
 
     def draw(axes: Axes, width: int) -> None:
         low, high = _limits(curves.values(), floor, [test["high"] for test in tests.values()])
         number_axis(axes.xaxis, begin, end)
         number_axis(axes.yaxis, low, high, 4)
-        axes.set_title(shown)
         axes.set_xlabel("optimizer step", loc="right")
         _shade(axes, _step_bands(data.attempts), begin, end, width)
         if lost:
@@ -192,9 +202,10 @@ def _over_steps(
             _draw_curve(axes, curve, lines[key][0], (low, high), lines[key][1])
         if tests:
             _draw_tests(axes, tests)
-        if is_named:
-            axes.legend(loc="best", handlelength=1.2, bbox_to_anchor=(0, 0, 1, _BELOW_NAMES))
+        if is_named:  # above the chart, where it hides nothing
+            axes.legend(**_ABOVE)
         else:
+            axes.set_title(shown)
             # Mark the last value; its number is above the chart, where it hides no step.
             x, value = curve.last
             dot(axes, x, min(max(value, low), high), lines[key][0], f"{value:.4g}", 7)
@@ -235,7 +246,7 @@ def _draw_tests(axes: Axes, tests: Mapping[int, Mapping[str, float]]) -> None:
     values = [tests[x]["value"] for x in xs]
     below = [max(0.0, tests[x]["value"] - tests[x]["low"]) for x in xs]
     above = [max(0.0, tests[x]["high"] - tests[x]["value"]) for x in xs]
-    how = {"color": colour("save"), "ms": 6, "lw": 1.5, "zorder": 5, "label": "held-out, greedy"}
+    how = {"color": colour("save"), "ms": 6, "lw": 1.5, "zorder": 5, "label": "held-out"}
     axes.errorbar(xs, values, yerr=[below, above], fmt="o", clip_on=False, **how)
 
 
@@ -314,15 +325,14 @@ def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> No
     if len(bands) < 2:
         return
     size = 0.86 * width / max(end - begin, 1e-9)
+    has_room = all(len(name) <= (right - left) * size / 6.8 for left, right, name in bands)
     for i, (left, right, name) in enumerate(bands):
         shade = axes.axvspan(
             max(left, begin), min(right, end), color=colour(("band", "band2")[i % 2]), lw=0, zorder=0
         )
         tip(shade, name)
-        room = (right - left) * size / 6.8
-        number, _, cause = name.partition(" ")
-        words = next((words for words in (name, cause, number) if len(words) <= room), "")
-        if words:
+        words = name if has_room else name.partition(" ")[0]  # all alike
+        if len(words) <= (right - left) * size / 6.8:
             how = {"xycoords": ("data", "axes fraction"), "va": "top", "xytext": (0, -3)}
             note(axes, (left + right) / 2, 1.0, words, "muted", **how)
 
@@ -348,8 +358,12 @@ def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[
     low, usual, high = known[0], known[int(0.99 * len(known))], known[-1]
     high = max([high if high - low <= 5 * (usual - low) else usual, *others])
     low = low if floor is None else min(floor, low)
-    size = (high - low) or max(abs(high), 1e-9)
-    return (low - 0.06 * size if floor is None else low), high + 0.2 * size
+    if floor is not None:
+        return low, high + 0.2 * ((high - low) or 1.0)
+    least = max(_FLATTEST * max(abs(low), abs(high)), 1e-4)  # less would show rounding as a curve
+    if high - low < least:
+        low, high = (low + high - least) / 2, (low + high + least) / 2
+    return low - 0.06 * (high - low), high + 0.2 * (high - low)
 
 
 def _stretches(steps: Sequence[Step]) -> list[list[Step]]:

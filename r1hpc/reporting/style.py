@@ -30,6 +30,7 @@ _COLOURS = {
     "muted": ("#647080", "#98a3af"),
     "card": ("#ffffff", "#1a2027"),
     "page": ("#f6f7f8", "#12161b"),
+    "shade": ("#b7c0c9", "#000000"),
     "edge": ("#e2e6ea", "#2a323b"),
 }
 _NAMES = {light: name for name, (light, _) in _COLOURS.items()}

@@ -50,13 +50,13 @@ class View:
     @property
     def title(self) -> str:
         if len(self.runs) == 1 and not self.is_whole:
-            return f"{self.runs[0].run_id}: {self.unit}"
+            return full_name(self.runs[0].run)
         chains = {full_name(run.run).rpartition("/")[0] for run in self.runs}
         if len(chains) == 1 and (name := chains.pop()) and not self.is_whole:
-            return f"{name}: {self.unit}"
+            return name
         account = self.budget.account if self.budget else None
         whose = f"account {account}" if account else "all runs" if self.is_whole else "the selection"
-        return f"{self.unit[:1].upper()}{self.unit[1:]} of {whose}"
+        return f"{whose[:1].upper()}{whose[1:]}"
 
     @property
     def unit(self) -> str:

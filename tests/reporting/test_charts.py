@@ -26,7 +26,7 @@ from r1hpc.reporting.drawing import (
     short,
     time_axis,
 )
-from r1hpc.reporting.run_charts import RunData, charts_of_run, gpu_range, write_pngs
+from r1hpc.reporting.run_charts import RunData, _limits, charts_of_run, gpu_range, thin, write_pngs
 from r1hpc.telemetry.diagnosis.summary import AttemptSummary
 from r1hpc.telemetry.diagnosis.timeline import Split
 from r1hpc.telemetry.gpu.history import GpuSeries, Point
@@ -100,10 +100,14 @@ def test_a_run_is_drawn_with_its_attempts_causes_and_lost_steps() -> None:
     assert charts["reward"].label.startswith("mean reward over the optimizer steps: 0.75")
     assert set(charts) == {"loss", "lr", "reward", "throughput", "utilisation", "power", "memory"}
     loss = inline(charts["loss"])
-    assert {"loss", "optimizer step", "#2 finished", "redone", "last 1"} <= set(texts(loss))
+    assert {"loss", "optimizer step", "#1", "#2", "redone", "last 1"} <= set(texts(loss))
+    assert "#2 finished" not in texts(loss), (
+        "attempts are named alike, and the first has no room for its cause"
+    )
     assert "<title>#1 node fail</title>" in loss
     assert "<title>steps 51 to 60 were taken again</title>" in loss
-    assert "held-out, greedy" in texts(inline(charts["reward"]))
+    assert "held-out" in texts(inline(charts["reward"]))
+    assert list(charts)[:2] == ["reward", "loss"]
     assert charts["throughput"].title == "MFU"
     assert "mean 40" in texts(inline(charts["throughput"]))
     for name, unit, number in (("loss", "loss", "last 1"), ("throughput", "% of dense bf16 peak", "mean 40")):
@@ -111,6 +115,26 @@ def test_a_run_is_drawn_with_its_attempts_causes_and_lost_steps() -> None:
             heights = {node.text: node.get("y") for node in svg.iter("text")}
             assert heights[unit] == heights[number], "the number is above the curve, and hides no step"
     assert charts["power"].label == "watts a GPU, 2 GPUs: median and range"
+
+
+@pytest.mark.parametrize(
+    ("losses", "least"),
+    [([2.0, 2.0 + 1e-9] * 5, 1e-3), ([0.0, 1e-10] * 5, 1e-5), ([2.0, 1.5] * 5, 0.5)],
+)
+def test_rounding_is_not_drawn_as_a_curve(losses: list[float], least: float) -> None:
+    steps = [Step(i + 1, 1, loss=loss, time=NOW + i) for i, loss in enumerate(losses)]
+    (curve,) = [thin([step.global_step for step in steps], losses)]
+    low, high = _limits([curve], None, ())
+    assert low < min(losses) <= max(losses) < high
+    assert least <= high - low <= 2 * max(least, 1e-3) * 2
+    assert _limits([thin([1.0, 2.0], [0.0, 0.0])], 0.0, ()) == (0.0, 0.2), "a reward that stays 0"
+
+
+def test_a_legend_lies_above_the_values() -> None:
+    """Where it covers no error bar."""
+    for svg in svgs(inline(charts_of_run(two_attempts())["reward"])):
+        heights = {node.text: float(node.get("y") or 0) for node in svg.iter("text")}
+        assert heights["held-out"] < heights["#1"]
 
 
 def test_what_a_run_has_no_data_for_is_not_drawn() -> None:

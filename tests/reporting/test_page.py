@@ -24,8 +24,10 @@ from r1hpc.base.units import format_hours
 from r1hpc.reporting.page import publish
 from r1hpc.reporting.view import make_view
 from r1hpc.telemetry.gpu import history
+from r1hpc.telemetry.records.evaluations import evaluations_path
 from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.accounting.history import DAY, GroupRun, make_history
+from tests.commands.test_samples import add_sample
 from tests.recorded import RecordedRun
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -197,7 +199,7 @@ def test_the_command_writes_the_page_and_says_where(root: Path, capsys: pytest.C
     assert [path.name for path in root.glob("report*")] == ["report.html"]
     out = root / "pages" / "one.html"
     assert report.main(["--run-root", str(root), "eval-math", "--format", "html", "--out", str(out)]) == 0
-    assert "eval-math: GPU-hours" in out.read_text()
+    assert "<h1>eval-math</h1>" in out.read_text()
     with pytest.raises(UsageError, match="--out FILE goes with --format html"):
         report.main(["--run-root", str(root), "--out", str(out)])
 
@@ -266,7 +268,7 @@ def test_a_run_without_gpus_is_told_in_node_hours(tmp_path: Path) -> None:
     write_json(made.run.path / "estimate.json", estimate)
     made.attempt(1, 40, "finished", committed=40)
     page = page_of(tmp_path / "runs")
-    assert "Node-hours of all runs" in page
+    assert "<h2>Node-hours</h2>" in page
     assert "planned against used: cpu: 0.029 of 0.020" in " ".join(labels(page))
     assert "where the hours went: cpu: " in " ".join(labels(page))
 
@@ -351,3 +353,36 @@ def test_a_browser_draws_every_chart_and_complains_of_nothing(width: int, root: 
     assert measured["overflow"] <= 0, "it must not scroll sideways"
     assert measured["outside"] == []
     assert measured["smallest"] >= 11
+
+
+def test_the_page_of_an_rl_run_opens_with_results_and_shows_reward_before_loss(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "runs" / "grpo", stage="rl")
+    made.submit("local-1")
+    made.attempt(1, 40, "finished", committed=40, reward=0.5, accuracy=0.25)
+    whole = {"value": 0.5, "low": 0.4, "high": 0.6}
+    line = {
+        "greedy": whole,
+        "pass_at": {"1": whole},
+        "num_items": 9,
+        "num_samples": 1,
+        "response_length": 3.0,
+    }
+    append_record(evaluations_path(made.run), {"global_step": 40, "attempt": 1, "time": 1.0, **line})
+    add_sample(made.run, 30, 1, "<b>5</b>")
+    path = publish([made.run], tmp_path / "runs", None, time.time())
+    page = path.read_text()
+    order = (
+        "<h1>grpo</h1>",
+        "<h3>Results",
+        "95 % interval",
+        "Reward and accuracy",
+        "<figcaption>Loss",
+        "Spent",
+    )
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+    assert "By user" not in page
+    assert "By stage" not in page
+    assert "All runs" not in page
+    assert "&lt;b&gt;5&lt;/b&gt;" in page, "a completion is text, never HTML"
+    assert "expected 4" in page
