@@ -13,6 +13,11 @@ _STOPPED = [
     "exec('x = 1')",
     "compile('1', '<policy>', 'eval')",
     "compile('1', '', 'eval')",
+    "compile('1', '/policy.py', 'eval')",
+    "compile('1', '<unknown>', 'eval')",
+    "timeit.timeit('1', number=1)",
+    "_sympy_parser.eval_expr('1+1', {}, {})",
+    "open('/proc/self/environ')",
     "os.system('true')",
     "subprocess.run(['true'])",
     "os.fork()",
@@ -30,12 +35,16 @@ _DONE = [
     "json.loads('[1]')",
     "ast.literal_eval('[1]')",
     "open('/dev/null').read()",
+    "sympy.cancel('(a**2 - b**2)/(a - b)')",  # SymPy generates code for each ring
     "__import__('wave')",  # it makes a namedtuple; packages import their parts late
 ]
 _MEMORY = "bytearray(3 * 2**30)"
 
 _PROGRAM = """
-import ast, ctypes, json, os, socket, subprocess, sys, tempfile
+import ast, ctypes, json, os, socket, subprocess, sys, tempfile, timeit
+import sympy
+from sympy.parsing import sympy_parser as _sympy_parser
+from r1hpc.tasks.grading.algebra import replace_parse_expr
 from r1hpc.tasks.sandbox import guard
 
 def outcome(attempt):
@@ -49,6 +58,7 @@ def outcome(attempt):
     return "done"
 
 attempts = {text: eval("lambda: " + text) for text in json.loads(sys.argv[1])}
+replace_parse_expr()
 guard.install()
 print(json.dumps({text: outcome(attempt) for text, attempt in attempts.items()}))
 """

@@ -194,6 +194,15 @@ _CALLS = [
     ("input()", "failed in score: EOFError"),
     ("import os; os.system('true')", "os.system while an answer is judged"),
     ("return _quietly(lambda: exec('x = 1'))", r"gave 0 after a forbidden act .*\(compile\)"),
+    ("return _quietly(lambda: exec('x = 1')) - 1", r"gave -1 after a forbidden act .*\(compile\)"),
+    ("return _quietly(lambda: exec('x = 1')) or 1.0", r"gave 1 after a forbidden act .*\(compile\)"),
+    ("import timeit; return timeit.timeit('1', number=1)", "compile while an answer is judged"),
+    ("return 10**400", r"gave a number above 1e308, not a finite number"),
+    ("return -float('inf')", "gave -inf, not a finite number"),
+    ("return type('N', (), {'__float__': lambda _: 1 / 0})()", "not a number"),
+    ("import os; os.write(_replies(), b'0000'); return 1.0", "ended its process"),
+    ("import os; os.write(_replies(), _frame('[[]]')); return 1.0", "ended its process"),
+    ("import os; os.write(_replies(), _frame('7')); return 1.0", "ended its process"),
 ]
 
 
@@ -204,6 +213,14 @@ def _quietly(act):
         return 1.0
     except Exception:
         return 0.0
+
+def _replies():
+    import os
+    files = [f"/proc/self/fd/{number}" for number in range(3, 20)]
+    return [int(file[14:]) for file in files if os.path.exists(file) and "pipe" in os.readlink(file)][-1]
+
+def _frame(text):
+    return len(text).to_bytes(4, "big") + text.encode()
 """
 
 
@@ -222,6 +239,52 @@ def test_a_reward_that_fails_counts_0_and_is_one_sentence(tmp_path: Path, line: 
         with pytest.raises(UsageError, match=said):
             scorer.try_out(item)
     assert "\n" not in sentence
+
+
+def test_a_reply_that_nobody_asked_for_judges_no_other_completion(tmp_path: Path) -> None:
+    """It is found at the next request: its completion has a fresh process."""
+    text = f"""
+def score(prompt, completion, answer, metadata):
+    import os
+    if completion == "forges":
+        os.write(_replies(), _frame("[1, [1.0]]"))
+    return 0.25 if completion == "forges" else 0.5
+{_QUIETLY}"""
+    task = _task(tmp_path)
+    with Scorer(_reward(tmp_path, text, timeout_s=30.0), task, max_completion_length=64) as scorer:
+        texts = [Completion(each, 1, False) for each in ("forges", "next", "last")]
+        (scores,) = scorer.score_groups([(task.item(0), texts)])
+        assert [score.terms["score"] for score in scores][1:] == [0.5, 0.5]
+        assert scorer.stats.restarts == 1
+
+
+def test_the_guard_is_no_attribute_to_reset_and_secrets_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+def score(prompt, completion, answer, metadata):
+    import os, _posixsubprocess
+    from r1hpc.tasks.sandbox import guard
+    guard._armed = False
+    with guard.armed():
+        pass
+    if completion == "secret":
+        return float("HF_TOKEN" in os.environ or "sesame" in "".join(os.environ.values()))
+    if completion == "parent":
+        return len(open(f"/proc/{os.getppid()}/environ").read())
+    if completion == "fork":
+        return _posixsubprocess.fork_exec([b"true"], [b"/bin/true"], True, (), None, None, *[-1] * 8,
+                                          False, False, None, None, None, -1, None, False)
+    os.system("true")
+    return 1.0
+"""
+    monkeypatch.setenv("HF_TOKEN", "open sesame")
+    task = _task(tmp_path)
+    with Scorer(_reward(tmp_path, text, timeout_s=30.0), task, max_completion_length=64) as scorer:
+        texts = [Completion(each, 1, False) for each in ("secret", "parent", "fork", "system")]
+        (scores,) = scorer.score_groups([(task.item(0), texts)])
+        assert [(score.terms["score"], score.failed) for score in scores] == [(0, False)] + [(0, True)] * 3
+        assert [sentence.count("ForbiddenError") for sentence in scorer.sentences()] == [1, 1, 1]
 
 
 def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
 """What the verifier's process says of a judge that fails."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from r1hpc.tasks.grading.arithmetic import RefusedError
+from r1hpc.tasks.grading.verifier import Verifier
 from r1hpc.tasks.grading.worker import verdict
 from r1hpc.tasks.sandbox import guard
 
@@ -37,3 +41,32 @@ def _raising(error: BaseException) -> Any:
         raise error
 
     return judge
+
+
+def test_what_a_library_is_refused_is_told_and_counted() -> None:
+    """The library may swallow the error and call the answer wrong."""
+    program = """
+import json
+from r1hpc.tasks.grading import worker
+from r1hpc.tasks.sandbox import guard
+
+def judge(text, answer, metadata):
+    try:
+        return eval(text) == eval(answer)
+    except Exception:
+        return False
+
+guard.install()
+print(json.dumps([worker.verdict(judge, ["1+1", "2", {}]), worker.verdict(lambda *_: True, ["", "", {}])]))
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    refused, right = json.loads(printed)
+    assert "was refused what it needs (compile)" in refused["error"]
+    assert right is True
+    verifier = Verifier("exact", {}, 5.0)
+    with verifier:
+        assert verifier._understood(refused) is False
+    assert verifier.stats.failures == 1
+    assert verifier.sentences == [refused["error"]]

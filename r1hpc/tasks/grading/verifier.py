@@ -6,6 +6,7 @@ its time is wrong, and the process is killed and replaced. Equal questions in on
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class VerifierStats:
     crashes: int = 0
     """Answers that ended the process twice; wrong."""
     failures: int = 0
-    """Answers on which custom code failed; wrong."""
+    """Answers on which custom code failed, or a library was refused a forbidden act; wrong."""
     restarts: int = 0
     slowest_s: float = 0.0
     """Longest wait for the process, including killing but not starting it."""
@@ -146,6 +147,7 @@ class Verifier:
             return said  # type: ignore[no-any-return]
         self._note(said["error"])
         if not self._own:
+            self.stats.failures += "act" in said
             return False
         self.stats.failures += 1
         self._failed_in_a_row += 1
@@ -188,7 +190,9 @@ class Verifier:
         try:
             self._prepare(worker, chunk[0][2])
             began = time.monotonic()
-            verdicts: list[Any] = worker.ask(chunk, self._timeout_s)
+            verdicts = worker.ask(chunk, self._timeout_s)
+            if not isinstance(verdicts, list) or [*map(_is_one, verdicts)] != [True] * len(chunk):
+                raise DiedError("it sent something that is not a list of verdicts")
             return verdicts
         except BaseException:  # also an interrupt leaves a process whose next reply would be the wrong one
             self.close()
@@ -218,3 +222,10 @@ class Verifier:
                 self._worker.wait_ready(_START_LIMIT_S)
             self._ready = True
         return self._worker
+
+
+def _is_one(verdict: Any) -> bool:
+    """True for a verdict that worker.py sends: custom code may have written to its pipe."""
+    if isinstance(verdict, dict):
+        return isinstance(verdict.get("error"), str)
+    return verdict is None or (isinstance(verdict, bool | float) and math.isfinite(verdict))

@@ -35,6 +35,14 @@ def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
 
 def verdict(judge: Judge, question: Sequence[Any]) -> bool | float | dict[str, str] | None:
     """Return right, wrong, or None for an unreadable answer; a number or a sentence from custom code."""
+    found = _verdict(judge, question)
+    act = guard.refused_act()
+    if act is None or isinstance(found, dict):
+        return found
+    return {"error": f"a library of the judge was refused what it needs ({act})", "act": act}
+
+
+def _verdict(judge: Judge, question: Sequence[Any]) -> bool | float | dict[str, str] | None:
     text, answer, metadata = question
     try:
         with guard.armed():

@@ -2,8 +2,9 @@
 
 The verifier, reasoning-gym and custom tasks run in such processes. `WorkerProcess` is the parent's side, and
 trusts the other side neither to read, to answer nor to end. A message (frame) is four bytes of length, then
-JSON. `serve` is the process's side: it first sends {"ready": something} or {"error": why}, and ends when
-stdin closes, on Linux also when its parent dies. Signals to the job step are left to the parent.
+JSON. A request is [number, content], as is its reply. `serve` is the process's side: it first sends
+{"ready": something} or {"error": why}, and ends when stdin closes, on Linux also when its parent dies.
+Signals to the job step are left to the parent.
 """
 
 import ctypes
@@ -25,6 +26,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 HEADER = struct.Struct(">I")
 _ROOT = Path(__file__).resolve().parents[3]
 _READ_SIZE = 1 << 16
+_LONGEST_REPLY = 1 << 28
 _OWN_START_LIMIT_S = 60.0
 """To import custom code: torch alone takes half a minute from a network file system under load."""
 _NOT_FOR_THE_WORKER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -76,6 +78,7 @@ class WorkerProcess:
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
         self._received = bytearray()
+        self._asked = 0
         self._finalizer = weakref.finalize(self, _end, self._process)
 
     @property
@@ -99,8 +102,12 @@ class WorkerProcess:
         """Return its reply. Raise TimedOutError if none came within `deadline_s` seconds, and the process
         must be stopped; DiedError if it ended instead."""
         deadline = time.monotonic() + deadline_s
-        self._write(pack(request), deadline)
-        return self._read_frame(deadline)
+        self._asked += 1
+        self._write(pack([self._asked, request]), deadline)
+        match self._read_frame(deadline):
+            case [self._asked, reply]:
+                return reply
+        raise DiedError("custom code wrote to its pipe")  # the next reply would be read as another's
 
     def stop(self) -> None:
         """Kill it and wait until it is gone. A second call does nothing."""
@@ -117,7 +124,12 @@ class WorkerProcess:
 
     def _read_frame(self, deadline: float) -> Any:
         (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))
-        return json.loads(self._read_exactly(length, deadline))
+        if length > _LONGEST_REPLY:
+            raise DiedError(f"it sent {length} bytes")
+        try:
+            return json.loads(self._read_exactly(length, deadline))
+        except ValueError:
+            raise DiedError("it sent something that is not JSON") from None
 
     def _read_exactly(self, count: int, deadline: float) -> bytes:
         while len(self._received) < count:
@@ -189,7 +201,8 @@ def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _send(replies, {"ready": hello})
     while (request := read_frame(requests)) is not None:
-        _send(replies, handler(request))
+        number, content = request
+        _send(replies, [number, handler(content)])
     return 0
 
 

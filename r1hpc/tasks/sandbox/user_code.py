@@ -3,6 +3,8 @@
 Runs only in processes that can be killed: grading/worker.py judges, problems/user_worker.py makes questions.
 """
 
+import ast
+import contextlib
 import importlib
 import inspect
 import math
@@ -31,11 +33,13 @@ def load(spec: str, code: str | None) -> Any:
     sys.path.insert(0, str(plugin.root))
     try:
         module = _imported(plugin)
+        _import_early(plugin.root)
     # SystemExit too: a script not meant to be imported must not end this process.
     except BaseException as error:
         raise OwnCodeError(_sentence(spec, "cannot be imported", error)) from None
     if not callable(getattr(module, plugin.name, None)):
         raise OwnCodeError(f"{spec}: {plugin.module} has no function or class {plugin.name}")
+    guard.trust_libraries_of(str(module.__file__))
     return getattr(module, plugin.name)
 
 
@@ -68,8 +72,7 @@ def load_verdict(settings: Mapping[str, Any]) -> Judge:
         right = call(spec, task.verdict, text, answer, metadata)
         if not isinstance(right, bool):
             raise OwnCodeError(f"{spec}: verdict gave {right!r:.60}, not True or False")
-        if not right:
-            _refuse_caught_acts(f"{spec}: verdict gave False")
+        _refuse_caught_acts(f"{spec}: verdict gave {right}")
         return right
 
     return judge
@@ -85,12 +88,13 @@ def load_score(settings: Mapping[str, Any]) -> Judge:
         value = call(spec, function, metadata["prompt"], text, answer, metadata["metadata"])
         try:
             number = float(value)
-        except (TypeError, ValueError):
-            raise OwnCodeError(f"{spec} gave {value!r:.60}, not a number") from None
+        except OverflowError:
+            raise OwnCodeError(f"{spec} gave a number above 1e308, not a finite number") from None
+        except Exception:  # __float__ may be custom code
+            raise OwnCodeError(f"{spec} gave {_shown(value)}, not a number") from None
         if not math.isfinite(number):
             raise OwnCodeError(f"{spec} gave {number}, not a finite number")
-        if not number:
-            _refuse_caught_acts(f"{spec} gave 0")
+        _refuse_caught_acts(f"{spec} gave {number:g}")
         return number
 
     return judge
@@ -104,6 +108,13 @@ def _refuse_caught_acts(said: str) -> None:
         raise OwnCodeError(
             f"{said} after a forbidden act while judging a completion ({act}): see docs/tasks.md"
         )
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except Exception:  # __repr__ may be custom code
+        return f"a {type(value).__name__}"
 
 
 def _check_takes_four(spec: str, function: Callable[..., Any]) -> None:
@@ -133,6 +144,23 @@ def _imported(plugin: Plugin) -> Any:
     sys.modules[plugin.module] = module
     found.loader.exec_module(module)
     return module
+
+
+def _import_early(root: Path) -> None:
+    """Import what functions of the user's modules import when they are called: the guard would refuse what
+    NumPy and torch do then. An import that fails is left to the call, which may expect it to."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None) or ""
+        if not file.startswith(f"{root}/") or "-packages/" in file or not file.endswith(".py"):
+            continue
+        tree = ast.parse(Path(file).read_bytes())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for node in (inner for function in functions for inner in ast.walk(function)):
+            if not isinstance(node, ast.Import | ast.ImportFrom) or getattr(node, "level", False):
+                continue  # a relative one is of the user's own
+            statement = ast.Module([node], [])
+            with contextlib.suppress(Exception):
+                exec(compile(statement, file, "exec"), {})
 
 
 def _sentence(spec: str, what: str, error: BaseException) -> str:
