@@ -76,16 +76,19 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
     """Return the model, the run's question template, and whether answers are in a box."""
     from dataclasses import replace
 
+    from r1hpc.checkpoint.finished import check_folder, refuse_damaged
     from r1hpc.config.load import read
     from r1hpc.config.schema.run import ModelConfig
     from r1hpc.tasks.text.tokenizer import as_trained
 
     given, boxed = arguments.run_dir and Path(arguments.run_dir), False
     if given and (given / "config.json").is_file():
+        check_folder(given)
         model, template = ModelConfig(path=str(given), attn_implementation=_attention(given)), None
     else:
         run = choose_run(arguments.run_dir, arguments.run_root, has_model)
         folder, config = model_of(run, "chat with"), read(run.config)
+        refuse_damaged(run)
         model = as_trained(config.model, folder)
         template = None if arguments.as_typed else _template(config)
         boxed = config.reward.answer_in == "boxed"

@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
+    from r1hpc.checkpoint.finished import check_folder
     from r1hpc.telemetry.diagnosis.summary import names_of
     from r1hpc.telemetry.records.evaluations import read_answers, results
 
@@ -73,6 +74,7 @@ def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]
             f"{run.run_id} is the run of a script and has no evaluation: to compare the steps of two, "
             "python -m r1hpc.report --compare A B"
         )
+    check_folder(run.evaluation)
     number, answers = read_answers(run, int(step) if step else None)
     return full_name(run) + ("" if number is None else f"@{number}"), answers
 

@@ -122,6 +122,7 @@ def _submit(
 
 def _overrides(run: RunDir | None, arguments: argparse.Namespace) -> list[str]:
     """Return overrides, the last wins: SBATCH_* variables, our own flags, KEY=VALUE, sbatch's flags."""
+    from r1hpc.checkpoint.finished import check_folder
     from r1hpc.slurm.flags import all_overrides
 
     bare = [word for word in arguments.words if "=" not in word]
@@ -132,6 +133,7 @@ def _overrides(run: RunDir | None, arguments: argparse.Namespace) -> list[str]:
         name = folder.name
     else:
         folder, name = model_of(run, "serve"), run.run_id
+    check_folder(folder)
     chosen = {
         "model.path": str(folder),
         "serve.model_name": name,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1hpc.base.choose_run import add_run, choose_run, folders_with, list_runs, unreadable
 from r1hpc.base.cli import ArgumentParser, add_json, print_json, print_result, run_command
-from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import SWEEP, RunDir, run_root_of
 from r1hpc.base.tables import cell, coloured, format_table, wrap
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.telemetry.records.attempts import Attempt
 
 _Folder = TypeVar("_Folder", bound="ChainDir")
+DAMAGED = "damaged"
 _MOST_RUNS = 50
 """--all shows the newest runs; each open one may need a query to Slurm."""
 _MOST_OF_A_LINE = 300
@@ -41,6 +42,7 @@ _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "commi
 def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
+    parser.add_argument("--verify", action="store_true", help="hash the results and compare with FINISHED")
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
     add_json(parser)
     arguments = parser.parse_args(argv)
@@ -53,16 +55,17 @@ def main(argv: Sequence[str]) -> int:
     if chain is None:
         run, now = choose_run(arguments.run_dir, arguments.run_root), time.time()
         ledger = settled_ledger(run, now)
-        shown = as_json(ledger)
+        shown = as_json(ledger, verify=arguments.verify)
         text = as_text(ledger, shown, now)
     else:
-        shown, ledgers = _chain_now(chain)
+        shown, ledgers = _chain_now(chain, arguments.verify)
         text = chain_as_text(shown, ledgers)
     print_result(shown, coloured(text), arguments.json)
-    return 0
+    states = [each.get("results") or "" for each in shown.get("stages", [shown])]
+    return 1 if arguments.verify and any(each.startswith(DAMAGED) for each in states) else 0
 
 
-def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], dict[str, RunLedger]]:
+def _chain_now(chain: ChainDir, verify: bool = False) -> tuple[dict[str, Any], dict[str, RunLedger]]:
     """Return {"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}, and the ledgers."""
     from r1hpc.accounting.open_ledger import open_ledger
     from r1hpc.submission.chain.state import read_chain_situation
@@ -71,7 +74,7 @@ def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], dict[str, RunLedger]]:
     ledgers = {s.name: open_ledger(s.run, moment) for s in now.stages if s.situation is not None}
     stages = []
     for each in now.stages:
-        run = as_json(ledgers[each.name]) if each.name in ledgers else {}
+        run = as_json(ledgers[each.name], verify) if each.name in ledgers else {}
         about = {"stage": each.name, "needs": list(each.stage.needs), "run_dir": str(each.run.path)}
         stages.append({**run, **about, "state": each.state, "detail": each.detail})
     shown = {
@@ -97,7 +100,7 @@ def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
             cell(stage.get("attempt")),
             cell(stage.get("global_step")),
             format_duration(stage["wall_s"]) if stage.get("wall_s") else "-",
-            stage["detail"],
+            _with_damage(stage),
         )
         for stage in shown["stages"]
     ]
@@ -114,7 +117,34 @@ def chain_as_text(shown: dict[str, Any], ledgers: dict[str, RunLedger]) -> str:
     ).rstrip()
 
 
-def as_json(ledger: RunLedger) -> dict[str, Any]:
+def results_state(run: RunDir, verify: bool) -> str | None:
+    """Return whether the results of a finished run are as it left them; None if it left none."""
+    from r1hpc.checkpoint.finished import check_results
+
+    if not run.finished.exists():
+        return None
+    try:
+        checked = check_results(run, by_content=verify)
+    except (StateError, OSError) as error:
+        return f"{DAMAGED}: {error}"
+    if checked.problems:
+        return f"{DAMAGED}: {'; '.join(checked.problems[:3])}"
+    if not checked.is_on_record:
+        return (
+            "not verified: finished by an earlier version, which kept no digests" * run.model.is_dir() or None
+        )
+    if not checked.num_bytes:
+        return None
+    return "verified" if verify else "sizes as it finished (--verify compares the contents)"
+
+
+def _with_damage(stage: dict[str, Any]) -> str:
+    results = stage.get("results") or ""
+    shown = results if results.startswith((DAMAGED, "verified", "not verified")) else ""
+    return "; ".join(filter(None, (stage["detail"], shown)))
+
+
+def as_json(ledger: RunLedger, verify: bool = False) -> dict[str, Any]:
     """Return everything the text shows, under stable names. Times are Unix seconds, None if unknown."""
     from r1hpc.attempt.state.state import State
     from r1hpc.attempt.workload import card_of
@@ -151,6 +181,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
         "executor": job.executor if job else None,
         "wall_s": ledger.wall().allocated / 1000,
         "card": dict(card_of(run, ledger.stage)),
+        "results": results_state(run, verify),
         "gpu_hours": ledger.gpu_hours,
         "used": ledger.used,
         "unit": ledger.unit,
@@ -172,6 +203,7 @@ def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
     lines += _of_its_log(run, situation)
     lines += [f"  {_progress(shown)}", f"  {_kept(shown, run)}"]
     lines += [f"  {name}: {value}" for name, value in shown["card"].items()]
+    lines += [wrap(f"results: {shown['results']}", "  ", "    ")] if shown["results"] else []
     if situation.history.attempts:
         rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
         table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7}, indent="  ")

@@ -37,6 +37,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, is_listed, read_json, write_json
 from r1hpc.base.run_dir import RunDir, check_private
 from r1hpc.checkpoint.fence import last_incarnation
+from r1hpc.checkpoint.finished import check_inputs, inputs_now
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
@@ -150,13 +151,13 @@ def _begin(
             f"{run.run_id} is not started again: {reason}. Use `submit --resume` to continue",
             Cause.cancelled if history.is_cancelled else Cause.refused,
         )
+    _check_inputs(run, config, store := CheckpointStore(run.checkpoints, keep=config.checkpoint.keep))
     prepared = workload_of(config.stage).prepare(run, config)
     if prepared:
         refuse_a_ghost(run, executor, job_id, history)  # once more: preparing may have taken hours
     attempt = max(used, history.last.attempt if history.last else 0) + 1
     token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
     job_start = os.environ.get("SLURM_JOB_START_TIME", "")
-    store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
     _make_folders(run, attempt)
     facts = AttemptFacts(attempt, token, prepared, ranks, _ends_at(executor, job_id))
@@ -179,6 +180,25 @@ def _begin(
     )
     start_trackers(run, config, attempt)
     return attempt
+
+
+def _check_inputs(run: RunDir, config: RunConfig, store: CheckpointStore) -> None:
+    """Refuse a damaged model or traces of another run, or others than the run began with; record them."""
+    try:
+        check_inputs(config, by_content=True)
+        now = inputs_now(run, config)
+    except StateError as error:  # the same on every node
+        raise MustNotGoOnError(str(error)) from None
+    before = read_json(run.inputs) if run.inputs.exists() else None
+    if before not in (None, now) and newest_step(run, config, store):
+        changed = next(
+            (each["path"] for each in [*now, *before] if each not in before or each not in now), ""
+        )
+        raise MustNotGoOnError(
+            f"{run.run_id} does not go on: {changed} has changed since it began. Begin another run with it"
+        )
+    if now or before:
+        write_json(run.inputs, now)
 
 
 def check_records(run: RunDir) -> int:

@@ -19,9 +19,10 @@ from r1hpc.attempt.control.watchdog import Watchdog
 from r1hpc.attempt.limits import seconds_left
 from r1hpc.attempt.state.cause import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.workload import LeftAloneError, RankJob, workload_of
-from r1hpc.base.errors import FinalError, R1hpcError, UsageError
-from r1hpc.base.files import check_owned, read_json, write_json
+from r1hpc.base.errors import FinalError, R1hpcError, StateError, UsageError
+from r1hpc.base.files import check_owned, read_json
 from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.checkpoint.finished import write_finished
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.rank_env import RankContext, current
@@ -113,10 +114,9 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
 def _report(run: RunDir, context: RankContext, left: RankOutcome) -> None:
     is_finished = left.kind == FINISHED
     if context.rank == 0 and is_finished:  # first: if it is killed in between, FINISHED is enough
-        step = {} if left.global_step is None else {"global_step": left.global_step}
         try:
-            write_json(run.finished, {**step, "time": time.time()})
-        except OSError as error:  # the outcome records it too
+            write_finished(run, left.global_step)
+        except (OSError, StateError) as error:  # the outcome records it too
             print(f"could not write {run.finished}: {error}", file=sys.stderr)
     _leave_outcome(run, context, left)
     if context.rank != 0:
@@ -133,8 +133,19 @@ def _leave_outcome(run: RunDir, context: RankContext, outcome: RankOutcome) -> N
         print(f"could not write the outcome of rank {context.rank}: {error}", file=sys.stderr)
 
 
+def informative(text: str) -> str:
+    """Return an exception's first line; one that ends in a colon, as pydantic's, with the next line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = lines[0] if lines else ""
+    for line in lines[1:]:
+        if not shown.endswith(":"):
+            break
+        shown = f"{shown} {line}"
+    return shown
+
+
 def _failure(context: RankContext, error: BaseException) -> RankOutcome:
-    first = (str(error).splitlines() or [""])[0]
+    first = informative(str(error))
     if isinstance(error, LeftAloneError):
         return RankOutcome(context.rank, LEFT_ALONE, context.node_name, detail=first)
     cause = Cause.crash

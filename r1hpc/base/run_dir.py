@@ -69,7 +69,8 @@ class RunDir:
     loadtests = _Inside("loadtest")  # <time>.json of each load test
 
     model = _Inside("model")  # the trained model, as a Hugging Face folder
-    finished = _Inside("FINISHED")  # the run is over; a new start exits 0
+    finished = _Inside("FINISHED")  # the run is over; a new start exits 0; see checkpoint.finished
+    inputs = _Inside("inputs.json")  # digests of the results of other runs that it reads
     stop = _Inside("STOP")  # touch it: stop after a save
     save = _Inside("SAVE")  # touch it: save now
 

@@ -20,6 +20,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.lock import is_free
 from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.base.units import format_bytes
+from r1hpc.checkpoint.finished import check_inputs
 from r1hpc.config import load, paths, plugins
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.secrets import refuse_secrets, withheld
@@ -189,6 +190,7 @@ def _check_settings(config: RunConfig, facts: OrderFacts) -> None:
         if config.stage == "rl":
             config.rl.check_new()
     refuse_secrets(config, facts.order.overrides)
+    check_inputs(config, by_content=False)  # the batch host compares the contents
     if not facts.is_new:
         plugins.refuse_changes(paths.names_in(config), facts.run.code)
         plugins.refuse_changed_files(facts.run.code)

@@ -24,7 +24,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         node_hours = {"p10": 1 / 1.5, "p50": 1.0, "p90": 1.5}
         estimate = {"node_hours": node_hours, "assumptions": {"cpu_prior": CPU_PRIOR}}
         write_json(made.run.estimate, estimate)
-        made.run.finished.touch()
+        made.run.finished.write_text("{}")
         time.sleep(0.01)
     argv = ["--run-root", str(tmp_path)]
     assert command.main([*argv, "--json"]) == 0

@@ -92,7 +92,7 @@ def test_what_cannot_be_exported_is_named(recorded: RecordedRun, tmp_path: Path)
 def test_a_link_to_an_empty_folder_is_followed(recorded: RecordedRun, tmp_path: Path) -> None:
     (recorded.run.path / "model").mkdir()
     (recorded.run.path / "model" / "config.json").write_text("{}")
-    recorded.run.finished.touch()
+    recorded.run.finished.write_text("{}")
     (tmp_path / "scratch" / "out").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "scratch" / "out")
     assert export.main([str(recorded.run.path), "--out", str(tmp_path / "out")]) == 0

@@ -82,4 +82,4 @@ def write_attempt(chain: ChainDir, stage: str, job_id: str, cause: str | None) -
     with run.attempts.open("a") as file:
         file.writelines(json.dumps(event) + "\n" for event in (events if cause else events[:1]))
     if cause == "finished":
-        run.finished.touch()
+        run.finished.write_text("{}")

@@ -18,6 +18,7 @@ from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, corrected, judge_une
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
+from r1hpc.checkpoint.finished import why_old
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.contract import HELD
 from r1hpc.slurm.rank_env import expand_nodelist
@@ -160,7 +161,7 @@ def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
     job = newest_job(run)
     history = corrected(run, read_history(run))
     if run.finished.exists():
-        return Situation(State.finished, "", _with_its_end(run, job, history, timeout_s), job)
+        return Situation(State.finished, why_old(run), _with_its_end(run, job, history, timeout_s), job)
     state, detail = judge(run, history, job, JobReport())
     if state in (State.queued, State.running, State.requeued):
         report = ask(run, job, timeout_s)
