@@ -56,7 +56,7 @@ class Finished(TypedDict):
 
 
 class Checked(NamedTuple):
-    """What a check of a run's results has found."""
+    """Result of a check of a run's results."""
 
     problems: list[str]
     num_bytes: int
