@@ -21,15 +21,25 @@ def seed_streams(seed: int, step: int, rank: int) -> None:
 
 
 def streams() -> dict[str, Any]:
-    """Return every random stream of this rank, for torch.save.
+    """Return every random stream of this rank, for torch.save."""
+    return packed(glance())
+
+
+def glance() -> tuple[Any, ...]:
+    """Return every random stream of this rank, within 50 microseconds; `packed` makes it fit for a file.
 
     CUDA's only where this process uses a GPU: a CPU run must not take memory of one that is there.
     """
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, internal, gauss_next = random.getstate()
+    cuda = torch.cuda.get_rng_state() if _uses_gpu() else None
+    return torch.get_rng_state(), cuda, np.random.get_state(legacy=True), random.getstate()
+
+
+def packed(seen: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what `glance` saw, for torch.save and `set_streams`."""
+    of_torch, cuda, (name, keys, position, has_gauss, gauss), (version, internal, gauss_next) = seen
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if _uses_gpu() else None,
+        "torch": of_torch,
+        "cuda": cuda,
         "numpy": json.dumps([str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]),
         "python": json.dumps([version, list(internal), gauss_next]),
     }

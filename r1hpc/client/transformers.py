@@ -10,29 +10,27 @@ resume.
 import functools
 import inspect
 import os
-import pickle
 import shutil
 import time
-from collections import defaultdict, deque
-from collections.abc import Container
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from r1hpc.base.errors import UsageError
+from r1hpc.client.fetches import Fetches
+from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
 # After a resume vLLM holds no weights of any step, and the first step is kept by itself.
-_NOT_KEPT = ("_last_loaded_step", "_initial_global_step")
+_NOT_KEPT = (("trainer", "_last_loaded_step"), ("trainer", "_initial_global_step"))
 # A resumed Trainer begins with the step it resumes from: to stay at that is no sign that nothing changed.
-_ALWAYS_KEPT = ("_globalstep_last_logged",)
+_ALWAYS_KEPT = (("trainer", "_globalstep_last_logged"),)
 _KEPT_BEST = 2
-_LEAVES = (bool, int, float, str, bytes, torch.Tensor, np.ndarray, np.generic)
 
 
 class _StopAskedError(BaseException):
@@ -65,8 +63,16 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._run = trainer, run
         self._kept: dict[str, Any] = {}
         """From the checkpoint, until training begins."""
-        self._epoch_start: tuple[Any, list[Any]] | None = None
-        """The random streams, and those of the loader, when this epoch began."""
+        self._epoch_start: tuple[Any, ...] | None = None
+        """The random streams, those of the loader, and those of what reads the data, when this epoch began."""
+        self._pass = (0, 0)
+        """This pass over the data, from 0, and the batches of it that were used."""
+        self._first_pass = self._opened = 0
+        """The pass that this attempt began with; the loaders that were open before this pass."""
+        self._resumed: dict[str, Any] = {}
+        """Where the last attempt was in its pass, until it goes on."""
+        self._is_stream_set = False
+        """The random streams are set already, by the first read after a resume."""
         self._loss: Any = 0.0
         self._recorded = 0
         """The newest step that is on record."""
@@ -77,8 +83,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._left_to_resume: tuple[bool, bool] | None = None
         """(evaluation, save) for the next attempt."""
         self._may_interrupt = False
-        self._before_evaluation: tuple[Any, dict[str, Any]] | None = None
-        """Random streams and changed attributes when an evaluation began that is not over."""
+        self._before_evaluation: tuple[Any, dict[Any, Any], dict[str, int]] | None = None
+        """Random streams, holdings and open loaders when an evaluation began that is not over."""
         self._after_evaluation: dict[str, Any] | None = None
         """Random streams after the evaluation that the last attempt left."""
         self._staging = ""
@@ -127,23 +133,28 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the Trainer's checkpoint lacks; do the evaluation that the last attempt left."""
         trainer, kept, self._kept = self._trainer, self._kept, {}
-        before = _attributes(trainer, (*_NOT_KEPT, *_ALWAYS_KEPT))
-        self._baseline = {name: pickle.dumps(value) for name, value in before}
+        self._holdings = Holdings(self._roots(), self._saved_by_trainer(), _NOT_KEPT, _ALWAYS_KEPT)
+        data = {"collator": trainer.data_collator, "data": trainer.train_dataset}
+        self._fetches = Fetches(data | {"sampler": getattr(self._loader, "batch_sampler", None)})
         self._recorded = state.global_step
         self._began = time.monotonic()
         if not kept:
             return
-        for name, saved in kept["attributes"].items():
-            setattr(trainer, name, _filled(getattr(trainer, name, None), saved))
+        earlier = {("trainer", name): ("plain", each) for name, each in kept.get("attributes", {}).items()}
+        self._holdings.restore(kept.get("held", earlier))
         # The final train_loss is a mean over all steps.
         trainer._initial_global_step = kept["initial_global_step"]
         if kept["ref_model"] is not None:
             trainer.ref_model.load_state_dict(kept["ref_model"])
         trainer._load_rng_state(self._resumed_from)
-        if float(state.epoch).is_integer():
+        is_between = kept["pass"][1] == 0 if "pass" in kept else float(state.epoch).is_integer()
+        if is_between:
             set_generators(kept["generators"], self._loader)
         else:
             self._epoch_start = kept["epoch_start"]
+        if "pass" in kept:  # not in those of earlier versions
+            self._resumed = kept
+            self._fetches.drew(kept["opened"])
         control.should_training_stop = kept["stops"]
         if kept["due"] is not None:
             control.should_evaluate, control.should_save = kept["due"]
@@ -153,6 +164,9 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
             self._after_evaluation = streams()
 
     def _load_rng_state(self, original: Any, checkpoint: Any) -> None:
+        if self._is_stream_set:
+            self._is_stream_set = False
+            return
         original(checkpoint)
         if self._after_evaluation is not None:
             set_streams(self._after_evaluation)
@@ -162,12 +176,54 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         if trainer.control.should_training_stop or trainer.state.global_step >= trainer.state.max_steps:
             trainer.control.should_training_stop = True  # resumed after the last step
             return
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        is_sized = has_length(given["train_dataloader"])
+        resumed, self._resumed = self._resumed, {}
+        if resumed and not is_sized:  # the Trainer takes a stream's passes for one
+            self._first_pass, given["steps_trained_in_current_epoch"] = resumed["pass"]
+        if not is_sized:
+            given["epoch"] += self._first_pass
+            given["epochs_trained"] += self._first_pass
+        used = given["steps_trained_in_current_epoch"] if resumed else 0
+        now = (streams(), self._holdings.changed(copies=True)) if resumed else None
         if self._epoch_start is not None:  # the samplers draw as they did when this epoch began
             set_streams(self._epoch_start[0])
             set_generators(self._epoch_start[1], self._loader)
-        self._epoch_start = (streams(), generator_states(self._loader))
-        original(*args, **kwargs)
+            self._fetches.restore(dict(*self._epoch_start[2:3]))
+        self._epoch_start = (streams(), generator_states(self._loader), self._fetches.states())
+        self._opened, self._pass = self._fetches.opened["training"], (given["epoch"], used)
+        self._fetches.watch(self._loader)
+        if now and used and used < resumed["position"]["count"]:
+            then = functools.partial(self._go_on, *now)
+            self._fetches.go_on(resumed["position"], used if is_sized else 0, then)
+        original(**given)
         self._epoch_start = None
+
+    def _go_on(self, saved_streams: dict[str, Any], held: dict[Any, Any]) -> None:
+        set_streams(saved_streams)
+        self._holdings.restore(held)
+        self._is_stream_set = True
+
+    def _roots(self) -> dict[str, Any]:
+        """Return the objects that may hold what a resume needs."""
+        trainer = self._trainer
+        own = [each for each in trainer.callback_handler.callbacks if not keeps_itself(each)]
+        callbacks = {
+            f"callback {number} {type(each).__name__}": each
+            for number, each in enumerate(own)
+            if each is not self
+        }
+        data = {"collator": trainer.data_collator, "data": trainer.train_dataset}
+        data["evaluation data"] = trainer.eval_dataset
+        return {"trainer": trainer, "model": trainer.model, **data, **callbacks, **script_globals()}
+
+    def _saved_by_trainer(self) -> list[Any]:
+        trainer = self._trainer
+        models = [trainer.model, trainer.model_wrapped, getattr(trainer, "ref_model", None)]
+        parts = [part for model in models if isinstance(model, torch.nn.Module) for part in model.modules()]
+        wrapped = [trainer.optimizer, trainer.lr_scheduler]
+        inner = [getattr(each, name, None) for each in wrapped for name in ("optimizer", "scheduler")]
+        return [*parts, *wrapped, *inner]
 
     @property
     def _loader(self) -> Any:
@@ -177,6 +233,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
+        self._pass = (self._pass[0], self._pass[1] + 1)
         self._loss = self._loss + loss.detach()
         return loss
 
@@ -202,6 +259,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what the epoch's last step left."""
+        self._pass = (self._pass[0] + 1, 0)
         evaluates, saves = self._left_to_epoch
         self._left_to_epoch = (False, False)
         control.should_evaluate |= evaluates
@@ -241,7 +299,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         control.should_evaluate, control.should_save = False, True
 
     def _evaluate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        self._before_evaluation = (streams(), self._changed())
+        opened = dict(self._fetches.opened)
+        self._before_evaluation = (streams(), self._holdings.changed(copies=True), opened)
         found = original(*args, **kwargs)
         self._before_evaluation = None
         return found
@@ -268,7 +327,11 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         with self._run.saving(step) as folder:
             self._write(folder, original, *args, **kwargs)
             self._note_best(folder / f"checkpoint-{step}")
-            kept = self._lacking(self._changed() if before is None else before[1])
+            opened = {**(before[2] if before else self._fetches.opened), "training": self._opened}
+            if self._pass[1] == 0:  # between two passes
+                opened["training"] = self._fetches.opened["training"]
+            held = before[1] if before else self._holdings.changed()
+            kept = self._lacking() | {"held": held, "opened": opened}
             torch.save(kept, folder / f"trainer_rank_{self._run.rank}.pt")
         committed = self._run.newest_folder / f"checkpoint-{step}"
         if step in self._best[-1:]:
@@ -286,13 +349,14 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         finally:
             self._staging, arguments.save_only_model = "", only_model
 
-    def _lacking(self, attributes: dict[str, Any]) -> dict[str, Any]:
+    def _lacking(self) -> dict[str, Any]:
         """Return what the Trainer's checkpoint lacks."""
         trainer = self._trainer
         synced = getattr(trainer.args, "sync_ref_model", False)
         return {
             "world_size": self._run.world_size,
-            "attributes": attributes,
+            "pass": self._pass,
+            "position": self._fetches.position(),
             "initial_global_step": trainer._initial_global_step,
             "ref_model": trainer.ref_model.state_dict() if synced else None,
             "epoch_start": self._epoch_start,
@@ -311,11 +375,6 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         state.best_model_checkpoint = str(self._best_folder(state.global_step))
         if arguments.should_save:
             state.save_to_json(str(written / "trainer_state.json"))
-
-    def _changed(self) -> dict[str, Any]:
-        """Return the attributes of plain data that are not as when training began."""
-        found = _attributes(self._trainer, _NOT_KEPT)
-        return {name: value for name, value in found if pickle.dumps(value) != self._baseline.get(name)}
 
     def _best_folder(self, step: int) -> Path:
         return Path(self._trainer.args.output_dir) / f"checkpoint-{step}"
@@ -339,44 +398,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
-
-
-def _attributes(owner: Any, without: Container[str]) -> list[tuple[str, Any]]:
-    """Return the attributes of numbers, text and tensors, and containers of them."""
-    found = []
-    for name, value in vars(owner).items():
-        if name in without or name.endswith("dataset"):
-            continue
-        try:
-            found.append((name, _plain(value)))
-        except TypeError:
-            continue
-    return found
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, _LEAVES):
-        return value
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | deque | set):
-        return [_plain(each) for each in value]
-    if type(value) is tuple:
-        return tuple(_plain(each) for each in value)
-    raise TypeError(type(value).__name__)
-
-
-def _filled(into: Any, saved: Any) -> Any:
-    """Return the saved value. Dicts and deques are filled in place: they have factories and lengths."""
-    if isinstance(into, dict) and isinstance(saved, dict):
-        for key in into.keys() - saved.keys():
-            del into[key]
-        for key, value in saved.items():
-            has = key in into or (isinstance(into, defaultdict) and into.default_factory)
-            into[key] = _filled(into[key] if has else None, value)
-        return into
-    if isinstance(into, deque):
-        into.clear()
-        into.extend(saved)
-        return into
-    return set(saved) if isinstance(into, set) else saved
