@@ -37,6 +37,7 @@ def attach(module: ModuleType) -> None:
         (module.Accelerator, "save_state", keeper.save_state),
         (module.Accelerator, "load_state", keeper.load_state),
         (module.Accelerator, "backward", keeper.backward),
+        (module.Accelerator, "log", keeper.log),
         (module.Accelerator, "clip_grad_norm_", keeper.clip),
         (optimizer, "step", keeper.step),
         (shard, "__iter__", keeper.batches),
@@ -144,6 +145,11 @@ class _Keeper:
         self._accelerator = owner
         self._loss = self._loss + loss.detach() / owner.gradient_accumulation_steps
         original(owner, loss, **kwargs)
+
+    def log(self, original: Any, owner: Any, values: Any, *args: Any, **kwargs: Any) -> None:
+        """Record what the script logs, at the step that it took last."""
+        attempt().record(self._step, values)
+        original(owner, values, *args, **kwargs)
 
     def clip(self, original: Any, owner: Any, *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = original(owner, *args, **kwargs)

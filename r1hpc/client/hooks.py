@@ -10,12 +10,14 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from r1hpc.client.job import Job
+from r1hpc.client.start import start_streams
 
 _ATTACHED_TO = {
     "transformers.trainer": "r1hpc.client.transformers",
@@ -32,11 +34,13 @@ FOLDER = Path(__file__).parent / "hook"
 class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a library's module as Python would, and hands it to its `attach` once it is loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, seeds: dict[str, Callable[[ModuleType], None]]) -> None:
         self._loaders: dict[str, Any] = {}
+        self._seeds = seeds
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in _ATTACHED_TO or name in self._loaders:
+        is_ours = name in _ATTACHED_TO or name in self._seeds
+        if not is_ours or name in self._loaders:
             return None
         self._loaders[name] = None  # the search below comes here again
         spec = importlib.util.find_spec(name)
@@ -50,9 +54,15 @@ class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return made
 
     def exec_module(self, module: ModuleType) -> None:
-        self._loaders[module.__name__].exec_module(module)
+        name, loader = module.__name__, self._loaders[module.__name__]
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = loader  # for those who read the package's files
+        loader.exec_module(module)
         job = Job.current()
         if job is None:  # a child of the script
+            return
+        if name in self._seeds:
+            self._seeds[name](module)
             return
         try:
             importlib.import_module(_ATTACHED_TO[module.__name__]).attach(module)
@@ -67,5 +77,7 @@ class _After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Attach to the training libraries that this process will import."""
-    sys.meta_path.insert(0, _After())
+    """Attach to the training libraries that this process will import; seed its random streams."""
+    job = Job.current()
+    seeds = {} if job is None or job.seed is None else start_streams(job.seed, job.rank)
+    sys.meta_path.insert(0, _After(seeds))

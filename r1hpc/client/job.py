@@ -27,6 +27,8 @@ class Job:
 
     checkpoints: str | None = None
     """Absolute pattern of the checkpoints that the script writes by itself. None: it has none."""
+    seed: int | None = None
+    """Of the random streams at the start of every attempt."""
 
     def to_environ(self) -> dict[str, str]:
         """Return the variables for the script."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
@@ -28,6 +29,8 @@ def attach(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def fit(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(getattr(each, "_early_exit", False) for each in trainer.callbacks):
+            return original(trainer, *args, **kwargs)  # the Tuner tries settings, and puts the model back
         run = attempt()
         run.lead("lightning")
         keeper = _Keeper(trainer, run)
@@ -65,6 +68,7 @@ class _Keeper:
             (fit_loop, "on_advance_end", self._end_epoch),
             (fit_loop.epoch_loop, "on_run_start", self._begin_epoch),
             (fit_loop.epoch_loop, "on_advance_end", self._end_batch),
+            (trainer._logger_connector, "log_metrics", self._log),
         ):
             setattr(owner, name, functools.partial(around, getattr(owner, name)))
 
@@ -98,11 +102,25 @@ class _Keeper:
 
     def _before_data(self, original: Any) -> None:
         """Called when the loaders are made and not yet iterated."""
+        self._holdings = Holdings(self._roots(), self._trainer.lightning_module.modules())
         self._epoch_start = self._data_start()
         original()
 
     def _data_start(self) -> dict[str, Any]:
-        return {"iterated": streams(), "generators": generator_states(*self._loaders)}
+        held = self._holdings.changed(copies=True)
+        return {"iterated": streams(), "generators": generator_states(*self._loaders), "held": held}
+
+    def _roots(self) -> dict[str, Any]:
+        """Return the objects that may hold what a resume needs."""
+        trainer = self._trainer
+        own = [each for each in trainer.callbacks if not keeps_itself(each) and type(each).__name__ != "R1hpc"]
+        roots = {f"callback {number} {type(each).__name__}": each for number, each in enumerate(own)}
+        for number, loader in enumerate(self._loaders):
+            roots[f"data {number}"] = getattr(loader, "dataset", None)
+            roots[f"collator {number}"] = getattr(loader, "collate_fn", None)
+            roots[f"sampler {number}"] = getattr(loader, "batch_sampler", None)
+        roots["module"] = trainer.lightning_module
+        return {**roots, "data module": getattr(trainer, "datamodule", None), **script_globals()}
 
     def _start_epoch(self, original: Any) -> None:
         if self._kept and not self._seen:
@@ -128,6 +146,7 @@ class _Keeper:
         start = kept["epoch_start"] if seen else {"iterated": streams(), "generators": kept["generators"]}
         set_streams(start["iterated"])
         set_generators(start["generators"], *self._loaders)
+        self._holdings.restore(start.get("held", {}))
         iter(fetcher)
         self._epoch_start = {"begun": streams(), **start}
         set_streams(self._epoch_start["begun"])
@@ -136,6 +155,7 @@ class _Keeper:
         fetched = fetcher.fetched
         original(fetcher)  # does not iterate again while it is resuming
         fetcher.fetched = fetched
+        self._holdings.restore(kept.get("held", {}))
         loop.restarting = self._trainer.fit_loop._restarting = False  # go on as if nothing had happened
         if seen:
             set_streams(kept["streams"])
@@ -158,6 +178,10 @@ class _Keeper:
             set_streams(self._kept["streams"])
 
     # Steps
+
+    def _log(self, original: Any, metrics: Any, *args: Any, **kwargs: Any) -> None:
+        self._run.record(self._trainer.global_step, metrics)
+        original(metrics, *args, **kwargs)
 
     def _add_means(self) -> None:
         """Add what was added up before the resume, once a number is logged again."""
@@ -216,7 +240,9 @@ class _Keeper:
                 "generators": generator_states(*self._loaders),
                 "epoch_start": self._epoch_start,
                 "means": self._means | means,
+                "held": self._holdings.changed(),
             }
+            self._run.name_not_kept(self._holdings.not_kept)
             torch.save(kept, folder / f"lightning_rank_{self._run.rank}.pt")
         self._saves = False
         if self._leaves:

@@ -30,6 +30,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.manifest import step_folder
 from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
 from r1hpc.client.job import Job
+from r1hpc.client.logs import flush_logs
 from r1hpc.telemetry.records.metrics import MetricWriter
 
 _SLOW_S = 0.1
@@ -72,6 +73,7 @@ class Run:
         self._is_slow, self._stops = True, False
         self.last_saved: int | None = None
         """The step of the newest checkpoint that this rank knows of."""
+        self._named: set[str] = set()
         self.leader = ""
         """Ends the steps: a library, or the script itself."""
         self.rank = job.rank if job else int(os.environ.get("RANK", "0"))
@@ -138,10 +140,13 @@ class Run:
     def lead(self, library: str) -> None:
         """Let a library's training end the steps. Raise UsageError if it is the script's second training."""
         if self.leader == library:
-            raise UsageError(
+            message = (
                 "this script trains twice, and a run is one training: submit one script for each, "
                 "`stages:` of a chain run them one after the other"
             )
+            if self._job is not None:
+                self._tell("refused", reason=message)
+            raise UsageError(message)
         self.leader = library
 
     def steps(self, last: int, save_every: int = 0, state: State | None = None) -> Iterator[int]:
@@ -170,6 +175,19 @@ class Run:
     def log(self, **numbers: Any) -> None:
         """Record numbers of this step: loss (averaged over the ranks), lr, grad_norm, tokens, …"""
         self._seen.update(numbers)
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Write the numbers that a library logs after this step, evaluations too, to metrics/logged.jsonl."""
+        if self._job is not None and self._writer:
+            self._writer.logged(step, values)
+
+    def name_not_kept(self, names: set[str]) -> None:
+        """Name, once in each attempt, what no checkpoint of this script keeps."""
+        fresh = sorted(names - self._named)
+        self._named |= names
+        if fresh and self._writer:
+            self._writer.event("not_kept", names=fresh)
+            print(f"not kept over a resume: {'; '.join(fresh)}", file=sys.stderr, flush=True)
 
     def used(self, num_samples: int, sample_sum: int, checksum: int) -> None:
         """Record what this rank read for this step; `Batches` calls it."""
@@ -334,8 +352,7 @@ class Run:
         """
         self._settle()
         self._tell("stopped", step)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_logs()
         os._exit(AGAIN)
 
     def finish(self, step: int) -> None:
@@ -344,9 +361,8 @@ class Run:
             self._settle()
             self._tell("finished", step)
 
-    def _tell(self, kind: str, step: int | None = None) -> None:
+    def _tell(self, kind: str, step: int | None = None, reason: str = "") -> None:
         assert self._job is not None
-        reason = ""
         if kind == "stopped":
             reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
         said = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}

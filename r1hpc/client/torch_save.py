@@ -1,15 +1,18 @@
 """Make torch.save(FILE) atomic: a kill leaves the file of before, or the new one, never half of it.
 
-hooks.py calls `attach`. A saved file that matches script.checkpoints is recorded as a complete checkpoint.
+hooks.py calls `attach`. A saved file that matches script.checkpoints is on the disk when `torch.save` returns, and
+is recorded as a complete checkpoint. Another file is made durable in the background.
 """
 
 import functools
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from r1hpc.base.files import fsync_dir
+from r1hpc.base.files import fsync_dir, fsync_file
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import record_complete
 from r1hpc.client.job import Job
@@ -20,6 +23,12 @@ def attach(serialization: ModuleType) -> None:
     original, job = serialization.save, Job.current()
     if job is None:
         return
+    syncs = _Syncs()
+    pattern = str(Path(job.checkpoints).resolve()) if job.checkpoints else ""
+
+    def is_checkpoint(path: Path) -> bool:
+        return bool(pattern) and path.match(pattern)
+
     store = RunDir(job.run).checkpoints.resolve()  # what is saved below it is committed as a whole
 
     @functools.wraps(original)
@@ -33,13 +42,46 @@ def attach(serialization: ModuleType) -> None:
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             original(obj, fresh, *args, **kwargs)
-            with fresh.open("rb+") as file:
-                os.fsync(file.fileno())
+            if not is_checkpoint(path):
+                fresh.replace(path)
+                syncs.add(path)
+                return
+            fsync_file(fresh)
             fresh.replace(path)
             fsync_dir(path.parent)
-            if job.checkpoints and path.match(str(Path(job.checkpoints).resolve())):
-                record_complete(RunDir(job.run), path)
+            record_complete(RunDir(job.run), path)
         finally:
             fresh.unlink(missing_ok=True)
 
     serialization.save = save  # type: ignore[attr-defined]
+
+
+class _Syncs:
+    """Makes files durable, one after another, while the script goes on."""
+
+    def __init__(self) -> None:
+        self._paths: set[Path] = set()
+        self._added = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, path: Path) -> None:
+        with self._added:
+            self._paths.add(path)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run)
+                self._thread.start()
+
+    def _run(self) -> None:
+        """Sync until nothing is left; the interpreter waits for it at its end."""
+        while True:
+            with self._added:
+                if not self._paths:
+                    self._thread = None
+                    return
+                paths, self._paths = self._paths, set()
+            for path in paths:
+                with suppress(OSError):  # removed since
+                    fsync_file(path)
+            for folder in {path.parent for path in paths}:
+                with suppress(OSError):
+                    fsync_dir(folder)

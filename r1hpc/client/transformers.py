@@ -257,6 +257,10 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
             self._run.leave(state.global_step)
         self._began = time.monotonic()
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Record what the Trainer logs."""
+        self._run.record(state.global_step, logs or {})
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what the epoch's last step left."""
         self._pass = (self._pass[0] + 1, 0)
@@ -333,6 +337,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
             held = before[1] if before else self._holdings.changed()
             kept = self._lacking() | {"held": held, "opened": opened}
             torch.save(kept, folder / f"trainer_rank_{self._run.rank}.pt")
+        self._run.name_not_kept(self._holdings.not_kept)
         committed = self._run.newest_folder / f"checkpoint-{step}"
         if step in self._best[-1:]:
             self._show_best(committed)

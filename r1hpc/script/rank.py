@@ -22,16 +22,18 @@ from typing import TypedDict
 
 from r1hpc.attempt.state.cause import FAILED, failures_in_logs, read_outcomes
 from r1hpc.attempt.workload import LeftAloneError, Outcome, RankJob
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import is_listed, read_json, read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.client import hooks
 from r1hpc.client.job import Job
 from r1hpc.client.run import AGAIN, said_path
+from r1hpc.client.start import HASH_SEED, start_seed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
 from r1hpc.slurm.rank_env import choose_port, network_interface_to
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
+from r1hpc.telemetry.trackers.writers import wandb_id
 
 FILLED = ("run", "checkpoint", "steps", "save_every")
 """Names that are filled in script.args and script.resume_args, as {run}."""
@@ -134,10 +136,13 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         save_every=config.checkpoint.save_every,
         deadlines=asdict(job.requests.deadlines),
         checkpoints=pattern_of(run, config),
+        seed=start_seed(run),
     )
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)
     return {
         **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),
+        HASH_SEED: str(client.seed),
+        **_wandb_run(run, context.rank),
         **inherited,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
@@ -153,6 +158,11 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         **client.to_environ(),
         **config.script.env,
     }
+
+
+def _wandb_run(run: RunDir, rank: int) -> dict[str, str]:
+    """Return the variables by which all attempts of a rank are one W&B run."""
+    return {"WANDB_RUN_ID": wandb_id(run) + (f"-rank-{rank}" if rank else ""), "WANDB_RESUME": "allow"}
 
 
 def _begin_child() -> None:
@@ -220,6 +230,8 @@ def _judge(job: RankJob, status: int, asked: str) -> Outcome:
         return Outcome(True, step)
     if asked or status == AGAIN:
         return Outcome(False, step, step, asked or said.get("reason") or AGAIN_BY_ITSELF)
+    if said.get("kind") == "refused":
+        raise UsageError(str(said.get("reason")))
     if status == -signal.SIGKILL:
         raise ScriptError("the script was killed (SIGKILL): mostly by the kernel, for memory")
     others = set(range(context.world_size)) - {context.rank}

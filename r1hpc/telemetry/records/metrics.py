@@ -152,7 +152,7 @@ class MetricWriter:
     def __init__(self, run: RunDir, attempt: int) -> None:
         run.metrics.mkdir(mode=0o700, exist_ok=True)
         self._steps = run.train_metrics
-        self._events = events_path(run)
+        self._events, self._logged = events_path(run), logged_path(run)
         self._ledger = run.ledger / f"attempt_{attempt}.jsonl"
         self._attempt = attempt
         self._rungs = open_rungs(run)
@@ -169,6 +169,14 @@ class MetricWriter:
         record = {"event": name, "time": time.time(), "attempt": self._attempt, **fields}
         append_record(self._events, _finite(record), durable=False)
 
+    def logged(self, global_step: int, values: dict[str, Any]) -> None:
+        """Write the numbers among what a library logs; tensors of one element count."""
+        items = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        numbers = {name: value for name, value in items.items() if is_number(value)}
+        if numbers:
+            record = {"global_step": global_step, "attempt": self._attempt, "time": time.time()}
+            append_record(self._logged, _finite({**numbers, **record}), durable=False)
+
     def used(self, *, global_step: int, **data: Any) -> None:
         """Write the data that a step used to the ledger. See LedgerRecord for the fields."""
         head = {"global_step": global_step, "attempt": self._attempt}
@@ -184,6 +192,35 @@ class MetricWriter:
 
 def events_path(run: RunDir) -> Path:
     return run.metrics / "events.jsonl"
+
+
+def logged_path(run: RunDir) -> Path:
+    """Return the file of what a script logs: {global_step, attempt, time, NAME: number, ...}."""
+    return run.metrics / "logged.jsonl"
+
+
+def read_logged(run: RunDir) -> dict[str, dict[int, float]]:
+    """Return name -> step -> number of what a script logged, evaluations too, ascending by step.
+
+    The newest value of a step counts. Left out is what later attempts took back: steps beyond the newest
+    attempt's first one that it did not log again.
+    """
+    found: dict[str, dict[int, float]] = {}
+    lines = sorted(_iter_logged(run), key=lambda step: step.attempt)
+    begins = {line.attempt: line.global_step for line in reversed(lines)}
+    for line in lines:
+        if any(line.attempt < later and line.global_step >= first for later, first in begins.items()):
+            continue
+        for name in ("loss", "grad_norm", "lr", *(line.extra or {})):
+            if (number := line.number(name)) is not None:
+                found.setdefault(name, {})[line.global_step] = number
+    return {name: dict(sorted(by_step.items())) for name, by_step in found.items()}
+
+
+def _iter_logged(run: RunDir) -> Iterator[Step]:
+    for _, record in iter_objects(logged_path(run)):
+        if record is not None and (step := _to_step(record)) is not None:
+            yield step
 
 
 def read_events(run: RunDir) -> list[dict[str, Any]]:
