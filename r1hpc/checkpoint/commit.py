@@ -59,7 +59,10 @@ def _seal_file(staging: Path, name: str, pool: ThreadPoolExecutor) -> FileRecord
     with at("seal.open"):
         fd = os.open(staging / name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        os.fchmod(fd, 0o600)
+        if (
+            stat.S_IMODE(os.fstat(fd).st_mode) != 0o600
+        ):  # a change costs a commit of the file system's journal
+            os.fchmod(fd, 0o600)
         syncing = pool.submit(_fsync, fd)
         try:
             with at("seal.digest"):

@@ -68,7 +68,8 @@ def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def make_private(path: Path) -> None:
     """Make a folder 0700 whatever the umask, and its entries durable."""
-    path.chmod(0o700)
+    if stat.S_IMODE(path.stat().st_mode) != 0o700:
+        path.chmod(0o700)
     fsync_dir(path)
 
 

@@ -90,7 +90,9 @@ class Holdings:
                 generator = generator_state(value)
                 if generator is not None:
                     found[*path, name] = generator
-                elif isinstance(value, _SIMPLE) and not _is_pid(name, value) and first.get((*path, name)) != ("plain", value):
+                    continue
+                is_number = isinstance(value, _SIMPLE) and not _is_pid(name, value)
+                if is_number and first.get((*path, name)) != ("plain", value):
                     found[*path, name] = "plain", value
         return found
 
@@ -239,20 +241,15 @@ def filled(into: Any, saved: Any) -> Any:
         (into.update if isinstance(into, set) else into.extend)(saved)
         return into
     if isinstance(into, torch.Tensor) and isinstance(saved, torch.Tensor):
-        if (into.shape, into.dtype) == (saved.shape, saved.dtype):
-            with torch.no_grad():
-                return into.copy_(saved) if not into.requires_grad else _copied_into(into, saved)
-        return saved.to(into.device)
-    if isinstance(into, np.ndarray) and isinstance(saved, np.ndarray) and into.flags.writeable:
-        if (into.shape, into.dtype) == (saved.shape, saved.dtype):
-            into[...] = saved
-            return into
+        if (into.shape, into.dtype) != (saved.shape, saved.dtype):
+            return saved.to(into.device)
+        into.data.copy_(saved)
+        return into
+    are_arrays = isinstance(into, np.ndarray) and isinstance(saved, np.ndarray) and into.flags.writeable
+    if are_arrays and (into.shape, into.dtype) == (saved.shape, saved.dtype):
+        into[...] = saved
+        return into
     return saved
-
-
-def _copied_into(into: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
-    into.data.copy_(saved)
-    return into
 
 
 def _put(owner: Any, name: Any, kind: str, content: Any) -> None:
@@ -316,11 +313,7 @@ def _members(owner: Any) -> list[tuple[Any, Any]]:
         hidden = {name: owner._buffers.get(name) for name in owner._non_persistent_buffers_set}
         own = {name: value for name, value in values.items() if name not in _OF_EVERY_MODULE}
         return [*own.items(), *hidden.items(), *owner._modules.items()]
-    return [
-        (name, value)
-        for name, value in values.items()
-        if not name.startswith("__")
-    ]
+    return [(name, value) for name, value in values.items() if not name.startswith("__")]
 
 
 def _is_own(value: Any) -> bool:
@@ -329,7 +322,9 @@ def _is_own(value: Any) -> bool:
         return bool(value) and _is_builtin(value) and len(value) <= _MOST_MEMBERS and not _is_plain(value)
     if isinstance(value, functools.partial | types.MethodType):
         return True
-    if isinstance(value, types.ModuleType) or (isinstance(value, types.FunctionType) and not value.__closure__):
+    if isinstance(value, types.ModuleType) or (
+        isinstance(value, types.FunctionType) and not value.__closure__
+    ):
         return False
     return hasattr(value, "__dict__") and not _is_of_library(value)
 
@@ -372,7 +367,9 @@ def _is_script(name: str, module: Any) -> bool:
 def _has_state(value: Any) -> bool:
     kind = type(value)
     methods = (getattr(kind, name, None) for name in ("state_dict", "load_state_dict"))
-    return all(map(callable, methods)) and not hasattr(kind, "__iter__")  # a loader's position is its library's
+    return all(map(callable, methods)) and not hasattr(
+        kind, "__iter__"
+    )  # a loader's position is its library's
 
 
 def _is_running(value: Any) -> bool:
@@ -406,7 +403,7 @@ class _Digests(pickle.Pickler):
         flat, version = value.detach().reshape(-1), 0
         if self._is_sampled:
             flat, version = flat[:: max(1, len(flat) // _SAMPLED)], value._version
-        raw = flat.cpu().contiguous().view(torch.uint8).numpy() if flat.numel() else b""
+        raw: Any = flat.cpu().contiguous().view(torch.uint8).numpy() if flat.numel() else b""
         return bytes, (xxhash.xxh3_128_digest(raw) + str((value.shape, version)).encode(),)
 
 

@@ -113,7 +113,9 @@ class _Keeper:
     def _roots(self) -> dict[str, Any]:
         """Return the objects that may hold what a resume needs."""
         trainer = self._trainer
-        own = [each for each in trainer.callbacks if not keeps_itself(each) and type(each).__name__ != "R1hpc"]
+        own = [
+            each for each in trainer.callbacks if not keeps_itself(each) and type(each).__name__ != "R1hpc"
+        ]
         roots = {f"callback {number} {type(each).__name__}": each for number, each in enumerate(own)}
         for number, loader in enumerate(self._loaders):
             roots[f"data {number}"] = getattr(loader, "dataset", None)

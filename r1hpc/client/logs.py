@@ -1,6 +1,6 @@
 """Write out what a script has logged before its process ends without unwinding.
 
-    flush_logs()    # Run.leave calls it
+flush_logs()    # Run.leave calls it
 """
 
 import gc
@@ -30,9 +30,10 @@ def flush_logs() -> None:
 
 
 def _is_writer(each: Any) -> bool:
-    if isinstance(each, io.TextIOWrapper | io.BufferedWriter):
-        return not each.closed and each.writable()
-    return type(each).__name__ == "SummaryWriter" and "tensorboard" in type(each).__module__
+    kind = type(each)  # isinstance would ask the object
+    if kind in (io.TextIOWrapper, io.BufferedWriter):
+        return not each.closed and bool(each.writable())
+    return kind.__name__ == "SummaryWriter" and "tensorboard" in kind.__module__
 
 
 def _finish_wandb() -> None:

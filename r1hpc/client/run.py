@@ -12,9 +12,11 @@ torch only where there are several ranks.
 """
 
 import atexit
+import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +27,6 @@ from typing import Any, NoReturn, Protocol
 from r1hpc.attempt.control.stop import SIGNALS, Deadlines, StopRequests
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.manifest import step_folder
 from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
@@ -81,6 +82,8 @@ class Run:
             return
         self._folder = RunDir(job.run)
         self._store = CheckpointStore(self._folder.checkpoints, keep=job.keep)
+        self._pruning = threading.Thread(target=lambda: None)
+        self._pruning.start()
         self._requests = StopRequests(self._folder, job.rank, Deadlines(**job.deadlines))
         self._requests.install()
         os.register_at_fork(after_in_child=self._forget)
@@ -92,6 +95,11 @@ class Run:
     def is_job(self) -> bool:
         """True inside a job of r1hpc."""
         return self._job is not None
+
+    @property
+    def name(self) -> str:
+        """Return the run's name; empty outside a job."""
+        return self._folder.run_id if self._job else ""
 
     @property
     def world_size(self) -> int:
@@ -305,7 +313,11 @@ class Run:
             assert self._writer is not None
             self._writer.make_durable()
             done = store.commit(step, job.attempt, job.token, records, {"global_step": step, **meta})
-            store.prune([step], at=step, hurry=self._requests.poll()[0])
+            self._pruning.join()
+            store.prune([step], at=step, hurry=True)
+            if not self._requests.poll()[0]:  # deleting may take long
+                self._pruning = threading.Thread(target=self._prune, args=(step,), daemon=True)
+                self._pruning.start()
             seconds = time.monotonic() - began
             fields = {"bytes": done.manifest.total_size, "num_nodes": job.num_nodes, "copied_at": copied_at}
             self._writer.event(
@@ -317,6 +329,10 @@ class Run:
         self.last_saved = step
         self._requests.committed()
         self._tell("running", step)
+
+    def _prune(self, step: int) -> None:
+        with suppress(R1hpcError):  # the next save tries again
+            self._store.prune([step], at=step)
 
     def _together(self, action: Any) -> None:
         """Do it on rank 0; its error is raised on all ranks."""
@@ -366,7 +382,10 @@ class Run:
         if kind == "stopped":
             reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
         said = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
-        write_json(said_path(self._folder, self._job.attempt, self._job.rank), said)
+        path = said_path(self._folder, self._job.attempt, self._job.rank)
+        fresh = path.with_suffix(".tmp")  # not synced: after a power cut nobody asks for it
+        fresh.write_text(json.dumps(said))
+        fresh.replace(path)
 
 
 def said_path(run: RunDir, attempt: int, rank: int) -> Path:

@@ -1,7 +1,7 @@
 """Give a script the same start in every attempt of a run: hashes of text, and random streams nobody seeded.
 
-    start_seed(run)             # recorded with the run: each run has another
-    start_streams(seed, rank)   # in the script's interpreter, before its first line; numpy's and torch's follow
+    start_seed(run)              # recorded with the run: each run has another
+    start_streams(seed, rank)    # in the script's interpreter, before its first line
 
 A script that seeds itself is not changed. Without this a vocabulary from `set()`, or an unseeded split, would
 differ after a preemption.

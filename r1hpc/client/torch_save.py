@@ -1,7 +1,7 @@
 """Make torch.save(FILE) atomic: a kill leaves the file of before, or the new one, never half of it.
 
-hooks.py calls `attach`. A saved file that matches script.checkpoints is on the disk when `torch.save` returns, and
-is recorded as a complete checkpoint. Another file is made durable in the background.
+hooks.py calls `attach`. A file that matches script.checkpoints is durable when `torch.save` returns, and is
+recorded as a complete checkpoint. Any other file is made durable in the background.
 """
 
 import functools

@@ -49,6 +49,9 @@ def attach(module: ModuleType) -> None:
             )
         run = attempt()
         run.lead("transformers")
+        for each in trainer.callback_handler.callbacks:  # else each attempt has a folder by its time
+            if type(each).__name__ == "TensorBoardCallback" and each.logging_dir is None and run.is_job:
+                each.logging_dir = f"{trainer.args.output_dir}/runs/{run.name}"
         done = original(trainer, _Keeper(trainer, run).resume() or resume_from_checkpoint, *args, **kwargs)
         run.finish(trainer.state.global_step)
         return done
@@ -64,7 +67,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._kept: dict[str, Any] = {}
         """From the checkpoint, until training begins."""
         self._epoch_start: tuple[Any, ...] | None = None
-        """The random streams, those of the loader, and those of what reads the data, when this epoch began."""
+        """The random streams, the loader's, and those of what reads the data, when this epoch began."""
         self._pass = (0, 0)
         """This pass over the data, from 0, and the batches of it that were used."""
         self._first_pass = self._opened = 0

@@ -202,14 +202,16 @@ def logged_path(run: RunDir) -> Path:
 def read_logged(run: RunDir) -> dict[str, dict[int, float]]:
     """Return name -> step -> number of what a script logged, evaluations too, ascending by step.
 
-    The newest value of a step counts. Left out is what later attempts took back: steps beyond the newest
-    attempt's first one that it did not log again.
+    The newest value of a step counts. Steps that a later attempt did not resume from are left out.
     """
+    begins = {
+        int(event.get("attempt") or 0): int(event.get("global_step") or 0)
+        for event in read_events(run)
+        if event["event"] in ("resume", "fresh")
+    }
     found: dict[str, dict[int, float]] = {}
-    lines = sorted(_iter_logged(run), key=lambda step: step.attempt)
-    begins = {line.attempt: line.global_step for line in reversed(lines)}
-    for line in lines:
-        if any(line.attempt < later and line.global_step >= first for later, first in begins.items()):
+    for line in sorted(_iter_logged(run), key=lambda step: step.attempt):
+        if any(line.attempt < attempt and line.global_step > step for attempt, step in begins.items()):
             continue
         for name in ("loss", "grad_norm", "lr", *(line.extra or {})):
             if (number := line.number(name)) is not None:

@@ -1,0 +1,35 @@
+"""What a script's own objects hold survives graceful stops: equal to plain Python, to the bit."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.metrics import read_logged
+from tests.client.attempts import alone, resumed
+
+
+@pytest.mark.slow  # four starts of transformers
+@pytest.mark.parametrize(
+    "words",
+    [["--seed", "42"], [], ["--seed", "1", "--stream"], ["--workers", "2"]],
+    ids=["seeded collator", "collator on torch's stream", "second pass of a stream", "persistent workers"],
+)
+def test_a_trainer(tmp_path: Path, words: list[str]) -> None:
+    run = RunDir(tmp_path / "run")
+    attempts, lines = resumed(run, "trainer_holds.py", *words)
+    assert attempts == 4
+    assert lines == alone("trainer_holds.py", tmp_path / "alone", *words)
+    logged = read_logged(run)
+    assert list(logged["loss"]) == list(range(1, 25))
+    assert list(logged["eval_loss"]) == list(range(3, 25, 3))
+
+
+@pytest.mark.slow  # four starts of lightning
+@pytest.mark.parametrize("words", [[], ["--tune"]])
+def test_lightning(tmp_path: Path, words: list[str]) -> None:
+    run = RunDir(tmp_path / "run")
+    attempts, lines = resumed(run, "lightning_holds.py", *words)
+    assert attempts == 4
+    assert lines == alone("lightning_holds.py", tmp_path / "alone", *words)
+    assert list(read_logged(run)["val_loss"]) == [10, 20, 30]
