@@ -39,7 +39,7 @@ class Fetches:
         self.opened = {"training": 0, "other": 0}
         """Iterators with persistent workers that were opened. Each draws a seed once, over all attempts."""
         self._drawn = 0
-        """Of the others, those whose seed an earlier attempt drew."""
+        """The number of others whose seed an earlier attempt drew."""
         if not _watching:
             _patch()
         _watching[:] = [self]

@@ -43,7 +43,7 @@ class TooLargeError(Exception):
 
 
 class Holdings:
-    """What some objects hold. Paths are the same in every attempt."""
+    """The state of some objects. Paths are the same in every attempt."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class Job:
     checkpoints: str | None = None
     """Absolute pattern of the checkpoints that the script writes by itself. None: it has none."""
     seed: int | None = None
-    """Of the random streams at the start of every attempt."""
+    """Start of the random streams, the same in every attempt."""
 
     def to_environ(self) -> dict[str, str]:
         """Return the variables for the script."""

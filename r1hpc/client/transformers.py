@@ -73,7 +73,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._first_pass = self._opened = 0
         """The pass that this attempt began with; the loaders that were open before this pass."""
         self._resumed: dict[str, Any] = {}
-        """Where the last attempt was in its pass, until it goes on."""
+        """The position of the last attempt, until this one goes on from it."""
         self._is_stream_set = False
         """The random streams are set already, by the first read after a resume."""
         self._loss: Any = 0.0

@@ -1,4 +1,4 @@
-"""What a script's own objects hold survives graceful stops: equal to plain Python, to the bit."""
+"""The state of a script's own objects survives graceful stops: equal to plain Python, to the bit."""
 
 from pathlib import Path
 

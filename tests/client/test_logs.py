@@ -1,4 +1,4 @@
-"""What a script logs is recorded, and written out when a graceful stop ends its process."""
+"""Numbers that a script logs are recorded, and written out when a graceful stop ends its process."""
 
 from pathlib import Path
 
