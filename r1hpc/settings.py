@@ -3,6 +3,7 @@
     python -m r1hpc.settings jobs/train.yaml                     # every key, its value and its source
     python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set  # what differs from the defaults
     python -m r1hpc.settings CHAIN --set                         # of each stage; or one: CHAIN/STAGE
+    python -m r1hpc.settings RUN_A RUN_B                         # side by side: only what differs
     python -m r1hpc.settings --reference                         # every setting with its meaning, as Markdown
 
 Later wins: a job file's includes, its own keys, the cluster profile, KEY=VALUE.
@@ -25,13 +26,13 @@ from r1hpc.base.cli import (
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import CHAIN, places_of
-from r1hpc.base.tables import terminal_width
+from r1hpc.base.tables import format_table, terminal_width
 
 # Loaded only when they are needed: --help must be quick.
 if TYPE_CHECKING:
     from r1hpc.config.origins import Setting
 
-_SHORTEST_VALUE, _LONGEST_VALUE = 8, 48
+_SHORTEST_VALUE, _LONGEST_VALUE, _LONGEST_COMPARED = 8, 48, 300
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
 
         print(reference() if arguments.reference else schema_text(), end="")
         return 0
+    if len(both := [word for word in arguments.words if "=" not in word]) == 2:
+        return _compare(both, arguments)
     file, overrides = file_and_overrides(arguments.words)
     stages = _frozen(file, arguments.run_root) if file else {}
     if stages and overrides:
@@ -87,6 +90,26 @@ def _frozen(given: str, run_root: str | None) -> "dict[str, list[Setting]]":
         config = choose_run(given, run_root).config
         return {"": frozen(read(config), config.name)}
     return {}
+
+
+def _compare(names: Sequence[str], arguments: Any) -> int:
+    """Print the settings that differ between two runs or job files."""
+    from r1hpc.config.origins import resolved
+
+    if len(names) < len(arguments.words):
+        raise UsageError("two runs are compared as they are: leave out KEY=VALUE")
+    columns = []
+    for name in names:
+        stages = _frozen(name, arguments.run_root) or {"": resolved(name, (), arguments.cluster)}
+        if list(stages) != [""]:
+            raise UsageError(f"{printable(name)} is a chain. Name a stage: {name}/{next(iter(stages))}")
+        columns.append({each.key: each.value for each in stages[""]})
+    a, b = columns
+    found = {key: [a[key], b[key]] for key in a if a[key] != b[key]}
+    rows = [(key, *(_short(value, _LONGEST_COMPARED) for value in values)) for key, values in found.items()]
+    table = format_table(("setting", *names), rows) if rows else f"all {len(a)} settings are equal"
+    print_result({"runs": names, "settings": found}, table, arguments.json)
+    return 0
 
 
 def _table(settings: "Sequence[Setting]") -> str:

@@ -2,6 +2,7 @@
 
     python -m r1hpc.status                     # the newest run under the run root
     python -m r1hpc.status --all               # every run under the run root, one line each
+    python -m r1hpc.status --all 'grpo-*' --state running --stage rl   # only these
     python -m r1hpc.status RUN_DIR --json      # state, attempt, global_step, ..., attempts: [...]
     python -m r1hpc.status CHAIN               # each stage of a chain; CHAIN/STAGE is a run
 
@@ -13,10 +14,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from r1hpc.base.choose_run import add_run, choose_run, folders_with, list_runs, unreadable
+from r1hpc.base.choose_run import (
+    add_run,
+    all_runs,
+    choose_run,
+    folders_with,
+    full_name,
+    list_runs,
+    unreadable,
+)
 from r1hpc.base.cli import ArgumentParser, add_json, print_json, print_result, run_command
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.names import printable
@@ -43,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
     add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("--verify", action="store_true", help="hash the results and compare with FINISHED")
-    parser.add_argument("--all", action="store_true", help="all runs under the run root")
+    parser.add_argument("--all", action="store_true", help="all runs under the run root, or those like RUN")
+    parser.add_argument("--state", metavar="STATE", help="with --all: only runs in this state")
+    parser.add_argument("--stage", metavar="STAGE", help="with --all: only runs of this stage")
     add_json(parser)
     arguments = parser.parse_args(argv)
     from r1hpc.accounting.open_ledger import settled_ledger
@@ -51,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
 
     if arguments.all:
         return _show_all(arguments)
+    if arguments.state or arguments.stage:
+        raise UsageError("--state and --stage choose among all runs: add --all")
     chain = choose_chain(arguments.run_dir, arguments.run_root)
     if chain is None:
         run, now = choose_run(arguments.run_dir, arguments.run_root), time.time()
@@ -151,6 +165,7 @@ def as_json(ledger: RunLedger, verify: bool = False) -> dict[str, Any]:
     from r1hpc.checkpoint.store import CheckpointStore
     from r1hpc.reporting.progress import read_progress
     from r1hpc.serving.address import read_address
+    from r1hpc.telemetry.records.evaluations import newest_accuracy
 
     run, situation = ledger.run, ledger.situation
     history, job = situation.history, situation.job
@@ -172,6 +187,7 @@ def as_json(ledger: RunLedger, verify: bool = False) -> dict[str, Any]:
         "loss": now.recent[-1].loss if now.recent else None,
         "reward": last_facts.get("reward"),
         "accuracy": last_facts.get("accuracy"),
+        "held_out": newest_accuracy(run),
         "requests": last_facts.get("requests", 0) if ledger.stage == "serve" else None,
         "url": None if address is None else address.place.url,
         "tokens_per_second": now.tokens_per_second,
@@ -278,18 +294,31 @@ def _kept(shown: dict[str, Any], run: RunDir) -> str:
 
 def _show_all(arguments: Any) -> int:
     from r1hpc.accounting.open_ledger import open_ledgers
+    from r1hpc.attempt.state.state import State
     from r1hpc.submission.chain.folder import list_chains
     from r1hpc.sweeps.definition import SweepDir
+    from r1hpc.telemetry.diagnosis.summary import names_of
 
-    if arguments.run_dir is not None:
-        raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
     root = run_root_of(arguments.run_root)
-    now = time.time()
-    runs, folders = list_runs(root), list_chains(root)
+    now, pattern, state = time.time(), arguments.run_dir or "*", arguments.state
+    if state and state not in [*State]:
+        raise UsageError(f"--state {printable(state)}: one of {', '.join(State)}")
+
+    def is_wanted(path: Path) -> bool:
+        return fnmatchcase(full_name(RunDir(path)), pattern)
+
+    # Chosen by name or stage, the runs inside chains and sweeps are shown too.
+    is_open = arguments.run_dir or arguments.stage
+    runs = [run for run in (all_runs(root) if is_open else list_runs(root)) if is_wanted(run.path)]
+    if arguments.stage:
+        runs = [run for run in runs if names_of(run)[0] == arguments.stage]
+    folders = [] if arguments.stage else [each for each in list_chains(root) if is_wanted(each.path)]
+    points = [] if arguments.stage or state else filter(is_wanted, folders_with(root, SWEEP))
     ledgers, notes = open_ledgers(runs[:_MOST_RUNS], now, ask=False)
-    shown = [as_json(ledger) for ledger in ledgers]
+    shown = [as_json(ledger) for ledger in ledgers if state in (None, ledger.state)]
     chains = _readable(folders[:_MOST_RUNS], lambda chain: _chain_now(chain)[0], notes)
-    sweeps = _readable(map(SweepDir, sorted(folders_with(root, SWEEP))), _sweep_as_json, notes)
+    chains = [chain for chain in chains if state in (None, chain["state"])]
+    sweeps = _readable(map(SweepDir, sorted(points)), _sweep_as_json, notes)
     notes += unreadable(root)
     notes += [
         f"these are the newest {_MOST_RUNS} {what} of {len(found)}: name one of the others to see it"
@@ -301,11 +330,12 @@ def _show_all(arguments: Any) -> int:
         print_json({"run_root": str(root.absolute()), **found, "notes": notes})
         return 0
     if not (shown or chains or sweeps):
-        print(f"no runs under {root.absolute()}")
+        chosen = " that fit" if arguments.run_dir or state or arguments.stage else ""
+        print(f"no runs{chosen} under {root.absolute()}")
     else:
-        headings = ("run", "state", "attempt", "step", "of", "loss or reward", "GPU-hours")
+        headings = ("run", "state", "attempt", "step", "of", "loss or reward", "held-out", "GPU-hours")
         rows = [*map(_run_row, shown), *map(_chain_row, chains), *map(_sweep_row, sweeps)]
-        print(coloured(format_table(headings, rows, right={2, 3, 4, 5, 6})))
+        print(coloured(format_table(headings, rows, right={2, 3, 4, 5, 6, 7})))
     for note in notes:
         print(wrap(f"note: {note}", hanging="  "))
     return 0
@@ -331,7 +361,8 @@ def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
     states = [stage["state"] for stage in shown["stages"]]
     done = str(states.count(State.finished.value))
     name = f"{shown['chain']} (chain)"
-    return (name, shown["state"], "-", done, str(len(states)), "-", f"{shown['gpu_hours']:.2f}")
+    accuracy = next((s["held_out"] for s in reversed(shown["stages"]) if s.get("held_out")), "-")
+    return (name, shown["state"], "-", done, str(len(states)), "-", accuracy, f"{shown['gpu_hours']:.2f}")
 
 
 def _sweep_as_json(sweep: SweepDir) -> dict[str, Any]:
@@ -343,7 +374,7 @@ def _sweep_as_json(sweep: SweepDir) -> dict[str, Any]:
 def _sweep_row(shown: dict[str, Any]) -> tuple[str, ...]:
     done, of = shown["finished"], shown["points"]
     state = "finished" if done == of else "unfinished"
-    return (f"{shown['sweep']} (sweep)", state, "-", str(done), str(of), "-", "-")
+    return (f"{shown['sweep']} (sweep)", state, "-", str(done), str(of), "-", "-", "-")
 
 
 def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
@@ -351,7 +382,8 @@ def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
     if shown["reward"] is not None:  # RL's loss says nothing
         loss = f"{shown['reward']:.3f} reward"
     numbers = (cell(shown[key]) for key in ("attempt", "global_step", "num_steps"))
-    return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
+    name, accuracy = full_name(RunDir(shown["run_dir"])), shown["held_out"] or "-"
+    return (name, shown["state"], *numbers, loss, accuracy, f"{shown['gpu_hours']:.2f}")
 
 
 if __name__ == "__main__":

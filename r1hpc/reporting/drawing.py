@@ -193,7 +193,7 @@ def short(value: float) -> str:
     value = 0.0 if abs(value) < 1e-12 else value
     if abs(value) >= 10 or value == round(value):
         return f"{value:,.0f}"
-    return f"{value:.6f}".rstrip("0") if abs(value) >= 0.001 else f"{value:.0e}"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if abs(value) >= 0.001 else f"{value:.0e}"
 
 
 def row_chart(

@@ -20,6 +20,7 @@ from r1hpc.base.choose_run import full_name
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import cell
 from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
@@ -33,7 +34,7 @@ from r1hpc.reporting.view import RUN_HEADINGS, View, make_view, row_of
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, diagnose
 from r1hpc.telemetry.gpu.history import all_series
-from r1hpc.telemetry.records.evaluations import read_evaluations
+from r1hpc.telemetry.records.evaluations import newest_accuracy, read_evaluations
 from r1hpc.telemetry.records.metrics import read_events
 from r1hpc.telemetry.records.samples import Sample, has_samples, read_samples, some_wrong_first
 
@@ -298,8 +299,26 @@ def page(view: View) -> str:
     ]
     bodies = [*charts, *_cards(view)] if view.is_whole else [*_cards(view), *charts]
     warnings = [f'<div class="warn">{text(words)}</div>' for words in view.status.warnings(view.budget)]
-    results = results_card(read_results(view.runs[:_MOST_RESULTS] if view.is_whole else view.runs))
-    return document(view.title, [head(view), results, *warnings, *bodies, *tables(view), notes(view)])
+    return document(view.title, [head(view), _results(view), *warnings, *bodies, *tables(view), notes(view)])
+
+
+def _results(view: View) -> str:
+    """Return the evaluations of the runs; the last steps if there are none, and on a page of all runs."""
+    if not view.is_whole and (evaluated := results_card(read_results(view.runs))):
+        return evaluated
+    rows = []
+    for run in view.runs[:_MOST_RESULTS]:
+        accuracy = newest_accuracy(run.run)
+        last = next(reversed(run.summary.steps.effective.values()), None)
+        if last is None and accuracy is None:
+            continue
+        reward = None if last is None else last.number("reward")
+        shown = "" if reward is not None or last is None else cell(last.loss, ".4f")
+        step = "" if last is None else f"{last.global_step:,}"
+        rows.append([full_name(run.run), run.stage, step, shown, cell(reward, ".3f"), accuracy or NONE])
+    more = f"the newest {_MOST_RESULTS} runs" if len(view.runs) > _MOST_RESULTS else ""
+    headings = ("run", "stage", "step", "loss", "reward", "held-out accuracy")
+    return card("Results", table(headings, rows, 2), more)
 
 
 def _cards(view: View) -> Iterator[str]:

@@ -75,7 +75,8 @@ def results_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]
         numbers = ["-", "-", "", ""] if is_evaluated else []
         if each.evaluation is not None:
             greedy, sampled = each.evaluation["greedy"], each.evaluation["pass_at"]["1"]
-            questions = tuple(sorted(each.evaluation.get("tasks", ())))  # others are not compared
+            labels = sorted(each.evaluation.get("tasks", ()))
+            questions = (*labels, str(each.evaluation["num_items"]))  # others are not compared
             gain = f"{sampled['value'] - first[questions]:+.3f}" if questions in first else ""
             first.setdefault(questions, sampled["value"])
             interval = f"[{sampled['low']:.3f}, {sampled['high']:.3f}]"

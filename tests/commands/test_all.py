@@ -10,6 +10,9 @@ import pytest
 
 from r1hpc import status
 from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.files import append_record
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.evaluations import evaluations_path
 from tests.commands.commands import as_json
 from tests.recorded import RecordedRun
 
@@ -88,3 +91,40 @@ def test_what_is_beyond_the_newest_fifty_is_said(root: Path, capsys: pytest.Capt
     shown = as_json(status, ["--all"], capsys)
     assert len(shown["runs"]) == 50
     assert shown["notes"] == ["these are the newest 50 runs of 52: name one of the others to see it"]
+
+
+def test_all_shows_accuracy_and_can_be_filtered(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, stage, cause in (
+        ("grpo-1", "rl", "finished"),
+        ("grpo-2", "rl", "crash"),
+        ("base", "sft", "finished"),
+    ):
+        made = RecordedRun(root / name, stage=stage)
+        made.submit("local-1")
+        made.attempt(1, 40, cause, committed=40)
+        if cause == "finished":
+            made.finish(made.run.finished)
+    value = {"value": 0.25, "low": 0.1, "high": 0.5}
+    line = {"global_step": 40, "policy": "p", "greedy": value, "pass_at": {"1": value}, "num_items": 8}
+    line |= {"num_samples": 1, "response_length": 1.0}
+    append_record(evaluations_path(RunDir(root / "grpo-1")), {"attempt": 1, "time": 1.0, **line})
+    (root / "chain" / "grpo-3").mkdir(parents=True)
+    (root / "chain" / "chain.yaml").write_text("{}")
+    RecordedRun(root / "chain" / "grpo-4", stage="rl")
+
+    def names(*argv: str) -> set[str]:
+        return {run["run_id"] for run in as_json(status, ["--all", *argv], capsys)["runs"]}
+
+    assert names() == {"grpo-1", "grpo-2", "base"}
+    assert names("grpo-?") == {"grpo-1", "grpo-2"}
+    assert names("--stage", "rl") == {"grpo-1", "grpo-2", "grpo-4"}, "the stages of chains too"
+    assert names("--stage", "rl", "--state", "finished") == {"grpo-1"}
+    assert names("chain/*") == {"grpo-4"}
+    assert status.main(["--all", "*-1"]) == 0
+    assert "0.250 (n=8)" in capsys.readouterr().out
+    assert status.main(["--all", "nobody*"]) == 0
+    assert "no runs that fit under" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--state finishd: one of queued, running"):
+        status.main(["--all", "--state", "finishd"])
+    with pytest.raises(UsageError, match="add --all"):
+        status.main(["--stage", "rl"])

@@ -75,3 +75,28 @@ def test_a_damaged_chain_or_run_names_its_file_and_what_is_wrong(
             settings.main([str(path.parent)])
         assert str(path) in str(refused.value)
         assert wrong in str(refused.value)
+
+
+def test_two_runs_side_by_side_show_only_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, words in (
+        ("a", ["train.seed=3"]),
+        ("b", ["train.seed=3", "train.lr=0.5"]),
+        ("c", ["train.seed=3"]),
+    ):
+        (tmp_path / name).mkdir()
+        load.save(load.load(None, words), tmp_path / name / "config.yaml")
+    where = ["--run-root", str(tmp_path)]
+    assert settings.main(["a", "b", *where]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["setting", "a", "b"], ["train.lr", "0.0003", "0.5"]]
+    assert settings.main(["a", "b", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "runs": ["a", "b"],
+        "settings": {"train.lr": [0.0003, 0.5]},
+    }
+    assert settings.main(["a", "c", *where]) == 0
+    assert "settings are equal" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="leave out KEY=VALUE"):
+        settings.main(["a", "b", "train.lr=1", *where])

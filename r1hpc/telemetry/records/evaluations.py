@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import iter_records, read_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
@@ -162,6 +162,23 @@ def results(run: RunDir) -> list[tuple[str, str]]:
     """Return the newest evaluation of a run as `figures` does; empty if there is none."""
     summary = first_and_newest(run)[1]
     return figures(summary) if summary else []
+
+
+def newest_accuracy(run: RunDir) -> str | None:
+    """Return pass@1 of the newest evaluation with its number of questions, by benchmark if there are several.
+
+    None if there is none, or it cannot be read.
+    """
+    try:
+        summary = first_and_newest(run)[1]
+        tasks = {} if summary is None else summary.get("tasks") or {"": summary}
+        shown = [
+            f"{name} {each['pass_at']['1']['value']:.3f} (n={each['num_items']})"
+            for name, each in tasks.items()
+        ]
+    except (R1hpcError, OSError, KeyError):
+        return None
+    return ", ".join(shown).strip() or None
 
 
 def figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
