@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
@@ -104,7 +105,8 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
     try:
         attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks, by_submitit=by_submitit)
     except NotTheNodeError as error:
-        print(" ".join(str(error).split()))  # for the comment of the job that is held
+        with suppress(OSError):  # a full disk
+            print(" ".join(str(error).split()))  # for the comment of the job that is held
         raise
     if attempt is not None:
         print(attempt)
@@ -119,7 +121,7 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
 def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
     """Return 0 if the job is done or goes on, OVER if its end is recorded, anything else if undecided."""
     from r1hpc.attempt.end import OverError
-    from r1hpc.slurm.contract import OVER
+    from r1hpc.slurm.contract import NOT_THE_NODE, OVER
     from r1hpc.submission.chain.next_job import end_and_go_on
     from r1hpc.telemetry.records.attempts import read_run_events
 
@@ -127,7 +129,8 @@ def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
     if attempt not in begun:
         raise UsageError(f"{run.run_id} has begun no attempt {attempt}: give the number begin printed")
     try:
-        return OVER if end_and_go_on(run, attempt, status, diagnose=not hurry) else 0
+        left = end_and_go_on(run, attempt, status, diagnose=not hurry)
+        return left if left in (0, NOT_THE_NODE) else OVER
     except OverError as error:
         print(f"error: {error}", file=sys.stderr)
         return OVER

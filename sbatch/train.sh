@@ -44,9 +44,9 @@ done
 load_functions() { # those of the run once it is made, else of the clone or of the installed package
     local run=$RUN_ROOT/$RUN_NAME
     cd "$SLURM_SUBMIT_DIR" || return
-    [ ! /dev/stdout -ef /dev/null ] || exec >> "slurm-$SLURM_JOB_ID.out" 2>&1 || return
+    [ ! /dev/stdout -ef /dev/null ] || exec >> "slurm-$SLURM_JOB_ID.out" 2>&1
     if grep -qs '}$' "$run/attempts.jsonl" && [ -r "$run/code/$FUNCTIONS" ]; then
-        cd "$run" && only_ours . "code/$FUNCTIONS" || exit 1
+        cd "$run" && only_ours . "code/$FUNCTIONS" "$(foreign code/)" || exit 1
         . "code/$FUNCTIONS" && cd "$SLURM_SUBMIT_DIR" || return
     elif [ -r "$CLONE/$FUNCTIONS" ]; then
         . "$CLONE/$FUNCTIONS"
@@ -68,9 +68,13 @@ only_ours() { # you own these folders and files, and only you may write them: th
     scontrol update JobId="$SLURM_JOB_ID" Comment="$1" # the log may lie in that folder
     return 3
 }
+foreign() { # the first file below a folder that another user owns or may write; else the folder
+    find -L "$1" \( ! -uid "$EUID" -o -perm /002 ! -type l \) -print -quit | grep . || echo "$1"
+}
 leave_node() { # have the job start again on other nodes, unless somebody cancelled it
-    local job=$SLURM_JOB_ID said nodes pause
+    local job=$SLURM_JOB_ID said nodes pause why=''
     trap '' TERM USR2
+    [[ ! $RUN_DIR || ! -f $RUN_DIR/config.yaml ]] || why="$RUN_DIR lacks code/$FUNCTIONS, which it froze"
     for pause in 0 1 2 4 8 $(printf '15 %.0s' {1..39}); do # ten minutes
         sleep "$pause"
         said=$(scontrol show job -o "$SLURM_JOB_ID") || continue
@@ -79,7 +83,7 @@ leave_node() { # have the job start again on other nodes, unless somebody cancel
         nodes=${BASH_REMATCH[1]/#(null)/} nodes=${nodes:+$nodes,}$SLURMD_NODENAME
         [ "$(scontrol show hostnames "$nodes" | wc -l)" -le "$MOST_EXCLUDED" ] || break
         # Without a node that it asks for by name the job could never start: then it is held.
-        [[ $said == *" ReqNodeList=(null) "* ]] || nodes=''
+        [[ ! $why && $said == *" ReqNodeList=(null) "* ]] || nodes=''
         if said+=$(scontrol requeue Incomplete "$job" 2>&1); then
             [ -n "$nodes" ] && scontrol update JobId="$job" ExcNodeList="$nodes" && exit 1
             scontrol hold "$job"
@@ -91,7 +95,8 @@ leave_node() { # have the job start again on other nodes, unless somebody cancel
                 sbatch --dependency=afterany:"$job" --exclude="$nodes" "$0") && exit 1
         fi
     done
-    scontrol update JobId="$job" Comment="r1hpc: $SLURMD_NODENAME does not see ${RUN_DIR:-$SLURM_SUBMIT_DIR}"
+    scontrol update JobId="$job" \
+        Comment="r1hpc: ${why:-$SLURMD_NODENAME does not see ${RUN_DIR:-$SLURM_SUBMIT_DIR}}"
     exit 1
 }
 for pause in $PATIENCE; do

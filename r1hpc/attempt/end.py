@@ -5,6 +5,7 @@ end is recorded before the requeue, because a requeue kills this process; `take_
 the requeue fails. Just before the requeue `refuse_cancelled` checks again whether the job was cancelled.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,24 +26,31 @@ from r1hpc.attempt.state.cause import (
     failures_in_logs,
     judge_by_srun,
     read_outcomes,
+    same_words,
+    unstarted_by_srun,
 )
 from r1hpc.attempt.state.unended import amend_end, corrected, mark_requeued, steps_for_the_end
 from r1hpc.attempt.trackers import await_trackers
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.disk import refusal_of
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.save_time import choose_signal_lead_s
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.contract import NOT_THE_NODE
 from r1hpc.slurm.endings import ending_of
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be only 30 s, and the requeue comes after it."""
+
+
+_ALIKE_ON_ONE_NODE = 3
 
 
 class Next(StrEnum):
@@ -52,6 +60,8 @@ class Next(StrEnum):
     already_requeued = "already requeued"
     """Slurm has already put the job back into the queue."""
     requeue = "requeue"
+    hold = "hold"
+    """Requeue the job, held until a person has mended the cluster or the disk."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class Ended:
     def exit_status(self) -> int:
         """Return the batch script's exit status: 0 unless the run failed."""
         good = (Cause.finished, Cause.stopped)
+        if self.next is Next.hold:
+            return NOT_THE_NODE
         return 1 if self.next is Next.over and self.attempt.cause not in good else 0
 
 
@@ -116,6 +128,9 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, known),
         by_srun=by_srun,
         step_cancelled=step_cancelled,
+        unstarted="" if outcomes else unstarted_by_srun(run, attempt, this.job_id),
+        run_root=str(run.path.parent),
+        refusal=refusal_of(run.path) if status else "",
     )
     cause, detail = decide(evidence)
     steps = steps_for_the_end(run, config, attempt, cause)
@@ -239,9 +254,32 @@ def _time_left(state: JobState) -> float | None:
 
 def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobState | None) -> tuple[Next, str]:
     """Decide whether the run goes on after the last of `attempts`, and who restarts it."""
+    if (reason := _reason_to_hold(attempts)) is not None:
+        return Next.over if state is None else Next.hold, reason
     reason = reason_to_stop(attempts, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
     if reason is not None:
         return Next.over, reason
     if state is not None and state.is_requeued:
         return Next.already_requeued, "Slurm has requeued the job"
     return Next.requeue, ""
+
+
+def _reason_to_hold(attempts: Sequence[Attempt]) -> str | None:
+    """Return why only a person can mend what ended the last attempts; None if another try may do.
+
+    Neither the run nor a node is at fault if two nodes give the same words, or one gives them three times.
+    """
+    last, alike = attempts[-1], []
+    for attempt in reversed(attempts):
+        if attempt.cause is not Cause.cluster or same_words(attempt.detail) != same_words(last.detail):
+            break
+        alike.append(attempt)
+    nodes = {_node_of(attempt) for attempt in alike}
+    if len(nodes) < 2 and len(alike) < _ALIKE_ON_ONE_NODE:
+        return None
+    return f"{last.detail}; {len(alike)} attempts on {', '.join(sorted(nodes))} ended like this"
+
+
+def _node_of(attempt: Attempt) -> str:
+    found = re.match(r"rank \d+ on (\S+): ", attempt.detail)
+    return found[1] if found else (attempt.node_names or ("?",))[0]

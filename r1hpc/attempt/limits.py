@@ -88,6 +88,8 @@ def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
 
 
 def _ended_in_startup(attempt: Attempt) -> bool:
+    if attempt.cause is Cause.cluster:  # held after a few
+        return True
     is_clusters = attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
     is_clusters = is_clusters and AGAIN_BY_ITSELF not in attempt.detail
     return is_clusters and (attempt.end or attempt.start) - attempt.start < _LONGEST_STARTUP_S

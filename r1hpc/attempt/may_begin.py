@@ -21,10 +21,11 @@ from r1hpc.attempt.state.state import ask, job_named
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.lock import hold, read_holder
 from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint import disk
 from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.config.load import read
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.contract import NOT_THE_NODE, OVER
+from r1hpc.slurm.contract import MAYBE_THE_NODE, NOT_THE_NODE, OVER
 from r1hpc.slurm.requeue import job_state
 from r1hpc.telemetry.records.attempts import Cause, History, read_history, read_run_events, record
 
@@ -51,6 +52,12 @@ class NotTheNodeError(MayPassError):
     """The run's own disk or records are at fault: another node will not help."""
 
     exit_status = NOT_THE_NODE
+
+
+class MaybeTheNodeError(NotTheNodeError):
+    """This node cannot use the run's disk; another node tells whether it is this one's fault."""
+
+    exit_status = MAYBE_THE_NODE
 
 
 def is_final(error: R1hpcError) -> bool:
@@ -86,17 +93,20 @@ def on_record(run: RunDir, job_id: str) -> Iterator[None]:
 
 
 def refuse_a_full_disk(error: R1hpcError | OSError, folder: Path) -> None:
-    """Raise a NotTheNodeError if a disk that every node sees is full or over quota.
+    """Raise a NotTheNodeError if a disk that every node sees is full or over quota, or MaybeTheNodeError if
+    it answers with an I/O error or is read-only.
 
     The node's own temporary folder does not count. `folder`: the run's.
     """
     for each in _causes(error):
-        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(each, OSError) and each.errno in disk.REFUSALS:
             place = Path(str(each.filename or folder))
             if place.is_relative_to(tempfile.gettempdir()) and not place.is_relative_to(folder.parent):
                 return
             why = f"{each.strerror}: {place}" if error is each else str(error)
-            raise NotTheNodeError(f"{why}. Make room or raise the quota") from error
+            if each.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NotTheNodeError(f"{why}. Make room or raise the quota") from error
+            raise MaybeTheNodeError(f"{each.strerror}: {folder}. Have its file system mended") from error
 
 
 def record_not_begun(run: RunDir, job_id: str, cause: Cause, detail: str) -> None:

@@ -5,6 +5,7 @@ has one JSON object and nothing else.
 """
 
 import argparse
+import contextlib
 import errno
 import importlib
 import io
@@ -161,10 +162,21 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         status = 1
     except KeyboardInterrupt:
         status = 130
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk, on which Python would leave with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            status = status or 1
     sys.exit(status)
 
 
 def _print_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full: the status tells
+        _print_line(message)
+
+
+def _print_line(message: str) -> None:
     mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
     print(f"{mark}{fit(f'error: {message}', sys.stderr).removeprefix('error:')}", file=sys.stderr)
 

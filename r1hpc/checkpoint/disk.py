@@ -24,6 +24,9 @@ TRASH_PREFIX = ".trash-"
 _REMOVE_TRIES = 20
 _MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _PAUSES_S = (1.0, 4.0, 15.0)
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Answers of a file system that no rank and no code is at fault for."""
+_PROBE_BYTES = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -146,6 +149,21 @@ def write_error(path: Path, error: OSError) -> CheckpointWriteError:
         f"cannot write checkpoint file {os.fsdecode(place)}: {reason} ({free_space(path)}); "
         f"earlier checkpoints are intact. {_fix(error.errno)}, then resume"
     )
+
+
+def refusal_of(folder: Path) -> str:
+    """Write a megabyte into a folder, and remove it; return the file system's refusal, or empty."""
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        with probe.open("xb", buffering=0) as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return os.strerror(error.errno or 0) if error.errno in REFUSALS else ""
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return ""
 
 
 def free_space(path: Path) -> str:

@@ -25,6 +25,10 @@ HELD = "r1hpc: "
 """Start of the comment that the script gives a held job."""
 NOT_THE_NODE = 4
 """Exit status if no other node can help: the job is retried for a while, then held."""
+MAYBE_THE_NODE = 5
+"""Exit status if another node tells whether this one is at fault: the same words there hold the job."""
+REASON_FD = "R1HPC_REASON_FD"
+"""Names the open file in which `end` leaves the job script the reason of NOT_THE_NODE."""
 
 
 def of_frozen(code: Path) -> int:

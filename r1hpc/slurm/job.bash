@@ -112,6 +112,7 @@ run_again() {
         scontrol hold "$JOB" && break
         sleep "$pause"
     done
+    [ -z "${INCLUDE+given}" ] || scontrol update JobId="$JOB" ExcNodeList="$INCLUDE"
     scontrol update JobId="$JOB" Comment="r1hpc: $said"
     echo "job $JOB is held: $said. scontrol release $JOB lets it go on"
     exit 1
@@ -143,6 +144,22 @@ run_elsewhere() {
     run_again "$list"
 }
 
+# Because of $1 another node tells whether this one is at fault: the same words there hold the job.
+hold_on_second_node() {
+    local said first
+    said=$(scontrol show job -o "$JOB" 2> /dev/null)
+    said=${said#* UserId=}
+    if [[ $said == *" Comment=r1hpc: "*" cannot begin: $1"* ]]; then
+        first=${said#* Comment=r1hpc: } first=${first%% *}
+        [[ $said =~ \ ExcNodeList=([^ ]*) ]]
+        INCLUDE=$(scontrol show hostnames "${BASH_REMATCH[1]/#(null)/}" 2> /dev/null | grep -vx "$first" | paste -sd,)
+        rm -f "$RUN_DIR/logs/excluded-$first.txt"
+        run_again "" "$1, on $first and $SLURMD_NODENAME"
+    fi
+    scontrol update JobId="$JOB" Comment="r1hpc: $SLURMD_NODENAME cannot begin: $1"
+    run_elsewhere "$1"
+}
+
 # Status 3 is final; 2 only of a python started by its path: `uv run python` leaves with 2 where uv itself fails.
 patiently() {
     local pause status
@@ -157,7 +174,13 @@ patiently() {
         echo "$1 failed with status $status: again in $pause s"
         sleep "$pause" & wait $!
     done
-    [ "$status" != 4 ] || run_again "" "${ATTEMPT:-the disk of the run is full}"
+    case $status in
+        4) run_again "" "${ATTEMPT:-the disk of the run is full}" ;;
+        5) hold_on_second_node "${ATTEMPT:-the disk of the run cannot be written}" ;;
+        126 | 127) hold_on_second_node "${PYTHON[*]} cannot be started" ;;
+        1) [ -f "$RUN_DIR/code/r1hpc/launch.py" ] || [ -z "$RUN_DIR" ] ||
+            run_again "" "the frozen code is incomplete: $RUN_DIR/code" ;;
+    esac
     run_elsewhere "$1 failed with status $status, see slurm-$SLURM_JOB_ID.out"
 }
 
@@ -238,7 +261,7 @@ fewest_cpus() {
 }
 
 end() {
-    local status kill_wait hurry=()
+    local status kill_wait reason hurry=()
     # In the background, so that TERM is heard. At the end of the time limit, and of the grace time where
     # PreemptMode is CANCEL, KILL follows after KillWait and Slurm does not start the job again: whoever is
     # still busy 15 s before that is left behind. Any other TERM is the ranks'.
@@ -256,10 +279,12 @@ end() {
     # No rank is left to inherit this: the last record is not cut short by the TERM of a requeue.
     trap '' TERM USR2
     [ "$CONTRACT" -ge 2 ] || hurry=()
-    "${PYTHON[@]}" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" --status "$status" "${hurry[@]}"
+    reason=$(R1HPC_REASON_FD=3 "${PYTHON[@]}" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" \
+        --status "$status" "${hurry[@]}" 3>&1 >&2)
     case $? in
         0) exit 0 ;;
         3) exit 1 ;; # over, and on record
+        4) run_again "" "${reason:-neither the run nor the node is at fault}" ;;
         1) [ "$CONTRACT" -ge 2 ] || exit 1 ;;
     esac
     echo "attempt $ATTEMPT could not be judged: the next one will do it"

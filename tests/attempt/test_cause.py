@@ -15,6 +15,8 @@ from r1hpc.attempt.state.cause import (
     SchedulerView,
     decide,
     failures_in_logs,
+    same_words,
+    unstarted_by_srun,
 )
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.records.attempts import Cause
@@ -230,3 +232,76 @@ def test_a_rank_without_an_outcome_is_explained_by_its_log(
         cause, said = decide(Evidence(4, [], 1, view("REQUEUED"), in_logs=found))
         assert (cause, said.startswith("rank 3 on n2: ")) == (Cause.crash, True)
         assert detail in said
+
+
+_ROOT = "/scratch/runs"
+_FULL = f"CheckpointWriteError: cannot write checkpoint file {_ROOT}/a/x: No space left on device (0 B free)"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "cause"),
+    [
+        (Evidence(1, [said(FAILED, detail=_FULL)], 1, run_root=_ROOT), Cause.cluster),
+        (Evidence(1, [said(FAILED, detail=_FULL)], 1, run_root="/elsewhere"), Cause.crash),
+        (
+            Evidence(
+                1, [said(FAILED, detail="OSError: [Errno 30] Read-only file system")], 1, run_root=_ROOT
+            ),
+            Cause.crash,  # of whatever disk
+        ),
+        (
+            Evidence(
+                1,
+                [said(FAILED, detail="OSError: [Errno 5] Input/output error")],
+                1,
+                run_root=_ROOT,
+                refusal="Input/output error",
+            ),
+            Cause.cluster,
+        ),
+        # Full to the last byte: neither outcome nor log.
+        (Evidence(2, [], 1, run_root=_ROOT, refusal="No space left on device"), Cause.cluster),
+        (
+            Evidence(2, [], 1, unstarted="Unable to confirm allocation for job 7: Socket timed out"),
+            Cause.cluster,
+        ),
+        (
+            Evidence(2, [], 1, view("CANCELLED"), unstarted="Unable to confirm allocation for job 7"),
+            Cause.cancelled,
+        ),
+        (
+            Evidence(
+                2,
+                [],
+                1,
+                in_logs=[said(FAILED, 1, detail="slurmstepd: error: execve(): /x/python: No such file")],
+            ),
+            Cause.cluster,
+        ),
+        (
+            Evidence(1, [said(FAILED, detail="RuntimeError: DefaultCPUAllocator: can't allocate memory")], 1),
+            Cause.oom,
+        ),
+        (Evidence(1, [said(FAILED, detail="OSError: [Errno 12] Cannot allocate memory")], 1), Cause.oom),
+    ],
+)
+def test_what_neither_the_run_nor_a_node_did(evidence: Evidence, cause: Cause) -> None:
+    assert decide(evidence)[0] is cause
+
+
+@pytest.mark.parametrize("has_log", [False, True])
+def test_a_silent_slurmctld_at_srun_starts_no_rank(tmp_path: Path, has_log: bool) -> None:
+    """Recorded with Slurm 24.11."""
+    run = RunDir(tmp_path)
+    run.attempt_logs(3).mkdir(parents=True)
+    (run.logs / "slurm-7.out").write_text(
+        "demo: attempt 3 begins on n1\n"
+        "srun: error: Unable to confirm allocation for job 7: Socket timed out on send/recv operation\n"
+        "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 7\n"
+    )
+    if has_log:
+        run.rank_log(3, 0).touch()
+    words = unstarted_by_srun(run, 3, "7")
+    assert words.startswith("" if has_log else "Unable to confirm allocation for job 7: Socket timed out")
+    assert bool(words) is not has_log
+    assert same_words("srun: job 7: no") == same_words("srun: job 8: no") != same_words("srun: other")

@@ -2,11 +2,13 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from r1hpc import launch
 from r1hpc.attempt.begin import begin, read_facts
+from r1hpc.attempt.end import _reason_to_hold
 from r1hpc.attempt.limits import reason_to_stop
 from r1hpc.attempt.rank import _deadlines
 from r1hpc.attempt.state.cause import STOPPED, RankOutcome, write_outcome
@@ -16,10 +18,11 @@ from r1hpc.attempt.state.unended import corrected
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.run import LimitsConfig
+from r1hpc.slurm.contract import NOT_THE_NODE
 from r1hpc.slurm.rank_env import current
 from r1hpc.slurm.sacct import sacct_records
 from r1hpc.submission.chain.next_job import end_and_go_on
-from r1hpc.telemetry.records.attempts import Cause, read_history, read_run_events, record
+from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, read_run_events, record
 from tests.attempt.ending_job import RUNNING, SHOWN, EndingJob
 from tests.checkpoint.harness import save
 
@@ -373,3 +376,44 @@ def test_a_job_that_slurmctld_lost_was_cancelled_by_nobody(job: EndingJob, state
     record(job.run, "submitted", executor="slurm", job_id="8")
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 2
     assert read_history(job.run).attempts[0].cause == cause
+
+
+def test_the_same_words_on_a_second_node_hold_the_job(
+    job: EndingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun could not confirm its allocation: no crash is counted, however often."""
+    load.save(load.load(None, ["stage=traces", "limits.max_crashes=0"]), job.run.config)
+    job.slurm_says(*[RUNNING] * 99)
+    error = "srun: error: Unable to confirm allocation for job 7: Socket timed out\n"
+    left = []
+    for attempt, node in enumerate(["n1", "n1", "n2"], start=1):
+        if attempt > 1:
+            monkeypatch.setenv("SLURM_RESTART_COUNT", str(attempt - 1))
+            assert begin(job.run, "slurm", "7", (node,), 1) == attempt
+        job.run.logs.mkdir(exist_ok=True)
+        job.run.rank_log(attempt, 0).unlink(missing_ok=True)
+        (job.run.logs / "slurm-7.out").write_text(error)
+        read_end, write_end = os.pipe()
+        monkeypatch.setenv("R1HPC_REASON_FD", str(write_end))
+        left.append(end_and_go_on(job.run, attempt, 1))
+        os.close(write_end)
+        reason = os.read(read_end, 999).decode()
+    assert left == [0, 0, NOT_THE_NODE]
+    assert reason.startswith(
+        "srun started no rank: Unable to confirm allocation for job 7: Socket timed out; 3"
+    )
+    assert reason.endswith("attempts on n1, n2 ended like this")
+    assert {a.cause for a in read_history(job.run).attempts} == {Cause.cluster}
+
+
+def test_three_times_on_one_node_hold_the_job_too() -> None:
+    """A job pinned to one node never meets a second one."""
+    attempts = [
+        Attempt(k, Cause.cluster, 0, 1, 1, 0, None, None, None, node_names=("n1",), detail=f"job {k} no")
+        for k in (1, 2, 3)
+    ]
+    assert _reason_to_hold(attempts[:2]) is None
+    assert _reason_to_hold(attempts) == "job 3 no; 3 attempts on n1 ended like this"
+    other = replace(attempts[1], detail="another error")
+    assert _reason_to_hold([attempts[0], other, attempts[2]]) is None
+    assert reason_to_stop(attempts, LimitsConfig(max_crashes=0)) is None, "no crash, and no idle attempt"

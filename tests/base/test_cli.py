@@ -141,3 +141,25 @@ class TestArgumentParser:
         assert message in shown
         assert "r1hpc submit --help" in shown
         assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("status", [1, 2, 4])
+def test_the_status_survives_a_full_disk(status: int) -> None:
+    """The log is on the disk that is full: the job script still learns that no node is at fault."""
+    code = (
+        "import sys; from r1hpc.base.cli import run_command; from r1hpc.base.errors import R1hpcError\n"
+        f"class Full(R1hpcError): exit_status = {status}\n"
+        "def main(argv):\n    raise Full('the disk of the run is full')\n"
+        "run_command(main, [])"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False)
+    assert done.returncode == status
+
+
+def test_output_that_a_full_disk_does_not_take_is_a_failure() -> None:
+    code = "from r1hpc.base.cli import run_command; run_command(lambda argv: print('a line') or 0, [])"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"No space left on device: where the output goes" in done.stderr

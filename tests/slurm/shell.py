@@ -14,6 +14,7 @@ def place_functions(code: Path, last_line: str = "") -> None:
     path = code / "r1hpc" / "slurm" / "job.bash"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{FUNCTIONS.read_text()}\n{last_line}")
+    (code / "r1hpc" / "launch.py").touch(mode=0o600)
     path.chmod(0o600)
 
 

@@ -89,6 +89,96 @@ def test_the_disk_of_the_run_is_no_fault_of_a_node(stage: Path) -> None:
     assert last == "job 9 is held: Disk quota exceeded: /runs. scontrol release 9 lets it go on"
 
 
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [
+        ("echo 'Read-only file system: /runs'; exit 5", "Read-only file system: /runs"),
+        ("exit 5", "the disk of the run cannot be written"),
+        ("exit 127", "{stage}/python cannot be started"),
+        ("exit 126", "{stage}/python cannot be started"),
+    ],
+)
+def test_the_same_words_on_a_second_node_hold_the_job_and_blame_none(
+    stage: Path, begin: str, words: str
+) -> None:
+    """The first node is left out once. If the second one says the same, the first may be used again."""
+    program(stage / "python", begin)
+    program(stage / "sleep", "")
+    words = words.format(stage=stage)
+    asked = _with_job_record(stage, "n5", "(null)", node="n1")
+    assert asked[-1] == "update JobId=9 ExcNodeList=n5,n1"
+    assert f"update JobId=9 Comment=r1hpc: n1 cannot begin: {words}" in asked
+    (stage / "calls").unlink()
+
+    asked = _with_job_record(stage, "n5,n1", f"r1hpc: n1 cannot begin: {words}", node="n2")
+    assert asked[-3:] == [
+        "hold 9",
+        "update JobId=9 ExcNodeList=n5",
+        f"update JobId=9 Comment=r1hpc: {words}, on n1 and n2",
+    ]
+    (stage / "calls").unlink()
+
+    asked = _with_job_record(stage, "n5,n1", "r1hpc: n1 cannot begin: other words", node="n2")
+    assert asked[-1] == "update JobId=9 ExcNodeList=n5,n1,n2"
+
+
+def _with_job_record(stage: Path, excluded: str, comment: str, node: str) -> list[str]:
+    shown = f"JobId=9 UserId=me(1) JobState=RUNNING Restarts=0 ReqNodeList=(null) ExcNodeList={excluded} "
+    program(
+        stage / "scontrol",
+        f"[ \"$1 $2\" != 'show hostnames' ] || {{ tr , '\\n' <<< $3; exit; }}\n"
+        f"[ $1 != show ] || {{ echo '{shown}Comment={comment} StdErr=x'; exit; }}\necho $* >> {stage}/calls",
+    )
+    assert start(stage, SLURMD_NODENAME=node).wait(timeout=30) == 1
+    return [call for call in calls_of(stage) if not call.startswith("python")]
+
+
+def test_missing_code_is_no_fault_of_a_node(stage: Path) -> None:
+    (stage / "run/config.yaml").touch()
+    (stage / "run/code/r1hpc/launch.py").unlink()
+    asked = _fails_to_begin(stage, 1)
+    assert asked[-1] == f"update JobId=9 Comment=r1hpc: the frozen code is incomplete: {stage}/run/code"
+    (stage / "run/code/r1hpc/slurm/job.bash").unlink()
+    asked = _fails_to_begin(stage, 1)
+    assert asked[-2:] == [
+        "hold 9",
+        f"update JobId=9 Comment=r1hpc: {stage}/run lacks code/r1hpc/slurm/job.bash, which it froze",
+    ]
+    assert not [call for call in asked if "ExcNodeList" in call]
+
+
+def test_a_log_that_cannot_be_written_is_for_begin_to_tell(stage: Path) -> None:
+    (stage / "run/logs/slurm-9.out").mkdir()
+    asked = _fails_to_begin(stage, NOT_THE_NODE)
+    assert asked[-2:] == ["hold 9", "update JobId=9 Comment=r1hpc: Disk quota exceeded: /runs"]
+
+
+def test_the_end_hands_over_the_reason_of_a_hold(stage: Path) -> None:
+    (stage / "attempt").write_text("3\n")
+    end = "echo said >&1; echo -n 'srun started no rank' >&$R1HPC_REASON_FD; exit 4"
+    program(stage / "python", f"[ $3 = begin ] && exec cat {stage}/attempt\n{end}")
+    program(stage / "srun", "exit 1")
+    program(stage / "sleep", "")
+    shown = SHOWN.format("RUNNING", 0, "None")
+    program(stage / "scontrol", f"[ $1 != show ] || exec echo '{shown}'\necho $* >> {stage}/requeues")
+    assert start(stage).wait(timeout=60) == 1
+    assert (stage / "requeues").read_text().splitlines()[-2:] == [
+        "hold 9",
+        "update JobId=9 Comment=r1hpc: srun started no rank",
+    ]
+    assert "said\n" in (stage / "run/logs/slurm-9.out").read_text()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o602])
+def test_a_file_deep_in_the_code_that_others_may_write_does_not_run(stage: Path, mode: int) -> None:
+    (stage / "run/code/r1hpc/deep.py").touch()
+    (stage / "run/code/r1hpc/deep.py").chmod(mode)
+    program(stage / "scontrol", f"echo $* >> {stage}/calls")
+    assert start(stage).wait(timeout=30) == 1
+    (asked,) = calls_of(stage)
+    assert asked.endswith("is another user's, or others may write it: not run")
+
+
 def test_a_node_that_the_job_asks_for_by_name_is_not_excluded(stage: Path) -> None:
     """Such a job could never start."""
     asked = _fails_to_begin(stage, 1, pinned="n1")

@@ -4,6 +4,7 @@ Each rank leaves its outcome in attempts/<k>/rank_<n>.json. `decide` is a pure f
 costs or saves GPU-hours: every row of its table is a test.
 """
 
+import os
 import re
 import signal
 from collections.abc import Collection, Sequence
@@ -16,6 +17,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import open_plain, read_object, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint import disk
 from r1hpc.plan.save_time import EARLY_S
 from r1hpc.slurm import endings
 from r1hpc.telemetry.records.attempts import Cause
@@ -26,9 +28,11 @@ FAILED = "failed"
 HANG = "hang"
 LEFT_ALONE = "left alone"
 """Left because another rank failed."""
+_DISK = re.compile("|".join(os.strerror(number) for number in disk.REFUSALS))
 _ERROR = re.compile(
-    r"No space left on device|Disk quota exceeded|^error: |^(\w+\.)*\w*(Error|Exception)(:|$)"
+    rf"{_DISK.pattern}|^error: |^(\w+\.)*\w*(Error|Exception)(:|$)|^slurmstepd\S* error: execve\(\)"
 )
+_NO_MEMORY = re.compile(r"(can't|[Cc]annot) allocate memory")
 _BY_TORCH = re.compile(r"^\[rank\d+\]: ")
 """torch.distributed's prefix of a traceback."""
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
@@ -113,6 +117,17 @@ def judge_by_srun(
     return RankOutcome(int(first[2]), FAILED, first[1], detail=detail), step_cancelled
 
 
+def unstarted_by_srun(run: RunDir, attempt: int, job_id: str | None) -> str:
+    """Return srun's error if it started no rank: none has a log, and srun saw no task; else empty."""
+    if any(run.attempt_logs(attempt).glob("rank_*.out")):
+        return ""
+    said = _said_by_srun(run, attempt, job_id)
+    if any(map(_TASK_ENDED.match, said)):
+        return ""
+    errors = [line.removeprefix("srun: error: ") for line in said if line.startswith("srun: error: ")]
+    return printable(errors[0])[:300] if errors else ""
+
+
 def _said_by_srun(run: RunDir, attempt: int, job_id: str | None) -> list[str]:
     """Return the last lines of srun in the batch log, ahead of those of an `end` that died."""
     lines = _last_lines(run.logs / f"slurm-{job_id}.out")[::-1]
@@ -165,6 +180,11 @@ class Evidence:
     """Somebody had Slurm kill a rank, but not the job."""
     requeued_by_us: bool = False
     """Our job script requested the requeue, because the attempt could not be judged."""
+    unstarted: str = ""
+    """srun's error, if it started no rank."""
+    run_root: str = ""
+    refusal: str = ""
+    """The run's disk refuses a write, with this error."""
 
 
 def decide(evidence: Evidence) -> tuple[Cause, str]:
@@ -181,8 +201,10 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     if from_slurm is not None and from_slurm[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
         return from_slurm  # ranks that lose a peer fail too; the scheduler knows the first cause
     for outcome in (*failed, *evidence.in_logs):
-        if outcome.cause in (Cause.oom.value, Cause.refused.value):
-            return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
+        cause = Cause.oom.value if _NO_MEMORY.search(outcome.detail) else outcome.cause
+        cause = cause if cause in (Cause.oom.value, Cause.refused.value) else _blameless(outcome, evidence)
+        if cause:
+            return Cause(cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
     if HANG in kinds and evidence.by_srun is None:
         return Cause.hang, _describe_hang(evidence)
     # A rank whose peer died reports a broken connection: an echo, not the cause.
@@ -192,6 +214,10 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     asked_by_us = "REQUEUED" in evidence.scheduler.states and culprits
     if from_slurm is not None and not asked_by_us:
         return from_slurm
+    if evidence.refusal and not (failed or evidence.in_logs):
+        return Cause.cluster, f"the run's disk refuses a write: {evidence.refusal}"
+    if evidence.unstarted:
+        return Cause.cluster, f"srun started no rank: {evidence.unstarted}"
     if culprits:
         return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
     echoes = [o for o in outcomes if o.kind == LEFT_ALONE]
@@ -203,6 +229,20 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         name = signal.Signals(evidence.status - 128).name
         return _why_warned(evidence, name, f"stopped by {name} before the ranks could listen")
     return Cause.crash, _STEP_CANCELLED if evidence.step_cancelled else _describe_status(evidence)
+
+
+def _blameless(outcome: RankOutcome, evidence: Evidence) -> str:
+    """Return `cluster` if the run's own disk refused the rank, or its node has no interpreter; else empty."""
+    refusal = _DISK.search(outcome.detail)
+    is_own = evidence.run_root and evidence.run_root in outcome.detail
+    is_refused = refusal is not None and (is_own or refusal[0] == evidence.refusal)
+    return Cause.cluster.value if is_refused or "execve()" in outcome.detail else ""
+
+
+def same_words(detail: str) -> str:
+    """Return the part of a `cluster` detail that is the same on every node and in every job."""
+    refusal = _DISK.search(detail)
+    return refusal[0] if refusal else re.sub(r"^rank \d+ on \S+: |\d+", "", detail)
 
 
 def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:

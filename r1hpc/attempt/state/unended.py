@@ -91,6 +91,7 @@ def judge_unended(
         by_srun=by_srun,
         step_cancelled=step_cancelled,
         requeued_by_us=bool(marks),
+        run_root=str(run.path.parent),
     )
     cause, detail = decide(evidence)
     if cause is Cause.finished:

@@ -4,6 +4,7 @@ If the cluster forbids requeueing, the run continues in a job with another ID. T
 wait for the old job must wait for the new one: they would begin once the old job ended with status 0.
 """
 
+import os
 import sys
 from functools import partial
 
@@ -16,6 +17,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.slurm import queue
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.contract import REASON_FD
 from r1hpc.slurm.requeue import JobState, job_state, requeue, resubmit
 from r1hpc.submission.chain.file import open_definition
 from r1hpc.submission.chain.folder import ChainDir
@@ -45,6 +47,8 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
         except R1hpcError as error:
             take_back(run, attempt, f"not requeued: {' '.join(str(error).split())}")
             raise OverError(str(error)) from error
+    if ended.next is Next.hold and (left := os.environ.get(REASON_FD, "")).isdecimal():
+        os.write(int(left), " ".join(ended.reason.split()).encode())
     if ended.attempt.cause is Cause.stopped and is_stage(run):
         return 1  # nothing failed, but the jobs that wait for this one must not begin
     return ended.exit_status
