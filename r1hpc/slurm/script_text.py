@@ -94,7 +94,7 @@ only_ours() { # you own these folders and files, and only you may write them: th
     return 3
 }
 foreign() { # the first file below a folder that another user owns or may write; else the folder
-    find -L "$1" \\( ! -uid "$EUID" -o -perm /002 ! -type l \\) -print -quit | grep . || echo "$1"
+    find "$1" \\( ! -uid "$EUID" -o -perm /002 ! -type l \\) -print -quit | grep . || echo "$1"
 }
 leave_node() { # have the job start again on other nodes, unless somebody cancelled it
     local job=$SLURM_JOB_ID said nodes pause why=''
