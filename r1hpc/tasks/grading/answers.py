@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from r1hpc.tasks.grading.phrases import is_denied, plainer, without_cjk
 from r1hpc.tasks.text.format import out_of_box
 
 SPACE = " \t\r\n"
@@ -18,6 +19,13 @@ _PLAIN = re.compile(
     re.ASCII,
 )
 _MIXED = re.compile(r"(-?)(\d{1,30}) (\d{1,30})/(\d{1,30})", re.ASCII)
+_MIXED_TYPED = re.compile(r"(?<![\d./,^])(\d{1,9})\s+(\d{1,9}/[1-9]\d{0,8})(?![\d/])", re.ASCII)
+_MIXED_AND = re.compile(r"(?<![\d./,^])(\d{1,9})\s+and\s+(\d{1,9}/[1-9]\d{0,8})(?![\d/])", re.ASCII)
+_MIXED_LATEX = re.compile(
+    r"(?<![\w./,^}])(\d{1,9})(?:\s|\\[ ,;])*\\[dtc]?frac\s*"
+    r"(?:\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\}|(\d)(\d))",
+    re.ASCII,
+)
 _ENCLOSED = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
 _INDEX = {"\u221a": "", "\u221b": "[3]"}
 _THIN = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
@@ -53,9 +61,16 @@ _SIGNS = str.maketrans(
 )
 _ESCAPED = (
     (re.compile(r"\\\$"), ""),
+    (re.compile(r"\\\\\[[\d.]+\s*(?:pt|em|ex|mm|cm)\]"), r"\\\\"),
     (re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)|(?<=\d)\\[,;:! ](?=\d{3}(?!\d))"), ","),
 )
 """A dollar and separators of thousands as written in LaTeX."""
+_REPEATING = re.compile(
+    r"(?<![\d.,])(-?)(\d{1,30})\.(\d{0,30})"
+    r"(?:\\(?:overline|bar)\s*\{\s*(\d{1,30})\s*\}|\\(?:overline|bar)\s*(\d)|\((\d{1,30})\)"
+    r"|(\\dot\s*\{?\d\}?(?:\d*\\dot\s*\{?\d\}?)?)|(\s*(?:\.\.\.?|\\[lc]?dots)(?![a-z])))",
+    re.ASCII,
+)
 _MARKED = re.compile(
     r"(?<![\w)*`])(\*\*|`)(?=[^\s*`])([^*`\n]{0,200})(?<=[^\s*`])\1(?=[.,]?\s*$|[.,:]?\s+[A-Za-z])"
 )
@@ -75,6 +90,18 @@ _LETTER_SAID = re.compile(
     rf"\(?([A-Z])\)?(?:\.?\s*$|{_REASON})|\(([a-z])\)\.?\s*$",
     re.ASCII | re.IGNORECASE,
 )
+_CHOICE_LEAD = re.compile(
+    r"\A\s*(?:(?:so|thus|therefore|hence|the|my|i|we|it|it's|is|choose|chose|pick|select|go|with|would|must|be|should"
+    r"|correct|right|best|final|answer|option|choice|letter)\b[\s:,]*)+",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(
+    r"(?:[(\[]?([A-Z])[)\]]?|\(([a-z])\)|\b([a-z])\))[.:]?"
+    r"(?:\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:answer|option|choice))?)"
+    r"|\s*[-\u2013,]?\s*\(([^()]+)\)|\s*[-\u2013,]?\s+([^()]+))?\.?",
+    re.ASCII,
+)
+_FULL_WIDTH = re.compile("[\uff01-\uff5e]+")
 _ANOTHER = re.compile(r"(?<![\w'])([B-Z]|A(?!\s+[a-z]))(?![\w'])|(?<=[a-z]) (?:or|and) ([a-z])$")
 _SETTING = re.compile(r"\$|\\[()\[\]]|\*\*")
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
@@ -97,7 +124,35 @@ def unescaped(text: str) -> str:
         text = text.translate(_SIGNS)
     for pattern, plain in _ESCAPED:
         text = pattern.sub(plain, text)
+    if "." in text:
+        text = _REPEATING.sub(_fraction_of, text)
     return _unmarked(text)
+
+
+def _fraction_of(found: re.Match[str]) -> str:
+    """Return `0.1\\overline{6}`, `0.1(6)` or `0.1666...` as a fraction."""
+    sign, whole, fixed, *marked, dots = found.groups()
+    block = next((re.sub(r"\D", "", each) for each in marked if each), "")
+    if dots:
+        fixed, block = _period(fixed)
+    if not block:
+        return found[0]
+    value = Fraction(
+        int(whole + fixed + block) - int(whole + fixed), 10 ** len(fixed) * (10 ** len(block) - 1)
+    )
+    return f"{sign}{value}"
+
+
+def _period(digits: str) -> tuple[str, str]:
+    """Split digits before `...` where they begin to repeat; no period if they do so less than twice."""
+    for length in range(1, len(digits) // 2 + 1):
+        block = digits[-length:]
+        if digits.endswith(2 * block):
+            start = len(digits)
+            while digits[:start].endswith(block):
+                start -= length
+            return digits[:start], block
+    return digits, ""
 
 
 def _plain(text: str) -> str:
@@ -125,6 +180,14 @@ def plain_number(text: str) -> Fraction | None:
     return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}e{power or 0}")
 
 
+def unmixed(text: str, reads_and: bool = False) -> str:
+    """Write mixed numbers as fractions: `3 1/2`, `3\\frac12`, and `3 and 1/2` where no list is asked for."""
+    if reads_and:
+        text = _MIXED_AND.sub(r"\1 \2", text)
+    text = _MIXED_LATEX.sub(lambda found: f"{found[1]} {found[2] or found[4]}/{found[3] or found[5]}", text)
+    return _MIXED_TYPED.sub(lambda found: str(int(found[1]) + Fraction(found[2])), text)
+
+
 def words(text: str) -> list[str]:
     """Return the items of a list of words, or the single one, in lower case and in order; else empty. Letters
     alone may also be factors, as in `xy`: one of the words has three or more."""
@@ -141,7 +204,7 @@ def chosen(text: str, choices: Sequence[Any]) -> str | None:
     names several.
     """
     texts = [str(choice).strip(SPACE).casefold() for choice in choices]
-    typed = text.strip(SPACE)
+    typed = _FULL_WIDTH.sub(lambda found: _plain(found[0]), text).strip(SPACE)
     inner = out_of_box(_SETTING.sub("", _unmarked(typed)).strip(SPACE))
     for said in (typed, _unmarked(typed), inner, TEXT.sub(r"\1", inner).strip(SPACE)):
         is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
@@ -157,8 +220,26 @@ def chosen(text: str, choices: Sequence[Any]) -> str | None:
         if place < len(texts) and rest.casefold().removesuffix(".") == texts[place].removesuffix("."):
             return found
         others = {letter for letter in _ANOTHER.findall(rest) if letter != found}
-        return found if place < len(texts) and not others else None
-    return None
+        if place < len(texts) and not others:
+            return found
+        break
+    return None if is_denied(typed) else _chosen_in_words(inner, texts)
+
+
+def _chosen_in_words(text: str, texts: Sequence[str]) -> str | None:
+    """Return the letter in `Option B is correct`, `(b) Bonn`, `[B]`, `It is Bonn.` or `答案是B`."""
+    said = _CHOICE_LEAD.sub("", without_cjk(plainer(text))).strip(SPACE)
+    if (bare := said.removesuffix(".").casefold()) in texts:
+        return chr(ord("A") + texts.index(bare))
+    match = _CHOICE.fullmatch(said)
+    if match is None:
+        return None
+    letter = (match[1] or match[2] or match[3]).upper()
+    place, named = ord(letter) - ord("A"), (match[4] or match[5] or "").strip(SPACE).casefold()
+    is_consistent = place < len(texts) and (
+        not named or named.removesuffix(".") == texts[place].removesuffix(".")
+    )
+    return letter if is_consistent else None
 
 
 def plainly(text: str) -> str:

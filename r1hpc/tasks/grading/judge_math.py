@@ -17,8 +17,9 @@ import math_verify
 import sympy
 
 from r1hpc.tasks.grading.algebra import replace_parse_expr
-from r1hpc.tasks.grading.answers import SPACE, TEXT, plain_number, plainly, unescaped, words
+from r1hpc.tasks.grading.answers import SPACE, TEXT, plain_number, plainly, unescaped, unmixed, words
 from r1hpc.tasks.grading.arithmetic import RefusedError, parse, value
+from r1hpc.tasks.grading.phrases import is_denied, plainer, spelled_number, without_cjk
 
 _FORMULA = re.compile(r"[\d\\*+/^=(){}]")
 """Without any of these a text is no formula, whatever product its letters would make."""
@@ -38,7 +39,8 @@ _ANSWER_IS = re.compile(
 _OR_WORDS = r"\\(?:text|mathrm)\s*\{\s*,?\s*or\s*\}|\\(?:lor|vee)(?![a-z])|\bor\b"
 _OR = re.compile(
     rf"{_OR_WORDS}|\b(?:either|vs|versus|else|alternatively|also|as\s+well\s+as|when)\b"
-    r"|\b(?:maybe|perhaps|possibly|probably)\b|(?<=\d)\s*(?:[|&]|\b(?:to|then)\b)\s*(?=\d)",
+    r"|\b(?:maybe|perhaps|possibly|probably)\b|\?"
+    r"|\b(?:case|scenario|possibility|option|attempt|try)\s+(?:\d+|[ivx]+|[a-d])\s*:|(?<=\d)\s*(?:[|&]|\b(?:to|then)\b)\s*(?=\d)",
     re.IGNORECASE,
 )
 """Between two answers, one of which may be right by chance."""
@@ -68,12 +70,18 @@ _SAME_SIGNS = (
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"!=|\\not\s*="), r"\\ne "),
     (re.compile(r"\\varnothing"), r"\\emptyset"),
+    (re.compile(r"(?<![\w)}])\](?=[^][(){}]*,[^][(){}]*[][])"), "("),
+    (re.compile(r"(?<=[\[(])([^][(){}]*,[^][(){}]*)\[(?!\w)"), r"\1)"),
 )
 _RELATION = re.compile(r"[<>]|\\(?:neq?|leq?|geq?|lt|gt|leqslant|geqslant)(?![a-z])")
 _MANY_VALUES = re.compile(rf"{_RELATION.pattern}|\\(?:pm|mp|cup)(?![a-z])|[\[(].*,.*[\])]")
 """An interval, a tuple, an inequality: its signs are no hedge."""
 _MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[\d(\\])", re.IGNORECASE)
-_MIXED = re.compile(r"(?<![\d./,^])(\d{1,9})\s+(\d{1,9}/[1-9]\d{0,8})(?![\d/])", re.ASCII)
+_NAME = r"((?:[A-Za-z]|\\[a-zA-Z]+)(?:_(?:\w|\{\w+\}))?)"
+_ASSIGNMENT = re.compile(rf"{_NAME}\s*(?:=|\bis\b)\s*([^=<>]+)")
+_NO_BRACES = str.maketrans("", "", "{}")
+_NAMED_TUPLE = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
+_PAIR = re.compile(r"\(.+,.+\)|\[.+,.+[\])]|\(.+,.+\]", re.DOTALL)
 _WHOLE = re.compile(
     r"(-?)(?:(\d{1,400}|\d{1,3}(?:,\d{3}){1,99}|\d{1,3}(?: \d{3}){1,99})"
     r"|(\d{1,9})\s*(?:\^|\*\*)\s*\{?(\d{1,3})\}?)\.?",
@@ -113,14 +121,10 @@ _FUNCTION = re.compile(
     r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?=\s*[(\d]|\s+[a-z]|_)"
 )
 _LOG_TO_BASE = re.compile(r"\s*\$?log_\{?\d+\}?\s*\(?\s*[\d.,]+\s*\)?\$?\.?\s*", re.ASCII)
-_OPERATOR_IN_WORDS = re.compile(
-    r"(?:\broots?\s+of|\bmod(?:ulo)?)\s+\$?-?\d[\d.,]*\$?\)?\.?\s*$", re.ASCII | re.IGNORECASE
-)
-"""Operators in words, of which math-verify would read only the last number: 8 for `cube root of 8`."""
 _SAID_BEFORE = re.compile(r"=|\bis\b", re.IGNORECASE)
 _BASE = re.compile(r"(\d[0-9A-F]{0,60})\)?\s*_\s*\{?\s*(\d{1,2})\s*\}?[\s$.]*$", re.ASCII)
-_SHORT_WORDS = frozenset(("no", "on", "up", "ok"))
-"""As words: as factors, each would equal its letters in another order."""
+_SHORT_WORD = re.compile(r"(?![xyz]+$)[a-z]{2}", re.IGNORECASE)
+"""As a word: as factors, it would equal its letters in another order. `xy` is a product."""
 _NO_FORMULA = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{4}|\d{1,3}(?:\.\d{1,3}){3}|\d{1,2}:\d{2}(?::\d{2})?"
     r"|(?=.*\d)(?:[A-Z][a-z]?\d{0,3}){2,}"
@@ -156,6 +160,8 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     text, answer = unescaped(text), unescaped(answer)
     for pattern, sign in _SAME_SIGNS:
         text, answer = pattern.sub(sign, text), pattern.sub(sign, answer)
+    if not words(answer):
+        text, answer = plainer(text), plainer(answer)
     before, *answers = _ANSWER_IS.split(text)
     if len(answers) > 1:
         return len(answers) <= _MOST_CLAIMS and all(judge(each, answer, metadata) for each in answers)
@@ -172,7 +178,13 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         return True
     if alone := TEXT.fullmatch(text.strip("$" + SPACE)):
         text = alone[1]
-    text = _MIXED.sub(lambda found: str(int(found[1]) + Fraction(found[2])), _MINUS.sub("-", text))
+    is_denied_only = is_denied(_ASIDE.sub("", text)) and not is_denied(answer.replace("\\", ""))
+    if is_denied_only and _FORMULA.search(answer) and plainly(text) != plainly(answer):
+        return False
+    text = _MINUS.sub("-", without_cjk(text) if answer.isascii() else text)
+    text, answer = unmixed(text, len(_items(answer)) == 1), unmixed(answer)
+    if (spelled := spelled_number(text)) is not None:
+        text = str(spelled)
     said, based = _BASE.search(text), _BASE.search(answer)
     if said and based:
         return said.groups() == based.groups()
@@ -180,9 +192,13 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         text = _in_base(said[1], int(said[2]))
     if based:
         answer = based[1]
+    if (is_same_named := _same_named(text, answer)) is not None:
+        return is_same_named
     whole, wanted = _whole(text), _whole(answer)
     if whole is not None and wanted is not None:
         return whole == wanted
+    if _PAIR.fullmatch(_shown(answer)) and _shown(text).startswith(("\\{", "{")):
+        return False
     items, listed = _items(text), _items(answer)
     if len(items) > 1 and len(listed) > 1:
         return _same_items(items, listed)
@@ -220,6 +236,37 @@ def _claims(text: str, answer: str) -> list[str]:
     return items if is_list else [text]
 
 
+def _same_named(text: str, answer: str) -> bool | None:
+    """Compare `x=1, y=2` name by name, or with `(1, 2)` in order. None unless the answer names each value
+    once, and the text is values with or without names."""
+    given, wanted = _named(text), _named(answer)
+    names = [name for name, _ in wanted]
+    if not names and len(dict(given)) > 1 and _exact(answer) is not None:
+        return False
+    if not names or len(set(names)) < len(names):
+        return None
+    if not given and len(names) > 1:
+        items = _items(text.strip("$" + SPACE).removeprefix("(").removesuffix(")"))
+        return len(items) == len(names) and all(_equal(a, b) for a, (_, b) in zip(items, wanted, strict=True))
+    if not given or (len(names) == 1 and len(given) > 1 and len(dict(given)) == 1):
+        return None
+    found = dict(given)
+    is_same = len(given) == len(names) and set(found) == set(names)
+    return is_same and all(_equal(found[name], each) for name, each in wanted)
+
+
+def _named(text: str) -> list[tuple[str, str]]:
+    """Return the names and values of a text that is nothing but assignments; else none."""
+    said = _shown(text).removesuffix(".").replace("\n", ", ")
+    if several := _NAMED_TUPLE.fullmatch(said):
+        names, values = (_pieces(each) for each in several.groups())
+        return list(zip(names, values, strict=True)) if len(names) == len(values) else []
+    found = [_ASSIGNMENT.fullmatch(each) for each in _pieces(said)]
+    return (
+        [(each[1].translate(_NO_BRACES).casefold(), each[2]) for each in found if each] if all(found) else []
+    )
+
+
 def _items(text: str) -> list[str]:
     """Return the items of a list or a set; for anything else only the text."""
     said = _NAMED.sub("", _shown(text)).strip(SPACE).removesuffix(".")
@@ -227,6 +274,15 @@ def _items(text: str) -> list[str]:
         if said.startswith(opening) and said.endswith(closing):
             said = said[len(opening) : -len(closing)]
             break
+    items = [_NAMED.sub("", each).strip(SPACE) for each in _pieces(said)]
+    if len(items) == 1 and items[0].startswith("\\pm"):
+        value_alone = items[0].removeprefix("\\pm").strip(SPACE)
+        return [value_alone, f"-{value_alone}"]
+    return [each for each in items if each]
+
+
+def _pieces(said: str) -> list[str]:
+    """Split at the separators outside of brackets."""
     items, depth, start = [], 0, 0
     for found in _BETWEEN_ITEMS.finditer(said):
         if not found[1]:
@@ -234,11 +290,7 @@ def _items(text: str) -> list[str]:
         elif depth == 0:
             items.append(said[start : found.start()])
             start = found.end()
-    items = [_NAMED.sub("", each).strip(SPACE) for each in (*items, said[start:])]
-    if len(items) == 1 and items[0].startswith("\\pm"):
-        value_alone = items[0].removeprefix("\\pm").strip(SPACE)
-        return [value_alone, f"-{value_alone}"]
-    return [each for each in items if each]
+    return [each.strip(SPACE) for each in (*items, said[start:]) if each.strip(SPACE)]
 
 
 def _same_items(items: list[str], wanted: list[str]) -> bool:
@@ -285,6 +337,26 @@ def _rational(text: str) -> Fraction | None:
         return None
 
 
+def _exact(text: str) -> tuple[Fraction, bool] | None:
+    """Return the value of a number, a fraction or one of them in percent, and whether it is in percent."""
+    said = _shown(text).removesuffix(".").rstrip(SPACE)
+    is_percent = said.endswith("%")
+    said = said.removesuffix("%").removesuffix("\\").rstrip(SPACE) if is_percent else said
+    value = plain_number(said)
+    if value is None:
+        value = _rational(said)
+    return None if value is None else (value / 100 if is_percent else value, is_percent)
+
+
+def _same_value(number: Fraction, is_percent: bool, right: Fraction, is_right_percent: bool) -> bool:
+    """True for one value. `12` and `12%` are the same where a percentage was asked for, as 12 suggests."""
+    if number == right:
+        return True
+    if is_percent:
+        return not is_right_percent and right >= 1 and number * 100 == right
+    return is_right_percent and number == right * 100
+
+
 def _in_base(digits: str, base: int) -> str:
     try:
         return str(int(digits, base))
@@ -295,11 +367,12 @@ def _in_base(digits: str, base: int) -> str:
 def _equal(text: str, answer: str) -> bool:
     """True if one claim is equal in value to the answer."""
     given, wanted = plain_number(text), plain_number(answer)
-    if given is not None and wanted is not None:
-        return given == wanted
-    said_exactly, exact = _rational(text), _rational(answer)
+    said_exactly, exact = _exact(text), _exact(answer)
     if said_exactly is not None and exact is not None:
-        return said_exactly == exact
+        if (verdict := _same_value(*said_exactly, *exact)) or "." not in text + answer:
+            return verdict
+        if (given is None) == (wanted is None) or "%" in text + answer:
+            return False  # a decimal may be a rounded fraction: math-verify knows to which digit
     refuse_costly(text)
     unit, right_unit = _UNIT.fullmatch(_shown(text)), _UNIT.fullmatch(_shown(answer))
     if unit and right_unit and unit[1] != right_unit[1]:
@@ -312,8 +385,6 @@ def _equal(text: str, answer: str) -> bool:
         text = str(given)
     if not latex and "\\" not in text:
         last = _SAID_BEFORE.split(text)[-1]
-        if _OPERATOR_IN_WORDS.search(last):
-            return False
         said = text.rpartition("=")[2]
         is_bare_latex = _LATEX_ONLY.search(said) and not _LETTERS.search(said)
         if is_bare_latex or _GOES_ON.search(said):
@@ -340,7 +411,7 @@ def _verified(gold: Any, text: str, latex: bool) -> bool:
 def _as_text(text: str, answer: str) -> bool | None:
     """Compare two short words, dates, addresses, times or chemical formulas; None for anything else."""
     said, wanted = (_bare(each) for each in (text, answer))
-    are_words = wanted.casefold() in _SHORT_WORDS and said.isalpha()
+    are_words = _SHORT_WORD.fullmatch(wanted) and said.isalpha()
     if are_words or (_NO_FORMULA.fullmatch(wanted) and _NO_FORMULA.fullmatch(said.upper())):
         return said.casefold() == wanted.casefold()
     return None

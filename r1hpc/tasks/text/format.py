@@ -11,6 +11,7 @@ file too: nothing heavy here. tokenizer.py loads tokenizers and forms.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -226,7 +227,7 @@ class Boxed:
 
 def last_boxed(text: str) -> Boxed | None:
     """Return the last \\boxed{...} of a text, with braces counted; None if none is closed."""
-    return _last_closed(text, "\\boxed{")
+    return _last_closed(text, "boxed")
 
 
 def out_of_box(answer: str) -> str:
@@ -237,7 +238,7 @@ def out_of_box(answer: str) -> str:
 
 def boxed_in_solution(text: str) -> Boxed | None:
     """Return last_boxed, or MATH's \\fbox{...} and `\\boxed 5$` (Hendrycks et al., arXiv 2103.03874)."""
-    found = last_boxed(text) or _last_closed(text, "\\fbox{")
+    found = last_boxed(text) or _last_closed(text, "fbox")
     if found is not None:
         return found
     before, mark, after = text.rpartition("\\boxed ")
@@ -246,11 +247,11 @@ def boxed_in_solution(text: str) -> Boxed | None:
     return Boxed(len(before), content, len(before + mark + held)) if mark and content else None
 
 
-def _last_closed(text: str, opening: str) -> Boxed | None:
-    start = text.rfind(opening)
-    if start < 0:
+def _last_closed(text: str, command: str) -> Boxed | None:
+    openings = list(re.finditer(rf"\\{command}\s*\{{", text))
+    if not openings:
         return None
-    depth, first = 1, start + len(opening)
+    depth, start, first = 1, openings[-1].start(), openings[-1].end()
     for end in range(first, len(text)):
         depth += (text[end] == "{") - (text[end] == "}")
         if depth == 0:
