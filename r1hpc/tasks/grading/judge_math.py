@@ -79,7 +79,6 @@ _MANY_VALUES = re.compile(rf"{_RELATION.pattern}|\\(?:pm|mp|cup)(?![a-z])|[\[(].
 _MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[\d(\\])", re.IGNORECASE)
 _NAME = r"((?:[A-Za-z]|\\[a-zA-Z]+)(?:_(?:\w|\{\w+\}))?)"
 _ASSIGNMENT = re.compile(rf"{_NAME}\s*(?:=|\bis\b)\s*([^=<>]+)")
-_NO_BRACES = str.maketrans("", "", "{}")
 _NAMED_TUPLE = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
 _PAIR = re.compile(r"\(.+,.+\)|\[.+,.+[\])]|\(.+,.+\]", re.DOTALL)
 _WHOLE = re.compile(
@@ -178,8 +177,8 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         return True
     if alone := TEXT.fullmatch(text.strip("$" + SPACE)):
         text = alone[1]
-    is_denied_only = is_denied(_ASIDE.sub("", text)) and not is_denied(answer.replace("\\", ""))
-    if is_denied_only and _FORMULA.search(answer) and plainly(text) != plainly(answer):
+    is_other = bool(_FORMULA.search(answer)) and plainly(text) != plainly(answer)
+    if is_other and is_denied(_ASIDE.sub("", text)) and not is_denied(answer.replace("\\", "")):
         return False
     text = _MINUS.sub("-", without_cjk(text) if answer.isascii() else text)
     text, answer = unmixed(text, len(_items(answer)) == 1), unmixed(answer)
@@ -237,8 +236,7 @@ def _claims(text: str, answer: str) -> list[str]:
 
 
 def _same_named(text: str, answer: str) -> bool | None:
-    """Compare `x=1, y=2` name by name, or with `(1, 2)` in order. None unless the answer names each value
-    once, and the text is values with or without names."""
+    """Compare `x=1, y=2` by name, or `(1, 2)` in order; None if the answer or the text has no such form."""
     given, wanted = _named(text), _named(answer)
     names = [name for name, _ in wanted]
     if not names and len(dict(given)) > 1 and _exact(answer) is not None:
@@ -262,9 +260,7 @@ def _named(text: str) -> list[tuple[str, str]]:
         names, values = (_pieces(each) for each in several.groups())
         return list(zip(names, values, strict=True)) if len(names) == len(values) else []
     found = [_ASSIGNMENT.fullmatch(each) for each in _pieces(said)]
-    return (
-        [(each[1].translate(_NO_BRACES).casefold(), each[2]) for each in found if each] if all(found) else []
-    )
+    return [(re.sub("[{}]", "", each[1]).casefold(), each[2]) for each in found if each] if all(found) else []
 
 
 def _items(text: str) -> list[str]:
