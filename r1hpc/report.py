@@ -6,6 +6,7 @@
     python -m r1hpc.report CHAIN                      # the stages of a chain, and their sum
     python -m r1hpc.report --format html              # a page of all runs: RUN_ROOT/report.html
     python -m r1hpc.report --compare RUN_DIR RUN_DIR  # the same, bit by bit? 0: yes, 1: no
+    python -m r1hpc.report --compare 'base-*' 'new-*' # two groups, over their seeds: patterns or sweeps
     python -m r1hpc.report --start 2026-05-01         # all your jobs since then, from sacct
     python -m r1hpc.report --sacct-file FILE          # the same from what sacct printed
 
@@ -26,7 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, choose_run, existing_run_root, list_runs
-from r1hpc.base.cli import ArgumentParser, add_run_root, offer, print_json, refuse_folder, run_command
+from r1hpc.base.cli import (
+    ArgumentParser,
+    add_run_root,
+    offer,
+    print_json,
+    print_result,
+    refuse_folder,
+    run_command,
+)
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import SWEEP, RunDir, places_of, run_root_of
 from r1hpc.base.tables import coloured, wrap
@@ -243,6 +252,13 @@ def _compare(arguments: Any, form: str) -> int:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
     if arguments.out is not None or form == "html":
         raise UsageError("--compare makes no page: leave out --out and --format html")
+    from r1hpc.sweeps.groups import compare_groups, is_group
+
+    root = run_root_of(arguments.run_root)
+    if any(is_group(given, root) for given in arguments.run_dirs):
+        groups = compare_groups(arguments.run_dirs[0], arguments.run_dirs[1], root)
+        print_result(groups.to_json(), groups.text(), form == "json")
+        return 0
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
     differences, num_steps = compare(a, b), len(read_steps(a).effective)
     if not differences and not num_steps:

@@ -39,6 +39,11 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's 97.5 % quantiles for 1 to 10 degrees of freedom."""
 
 
+def student(degrees: int) -> float:
+    """Return Student's 97.5 % quantile for this many degrees of freedom, from 1."""
+    return _T[degrees - 1] if degrees <= len(_T) else 1.96 + 2.65 / degrees
+
+
 class Result(NamedTuple):
     """One point: its state, and its numbers if it is finished."""
 
@@ -68,8 +73,7 @@ class Row:
         count = len(self.values)
         if count < 2:
             return 0.0
-        student = _T[count - 2] if count - 2 < len(_T) else 1.96 + 2.65 / (count - 1)
-        return student * statistics.stdev(self.values) / math.sqrt(count)
+        return student(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
 
     @property
     def shown(self) -> str:
