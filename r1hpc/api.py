@@ -306,6 +306,7 @@ def submit(
     argv: Sequence[str] = (),
     from_stage: str | None = None,
     reuse: Sequence[str] = (),
+    redo: bool = False,
 ) -> Submission | ChainSubmission:
     """Check, plan, compare with the budget, freeze and start a run or a chain.
 
@@ -323,6 +324,7 @@ def submit(
         argv: a command line, recorded in environment.json.
         from_stage: for a new chain: STAGE or CHAIN:STAGE; the stages before it are those of an earlier chain.
         reuse: for a new chain: CHAIN:STAGE, finished stages that it takes from others.
+        redo: run the stages of a chain again whose input has changed since; their results are kept aside.
 
     Returns:
         A Submission, or for a chain a ChainSubmission.
@@ -352,6 +354,7 @@ def submit(
         resume=resume,
         from_stage=from_stage,
         reuse=tuple(reuse),
+        redo=redo,
     )
     # Only the user may read a run's files, whatever the umask of the calling program.
     before = os.umask(0o077)

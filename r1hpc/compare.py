@@ -11,6 +11,7 @@ bit: python -m r1hpc.report --compare.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -41,20 +42,24 @@ def main(argv: Sequence[str]) -> int:
 
     (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
     found = compare_answers(a, b)
+    by_task = _by_task(a, b)
     if arguments.json:
         shown = {"a": name_a, "b": name_b, "verdict": found.verdict or None, **asdict(found)}
-        print_json({**shown, "disagreements": len(found.disagreements)})
+        tasks = {name: {**asdict(each), "disagreements": len(each.disagreements)} for name, each in by_task}
+        print_json({**shown, "disagreements": len(found.disagreements), "tasks": tasks})
         return 0
     lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions in both"]
     for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
         lines += [f"  {count:,} more of {who} alone are left out"] if count else []
-    table = format_table(_HEADINGS, _rows(found), right=range(1, len(_HEADINGS)), indent="  ")
+    rows = [*_rows(found), *(_row(name, each.accuracy) for name, each in by_task)]
+    table = format_table(_HEADINGS, rows, right=range(1, len(_HEADINGS)), indent="  ")
     won = found.discordance
     p_values = (
         f"p {found.p_value:.2g} for the accuracy. Greedy answers right in A alone: {won.only_a}, in B "
         f"alone: {won.only_b}; McNemar p {won.p_value:.2g}"
     )
-    print(*lines, "", table, "", wrap(p_values, hanging="  "), wrap(_verdict(found), hanging="  "), sep="\n")
+    said = [p_values, _verdict(found), *_beside_the_verdict(found, by_task)]
+    print(*lines, "", table, "", *(wrap(each, hanging="  ") for each in said), sep="\n")
     return 0
 
 
@@ -77,6 +82,35 @@ def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]
     check_folder(run.evaluation)
     number, answers = read_answers(run, int(step) if step else None)
     return full_name(run) + ("" if number is None else f"@{number}"), answers
+
+
+def _by_task(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[tuple[str, Comparison]]:
+    """Compare each test file or task alone, if there are several in both."""
+    from r1hpc.tasks.statistics import compare_answers
+
+    labels = sorted({str(line.get("task", "")) for line in a} & {str(line.get("task", "")) for line in b})
+    found = []
+    for label in labels if len(labels) > 1 else ():
+        of_it = ([line for line in lines if str(line.get("task", "")) == label] for lines in (a, b))
+        with contextlib.suppress(UsageError):  # no question in both
+            found.append((label, compare_answers(*of_it)))
+    return found
+
+
+def _beside_the_verdict(found: Comparison, by_task: list[tuple[str, Comparison]]) -> list[str]:
+    """Return the numbers outside of the verdict whose own 95 % interval excludes no difference."""
+    named = [("greedy accuracy", found.greedy)] if found.is_sampled else []
+    named += [(f"pass@{k}", each) for k, each in found.pass_at.items()]
+    named += [(f"accuracy of {label}", each.accuracy) for label, each in by_task]
+    apart = [
+        f"{name} {each.a:.3f} to {each.b:.3f} [{each.low:+.3f}, {each.high:+.3f}]"
+        for name, each in named
+        if each.low > 0 or each.high < 0
+    ]
+    if not apart:
+        return []
+    several = f"{len(named)} numbers were looked at, each by its own interval" * (len(named) > 1)
+    return [f"The verdict is on accuracy, chosen beforehand. These differ too: {'; '.join(apart)}. {several}"]
 
 
 def _rows(found: Comparison) -> list[list[str]]:

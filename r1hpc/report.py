@@ -21,6 +21,7 @@ import csv
 import sys
 import time
 from argparse import BooleanOptionalAction
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -246,7 +247,7 @@ def _print_csv(hours: dict[str, Any]) -> None:
 
 
 def _compare(arguments: Any, form: str) -> int:
-    from r1hpc.telemetry.records.metrics import Difference, compare, read_steps
+    from r1hpc.telemetry.records.metrics import COMPARED, Difference, compare, read_steps
 
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
@@ -260,22 +261,42 @@ def _compare(arguments: Any, form: str) -> int:
         print_result(groups.to_json(), groups.text(), form == "json")
         return 0
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
-    differences, num_steps = compare(a, b), len(read_steps(a).effective)
+    differences, steps_of_a, steps_of_b = compare(a, b), read_steps(a).effective, read_steps(b).effective
+    num_steps = len(steps_of_a)
+    keys = [
+        key
+        for key in COMPARED
+        if any(step.value(key) is not None for steps in (steps_of_a, steps_of_b) for step in steps.values())
+    ]
     if not differences and not num_steps:
         raise UsageError(
             f"{a.run_id} and {b.run_id} report no steps: there is nothing to compare. A script's own loop "
             "reports them with attempt() of r1hpc.client.run"
         )
     if form == "json":
-        print_json({"identical": not differences, "differences": [d._asdict() for d in differences]})
+        print_json(
+            {
+                "identical": not differences,
+                "compared": keys,
+                "differences": [d._asdict() for d in differences],
+            }
+        )
     elif form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([Difference._fields, *differences])
     elif not differences:
-        what = f"loss, grad_norm and lr of all {num_steps} steps" if num_steps > 1 else "their one step"
-        print(f"{a.run_id} and {b.run_id} are the same to the bit: {what}")
+        what = f"all {num_steps} steps" if num_steps > 1 else "their one step"
+        print(
+            f"{a.run_id} and {b.run_id} are the same to the bit: {', '.join(keys) or 'no number'} of {what}"
+        )
+        if missing := [key for key in COMPARED if key not in keys]:
+            print(f"not compared, since neither recorded it: {', '.join(missing)}")
     else:
         steps = {d.global_step for d in differences}
-        print(f"{a.run_id} and {b.run_id} differ in {len(steps)} steps, first in step {min(steps)}:")
+        counts = Counter(d.key for d in differences)
+        which = ", ".join(f"{key} ({count})" for key, count in counts.items())
+        print(f"{a.run_id} and {b.run_id} differ in {len(steps)} steps, first in step {min(steps)}: {which}")
+        if same := [key for key in keys if key not in counts]:
+            print(f"  the same in all steps that both took: {', '.join(same)}")
         for d in differences[:_MOST_DIFFERENCES]:
             print(f"  step {d.global_step}  {d.key}: {d.a}  {d.b}")
         if len(differences) > _MOST_DIFFERENCES:

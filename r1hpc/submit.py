@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
             dry_run=arguments.dry_run,
             from_stage=arguments.from_stage,
             reuse=arguments.reuse,
+            redo=arguments.redo,
             argv=argv,
         )
     finally:
@@ -96,6 +97,9 @@ def _parser() -> ArgumentParser:
         default=[],
         metavar="CHAIN:STAGE",
         help="a new chain takes this finished stage from another one; may be repeated",
+    )
+    parser.add_argument(
+        "--redo", action="store_true", help="run a chain's old stages again, whose input has changed"
     )
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
     add_submission_flags(parser)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -27,6 +27,7 @@ _RESULTS = ("traces.jsonl", "evaluation.json")
 """Results beside model/ and parts/."""
 _IS_READ = re.compile(r".*\.(json|jinja|model|safetensors|bin|py|txt)")
 """Names in a model folder that transformers or vLLM may read: an added one can change the model."""
+OLD = "old"
 _SMALL = 2**20
 """Bytes of a file that is hashed at every look."""
 _THREADS = 8
@@ -163,18 +164,22 @@ def inputs_now(run: RunDir, config: RunConfig) -> list[_Input]:
     return found
 
 
-def why_old(run: RunDir) -> str:
-    """Return why a finished run is old: an input has changed since, or it is damaged. Empty: it is not."""
+def why_old(run: RunDir, old: Collection[str] = ()) -> str:
+    """Return why a finished run is old: an input has changed since, or is one of the stages `old`. Return why
+    FINISHED cannot be read if it is damaged. Empty: neither."""
     try:
         finished = read_finished(run) or Finished()
         for was in finished.get("inputs", ()):
-            path = Path(os.path.normpath(run.path / was["path"]))
+            # A stage that another chain reuses is a link.
+            path = Path(os.path.normpath(run.path.resolve() / was["path"]))
+            if path.parent.name in old:
+                return f"{OLD}: its input {path.parent.name} is old"
             now = read_finished(RunDir(path.parent))
             if now is not None and _digest_of(now.get("files", ()), path.name) != was["digest"]:
                 step = now.get("global_step")
                 is_at = "has changed" if step in (None, was["step"]) else f"is now step {step}"
                 had = "" if step in (None, was["step"]) else f", it had step {was['step']}"
-                return f"old: its input {path.parent.name} {is_at}{had}"
+                return f"{OLD}: its input {path.parent.name} {is_at}{had}"
     except StateError as error:
         return str(error)
     return ""

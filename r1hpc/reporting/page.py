@@ -4,6 +4,7 @@
 opens from a mail, without a network. Names of runs and users are escaped wherever they appear.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +17,10 @@ from r1hpc.accounting.hours import Selection, fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.attempt.workload import card_of
-from r1hpc.base.choose_run import full_name
+from r1hpc.base.choose_run import full_name, list_runs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
-from r1hpc.base.run_dir import RunDir
+from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
 from r1hpc.base.tables import cell
 from r1hpc.base.units import format_hours
 from r1hpc.plan.hours.spread import Spread
@@ -336,6 +337,18 @@ def _cards(view: View) -> Iterator[str]:
             yield shown
 
 
+def _own_page(runs: Sequence[RunDir], run_root: Path) -> Path:
+    """Return the file of named runs: no two choices of runs share one."""
+    if len(runs) == 1:
+        return runs[0].report / "index.html"
+    parents = {run.path.parent for run in runs}
+    folder = parents.pop()
+    if not parents and is_chain_or_sweep(folder) and len(runs) == len(list_runs(folder)):
+        return folder / "report" / "index.html"
+    names = sorted(full_name(run) for run in runs)
+    return run_root / f"report-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}.html"
+
+
 def publish(
     runs: Sequence[RunDir] | None,
     run_root: Path,
@@ -350,7 +363,8 @@ def publish(
 
     Args:
         runs: the runs on it; None: all under the run root.
-        out: the file; None: RUN_DIR/report/index.html for a single run, else RUN_ROOT/report.html.
+        out: the file; None: report/index.html of the run, chain or sweep, RUN_ROOT/report.html for all runs,
+            else RUN_ROOT/report-<digest of the names>.html.
         hours: fold_hours of Slurm's records, which then are the hours spent. As with a `selection` the page
             leaves the budget out.
         records: Slurm's records of the runs' jobs, from a file of sacct's output.
@@ -374,8 +388,7 @@ def publish(
     if runs is not None and all(run.source == "sacct" for run in ledgers):
         hours = fold_hours(held for run in ledgers for held in run.allocations)
     notes += [_SELECTED] if runs is None and is_selected else []
-    alone = runs is not None and len(runs) == 1
-    path = out or (ledgers[0].run.report / "index.html" if alone else run_root / "report.html")
+    path = out or (run_root / "report.html" if runs is None else _own_page(runs, run_root))
     view = make_view(ledgers, run_root, now, notes=notes, whole=runs is None and not is_selected)
     if hours is not None:
         status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")

@@ -12,6 +12,7 @@ from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table
+from r1hpc.checkpoint.finished import OLD
 from r1hpc.config import load
 from r1hpc.reporting.style import card, table
 from r1hpc.telemetry.records.evaluations import first_and_newest
@@ -40,6 +41,8 @@ def read_results(ledgers: Iterable[RunLedger]) -> list[Result]:
     found = []
     for ledger in ledgers:
         name, model = ledger.run.run_id, _model(ledger.run)
+        if ledger.situation.detail.startswith(OLD):
+            name = f"{name} ({ledger.situation.detail})"
         try:
             first, newest = first_and_newest(ledger.run)
         except (R1hpcError, OSError, ValueError, KeyError):  # a damaged record must not hide the others
@@ -73,17 +76,26 @@ def results_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]
     rows = []
     for each in results:
         numbers = ["-", "-", "", ""] if is_evaluated else []
+        tasks = each.evaluation.get("tasks", {}) if each.evaluation is not None else {}
         if each.evaluation is not None:
-            greedy, sampled = each.evaluation["greedy"], each.evaluation["pass_at"]["1"]
-            labels = sorted(each.evaluation.get("tasks", ()))
-            questions = (*labels, str(each.evaluation["num_items"]))  # others are not compared
-            gain = f"{sampled['value'] - first[questions]:+.3f}" if questions in first else ""
-            first.setdefault(questions, sampled["value"])
-            interval = f"[{sampled['low']:.3f}, {sampled['high']:.3f}]"
-            numbers = [f"{greedy['value']:.3f}", f"{sampled['value']:.3f}", interval, gain]
+            questions = (*sorted(tasks), str(each.evaluation["num_items"]))  # others are not compared
+            numbers = _numbers(each.evaluation, questions, first)
         used = "" if each.hours is None else f"{each.hours:.3f}"
         rows.append([each.stage, each.model, *numbers, used])
+        for label, one in tasks.items() if len(tasks) > 1 else ():
+            rows.append([f"  {label}", "", *_numbers(one, (label, str(one["num_questions"])), first), ""])
     return ["stage", "model", *headings, hours], rows
+
+
+def _numbers(
+    evaluation: dict[str, Any], questions: tuple[str, ...], first: dict[tuple[str, ...], float]
+) -> list[str]:
+    """Return the cells of an evaluation; `first` has the first pass@1 of the same questions."""
+    greedy, sampled = evaluation["greedy"], evaluation["pass_at"]["1"]
+    gain = f"{sampled['value'] - first[questions]:+.3f}" if questions in first else ""
+    first.setdefault(questions, sampled["value"])
+    interval = f"[{sampled['low']:.3f}, {sampled['high']:.3f}]"
+    return [f"{greedy['value']:.3f}", f"{sampled['value']:.3f}", interval, gain]
 
 
 def _model(run: RunDir) -> str:

@@ -7,7 +7,7 @@ from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema.run import OWN_ATTENTIONS, RunConfig
 from r1hpc.plan.model.shape import canonical, load_model_config
-from r1hpc.plan.model.weights import read_tensors
+from r1hpc.plan.model.weights import check_headers, read_tensors
 from r1hpc.slurm.script import interpreter
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -50,6 +50,7 @@ def check_served(config: RunConfig, gpus_per_node: int, executor: str) -> None:
     """
     folder = Path(config.model.path or "")
     model = load_model_config(config, None)
+    check_headers(folder, model)
     if model.get("attn_implementation") in OWN_ATTENTIONS:
         raise UsageError(
             f"{folder} was trained with attention {model['attn_implementation']}, and vLLM computes softmax "

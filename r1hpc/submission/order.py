@@ -50,6 +50,8 @@ class Order:
     """Continue the run called run_name."""
     from_stage: str | None = None
     """STAGE or CHAIN:STAGE: a new chain takes the stages before it from an earlier one."""
+    redo: bool = False
+    """Run the stages of a chain again whose input has changed."""
     reuse: tuple[str, ...] = ()
     """CHAIN:STAGE: stages that a new chain takes from others."""
 

@@ -5,12 +5,16 @@ reused stage is a link in the chain's folder: it is finished, so nothing runs, a
 what it left.
 """
 
+import contextlib
+import itertools
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.attempt.state.state import newest_job, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
@@ -27,10 +31,12 @@ from r1hpc.submission.chain.file import (
     open_definition,
     override,
     read_definition,
+    renamed,
     save_definition,
     stages_before,
 )
 from r1hpc.submission.chain.folder import SUBMISSION, ChainDir, held, supervisor_pid
+from r1hpc.submission.chain.state import old_stages
 from r1hpc.submission.chain_steps import Action, StageStep, carry_out_on_slurm, plan_steps
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import check_budget, show_to_slurm
@@ -98,16 +104,26 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
 
 
 def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> SubmittedChain:
+    moved = renamed(chain)
     frozen = open_definition(chain)
-    notes = [*notes, *_changed_since(frozen, source, chain), *_changed_code(frozen, chain)]
+    old = old_stages(chain, frozen.stages)
+    notes = [
+        *notes,
+        *moved,
+        *_old(chain, old, order),
+        *_changed_since(frozen, source, chain),
+        *_changed_code(frozen, chain),
+    ]
     definition = override(frozen, order.overrides, chain, order.cluster)
     if order.is_dry_run:
         steps, said = _plan(chain, definition, order, frozen)
         return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
     pid = supervisor_pid(chain)
     if pid is not None:
+        if order.redo:
+            raise UsageError(f"{chain.name} is at work (process {pid}): --redo takes a chain that is not")
         return _supervised(chain, frozen, order, pid, notes)
-    with held(chain, SUBMISSION) as lock:
+    with held(chain, SUBMISSION) as lock, _aside(chain, old if order.redo else ()):
         steps, said = _plan(chain, definition, order, frozen)
         # A finished or running stage stays as it is, whatever was ordered for all of them.
         stages = (s.stage if s.action.makes_a_job else frozen.stage(s.stage.name) for s in steps)
@@ -116,6 +132,34 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
     return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
+
+
+def _old(chain: ChainDir, old: Mapping[str, str], order: Order) -> list[str]:
+    """Return a note on each old stage, with what it has cost."""
+    notes = []
+    for name, why in old.items():
+        ledger = open_ledger(chain.stage(name), time.time())
+        cost = f"it took {ledger.used:.2f} {ledger.unit}"
+        will = "runs again, and its result is kept aside" if order.redo else "--redo runs it again"
+        notes.append(f"stage {name} is {why}; {cost}; {will}")
+    return notes
+
+
+@contextlib.contextmanager
+def _aside(chain: ChainDir, names: Iterable[str]) -> Iterator[None]:
+    """Move stages to STAGE.old-<n>, so that they are submitted anew; back, if nothing came of that."""
+    moves = []
+    for name in names:
+        path = chain.stage(name).path
+        number = next(n for n in itertools.count(1) if not os.path.lexists(f"{path}.old-{n}"))
+        moves.append((path, path.rename(f"{path}.old-{number}")))
+    try:
+        yield
+    except (R1hpcError, OSError):
+        for path, kept in moves:
+            if not path.exists():
+                kept.rename(path)
+        raise
 
 
 def _plan(

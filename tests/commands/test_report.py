@@ -222,6 +222,16 @@ def test_compare_is_a_command(root: Path, capsys: pytest.CaptureFixture[str]) ->
     b.attempt(1, 12, "crash", committed=10)
     b.attempt(11, 20, "finished", committed=20)
     assert "the same to the bit" in as_text(report, ["--compare", "a", "b"], capsys)
+    text = a.run.train_metrics.read_text()
+    for run in (a.run, b.run):
+        lines = [json.loads(line) for line in run.train_metrics.read_text().splitlines()]
+        kept = [{key: value for key, value in line.items() if key != "grad_norm"} for line in lines]
+        run.train_metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    said = as_text(report, ["--compare", "a", "b"], capsys)
+    assert "loss, lr of all 20 steps" in said
+    assert "not compared, since neither recorded it: grad_norm" in said
+    a.run.train_metrics.write_text(text)
+    b.run.train_metrics.write_text(text)
     b.begin()
     b.steps(21, 21)
     assert report.main(["--compare", "a", "b", "--json"]) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import ModelConfig
-from r1hpc.plan.model.weights import check_tensors, read_tensors
+from r1hpc.plan.model.weights import check_headers, check_tensors, read_tensors
 from tests.plan.tensorfiles import write_header
 
 _HEADER = b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}'
@@ -65,3 +65,41 @@ def test_lora_targets_are_names_of_modules(tmp_path: Path) -> None:
         check_tensors(tied, {"model_type": "llama"})
     write_header(tmp_path / "model.safetensors", shapes | {"lm_head.weight": (40, 16)})
     check_tensors(tied, {"model_type": "llama"})
+
+
+_LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 32, "hidden_size": 16}
+_LLAMA |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24}
+
+
+def _tensors_of_llama() -> dict[str, tuple[int, ...]]:
+    names = [
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{n}_proj" for n in ("gate", "up", "down")),
+    ]
+    names += ["input_layernorm", "post_attention_layernorm"]
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32, 16), "model.norm.weight": (16,)}
+    return found | {f"model.layers.{n}.{name}.weight": (16, 16) for n in range(2) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("changes", "renamed", "said"),
+    [
+        ({"num_hidden_layers": 3}, None, "have 2 layers, config.json says num_hidden_layers=3"),
+        ({"num_hidden_layers": 1}, None, "have 2 layers, config.json says num_hidden_layers=1"),
+        ({"vocab_size": 320}, None, r"embed_tokens.weight is \(32, 16\) there and \(320, 16\) in the config"),
+        ({"model_type": "gpt2"}, None, "lack layers.0.ln_1.weight"),
+        ({"model_type": "qwen3"}, None, "lack layers.0.self_attn.q_norm.weight"),
+        ({}, "model.layers.1.mlp.up_proj.weight", r"lack layers.1.mlp.up_proj.weight of a llama model"),
+    ],
+)
+def test_weights_that_contradict_the_config_are_named(
+    tmp_path: Path, changes: dict[str, Any], renamed: str | None, said: str
+) -> None:
+    shapes = _tensors_of_llama()
+    write_header(tmp_path / "model.safetensors", shapes)
+    check_headers(tmp_path, _LLAMA)
+    if renamed:
+        shapes[f"{renamed}_"] = shapes.pop(renamed)
+        write_header(tmp_path / "model.safetensors", shapes)
+    with pytest.raises(ConfigError, match=said):
+        check_headers(tmp_path, {**_LLAMA, **changes})

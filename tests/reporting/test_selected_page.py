@@ -94,3 +94,22 @@ def test_a_run_that_cannot_be_drawn_costs_the_others_no_page(
     text = page.read_text()
     assert "It cannot be drawn: " in text
     assert "loss over the optimizer steps" in text, "the other one is"
+
+
+def test_pages_of_different_runs_are_different_files(
+    two: tuple[RecordedRun, RecordedRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = two[0].run.path.parent
+    for name in ("b", "c", "chain/sft", "chain/grpo"):
+        made = RecordedRun(root / name)
+        made.submit("local-1")
+        made.attempt(1, 20, "finished", committed=20)
+    (root / "chain" / "chain.yaml").write_text("{}")
+    pages = []
+    chain = [str(root / "chain" / name) for name in ("sft", "grpo")]
+    for words in ([], ["a"], ["a", "b"], ["b", "c"], chain):
+        named = [str(root / word) for word in words]
+        assert report.main([*named, "--run-root", str(root), "--format", "html"]) == 0
+        pages.append(capsys.readouterr().out.strip())
+    assert len(set(pages)) == 5
+    assert pages[-1] == str(root / "chain" / "report" / "index.html")

@@ -7,6 +7,7 @@ missing or have another shape than the config's.
 """
 
 import json
+import re
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.shape import resolve
 
 # The names transformers looks for in a local folder (modeling_utils._get_resolved_checkpoint_files), in its
 # order.
@@ -29,6 +31,25 @@ _MOST_HEADER_BYTES = 100_000_000
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch.serialization.MAGIC_NUMBER, pickled."""
 _KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)")
+_OF_LLAMA = (
+    *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+    *("input_layernorm.weight", "post_attention_layernorm.weight"),
+)
+_OF_GPT2 = tuple(
+    f"{name}.{kind}"
+    for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    for kind in ("weight", "bias")
+)
+_TENSORS = {
+    **dict.fromkeys(("llama", "mistral", "gemma"), _OF_LLAMA),
+    "qwen2": (*_OF_LLAMA, *(f"self_attn.{name}_proj.bias" for name in "qkv")),
+    "qwen3": (*_OF_LLAMA, "self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    "gemma2": (*_OF_LLAMA, "pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"),
+    "gpt2": _OF_GPT2,
+}
+"""Tensors of each layer, of transformers' models (modeling_<type>.py)."""
 _ENDS = ("lm_head", "embed_tokens", "wte")
 """Embeddings and output heads of the families."""
 
@@ -104,6 +125,38 @@ def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
     is_known = hf_config.get("model_type") in _KNOWN and not hf_config.get("quantization_config")
     if tensors and model.lora_rank and is_known:
         _check_lora_targets(model, tensors)
+
+
+def check_headers(folder: Path, hf_config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for weights that are not those of config.json: another number of layers, another
+    vocabulary, a tensor that is missing or has another name."""
+    tensors, family = read_tensors(folder), str(hf_config.get("model_type"))
+    needed = _TENSORS.get(family)
+    if not tensors or needed is None or hf_config.get("quantization_config"):
+        return  # other families name and nest their layers in other ways
+    weights, values = f"the weights in {folder}", resolve(hf_config)[1]
+    layers: dict[int, set[str]] = {}
+    for name in tensors:
+        if match := _LAYER.search(name):
+            layers.setdefault(int(match[1]), set()).add(match[2])
+    depth = values["num_hidden_layers"]
+    if layers.keys() != set(range(depth)):
+        raise ConfigError(
+            f"{weights} have {len(layers)} layers, config.json says num_hidden_layers={depth}: take the "
+            "config.json that belongs to them, or set model.from_scratch=true"
+        )
+    lost = [
+        f"layers.{n}.{name}" for n, found in sorted(layers.items()) for name in needed if name not in found
+    ]
+    ends = [name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    lost += [] if ends else ["the embedding"]
+    if lost:
+        raise ConfigError(
+            f"{weights} lack {first_of(lost, 3)} of a {family} model, which config.json names: restore the "
+            "files, or set model.from_scratch=true"
+        )
+    size = values["vocab_size"], values["hidden_size"]
+    refuse_misshapen(weights, ((name, tensors[name], size) for name in ends if tensors[name] != size))
 
 
 def read_tensors(folder: Path) -> dict[str, Shape]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.files import write_atomic
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
 from r1hpc.config.layers import leaves, over_presets, value_at
@@ -130,6 +131,24 @@ def by_its_first_path(chain: ChainDir) -> ChainDir:
     if isinstance(first, str) and Path(first).is_dir() and Path(first).samefile(chain.path):
         return ChainDir(first)
     return chain
+
+
+def renamed(chain: ChainDir) -> list[str]:
+    """Put the chain's new place into its paths if its folder was moved or renamed, and return a note."""
+    first = load.read_yaml(chain.definition).get("folder")
+    if not isinstance(first, str) or first == str(chain.path):
+        return []
+    if Path(first).is_dir() and Path(first).samefile(chain.path):
+        return []
+    # The definition comes last: after a kill the next submission does it all again.
+    place = re.compile(rf"{re.escape(first)}(?=[/'\"\s]|$)", re.MULTILINE)
+    for path in [
+        *chain.path.glob("*/config.yaml"),
+        chain.definition,
+    ]:
+        if not path.parent.is_symlink():  # another chain's stage
+            write_atomic(path, place.sub(str(chain.path), path.read_text()))
+    return [f"{chain.name} was {first}: its stages go on in {chain.path}"]
 
 
 def open_definition(chain: ChainDir) -> Definition:

@@ -1,10 +1,12 @@
 """Tell the state of a chain from the states of its stages, and cancel a chain."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from r1hpc.attempt.state.cancel import Cancellation, cancel_job, touch_stop
 from r1hpc.attempt.state.state import Situation, State, read_situation
 from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.finished import OLD, why_old
 from r1hpc.submission.chain.file import Stage, open_definition
 from r1hpc.submission.chain.folder import ChainDir
 
@@ -19,6 +21,8 @@ class StageSituation:
     situation: Situation | None
     """None: it was never submitted."""
     unfinished_needs: tuple[str, ...]
+    why_old: str = ""
+    """Its input has changed since it finished."""
 
     @property
     def name(self) -> str:
@@ -46,7 +50,7 @@ class StageSituation:
         if self.state == WAITING:
             again = "" if self.is_at_work else "; submit the chain again"
             return f"for {', '.join(self.unfinished_needs)}{again}"
-        return self.situation.detail if self.situation is not None else "never submitted"
+        return self.why_old or (self.situation.detail if self.situation is not None else "never submitted")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class ChainSituation:
     def detail(self) -> str:
         ended = [f"{s.name} {s.state}" for s in self.stages if s.has_begun and not s.is_at_work]
         bad = [each for each in ended if not each.endswith(State.finished.value)]
-        return ", ".join([f"{self.num_finished} of {len(self.stages)} stages finished", *bad])
+        old = [f"{s.name} old" for s in self.stages if s.why_old]
+        return ", ".join([f"{self.num_finished} of {len(self.stages)} stages finished", *bad, *old])
 
     @property
     def current(self) -> StageSituation:
@@ -87,13 +92,25 @@ def read_chain_situation(chain: ChainDir) -> ChainSituation:
     """Return the situation of a chain; each open stage may cost a call to Slurm."""
     stages = open_definition(chain).stages
     finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
-    found = []
+    found, old = [], old_stages(chain, stages)
     for stage in stages:
         run = chain.stage(stage.name)
         known = run.config.is_file() or run.attempts.is_file()
         unfinished = tuple(name for name in stage.needs if name not in finished)
-        found.append(StageSituation(stage, run, read_situation(run) if known else None, unfinished))
+        situation = read_situation(run) if known else None
+        found.append(StageSituation(stage, run, situation, unfinished, old.get(stage.name, "")))
     return ChainSituation(chain, tuple(found))
+
+
+def old_stages(chain: ChainDir, stages: Iterable[Stage]) -> dict[str, str]:
+    """Return why each finished stage is old whose input has changed since, or is old itself."""
+    found: dict[str, str] = {}
+    for stage in stages:
+        run = chain.stage(stage.name)
+        why = why_old(run, found) if run.finished.exists() else ""
+        if why.startswith(OLD):
+            found[stage.name] = why
+    return found
 
 
 def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:

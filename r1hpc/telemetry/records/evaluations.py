@@ -182,9 +182,15 @@ def newest_accuracy(run: RunDir) -> str | None:
 
 
 def figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return greedy accuracy and pass@1 as (name, value with its interval)."""
-    shown = (("greedy", summary["greedy"]), ("pass@1", summary["pass_at"]["1"]))
-    return [(name, " ".join(_with_interval(value))) for name, value in shown]
+    """Return greedy accuracy and pass@1 as (name, value with its interval); with several test files or tasks
+    those of each follow, by its name."""
+    tasks = summary.get("tasks", {})
+    each = [("", summary), *((f"{label} ", task) for label, task in tasks.items() if len(tasks) > 1)]
+    return [
+        (f"{label}{name}", " ".join(_with_interval(value)))
+        for label, one in each
+        for name, value in (("greedy", one["greedy"]), ("pass@1", one["pass_at"]["1"]))
+    ]
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

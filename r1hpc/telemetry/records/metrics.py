@@ -273,9 +273,10 @@ def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
     return newer
 
 
-def compare(
-    run_a: RunDir, run_b: RunDir, keys: Sequence[str] = ("loss", "grad_norm", "lr")
-) -> list[Difference]:
+COMPARED = ("loss", "grad_norm", "lr")
+
+
+def compare(run_a: RunDir, run_b: RunDir, keys: Sequence[str] = COMPARED) -> list[Difference]:
     """Return every effective step whose `keys` differ between two runs, or that only one of them took.
 
     Doubles are equal if their bits are. A run that was killed and resumed must not differ from one that was

@@ -22,7 +22,7 @@ from r1hpc.config.schema.sections import zero_converts
 from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.model.families import ALIASES, FAMILIES
 from r1hpc.plan.model.shape import SHAPE_NAMES, dropouts, load_model_config, load_teacher_config, teacher_of
-from r1hpc.plan.model.weights import check_tensors, check_weights
+from r1hpc.plan.model.weights import check_headers, check_tensors, check_weights
 from r1hpc.plan.topology.checks import check_base_shape, is_quantized, rope_types
 
 _NOT_BY_VLLM = ("mixtral", "gemma2")
@@ -90,6 +90,7 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
         check_weights(model)
         _refuse_integers(config, hf_config)
         check_tensors(model, hf_config)
+        check_headers(Path(model.path), hf_config)
         if is_quantized(config):
             check_base_shape(config, hf_config)
 
