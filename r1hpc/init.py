@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
     if cluster not in (_NO_CLUSTER, *cluster_profiles()):
         written.append(own_profiles() / f"{cluster}.yaml")
         _write_profile(written[-1], arguments, gpus)
-    terms = {reward: 1.0} if reward == "accuracy" else {"accuracy": 1.0, reward: 0.1}
+    terms = {"accuracy": 1.0, "format": 0.1}  # the prompt asks for tags
+    terms |= {} if reward == "accuracy" else {reward: 0.1}
     prompts, batch, precision = (32, 256, "bf16") if gpus else (8, 64, "fp32")
     drops = ", ".join(f"{key}: 0" for key in dropouts(hf_config))
     text = _JOB.format(

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from r1hpc.base.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_LONGEST = 80
+"""Characters of a name that an error shows."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -17,8 +19,9 @@ def check_name(value: str, what: str) -> str:
     It then cannot leave its folder (`..`, `/`), start an option (`-x`) or hide (`.x`).
     """
     if not _NAME.fullmatch(value):
+        shown = printable(value[:_LONGEST]) + "..." * (len(value) > _LONGEST)
         raise UsageError(
-            f"{what} {printable(value)!r} is not a usable name: take at most 64 letters, digits, "
+            f"{what} {shown!r} is not a usable name: take at most 64 letters, digits, "
             "'.', '_' or '-', and begin with a letter, a digit or '_'"
         )
     return value

@@ -46,7 +46,10 @@ class Loader(UniqueKeyLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
+            raise yaml.YAMLError(
+                "anchors and aliases (&name, *name) are not read here: write the value out, or share it by "
+                "`include: [FILE]`"
+            )
         return super().compose_node(parent, index)
 
 

@@ -20,7 +20,7 @@ from r1hpc.base.units import format_duration
 from r1hpc.config import load
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.reporting.progress import eta_s, planned_steps
-from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings
+from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings, held_out_warnings
 from r1hpc.telemetry.records.attempts import in_order, parse_event, read_history
 from r1hpc.telemetry.records.evaluations import figures, read_evaluations, results
 from r1hpc.telemetry.records.metrics import Step, follow_steps
@@ -126,11 +126,15 @@ class _Follower:
         if self._has_unprinted and (events or time.monotonic() - self._last_print >= every):
             self._screen.print(_step_line(self._recent[-1], self._left_s()))
             self._has_unprinted, self._last_print = False, time.monotonic()
-        for found in health_warnings([as_mapping(step) for step in self._recent]) if new else ():
+        evaluations = read_evaluations(self._run)
+        is_evaluated = evaluations.keys() - self._evaluated
+        findings = health_warnings([as_mapping(step) for step in self._recent]) if new else []
+        findings += held_out_warnings(evaluations) if is_evaluated else []
+        for found in findings:
             if found.code not in self._warned:
                 self._warned.add(found.code)
                 self._screen.print(f"{found.severity.value}: {found.sentence}. Try: {found.advice}", "yellow")
-        for step, summary in read_evaluations(self._run).items():
+        for step, summary in evaluations.items():
             if step not in self._evaluated:
                 self._evaluated.add(step)
                 shown = ", ".join(f"{name} {value}" for name, value in figures(summary))

@@ -25,6 +25,9 @@ class Purpose(StrEnum):
     """sbatch/train.sh: the job exists, and asks for its folder."""
 
 
+_OF_FILES = (".html", ".yaml", ".json", ".jsonl", ".lock")
+
+
 @dataclass(frozen=True)
 class Order:
     """A submission as ordered, before any file is read."""
@@ -75,7 +78,14 @@ class Order:
         Raise UsageError for a name or path that a job script cannot contain.
         """
         check_path(self.run_root.absolute(), "--run-root")
-        return RunDir(self.run_root / check_name(name, "--run-name"))
+        if self.run_root.exists() and not self.run_root.is_dir():
+            raise UsageError(f"--run-root {self.run_root} is a file: name a folder")
+        folder = RunDir(self.run_root / check_name(name, "--run-name"))
+        if name.endswith(_OF_FILES) and not folder.path.is_dir():  # report.html, budget.yaml
+            raise UsageError(
+                f"--run-name {name} ends like a file of the run root: leave {Path(name).suffix} out"
+            )
+        return folder
 
     def new_run(self) -> RunDir:
         """Return the folder of a run that does not exist yet."""

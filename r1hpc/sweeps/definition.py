@@ -74,6 +74,8 @@ def read_words(words: Sequence[str]) -> tuple[Grid, list[str]]:
 def _values(part: str) -> list[str]:
     ends = _RANGE.fullmatch(part)
     numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+    if ends and not numbers:
+        raise UsageError(f"{part} is empty: a range goes up, {ends[2]}..{ends[1]}")
     if len(numbers) > _MOST_POINTS:
         raise UsageError(_NOT_SO_MANY)
     return list(map(str, numbers)) if ends else [part]

@@ -5,6 +5,7 @@ train. Each imports only what it needs, so imports stand inside the methods.
 """
 
 import heapq
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,17 @@ class Training(Workload):
         wheres = {item.prompt: item.where for item in reversed(items)}
         for prompt in heapq.nlargest(_MOST_ENCODED, wheres, key=len):
             prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
-        return notes, form.prompt(items[0].prompt) if items else None
+        if not items:
+            return notes, None
+        prompt = form.prompt(items[0].prompt)
+        # A template may escape or strip the question; its longest piece of plain words must still be there.
+        words = max(re.findall(r"[\w ]+", items[0].prompt), key=len, default="").strip()
+        if words not in prompt:
+            raise UsageError(
+                f"the chat template leaves the question out: {words!r:.80} is not in {prompt!r:.120}. "
+                "Set model.chat_template to one that shows messages[...].content, or to none"
+            )
+        return notes, prompt
 
     def check(self, config: RunConfig, facts: Facts) -> list[str]:
         from r1hpc.plan.topology.checks import check_layout, check_new_precision

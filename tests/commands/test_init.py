@@ -34,7 +34,7 @@ def test_a_job_and_a_profile_are_written_and_found(place: Path, capsys: pytest.C
     assert (config.stage, config.model.path) == ("rl", str(_MODEL))
     assert (config.task.question, config.task.answer) == ("problem", "solution")
     assert config.evaluate.num_items == 2, "as many as are held out of the 50"
-    assert config.reward.terms == {"accuracy": 1.0, f"{place}/rewards.py:brevity": 0.1}
+    assert config.reward.terms == {"accuracy": 1.0, "format": 0.1, f"{place}/rewards.py:brevity": 0.1}
     assert (config.cluster.name, config.cluster.partition, config.cluster.gpus_per_node) == ("mine", "gpu", 4)
     with pytest.raises(UsageError, match=r"own.yaml exists: name another file with --out"):
         init.main(["--out", "own.yaml"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.telemetry.diagnosis.rl_health import MIN_STEPS, as_mapping, health_warnings
+from r1hpc.telemetry.diagnosis.rl_health import MIN_STEPS, as_mapping, health_warnings, held_out_warnings
 from r1hpc.telemetry.records.metrics import Step
 
 HEALTHY = {
@@ -122,3 +122,16 @@ def test_a_rollout_that_serves_several_updates_has_one_difference() -> None:
 def test_a_step_of_the_file_is_a_mapping_with_all_its_keys() -> None:
     step = as_mapping(Step(1, 1, loss=2.0, extra={"reward": 0.5}))
     assert (step["loss"], step["reward"]) == (2.0, 0.5)
+
+
+def _evaluation(value: float) -> dict[str, Any]:
+    figure = {"value": value, "low": max(0.0, value - 0.1), "high": min(1.0, value + 0.1)}
+    return {"greedy": figure, "pass_at": {"1": figure, "4": figure}}
+
+
+def test_a_collapse_of_the_held_out_accuracy_is_named() -> None:
+    fell = held_out_warnings({0: _evaluation(0.3), 20: _evaluation(0.75), 40: _evaluation(0.0)})
+    assert [finding.code for finding in fell] == ["held_out_collapse"]
+    assert "held-out pass@4 fell from 0.750 [0.650, 0.850] after step 20 to 0.000" in fell[0].sentence
+    assert held_out_warnings({0: _evaluation(0.3), 20: _evaluation(0.75), 40: _evaluation(0.6)}) == []
+    assert held_out_warnings({0: _evaluation(0.3)}) == []

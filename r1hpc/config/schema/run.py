@@ -146,7 +146,7 @@ class TrainConfig:
     """Sequences per rank and forward pass."""
     gradient_accumulation_steps: int | None = ranged(None, least=1)
     """Derived from the batch and the world size; a given value must agree."""
-    lr: float = ranged(3e-4, above=0)
+    lr: float = ranged(3e-4, above=0, most=100)
     """Peak learning rate, reached after warmup_steps."""
     min_lr_fraction: float = ranged(0.1, least=0, most=1)
     """The cosine schedule ends at lr x this."""

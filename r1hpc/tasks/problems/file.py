@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import util
 from itertools import chain, compress
 from pathlib import Path
@@ -202,9 +203,24 @@ class _Written(float):
         return self._text
 
 
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{where} has the key {twice!r:.60} twice: keep one")
+    return found
+
+
 def _parsed(where: str, line: bytes) -> Any:
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+        raise UsageError(
+            f"{where} is not UTF-8, it may be UTF-16: convert the file by iconv -f UTF-16 -t UTF-8"
+        )
     try:
-        return json.loads(line, parse_float=_Written)
+        return json.loads(line, parse_float=_Written, object_pairs_hook=partial(_once, where))
+    except UsageError:  # a ValueError too
+        raise
     except (ValueError, RecursionError):
         raise UsageError(f"{where} is not a JSON object; fix the line") from None
 
@@ -216,6 +232,10 @@ def to_question(where: str, row: Any, columns: Columns) -> Question:
     text = _value(where, row, columns.question, "question")
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{where}: {columns.question} is {text!r:.60}: a question must be text")
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise UsageError(
+            f"{where}: {columns.question} holds half of a surrogate pair: write the character out"
+        )
     answer = _value(where, row, columns.answer, "answer")
     if columns.choices:
         return _choice(where, text, answer, _value(where, row, columns.choices, "choices"))

@@ -10,9 +10,10 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration
 from r1hpc.telemetry.diagnosis.evidence import gather
-from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings
+from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings, held_out_warnings
 from r1hpc.telemetry.diagnosis.rules import RULES, Finding
 from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.evaluations import read_evaluations
 
 QUICK_BYTES = 8 * 2**20
 """Read in 0.51 s of CPU, whatever precedes it (`benchmarks/diagnose.py`, 115 MiB)."""
@@ -46,6 +47,7 @@ def diagnose(
     facts = gather(run, attempt, end=end, max_bytes=max_bytes)
     findings = [finding for rule in RULES for finding in rule(facts)]
     findings += health_warnings([as_mapping(step) for step in facts.steps])
+    findings += held_out_warnings(read_evaluations(run))
     return Diagnosis(
         run_id=run.run_id,
         attempt=attempt.attempt,

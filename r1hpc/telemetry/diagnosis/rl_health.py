@@ -56,6 +56,34 @@ def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [finding for rule in _RULES for finding in rule(window)]
 
 
+def held_out_warnings(evaluations: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
+    """Return a warning if the newest evaluation (by step) is far below the best: their 95 % intervals are
+    apart. It names the first figure that fell, of pass@k with the largest k, pass@1 and greedy accuracy."""
+    if len(evaluations) < 2:
+        return []
+    newest = max(evaluations)
+    most = max(evaluations[newest]["pass_at"], key=int)
+    for name in dict.fromkeys((f"pass@{most}", "pass@1", "greedy")):
+        figures = {step: _held_out(each, name) for step, each in evaluations.items()}
+        shown = {step: figure for step, figure in figures.items() if figure}
+        best = max(shown, key=lambda step: shown[step]["value"])
+        before, now = shown[best], shown[newest]
+        if now["high"] < before["low"]:
+            was, newly = (
+                f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}] after step {step}"
+                for each, step in ((before, best), (now, newest))
+            )
+            advice = f"go back to a checkpoint near step {best}; lower train.lr or raise rl.kl_coef"
+            sentence = f"held-out {name} fell from {was} to {newly}"
+            return [warning("held_out_collapse", sentence, advice)]
+    return []
+
+
+def _held_out(evaluation: Mapping[str, Any], name: str) -> Mapping[str, float] | None:
+    found: Mapping[str, float] | None = evaluation.get(name) or evaluation["pass_at"].get(name[5:])
+    return found
+
+
 def as_mapping(step: Step) -> dict[str, Any]:
     """Return a step as its line in the file, for health_warnings."""
     return {**step._asdict(), **(step.extra or {})}
