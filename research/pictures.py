@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     screen = (chain / "screen.txt").read_text()
     as_svg(shortened(screen), "make demo", IMAGES / "demo.svg")
     take_page(browser, chain, "page-chain", height=1080)
-    take_page(browser, chain / "killed", "page-run", height=1045)
+    take_page(browser, chain / "killed", "page-run", height=960)
     r1hpc("report", str(chain / "killed"), "--plots")
     save_small(chain / "killed" / "report" / "loss.png", IMAGES / "plots.png")
     return 0
@@ -80,11 +80,10 @@ def picture_of_watch(chain: Path) -> None:
 
 
 def shortened(screen: str) -> str:
-    """Return the demo's screen from the second run on, without status and chat."""
+    """Return the demo's screen without the undisturbed run's evaluations, status and chat."""
+    screen = re.sub(r"^ *\d+:\d\d +twin +step .*\n", "", screen, flags=re.MULTILINE)
     screen = re.sub(r"\n\$ r1hpc status .*?(?=\n\$ r1hpc report --compare)", "", screen, flags=re.DOTALL)
-    screen = re.sub(r"\nA test question, before GRPO.*?(?=\nShown )", "", screen, flags=re.DOTALL)
-    start = re.search(r"^ *\d+:\d\d +twin ", screen, re.MULTILINE)
-    return screen[start.start() if start else 0 :]
+    return re.sub(r"\nA test question, before GRPO.*?(?=\nShown )", "", screen, flags=re.DOTALL)
 
 
 def r1hpc(*words: str) -> str:
