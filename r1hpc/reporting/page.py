@@ -225,7 +225,7 @@ def _samples(run: RunLedger) -> str:
     kinds = dict.fromkeys(each.kind for each in found)
     chosen = [some_wrong_first((s for s in found if s.kind == kind), _MOST_SAMPLES) for kind in kinds]
     blocks = "".join(_sample(each) for samples in chosen for each in samples)
-    summary = "<summary>Some of what the model wrote, wrong answers first</summary>"
+    summary = "<summary>Some completions, wrong ones first</summary>"
     return f"<details class=samples>{summary}{blocks}</details>" if blocks else ""
 
 
