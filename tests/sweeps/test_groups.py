@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import append_record, write_json
 from r1hpc.config import load
 from r1hpc.sweeps.groups import compare_groups
@@ -83,3 +83,9 @@ def test_what_cannot_be_compared(root: Path) -> None:
         compare_groups("nobody-*", "new-*", root)
     with pytest.raises(UsageError, match="in both groups"):
         compare_groups("base-*", "base-1*", root)
+
+
+def test_a_damaged_record_is_named(root: Path) -> None:
+    (root / "new-2" / "metrics" / "evaluated.json").write_text("[]")
+    with pytest.raises(R1hpcError, match=r"new-2/metrics/evaluated\.json"):
+        compare_groups("base-*", "new-*", root)
