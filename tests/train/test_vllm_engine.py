@@ -5,6 +5,7 @@ MOCK: sleeping between rollouts is for GPUs only, so a stand-in records the orde
 
 import sys
 import tomllib
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,9 +29,17 @@ from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rollout import vllm_engine
-from r1hpc.train.rollout.torch_engine import logprob_limit
+from r1hpc.train.rollout.torch_engine import Request, Samples, logprob_limit
 from r1hpc.train.rollout.vllm_engine import VERSIONS, VllmSampler
-from r1hpc.train.rollout.weight_sync import Proof, check, handover_limit, served_config, served_weights
+from r1hpc.train.rollout.weight_sync import (
+    Proof,
+    check,
+    handover_limit,
+    prove,
+    served_config,
+    served_weights,
+    usual_limit,
+)
 from tests.runs import CHECKOUT
 
 IDS = SpecialIds(pad=0, eos=1)
@@ -211,6 +220,66 @@ def test_an_engine_that_was_not_reached_repeats_itself() -> None:
     for value in (np.nan, 1.0):
         with pytest.raises(TrainError, match="nats apart on average"):
             check(replace(after, trainer=known + value), None, 0.15, group)
+
+
+def _in_bf16(network: Any, request: Request) -> Samples:
+    """Sample as an engine does that computes with rounded weights, and keeps every token's probability."""
+    engine = deepcopy(network).to(torch.bfloat16)
+    tokens = torch.tensor(request.prompts)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(request.max_completion_length):
+        logprobs = engine(input_ids=tokens).logits[:, -1].float().log_softmax(-1).detach()
+        token = torch.multinomial(logprobs.exp(), 1, generator=generator)
+        found.append(logprobs.gather(-1, token))
+        tokens = torch.cat([tokens, token], 1)
+    num = request.max_completion_length
+    lengths, ended = np.full(len(tokens), num, np.int32), np.zeros(len(tokens), bool)
+    return Samples(tokens[:, -num:].int().numpy(), torch.cat(found, 1).numpy(), lengths, ended)
+
+
+def test_in_bf16_a_stale_matrix_is_found_by_what_is_usual() -> None:
+    config = RunConfig(train=TrainConfig(precision=Precision.bf16), rollout=RolloutConfig())
+    network = build_model(ModelConfig(), QWEN2 | {"num_hidden_layers": 4, "hidden_size": 64}, seed=1)
+    group = Group(0, 0, 1, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight *= 4.0 if "proj" in name and weight.dim() == 2 else 1.0
+
+    def updated() -> None:
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+    def checked(served: Any, limit: float) -> float:
+        proof = prove(network, "p", lambda request: _in_bf16(served, request), 32, group.device)
+        return check(proof, None, limit, group)
+
+    first: list[float] = []
+    for _ in range(12):
+        updated()
+        difference = checked(network, usual_limit(config, first))
+        first.append(difference)
+    before = network.state_dict()["model.layers.2.mlp.down_proj.weight"].clone()
+    updated()
+    stale = deepcopy(network)
+    stale.state_dict()["model.layers.2.mlp.down_proj.weight"].copy_(before)
+    assert checked(stale, handover_limit(config)) < 0.15, "the fixed limit does not see it"
+    with pytest.raises(TrainError, match="nats apart on average, and the limit is 0"):
+        checked(stale, usual_limit(config, first))
+
+
+def test_a_limit_that_is_set_or_exact_does_not_follow_earlier_checks() -> None:
+    first = [0.0004, 0.0008, 0.0005]
+    bf16 = RunConfig(train=TrainConfig(precision=Precision.bf16), rollout=RolloutConfig())
+    assert usual_limit(bf16, first) == pytest.approx(0.002)
+    assert usual_limit(bf16, [*first, 0.0019, 0.0001, 0.0001]) == pytest.approx(2.5 * 0.0019)
+    assert usual_limit(bf16, [0.0001] * 3) == 0.001
+    assert usual_limit(bf16, [0.1] * 3) == usual_limit(bf16, first[:2]) == handover_limit(bf16)
+    given = replace(bf16, rollout=RolloutConfig(max_logprob_difference=0.2))
+    fp32 = replace(bf16, train=TrainConfig(precision=Precision.fp32))
+    assert [usual_limit(config, first) for config in (given, fp32)] == [0.2, 0.0001]
 
 
 @pytest.mark.usefixtures("installed")

@@ -33,7 +33,14 @@ from r1hpc.train.loop.session import Job
 from r1hpc.train.model.attention import OURS
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.rollout.torch_engine import Request, Samples, fingerprint
-from r1hpc.train.rollout.weight_sync import Proof, check, handover_limit, prove, served_config, served_weights
+from r1hpc.train.rollout.weight_sync import (
+    Proof,
+    check,
+    prove,
+    served_config,
+    served_weights,
+    usual_limit,
+)
 
 VERSIONS = ">=0.32,<0.33"
 """vLLM versions, as in the extras of pyproject.toml; others may differ in the internals used here."""
@@ -87,6 +94,7 @@ class VllmSampler:
         self._num_calls = self._num_handovers = 0
         self._facts: dict[str, float] = {}
         self._proof: Proof | None = None
+        self._passed: list[float] = []
 
     def sync_weights(self, network: torch.nn.Module) -> str:
         """Send the weights, adapters merged, and check vLLM when it is due; return an id of their bits. Raise
@@ -162,7 +170,8 @@ class VllmSampler:
             "handover_logprob_difference": proof.mean,
             "handover_largest_logprob_difference": proof.largest,
         }
-        check(proof, self._proof, handover_limit(self._config), self._group)
+        limit = usual_limit(self._config, self._passed)
+        self._passed.append(check(proof, self._proof, limit, self._group))
         self._proof = proof
 
     def _complete(self, request: Request, should_stop: Callable[[], bool]) -> list[Any] | None:

@@ -4,11 +4,12 @@ Used by vllm_engine.py. A transfer without an error proves little. vLLM 0.32 on 
 tied output head that a reload misses, and silently samples from the new layers under the old head; so a tied
 head is sent as a separate tensor. The proof samples a few completions of made-up prompts and compares their
 log-probabilities with the trainer's: it notices a head or a layer that was left out. Half precision rounds so
-much that a policy one small update old would pass. But such an engine repeats its last proof to the bit (seen
-on a CPU), while the trainer does not.
+much that a policy one small update old would pass any fixed limit. So an engine is judged by what its other
+checks showed. It is also refused if it repeats its last proof to the bit (seen on a CPU), while the trainer
+does not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ Floats = npt.NDArray[np.float64]
 _NUM_PROMPTS = 8
 _LONGEST_PROMPT = 16
 _LONGEST_COMPLETION = 16
+_NUM_USUAL = 3
+"""First checks of an engine that show what is usual for it, and latest ones: rounding may grow with time."""
+_MOST_USUAL = 2.5
+_USUAL_FLOOR = 1e-3
+"""A difference of over _MOST_USUAL times the largest of those is refused, above this many nats. One stale
+matrix moved 0.00097 to 0.0036; from check to check 1.4 times the usual were seen."""
 _MOVED = 1e-4
 """Nats per token from which the trainer's log-probabilities are those of another policy."""
 
@@ -91,6 +98,16 @@ def handover_limit(config: RunConfig) -> float:
     return 3 * limit if is_rounded and config.rollout.max_logprob_difference is None else limit
 
 
+def usual_limit(config: RunConfig, passed: Sequence[float]) -> float:
+    """Return handover_limit, or in half precision the tighter limit that the differences of this engine that
+    `passed` give: of its first and its latest checks. A limit that the user set stays."""
+    limit = handover_limit(config)
+    is_exact = config.train.precision is Precision.fp32 or config.rollout.max_logprob_difference is not None
+    if is_exact or len(passed) < _NUM_USUAL:
+        return limit
+    return min(limit, max(_USUAL_FLOOR, _MOST_USUAL * max(*passed[:_NUM_USUAL], *passed[-_NUM_USUAL:])))
+
+
 def prove(
     network: Any, policy_id: str, sample: Callable[[Request], Samples], longest: int, device: torch.device
 ) -> Proof:
@@ -108,10 +125,10 @@ def prove(
     return Proof(policy_id, samples.tokens, inside, samples.logprobs, ours)
 
 
-def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:
-    """Refuse, on all ranks, an engine whose log-probabilities differ from the trainer's by more than `limit`.
-    It is also refused if it repeats its `earlier` proof."""
-    means = group.gather(proof.mean)
+def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> float:
+    """Return the largest mean difference of all ranks. Refuse, on all ranks, an engine whose differences from
+    the trainer exceed `limit`, or that repeats its `earlier` proof."""
+    means: list[float] = group.gather(proof.mean)
     repeated = group.gather(earlier is not None and proof.repeats(earlier))
     if any(repeated):
         raise TrainError(
@@ -121,13 +138,14 @@ def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> No
         )
     rank = int(np.argmax(np.nan_to_num(means, nan=np.inf)))
     if means[rank] <= limit:
-        return
+        return means[rank]
     raise TrainError(
         f"after the hand-over vLLM does not compute what the trainer does: on rank {rank} the "
         f"log-probabilities of the same tokens are {means[rank]:.3g} nats apart on average, and "
-        f"rollout.max_logprob_difference is {limit:g}. It samples from other weights, or this model needs "
-        "another precision or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, "
-        "where the difference is rounding, raise the limit and resume"
+        f"the limit is {limit:.3g}. It is rollout.max_logprob_difference, or {_MOST_USUAL:g} times what earlier "
+        "checks in bf16 or fp16 showed. vLLM samples from other weights, or this model needs another precision "
+        "or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, where the difference "
+        "is rounding, set rollout.max_logprob_difference higher and resume"
     )
 
 
