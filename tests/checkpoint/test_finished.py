@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from r1hpc import export, status
+from r1hpc import compare, export, status
 from r1hpc.base.errors import StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint import finished
@@ -126,3 +128,59 @@ def test_a_stage_is_old_once_its_input_has_changed(tmp_path: Path) -> None:
     (again.model / "config.json").write_text('{"trained": "on"}')
     finished.write_finished(again, 26)
     assert finished.why_old(run) == "old: its input grpo is now step 26, it had step 24"
+
+
+def _chain(root: Path, seed: int) -> dict[str, RunDir]:
+    """A finished model, the traces it was taught with, and its evaluation."""
+    chain = {name: _finish(root / name, seed) for name in ("traces", "sft", "evaluate")}
+    lines = "".join(json.dumps({"index": n, "seed": seed}) + "\n" for n in range(50))
+    chain["traces"].traces.write_text(lines)
+    chain["evaluate"].parts.mkdir()
+    (chain["evaluate"].parts / "part-0.jsonl").write_text(lines)
+    chain["evaluate"].evaluation.write_text(json.dumps({"seed": seed}))
+    for name in ("traces", "evaluate"):
+        shutil.rmtree(chain[name].model)
+        finished.write_finished(chain[name], None)
+    return chain
+
+
+def _read(run: RunDir, out: Path) -> None:
+    """Run the next command that reads what the stage has left."""
+    if run.run_id == "evaluate":
+        compare.main([str(run.path), str(run.path)])
+    elif run.run_id == "traces":
+        config = merge_layers([{"stage": "sft", "data": {"traces": [str(run.traces)]}}], [])
+        finished.check_inputs(config, by_content=True)  # as `begin` does on the batch host
+    else:
+        config = merge_layers([{"stage": "rl", "model": {"path": str(run.model)}}], [])
+        with pytest.raises(StateError):
+            finished.check_inputs(config, by_content=True)
+        export.main([str(run.path), "--out", str(out)])
+
+
+@pytest.mark.slow
+def test_200_damages_of_a_chain_are_found_by_the_next_reader(tmp_path: Path) -> None:
+    chain, other = _chain(tmp_path / "chain", 0), _chain(tmp_path / "other", 1)
+    rng, counts = random.Random(200), Counter[str]()
+    for number in range(200):
+        run = chain[rng.choice([*chain])]
+        record = finished.read_finished(run)
+        assert record is not None
+        name = "FINISHED" if number % 10 == 0 else rng.choice(record["files"])["name"]
+        file = run.path / name
+        kinds = DAMAGES[:3] if name == "FINISHED" else DAMAGES
+        kind, before = rng.choice(kinds), file.read_bytes()
+        if kind is _of_another:
+            file.write_bytes((other[run.run_id].path / name).read_bytes())
+        else:
+            kind(file, rng)
+        if file.exists() and file.read_bytes() == before:
+            continue  # a file that both chains have alike
+        with pytest.raises(StateError, match=r"is not as it finished|FINISHED"):
+            _read(run, tmp_path / "out")
+        assert status.main([str(run.path), "--verify"]) == 1
+        assert not (tmp_path / "out").exists()
+        file.write_bytes(before)
+        counts[f"{run.run_id}: {kind.__name__.strip('_')}"] += 1
+    print(f"{sum(counts.values())} damages found, none exported: {dict(sorted(counts.items()))}")
+    assert sum(counts.values()) == 200

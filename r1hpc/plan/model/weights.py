@@ -132,7 +132,8 @@ def check_headers(folder: Path, hf_config: Mapping[str, Any]) -> None:
     vocabulary, a tensor that is missing or has another name."""
     tensors, family = read_tensors(folder), str(hf_config.get("model_type"))
     needed = _TENSORS.get(family)
-    if not tensors or needed is None or hf_config.get("quantization_config"):
+    is_readable = all(path.suffix == ".safetensors" for path in weight_files(folder))
+    if not is_readable or needed is None or hf_config.get("quantization_config"):
         return  # other families name and nest their layers in other ways
     weights, values = f"the weights in {folder}", resolve(hf_config)[1]
     layers: dict[int, set[str]] = {}
