@@ -17,7 +17,7 @@ from typing import Any
 
 from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import read_object
+from r1hpc.base.files import read_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import SWEEP, RunDir
 from r1hpc.base.tables import format_table, wrap
@@ -123,9 +123,9 @@ def _numbers(run: RunDir) -> dict[str, float]:
         record = next(
             (p for p in (run.metrics / "evaluated.json", run.parts / "questions.json") if p.exists()), None
         )
-        asked = read_object(record).get("task", "") if record else ""
+        asked = read_json(record, dict[str, Any]).get("task", "") if record else ""
         for label, each in (summary.get("tasks") or {"": summary}).items():
-            same = f"\0{asked} {each['num_items']}"
+            same = f"\0{asked or run.path} {each['num_items']}"  # unknown questions are like no others
             found[f"pass@1 {label}".strip() + same] = each["pass_at"]["1"]["value"]
             found[f"greedy {label}".strip() + same] = each["greedy"]["value"]
     for step in last_steps(run, 1):

@@ -85,6 +85,12 @@ def test_what_cannot_be_compared(root: Path) -> None:
         compare_groups("base-*", "base-1*", root)
 
 
+def test_questions_that_are_not_on_record_are_not_taken_for_the_same(root: Path) -> None:
+    for record in root.glob("*/metrics/evaluated.json"):
+        record.unlink()
+    assert set(compare_groups("base-*", "new-*", root).values) == {"reward", "loss"}
+
+
 def test_a_damaged_record_is_named(root: Path) -> None:
     (root / "new-2" / "metrics" / "evaluated.json").write_text("[]")
     with pytest.raises(R1hpcError, match=r"new-2/metrics/evaluated\.json"):
