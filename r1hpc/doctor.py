@@ -26,7 +26,6 @@ from r1hpc.base.cli import (
     file_and_overrides,
     print_json,
     run_command,
-    split_script_words,
 )
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import run_root_of
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    words, of_script = split_script_words(argv)
+    from r1hpc.script.launcher import split_command
+
+    words, of_script = split_command(argv)
     arguments = _parser().parse_intermixed_args(words)
     job, overrides = file_and_overrides(arguments.words)
     if arguments.node_part is not None:

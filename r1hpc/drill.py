@@ -27,7 +27,6 @@ from r1hpc.base.cli import (
     offer,
     print_result,
     run_command,
-    split_script_words,
 )
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 
@@ -45,7 +44,9 @@ _ASK_EVERY_S = 5.0
 
 
 def main(argv: Sequence[str]) -> int:
-    words, of_script = split_script_words(argv)
+    from r1hpc.script.launcher import split_command
+
+    words, of_script = split_command(argv)
     arguments = _parser().parse_intermixed_args(words)
     arguments.overrides += of_script
     if arguments.steps < 20:

@@ -33,16 +33,16 @@ from r1hpc.base.cli import (
     file_and_overrides,
     offer,
     run_command,
-    split_script_words,
 )
 from r1hpc.base.run_dir import run_root_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
+    from r1hpc.script.launcher import split_command
     from r1hpc.slurm.flags import all_overrides
 
-    words, of_script = split_script_words(argv)
+    words, of_script = split_command(argv)
     arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     job, given = file_and_overrides(arguments.words)

@@ -29,7 +29,7 @@ from r1hpc.attempt.state.cause import (
     same_words,
     unstarted_by_srun,
 )
-from r1hpc.attempt.state.unended import amend_end, corrected, mark_requeued, steps_for_the_end
+from r1hpc.attempt.state.unended import amend_end, corrected, mark_requeued, pieces_kept, steps_for_the_end
 from r1hpc.attempt.trackers import await_trackers
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
@@ -140,7 +140,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         detail=detail,
         last_committed_step=steps["last_committed_step"],
         resumed_from=steps.get("resumed_from", this.resumed_from),
-        kept=max((outcome.kept for outcome in outcomes), default=0),
+        kept=pieces_kept(run, outcomes),
     )
     earlier = [a for a in history.since_submission if a.attempt < attempt]
     follows, reason = _what_follows([*earlier, judged], config, state)

@@ -6,6 +6,7 @@ far the script got.
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from r1hpc.base.files import append_record, iter_objects
@@ -27,12 +28,29 @@ def recorded(run: RunDir) -> dict[str, Print]:
     return {str(line["path"]): tuple(line["print"]) for line in lines}
 
 
+def record_saved(run: RunDir, path: Path) -> None:
+    """Record that a file is complete which the script may rename to a checkpoint (timm's tmp.pth.tar)."""
+    append_record(_file(run), {"saved": print_of(path)}, durable=False)
+
+
+def saved(run: RunDir) -> set[Print]:
+    """Return the prints of files that were complete before they were renamed."""
+    return {tuple(line["saved"]) for _, line in iter_objects(_file(run)) if line and line.get("saved")}
+
+
 def progress(run: RunDir) -> int | None:
-    """Return the number in the newest one's name if names differ by it (checkpoint-180), else their count."""
-    paths = [str(line.get("path")) for _, line in iter_objects(_file(run)) if line]
-    numbers = [int(found[-1]) for path in paths if (found := re.findall(r"\d+", Path(path).name))]
-    is_numbered = len(numbers) == len(paths) and len(set(numbers)) > 1
-    return max(len(paths), numbers[-1] if is_numbered else 0) or None
+    """Return the number in the newest one's name, if the names count up (checkpoint-180); else None."""
+    paths = list(
+        dict.fromkeys(line["path"] for _, line in iter_objects(_file(run)) if line and "path" in line)
+    )
+    numbers = [int(found[-1]) for path in paths if (found := re.findall(r"\d+", Path(str(path)).name))]
+    counts_up = len(numbers) == len(paths) and all(a < b for a, b in pairwise(numbers))
+    return numbers[-1] if counts_up and len(numbers) > 1 else None
+
+
+def num_recorded(run: RunDir) -> int:
+    """Return how often a checkpoint was complete: progress, though not in steps."""
+    return sum("path" in (line or {}) for _, line in iter_objects(_file(run)))
 
 
 def print_of(path: Path) -> Print | None:

@@ -3,7 +3,7 @@
 `save_state(FOLDER)` writes into the store's staging folder, which is committed by one rename and keeps its
 name. The script passes its checkpoint to `load_state` by itself (`script.resume_args`). A stop is answered
 between two batches if the number in the folder's name counts optimizer steps, else after the script's next
-`save_state`.
+`save_state`. A number that goes back, while it counted the steps before, is replaced by the step.
 """
 
 import functools
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from r1hpc.base.errors import UsageError
+from r1hpc.client.job import Job
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
@@ -48,7 +49,11 @@ def attach(module: ModuleType) -> None:
 def _around(original: Any, method: Any) -> Any:
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if attempt().leader not in ("", "accelerate"):  # transformers' Trainer uses Accelerate too
+        job = Job.current()
+        # A loop that does not call save_state keeps its own answer to a preemption.
+        leads = job is None or job.library == "accelerate" or original.__name__.endswith("_state")
+        # transformers' Trainer uses Accelerate too.
+        if not leads or attempt().leader not in ("", "accelerate"):
             return original(self, *args, **kwargs)
         return method(original, self, *args, **kwargs)
 
@@ -66,6 +71,8 @@ class _Keeper:
         self._began = time.monotonic()
         self._stem = ""
         """The script's folders are `STEM<step>`; empty: they count something else."""
+        self._highest = 0
+        """The highest number of such a folder."""
         self._stops = False
         self._loaded_streams: dict[str, Any] | None = None
         self._loaders: list[Any] = []
@@ -106,7 +113,7 @@ class _Keeper:
         if file.is_file():
             kept = torch.load(file, map_location="cpu", weights_only=False)
             self._loaded_starts, self._stem = kept["starts"], kept["stem"]
-            self._iterations = kept["iterations"]
+            self._iterations, self._highest = kept["iterations"], kept.get("highest", 0)
         self._loaded_streams = streams()
         return found
 
@@ -117,12 +124,19 @@ class _Keeper:
         run = self._begin()
         automatic = owner.project_configuration.automatic_checkpoint_naming
         name = f"checkpoint_{owner.save_iteration}" if automatic else Path(str(output_dir)).name
-        number = re.fullmatch(r"(.*?)(\d+)", name)
-        self._stem = number[1] if number and int(number[2]) == self._step and not automatic else ""
+        number = None if automatic else re.fullmatch(r"(.*?)(\d+)", name)
+        count = int(number[2]) if number and number[1] == self._stem and "epoch" not in self._stem else None
+        if count is not None and count != self._step and count <= self._highest:
+            print(f"{name} is saved at step {self._step}: kept as {self._stem}{self._step}", file=sys.stderr)
+            name = f"{self._stem}{self._step}"
+        else:
+            self._stem = number[1] if number and int(number[2]) == self._step else ""
+        self._highest = self._step
         with run.saving(self._step) as folder:
             with _named_by_us(owner):
                 original(owner, str(folder / name), *args, **kwargs)
-            torch.save(self._positions() | {"stem": self._stem}, folder / f"accelerate_rank_{run.rank}.pt")
+            kept = self._positions() | {"stem": self._stem, "highest": self._highest}
+            torch.save(kept, folder / f"accelerate_rank_{run.rank}.pt")
         self._began = time.monotonic()
         if self._stops or run.agree().stop:
             run.leave(self._step)
@@ -169,6 +183,8 @@ class _Keeper:
             now = time.monotonic()
             agreed = run.end_step(self._step, now - self._began)
             self._stops = agreed.stop
+            if agreed.stop and run.last_saved is None:
+                run.give_up()
             self._loss, self._grad_norm, self._began = 0.0, None, now
         return done
 

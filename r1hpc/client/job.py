@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, dataclass
 
 JOB = "R1HPC_CLIENT"
-_PID = "R1HPC_CLIENT_PID"
+PID = "R1HPC_CLIENT_PID"
 """The script's own process, as opposed to its children."""
 
 
@@ -29,6 +29,8 @@ class Job:
     """Absolute pattern of the checkpoints that the script writes by itself. None: it has none."""
     seed: int | None = None
     """Start of the random streams, the same in every attempt."""
+    library: str = ""
+    """The library that leads the training, as far as a look at the script can tell."""
 
     def to_environ(self) -> dict[str, str]:
         """Return the variables for the script."""
@@ -37,6 +39,11 @@ class Job:
     @staticmethod
     def current() -> "Job | None":
         """Return the job of this process; None outside a job, and in a child of the script."""
-        if JOB not in os.environ or os.environ.setdefault(_PID, str(os.getpid())) != str(os.getpid()):
+        if JOB not in os.environ or os.environ.setdefault(PID, str(os.getpid())) != str(os.getpid()):
             return None
+        return Job.around()
+
+    @staticmethod
+    def around() -> "Job":
+        """Return the job of the script, in its children too."""
         return Job(**json.loads(os.environ[JOB]))

@@ -75,8 +75,7 @@ class Run:
         self.last_saved: int | None = None
         """The step of the newest checkpoint that this rank knows of."""
         self._named: set[str] = set()
-        self.leader = ""
-        """Ends the steps: a library, or the script itself."""
+        self._leader = ""
         self.rank = job.rank if job else int(os.environ.get("RANK", "0"))
         if job is None:
             return
@@ -100,6 +99,17 @@ class Run:
     def name(self) -> str:
         """Return the run's name; empty outside a job."""
         return self._folder.run_id if self._job else ""
+
+    @property
+    def leader(self) -> str:
+        """Ends the steps, and answers a preemption: a library, or "script"; empty: nobody yet."""
+        return self._leader
+
+    @leader.setter
+    def leader(self, name: str) -> None:
+        is_new, self._leader = name != self._leader, name
+        if is_new and self._job is not None:
+            self._tell("running", self.last_saved)
 
     @property
     def world_size(self) -> int:
@@ -371,6 +381,13 @@ class Run:
         flush_logs()
         os._exit(AGAIN)
 
+    def give_up(self) -> NoReturn:
+        """End at a request to stop that cannot be answered: nothing has been saved."""
+        print("told to stop before the first save_state: nothing is saved", file=sys.stderr)
+        self._tell("unsaved")
+        flush_logs()
+        os._exit(AGAIN)
+
     def finish(self, step: int) -> None:
         """Tell the rank that training is done; the script may go on, for example to write its model."""
         if self._job is not None:
@@ -382,6 +399,7 @@ class Run:
         if kind == "stopped":
             reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
         said = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
+        said["leader"] = self.leader
         path = said_path(self._folder, self._job.attempt, self._job.rank)
         fresh = path.with_suffix(".tmp")  # not synced: after a power cut nobody asks for it
         fresh.write_text(json.dumps(said))
@@ -389,8 +407,13 @@ class Run:
 
 
 def said_path(run: RunDir, attempt: int, rank: int) -> Path:
-    """Return the file in which a script says how far it is: pid, kind, global_step, reason."""
+    """Return the file in which a script says how far it is: pid, kind, global_step, reason, leader."""
     return run.attempt_dir(attempt) / f"script_{rank}.json"
+
+
+def unled_path(run: RunDir, attempt: int, rank: int) -> Path:
+    """Return the file that exists once a step was taken that r1hpc does not lead (client/unled.py)."""
+    return run.attempt_dir(attempt) / f"unled_{rank}.json"
 
 
 _current: Run | None = None
@@ -410,6 +433,12 @@ def attempt() -> Run:
                 raise UsageError("call attempt() first in the main thread") from None
             raise
     return _current
+
+
+def give_back_signals() -> None:
+    """Let signals end this process as they would without us: it trains, and no loop of ours answers."""
+    if _current is not None and _current.is_job and not _current.leader:
+        _current._forget()
 
 
 class _SumAlone:

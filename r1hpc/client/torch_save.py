@@ -14,7 +14,7 @@ from typing import Any
 
 from r1hpc.base.files import fsync_dir, fsync_file
 from r1hpc.base.run_dir import RunDir
-from r1hpc.checkpoint.complete import record_complete
+from r1hpc.checkpoint.complete import record_complete, record_saved
 from r1hpc.client.job import Job
 
 
@@ -24,10 +24,14 @@ def attach(serialization: ModuleType) -> None:
     if job is None:
         return
     syncs = _Syncs()
-    pattern = str(Path(job.checkpoints).resolve()) if job.checkpoints else ""
+    pattern = Path(job.checkpoints).resolve() if job.checkpoints else None
 
     def is_checkpoint(path: Path) -> bool:
-        return bool(pattern) and path.match(pattern)
+        return pattern is not None and path.match(str(pattern))
+
+    def may_become_one(path: Path) -> bool:
+        is_alike = pattern is not None and path.suffix == pattern.suffix
+        return is_alike and path.parent.match(str(pattern.parent))
 
     store = RunDir(job.run).checkpoints.resolve()  # what is saved below it is committed as a whole
 
@@ -42,14 +46,14 @@ def attach(serialization: ModuleType) -> None:
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             original(obj, fresh, *args, **kwargs)
-            if not is_checkpoint(path):
+            if not (is_checkpoint(path) or may_become_one(path)):
                 fresh.replace(path)
                 syncs.add(path)
                 return
             fsync_file(fresh)
             fresh.replace(path)
             fsync_dir(path.parent)
-            record_complete(RunDir(job.run), path)
+            (record_complete if is_checkpoint(path) else record_saved)(RunDir(job.run), path)
         finally:
             fresh.unlink(missing_ok=True)
 

@@ -4,7 +4,8 @@
     newest_checkpoint(run, config)       # for {checkpoint}: the run's own store first
 
 No script announces that a folder is complete. It counts once it did not change for ten seconds while the
-script ran, or when the script ended by itself. A file counts once torch.save returned (client/torch_save.py).
+script ran, or when the script ended by itself. A file counts once torch.save returned (client/torch_save.py),
+under the name that it was given afterwards too.
 """
 
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.run_dir import RunDir
-from r1hpc.checkpoint.complete import Print, print_of, record_complete, recorded
+from r1hpc.checkpoint.complete import Print, print_of, record_complete, recorded, saved
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema.run import RunConfig
 
@@ -31,7 +32,7 @@ class Watcher:
 
     def look(self, is_over: bool = False) -> None:
         """Look at all of them. `is_over`: the script ended by itself, so all are complete."""
-        now, found_now = time.monotonic(), []
+        now, found_now, renamed = time.monotonic(), [], saved(self._run)
         with suppress(StateError):  # the script removes old ones at this moment
             found_now = written(self._run, self._config)
         for path, found in found_now:
@@ -40,7 +41,7 @@ class Watcher:
             before, since = self._seen.get(path, (None, now))
             if before != found:
                 self._seen[path], since = (found, now), now
-            if is_over or now - since >= _QUIET_S:
+            if is_over or found in renamed or now - since >= _QUIET_S:
                 record_complete(self._run, path)
                 self._recorded[str(path)] = found
 
@@ -50,8 +51,10 @@ def newest_checkpoint(run: RunDir, config: RunConfig) -> Path | None:
     for checkpoint in CheckpointStore(run.checkpoints).list():
         inner = [path for path in checkpoint.path.iterdir() if path.is_dir()]
         return inner[0] if len(inner) == 1 else checkpoint.path
-    known = recorded(run)
-    whole = [path for path, found in written(run, config) if known.get(str(path)) == found]
+    known, renamed = recorded(run), saved(run)
+    whole = [
+        path for path, found in written(run, config) if known.get(str(path)) == found or found in renamed
+    ]
     return whole[-1] if whole else None
 
 

@@ -27,15 +27,20 @@ from r1hpc.base.files import is_listed, read_json, read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.client import hooks
 from r1hpc.client.job import Job
+<<<<<<< HEAD
 from r1hpc.client.run import AGAIN, said_path
 from r1hpc.client.start import HASH_SEED, start_seed
+=======
+from r1hpc.client.run import AGAIN, said_path, unled_path
+>>>>>>> aff27399 (A script's loop is promised by what is seen; launchers' commands are understood)
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
+from r1hpc.script.loop import Loop, look_of, promise
 from r1hpc.slurm.rank_env import choose_port, network_interface_to
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
 from r1hpc.telemetry.trackers.writers import wandb_id
 
-FILLED = ("run", "checkpoint", "steps", "save_every")
+FILLED = ("run", "checkpoint", "steps", "save_every", "rank", "local_rank", "world_size")
 """Names that are filled in script.args and script.resume_args, as {run}."""
 _POLL_S = 0.2
 _LOOK_EVERY_S = 5.0
@@ -67,10 +72,13 @@ def run_script(job: RankJob) -> Outcome:
     run, config, context = job.run, job.config, job.context
     meeting = _meet(job)
     newest = Path(meeting["checkpoint"]) if meeting["checkpoint"] else None
-    command, environment = command_of(run, config, newest), _environment(job, meeting)
+    command = command_of(run, config, newest, (context.rank, context.local_rank, context.world_size))
+    found = look_of(config.script)
+    environment = _environment(job, meeting, found.library)
     job.watchdog.beat("starting the script")
     if context.rank == 0:
-        print(f"$ {shlex.join(command)}", flush=True)
+        expected = promise(config.script, found)
+        print(f"{Path(str(config.script.path)).name}: {expected}\n$ {shlex.join(command)}", flush=True)
         if newest is None and (unknown := written(run, config)):
             print(f"not resumed: {unknown[-1][0]} is not known to be complete", flush=True)
     try:
@@ -92,19 +100,26 @@ def run_script(job: RankJob) -> Outcome:
     return _judge(job, process.returncode, asked)
 
 
-def command_of(run: RunDir, config: RunConfig, newest: Path | None) -> list[str]:
-    """Return the command of the script, with `script.resume_args` if there is a checkpoint."""
+def command_of(
+    run: RunDir, config: RunConfig, newest: Path | None, place: tuple[int, int, int] = (0, 0, 1)
+) -> list[str]:
+    """Return the command of the script, with `script.resume_args` if there is a checkpoint.
+
+    Args:
+        place: rank, local rank and number of ranks.
+    """
     script = config.script
     assert script.path is not None
     words = [*script.args, *script.resume_args] if newest else _for_a_fresh_start(script.args)
-    values = (run.path, newest or "", script.steps or "", config.checkpoint.save_every)
+    values = (run.path, newest or "", script.steps or "", config.checkpoint.save_every, *place)
     for name, value in zip(FILLED, values, strict=True):
         words = [word.replace(f"{{{name}}}", str(value)) for word in words]
     if script.python:
         interpreter = shlex.split(script.python)
     else:  # none for a program of its own
         interpreter = [sys.executable, "-u"] if script.path.endswith(".py") else []
-    return [*interpreter, script.path, *words]
+    program = ["-m", script.module] if script.module else [script.path]
+    return [*interpreter, *program, *words]
 
 
 def _for_a_fresh_start(words: Sequence[str]) -> list[str]:
@@ -118,7 +133,7 @@ def _for_a_fresh_start(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
+def _environment(job: RankJob, meeting: "_Meeting", library: str) -> dict[str, str]:
     run, config, context = job.run, job.config, job.context
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_IT}
     paths = [str(hooks.FOLDER), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
@@ -136,7 +151,11 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         save_every=config.checkpoint.save_every,
         deadlines=asdict(job.requests.deadlines),
         checkpoints=pattern_of(run, config),
+<<<<<<< HEAD
         seed=start_seed(run),
+=======
+        library=library,
+>>>>>>> aff27399 (A script's loop is promised by what is seen; launchers' commands are understood)
     )
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)
     return {
@@ -146,6 +165,18 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         **inherited,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
+        **(_distributed(job, meeting) if context.world_size > 1 or config.script.distributed else {}),
+        "R1HPC_RUN_DIR": str(run.path),
+        "R1HPC_SCRIPT": config.script.module or str(config.script.path),
+        **client.to_environ(),
+        **config.script.env,
+    }
+
+
+def _distributed(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
+    """Return the variables of torch.distributed's env://. With them, scripts take one rank for a group."""
+    context = job.context
+    return {
         "RANK": str(context.rank),
         "LOCAL_RANK": str(context.local_rank),
         "WORLD_SIZE": str(context.world_size),
@@ -153,10 +184,6 @@ def _environment(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         "GROUP_RANK": str(context.node_rank),
         "MASTER_ADDR": meeting["host"],
         "MASTER_PORT": str(meeting["port"]),
-        "R1HPC_RUN_DIR": str(run.path),
-        "R1HPC_SCRIPT": str(config.script.path),
-        **client.to_environ(),
-        **config.script.env,
     }
 
 
@@ -176,11 +203,13 @@ def _wait(job: RankJob, process: "subprocess.Popen[bytes]", watcher: Watcher | N
     run, context = job.run, job.context
     stop_file = run.attempt_dir(context.attempt) / "stop.json"
     asked, told, size, look_at = "", "", -1, 0.0
+    loop = Loop(run, job.config, context.attempt)
     while process.poll() is None:
         if time.monotonic() >= look_at:
             look_at = time.monotonic() + _LOOK_EVERY_S
             if watcher:
                 watcher.look()
+                loop.tell()
             logs = {run.rank_log(context.attempt, rank) for rank in (0, context.rank)}  # often 0 alone prints
             now = sum(path.stat().st_size for path in (*logs, run.train_metrics) if path.exists())
             if now != size:  # what it prints or records is a sign of life
@@ -211,11 +240,13 @@ def _end_group(job: RankJob, group: int, asked: str) -> None:
 
 
 def _hand_on(job: RankJob, process: "subprocess.Popen[bytes]") -> None:
-    said = read_object(said_path(job.run, job.context.attempt, job.context.rank))
+    place = (job.run, job.context.attempt, job.context.rank)
+    said = read_object(said_path(*place))
+    is_led = said.get("leader") or not unled_path(*place).exists()
     number = signal.Signals[f"SIG{job.config.script.stop_signal}"]
     pid = said.get("pid")
     with suppress(ProcessLookupError):
-        if isinstance(pid, int) and os.getpgid(pid) == process.pid:
+        if isinstance(pid, int) and is_led and os.getpgid(pid) == process.pid:
             os.kill(pid, signal.SIGTERM)  # its client agrees with the other ranks
             return
     with suppress(ProcessLookupError):  # it has just ended

@@ -16,20 +16,14 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 from r1hpc.script.checkpoints import newest_checkpoint, note_earlier
-from r1hpc.script.look import Look, digest_file, look_at
+from r1hpc.script.launcher import LAUNCHERS, MODULES
+from r1hpc.script.look import Look, digest_file
+from r1hpc.script.loop import gets_checkpoint, look_of, promise, seen
 
 if TYPE_CHECKING:
     from r1hpc.plan.hours.estimate import Estimate
     from r1hpc.plan.hours.goodput import FailureRates
     from r1hpc.plan.run import RunPlan
-
-_LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "mpirun", "srun")
-_PROMISES = {
-    "r1hpc": "it uses r1hpc.client",
-    "transformers": "transformers' Trainer stops at a step's end and resumes to the bit",
-    "lightning": "Lightning stops at a step's end and resumes to the bit",
-    "accelerate": "Accelerate's save_state is committed by one rename; the script loads it itself",
-}
 
 
 class Script(Workload):
@@ -41,23 +35,27 @@ class Script(Workload):
         if script.path is None:
             raise UsageError("stage script needs script.path: `python -m r1hpc.submit train.py -- ARGS`")
         _check_command(script)
-        found = _look(script)
+        found = look_of(script)
         _check_resume(script, found)
         _check_names(script)
         if script.python and found.library:
             refuse_without("script.python", script.python, ["xxhash"])
-        promise = _PROMISES.get(found.library) or _own_promise(script)
-        return Checked(config, [f"{Path(script.path).name}: {promise}", *found.notes])
+        return Checked(config, [f"{Path(script.path).name}: {promise(script, found)}", *found.notes])
 
     def check(self, config: RunConfig, facts: Facts) -> list[str]:
         """Refuse several ranks for a script that saves on one of them alone."""
         ranks = config.resources.nodes * (facts.gpus_per_node or config.resources.ranks_per_node)
-        found = _look(config.script)
+        found = look_of(config.script)
         if ranks > 1 and found.library == "accelerate" and found.saves_alone:
             raise UsageError(
                 f"{found.saves_alone}: save_state is called on the main process alone, and all {ranks} ranks "
                 "must save together: call it on every rank"
             )
+        if ranks == 1 and found.joins_ranks and not config.script.distributed:
+            return [
+                f"{found.joins_ranks}: one rank gets no RANK and no MASTER_ADDR, as under plain python. If "
+                "the script calls init_process_group with one rank too, set script.distributed=true"
+            ]
         return []
 
     def estimate(
@@ -71,12 +69,12 @@ class Script(Workload):
         """Return the hours of earlier runs of the same script; None if there are none."""
         from r1hpc.script.hours import estimate_like  # opens ledgers
 
-        digest = _look(config.script).digest
+        digest = look_of(config.script).digest
         return estimate_like(run_root, config, plan, digest) if run_root and digest else None
 
     def prepare(self, run: RunDir, config: RunConfig) -> str:
         """Record the script's digest; tell if it changed since the attempt before."""
-        file, digest = digest_file(run), _look(config.script).digest
+        file, digest = digest_file(run), look_of(config.script).digest
         before = read_object(file).get("digest", digest)
         if before != digest:
             print(f"{config.script.path} has changed since the last attempt", file=sys.stderr, flush=True)
@@ -94,16 +92,12 @@ class Script(Workload):
         """Return the command."""
         from r1hpc.config.load import read
         from r1hpc.script.rank import command_of
+        from r1hpc.telemetry.records.attempts import read_history
 
-        config = read(run.config)
-        return [("command", shlex.join(command_of(run, config, newest_checkpoint(run, config))))]
-
-
-def _look(script: ScriptConfig) -> Look:
-    path = Path(str(script.path))
-    if not path.is_file():
-        raise UsageError(f"there is no script {path}")
-    return look_at(path) if path.suffix == ".py" else Look()
+        config, last = read(run.config), read_history(run).last
+        loop = seen(run, config, last.attempt) if last else ""
+        command = shlex.join(command_of(run, config, newest_checkpoint(run, config)))
+        return [("command", command), *([("loop", loop)] if loop else [])]
 
 
 def _check_command(script: ScriptConfig) -> None:
@@ -111,30 +105,15 @@ def _check_command(script: ScriptConfig) -> None:
     if not script.python and path.is_file() and path.suffix != ".py" and not os.access(path, os.X_OK):
         raise UsageError(f"{path} is not executable: chmod +x it, or give script.python")
     for word in (script.path, *shlex.split(script.python or "")):
-        if word and Path(word).name in _LAUNCHERS:
+        if word and (word in MODULES or Path(word).name in (*LAUNCHERS, "mpirun", "srun")):
             raise UsageError(
-                f"{Path(word).name} starts processes of its own, and r1hpc starts one per rank: give the "
-                "script itself, with --nodes and --gpus-per-node"
+                f"{word} starts processes of its own, and r1hpc starts one per rank: give the script itself, "
+                "with --nodes and --gpus-per-node, or the whole command, `submit torchrun … train.py`"
             )
     if script.steps is None and any("{steps}" in word for word in script.args):
         raise UsageError("script.args uses {steps}: set script.steps")
     if script.cwd and not Path(script.cwd).is_dir():
         raise UsageError(f"script.cwd={script.cwd} is no folder")
-
-
-def _gets_checkpoint(script: ScriptConfig) -> bool:
-    return bool(script.resume_args) or any("{checkpoint}" in word for word in script.args)
-
-
-def _own_promise(script: ScriptConfig) -> str:
-    if not script.checkpoints:
-        return "it has no checkpoints: it begins anew after each preemption"
-    if _gets_checkpoint(script):
-        return "its newest complete checkpoint is passed on"
-    return (
-        "after a preemption it must find its newest checkpoint by itself; if it does not, add "
-        "-- --resume {checkpoint}, or script.resume_args"
-    )
 
 
 def _check_names(script: ScriptConfig) -> None:
@@ -155,7 +134,7 @@ def _check_names(script: ScriptConfig) -> None:
 
 def _check_resume(script: ScriptConfig, found: Look) -> None:
     """Refuse a script whose checkpoints nobody knows."""
-    gets_it = _gets_checkpoint(script)
+    gets_it = gets_checkpoint(script)
     if not found.library and gets_it and not script.checkpoints:
         raise UsageError(
             f"{Path(str(script.path)).name} would begin anew after each preemption: {{checkpoint}} and "

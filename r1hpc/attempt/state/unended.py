@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1hpc.attempt.state.cause import (
     Evidence,
+    RankOutcome,
     SchedulerView,
     decide,
     failures_in_logs,
@@ -21,7 +22,7 @@ from r1hpc.attempt.state.cause import (
 )
 from r1hpc.attempt.state.slurm_records import kept_records, learn, record_of
 from r1hpc.base.run_dir import RunDir
-from r1hpc.checkpoint.complete import progress
+from r1hpc.checkpoint.complete import num_recorded, progress
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.slurm import endings
 from r1hpc.slurm.client import SlurmError
@@ -65,7 +66,7 @@ def close_unended(run: RunDir, config: "RunConfig", job_id: str) -> None:
         detail=detail,
         exit_status=None,
         **steps_for_the_end(run, config, last.attempt, cause),
-        kept=max((outcome.kept for outcome in read_outcomes(run, last.attempt)), default=0),
+        kept=pieces_kept(run, read_outcomes(run, last.attempt)),
         requeued=not cause.is_final,
         inferred=True,
         ended=_ended(seen, last) if seen else _last_sign_of_life(run, last),
@@ -172,10 +173,15 @@ def steps_for_the_end(run: RunDir, config: "RunConfig", attempt: int, cause: Cau
     return {"resumed_from": loaded, "last_committed_step": max(own, default=loaded)}
 
 
+def pieces_kept(run: RunDir, outcomes: Sequence[RankOutcome]) -> int:
+    """Return the finished pieces beyond the checkpoint; of a script the checkpoints without a known step."""
+    return max([num_recorded(run), *(outcome.kept for outcome in outcomes)])
+
+
 def newest_step(run: RunDir, config: "RunConfig", store: CheckpointStore) -> int | None:
     """Return the newest committed step, unverified, or the number of finished parts; None before the first.
 
-    A server's answers count once they are recorded.
+    A server's answers count once they are recorded, a script's own checkpoints if their names count up.
     """
     if config.stage == "serve":
         return next((step.global_step for step in last_steps(run, 1)), None)

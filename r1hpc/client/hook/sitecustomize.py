@@ -32,11 +32,13 @@ def _is_the_script() -> bool:
 
 
 _load_the_other()
-if "R1HPC_CLIENT" in os.environ and _is_the_script():
-    os.environ["R1HPC_CLIENT_PID"] = str(os.getpid())
+if "R1HPC_CLIENT" in os.environ:
+    is_script = _is_the_script()
+    if is_script:
+        os.environ["R1HPC_CLIENT_PID"] = str(os.getpid())
     try:
         from r1hpc.client.hooks import install
 
-        install()
+        install(is_script)
     except Exception as error:  # another Python than ours: the script runs, as any command
         print(f"r1hpc: no support inside this interpreter ({error})", file=sys.stderr)

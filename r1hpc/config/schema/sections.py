@@ -199,10 +199,15 @@ class ScriptConfig:
 
     path: str | None = None
     """The script, or a program. It is run where it lies; a change counts from the next attempt on."""
+    module: str | None = None
+    """Its name as a module, `pkg.train`: run as `python -m pkg.train`. `submit -m pkg.train` sets it."""
+    distributed: bool = False
+    """Give RANK, WORLD_SIZE and MASTER_ADDR to a single rank too, as torchrun does."""
     args: list[str] = field(default_factory=list)
     """Its arguments. {run} is the run folder, {checkpoint} the newest complete checkpoint, {steps}
-    script.steps, {save_every} checkpoint.save_every. Before the first checkpoint a word with {checkpoint} is
-    left out, together with the flag before a bare one (--resume {checkpoint})."""
+    script.steps, {save_every} checkpoint.save_every; {rank}, {local_rank}, {world_size}: of this process.
+    Before the first checkpoint a word with {checkpoint} is left out, together with the flag before a bare one
+    (--resume {checkpoint})."""
     resume_args: list[str] = field(default_factory=list)
     """More arguments once there is a checkpoint, such as [--init_from=resume]. A script that uses
     r1hpc.client, transformers' Trainer or Lightning finds its checkpoint without."""
