@@ -27,12 +27,8 @@ from r1hpc.base.files import is_listed, read_json, read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.client import hooks
 from r1hpc.client.job import Job
-<<<<<<< HEAD
-from r1hpc.client.run import AGAIN, said_path
-from r1hpc.client.start import HASH_SEED, start_seed
-=======
 from r1hpc.client.run import AGAIN, said_path, unled_path
->>>>>>> aff27399 (A script's loop is promised by what is seen; launchers' commands are understood)
+from r1hpc.client.start import HASH_SEED, start_seed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
 from r1hpc.script.loop import Loop, look_of, promise
@@ -151,11 +147,8 @@ def _environment(job: RankJob, meeting: "_Meeting", library: str) -> dict[str, s
         save_every=config.checkpoint.save_every,
         deadlines=asdict(job.requests.deadlines),
         checkpoints=pattern_of(run, config),
-<<<<<<< HEAD
         seed=start_seed(run),
-=======
         library=library,
->>>>>>> aff27399 (A script's loop is promised by what is seen; launchers' commands are understood)
     )
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)
     return {
