@@ -30,8 +30,9 @@ def attach(serialization: ModuleType) -> None:
         return pattern is not None and path.match(str(pattern))
 
     def may_become_one(path: Path) -> bool:
-        is_alike = pattern is not None and path.suffix == pattern.suffix
-        return is_alike and path.parent.match(str(pattern.parent))
+        if pattern is None or path.suffix != pattern.suffix:
+            return False
+        return path.parent.match(str(pattern.parent))
 
     store = RunDir(job.run).checkpoints.resolve()  # what is saved below it is committed as a whole
 

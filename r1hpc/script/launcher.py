@@ -203,13 +203,15 @@ def _place(
         raise UsageError(f"accelerate's distributed_type {kind} is not supported")
     try:
         nodes = int(nodes)
-        if (total := flags.pop("num_processes", None)) is not None:
+        total = flags.pop("num_processes", None)
+        left = 0
+        if total is not None:
             ranks, left = divmod(int(total), nodes)
-            if left:
-                raise UsageError(f"num_processes={total} does not divide over {nodes} nodes")
         ranks = None if ranks in (None, "auto", "gpu", "cpu", "-1") else int(ranks)
     except ValueError:
         raise UsageError(f"{launcher}: {nodes} nodes, {ranks} processes: give fixed whole numbers") from None
+    if left:
+        raise UsageError(f"num_processes={total} does not divide over {nodes} nodes")
     if nodes > 1 or launcher == "torchrun":
         put("resources.nodes", nodes)
     if is_cpu:

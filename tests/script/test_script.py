@@ -179,7 +179,7 @@ def test_doctor_says_what_a_script_can_be_promised(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         "import random, torch\nfrom transformers import Trainer, TrainingArguments\n"
-        "TrainingArguments(dataloader_num_workers=2)\n"
+        "Trainer(args=TrainingArguments(dataloader_num_workers=2))\n"
     )
     found = [each for each in examine(str(script), tmp_path, None, None).findings if each.check == "script"]
     assert [each.state for each in found] == [CheckState.ok, CheckState.warn]
