@@ -11,7 +11,10 @@ from r1hpc.script.loop import look_of, promise
 
 def written(folder: Path, **files: str) -> Path:
     for name, text in files.items():
-        place = folder / f"{name.replace('____init__', '/INIT').replace('__', '/').replace('INIT', '__init__')}.py"
+        place = (
+            folder
+            / f"{name.replace('____init__', '/INIT').replace('__', '/').replace('INIT', '__init__')}.py"
+        )
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
     return folder / "train.py"
