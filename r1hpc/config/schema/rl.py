@@ -142,7 +142,8 @@ class RolloutConfig:
     their log-probabilities with the trainer's."""
     max_logprob_difference: float | None = ranged(None, above=0)
     """Largest mean difference (nats) of the sampler's log-probabilities from the trainer's, in rollouts and
-    after weight updates. None: 0.0001 in fp32; in bf16 and fp16 0.05, after a weight update 0.15."""
+    after weight updates. None: 0.0001 in fp32; in bf16 and fp16 0.05, after a weight update 0.15 or
+    2.5 times what earlier updates showed."""
 
     def __post_init__(self) -> None:
         for name, value in self.vllm_options.items():

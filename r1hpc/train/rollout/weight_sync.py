@@ -142,10 +142,10 @@ def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> fl
     raise TrainError(
         f"after the hand-over vLLM does not compute what the trainer does: on rank {rank} the "
         f"log-probabilities of the same tokens are {means[rank]:.3g} nats apart on average, and "
-        f"the limit is {limit:.3g}. It is rollout.max_logprob_difference, or {_MOST_USUAL:g} times what earlier "
-        "checks in bf16 or fp16 showed. vLLM samples from other weights, or this model needs another precision "
-        "or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, where the difference "
-        "is rounding, set rollout.max_logprob_difference higher and resume"
+        f"the limit is {limit:.3g}. It is rollout.max_logprob_difference, or {_MOST_USUAL:g} times what "
+        "earlier checks in bf16 or fp16 showed. vLLM samples from other weights, or this model needs another "
+        "precision or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, where "
+        "the difference is rounding, set rollout.max_logprob_difference higher and resume"
     )
 
 
