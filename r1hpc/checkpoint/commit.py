@@ -32,6 +32,7 @@ from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, dec
 from r1hpc.checkpoint.verification import find_problems
 
 LATEST = "LATEST"
+_SMALL_BYTES = 2**18
 _log = logging.getLogger(__name__)
 
 
@@ -59,10 +60,13 @@ def _seal_file(staging: Path, name: str, pool: ThreadPoolExecutor) -> FileRecord
     with at("seal.open"):
         fd = os.open(staging / name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        if (
-            stat.S_IMODE(os.fstat(fd).st_mode) != 0o600
-        ):  # a change costs a commit of the file system's journal
+        status = os.fstat(fd)
+        if stat.S_IMODE(status.st_mode) != 0o600:  # a change would cost a commit of the disk's journal
             os.fchmod(fd, 0o600)
+        if status.st_size <= _SMALL_BYTES:  # no thread is worth it
+            _fsync(fd)
+            with at("seal.digest"):
+                return FileRecord(name, *digest_fd(fd))
         syncing = pool.submit(_fsync, fd)
         try:
             with at("seal.digest"):

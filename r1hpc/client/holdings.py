@@ -132,6 +132,8 @@ class Holdings:
 
     def _content(self, value: Any) -> tuple[str, Any] | None:
         """Return the kind and the content; None if the value itself cannot be kept."""
+        if value is None or type(value) in _SIMPLE:  # most are
+            return "plain", value
         generator = generator_state(value)
         if generator is not None:
             return generator
@@ -415,10 +417,14 @@ class _Hash:
         self.write, self.digest = self._hash.update, self._hash.digest
 
 
-def _digest(content: tuple[str, Any]) -> bytes:
+def _digest(content: tuple[str, Any]) -> Any:
+    """Return what is equal for equal content: a number or a text itself."""
+    kind, value = content
+    if value is None or type(value) in _SIMPLE:
+        return kind, type(value), repr(value)  # 0.0 is not -0.0
     into = _Hash()
     try:
-        _Digests(into, content[0] == "state").dump(content)
+        _Digests(into, kind == "state").dump(content)
     except Exception:  # a state that holds what pickle refuses: always changed
         return random.SystemRandom().randbytes(16)
     return into.digest()
