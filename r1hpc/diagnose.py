@@ -31,12 +31,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
     add_json(parser)
     arguments = parser.parse_args(argv)
+    from r1hpc.config.stages import is_server
     from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
     from r1hpc.telemetry.diagnosis.summary import names_of
     from r1hpc.telemetry.records.attempts import read_history
 
     run = choose_run(arguments.run_dir, arguments.run_root, lambda _: True)
-    if names_of(run)[0] == "serve":
+    if is_server(names_of(run)[0]):
         raise UsageError(
             f"{run.run_id} is a server, and steps are what is judged here: what it answers is in "
             "`python -m r1hpc.status`, what it printed in `python -m r1hpc.logs`"

@@ -16,8 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import (
     ArgumentParser,
@@ -53,35 +52,36 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--steps {arguments.steps}: at least 20, so that each disturbance has steps around it"
         )
-    _refuse_job(arguments)
+    shortened = _shortened(arguments)
     ways = tuple(dict.fromkeys(arguments.way or _WAYS))
+    from r1hpc.attempt.workload import REPORTS_NO_STEPS
     from r1hpc.preflight.disturb import judge_attempts, judge_cancel, judge_records
     from r1hpc.telemetry.records.attempts import read_history
 
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    quiet = _submit(arguments, f"{name}-quiet")
+    quiet = _submit(arguments, f"{name}-quiet", shortened)
     if _wait_over(quiet) != "finished":
         raise R1hpcError(
             f"the undisturbed run did not finish, so there is nothing to compare with: see "
             f"python -m r1hpc.status {quiet.path}"
         )
     if not quiet.metrics():
-        _refuse_without_steps(arguments.job)
+        raise UsageError(f"{arguments.job} {REPORTS_NO_STEPS}")
     runs = [quiet]
     checks: list[Check] = []
     done: list[Done] = []
     if set(ways) != {"limit"}:
-        disturbed = _submit(arguments, f"{name}-disturbed")
+        disturbed = _submit(arguments, f"{name}-disturbed", shortened)
         done = _disturb(disturbed, arguments.steps, ways, only_ways=bool(arguments.way))
         _wait_over(disturbed)
         runs.append(disturbed)
         checks = judge_attempts(disturbed.attempts, done, _save_every(arguments.steps))
         checks += judge_records(quiet.folder, disturbed.folder)
     if "limit" in ways:
-        limited, at_limit, of_limit = _limit(arguments, f"{name}-limited", quiet)
+        limited, at_limit, of_limit = _limit(arguments, f"{name}-limited", shortened, quiet)
         runs += [limited] if limited is not None else []
         done, checks = [*done, at_limit], [*checks, *of_limit]
-    cancelled = _submit(arguments, f"{name}-cancelled")
+    cancelled = _submit(arguments, f"{name}-cancelled", shortened)
     runs.append(cancelled)
     _preempt_and_cancel(cancelled)
     checks.append(judge_cancel(read_history(cancelled.folder), cancelled.state().value))
@@ -131,13 +131,10 @@ def _save_every(steps: int) -> int:
     return max(1, steps // 6)
 
 
-def _submit(arguments: Any, name: str, *more: str) -> Run:
+def _submit(arguments: Any, name: str, shortened: Sequence[str], *more: str) -> Run:
     from r1hpc.api import Submission, submit
     from r1hpc.slurm.flags import overrides_from_environment
 
-    steps = arguments.steps
-    shortened = [f"train.num_steps={steps}", f"checkpoint.save_every={_save_every(steps)}"]
-    shortened += [f"script.steps={steps}"]
     done = submit(
         arguments.job,
         nodes=arguments.nodes,
@@ -147,41 +144,24 @@ def _submit(arguments: Any, name: str, *more: str) -> Run:
         executor=arguments.executor,
         cluster=arguments.cluster,
     )
-    assert isinstance(done, Submission), "_refuse_job"
+    assert isinstance(done, Submission), "_shortened refuses a chain"
     return done.run
 
 
-def _refuse_job(arguments: Any) -> None:
-    """Refuse a chain, or a stage whose runs are not compared step by step, before anything is submitted."""
+def _shortened(arguments: Any) -> list[str]:
+    """Return the overrides by which each run of the drill takes --steps steps and saves six times.
+
+    Raise UsageError for a chain, and for a stage whose runs cannot be compared step by step.
+    """
+    from r1hpc.attempt.workload import workload_of
     from r1hpc.config.assets import find_job
     from r1hpc.config.load import is_chain_file, load
-    from r1hpc.config.stages import TRAINED_STAGES
-    from r1hpc.script.look import look_at
 
     if is_chain_file(find_job(arguments.job)):
         raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
     config = load(arguments.job, arguments.overrides, arguments.cluster)
-    stage = config.stage
-    if stage == "script":
-        if not any("{steps}" in word for word in config.script.args):
-            raise UsageError(
-                "a drill shortens the script: hand its steps in by {steps}, as in -- --max_steps {steps}"
-            )
-        script = Path(str(config.script.path))
-        if script.is_file() and script.suffix == ".py" and not look_at(script).library:
-            _refuse_without_steps(script.name)
-        return
-    if stage not in TRAINED_STAGES:
-        raise UsageError(
-            f"{arguments.job} is of stage {stage}, which takes no steps to compare: give a job that trains"
-        )
-
-
-def _refuse_without_steps(name: str) -> NoReturn:
-    raise UsageError(
-        f"{name} reports no steps, so a drill has nothing to compare: a loop of your own reports them with "
-        "attempt() of r1hpc.client.run. Without them, run it twice, preempt one, and compare its files"
-    )
+    own = workload_of(config.stage).shortened(config, arguments.steps)
+    return [*own, f"checkpoint.save_every={_save_every(arguments.steps)}"]
 
 
 def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list[Done]:
@@ -239,7 +219,9 @@ def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
     return tuple(f"--{name}={value}" for name, value in asked.items() if value is not None), None
 
 
-def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, list[Check]]:
+def _limit(
+    arguments: Any, name: str, shortened: Sequence[str], quiet: Run
+) -> tuple[Run | None, Done, list[Check]]:
     """Submit the job with a time limit that ends its attempts; the run, if any, and its verdict."""
     from r1hpc.preflight.disturb import Done, judge_limited, short_limit_min
 
@@ -254,7 +236,7 @@ def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, lis
     if minutes is None:
         why = f"the undisturbed run took {total_s:.0f} s, and a limit of Slurm is whole minutes"
         return refused(f"{why}: give more --steps")
-    run = _submit(arguments, name, f"resources.time={minutes}", "resources.signal_lead_s=null")
+    run = _submit(arguments, name, shortened, f"resources.time={minutes}", "resources.signal_lead_s=null")
     _wait_over(run)
     if len(run.attempts) == 1 and run.state().value == "finished":
         return run, refused(f"the run finished within its limit of {minutes} min: give more --steps")[1], []

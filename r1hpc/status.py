@@ -33,6 +33,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.run_dir import SWEEP, RunDir, run_root_of
 from r1hpc.base.tables import cell, coloured, format_table, wrap
 from r1hpc.base.units import format_duration
+from r1hpc.config.stages import is_server
 
 if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
@@ -188,7 +189,7 @@ def as_json(ledger: RunLedger, verify: bool = False) -> dict[str, Any]:
         "reward": last_facts.get("reward"),
         "accuracy": last_facts.get("accuracy"),
         "held_out": newest_accuracy(run),
-        "requests": last_facts.get("requests", 0) if ledger.stage == "serve" else None,
+        "requests": last_facts.get("requests", 0) if is_server(ledger.stage) else None,
         "url": None if address is None else address.place.url,
         "tokens_per_second": now.tokens_per_second,
         "eta_s": now.eta_s,

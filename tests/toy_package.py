@@ -1,4 +1,4 @@
-"""Install tests/toy_stage.py as another package: a module, and an entry point that names its stage."""
+"""Install tests/toy_stage.py and toy_trainer.py as another package, with an entry point for each stage."""
 
 import shutil
 from collections.abc import Sequence
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import yaml
 
-_ENTRY_POINTS = "[r1hpc.workloads]\ncounting = toy_stage:WORKLOAD\n"
+_ENTRY_POINTS = """[r1hpc.workloads]
+counting = toy_stage:WORKLOAD
+descending = toy_trainer:WORKLOAD
+"""
 
 
 def install_toy(folder: Path) -> list[str]:
@@ -15,7 +18,8 @@ def install_toy(folder: Path) -> list[str]:
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(_ENTRY_POINTS)
-    shutil.copy(Path(__file__).with_name("toy_stage.py"), folder)
+    for name in ("toy_stage.py", "toy_trainer.py"):
+        shutil.copy(Path(__file__).with_name(name), folder)
     return [f"export PYTHONPATH={folder}"]
 
 

@@ -31,7 +31,7 @@ from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import counts_of
 from r1hpc.plan.hours.estimate import Estimate, measured_estimate
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.run import RunPlan
@@ -315,7 +315,7 @@ def measured_run(run: RunDir, now: float) -> Estimate:
     except (StateError, FileNotFoundError) as error:
         raise StateError(f"{run.run_id}: {error}; or take --method flops") from None
     config = read(run.config)
-    if config.stage not in TRAINED_STAGES and not (config.stage == "script" and plan.num_steps):
+    if counts_of(config.stage) == "parts" or not plan.num_steps:
         raise UsageError(
             f"{run.run_id} is of stage {config.stage}, which takes no steps to measure: "
             f"python -m r1hpc.report {run.path} has its hours so far"

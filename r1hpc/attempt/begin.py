@@ -41,7 +41,7 @@ from r1hpc.checkpoint.finished import check_inputs, inputs_now
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.config.stages import counts_of
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.rank_env import expand_nodelist
@@ -140,7 +140,7 @@ def _begin(
         )
     history = read_history(run)
     reason = (
-        reason_to_stop(history.since_submission, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
+        reason_to_stop(history.since_submission, config.limits, in_parts=counts_of(config.stage) == "parts")
         # Slurm restarts a job requeued just after its scancel. An unrecorded job belongs to a newer
         # submission, which is recorded after sbatch.
         or ("it was cancelled" if history.is_cancelled and job_named(run, job_id) is not None else None)

@@ -38,8 +38,8 @@ from r1hpc.checkpoint.disk import refusal_of
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import counts_of, is_server
 from r1hpc.plan.save_time import choose_signal_lead_s
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.contract import NOT_THE_NODE
 from r1hpc.slurm.endings import ending_of
@@ -165,7 +165,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     print(line + (f" ({detail})" if detail else ""), flush=True)
     if reason:
         print(f"{run.run_id}: {reason}", flush=True)
-    if diagnose and config.stage != "serve":  # it judges steps
+    if diagnose and not is_server(config.stage):  # it judges steps
         print_diagnosis(run, attempt)
     if follows is Next.over:
         if diagnose:  # there is time
@@ -256,7 +256,7 @@ def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobStat
     """Decide whether the run goes on after the last of `attempts`, and who restarts it."""
     if (reason := _reason_to_hold(attempts)) is not None:
         return Next.over if state is None else Next.hold, reason
-    reason = reason_to_stop(attempts, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
+    reason = reason_to_stop(attempts, config.limits, in_parts=counts_of(config.stage) == "parts")
     if reason is not None:
         return Next.over, reason
     if state is not None and state.is_requeued:

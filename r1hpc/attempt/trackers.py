@@ -22,7 +22,7 @@ from r1hpc.base.lock import hold
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import counts_of, is_server
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.trackers.keeper import keep_feeders, step_back
 
@@ -35,14 +35,14 @@ _ASK_EVERY_S = 120.0
 """Seconds between checks whether the job still lives; its end is usually recorded."""
 
 
-def check_trackers(config: RunConfig, executor: str) -> None:
+def check_trackers(config: RunConfig, executor: str) -> list[str]:
     """Look for the packages in the interpreter that will feed the trackers, and for W&B's key, which a Slurm
-    job does not get from the environment.
+    job does not get from the environment. Return a note if the run has nothing for them.
 
     Raise UsageError if something is missing, or W&B's URL holds a password; it says what to do.
     """
-    if config.stage not in (*TRAINED_STAGES, "script"):
-        return
+    if not _may_record_steps(config):
+        return [f"monitor.trackers has no use in stage {config.stage}, which records no steps"]
     asked = dict.fromkeys(config.monitor.trackers)
     needed = [name for name in asked if name != "prometheus"]  # its file needs no package
     require("monitor.trackers", needed, "trackers", config, executor)
@@ -56,11 +56,16 @@ def check_trackers(config: RunConfig, executor: str) -> None:
             "monitor.wandb.mode=online finds no key: run `wandb login` here, which leaves it in ~/.netrc for "
             "the job (WANDB_API_KEY is not passed to jobs); or take monitor.wandb.mode=offline"
         )
+    return []
+
+
+def _may_record_steps(config: RunConfig) -> bool:
+    return counts_of(config.stage) != "parts" and not is_server(config.stage)
 
 
 def start_trackers(run: RunDir, config: RunConfig, attempt: int) -> None:
     """Start the process that feeds the trackers. Training goes on if it cannot be started."""
-    if not config.monitor.trackers or config.stage not in (*TRAINED_STAGES, "script"):
+    if not config.monitor.trackers or not _may_record_steps(config):
         return
     try:
         run.trackers.mkdir(mode=0o700, exist_ok=True)

@@ -16,13 +16,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.package import OPTIONAL, how_to_install
 from r1hpc.base.run_dir import RunDir
+from r1hpc.config.load import options_of
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES, find_workload
+from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES, PlugInError, find_workload
 
 if TYPE_CHECKING:
     from r1hpc.attempt.control.stop import StopRequests
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from r1hpc.plan.run import RunPlan
     from r1hpc.slurm.rank_env import RankContext
 
+REPORTS_NO_STEPS = (
+    "reports no steps, so a drill has nothing to compare: a loop of your own reports them with "
+    "attempt() of r1hpc.client.run. Without them, run it twice, preempt one, and compare its files"
+)
 _TIMEOUT_S = 30.0
 
 
@@ -95,6 +101,11 @@ class RankJob:
     requests: "StopRequests"
     watchdog: "Watchdog"
 
+    @property
+    def options(self) -> Any:
+        """Return the section `options` in the type that the workload declares."""
+        return options_of(self.config)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -117,10 +128,31 @@ class Workload:
 
     packages: Sequence[str] = ()
     """Top-level modules that every rank imports. submit refuses a run whose interpreter lacks one."""
+    counts: Literal["steps", "parts", ""] = ""
+    """How progress is counted: in steps of metrics/train.jsonl from the first one on, or in files of parts/.
+    "": by neither, or by steps that a run may or may not record."""
+    is_server: bool = False
+    """It answers requests until it is stopped."""
+    options: type | None = None
+    """A dataclass for the section `options` of a job: names, types, defaults, ranges
+    (config/schema/ranges.py). None: the stage checks them itself."""
+    returns: ClassVar[Mapping[str, tuple[type, ...]]]
+    """The types that each method may return; of another package they are checked."""
 
     def complete(self, config: RunConfig) -> RunConfig:
         """Return the configuration completed from its files."""
         return config
+
+    def steps(self, config: RunConfig) -> int | None:
+        """Return the steps that a run will take; None if it takes none, or nobody knows."""
+        return None
+
+    def shortened(self, config: RunConfig, num_steps: int) -> Sequence[str]:
+        """Return the overrides by which a run takes `num_steps` steps, for a drill.
+
+        Raise UsageError if its length cannot be set, or there will be no steps to compare.
+        """
+        raise UsageError(f"stage {config.stage} takes no steps to compare: give a job that trains")
 
     def vocab_size(self, config: RunConfig) -> int | None:
         """Return the smallest vocabulary the model can have; None if it is not known yet."""
@@ -177,16 +209,31 @@ class Workload:
         return []
 
 
+Workload.returns = {
+    "complete": (RunConfig,),
+    "steps": (int, NoneType),
+    "shortened": (list, tuple),
+    "vocab_size": (int, NoneType),
+    "check_settings": (Checked,),
+    "check": (list, tuple),
+    "connect": (RunConfig,),
+    "prepare": (str,),
+    "card": (list, tuple),
+}
+
+
 def workload_of(stage: str) -> Workload:
     """Return the workload of a stage. Raise ConfigError if no package provides it."""
-    found: Workload = find_workload(stage)
-    return found
+    workload: Workload = find_workload(stage)
+    return workload
 
 
 def card_of(run: RunDir, stage: str) -> list[tuple[str, str]]:
-    """Return the card of a run; empty if its records or its package cannot be read."""
+    """Return the card of a run; empty if its records cannot be read, one sentence if its package fails."""
     try:
-        return workload_of(stage).card(run)
+        return [(str(name), str(value)) for name, value in workload_of(stage).card(run)]
+    except PlugInError as error:
+        return [("card", str(error))]
     except (R1hpcError, OSError, ValueError, KeyError):
         return []
 

@@ -3,6 +3,10 @@
 import json
 import os
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from r1hpc.attempt.workload import RankJob
 
 JOB = "R1HPC_CLIENT"
 PID = "R1HPC_CLIENT_PID"
@@ -31,6 +35,28 @@ class Job:
     """Start of the random streams, the same in every attempt."""
     library: str = ""
     """The library that leads the training, as far as a look at the script can tell."""
+
+    @staticmethod
+    def of(
+        job: "RankJob", checkpoints: str | None = None, seed: int | None = None, library: str = ""
+    ) -> "Job":
+        """Return what a rank's program must know of its job."""
+        config, context = job.config, job.context
+        return Job(
+            run=str(job.run.path),
+            attempt=context.attempt,
+            token=job.token,
+            rank=context.rank,
+            world_size=context.world_size,
+            local_rank=context.local_rank,
+            num_nodes=context.num_nodes,
+            keep=config.checkpoint.keep,
+            save_every=config.checkpoint.save_every,
+            deadlines=asdict(job.requests.deadlines),
+            checkpoints=checkpoints,
+            seed=seed,
+            library=library,
+        )
 
     def to_environ(self) -> dict[str, str]:
         """Return the variables for the script."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from r1hpc.attempt.control.stop import is_save_due
 from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
 from r1hpc.client.run import Run, attempt
 from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
@@ -208,9 +209,9 @@ class _Keeper:
         self._run.log(lr=self._lr)
         self._losses, now = [], time.monotonic()
         agreed = self._run.end_step(step, now - self._began)
-        every = self._run.save_every
         self._leaves |= agreed.stop
-        self._saves |= agreed.stop or agreed.save or bool(every and step % every == 0)
+        asked = agreed.stop or agreed.save
+        self._saves |= is_save_due(step, every=self._run.save_every, asked=asked)
         if not (trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop):
             self._save_if_due()
         self._began = time.monotonic()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from r1hpc.attempt.control.stop import SIGNALS, Deadlines, StopRequests
+from r1hpc.attempt.control.stop import SIGNALS, Deadlines, StopRequests, is_save_due
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.run_dir import RunDir
@@ -63,7 +63,8 @@ class Agreed:
 class Run:
     """One rank's side of the run. Methods marked collective must be called by all ranks alike."""
 
-    def __init__(self, job: Job | None) -> None:
+    def __init__(self, job: Job | None, requests: StopRequests | None = None) -> None:
+        """Take part in `job`; `requests` are those of a process that handles its signals already."""
         self._job = job
         self._ranks: Ranks = ALONE
         self._sum: Any = _SumAlone
@@ -83,8 +84,9 @@ class Run:
         self._store = CheckpointStore(self._folder.checkpoints, keep=job.keep)
         self._pruning = threading.Thread(target=lambda: None)
         self._pruning.start()
-        self._requests = StopRequests(self._folder, job.rank, Deadlines(**job.deadlines))
-        self._requests.install()
+        self._requests = requests or StopRequests(self._folder, job.rank, Deadlines(**job.deadlines))
+        if requests is None:
+            self._requests.install()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self._record_last)
         self._writer = MetricWriter(self._folder, job.attempt) if job.rank == 0 else None
@@ -182,13 +184,18 @@ class Run:
             yield step
             agreed = self.end_step(step, time.monotonic() - began)
             stops = agreed.stop and step < last
-            is_due = stops or agreed.save or step == last or (every and step % every == 0)
+            is_due = is_save_due(step, every=every, last=last, asked=stops or agreed.save)
             if state is not None and self.is_job and is_due:
                 with self.saving(step) as folder:
                     state.save(folder)
             if stops:
-                self.leave(step)
+                self._stop_after(step)
+                return
         self.finish(last)
+
+    def _stop_after(self, step: int) -> None:
+        """End this attempt after a save that was asked for. Collective."""
+        self.leave(step)
 
     def log(self, **numbers: Any) -> None:
         """Record numbers of this step: loss (averaged over the ranks), lr, grad_norm, tokens, …"""

@@ -20,6 +20,7 @@ import torch
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from r1hpc.attempt.control.stop import is_save_due
 from r1hpc.base.errors import UsageError
 from r1hpc.client.fetches import Fetches
 from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
@@ -284,7 +285,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         agreed = self._run.end_step(step, time.monotonic() - self._began)
         self._stops = agreed.stop and not control.should_training_stop
         every = self._run.save_every if trainer.args.save_strategy == "no" else 0
-        if agreed.save or (every and step % every == 0):
+        if is_save_due(step, every=every, asked=agreed.save):
             control.should_save = True
 
     def _is_interrupted(self, original: Any, *args: Any, **kwargs: Any) -> bool:

@@ -24,7 +24,7 @@ from r1hpc.config.layers import merged, over_presets, value_at
 from r1hpc.config.other_names import REMOVED, is_removed, name_here, without_removed
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of, settings_of
-from r1hpc.config.stages import check_stage
+from r1hpc.config.stages import check_stage, find_workload, is_of_another_package
 from r1hpc.config.yaml_files import MERGE, REPLACE, KeyTwiceError, Loader, write_yaml
 from r1hpc.config.yaml_files import read_yaml as read_yaml
 
@@ -110,7 +110,17 @@ def merge_layers(
     config = cast(RunConfig, _section(RunConfig, content, ""))
     check_stage(config.stage)
     check_ranges(config)
+    options_of(config)
     return config
+
+
+def options_of(config: RunConfig) -> Any:
+    """Return the section `options` in the type that the stage of another package declares; else as it is.
+
+    Raise ConfigError with the key for an unknown or missing one, a wrong type or range.
+    """
+    schema = find_workload(config.stage).options if is_of_another_package(config.stage) else None
+    return config.options if schema is None else _own_section(config.options, schema, "options.")
 
 
 def save(config: RunConfig, path: Path) -> None:
@@ -187,16 +197,25 @@ def read_section(path: Path, schema: type[_T]) -> _T:
 
 def as_section(values: Mapping[str, Any], schema: type[_T], where: str) -> _T:
     """Return plain values in their schema; an empty one is the default. A ConfigError begins with `where`."""
-    known = [each.name for each in dataclasses.fields(cast(Any, schema))]
     try:
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown key {printable(str(key))!r}{nearest(str(key), known)}")
-        given = {key: value for key, value in values.items() if value is not None}
-        section: _T = _section(schema, given, "")
-        check_ranges(section)
+        return _own_section(values, schema, "")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _own_section(values: Mapping[str, Any], schema: type[_T], prefix: str) -> _T:
+    """Return plain values in a schema that is no part of RunConfig; null is the default."""
+    names = [field.name for field in dataclasses.fields(cast(Any, schema))]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"unknown key '{prefix}{printable(str(key))}'{nearest(str(key), names)}")
+    given = {key: value for key, value in values.items() if value is not None}
+    for field in dataclasses.fields(cast(Any, schema)):
+        has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+        if field.name not in given and not has_default:
+            raise ConfigError(f"{prefix}{field.name} is missing: it has no default")
+    section: _T = _section(schema, given, prefix)
+    check_ranges(section, prefix)
     return section
 
 

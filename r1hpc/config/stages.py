@@ -7,20 +7,21 @@ Other packages add a stage through the entry point group `r1hpc.workloads`:
 """
 
 import functools
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.names import nearest
 
-_TRAINING = "r1hpc.train.workload:TRAINING"
 WORKLOADS = {
-    **dict.fromkeys(("pretrain", "traces", "sft", "rl", "generate", "evaluate"), _TRAINING),
+    **dict.fromkeys(("pretrain", "sft", "rl"), "r1hpc.train.workload:TRAINING"),
+    **dict.fromkeys(("traces", "generate", "evaluate"), "r1hpc.train.workload:IN_PARTS"),
     "serve": "r1hpc.serving.workload:SERVING",
     "script": "r1hpc.script.workload:SCRIPT",
 }
 """The stages of this package. By name, so that a stage is imported only when needed."""
-STAGES = tuple(WORKLOADS)
+STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate", "serve", "script")
 TRAINED_STAGES = ("pretrain", "sft", "rl")
 """Stages that take optimizer steps and leave a model."""
 SAMPLED_STAGES = ("rl", "generate", "evaluate")
@@ -45,10 +46,79 @@ def find_workload(stage: str) -> Any:
         module, _, name = WORKLOADS[stage].partition(":")
         return getattr(import_module(module), name)
     check_stage(stage)
+    return _plug_in(stage)
+
+
+@functools.cache
+def _plug_in(stage: str) -> "PlugIn":
+    point = _others()[stage]
     try:
-        return _others()[stage].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"stage {stage}: its package cannot be imported ({error})") from error
+        return PlugIn(stage, point.load())
+    except Exception as error:  # whatever is wrong in another's package costs one sentence
+        raise ConfigError(f"stage {stage}: {point.value} cannot be loaded ({_described(error)})") from error
+
+
+class PlugIn:
+    """A workload of another package. An error in one of its methods costs one sentence that names it."""
+
+    def __init__(self, stage: str, workload: Any) -> None:
+        self._stage, self._workload = stage, workload
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._workload, name)
+        if name == "run" or not callable(value) or isinstance(value, type):
+            return value  # the error of a rank is the cause of its attempt's end
+        return functools.partial(self._call, name, value)
+
+    def _call(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = method(*args, **kwargs)
+        except R1hpcError:
+            raise
+        except Exception as error:
+            raise PlugInError(f"stage {self._stage}: its {name}() failed ({_described(error)})") from error
+        expected = getattr(self._workload, "returns", {}).get(name)
+        if expected is not None and not isinstance(result, expected):
+            kind = type(result).__name__
+            raise PlugInError(f"stage {self._stage}: its {name}() returned {kind}, not {_names(expected)}")
+        return result
+
+
+class PlugInError(R1hpcError):
+    """The workload of another package does not do what the protocol says."""
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def is_of_another_package(stage: str) -> bool:
+    """True if an entry point of another package provides the stage."""
+    return stage not in WORKLOADS
+
+
+def counts_of(stage: str) -> str:
+    """Return what the progress of a stage is counted in: steps, parts, or "" for neither.
+
+    "" too if its package cannot be imported: its runs stay readable.
+    """
+    return str(_attribute(stage, "counts", ""))
+
+
+def is_server(stage: str) -> bool:
+    """True if runs of the stage answer requests until they are stopped."""
+    return bool(_attribute(stage, "is_server", False))
+
+
+def _attribute(stage: str, name: str, default: Any) -> Any:
+    try:
+        return getattr(find_workload(stage), name, default)
+    except (ConfigError, AttributeError):
+        return default
 
 
 @functools.cache

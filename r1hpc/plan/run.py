@@ -12,7 +12,7 @@ from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.records import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES, TRAINED_STAGES
+from r1hpc.config.stages import MODEL_STAGES, counts_of, find_workload
 from r1hpc.plan.memory.fit import way_out
 from r1hpc.plan.memory.run import (
     COMMON_CARD_GIB,
@@ -239,13 +239,9 @@ def _longest_sequence(config: RunConfig) -> tuple[int, str]:
 
 def num_steps(config: RunConfig, num_ranks: int) -> int:
     """Return the optimizer steps, or the parts of a stage without them; 0 if the plan cannot know."""
-    if config.stage == "script":
-        return config.script.steps or 0
-    if config.stage not in PLANNED_STAGES:
-        return 0
-    if config.stage not in TRAINED_STAGES:
+    if counts_of(config.stage) == "parts":
         return num_parts(with_part_size(config, num_ranks))
-    return config.train.num_steps
+    return find_workload(config.stage).steps(config) or 0
 
 
 def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration
 from r1hpc.config import load
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.config.stages import counts_of
 from r1hpc.reporting.progress import eta_s, planned_steps
 from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings, held_out_warnings
 from r1hpc.telemetry.records.attempts import in_order, parse_event, read_history
@@ -105,7 +105,7 @@ class _Follower:
         self._is_in_parts = False
         with suppress(R1hpcError, OSError):  # of another version
             config = load.read(run.config)
-            self._num, self._is_in_parts = planned_steps(config), config.stage in STAGES_IN_PARTS
+            self._num, self._is_in_parts = planned_steps(config), counts_of(config.stage) == "parts"
 
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""

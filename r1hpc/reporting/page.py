@@ -23,8 +23,8 @@ from r1hpc.base.files import write_atomic
 from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
 from r1hpc.base.tables import cell
 from r1hpc.base.units import format_hours
+from r1hpc.config.stages import counts_of, is_server
 from r1hpc.plan.hours.spread import Spread
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.reporting import hours_charts
 from r1hpc.reporting.drawing import BAND, FULL, Chart, inline
 from r1hpc.reporting.progress import read_progress
@@ -200,7 +200,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     """Return the HTML of one run. `is_alone`: the page shows only this run, with every chart."""
     data = read_run_data(run)
     charts = charts_of_run(data)
-    nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
+    nothing = "" if counts_of(run.stage) == "parts" else _NOTHING
     main = _MAIN_OF_RL if "reward" in charts else _MAIN
     shown = [chart for name, chart in charts.items() if is_alone or name in main]
     facts = [*_facts(run), *(f"{name} {value}" for name, value in card_of(run.run, run.stage))]
@@ -266,7 +266,7 @@ def _facts(run: RunLedger) -> list[str]:
         f"stage {run.stage}",
         run.user,
     ]
-    if run.stage in STAGES_IN_PARTS:
+    if counts_of(run.stage) == "parts":
         now = read_progress(run)
         of = "" if now.num_steps is None else f" of {now.num_steps:,}"
         facts.append(f"part {now.global_step:,}{of}")
@@ -277,7 +277,7 @@ def _facts(run: RunLedger) -> list[str]:
 
 def _findings(run: RunLedger) -> str:
     """List the findings in the newest attempt; they judge steps, and a server has none."""
-    if not run.summary.attempts or run.stage == "serve":
+    if not run.summary.attempts or is_server(run.stage):
         return ""
     newest = run.summary.attempts[-1]
     found = diagnose(run.run, newest.attempt, end=newest.end, max_bytes=QUICK_BYTES).findings

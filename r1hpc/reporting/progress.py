@@ -17,8 +17,8 @@ from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import PLANNED_STAGES
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS, num_parts
+from r1hpc.config.stages import counts_of, find_workload
+from r1hpc.plan.topology.parts import num_parts
 from r1hpc.telemetry.records.evaluations import read_evaluations
 from r1hpc.telemetry.records.lines import read_tail
 from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
@@ -59,7 +59,7 @@ class Progress:
 
 def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progress:
     """Return the progress of a run by its newest `num_recent` steps; the speed is that of 20 at most."""
-    if ledger.stage in STAGES_IN_PARTS:
+    if counts_of(ledger.stage) == "parts":
         return _of_parts(ledger)
     recent, last = last_steps(ledger.run, num_recent), ledger.situation.history.last
     step, num_steps = recent[-1].global_step if recent else None, _num_steps(ledger)
@@ -94,9 +94,7 @@ def _of_parts(ledger: RunLedger) -> Progress:
 
 
 def _num_steps(ledger: RunLedger) -> int | None:
-    if ledger.stage not in PLANNED_STAGES:
-        return ledger.num_steps or None
-    if ledger.num_steps is not None:
+    if ledger.num_steps:
         return ledger.num_steps
     try:
         config = load.read(ledger.run.config)
@@ -107,10 +105,9 @@ def _num_steps(ledger: RunLedger) -> int | None:
 
 def planned_steps(config: RunConfig) -> int | None:
     """Return the steps of a run, or its parts; None if they are not known before it begins."""
-    if config.stage == "script":
-        return config.script.steps
-    if config.stage not in STAGES_IN_PARTS:
-        return config.train.num_steps
+    if counts_of(config.stage) != "parts":
+        steps: int | None = find_workload(config.stage).steps(config)
+        return steps
     return None if config.generate.items_per_part is None else num_parts(config)
 
 

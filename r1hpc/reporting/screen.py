@@ -18,6 +18,7 @@ from rich.text import Text
 from r1hpc.base.names import printable
 from r1hpc.base.tables import cell, terminal_width
 from r1hpc.base.units import format_bytes, format_duration, format_hours
+from r1hpc.config.stages import is_server
 from r1hpc.reporting.progress import GpuNow, Shown
 from r1hpc.telemetry.records.attempts import Attempt
 
@@ -98,7 +99,7 @@ class _Screen:
 
 
 def _bar(shown: Shown) -> RenderableType:
-    if shown.ledger.stage == "serve":
+    if is_server(shown.ledger.stage):
         spells = shown.progress.recent
         return Text(f"{(spells[-1].number('requests') if spells else None) or 0:,.0f} requests answered")
     step, of, unit = shown.progress.global_step or 0, shown.progress.num_steps, shown.progress.unit

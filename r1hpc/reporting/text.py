@@ -13,6 +13,7 @@ from r1hpc.attempt.workload import card_of
 from r1hpc.base.names import printable
 from r1hpc.base.tables import bar, cell, format_table, share, text_width, wrap
 from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.config.stages import counts_of, is_server
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.evaluations import held_out_lines
@@ -73,9 +74,10 @@ def ledger_text(ledger: RunLedger) -> str:
         split, unit = ledger.node_split(), "node-hours"
     if not split.allocated:
         return "\n".join(_against_plan(ledger.planned, 0.0, "hours"))
-    parts = _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS
-    if ledger.stage == "script" and not any(each.num_steps for each in ledger.summary.attempts):
-        parts = _PARTS_OF_COMMAND
+    has_steps = counts_of(ledger.stage) or any(each.num_steps for each in ledger.summary.attempts)
+    parts = _PARTS if has_steps else _PARTS_OF_COMMAND
+    if is_server(ledger.stage):
+        parts = _PARTS_OF_SERVER
     rows = []
     for part, words in parts:
         spent = getattr(split, part)

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
@@ -135,21 +134,7 @@ def _environment(job: RankJob, meeting: "_Meeting", library: str) -> dict[str, s
     paths = [str(hooks.FOLDER), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
     if str(run.code) not in paths:
         paths.append(str(run.code))
-    client = Job(
-        run=str(run.path),
-        attempt=context.attempt,
-        token=job.token,
-        rank=context.rank,
-        world_size=context.world_size,
-        local_rank=context.local_rank,
-        num_nodes=context.num_nodes,
-        keep=config.checkpoint.keep,
-        save_every=config.checkpoint.save_every,
-        deadlines=asdict(job.requests.deadlines),
-        checkpoints=pattern_of(run, config),
-        seed=start_seed(run),
-        library=library,
-    )
+    client = Job.of(job, pattern_of(run, config), start_seed(run), library)
     interface = config.cluster.network_interface or network_interface_to(context.peer_host)
     return {
         **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),

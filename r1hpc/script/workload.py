@@ -4,11 +4,19 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload, refuse_without
+from r1hpc.attempt.workload import (
+    REPORTS_NO_STEPS,
+    Checked,
+    Facts,
+    Outcome,
+    RankJob,
+    Workload,
+    refuse_without,
+)
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.names import nearest
@@ -28,6 +36,20 @@ if TYPE_CHECKING:
 
 class Script(Workload):
     """One process of the script per rank."""
+
+    def steps(self, config: RunConfig) -> int | None:
+        return config.script.steps
+
+    def shortened(self, config: RunConfig, num_steps: int) -> Sequence[str]:
+        """Shorten it by {steps}; refuse a script of which is known that it reports no steps."""
+        if not any("{steps}" in word for word in config.script.args):
+            raise UsageError(
+                "a drill shortens the script: hand its steps in by {steps}, as in -- --max_steps {steps}"
+            )
+        path = Path(str(config.script.path))
+        if path.is_file() and path.suffix == ".py" and not look_at(path).library:
+            raise UsageError(f"{path.name} {REPORTS_NO_STEPS}")
+        return [f"script.steps={num_steps}"]
 
     def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
         """Refuse a script that would fail in the queue, or lose its work at the first preemption."""

@@ -151,7 +151,7 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
     config = paths.with_absolute_paths(config)
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     facts = replace(facts, executor=executor)
-    _check_settings(config, facts)
+    notes += _check_settings(config, facts)
     workload = workload_of(config.stage)
     checked = workload.check_settings(config, facts)
     decision = defaults.decide(
@@ -178,8 +178,8 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
     )
 
 
-def _check_settings(config: RunConfig, facts: OrderFacts) -> None:
-    """Check the settings, before the workload does and the cluster is asked."""
+def _check_settings(config: RunConfig, facts: OrderFacts) -> list[str]:
+    """Check the settings, before the workload does and the cluster is asked; return notes."""
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
     fields.check_parents(facts.run.path, config.cluster.trust_shared_run_root)
@@ -194,8 +194,7 @@ def _check_settings(config: RunConfig, facts: OrderFacts) -> None:
     if not facts.is_new:
         plugins.refuse_changes(paths.names_in(config), facts.run.code)
         plugins.refuse_changed_files(facts.run.code)
-    if config.monitor.trackers:
-        check_trackers(config, facts.executor)
+    return check_trackers(config, facts.executor) if config.monitor.trackers else []
 
 
 def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
@@ -215,7 +214,7 @@ def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
     notes += facts.decision.notes
     if facts.plan.topology.num_gpus:
         notes += _memory_notes(config, facts)
-    notes += workload_of(config.stage).check(config, facts) or ()  # another package's may return None
+    notes += workload_of(config.stage).check(config, facts)
     if facts.is_new:
         notes += little_room(config, facts)
     return notes

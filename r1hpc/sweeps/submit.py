@@ -19,7 +19,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, snapshot
 from r1hpc.config.assets import find_job
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import find_workload
 from r1hpc.plan.hours.spread import Spread, total
 from r1hpc.slurm import defaults, fields
 from r1hpc.submission import start_run
@@ -125,12 +125,12 @@ def _lasting(definition: Definition) -> list[str]:
 
 
 def _rungs(config: Any, rungs: int, keep: float, by: str) -> Halving:
-    most = config.train.num_steps if config.stage in TRAINED_STAGES else config.script.steps or 0
+    most = find_workload(config.stage).steps(config) or 0
     steps = [round(most * keep**power) for power in range(rungs - 1, 0, -1)]
     if not steps or len({0, *steps}) <= len(steps) or not 0 < keep < 1:
         raise UsageError(
             f"{rungs} rungs that keep {keep:.3g} do not fit {most} steps: give --rungs 2 or more, a --keep "
-            "below 1, and enough train.num_steps or script.steps"
+            "below 1, and enough steps (train.num_steps, script.steps)"
         )
     return Halving(steps=steps, keep=keep, by=by)
 

@@ -6,10 +6,10 @@ train. Each imports only what it needs, so imports stand inside the methods.
 
 import heapq
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
 from r1hpc.base.errors import UsageError
@@ -30,6 +30,17 @@ class Training(Workload):
     """Everything that trains a model or samples from one."""
 
     packages = ("torch", "deepspeed", "transformers", "zarr", "google_crc32c")
+
+    def __init__(self, counts: Literal["steps", "parts"]) -> None:
+        self.counts = counts
+
+    def steps(self, config: RunConfig) -> int | None:
+        return config.train.num_steps if self.counts == "steps" else None
+
+    def shortened(self, config: RunConfig, num_steps: int) -> Sequence[str]:
+        return (
+            [f"train.num_steps={num_steps}"] if self.steps(config) else super().shortened(config, num_steps)
+        )
 
     def complete(self, config: RunConfig) -> RunConfig:
         """Fill in the number of questions of each test file, if the stage uses any."""
@@ -177,4 +188,5 @@ class Training(Workload):
         return run_rank(job)
 
 
-TRAINING = Training()
+TRAINING = Training("steps")
+IN_PARTS = Training("parts")

@@ -40,6 +40,12 @@ class Deadlines:
     """From the first signal of a preemption to the kill."""
 
 
+def is_save_due(step: int, *, every: int, last: int | None = None, asked: bool = False) -> bool:
+    """True if the state after `step` must be saved: every `every` steps (0: never), after the last one, and
+    where a stop or a save was asked for."""
+    return asked or step == last or (every > 0 and step % every == 0)
+
+
 class StopRequests:
     """Requests to this rank: signals. Rank 0 also watches the STOP and SAVE files and the clock."""
 
@@ -49,6 +55,8 @@ class StopRequests:
         self.deadlines = deadlines if rank == 0 else Deadlines()
         self._saved = False
         self._answering = False
+        self._reported_file: int | None = None
+        """The request that `poll` returned last, as `_asked_at`."""
         self._answers_file: int | None = None
         """The request that the current save answers, as `_asked_at`."""
         self._next_file_poll = 0.0
@@ -82,14 +90,22 @@ class StopRequests:
                 self._save = self._save_file.exists()
         first_save_at = self.deadlines.first_save_at
         is_due = first_save_at is not None and not self._saved and now >= first_save_at
-        return self._stop, (self._save or is_due) and not self._answering
+        save = (self._save or is_due) and not self._answering
+        if save:
+            self._reported_file = self._asked_at()
+        return self._stop, save
 
     def copied(self) -> None:
         """Record that the state was copied for a checkpoint, which answers all requests until now."""
         self._answers_file, self._answering = self._asked_at() if self._save else None, True
 
     def committed(self) -> None:
-        """Answer the SAVE request: the checkpoint of the last `copied` is committed."""
+        """Answer the SAVE request: the checkpoint of the last `copied` is committed.
+
+        Without `copied`, it answers what `poll` reported last.
+        """
+        if not self._answering and self._save:
+            self._answers_file = self._reported_file
         self._saved, self._answering = True, False
         if self._answers_file is not None:
             if self._asked_at() == self._answers_file:  # a later touch asks for a newer state

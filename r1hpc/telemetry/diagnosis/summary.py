@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config.stages import TRAINED_STAGES
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.config.stages import counts_of, is_server
 from r1hpc.telemetry.diagnosis.timeline import Part, Span, Split, milliseconds, spans_of, split_time
 from r1hpc.telemetry.gpu.history import GpuHistory, read_gpus
 from r1hpc.telemetry.records.attempts import Attempt, Cause, History
@@ -302,7 +301,7 @@ def _summarise(
         last_useful=max((s.global_step for s in useful), default=None),
         mfu_s=sum(mfu * seconds for mfu, seconds in timed),
         mfu_time_s=sum(seconds for _, seconds in timed),
-        has_steps=bool(taken) or stage in (*TRAINED_STAGES, "serve"),
+        has_steps=bool(taken) or counts_of(stage) == "steps" or is_server(stage),
         is_alive=now is not None,
     )
     begin = milliseconds(attempt.start)
@@ -318,7 +317,9 @@ def _spans(
         return spans_of(attempt, each.end, useful, lost, all_events[attempt.attempt])
     made_at = each.end
     is_over = not each.is_alive and attempt.cause not in (Cause.finished, Cause.stopped)
-    if is_over and stage in STAGES_IN_PARTS:  # the next attempt repeats what came after the last lasting part
+    if (
+        is_over and counts_of(stage) == "parts"
+    ):  # the next attempt repeats what came after the last lasting part
         made_at = max(finish_times(run.all_parts, attempt.start, each.end), default=attempt.start)
     begin, made, end = map(milliseconds, (attempt.start, made_at, each.end))
     return [Span(Part.useful, begin, made), Span(Part.lost, made, end)]

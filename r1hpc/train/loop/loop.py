@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from r1hpc.attempt.control.stop import is_save_due
 from r1hpc.attempt.workload import Outcome
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.client.streams import seed_streams
@@ -111,9 +112,8 @@ def train(session: Session, stage: Stage) -> Outcome:
                 stop = True
                 break
             step, stop = step + 1, result.stop
-            is_last = step == last_step or stage.is_done
-            due = step % job.config.checkpoint.save_every == 0 or is_last
-            if due or result.save or result.stop:
+            asked = result.save or result.stop or stage.is_done
+            if is_save_due(step, every=job.config.checkpoint.save_every, last=last_step, asked=asked):
                 _save(session, stage, step, hurry=result.stop)
         finish_save(session)
         finished = (step >= last_step or stage.is_done) and not stop and stage.finish(session)
