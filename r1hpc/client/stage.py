@@ -34,6 +34,6 @@ class StageRun(Run):
         reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
         self.outcome = Outcome(False, step, self.last_saved, reason)
 
-    def _tell(self, kind: str, step: int | None = None) -> None:
+    def _tell(self, kind: str, step: int | None = None, reason: str = "") -> None:
         """Show a sign of life: here the rank itself sees how the steps end."""
         self._watchdog.beat(kind if step is None else f"{kind} after step {step}")

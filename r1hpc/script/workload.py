@@ -25,7 +25,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 from r1hpc.script.checkpoints import newest_checkpoint, note_earlier
 from r1hpc.script.launcher import LAUNCHERS, MODULES
-from r1hpc.script.look import Look, digest_file
+from r1hpc.script.look import Look, digest_file, look_at
 from r1hpc.script.loop import gets_checkpoint, look_of, promise, seen
 
 if TYPE_CHECKING:
