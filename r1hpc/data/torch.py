@@ -6,6 +6,7 @@ tokens = batches[step]                  # this rank's, int64, shape (batch_size 
 dataset = Windows("/scratch/fineweb", seq_len=2048)       # for a DataLoader, Trainer or Lightning
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import torch
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.read.loader import BatchLoader
-from r1hpc.data.read.open_plan import open_plan
+from r1hpc.data.read.open_plan import WindowMixture, open_plan
 from r1hpc.data.read.reader import open_dataset
 
 
@@ -68,22 +69,31 @@ class Windows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, path: Path | str, *, seq_len: int, seed: int = 0) -> None:
         self._dataset = open_dataset(path)
-        self._seq_len = seq_len
-        self._loader = BatchLoader(
-            self._dataset,
-            open_plan(self._dataset, seq_len, seed, 1),
-            global_batch_size=1,
-            micro_batch_size=1,
-            rank=0,
-            world_size=1,
-            prefetch=False,
-        )
+        self._plan = open_plan(self._dataset, seq_len, seed, 1)
 
     def __len__(self) -> int:
-        """Return the windows of one epoch."""
-        return (self._dataset.num_tokens - 1) // self._seq_len
+        """Return the windows of one epoch; of a mixture, until each source's share reaches its windows."""
+        plan = self._plan
+        if isinstance(plan, WindowMixture):
+            return plan.mixture.epoch_samples
+        return (self._dataset.num_tokens - 1) // plan.seq_len
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `input_ids` and `labels`, equal as for any causal language model."""
-        tokens = torch.from_numpy(self._loader.batch(index).tokens[0, 0, :-1].copy())
-        return {"input_ids": tokens, "labels": tokens.clone()}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the items of a batch; a DataLoader calls it, so the order is computed once a batch.
+
+        Raise IndexError for an index outside the epoch.
+        """
+        length = len(self)
+        for index in indices:
+            if not 0 <= index < length:
+                raise IndexError(f"window {index} is outside 0 to {length - 1}")
+        starts = self._plan.window_starts(np.asarray(indices, dtype=np.int64)).tolist()
+        items = []
+        for start in starts:
+            tokens = torch.from_numpy(self._dataset.read(start, self._plan.seq_len).astype(np.int64))
+            items.append({"input_ids": tokens, "labels": tokens.clone()})
+        return items

@@ -44,6 +44,16 @@ def test_foreign_destination_is_refused(tmp_path: Path) -> None:
     assert build(tmp_path, "empty").built
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/x", "hf://datasets/a/b", "file:///x"])
+def test_an_address_is_no_destination(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="is an address, not a folder"):
+        build_dataset(recipe, Path(address))
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_an_input_edited_at_the_same_size_is_noticed(tmp_path: Path) -> None:
     first = build(tmp_path)
     path = tmp_path / "docs" / "003.txt"

@@ -1,12 +1,14 @@
 """A training script reads verified windows: by step over its ranks, or as a torch Dataset."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from r1hpc.base.errors import UsageError
+from r1hpc.data.read.mixture import Mixture
 from r1hpc.data.read.reader import open_dataset
 from r1hpc.data.torch import Batches, Windows
 from tests.corpus.corpus import build
@@ -61,3 +63,22 @@ def test_an_epoch_of_a_torch_dataset_has_each_window_once(path: Path, num_worker
     )
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, tokens.reshape(-1, SEQ_LEN).tolist()))
     assert torch.equal(windows[5]["input_ids"], windows[5]["labels"])
+
+
+def test_an_epoch_ends_and_a_batch_is_what_its_items_are(path: Path) -> None:
+    windows: Any = Windows(path, seq_len=SEQ_LEN, seed=3)  # torch's stubs know no iteration
+    assert sum(1 for _ in windows) == len(windows)
+    batch = windows.__getitems__([5, 0, 5])
+    for item, index in zip(batch, (5, 0, 5), strict=True):
+        assert torch.equal(item["input_ids"], windows[index]["input_ids"])
+    for outside in (-1, len(windows)):
+        with pytest.raises(IndexError, match=f"window {outside} is outside 0 to"):
+            windows[outside]
+
+
+@pytest.mark.parametrize(("max_epochs", "expected"), [(None, 900), (1.0, 97)])
+def test_an_epoch_of_a_mixture_follows_its_shares(max_epochs: float | None, expected: int) -> None:
+    mixture = Mixture((7, 90), (0.9, 0.1), 1, 0, max_epochs)
+    assert mixture.epoch_samples == expected
+    sources, items = mixture.locate(np.arange(expected))
+    assert len(np.unique(items[sources == 1])) == 90

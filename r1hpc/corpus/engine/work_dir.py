@@ -27,6 +27,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -67,7 +68,12 @@ class Work:
 
 
 def destination_of(out: Path) -> Path:
-    """Return the full path of --out; for a link its target, as a rename would not replace the link."""
+    """Return the full path of --out; for a link its target, as a rename would not replace the link.
+
+    Raise UsageError for an address such as s3://bucket/x, which would become a local folder `s3:`.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):  # Path has made one slash of two
+        raise UsageError(f"--out {out} is an address, not a folder: build into a folder, then copy it there")
     return out.resolve() if out.is_symlink() else out.absolute()
 
 

@@ -167,6 +167,14 @@ class Mixture:
         """Return how many samples there are; infinite without max_epochs."""
         return self._segments[1] * self.batch
 
+    @property
+    def epoch_samples(self) -> int:
+        """Return the samples until the share of each source reaches its size, or max_epochs ends all."""
+        total = math.fsum(self.weights)
+        shares = [(size, weight / total) for size, weight in zip(self.sizes, self.weights, strict=True)]
+        longest = max(math.ceil(size / share - _ROUNDING) for size, share in shares if share)
+        return int(min(longest, self.num_samples))
+
     def weights_of(self, batch: int) -> tuple[float, ...]:
         """Return the shares in force in a batch, summing to 1; those of an ended source too."""
         begun = [change.weights for change in self.changes if change.first_sample <= batch * self.batch]
