@@ -24,8 +24,10 @@ from r1hpc.base.cli import (
     add_json,
     add_run_root,
     file_and_overrides,
+    may_name_launcher,
     print_json,
     run_command,
+    split_script_words,
 )
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import run_root_of
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    from r1hpc.script.launcher import split_command
+    words, of_script = split_script_words(argv)
+    if may_name_launcher(argv):
+        from r1hpc.script.launcher import split_command
 
-    words, of_script = split_command(argv)
+        words, of_script = split_command(argv)
     arguments = _parser().parse_intermixed_args(words)
     job, overrides = file_and_overrides(arguments.words)
     if arguments.node_part is not None:

@@ -29,7 +29,6 @@ from r1hpc.base.cli import ArgumentParser, add_json, offer, print_result, run_co
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import ANY_WIDTH, format_table
-from r1hpc.checkpoint.finished import refuse_copy, refuse_damaged
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
@@ -195,7 +194,7 @@ def _original(source: RunDir | Path, out: Path, step: int | None) -> Iterator[tu
     if not isinstance(source, RunDir):
         yield source, {"source": str(source), "step": None}
     elif step is None and source.finished.exists() and source.model.is_dir():
-        refuse_damaged(source)
+        _refuse_damaged(source)
         yield source.model, {"source": str(source.model), "step": None}
     else:
         made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.original")
@@ -259,10 +258,16 @@ def _report_lines(report: "Report") -> list[str]:
     return [table, report.verdict.text]
 
 
+def _refuse_damaged(run: RunDir) -> None:
+    from r1hpc.checkpoint.finished import refuse_damaged  # xxhash
+
+    refuse_damaged(run)
+
+
 def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
     """Make the folder; return {"source": the model's origin, "step": of the checkpoint}."""
     if step is None and run.finished.exists() and run.model.is_dir():
-        refuse_damaged(run)
+        _refuse_damaged(run)
         _appear(out, lambda staging: _copy(run, staging))
         return {"source": str(run.model), "step": None}
     checkpoint = _checkpoint(run, step)
@@ -273,6 +278,8 @@ def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
 
 def _copy(run: RunDir, staging: Path) -> None:
     shutil.copytree(run.model, staging)
+    from r1hpc.checkpoint.finished import refuse_copy  # xxhash
+
     refuse_copy(run, staging)
 
 

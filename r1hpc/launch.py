@@ -95,8 +95,8 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
     NOT_THE_NODE if another node cannot help either."""
     from r1hpc.attempt.begin import begin, is_stage
     from r1hpc.attempt.may_begin import NotTheNodeError
-    from r1hpc.slurm.contract import OVER
     from r1hpc.slurm.rank_env import expand_counts, expand_nodelist, job_id
+    from r1hpc.slurm.shell.contract import OVER
 
     if not {"SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE"} <= os.environ.keys():
         raise UsageError("begin belongs inside a job: start it with srun or salloc, or take `local`")
@@ -121,7 +121,7 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
 def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
     """Return 0 if the job is done or goes on, OVER if its end is recorded, anything else if undecided."""
     from r1hpc.attempt.end import OverError
-    from r1hpc.slurm.contract import NOT_THE_NODE, OVER
+    from r1hpc.slurm.shell.contract import NOT_THE_NODE, OVER
     from r1hpc.submission.chain.next_job import end_and_go_on
     from r1hpc.telemetry.records.attempts import read_run_events
 

@@ -33,7 +33,6 @@ from r1hpc.base.names import printable
 from r1hpc.base.run_dir import SWEEP, RunDir, run_root_of
 from r1hpc.base.tables import cell, coloured, format_table, wrap
 from r1hpc.base.units import format_duration
-from r1hpc.config.stages import is_server
 
 if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
@@ -164,6 +163,7 @@ def as_json(ledger: RunLedger, verify: bool = False) -> dict[str, Any]:
     from r1hpc.attempt.state.state import State
     from r1hpc.attempt.workload import card_of
     from r1hpc.checkpoint.store import CheckpointStore
+    from r1hpc.config.stages import is_server
     from r1hpc.reporting.progress import read_progress
     from r1hpc.serving.address import read_address
     from r1hpc.telemetry.records.evaluations import newest_accuracy

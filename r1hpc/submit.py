@@ -31,18 +31,23 @@ from r1hpc.base.cli import (
     ArgumentParser,
     add_job_words,
     file_and_overrides,
+    may_name_launcher,
     offer,
     run_command,
+    split_script_words,
 )
 from r1hpc.base.run_dir import run_root_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
-    from r1hpc.script.launcher import split_command
     from r1hpc.slurm.flags import all_overrides
 
-    words, of_script = split_command(argv)
+    words, of_script = split_script_words(argv)
+    if may_name_launcher(argv):
+        from r1hpc.script.launcher import split_command
+
+        words, of_script = split_command(argv)
     arguments = _parser().parse_intermixed_args(words)
     os.umask(0o077)
     job, given = file_and_overrides(arguments.words)

@@ -41,9 +41,9 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import counts_of, is_server
 from r1hpc.plan.save_time import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.contract import NOT_THE_NODE
-from r1hpc.slurm.endings import ending_of
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
+from r1hpc.slurm.shell.contract import NOT_THE_NODE
+from r1hpc.slurm.shell.endings import ending_of
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0

@@ -25,8 +25,8 @@ from r1hpc.checkpoint import disk
 from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.config.load import read
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.contract import MAYBE_THE_NODE, NOT_THE_NODE, OVER
 from r1hpc.slurm.requeue import job_state
+from r1hpc.slurm.shell.contract import MAYBE_THE_NODE, NOT_THE_NODE, OVER
 from r1hpc.telemetry.records.attempts import Cause, History, read_history, read_run_events, record
 
 # A cancelled job may still be saving: KillWait is 30 s unless a site sets another.

@@ -220,6 +220,15 @@ def _after_dashes(words: Sequence[str]) -> str:
     return ". The script's own arguments go after --" if any(each.endswith(".py") for each in words) else ""
 
 
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
+
+
+def may_name_launcher(argv: Sequence[str]) -> bool:
+    """True if a launcher's command may stand in these words: script/launcher.py then reads them."""
+    words = split_script_words(argv)[0]
+    return any(word == "-m" or Path(word).name.startswith(("python", *LAUNCHERS)) for word in words)
+
+
 def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words for us, and an override with the words after `--`, which are a script's."""
     words = list(argv)

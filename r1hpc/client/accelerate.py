@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from r1hpc.base.errors import UsageError
+from r1hpc.client.held.streams import generator_states, set_generators, set_streams, streams
 from r1hpc.client.job import Job
 from r1hpc.client.run import Run, attempt
-from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
 _Start = tuple[dict[str, Any] | None, list[Any]]
 """Random streams, and the states of a loader's own generators."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from r1hpc.attempt.control.stop import is_save_due
-from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
+from r1hpc.client.held.holdings import Holdings, keeps_itself, script_globals
+from r1hpc.client.held.streams import generator_states, set_generators, set_streams, streams
 from r1hpc.client.run import Run, attempt
-from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
 _FILE = "lightning.ckpt"
 _SUMS = ("value", "cumulated_batch_size")

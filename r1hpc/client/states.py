@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from r1hpc.base.errors import StateError
-from r1hpc.client.streams import restore_streams, streams
+from r1hpc.client.held.streams import restore_streams, streams
 
 _TAG = "engine"
 

@@ -22,10 +22,10 @@ from transformers.trainer_utils import has_length
 
 from r1hpc.attempt.control.stop import is_save_due
 from r1hpc.base.errors import UsageError
-from r1hpc.client.fetches import Fetches
-from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
+from r1hpc.client.held.fetches import Fetches
+from r1hpc.client.held.holdings import Holdings, keeps_itself, script_globals
+from r1hpc.client.held.streams import generator_states, set_generators, set_streams, streams
 from r1hpc.client.run import Run, attempt
-from r1hpc.client.streams import generator_states, set_generators, set_streams, streams
 
 # After a resume vLLM holds no weights of any step, and the first step is kept by itself.
 _NOT_KEPT = (("trainer", "_last_loaded_step"), ("trainer", "_initial_global_step"))

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import split_script_words
+from r1hpc.base.cli import LAUNCHERS, split_script_words
 from r1hpc.base.errors import UsageError
-from r1hpc.config.yaml_files import read_yaml
 
-LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
 MODULES = {
     "torch.distributed.run": "torchrun",
     "torch.distributed.launch": "torchrun",
@@ -181,6 +179,8 @@ def _with_config_file(flags: dict[str, Any]) -> dict[str, Any]:
     file = flags.pop("config_file", None)
     if file is None:
         return flags
+    from r1hpc.config.yaml_files import read_yaml  # deferred: --help needs no YAML
+
     settings: dict[str, Any] = {}
     for key, value in read_yaml(Path(file)).items():
         settings |= value if isinstance(value, dict) else {key: value}

@@ -17,6 +17,7 @@ from r1hpc.attempt.workload import (
     Workload,
     refuse_without,
 )
+from r1hpc.base.cli import LAUNCHERS
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.names import nearest
@@ -24,7 +25,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 from r1hpc.script.checkpoints import newest_checkpoint, note_earlier
-from r1hpc.script.launcher import LAUNCHERS, MODULES
+from r1hpc.script.launcher import MODULES
 from r1hpc.script.look import Look, digest_file, look_at
 from r1hpc.script.loop import gets_checkpoint, look_of, promise, seen
 

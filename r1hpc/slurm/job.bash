@@ -54,7 +54,7 @@ why_ending() {
 
 ending() {
     case $1 in
-        # -- endings, from r1hpc/slurm/endings.py, which writes these lines
+        # -- endings, from r1hpc/slurm/shell/endings.py, which writes these lines
         NODE_FAIL/*/* | BOOT_FAIL/*/*) echo over ;;
         OUT_OF_MEMORY/*/*) echo over ;;
         TIMEOUT/*/*) echo over ;;

@@ -22,7 +22,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, run
-from r1hpc.slurm.endings import LOST
+from r1hpc.slurm.shell.endings import LOST
 
 # Columns of every sacct since 20.02: an unknown one is an error (Restarts came with 24.11). JobName is last:
 # it may hold the separator.
@@ -72,7 +72,7 @@ class JobRecord:
 
     @property
     def ending(self) -> str:
-        """Return the state by which slurm.endings finds why the job ended."""
+        """Return the state by which slurm.shell.endings finds why the job ended."""
         return LOST if self.state == "CANCELLED" and self.cancelled_by == "" else self.state
 
 

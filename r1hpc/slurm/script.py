@@ -22,8 +22,9 @@ from r1hpc.config.paths import files_in
 from r1hpc.config.schema.cluster import ClusterConfig, ContainerConfig
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import ranks_per_node
-from r1hpc.slurm import contract, fields, script_text
+from r1hpc.slurm import fields, script_text
 from r1hpc.slurm.rank_env import expand_nodelist
+from r1hpc.slurm.shell import contract
 
 DEFAULT_SIGNAL_LEAD_S = 300
 FUNCTIONS = Path(__file__).with_name("job.bash")
@@ -79,7 +80,7 @@ class Script:
     by_submitit: bool = True
     """Ranks are started through submitit; else by `r1hpc.launch rank` directly, as all are in a container."""
     contract: int = contract.CURRENT
-    """The contract that the run's frozen code knows, see slurm/contract.py."""
+    """The contract that the run's frozen code knows, see slurm/shell/contract.py."""
 
     def __post_init__(self) -> None:
         fields.check_path(self.run_dir, "the run folder")

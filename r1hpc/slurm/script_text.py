@@ -14,7 +14,7 @@ RENDERED = """\
 RUN_DIR=@RUN_DIR@
 PYTHON=@PYTHON@
 @RANK_LINES@RANKS_PER_NODE=@RANKS_PER_NODE@
-CONTRACT=@CONTRACT@ # what the frozen code knows, see r1hpc/slurm/contract.py
+CONTRACT=@CONTRACT@ # what the frozen code knows, see r1hpc/slurm/shell/contract.py
 load_functions() {
     cd "$RUN_DIR" && [ -r "code/$FUNCTIONS" ] || return
     only_ours . code code/.. "code/$FUNCTIONS" "$(foreign code/)" || exit 1 # a link in a sweep

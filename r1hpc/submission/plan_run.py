@@ -190,7 +190,8 @@ def _check_settings(config: RunConfig, facts: OrderFacts) -> list[str]:
         if config.stage == "rl":
             config.rl.check_new()
     refuse_secrets(config, facts.order.overrides)
-    check_inputs(config, by_content=False)  # the batch host compares the contents
+    if config.model.path or config.rl.teacher or config.data.traces:
+        check_inputs(config, by_content=False)  # the batch host compares the contents
     if not facts.is_new:
         plugins.refuse_changes(paths.names_in(config), facts.run.code)
         plugins.refuse_changed_files(facts.run.code)

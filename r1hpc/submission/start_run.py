@@ -25,8 +25,9 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, snapshot
 from r1hpc.config.secrets import redact
-from r1hpc.slurm import contract, fields, script
+from r1hpc.slurm import fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
+from r1hpc.slurm.shell import contract
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun

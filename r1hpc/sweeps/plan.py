@@ -21,7 +21,8 @@ from r1hpc.config import load
 from r1hpc.config.other_names import without_removed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.spread import Spread
-from r1hpc.slurm import contract, defaults, queue
+from r1hpc.slurm import defaults, queue
+from r1hpc.slurm.shell import contract
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, share_done
 from r1hpc.submission.resume import OF_THE_PLACE, plan_inside

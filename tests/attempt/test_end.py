@@ -20,8 +20,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.slurm.contract import OVER
 from r1hpc.slurm.requeue import requeue
+from r1hpc.slurm.shell.contract import OVER
 from r1hpc.submission.chain.next_job import end_and_go_on
 from r1hpc.telemetry.records.attempts import Cause, read_history, record
 from r1hpc.telemetry.records.metrics import MetricWriter

@@ -18,9 +18,9 @@ from r1hpc.attempt.state.unended import corrected
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.run import LimitsConfig
-from r1hpc.slurm.contract import NOT_THE_NODE
 from r1hpc.slurm.rank_env import current
 from r1hpc.slurm.sacct import sacct_records
+from r1hpc.slurm.shell.contract import NOT_THE_NODE
 from r1hpc.submission.chain.next_job import end_and_go_on
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, read_run_events, record
 from tests.attempt.ending_job import RUNNING, SHOWN, EndingJob

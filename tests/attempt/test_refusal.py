@@ -24,7 +24,7 @@ from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm import payload
-from r1hpc.slurm.contract import NOT_THE_NODE, OVER
+from r1hpc.slurm.shell.contract import NOT_THE_NODE, OVER
 from r1hpc.telemetry.records.attempts import Cause, read_history, record
 from tests.checkpoint.harness import save, verified_steps
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from r1hpc.client import holdings as module
-from r1hpc.client.holdings import Holdings, keeps_itself, script_globals
+from r1hpc.client.held import holdings as module
+from r1hpc.client.held.holdings import Holdings, keeps_itself, script_globals
 
 
 class Inner:

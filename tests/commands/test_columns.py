@@ -74,7 +74,16 @@ def test_results_of_a_chain_stand_in_one_table(chain: ChainDir, tmp_path: Path, 
     shown = capsys.readouterr().out.rpartition("\n\n")[2]
     table = [line.split() for line in shown.splitlines()]
     assert [row[0] for row in table] == ["stage", "grpo@0", "grpo", "again@0", "again"]
-    assert table[0] == ["stage", "model", "greedy", "pass@1", "difference", "node-h"]
+    headings = shown.splitlines()[0].split()
+    assert headings == [
+        "stage",
+        "model",
+        "greedy",
+        "pass@1",
+        *["95", "%", "interval"],
+        "difference",
+        "node-h",
+    ]
     assert [row[1] for row in table[3:]] == ["grpo", "grpo"]
     base, trained = float(table[1][3]), float(table[2][3])
     assert float(table[2][6]) == pytest.approx(trained - base, abs=0.0011)

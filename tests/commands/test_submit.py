@@ -17,7 +17,7 @@ from r1hpc.config import load
 from r1hpc.tasks.problems.listed import held_out_key
 from r1hpc.tasks.problems.task import is_held_out
 from tests.commands.submitting import ROOT, answer, fake_sbatch, submit
-from tests.plan.tensorfiles import write_header
+from tests.plan.tensorfiles import llama_shapes, write_header
 
 
 def test_a_dry_run_prints_plan_and_script_and_writes_nothing(place: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(pl
     assert "set model.from_scratch=true" in done.stderr
     assert "Traceback" not in done.stderr
     assert answer(submit(place, *words, "model.from_scratch=true"))["plan"]["num_parameters"]
-    write_header(model / "model.safetensors", {"model.embed_tokens.weight": (512, shape["hidden_size"])})
+    write_header(model / "model.safetensors", llama_shapes({**shape, "vocab_size": 512}))
     assert submit(place, *words).returncode == 0
 
 
@@ -202,8 +202,8 @@ def test_more_held_out_questions_than_a_file_has_are_refused(place: Path, stage:
 def test_a_run_root_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "runs").touch()
     done = submit(place, "jobs/smoke.yaml", "--executor", "local")
-    assert done.returncode == 1
-    assert "choose another --run-root" in done.stderr
+    assert done.returncode == 2
+    assert f"--run-root {place / 'runs'} is a file: name a folder" in done.stderr
 
 
 def test_a_submission_freezes_first_and_prints_the_handles(place: Path) -> None:

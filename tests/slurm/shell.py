@@ -3,8 +3,8 @@
 import subprocess
 from pathlib import Path
 
-from r1hpc.slurm.contract import CURRENT
 from r1hpc.slurm.script import FUNCTIONS, Script, render
+from r1hpc.slurm.shell.contract import CURRENT
 
 SHOWN = "JobId=9 JobName=x UserId=me(1) JobState={} Restarts={} EndTime=9 Deadline=N/A PreemptTime={} End=9"
 TRAIN = Path(__file__).parents[2] / "sbatch" / "train.sh"

@@ -7,8 +7,8 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.slurm import contract
 from r1hpc.slurm.script import make_script, render, site_file
+from r1hpc.slurm.shell import contract
 
 
 def frozen(folder: Path, text: str | None) -> RunDir:

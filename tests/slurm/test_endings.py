@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.slurm.endings import BY_SACCT, LOST, TABLE, ending_of, of_states, with_table
 from r1hpc.slurm.requeue import parse_job
 from r1hpc.slurm.sacct import parse_records
 from r1hpc.slurm.script import FUNCTIONS
+from r1hpc.slurm.shell.endings import BY_SACCT, LOST, TABLE, ending_of, of_states, with_table
 from tests.slurm.shell import program
 
 _SHOWN = (
@@ -70,7 +70,7 @@ def test_the_script_and_python_give_a_job_the_same_end(words: list[str], number:
 
 @pytest.mark.parametrize("name", ["r1hpc/slurm/job.bash", "docs/preemption.md"])
 def test_the_table_stands_where_it_is_read(name: str) -> None:
-    """After a change: python -m r1hpc.slurm.endings r1hpc/slurm/job.bash docs/preemption.md"""
+    """After a change: python -m r1hpc.slurm.shell.endings r1hpc/slurm/job.bash docs/preemption.md"""
     text = (Path(__file__).parents[2] / name).read_text()
     assert with_table(text) == text
     assert (TABLE[0].detail if name.endswith("md") else "COMPLETING/TimeLimit/*) echo limit") in text

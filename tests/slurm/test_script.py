@@ -11,8 +11,8 @@ import pytest
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.slurm.contract import CURRENT
 from r1hpc.slurm.script import make_script, render, train_script
+from r1hpc.slurm.shell.contract import CURRENT
 from tests.slurm.shell import SHOWN, TRAIN, calls_of, program, start
 
 GOLDEN = Path(__file__).parent / "golden" / "job.sh"

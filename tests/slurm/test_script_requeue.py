@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.slurm.contract import NOT_THE_NODE
+from r1hpc.slurm.shell.contract import NOT_THE_NODE
 from tests.slurm.shell import SHOWN, calls_of, program, start, start_train
 
 

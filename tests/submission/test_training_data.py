@@ -16,7 +16,7 @@ from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run
 from r1hpc.tasks.text.tokenizer import character_tokenizer
 from r1hpc.train.checks import model as model_checks
-from tests.plan.tensorfiles import write_header
+from tests.plan.tensorfiles import llama_shapes, write_header
 from tests.submission.chains import submit, write_chain
 
 _SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 16}
@@ -38,8 +38,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     model = Path("model")
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 27, **_SHAPE}))
-    write_header(model / "model.safetensors", {"model.embed_tokens.weight": (27, 8)})
+    config = {"model_type": "llama", "vocab_size": 27, **_SHAPE}
+    (model / "config.json").write_text(json.dumps(config))
+    write_header(model / "model.safetensors", llama_shapes(config))
 
 
 def plan(*overrides: str) -> PlannedRun:

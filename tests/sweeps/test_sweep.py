@@ -180,7 +180,7 @@ def test_what_is_no_sweep_or_number_is_said(tmp_path: Path) -> None:
 def test_status_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_point(write_sweep(tmp_path, "train.seed=0..1"), "seed_0", [1.0])
     assert status.main(["--all", "--run-root", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split()[-8:] == ["s", "(sweep)", "unfinished", "-", "1", "2", "-", "-"]
+    assert capsys.readouterr().out.split()[-9:-1] == ["s", "(sweep)", "unfinished", "-", "1", "2", "-", "-"]
     with pytest.raises(UsageError, match="s is a sweep: see it by"):
         status.main(["--run-root", str(tmp_path)])
 

@@ -19,7 +19,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint import disk
 from r1hpc.plan.save_time import EARLY_S
-from r1hpc.slurm import endings
+from r1hpc.slurm.shell import endings
 from r1hpc.telemetry.records.attempts import Cause
 
 FINISHED = "finished"

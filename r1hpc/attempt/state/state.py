@@ -20,10 +20,10 @@ from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
 from r1hpc.checkpoint.finished import why_old
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.contract import HELD
 from r1hpc.slurm.rank_env import expand_nodelist
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.slurm.sacct import sacct_records
+from r1hpc.slurm.shell.contract import HELD
 from r1hpc.telemetry.records.attempts import NAMING, Attempt, Cause, History, read_history, read_run_events
 
 POLL_S = 0.5

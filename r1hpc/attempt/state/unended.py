@@ -24,9 +24,9 @@ from r1hpc.attempt.state.slurm_records import kept_records, learn, record_of
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import num_recorded, progress
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.slurm import endings
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, sacct_records
+from r1hpc.slurm.shell import endings
 from r1hpc.telemetry.records.attempts import Attempt, Cause, History, read_history, read_run_events, record
 from r1hpc.telemetry.records.metrics import last_steps, loaded_step
 

@@ -17,8 +17,8 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.slurm import queue
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.contract import REASON_FD
 from r1hpc.slurm.requeue import JobState, job_state, requeue, resubmit
+from r1hpc.slurm.shell.contract import REASON_FD
 from r1hpc.submission.chain.file import open_definition
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.telemetry.records.attempts import Cause, record

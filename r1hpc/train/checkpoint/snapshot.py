@@ -23,7 +23,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
 from r1hpc.checkpoint.disk import CheckpointWriteError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore, NoUsableCheckpointError
-from r1hpc.client.streams import restore_streams, seed_streams, streams
+from r1hpc.client.held.streams import restore_streams, seed_streams, streams
 from r1hpc.train.checkpoint.async_save import Exchange, Records, Report, Write, records_of
 from r1hpc.train.checkpoint.deepspeed_io import (
     AbandonedError,

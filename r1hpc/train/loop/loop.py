@@ -13,7 +13,7 @@ import torch
 from r1hpc.attempt.control.stop import is_save_due
 from r1hpc.attempt.workload import Outcome
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.client.streams import seed_streams
+from r1hpc.client.held.streams import seed_streams
 from r1hpc.plan.model.families import UnknownModelError
 from r1hpc.plan.model.shape import flops_per_token, model_shape
 from r1hpc.plan.topology.gpus import peak_flops

@@ -22,7 +22,7 @@
 RUN_DIR=/scratch/runs/train-1
 PYTHON=/opt/venv/bin/python
 RANKS_PER_NODE=8
-CONTRACT=5 # what the frozen code knows, see r1hpc/slurm/contract.py
+CONTRACT=5 # what the frozen code knows, see r1hpc/slurm/shell/contract.py
 load_functions() {
     cd "$RUN_DIR" && [ -r "code/$FUNCTIONS" ] || return
     only_ours . code code/.. "code/$FUNCTIONS" "$(foreign code/)" || exit 1 # a link in a sweep

@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import fetch
 
-from r1hpc.client.holdings import Holdings
-from r1hpc.client.streams import glance, packed, set_streams
+from r1hpc.client.held.holdings import Holdings
+from r1hpc.client.held.streams import glance, packed, set_streams
 
 _watching: list["Fetches"] = []
 

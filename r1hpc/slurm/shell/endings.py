@@ -1,7 +1,7 @@
 """Decide from Slurm's own words why it ended a job: the one table of (JobState, Reason, sacct's State) → end.
 
 job.bash holds the same rows as a `case`, docs/preemption.md as a table. After a change write both again:
-    python -m r1hpc.slurm.endings r1hpc/slurm/job.bash docs/preemption.md
+    python -m r1hpc.slurm.shell.endings r1hpc/slurm/job.bash docs/preemption.md
 """
 
 import re
