@@ -17,6 +17,7 @@ record says how the hours were used.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 import time
@@ -42,17 +43,24 @@ from r1hpc.base.run_dir import SWEEP, RunDir, places_of, run_root_of
 from r1hpc.base.tables import coloured, wrap
 
 if TYPE_CHECKING:  # only for types: --help must be quick
+    from r1hpc.accounting.account import SacctFile
     from r1hpc.accounting.hours import Selection
     from r1hpc.accounting.open_ledger import RunReport
 
 _MOST_DIFFERENCES = 10
+_MOST_SHARES = 1000
 _SECONDS_DIGITS = 9
 """Digits of Unix seconds since March 1973; 20260501 has eight."""
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.accounting.account import hours_of_all, records_of_file
+    with contextlib.ExitStack() as opened:
+        return _report(arguments, opened)
+
+
+def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
+    from r1hpc.accounting.account import hours_of_all, open_sacct_file, records_of_file
     from r1hpc.accounting.open_ledger import report_run
     from r1hpc.attempt.state.state import all_slurm_jobs
     from r1hpc.slurm.sacct import PRINTED_BY
@@ -60,16 +68,17 @@ def main(argv: Sequence[str]) -> int:
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
-    file = arguments.sacct_file  # or a pipe
-    if file is not None and (file.is_dir() or not file.exists()):
-        raise UsageError(f"--sacct-file: there is no file {file}; make it with: {PRINTED_BY}")
+    path = arguments.sacct_file  # or a pipe
+    if path is not None and str(path) != "-" and (path.is_dir() or not path.exists()):
+        raise UsageError(f"--sacct-file: there is no file {path}; make it with: {PRINTED_BY}")
+    file = None if path is None else opened.enter_context(open_sacct_file(path))
     if arguments.run_dirs and file is None and (arguments.user or arguments.account):
         raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
     selection = _selection(arguments)
     everything = any((file, arguments.start, arguments.end, arguments.user, arguments.account))
     if form == "html":
         refuse_folder(arguments.out)
-        return _write_page(arguments, selection, everything)
+        return _write_page(arguments, selection, file, everything)
     if arguments.out is not None:
         raise UsageError("--out FILE goes with --format html; the other formats are printed")
     if everything and not arguments.run_dirs:
@@ -93,7 +102,12 @@ def _parser() -> ArgumentParser:
     runs = parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="run folders, or names of runs")
     offer(runs, RUN_NAMES)
     parser.add_argument("--compare", action="store_true", help="compare two runs step by step, by their bits")
-    parser.add_argument("--sacct-file", type=Path, metavar="FILE", help="take Slurm's records from FILE")
+    parser.add_argument(
+        "--sacct-file", type=Path, metavar="FILE", help="take Slurm's records from FILE, also .gz or -"
+    )
+    parser.add_argument(
+        "--gres-per-gpu", metavar="shard=N,mps=N", help="how many shards, or MPS parts, make one GPU"
+    )
     parser.add_argument(
         "--start", metavar="TIME", help="count from then on, e.g. 2026-05-01 or 2026-05-01T08:00"
     )
@@ -150,7 +164,18 @@ def _selection(arguments: Any) -> Selection:
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
-    return Selection(arguments.user, arguments.account, start, end)
+    shares = _shares(arguments.gres_per_gpu)
+    return Selection(arguments.user, arguments.account, start, end, shares=shares)
+
+
+def _shares(given: str | None) -> dict[str, int]:
+    shares = {}
+    for each in given.split(",") if given is not None else ():
+        name, _, count = each.partition("=")
+        if name not in ("shard", "mps") or not count.isdecimal() or not 1 <= int(count) <= _MOST_SHARES:
+            raise UsageError(f"--gres-per-gpu {given}: write it as shard=4, mps=100 or shard=4,mps=100")
+        shares[name] = int(count)
+    return shares
 
 
 def _select(found: RunReport, selection: Selection) -> RunReport:
@@ -160,15 +185,15 @@ def _select(found: RunReport, selection: Selection) -> RunReport:
     )
 
 
-def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
+def _write_page(arguments: Any, selection: Selection, file: SacctFile | None, everything: bool) -> int:
     """Write the page of the named runs, else of all under the run root; print its path."""
-    from r1hpc.accounting.account import hours_of_all, known_jobs, records_of_file
+    from r1hpc.accounting.account import hours_of_all, records_of_file, with_runs
     from r1hpc.attempt.state.state import all_slurm_jobs
 
     # Deferred: no other format draws.
     from r1hpc.reporting.page import publish
 
-    root, file = run_root_of(arguments.run_root), arguments.sacct_file
+    root = run_root_of(arguments.run_root)
     runs: list[RunDir] | None = None
     hours: dict[str, Any] | None = None
     jobs: Collection[str]
@@ -177,8 +202,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
         jobs = {job for run in runs for job in all_slurm_jobs(run)}
     else:
         existing_run_root(arguments.run_root)
-        is_pipe = file is not None and not file.is_file()  # only hours_of_all can read it
-        jobs = () if is_pipe else known_jobs(root)
+        jobs = with_runs(selection, root).runs
     records = [] if file is None else records_of_file(file, jobs, selection)
     if runs is None and everything:
         found, source, _ = hours_of_all(root, selection, file)

@@ -5,30 +5,34 @@ accounting.hours.fold_hours; a large output goes to sacct_totals.py.
 """
 
 import contextlib
+import gzip
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from r1hpc.accounting.hours import UNKNOWN, Selection, fold_hours, to_allocation
+from r1hpc.accounting.hours import Selection, fold_hours, in_words, to_allocation
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledgers, survey
-from r1hpc.attempt.state.state import all_slurm_jobs
+from r1hpc.attempt.state.state import slurm_clusters
 from r1hpc.base.choose_run import all_runs, full_name
-from r1hpc.base.errors import StateError
-from r1hpc.slurm.client import SlurmError, without_advice
-from r1hpc.slurm.sacct import PRINTED_BY, JobRecord, ask_sacct_file, pick_records
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.names import is_among, nearest
+from r1hpc.slurm.client import SlurmError, call, without_advice
+from r1hpc.slurm.sacct import PRINTED_BY, JobRecord, SetAside, ask_sacct_file, pick_records
 from r1hpc.telemetry.diagnosis.summary import names_of
 
 _TOO_WIDE = "Too wide of a date range"
 """As sacct says it (slurm_errno.c, ESLURM_DB_QUERY_TOO_WIDE)."""
 _FEW_BYTES = 2**18
-"""A file up to this size is read before numpy and Arrow are imported."""
+"""A file up to this size is read before numpy is imported."""
 NO_GPU_NAMED = (
     "no job on Slurm's record has a GPU; Slurm counts them where AccountingStorageTRES has gres/gpu, "
     "and `scontrol show config` tells"
@@ -36,32 +40,46 @@ NO_GPU_NAMED = (
 """The note shown if `names_no_gpu`."""
 
 
+@dataclass(frozen=True)
+class SacctFile:
+    """Hold sacct's output in an open file that can be read again."""
+
+    file: IO[bytes]
+    name: str
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.file.seek(0)
+        return iter(self.file)
+
+
 def names_no_gpu(hours: dict[str, Any]) -> bool:
     """True if there are jobs in these totals, and none of them held a GPU."""
     return bool(hours["node_hours"] and not hours["total"])
 
 
-def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
-    """Map job ID -> (run, stage) for every run under a run root, including stages of chains."""
-    found: dict[str, tuple[str, str]] = {}
+def with_runs(selection: Selection, root: Path) -> Selection:
+    """Add the jobs of every run under a run root, stages of chains too, and their clusters."""
+    runs: dict[str, tuple[str, str]] = {}
+    clusters: dict[str, str | None] = {}
     for run in all_runs(root):
         with contextlib.suppress(OSError, StateError):  # an unreadable run must not hide the others
             stage, _ = names_of(run)
-            found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
-    return found
+            jobs = slurm_clusters(run)
+            runs |= dict.fromkeys(jobs, (full_name(run), stage))
+            clusters |= jobs
+    return replace(selection, runs=runs, clusters=clusters)
 
 
 def hours_of_all(
-    root: Path, selection: Selection, sacct_file: Path | None
+    root: Path, selection: Selection, sacct_file: SacctFile | None
 ) -> tuple[dict[str, Any], str, str]:
     """Return the hours of all selected jobs, their source, and a note on what is missing.
 
     The source is `sacct`, from the file if there is one, or `run`: the runs' own records under this root.
     """
-    selection = replace(selection, runs=known_jobs(root))
+    selection = with_runs(selection, root)
     if sacct_file is not None:
-        # A pipe can be read only once, for the totals.
-        records = records_of_file(sacct_file, selection.runs, selection) if sacct_file.is_file() else []
+        records = records_of_file(sacct_file, selection.runs, selection)
         if records:  # cached, so that other commands need not ask again
             open_ledgers(all_runs(root), time.time(), records, ask=False)
         hours = hours_of_file(sacct_file, selection)
@@ -70,7 +88,21 @@ def hours_of_all(
             hours = hours_from_sacct(selection)
         except SlurmError as error:
             return _hours_without_sacct(root, selection, error)
-    return hours, "sacct", NO_GPU_NAMED if names_no_gpu(hours) else ""
+    return hours, "sacct", ". ".join([*([NO_GPU_NAMED] if names_no_gpu(hours) else []), *left_out(hours)])
+
+
+def left_out(hours: dict[str, Any]) -> list[str]:
+    """Return sentences on what the totals do not hold."""
+    notes = []
+    if bad := hours.get("set_aside"):
+        rows = f"{bad['rows']} row{'s are' if bad['rows'] > 1 else ' is'}"
+        notes.append(f"{rows} set aside and not counted: {'; '.join(bad['first'])}")
+    if kinds := hours.get("unknown_shares"):
+        notes.append(
+            f"gres/{' and gres/'.join(kinds)} count as no GPU: tell how many make one with "
+            f"--gres-per-gpu {','.join(f'{kind}=N' for kind in kinds)}"
+        )
+    return notes
 
 
 def _hours_without_sacct(
@@ -88,26 +120,54 @@ def _hours_without_sacct(
     return hours_of_runs(ledgers, selection), "run", note
 
 
-def records_of_file(path: Path, jobs: Collection[str], selection: Selection) -> list[JobRecord]:
+@contextlib.contextmanager
+def open_sacct_file(path: Path) -> Iterator[SacctFile]:
+    """Open sacct's output: a file, also one made by gzip, a pipe, or `-` for standard input."""
+    with contextlib.ExitStack() as opened:
+        is_stdin = str(path) == "-"
+        file: IO[bytes] = sys.stdin.buffer if is_stdin else opened.enter_context(path.open("rb"))
+        name = "standard input" if is_stdin else str(path)
+        if not is_stdin and file.seekable():
+            is_gzip = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if not is_gzip:
+                yield SacctFile(file, name)
+                return
+        copy = opened.enter_context(tempfile.TemporaryFile())  # a pipe has no size, and cannot be read twice
+        first = file.read(2)
+        whole: Any = _Rest(first, file)
+        try:
+            shutil.copyfileobj(gzip.GzipFile(fileobj=whole) if first == b"\x1f\x8b" else whole, copy)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise StateError(f"{name} is a damaged gzip file ({error}): make it again") from None
+        yield SacctFile(copy, name)
+
+
+class _Rest:
+    """A stream whose first bytes were read before."""
+
+    def __init__(self, first: bytes, file: IO[bytes]) -> None:
+        self._first, self._file = first, file
+
+    def read(self, size: int = -1) -> bytes:
+        first, self._first = self._first, b""
+        return first + self._file.read(size - len(first) if size > 0 else size)
+
+
+def records_of_file(file: SacctFile, jobs: Collection[str], selection: Selection) -> list[JobRecord]:
     """Return what sacct printed into a file about these jobs."""
     if not jobs:
         return []
-    with path.open("rb") as lines:
-        return pick_records(lines, str(path), jobs, waiting=True, also=selection.columns)
+    return pick_records(file, file.name, jobs, waiting=True, also=selection.columns, shares=selection.shares)
 
 
-def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
-    """Return the totals of what sacct printed into a file or a pipe.
+def hours_of_file(file: SacctFile, selection: Selection) -> dict[str, Any]:
+    """Return the totals of what sacct printed into a file.
 
-    Raise StateError, with the file, the line and the fix, if the header or a line has another format.
+    Raise StateError if the header has another format, or no row can be read.
     """
-    with path.open("rb") as file:
-        if file.seekable():
-            return hours_of_lines(file, str(path), selection)
-        with tempfile.TemporaryFile() as copy:  # a pipe has no size, and cannot be read twice
-            shutil.copyfileobj(file, copy)
-            copy.seek(0)
-            return hours_of_lines(copy, str(path), selection)
+    file.file.seek(0)
+    return hours_of_lines(file.file, file.name, selection)
 
 
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
@@ -122,21 +182,44 @@ def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str
     # sacct itself filters by user: it also knows a user by number, and several by commas.
     answer = replace(selection, user=None, account=None)
     with ask_sacct_file(start, end, selection.user, selection.account, timeout_s) as file:
-        return hours_of_lines(file, "sacct", answer)
+        hours = hours_of_lines(file, "sacct", answer)
+    for kind, chosen in (("user", selection.user), ("account", selection.account)):
+        for name in (chosen or "").split(","):
+            if name and not any(is_among(each, name) for each in hours[f"by_{kind}"]):
+                _refuse_unknown(kind, name.strip())
+    return hours
+
+
+def _refuse_unknown(kind: str, name: str) -> None:
+    """Raise UsageError if slurmdbd knows no such user or account; it may also be unable to tell."""
+    try:
+        known = call(["sacctmgr", "-n", "-P", "show", "assoc", f"format={kind}"], 10.0).split()
+    except SlurmError:
+        return
+    sees_all = "root" in known  # PrivateData hides those of others, and Slurm always has root
+    if sees_all and not name.isdecimal() and not any(is_among(each, name) for each in known):
+        raise UsageError(f"Slurm has no {kind} {name!r}{nearest(name.lower(), set(known))}")
 
 
 def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
     """Return the totals of an open file. Memory grows by some 25 bytes a record."""
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
-        # Deferred: importing numpy and Arrow takes 0.1 s, which a report of one run should not pay.
+        # Deferred: importing numpy takes 0.1 s, which a report of one run should not pay.
         from r1hpc.accounting.sacct_totals import sum_dump
 
         return sum_dump(file, source, selection)
+    set_aside = SetAside()
+    also, shares = selection.columns, selection.shares
+    records = pick_records(file, source, also=also, set_aside=set_aside, shares=shares)
+    set_aside.refuse_if_alone(len(records))
     allocations = []
-    for record in pick_records(file, source, also=selection.columns):
-        run, stage = selection.runs.get(record.job_id, (UNKNOWN, UNKNOWN))
+    for record in records:
+        run, stage = selection.run_of(record)
         allocations.append(replace(to_allocation(record), run=run, stage=stage))
-    return fold_hours(selection.clip(allocations))
+    for key in selection.columns:
+        selection.refuse_unknown(key.lower(), {getattr(held, key.lower()) for held in allocations}, source)
+    unshared = set().union(*(record.unshared for record in records))
+    return fold_hours(selection.clip(allocations)) | in_words(set_aside, unshared)
 
 
 def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:

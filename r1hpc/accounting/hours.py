@@ -7,18 +7,20 @@ which part of them.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from r1hpc.base.choose_run import full_name
-from r1hpc.base.names import is_among
-from r1hpc.slurm.sacct import JobRecord
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import is_among, nearest
+from r1hpc.slurm.gres import Shares
+from r1hpc.slurm.sacct import JobRecord, SetAside
 from r1hpc.telemetry.diagnosis.summary import RunSummary
 
 UNKNOWN = "unknown"
-KEYS = ("user", "account", "state", "qos", "partition")
+KEYS = ("user", "account", "state", "qos", "partition", "cluster")
 RUN_KEYS = ("run", "stage")
 """Known only for jobs of known runs: totals have them if at least one allocation does."""
 
@@ -29,13 +31,16 @@ class Allocation:
 
     start: float
     end: float
-    gpus: int
+    gpus: float
     nodes: int = 0
     user: str = UNKNOWN
     account: str = UNKNOWN
     state: str = UNKNOWN
     qos: str = UNKNOWN
     partition: str = UNKNOWN
+    cluster: str = UNKNOWN
+    gpu_types: tuple[tuple[str, float], ...] = ()
+    """(type, GPUs), as far as known."""
     run: str = UNKNOWN
     stage: str = UNKNOWN
 
@@ -56,6 +61,7 @@ def to_allocation(record: JobRecord) -> Allocation:
         end=start + record.elapsed_s,
         gpus=record.gpus,
         nodes=record.nodes,
+        gpu_types=record.gpu_types,
         **{key: getattr(record, key) or UNKNOWN for key in KEYS},
     )
 
@@ -78,12 +84,15 @@ def own_allocations(summary: RunSummary, user: str) -> list[Allocation]:
 
 
 def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
-    """Return {total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_day}, in hours.
+    """Return {total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_cluster,
+    by_gpu_type, by_cause, by_day, by_month}, in hours.
 
-    Known runs add by_run and by_stage. by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held.
-    All but node_hours are GPU-hours. Whole seconds are summed exactly and divided once, at the end.
+    Known runs add by_run and by_stage. by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held;
+    by_cause has the states in lower case. All but node_hours are GPU-hours. Whole seconds are summed exactly
+    and divided once, at the end.
     """
-    by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in (*KEYS, "day", *RUN_KEYS)}
+    keys = (*KEYS, "gpu_type", "day", *RUN_KEYS)
+    by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in keys}
     total = node_seconds = 0.0
     for allocation in allocations:
         gpu_seconds = allocation.gpus * allocation.seconds
@@ -91,22 +100,39 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
         node_seconds += allocation.nodes * allocation.seconds
         for key in (*KEYS, *RUN_KEYS):
             by[key][getattr(allocation, key) or UNKNOWN] += gpu_seconds
+        named = sum(gpus for _, gpus in allocation.gpu_types)
+        for kind, gpus in (*allocation.gpu_types, (UNKNOWN, allocation.gpus - named)):
+            if gpus > 1e-9:
+                by["gpu_type"][kind] += gpus * allocation.seconds
         days = split_days(allocation.start, allocation.end) if allocation.gpus else ()
         for day, seconds in days:
             by["day"][day] += allocation.gpus * seconds
     return in_hours(total, node_seconds, by)
 
 
-def in_hours(
-    gpu_seconds: float, node_seconds: float, by: dict[str, dict[str, float]] | dict[str, dict[str, int]]
-) -> dict[str, Any]:
+def in_hours(gpu_seconds: float, node_seconds: float, by: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return the dict of `fold_hours` from sums in seconds, by key."""
+    causes, months = _joined(by["state"], str.lower), _joined(by["day"], lambda day: day[:7])
+    by = {**by, "cause": causes, "month": months}
     groups = {
         f"by_{key}": {name: seconds / 3600 for name, seconds in sorted(sums.items())}
         for key, sums in by.items()
         if key not in RUN_KEYS or set(sums) - {UNKNOWN}
     }
     return {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600, **groups}
+
+
+def _joined(sums: Mapping[str, float], rule: Callable[[str], str]) -> dict[str, float]:
+    joined: dict[str, float] = defaultdict(float)
+    for name, seconds in sums.items():
+        joined[rule(name)] += seconds
+    return joined
+
+
+def in_words(set_aside: SetAside, unshared: Collection[str]) -> dict[str, Any]:
+    """Return what the sums do not hold: rows set aside, shards of unknown size; empty if nothing."""
+    rows = {"set_aside": {"rows": set_aside.count, "first": set_aside.first}} if set_aside.count else {}
+    return rows | ({"unknown_shares": sorted(unshared)} if unshared else {})
 
 
 def split_days(start: float, end: float) -> Iterator[tuple[str, float]]:
@@ -136,12 +162,30 @@ class Selection:
     end: float | None = None
     runs: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Job ID -> (run, stage), for jobs of known runs."""
+    clusters: Mapping[str, str | None] = field(default_factory=dict)
+    """Job ID -> the cluster it ran on, where known: a job of another cluster is another job."""
+    shares: Shares = field(default_factory=dict)
+    """Shards and MPS parts that make a GPU."""
 
     @property
     def columns(self) -> list[str]:
         """Return the sacct columns that the selection needs."""
         chosen = {"User": self.user, "Account": self.account}
         return [name for name, value in chosen.items() if value is not None]
+
+    def run_of(self, record: JobRecord) -> tuple[str, str]:
+        """Return (run, stage) of a record."""
+        cluster = self.clusters.get(record.job_id)
+        if cluster is not None and record.cluster not in ("", cluster):
+            return UNKNOWN, UNKNOWN
+        return self.runs.get(record.job_id, (UNKNOWN, UNKNOWN))
+
+    def refuse_unknown(self, key: str, names: Collection[str], source: str) -> None:
+        """Raise UsageError if a selected `user` or `account` is not among the names of started jobs."""
+        for name in getattr(self, key).split(","):
+            if name.strip() and not any(is_among(each, name) for each in names):
+                near = nearest(name.strip().lower(), {each.lower() for each in names} - {UNKNOWN})
+                raise UsageError(f"{source} has no started job of {key} {name.strip()!r}{near}")
 
     def clip(self, allocations: Iterable[Allocation]) -> list[Allocation]:
         first = -math.inf if self.start is None else self.start

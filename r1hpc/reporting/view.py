@@ -117,7 +117,7 @@ class View:
         attempts = [each for run in clip(self.counted, start, end) for each in run.attempts]
         edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
         points: list[tuple[float, float]] = []
-        spent, width, before = 0.0, 0, 0.0
+        spent, width, before = 0.0, 0.0, 0.0
         for moment, change in sorted(edges):
             spent += width * (moment - before) / 3600
             points.append((moment, spent))

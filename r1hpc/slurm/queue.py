@@ -16,7 +16,7 @@ from pathlib import Path
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import fields
 from r1hpc.slurm.client import call
-from r1hpc.slurm.sacct import gpus_of
+from r1hpc.slurm.gres import gpus_of
 
 # tres-alloc is a waiting job's request, and unlike %b it knows --gpus.
 _FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed")
@@ -31,7 +31,7 @@ class QueuedJob:
 
     job_id: str
     state: str
-    gpus: int
+    gpus: float
     time_limit_s: int | None
     """None: it has no limit."""
     elapsed_s: int

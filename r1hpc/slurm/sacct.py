@@ -6,7 +6,7 @@ earlier attempts of a requeued job, and the file does not show that they are mis
 separator inside a job name. Times are Unix seconds, or sacct's local times.
 
 accounting.sacct_totals reads millions of rows by column with the same rules, and returns unusual rows to
-`read_rows`.
+`read_rows`. Rows that cannot be read are set aside and counted.
 """
 
 import re
@@ -22,6 +22,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, run
+from r1hpc.slurm.gres import MOST, NO_SHARES, Shares, at_most, gpus_by_type, plain, unknown_shares
 from r1hpc.slurm.shell.endings import LOST
 
 # Columns of every sacct since 20.02: an unknown one is an error (Restarts came with 24.11). JobName is last:
@@ -30,16 +31,17 @@ FIELDS = (
     "JobID,State,Start,End,ElapsedRaw,AllocTRES,NNodes,NodeList,ExitCode,"
     "User,Account,Partition,QOS,Submit,Eligible,JobName"
 )
-PRINTED_BY = f"sacct -D -X -P -o {FIELDS}"
+DUMP_FIELDS = FIELDS.replace("JobName", "Cluster,JobName")
+"""For many jobs, perhaps on several clusters; a query by job ID is answered by one."""
+PRINTED_BY = f"sacct -D -X -P -o {DUMP_FIELDS}"
 NEVER = frozenset(("", "Unknown", "None", "0"))
 """Values for a time that has not come."""
 NO_LATER = 7_258_118_400
 """2200-01-01: a larger number is no time of a job."""
 LONGEST_S = 10 * 366 * 86400
-MOST = 2**31 - 1
-"""No job has more GPUs, nodes or restarts."""
-_BOM = "\ufeff"
+BOM = "\ufeff"
 _MOST_BEHIND_S = 86400
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class JobRecord:
     end: Time | None
     """None: it is still running."""
     elapsed_s: Annotated[int, Between(0, LONGEST_S)]
-    gpus: Annotated[int, Between(0, MOST)]
+    gpus: Annotated[float, Between(0, MOST)]
+    """A whole number, or with MIG slices, shards or MPS a fraction."""
     nodes: Annotated[int, Between(0, MOST)]
     node_list: str
     exit_code: str
@@ -69,6 +72,11 @@ class JobRecord:
     """Earliest possible start, given free nodes: waiting after that is queue time."""
     cancelled_by: str | None = None
     """The user ID after CANCELLED; empty: nobody's. None: not cancelled, or kept by an earlier version."""
+    cluster: str = ""
+    gpu_types: tuple[tuple[str, float], ...] = ()
+    """(type, GPUs) where Slurm names types; empty in records of earlier versions."""
+    unshared: tuple[str, ...] = ()
+    """`shard` or `mps` if it holds them and nothing tells how many make a GPU: they count as none."""
 
     @property
     def ending(self) -> str:
@@ -102,7 +110,7 @@ def ask_sacct_file(
 ) -> Iterator[IO[bytes]]:
     """Yield an unnamed file with all jobs of a user or an account; without either this user's. Raise
     SlurmError if sacct or slurmdbd does not answer."""
-    argv = ["sacct", "-D", "-X", "-P", "-o", FIELDS]
+    argv = ["sacct", "-D", "-X", "-P", "-o", DUMP_FIELDS]
     options = {"-S": start, "-E": end, "-u": user, "-A": account}
     argv += [f"{flag}{value}" for flag, value in options.items() if value is not None]
     if account is not None and user is None:
@@ -113,16 +121,37 @@ def ask_sacct_file(
         yield file
 
 
+class SetAside:
+    """Rows that cannot be read: torn lines, times and numbers that no job has."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+        """Why, for the first few."""
+
+    def add(self, source: str, number: int, error: ValueError) -> None:
+        self.count += 1
+        if self.count <= _MOST_SHOWN:
+            self.first.append(f"{source}:{number}{' ' if isinstance(error, RowError) else ': '}{error}")
+
+    def refuse_if_alone(self, num_read: int) -> None:
+        """Raise StateError with the first reason if no row could be read."""
+        if self.count and not num_read:
+            raise StateError(f"{self.first[0]}; no row can be read; make it again with: {PRINTED_BY}")
+
+
 def pick_records(
     lines: Iterable[bytes],
     source: str,
     job_ids: Collection[str] | None = None,
     waiting: bool = False,
     also: Sequence[str] = (),
+    set_aside: SetAside | None = None,
+    shares: Shares = NO_SHARES,
 ) -> list[JobRecord]:
     """Return the records in sacct's output, each once, in order, without steps and jobs that never started.
 
-    Raise StateError with `source`, line and fix if the header or a line has another format.
+    Raise StateError with `source` and fix if the header has another format.
 
     Args:
         lines: with or without line ends, and not from splitlines(), which also splits at characters that a
@@ -130,12 +159,22 @@ def pick_records(
         job_ids: only these jobs.
         waiting: also those that have not started.
         also: more required columns, see read_header.
+        set_aside, shares: see read_rows.
     """
     rest = iter(lines)
     columns = read_header(next(rest, b""), source, also)
-    found: dict[tuple[str, float | None], JobRecord] = {}
-    for record in read_rows(rest, columns, source, job_ids=job_ids, waiting=waiting):
-        key = record.job_id, record.start  # one attempt of a job starts once
+    found: dict[tuple[str, str, float | None], JobRecord] = {}
+    rows = read_rows(
+        rest,
+        columns,
+        source,
+        job_ids=job_ids,
+        waiting=waiting,
+        set_aside=set_aside or SetAside(),
+        shares=shares,
+    )
+    for record in rows:
+        key = record.cluster, record.job_id, record.start  # one attempt of a job starts once
         if key not in found or found[key].elapsed_s <= record.elapsed_s:
             found[key] = record
     return list(found.values())
@@ -192,11 +231,13 @@ def read_rows(
     first: int = 2,
     job_ids: Collection[str] | None = None,
     waiting: bool = False,
+    set_aside: SetAside | None = None,
+    shares: Shares = NO_SHARES,
 ) -> Iterator[JobRecord]:
     """Yield each row as a record, except steps, blank lines, repeated headers and jobs that never started.
 
-    `first` is the number of the first of `lines` in `source`; for the others see pick_records. Raise
-    StateError for a line that cannot be read.
+    `first` is the number of the first of `lines` in `source`; for the others see pick_records. A line that
+    cannot be read goes to `set_aside`; without it StateError is raised. `shares`: see gpus_by_type.
     """
     wanted = None if job_ids is None else {each.encode() for each in job_ids}
     for number, line in enumerate(lines, first):
@@ -211,15 +252,18 @@ def read_rows(
             job_id = row["jobid"]
             # A step has a dot; an array task or a part of a heterogeneous job has none.
             counts = job_id != "" and "." not in job_id and (waiting or row["start"] not in NEVER)
-            record = to_record(row) if counts and (job_ids is None or job_id in job_ids) else None
+            record = to_record(row, shares) if counts and (job_ids is None or job_id in job_ids) else None
         except ValueError as error:
-            raise line_error(source, number, error) from None
+            if set_aside is None:
+                raise line_error(source, number, error) from None
+            set_aside.add(source, number, error)
+            continue
         if record is not None:
             yield record
 
 
 def _text(line: bytes) -> str:
-    return line.rstrip(b"\r\n").decode("utf-8", "replace").removeprefix(_BOM)
+    return line.rstrip(b"\r\n").decode("utf-8", "replace").removeprefix(BOM)
 
 
 def line_error(source: str, number: int, error: ValueError) -> StateError:
@@ -228,10 +272,11 @@ def line_error(source: str, number: int, error: ValueError) -> StateError:
     return StateError(f"{source}:{number}{between}{error}; make it again with: {PRINTED_BY}")
 
 
-def to_record(row: dict[str, str]) -> JobRecord:
+def to_record(row: dict[str, str], shares: Shares = NO_SHARES) -> JobRecord:
     """Parse one row by lower-case column name; raise ValueError for a cell without number or time."""
     cell = row.get
     start, end = row["start"], cell("end", "")
+    types = gpus_by_type(row["alloctres"], shares)
     elapsed_s = elapsed_of(cell("elapsedraw", ""), cell("elapsed", ""), start, end)
     return JobRecord(
         job_id=row["jobid"],
@@ -239,7 +284,7 @@ def to_record(row: dict[str, str]) -> JobRecord:
         start=start_of(start, end, elapsed_s),
         end=parse_when(end),
         elapsed_s=elapsed_s,
-        gpus=gpus_of(row["alloctres"]),
+        gpus=plain(sum(types.values())),
         nodes=nodes_of(cell("nnodes", ""), row["alloctres"]),
         node_list=cell("nodelist", ""),
         exit_code=cell("exitcode", ""),
@@ -253,6 +298,9 @@ def to_record(row: dict[str, str]) -> JobRecord:
         cancelled_by=cell("state", "")[len("CANCELLED by ") :]
         if cell("state", "").startswith("CANCELLED")
         else None,
+        cluster=cell("cluster", ""),
+        gpu_types=tuple((name, plain(gpus)) for name, gpus in types.items() if name),
+        unshared=tuple(sorted(unknown_shares(row["alloctres"], shares))),
     )
 
 
@@ -261,23 +309,12 @@ def state_of(text: str) -> str:
     return text.split(" ")[0] or "unknown"
 
 
-def gpus_of(alloc_tres: str) -> int:
-    """Count the GPUs in an AllocTRES such as "billing=4,cpu=4,gres/gpu:a100=8,gres/gpu=8,node=4", each once.
-
-    Slurm lists the total and the same GPUs by type; some sites configure only one of them. Raise ValueError
-    for more than any job has.
-    """
-    total = re.search(r"(?:^|,)gres/gpu=(\d+)", alloc_tres)
-    typed = re.findall(r"(?:^|,)gres/gpu:[^=,]+=(\d+)", alloc_tres)
-    return _at_most(int(total[1]) if total else sum(map(int, typed)), "AllocTRES", alloc_tres)
-
-
 def nodes_of(num_nodes: str, alloc_tres: str) -> int:
     """Return the nodes, from NNodes if present, else AllocTRES; raise ValueError for no number of them."""
     if num_nodes:
         return _whole(num_nodes, "NNodes")
     found = re.search(r"(?:^|,)node=(\d+)", alloc_tres)
-    return _at_most(int(found[1]) if found else 0, "AllocTRES", alloc_tres)
+    return at_most(int(found[1]) if found else 0, "AllocTRES", alloc_tres)
 
 
 def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
@@ -298,7 +335,7 @@ def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
 
 
 def _whole(text: str, column: str) -> int:
-    return _at_most(_integer(text, column), column, text)
+    return at_most(_integer(text, column), column, text)
 
 
 def _integer(text: str, column: str) -> int:
@@ -306,12 +343,6 @@ def _integer(text: str, column: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{column} is {text!r}, which is no whole number") from None
-
-
-def _at_most(count: int, column: str, text: str) -> int:
-    if not 0 <= count <= MOST:
-        raise ValueError(f"{column} is {text!r}, and no job has so many")
-    return count
 
 
 def start_of(start: str, end: str, elapsed_s: int) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.account import hours_of_runs, known_jobs
+from r1hpc.accounting.account import hours_of_runs, with_runs
 from r1hpc.accounting.hours import Selection
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledger, open_ledgers, report_run
@@ -292,7 +292,7 @@ def test_a_cpu_run_is_told_in_node_hours(tmp_path: Path) -> None:
 
 def test_runs_of_a_root_without_sacct(made: RecordedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     root = made.run.path.parent
-    assert known_jobs(root) == {"77": ("demo", "pretrain")}
+    assert with_runs(Selection(), root).runs == {"77": ("demo", "pretrain")}
     hours = hours_of_runs([open_ledger(made.run, time.time())], Selection(start=EPOCH + 40))
     assert hours["total"] == pytest.approx(GPUS * 50 / 3600)
     assert hours["by_run"].keys() == {"demo"}
@@ -307,7 +307,10 @@ def test_stages_of_chains_count_under_the_name_of_their_chain(tmp_path: Path) ->
         made.submit(f"{number}", "slurm")
         made.attempt(1, 20, "finished", committed=20)
     made.run.config.write_bytes(b"\xff\x00")  # damaged since
-    assert known_jobs(tmp_path) == {"0": ("one/sft", "pretrain"), "1": ("two/sft", "pretrain")}
+    assert with_runs(Selection(), tmp_path).runs == {
+        "0": ("one/sft", "pretrain"),
+        "1": ("two/sft", "pretrain"),
+    }
     hours = hours_of_runs(open_ledgers(all_runs(tmp_path), time.time())[0], Selection())
     assert hours["by_run"].keys() == {"one/sft", "two/sft"}
 

@@ -144,6 +144,28 @@ def _sacct_file(folder: Path, *rows: str, header: str = HEADER) -> str:
     return str(file)
 
 
+def test_rows_set_aside_and_shards_of_unknown_size_are_shown(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    time_ = "2026-05-01T02:00:00|2026-05-01T03:00:00|3600"
+    file = _sacct_file(
+        tmp_path,
+        f"7|ada|lab|gpu|normal|COMPLETED|{time_}|gres/gpu:a100_3g.20gb=7|a",
+        f"8|ada|lab|gpu|normal|COMPLETED|{time_}|gres/shard=2|first line",
+        "of a name",
+        f"9|ada|lab|gpu|normal|COMPLETED|{time_}|cpu=4, gres/gpu=8|a",
+    )
+    text = " ".join(as_text(report, ["--sacct-file", file], capsys).split())
+    assert "2 rows are set aside and not counted" in text
+    assert "gres/shard count as no GPU: tell how many make one with --gres-per-gpu shard=N" in text
+    hours = as_json(report, ["--sacct-file", file, "--gres-per-gpu", "shard=4"], capsys)["gpu_hours"]
+    assert hours["by_gpu_type"] == {"a100_3g.20gb": 3, "shard": 0.5}
+    assert hours["set_aside"]["rows"] == 2
+    assert hours["by_month"] == {"2026-05": 3.5}
+    with pytest.raises(UsageError, match="write it as shard=4"):
+        report.main(["--sacct-file", file, "--gres-per-gpu", "shards=4"])
+
+
 def test_hours_of_a_file_are_split_at_midnight_and_by_every_key(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

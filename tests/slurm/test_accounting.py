@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.sacct import gpus_of, parse_records, sacct_records
+from r1hpc.slurm.gres import gpus_of
+from r1hpc.slurm.sacct import parse_records, sacct_records
 
 # `sacct -D -X -P -n -o FIELDS` of Slurm 24.11.5 with SLURM_TIME_FORMAT=%s; the second name is hostile.
 LINES = [
@@ -57,10 +58,16 @@ def test_another_line_is_refused() -> None:
         ("cpu=4,gres/gpu=8", 8),
         ("cpu=4,gres/gpu:a100=8,node=1", 8),
         ("gres/gpu:a100=4,gres/gpu:h100=2", 6),
+        ("gres/gpu=2,gres/gpu:a100_3g.20gb=2,node=1", 6 / 7),
+        ("gres/gpu:1g.10gb=7", 1),
+        ("gres/gpu:1g.6gb=2", 0.5),  # an A30 has four
+        ("gres/gpu:1c.3g.20gb=1", 1 / 7),
+        ("gres/gpu:nvidia_a100_80gb_pcie=2", 2),
+        ("gres/gpu=5,gres/gpu:a100=3", 5),
         ("cpu=4,gres/gpumem=80G,node=1", 0),
         ("cpu=4,gres/gpuutil=100,gres/gpu=2", 2),
         ("", 0),
     ],
 )
 def test_gpus_are_counted_once(tres: str, gpus: int) -> None:
-    assert gpus_of(tres) == gpus
+    assert gpus_of(tres) == pytest.approx(gpus, rel=1e-12)

@@ -7,6 +7,7 @@ learns, from sacct or a file, therefore counts for every later command.
 import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_object, write_json
@@ -46,11 +47,16 @@ def kept_records(run: RunDir) -> SlurmRecords:
     if value.get("version") != _VERSION:
         return SlurmRecords()
     try:
-        records = tuple(JobRecord(**each) for each in value["records"])
+        records = tuple(_record(each) for each in value["records"])
         kept = SlurmRecords(records, value["seen"], value["asked"])
     except (TypeError, KeyError):  # with other fields, by another version
         return SlurmRecords()
     return SlurmRecords() if any(record.start is None for record in records) else kept
+
+
+def _record(value: dict[str, Any]) -> JobRecord:
+    types, unshared = value.get("gpu_types", ()), value.get("unshared", ())
+    return JobRecord(**{**value, "gpu_types": tuple(map(tuple, types)), "unshared": tuple(unshared)})
 
 
 def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 0.0) -> SlurmRecords:

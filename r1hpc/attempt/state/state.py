@@ -243,6 +243,12 @@ def all_slurm_jobs(run: RunDir) -> list[str]:
     return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))
 
 
+def slurm_clusters(run: RunDir) -> dict[str, str | None]:
+    """Return the cluster of every Slurm job the run has had; None if none of its attempts recorded it."""
+    jobs = [job for job in map(_job_ref, _naming_events(run)) if job.is_slurm]
+    return {job.job_id: None for job in jobs} | {job.job_id: job.cluster for job in jobs if job.cluster}
+
+
 def last_attempt_with_logs(run: RunDir) -> int:
     """Return the highest number of an attempt whose ranks were started; 0 if none was."""
     return next((k for k in reversed(attempts_with_logs(run)) if any(run.attempt_logs(k).glob("*"))), 0)

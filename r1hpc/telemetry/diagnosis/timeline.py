@@ -53,8 +53,8 @@ class Split:
     def __add__(self, other: "Split") -> "Split":
         return Split(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def __mul__(self, width: int) -> "Split":
-        return Split(*(width * part for part in astuple(self)))
+    def __mul__(self, width: float) -> "Split":
+        return Split(*(round(width * part) for part in astuple(self)))
 
     def in_hours(self) -> dict[str, float]:
         """Return each part and `allocated`, their sum."""
