@@ -36,6 +36,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, is_listed, read_json, write_json
 from r1hpc.base.run_dir import RunDir, check_private
+from r1hpc.checkpoint.disk import walk
 from r1hpc.checkpoint.fence import last_incarnation
 from r1hpc.checkpoint.finished import check_inputs, inputs_now
 from r1hpc.checkpoint.store import CheckpointStore
@@ -124,7 +125,7 @@ def _begin(
     last = read_history(run).last
     if last is not None:  # first of all: what follows writes, and the disk may be full
         CheckpointStore(run.checkpoints).drop_unfinished(last.attempt)
-    _refuse_what_others_may_write(run, job_id if by_submitit else None)
+    _refuse_what_others_may_write(run, executor, job_id if by_submitit else None)
     if executor == "slurm":
         _record_excluded(run, config, job_id)
     close_unended(run, config, job_id)
@@ -224,10 +225,14 @@ def check_records(run: RunDir) -> int:
     return used
 
 
-def _refuse_what_others_may_write(run: RunDir, job_with_payload: str | None) -> None:
+def _refuse_what_others_may_write(run: RunDir, executor: str, job_with_payload: str | None) -> None:
     try:
         check_private(run)
         check_owned(run.path.resolve())
+        if executor == "local" and run.code.is_dir():  # a job script has looked
+            for name, status in walk(run.code):
+                if status.st_uid not in (os.getuid(), 0):
+                    raise StateError(f"{run.code / name} belongs to uid {status.st_uid}: remove it")
         if job_with_payload is not None:
             payload.check(run.path, job_with_payload)
     except StateError as error:  # the same on every node

@@ -1,6 +1,7 @@
 """A run that names its traces gets one dataset for its whole life, whatever happens to the files later."""
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from r1hpc.attempt.may_begin import MayPassError
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.cluster import ClusterConfig
 from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
 from r1hpc.corpus.engine.work_dir import work_folder
 from r1hpc.data.read.sft_documents import open_traces
 from r1hpc.tasks.text.format import encode
 from r1hpc.tasks.text.tokenizer import character_tokenizer, form_of, load_tokenizer, special_ids
-from r1hpc.train.supervised.dataset import ensure_dataset
+from r1hpc.train.supervised.dataset import ensure_dataset, refuse_foreign
 from tests.tasks.tokenizers_of_others import llama3_like
 
 TRACES = [(f"{n}+{n}=", f"<think>{n}*2</think><answer>{2 * n}</answer>") for n in range(30)]
@@ -193,3 +195,28 @@ def test_a_line_in_the_model_s_form_is_told_with_file_and_line(tmp_path: Path) -
 def test_data_path_wins(tmp_path: Path) -> None:
     data = DataConfig(path=str(tmp_path / "there"), traces=["nowhere"])
     assert ensure_dataset(new_run(tmp_path), RunConfig(data=data)) == tmp_path / "there"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "mode", "whose"), [(None, 0o777, "every user may write"), (4711, 0o755, "4711")]
+)
+def test_another_users_dataset_is_not_trained_on(
+    tmp_path: Path, owner: int | None, mode: int, whose: str, trusted: bool
+) -> None:
+    """In a shared run root anybody can make `datasets/` or a dataset of this name first."""
+    if owner is not None and os.getuid() != 0:
+        pytest.skip("only root can give a folder away")
+    config = RunConfig(cluster=ClusterConfig(trust_shared_run_root=trusted))
+    for folder in (tmp_path / "a" / "datasets", tmp_path / "b" / "datasets" / "smoke"):
+        folder.mkdir(parents=True)
+        refuse_foreign(tmp_path / folder.parts[len(tmp_path.parts)] / "datasets" / "smoke", config)
+        folder.chmod(mode)
+        if owner is not None:
+            os.chown(folder, owner, -1)
+        target = folder if folder.name == "smoke" else folder / "smoke"
+        if trusted:
+            refuse_foreign(target, config)
+            continue
+        with pytest.raises(R1hpcError, match=f"{whose}.*{folder}, so its data is not used"):
+            refuse_foreign(target, config)

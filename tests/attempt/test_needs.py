@@ -12,6 +12,7 @@ from r1hpc.attempt.may_begin import MustNotGoOnError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.telemetry.records.attempts import read_history
+from tests.recorded import RecordedRun
 
 _PATIENT = ("limits.max_crashes=-1", "limits.max_attempts_without_checkpoint=9")
 
@@ -77,3 +78,14 @@ def test_a_conversion_that_cannot_be_removed_does_not_hinder(run: RunDir) -> Non
         assert begin(run, "slurm", "7", ("n1",), 1) == 1
     finally:
         subprocess.run(["umount", str(busy)], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_another_users_file_deep_in_the_frozen_code_does_not_run(tmp_path: Path) -> None:
+    run = RecordedRun(tmp_path / "demo").run
+    file = run.code / "r1hpc" / "base" / "deep.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    os.chown(file, 4711, -1)
+    with pytest.raises(MustNotGoOnError, match=f"{file} belongs to uid 4711"):
+        begin(run, "local", "local-1", ("n1",), 1)

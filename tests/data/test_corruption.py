@@ -244,3 +244,18 @@ def test_audit_names_every_bad_file(copy: Path, spoil: Callable[[Path], object],
         assert [problem.file for problem in found] == [name]
         assert what in found[0].what
         (copy / name).write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["../../..", "/etc", "a/../../b"])
+@pytest.mark.parametrize("of", ["parts", "files"])
+def test_a_manifest_that_names_something_outside_of_its_folder_is_refused(
+    copy: Path, name: str, of: str
+) -> None:
+    content = read_manifest(copy).content
+    if of == "parts":
+        content["parts"][0]["name"] = name
+    else:
+        content["files"][name] = {"size": 0, "sha256": ""}
+    write_manifest(copy, content)
+    with pytest.raises(ShardCorruptError, match="is outside of the folder"):
+        read_manifest(copy)

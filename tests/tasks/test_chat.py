@@ -1,6 +1,7 @@
 """Prompts in the form of the model's chat template, ids and ends as transformers has them."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +130,17 @@ def test_what_transformers_marks_as_said_by_the_assistant_is_rendered(tmp_path: 
     file = tmp_path / "scoped.jinja"
     file.write_text("{% set x = 'o' %}{% generation %}{% set x = 'i' %}{{ x }}{% endgeneration %}{{ x }}")
     assert load_template(file).render(messages) == "io"
+
+
+def test_an_endless_template_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loop needs hours. A timer that was set before goes on afterwards."""
+    monkeypatch.setattr("r1hpc.plan.model.chat_template._LONGEST_S", 0.2)
+    file = tmp_path / "endless.jinja"
+    file.write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    before = signal.setitimer(signal.ITIMER_REAL, 300)
+    try:
+        with pytest.raises(ValueError, match=r"no text after 0.2 s: it may be endless"):
+            load_template(file).render([{"role": "user", "content": "a"}])
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 200
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)

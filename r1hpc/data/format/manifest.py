@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from r1hpc.base.files import write_atomic
@@ -150,6 +150,9 @@ def read_manifest(folder: Path) -> DatasetManifest:
     content = json.loads(raw)
     if content.get("format") != FORMAT:
         raise DataError(f"{folder} has format {content.get('format')!r}, this version reads {FORMAT!r}")
+    for name in [*content["files"], *(part["name"] for part in content["parts"])]:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ShardCorruptError(f"{folder / MANIFEST}: {name!r} is outside of the folder; {REPAIR}")
     return DatasetManifest(folder, dataset_id, content)
 
 

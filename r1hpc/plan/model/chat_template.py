@@ -4,10 +4,13 @@ The template is Jinja in a sandbox. A message cannot create a special token: one
 is refused, except for the tags <think> and <answer>.
 """
 
+import contextlib
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from r1hpc.base.files import parse_json
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+_LONGEST_S = 10.0
 _SPELLED = frozenset(("<think>", "</think>", "<answer>", "</answer>"))
 """Prompts contain these by name, even if a vocabulary has them as special tokens; they end no turn."""
 _DATE = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
@@ -41,9 +45,12 @@ class ChatTemplate:
         for message in messages:
             self._check(message)
         try:
-            return str(
-                self.template.render(messages=messages, add_generation_prompt=for_answer, **self.variables)
-            )
+            with _bounded():
+                return str(
+                    self.template.render(
+                        messages=messages, add_generation_prompt=for_answer, **self.variables
+                    )
+                )
         except Exception as error:  # whatever a template raises is this record's fault
             raise ValueError(f"the chat template refuses the messages ({error})") from None
 
@@ -65,6 +72,24 @@ class ChatTemplate:
         for token in self.special:
             if token in text and token not in _SPELLED:
                 raise ValueError(f"a message spells the special token {token!r}")
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise TimeoutError inside the block after _LONGEST_S seconds. Only a main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no text after {_LONGEST_S:g} s: it may be endless")
+
+    before, left = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, _LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *left)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
 @functools.lru_cache(maxsize=8)

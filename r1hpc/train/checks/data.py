@@ -23,7 +23,7 @@ from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.format.mix import check_schedule
 from r1hpc.tasks.problems.asked_items import asked_items, first_beyond, reordered
 from r1hpc.tasks.problems.registry import parts_of
-from r1hpc.train.supervised.dataset import folder_of_recipe
+from r1hpc.train.supervised.dataset import folder_of_recipe, refuse_foreign
 
 _READ_BYTES = 8 << 20
 """Bytes of all traces, in order, whose lines are all parsed: a tenth of a second."""
@@ -267,6 +267,7 @@ def refuse_long_build(run: RunDir, config: RunConfig) -> None:
         return
     path = find_recipe(data.recipe)
     folder = folder_of_recipe(run, path)
+    refuse_foreign(folder, config)
     if folder.exists():
         return
     from r1hpc.corpus.sources.read import (

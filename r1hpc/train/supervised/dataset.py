@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -53,8 +54,25 @@ def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
     assert config.data.recipe is not None, "DataConfig refuses neither"
     recipe = find_recipe(config.data.recipe)
     target = folder_of_recipe(run, recipe)
+    refuse_foreign(target, config)
     build(recipe, target)
     return target
+
+
+def refuse_foreign(target: Path, config: RunConfig) -> None:
+    """Raise R1hpcError for a dataset beside the runs that another user made or could replace: in a shared run
+    root anybody can make a folder of this name."""
+    for folder in (target.parent, target):
+        status = folder.stat() if folder.exists() else None
+        if status is None or config.cluster.trust_shared_run_root:
+            continue
+        is_open = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if is_open or status.st_uid not in (os.getuid(), 0):
+            whose = "every user may write" if is_open else f"user {status.st_uid} made"
+            raise R1hpcError(
+                f"{whose} {folder}, so its data is not used: choose another --run-root, "
+                "have the folder removed, or set cluster.trust_shared_run_root=true"
+            )
 
 
 class _Dataset(TypedDict):
@@ -99,6 +117,7 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
                 f"put the old ones back, or begin a new run (on the old ones: data.traces=[] "
                 f"data.path={known})"
             )
+        refuse_foreign(target, config)
         if _is_whole(target):  # named by content; rewriting the traces may take minutes
             write_json(record, {"path": str(target)})
             return target
