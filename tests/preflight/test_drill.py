@@ -287,7 +287,7 @@ def test_sbatchs_variables_reach_its_runs_once_and_words_win(monkeypatch: pytest
     ("words", "said"),
     [
         (["r1"], "r1 is a chain: give the job file of one of its stages"),
-        (["smoke", "stage=evaluate"], "smoke is of stage evaluate, which takes no steps to compare"),
+        (["smoke", "stage=evaluate"], "stage evaluate takes no steps to compare"),
     ],
 )
 def test_what_cannot_be_drilled_is_refused_before_anything_runs(
