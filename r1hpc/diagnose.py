@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
     add_json(parser)
     arguments = parser.parse_args(argv)
+    from r1hpc.attempt.state.unended import corrected_history
     from r1hpc.config.stages import is_server
     from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
     from r1hpc.telemetry.diagnosis.summary import names_of
-    from r1hpc.telemetry.records.attempts import read_history
 
     run = choose_run(arguments.run_dir, arguments.run_root, lambda _: True)
     if is_server(names_of(run)[0]):
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
             f"{run.run_id} is a server, and steps are what is judged here: what it answers is in "
             "`python -m r1hpc.status`, what it printed in `python -m r1hpc.logs`"
         )
-    history = read_history(run)
+    history = corrected_history(run)
     attempt = _choose(run, history, arguments.attempt)
     budget = QUICK_BYTES if arguments.quick else THOROUGH_BYTES
     diagnosis = diagnose(run, attempt, end=_end(run, history, attempt), max_bytes=budget)

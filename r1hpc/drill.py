@@ -58,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
         )
     shortened = _shortened(arguments)
     ways = tuple(dict.fromkeys(arguments.way or _WAYS))
+    from r1hpc.attempt.state.unended import corrected_history
     from r1hpc.attempt.workload import REPORTS_NO_STEPS
     from r1hpc.preflight.disturb import judge_attempts, judge_cancel, judge_records
-    from r1hpc.telemetry.records.attempts import read_history
 
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     quiet = _submit(arguments, f"{name}-quiet", shortened)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     cancelled = _submit(arguments, f"{name}-cancelled", shortened)
     runs.append(cancelled)
     _preempt_and_cancel(cancelled)
-    checks.append(judge_cancel(read_history(cancelled.folder), cancelled.state().value))
+    checks.append(judge_cancel(corrected_history(cancelled.folder), cancelled.state().value))
     exercised = [
         {"way": each.way, "exercised": each.refused is None, "why": each.refused or ""}
         for each in done

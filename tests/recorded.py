@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.state.slurm_records import learn
 from r1hpc.base.files import append_record, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
@@ -20,6 +21,7 @@ from r1hpc.config import load
 from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.records.attempts import record
 from r1hpc.telemetry.records.metrics import MetricWriter
 
@@ -179,6 +181,12 @@ class RecordedRun:
         self.clock += 2
         self.end(cause, committed, detail)
         self.clock += 2
+
+    def accounted(self, state: str, start: float) -> None:
+        """What `report` learnt from sacct: the job's only allocation, from `start` until now."""
+        elapsed = int(self.clock - start)
+        record = JobRecord(self.job_id, state, start, self.clock, elapsed, 1, 1, "n1", "0:0", 0, *("x",) * 5)
+        learn(self.run, [record], self.clock, self.clock)
 
     def checkpoint(self, step: int) -> None:
         """A committed checkpoint of one small file."""

@@ -16,10 +16,10 @@ import pytest
 
 from r1hpc.attempt.state.slurm_records import learn
 from r1hpc.attempt.state.state import State, read_situation
-from r1hpc.attempt.state.unended import corrected, record_of_attempt
+from r1hpc.attempt.state.unended import corrected_history, record_of_attempt
 from r1hpc.slurm.sacct import sacct_records
 from r1hpc.slurm.shell.endings import BY_SACCT, of_states
-from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history
+from r1hpc.telemetry.records.attempts import Attempt, Cause
 from tests.cluster import Cluster
 from tests.light_runs import LightRun
 from tests.runs import wait_until
@@ -169,7 +169,7 @@ def _as_accounting_knows_them(run: LightRun) -> list[Attempt]:
         return all(record_of_attempt(records, attempt) is not None for attempt in run.attempts)
 
     wait_until("the records of accounting", ended, 60)
-    return list(corrected(run.run, read_history(run.run)).attempts)
+    return list(corrected_history(run.run).attempts)
 
 
 def test_a_controller_without_its_state_cancels_nobody(on_cluster: Cluster, tmp_path: Path) -> None:

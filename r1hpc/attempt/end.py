@@ -29,7 +29,13 @@ from r1hpc.attempt.state.cause import (
     same_words,
     unstarted_by_srun,
 )
-from r1hpc.attempt.state.unended import amend_end, corrected, mark_requeued, pieces_kept, steps_for_the_end
+from r1hpc.attempt.state.unended import (
+    amend_end,
+    corrected_history,
+    mark_requeued,
+    pieces_kept,
+    steps_for_the_end,
+)
 from r1hpc.attempt.trackers import await_trackers
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
@@ -98,7 +104,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     """
     failpoint("end")
     config = read(run.config)
-    history = corrected(run, read_history(run))
+    history = corrected_history(run)
     this = next(a for a in history.attempts if a.attempt == attempt)
     if this is not history.last:
         # slurmd died, the job was started elsewhere under the same id, and the old ranks lived on.

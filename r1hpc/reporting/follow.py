@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from r1hpc.attempt.state.state import POLL_S, Ending, Situation, State, ask_every, read_situation
+from r1hpc.attempt.state.unended import corrected_history
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import GrowingFile
 from r1hpc.base.run_dir import RunDir
@@ -21,7 +22,7 @@ from r1hpc.config import load
 from r1hpc.config.stages import counts_of
 from r1hpc.reporting.progress import eta_s, planned_steps
 from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings, held_out_warnings
-from r1hpc.telemetry.records.attempts import in_order, parse_event, read_history
+from r1hpc.telemetry.records.attempts import Cause, in_order, parse_event
 from r1hpc.telemetry.records.evaluations import figures, read_evaluations, results
 from r1hpc.telemetry.records.metrics import Step, follow_steps
 
@@ -36,7 +37,7 @@ _EVERY_WITH_BAR_S = 10.0
 
 def follow(run: RunDir, job_id: str, out: TextIO) -> int:
     """Follow until the run is over; return 0 if it finished, else 1. Ctrl-C only stops following."""
-    history, ending = read_history(run), Ending()
+    history, ending = corrected_history(run), Ending()
     earlier = history.attempts[: history.num_earlier]
     asked = time.monotonic()
     try:
@@ -101,6 +102,7 @@ class _Follower:
         self._last_print = 0.0
         self._evaluated = {s for s, e in read_evaluations(run).items() if e.get("attempt", 0) <= since}
         self._warned: set[str] = set()
+        self._causes: dict[int, Cause] = {}
         self._num: int | None = None
         self._is_in_parts = False
         with suppress(R1hpcError, OSError):  # of another version
@@ -150,11 +152,19 @@ class _Follower:
             names = ", ".join(event.get("node_names") or ()) or event.get("host")
             self._screen.print(f"attempt {event['attempt']} begins on {names}")
         elif kind == "end":
-            again = ", goes on by itself" if event.get("requeued") else ""
-            style = "green" if event["cause"] == "finished" else "yellow"
-            self._screen.print(f"attempt {event['attempt']} ended: {event['cause']}{detail}{again}", style)
+            self._print_end(event["attempt"])
         elif kind == "not_begun":
             self._screen.print(f"no attempt begins: {event.get('cause')}{detail}", "red")
+
+    def _print_end(self, number: int) -> None:
+        """Print how an attempt ended, and again only if accounting corrects its cause."""
+        ended = next((a for a in corrected_history(self._run).attempts if a.attempt == number), None)
+        if ended is None or ended.cause is None or self._causes.get(number) == ended.cause:
+            return
+        self._causes[number] = ended.cause
+        detail, again = f": {ended.detail}" if ended.detail else "", ", goes on by itself" * ended.requeued
+        style = "green" if ended.cause is Cause.finished else "yellow"
+        self._screen.print(f"attempt {number} ended: {ended.cause}{detail}{again}", style)
 
     def _show_bar(self) -> None:
         if not self._screen.has_bar:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.attempt.state.unended import corrected_history
 from r1hpc.attempt.workload import card_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
@@ -27,7 +28,7 @@ from r1hpc.reporting.style import colour
 from r1hpc.slurm import defaults
 from r1hpc.sweeps.definition import SweepDir
 from r1hpc.sweeps.plan import Action, PointStep, choose, config_of
-from r1hpc.telemetry.records.attempts import gpu_hours_used, read_history
+from r1hpc.telemetry.records.attempts import gpu_hours_used
 from r1hpc.telemetry.records.metrics import last_steps
 from r1hpc.telemetry.records.rungs import lower_is_better
 
@@ -172,7 +173,7 @@ def _result(step: PointStep, stage: str) -> Result:
     if step.action is Action.submit:
         return Result(step, "not submitted")
     try:
-        history = read_history(step.run)
+        history = corrected_history(step.run)
         hours = gpu_hours_used(history, time.time())
         if step.action is Action.skip:
             return Result(step, step.action, "", _numbers(step.run, stage), hours)

@@ -14,7 +14,7 @@ from r1hpc.attempt.rank import _deadlines
 from r1hpc.attempt.state.cause import STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.state.slurm_records import kept_records, learn, record_of
 from r1hpc.attempt.state.state import State, read_situation
-from r1hpc.attempt.state.unended import corrected
+from r1hpc.attempt.state.unended import corrected_history
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.run import LimitsConfig
@@ -348,16 +348,15 @@ def test_a_node_failure_that_accounting_names_late_is_corrected_and_counts(
     assert read_history(job.run).attempts[0].cause is Cause.preempted, "all that its ranks knew"
 
     (job.bin / "sacct").write_text(answers)
-    history = read_history(job.run)
     records = sacct_records("7")
     learn(job.run, records, time.time(), asked=time.time())  # as `report` does
     assert [a.cause for a in read_history(job.run).attempts] == [Cause.preempted, None], (
         "nothing is rewritten"
     )
-    assert corrected(job.run, history).attempts[0].cause is Cause.node_fail
+    assert corrected_history(job.run).attempts[0].cause is Cause.node_fail
     assert read_situation(job.run).history.attempts[0].cause is Cause.node_fail
 
-    assert reason_to_stop(corrected(job.run, history).attempts[:1], LimitsConfig(max_node_failures=0))
+    assert reason_to_stop(corrected_history(job.run).attempts[:1], LimitsConfig(max_node_failures=0))
     (job.bin / "scontrol").write_text("#!/bin/bash\necho 'Invalid job id specified' >&2; exit 1\n")
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 3
     ends = [e for e in read_run_events(job.run)[0] if e["event"] == "end" and e["attempt"] == 1]

@@ -81,7 +81,7 @@ def test_an_attempt_that_begins_meanwhile_is_no_finished_run(
     def begin() -> None:
         record(run, "begin", time=5.0, attempt=2, executor="local", job_id=f"local-{supervisor.pid}")
 
-    after_the_first(monkeypatch, ("read_history", "newest_job"), begin)
+    after_the_first(monkeypatch, ("corrected_history", "newest_job"), begin)
     assert not read_situation(run).state.is_over
     assert read_situation(run).state is State.running
 
@@ -96,7 +96,7 @@ def test_an_end_that_is_written_meanwhile_counts(
         supervisor.kill()
         supervisor.wait()
 
-    after_the_first(monkeypatch, ("read_history",), end)
+    after_the_first(monkeypatch, ("corrected_history",), end)
     assert read_situation(run).state is State.stopped
 
 

@@ -32,6 +32,21 @@ def test_a_finding_for_a_person_and_as_json(tmp_path: Path, capsys: pytest.Captu
         command.main([path, "--attempt", "7"])
 
 
+def test_a_cause_that_accounting_corrects_is_the_corrected_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The watchdog called it a hang. sacct knows that the node was lost."""
+    made = RecordedRun(tmp_path / "run")
+    made.submit("7", "slurm")
+    start = made.clock
+    made.attempt(1, 20, "hang", committed=20)
+    assert command.main([str(made.run.path), "--json"]) == 0
+    assert "hang" in [finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+    made.accounted("NODE_FAIL", start)
+    assert command.main([str(made.run.path), "--json"]) == 0
+    assert "hang" not in [finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+
+
 def test_a_run_that_never_began_has_nothing_to_diagnose(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "run")
     with pytest.raises(UsageError, match="begun no attempt"):

@@ -40,6 +40,20 @@ def test_a_run_that_failed_names_its_logs(tmp_path: Path) -> None:
     assert f"see {made.run.logs}" in out.getvalue()
 
 
+def test_the_cause_that_accounting_proves_is_shown(tmp_path: Path) -> None:
+    """The ranks of a lost node knew no more than a SIGTERM; sacct named the node's failure later."""
+    made = RecordedRun(tmp_path / "demo")
+    made.submit("7", "slurm")
+    start = made.clock
+    made.attempt(1, 20, "preempted", committed=20)
+    made.accounted("NODE_FAIL", start)
+    made.attempt(21, 40, "finished", committed=40)
+    out = io.StringIO()
+    assert follow(made.run, "7", out) == 0
+    assert "attempt 1 ended: node_fail: " in out.getvalue()
+    assert "preempted" not in out.getvalue()
+
+
 @pytest.fixture
 def learning_nothing(tmp_path: Path) -> RecordedRun:
     """A run of reinforcement learning without a right answer, evaluated after step 20."""

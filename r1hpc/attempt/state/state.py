@@ -14,7 +14,12 @@ from typing import Any
 
 from r1hpc.attempt.state.cause import SchedulerView
 from r1hpc.attempt.state.slurm_records import kept_records, learn, own_records, submitted_at
-from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, corrected, judge_unended, record_of_attempt
+from r1hpc.attempt.state.unended import (
+    WITHOUT_SUPERVISOR,
+    corrected_history,
+    judge_unended,
+    record_of_attempt,
+)
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir, is_chain_or_sweep
@@ -24,7 +29,7 @@ from r1hpc.slurm.rank_env import expand_nodelist
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.slurm.sacct import sacct_records
 from r1hpc.slurm.shell.contract import HELD
-from r1hpc.telemetry.records.attempts import NAMING, Attempt, Cause, History, read_history, read_run_events
+from r1hpc.telemetry.records.attempts import NAMING, Attempt, Cause, History, read_run_events
 
 POLL_S = 0.5
 _ASK_SLURM_EVERY_S = 10.0
@@ -159,14 +164,14 @@ def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
     """Return the situation of a run. Ask Slurm, for at most `timeout_s`, only if the folder is unclear."""
     # In this order: an attempt that begins in between is in the history, not the job of an earlier attempt.
     job = newest_job(run)
-    history = corrected(run, read_history(run))
+    history = corrected_history(run)
     if run.finished.exists():
         return Situation(State.finished, why_old(run), _with_its_end(run, job, history, timeout_s), job)
     state, detail = judge(run, history, job, JobReport())
     if state in (State.queued, State.running, State.requeued):
         report = ask(run, job, timeout_s)
         if report.alive is False:
-            history = corrected(run, read_history(run))  # what it recorded just before it exited
+            history = corrected_history(run)  # what it recorded just before it exited
             if job is not None and job.is_slurm and not report.states:
                 report = _ask_sacct(run, job, history, timeout_s) or report
         state, detail = judge(run, history, job, report)
@@ -181,7 +186,7 @@ def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: 
     at = said.get("time")
     ended = float(at) if isinstance(at, int | float) else run.finished.stat().st_mtime
     alive = ask(run, job, timeout_s).alive
-    history = read_history(run)  # what it recorded just before it exited
+    history = corrected_history(run)  # what it recorded just before it exited
     last = history.last
     if last is None or last.cause is not None:
         return history

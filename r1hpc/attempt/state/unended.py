@@ -102,8 +102,12 @@ def judge_unended(
     return cause, detail
 
 
-def corrected(run: RunDir, history: History) -> History:
+def corrected_history(run: RunDir) -> History:
     """Return the history with the causes that accounting proves, as far as it was asked."""
+    return _corrected(run, read_history(run))
+
+
+def _corrected(run: RunDir, history: History) -> History:
     doubtful = [attempt for attempt in history.attempts if _is_doubtful(attempt)]
     records = kept_records(run).records if doubtful else ()
     changes = {a.attempt: _correct(run, a, record_of_attempt(records, a)) for a in doubtful}
@@ -132,7 +136,7 @@ def _correct(run: RunDir, attempt: Attempt, seen: JobRecord | None) -> Attempt:
 
 
 def _record_corrections(run: RunDir, history: History) -> None:
-    fresh = corrected(run, history)
+    fresh = _corrected(run, history)
     for old, new in zip(history.attempts, fresh.attempts, strict=True):
         if new != old and new.cause is not None:
             amend_end(run, new.attempt, cause=new.cause.value, detail=new.detail)
