@@ -109,7 +109,7 @@ def test_a_run_of_an_earlier_version_gets_the_functions_of_its_new_job_script(pl
     frozen = run.shell_functions
     assert frozen.read_bytes() == FUNCTIONS.read_bytes()
     frozen.unlink()
-    frozen.with_name("contract.py").unlink()
+    (frozen.parent / "shell" / "contract.py").unlink()
     fake_sbatch(place, "echo 'sbatch: error: Invalid account' >&2; exit 1")
     assert submit(place, "--run-name", "a", "--resume").returncode == 1
     assert not frozen.exists()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import r1hpc
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
@@ -11,21 +12,33 @@ from r1hpc.slurm.script import make_script, render, site_file
 from r1hpc.slurm.shell import contract
 
 
-def frozen(folder: Path, text: str | None) -> RunDir:
+PACKAGE = Path(r1hpc.__file__).parent
+HERE = Path(contract.__file__).relative_to(PACKAGE)
+"""Where this version keeps the contract."""
+
+
+def frozen(folder: Path, text: str | None, place: Path = HERE) -> RunDir:
     run = RunDir(folder / "demo")
-    (run.code / "r1hpc" / "slurm").mkdir(parents=True)
+    file = run.code / "r1hpc" / place
+    file.parent.mkdir(parents=True)
     if text is not None:
-        (run.code / "r1hpc" / "slurm" / "contract.py").write_text(text)
+        file.write_text(text)
     return run
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [(None, 1), (Path(contract.__file__).read_text(), contract.CURRENT)],
-    ids=["0.1.0", "this version"],
+    ("text", "place", "number"),
+    [
+        (None, HERE, 1),
+        ("CURRENT = 4\n", Path("slurm/contract.py"), 4),
+        (Path(contract.__file__).read_text(), HERE, contract.CURRENT),
+    ],
+    ids=["0.1.0", "an earlier version", "this version"],
 )
-def test_the_script_says_what_the_frozen_code_means(tmp_path: Path, text: str | None, number: int) -> None:
-    script = make_script(frozen(tmp_path, text), RunConfig(), gpus_per_node=0)
+def test_the_script_says_what_the_frozen_code_means(
+    tmp_path: Path, text: str | None, place: Path, number: int
+) -> None:
+    script = make_script(frozen(tmp_path, text, place), RunConfig(), gpus_per_node=0)
     assert f"\nCONTRACT={number} #" in render(script)
     assert f"CONTRACT={number}\n" in site_file(script)
 

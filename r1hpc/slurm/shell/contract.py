@@ -36,12 +36,13 @@ def of_frozen(code: Path) -> int:
     if it is newer than this code, and so would not understand this code's script."""
     if not (code / "r1hpc").is_dir():
         return CURRENT
-    try:
-        text = (code / "r1hpc" / "slurm" / "contract.py").read_text()
-    except FileNotFoundError:
+    slurm = code / "r1hpc" / "slurm"
+    # Earlier code has the file one folder higher.
+    files = [file for file in (slurm / "shell" / "contract.py", slurm / "contract.py") if file.is_file()]
+    if not files:
         return 1
-    found = re.search(r"^CURRENT = (\d+)$", text, re.M)
-    number = int(found[1]) if found else 1
+    line = re.search(r"^CURRENT = (\d+)$", files[0].read_text(), re.M)
+    number = int(line[1]) if line else 1
     if number > CURRENT:
         raise UsageError(
             f"the code frozen in {code} is newer than this r1hpc: resume the run with the version of then"
