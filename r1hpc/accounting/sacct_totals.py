@@ -102,9 +102,9 @@ class ColumnReader:
     def read(self, lines: bytes, number: int) -> Block:
         """Return the records in whole lines; `number` is that of the first line."""
         table = Table(lines, self._columns)
-        block, odd = self._by_columns(table)
+        block, usual, odd = self._by_columns(table)
         records = [
-            record
+            (index, record)
             for index in np.flatnonzero(odd | table.is_torn).tolist()
             for record in read_rows(
                 [lines[table.begin[index] : table.end[index]]],
@@ -116,7 +116,10 @@ class ColumnReader:
             )
         ]
         if records:
-            block = {name: np.append(values, self._of(name, records)) for name, values in block.items()}
+            rows, read = zip(*records, strict=True)
+            # The last of two equal records counts, so they stay in the order of the file.
+            order = np.argsort(np.append(np.flatnonzero(usual), rows))
+            block = {name: np.append(values, self._of(name, read))[order] for name, values in block.items()}
         return {name: values if name == "job" else _narrowed(values) for name, values in block.items()}
 
     def _of(self, name: str, records: Sequence[JobRecord]) -> list[int]:
@@ -135,9 +138,9 @@ class ColumnReader:
         rule = of.get(name) or (lambda record: self._code(name, getattr(record, name)))
         return [rule(record) for record in records]
 
-    def _by_columns(self, table: Table) -> tuple[Block, Bools]:
-        """Return the usual rows, and which others slurm.sacct shall read. Steps and jobs that never started
-        are left out."""
+    def _by_columns(self, table: Table) -> tuple[Block, Bools, Bools]:
+        """Return the usual rows' columns, which rows they are, and which others slurm.sacct shall read. Steps
+        and jobs that never started are left out."""
         jobs = table.column("jobid")
         starts = self._moments(table.column("start"))
         resources = np.array(self._resources_of(table.column("alloctres")))
@@ -158,7 +161,7 @@ class ColumnReader:
                 block["run"][row] = self._run(jobs.text(row), clusters.text(row))
         counts = (starts != _NEVER) & (jobs.length > 0) & ~jobs.hold(ord("."))
         usual = counts & ~odd & ~table.is_torn
-        return {name: values[usual] for name, values in block.items()}, counts & odd
+        return {name: values[usual] for name, values in block.items()}, usual, counts & odd
 
     def _resources_of(self, cells: Cells) -> Ints:
         rows = self._tres.of(cells)

@@ -242,6 +242,10 @@ def test_of_two_records_of_one_start_the_longer_counts() -> None:
         hours = in_seconds(by_columns(text_of(*rows)))
         assert hours["total"] == 1600
         assert hours["by_state"] == {"COMPLETED": 1600}
+    odd, usual = row(NNodes="+7"), row(NNodes="3")
+    for rows in ((odd, usual), (usual, odd)):
+        hours = in_seconds(by_columns(text_of(*rows)))
+        assert hours == in_seconds(by_rows(text_of(*rows))), "of equals the last, also if one is unusual"
     again = by_columns(text_of(row(), row(start="2026-05-02T03:00:00"), row(job="7_1"), row(job="7+1")))
     assert in_seconds(again)["total"] == 4 * 8 * 10800, "another start or another task is another record"
 
