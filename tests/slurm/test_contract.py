@@ -11,7 +11,6 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.script import make_script, render, site_file
 from r1hpc.slurm.shell import contract
 
-
 PACKAGE = Path(r1hpc.__file__).parent
 HERE = Path(contract.__file__).relative_to(PACKAGE)
 """Where this version keeps the contract."""
