@@ -10,9 +10,11 @@ If the budget names an account, spent hours come from Slurm, else from the run f
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, offer, print_result, run_command
+from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import run_root_of
 
 
@@ -25,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
         "--campaign", metavar="NAME", help="a plan of stages; default the budget's"
     )
     offer(campaign, "r1hpc.config.assets:campaigns")
+    what = "how many shards, or MPS parts, make one GPU; default gres_per_gpu of the budget"
+    parser.add_argument("--gres-per-gpu", metavar="shard=N,mps=N", help=what)
     add_json(parser)
     add_run_root(parser)
     arguments = parser.parse_args(argv)
@@ -33,11 +37,16 @@ def main(argv: Sequence[str]) -> int:
     from r1hpc.accounting.campaign import follow_campaign
     from r1hpc.accounting.open_ledger import survey
     from r1hpc.reporting.budget_text import budget_json, budget_text
+    from r1hpc.slurm.gres import parse_shares
 
     root = run_root_of(arguments.run_root)
     now = time.time()
     path = find_budget(root, arguments.budget)
     budget = load_budget(path)
+    if arguments.gres_per_gpu:
+        if budget is None or budget.account is None:
+            raise UsageError(f"--gres-per-gpu needs an account's budget: set gpu_hours and account in {path}")
+        budget = replace(budget, gres_per_gpu=parse_shares(arguments.gres_per_gpu, "--gres-per-gpu"))
     runs, notes = survey(root, now)
     if not root.is_dir():
         notes.append(

@@ -48,7 +48,6 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.open_ledger import RunReport
 
 _MOST_DIFFERENCES = 10
-_MOST_SHARES = 1000
 _SECONDS_DIGITS = 9
 """Digits of Unix seconds since March 1973; 20260501 has eight."""
 
@@ -153,6 +152,7 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
 
 def _selection(arguments: Any) -> Selection:
     from r1hpc.accounting.hours import Selection
+    from r1hpc.slurm.gres import parse_shares
     from r1hpc.slurm.sacct import parse_when
 
     for flag, given in (("--user", arguments.user), ("--account", arguments.account)):
@@ -164,18 +164,8 @@ def _selection(arguments: Any) -> Selection:
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
-    shares = _shares(arguments.gres_per_gpu)
+    shares = parse_shares(arguments.gres_per_gpu, "--gres-per-gpu") if arguments.gres_per_gpu else {}
     return Selection(arguments.user, arguments.account, start, end, shares=shares)
-
-
-def _shares(given: str | None) -> dict[str, int]:
-    shares = {}
-    for each in given.split(",") if given is not None else ():
-        name, _, count = each.partition("=")
-        if name not in ("shard", "mps") or not count.isdecimal() or not 1 <= int(count) <= _MOST_SHARES:
-            raise UsageError(f"--gres-per-gpu {given}: write it as shard=4, mps=100 or shard=4,mps=100")
-        shares[name] = int(count)
-    return shares
 
 
 def _select(found: RunReport, selection: Selection) -> RunReport:

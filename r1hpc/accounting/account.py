@@ -91,8 +91,8 @@ def hours_of_all(
     return hours, "sacct", ". ".join([*([NO_GPU_NAMED] if names_no_gpu(hours) else []), *left_out(hours)])
 
 
-def left_out(hours: dict[str, Any]) -> list[str]:
-    """Return sentences on what the totals do not hold."""
+def left_out(hours: dict[str, Any], setting: str = "--gres-per-gpu ") -> list[str]:
+    """Return sentences on what the totals do not hold; `setting` tells how many shards make a GPU."""
     notes = []
     if bad := hours.get("set_aside"):
         rows = f"{bad['rows']} row{'s are' if bad['rows'] > 1 else ' is'}"
@@ -100,7 +100,7 @@ def left_out(hours: dict[str, Any]) -> list[str]:
     if kinds := hours.get("unknown_shares"):
         notes.append(
             f"gres/{' and gres/'.join(kinds)} count as no GPU: tell how many make one with "
-            f"--gres-per-gpu {','.join(f'{kind}=N' for kind in kinds)}"
+            f"{setting}{','.join(f'{kind}=N' for kind in kinds)}"
         )
     return notes
 

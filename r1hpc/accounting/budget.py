@@ -8,7 +8,7 @@ also refused after `end`, above max_gpu_hours_per_run, and above Slurm's own Grp
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from r1hpc.config.load import read_section
 from r1hpc.config.schema.ranges import ranged
 from r1hpc.plan.hours.spread import NOTHING, Spread, total
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
+from r1hpc.slurm.gres import Shares, parse_shares
 from r1hpc.slurm.queue import TresLimit
 
 _LESS = "ask for less (train.num_steps, --nodes), "
@@ -37,6 +38,7 @@ class _File:
     max_gpu_hours_per_run: float | None = ranged(None, above=0)
     override: bool = True
     campaign: str | None = None
+    gres_per_gpu: str | None = None
 
 
 def day(text: str | None, where: str, end: bool = False) -> float | None:
@@ -64,6 +66,7 @@ class Budget:
     max_gpu_hours_per_run: float | None = None
     override: bool = True
     campaign: str | None = None
+    gres_per_gpu: Shares = field(default_factory=dict)
 
     def is_of(self, account: str | None) -> bool:
         """True if jobs of this account count; None, the user's default account, does."""
@@ -153,6 +156,9 @@ def load_budget(path: Path) -> Budget | None:
             "start": day(found.start, f"{where}: start"),
             "end": day(found.end, f"{where}: end", end=True),
             "warn_at": tuple(sorted(found.warn_at)),
+            "gres_per_gpu": parse_shares(found.gres_per_gpu, f"{where}: gres_per_gpu")
+            if found.gres_per_gpu
+            else {},
         }
     )
     if budget.start is not None and budget.end is not None and budget.start >= budget.end:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from r1hpc.accounting.account import NO_GPU_NAMED, hours_from_sacct, hours_of_runs, names_no_gpu
+from r1hpc.accounting.account import NO_GPU_NAMED, hours_from_sacct, hours_of_runs, left_out, names_no_gpu
 from r1hpc.accounting.budget import (
     Budget,
     RunRequest,
@@ -57,6 +57,8 @@ class BudgetStatus:
     source: str
     """`sacct` or `run folders`: the origin of `spent`."""
     notes: tuple[str, ...] = ()
+    billing_hours: float | None = None
+    """Hours of the billing TRES; None: sacct names none."""
 
     @property
     def committed(self) -> Spread:
@@ -91,6 +93,7 @@ class BudgetStatus:
         return {
             "spent": self.spent,
             "source": self.source,
+            "billing_hours": self.billing_hours,
             "running": {**self.running.to_json(), "jobs": self.num_running},
             "queued": {**self.queued.to_json(), "jobs": self.num_queued},
             "by_day": self.by_day,
@@ -110,6 +113,7 @@ class _SlurmAnswers:
     jobs: tuple[QueuedJob, ...] = ()
     limits: tuple[TresLimit, ...] = ()
     notes: tuple[str, ...] = ()
+    billing_hours: float | None = None
 
 
 def read_budget_status(
@@ -151,6 +155,7 @@ def read_budget_status(
         limits=said.limits,
         source="run folders" if said.by_day is None or said.names_no_gpu else "sacct",
         notes=notes,
+        billing_hours=said.billing_hours,
     )
 
 
@@ -213,7 +218,7 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
         return _SlurmAnswers(limits=limits or (), notes=tuple(notes))
     hours, why = _answer(lambda: hours_from_sacct(_selection(period, now), timeout_s=60.0))
     notes += _uncounted(period, why) if hours is None else ()
-    jobs, why = _answer(lambda: tuple(ask_squeue(account)))
+    jobs, why = _answer(lambda: tuple(ask_squeue(account, period.gres_per_gpu)))
     if jobs is None:
         notes.append(f"running and queued are of the runs under the run root alone: {why}")
     if hides_jobs():
@@ -221,9 +226,14 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
             f"Slurm shows jobs of others to coordinators and operators only (PrivateData=jobs): unless you "
             f"are one, the hours of account {account} are of your own jobs"
         )
+    queued = set[str]().union(*(job.unshared for job in jobs or ()))
+    kinds = sorted(queued.union((hours or {}).get("unknown_shares", ())))
+    notes += left_out({**(hours or {}), "unknown_shares": kinds}, f"{period.path}: gres_per_gpu: ")
     if hours is None:
         return _SlurmAnswers(jobs=jobs or (), limits=limits or (), notes=tuple(notes))
-    return _SlurmAnswers(hours["by_day"], names_no_gpu(hours), jobs or (), limits or (), tuple(notes))
+    billing = hours.get("billing_hours")
+    by_day, no_gpu = hours["by_day"], names_no_gpu(hours)
+    return _SlurmAnswers(by_day, no_gpu, jobs or (), limits or (), tuple(notes), billing)
 
 
 def _purged(period: Budget, runs: Sequence[RunLedger], now: float, first_day: str) -> dict[str, float]:
@@ -248,7 +258,8 @@ def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def _selection(period: Budget, now: float) -> Selection:
-    return Selection(account=period.account, start=period.start, end=min(now, period.end or now))
+    end, shares = min(now, period.end or now), period.gres_per_gpu
+    return Selection(account=period.account, start=period.start, end=end, shares=shares)
 
 
 def _uncounted(period: Budget, why: str) -> tuple[str, ...]:

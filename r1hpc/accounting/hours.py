@@ -21,6 +21,7 @@ from r1hpc.telemetry.diagnosis.summary import RunSummary
 
 UNKNOWN = "unknown"
 KEYS = ("user", "account", "state", "qos", "partition", "cluster")
+BILLED_KEYS = ("user", "account")
 RUN_KEYS = ("run", "stage")
 """Known only for jobs of known runs: totals have them if at least one allocation does."""
 
@@ -41,6 +42,8 @@ class Allocation:
     cluster: str = UNKNOWN
     gpu_types: tuple[tuple[str, float], ...] = ()
     """(type, GPUs), as far as known."""
+    billing: int = 0
+    """The billing TRES; 0: unknown."""
     run: str = UNKNOWN
     stage: str = UNKNOWN
 
@@ -62,6 +65,7 @@ def to_allocation(record: JobRecord) -> Allocation:
         gpus=record.gpus,
         nodes=record.nodes,
         gpu_types=record.gpu_types,
+        billing=record.billing,
         **{key: getattr(record, key) or UNKNOWN for key in KEYS},
     )
 
@@ -87,12 +91,13 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
     """Return {total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_cluster,
     by_gpu_type, by_cause, by_day, by_month}, in hours.
 
-    Known runs add by_run and by_stage. by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held;
-    by_cause has the states in lower case. All but node_hours are GPU-hours. Whole seconds are summed exactly
-    and divided once, at the end.
+    Known runs add by_run and by_stage, the billing TRES adds billing_hours and billing_by_user, _account.
+    by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held; by_cause has the states in lower
+    case. Whole seconds are summed exactly and divided once, at the end.
     """
     keys = (*KEYS, "gpu_type", "day", *RUN_KEYS)
     by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in keys}
+    billed: dict[str, dict[str, float]] = {key: defaultdict(float) for key in BILLED_KEYS}
     total = node_seconds = 0.0
     for allocation in allocations:
         gpu_seconds = allocation.gpus * allocation.seconds
@@ -100,6 +105,8 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
         node_seconds += allocation.nodes * allocation.seconds
         for key in (*KEYS, *RUN_KEYS):
             by[key][getattr(allocation, key) or UNKNOWN] += gpu_seconds
+        for key in BILLED_KEYS if allocation.billing else ():
+            billed[key][getattr(allocation, key)] += allocation.billing * allocation.seconds
         named = sum(gpus for _, gpus in allocation.gpu_types)
         for kind, gpus in (*allocation.gpu_types, (UNKNOWN, allocation.gpus - named)):
             if gpus > 1e-9:
@@ -107,19 +114,28 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
         days = split_days(allocation.start, allocation.end) if allocation.gpus else ()
         for day, seconds in days:
             by["day"][day] += allocation.gpus * seconds
-    return in_hours(total, node_seconds, by)
+    return in_hours(total, node_seconds, by, billed)
 
 
-def in_hours(gpu_seconds: float, node_seconds: float, by: dict[str, dict[str, float]]) -> dict[str, Any]:
+def in_hours(
+    gpu_seconds: float,
+    node_seconds: float,
+    by: dict[str, dict[str, float]],
+    billed: dict[str, dict[str, float]],
+) -> dict[str, Any]:
     """Return the dict of `fold_hours` from sums in seconds, by key."""
     causes, months = _joined(by["state"], str.lower), _joined(by["day"], lambda day: day[:7])
     by = {**by, "cause": causes, "month": months}
-    groups = {
-        f"by_{key}": {name: seconds / 3600 for name, seconds in sorted(sums.items())}
-        for key, sums in by.items()
-        if key not in RUN_KEYS or set(sums) - {UNKNOWN}
-    }
-    return {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600, **groups}
+    found: dict[str, Any] = {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600}
+    if total := sum(billed["user"].values()):
+        found |= {"billing_hours": total / 3600}
+        found |= {f"billing_by_{key}": _sorted_hours(sums) for key, sums in billed.items()}
+    known = {key: sums for key, sums in by.items() if key not in RUN_KEYS or set(sums) - {UNKNOWN}}
+    return found | {f"by_{key}": _sorted_hours(sums) for key, sums in known.items()}
+
+
+def _sorted_hours(sums: Mapping[str, float]) -> dict[str, float]:
+    return {name: seconds / 3600 for name, seconds in sorted(sums.items())}
 
 
 def _joined(sums: Mapping[str, float], rule: Callable[[str], str]) -> dict[str, float]:

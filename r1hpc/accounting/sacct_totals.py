@@ -24,6 +24,7 @@ import numpy as np
 
 from r1hpc.accounting.cells import ODD, Bools, Cells, Codes, Ints, Table, hash_of
 from r1hpc.accounting.hours import (
+    BILLED_KEYS,
     KEYS,
     RUN_KEYS,
     UNKNOWN,
@@ -35,7 +36,7 @@ from r1hpc.accounting.hours import (
 )
 from r1hpc.base.names import is_among
 from r1hpc.base.units import parse_time
-from r1hpc.slurm.gres import MOST, gpus_by_type, unknown_shares
+from r1hpc.slurm.gres import MOST, billing_of, gpus_by_type, unknown_shares
 from r1hpc.slurm.sacct import (
     LONGEST_S,
     NEVER,
@@ -52,7 +53,7 @@ from r1hpc.slurm.sacct import (
 )
 
 Block = dict[str, Ints]
-"""Columns with a number for each record: job, start, seconds, gpus, nodes, run, and a code for each key.
+"""Columns with a number for each record: job, start, seconds, gpus, nodes, billing, run, a code for each key.
 
 `job` is the 64-bit hash of cluster and id; `gpus` are in units of a GPU.
 """
@@ -96,8 +97,8 @@ class ColumnReader:
         self._cells = {key: Codes(partial(self._code, key)) for key in KEYS}
         self._hours, self._elapsed, self._tres = Codes(hour_start), Codes(parse_time), Codes(self._row_of)
         self._run_codes = Codes(lambda job: self._run_of.get(job, 0))
-        self._resources: dict[tuple[int, int, int], int] = {}
-        """A number for each (units of a GPU, nodes, code of the types)."""
+        self._resources: dict[tuple[int, int, int, int], int] = {}
+        """A number for each (units of a GPU, nodes, code of the types, billing)."""
 
     def read(self, lines: bytes, number: int) -> Block:
         """Return the records in whole lines; `number` is that of the first line."""
@@ -130,6 +131,7 @@ class ColumnReader:
             "seconds": lambda record: record.elapsed_s,
             "gpus": lambda record: round(record.gpus * self.unit),
             "nodes": lambda record: record.nodes,
+            "billing": lambda record: record.billing,
             "run": lambda record: self._run(record.job_id, record.cluster),
             "gpu_type": lambda record: self._mix_code(
                 {name: round(gpus * self.unit) for name, gpus in record.gpu_types}, record.gpus
@@ -145,7 +147,7 @@ class ColumnReader:
         starts = self._moments(table.column("start"))
         resources = np.array(self._resources_of(table.column("alloctres")))
         block = {"start": starts, "seconds": self._seconds(table, starts)}
-        block |= dict(zip(("gpus", "nodes", "gpu_type"), resources, strict=True))
+        block |= dict(zip(("gpus", "nodes", "gpu_type", "billing"), resources, strict=True))
         if table.has("nnodes"):
             block["nodes"] = table.column("nnodes").numbers(MOST)
         for key in KEYS:
@@ -165,14 +167,14 @@ class ColumnReader:
 
     def _resources_of(self, cells: Cells) -> Ints:
         rows = self._tres.of(cells)
-        found = np.array([*self._resources, (ODD, ODD, ODD)], np.int64)  # the last is that of ODD
+        found = np.array([*self._resources, (ODD, ODD, ODD, ODD)], np.int64)  # the last is that of ODD
         return found[rows].T
 
     def _row_of(self, tres: str) -> int:
         found = gpus_by_type(tres, self._shares)
         self.unshared |= unknown_shares(tres, self._shares)
         units = {name: int(gpus * self.unit) for name, gpus in found.items()}
-        resources = sum(units.values()), nodes_of("", tres), self._mix_code(units, 0)
+        resources = sum(units.values()), nodes_of("", tres), self._mix_code(units, 0), billing_of(tres)
         return self._resources.setdefault(resources, len(self._resources))
 
     def _job_key(self, job: str, cluster: str) -> int:
@@ -294,6 +296,7 @@ class _Sums:
         self._names |= {key: [run[at] for run in runs] for at, key in enumerate(RUN_KEYS)}
         self._by = {key: np.zeros((2, len(names))) for key, names in self._names.items()}
         """GPU-seconds, and the number of records: a name without a record is not shown."""
+        self._billed = {key: np.zeros(len(codes[key])) for key in BILLED_KEYS}
         self._days = _Days(midnights)
         self._gpu_seconds = self._node_seconds = 0.0
 
@@ -316,6 +319,10 @@ class _Sums:
         self._gpu_seconds += float((gpus * held).sum())
         self._node_seconds += float((nodes * held).sum())
         self._days.add(begin, begin + held, gpus)
+        if block["billing"].any():
+            billed = block["billing"][chosen] * held
+            for key, sums in self._billed.items():
+                sums += np.bincount(block[key][chosen], billed, len(sums))
         for key, names in self._names.items():
             codes = block["run" if key in RUN_KEYS else key][chosen]
             self._by[key] += (
@@ -335,7 +342,11 @@ class _Sums:
                 for kind, units in name if key == "gpu_type" else ():
                     by[key][kind or UNKNOWN] += float(held) * units / sum(dict(name).values())
         by = {key: {name: held / unit for name, held in sums.items()} for key, sums in by.items()}
-        return in_hours(self._gpu_seconds / unit, self._node_seconds, by)
+        billed = {
+            key: {name: float(held) for name, held in zip(self._names[key], sums, strict=True) if held}
+            for key, sums in self._billed.items()
+        }
+        return in_hours(self._gpu_seconds / unit, self._node_seconds, by, billed)
 
 
 class _Days:

@@ -76,7 +76,10 @@ def _title(path: Path, budget: Budget | None) -> str:
 
 def _table(budget: Budget | None, status: BudgetStatus) -> str:
     granted = budget.gpu_hours if budget else None
-    rows = [("spent", format_hours(status.spent), "", _share(status.spent, granted), f"by {status.source}")]
+    origin = f"by {status.source}"
+    if status.billing_hours is not None:
+        origin += f"; billed {format_hours(status.billing_hours)} TRES-hours"
+    rows = [("spent", format_hours(status.spent), "", _share(status.spent, granted), origin)]
     for name, taken, count in (
         ("running", status.running, status.num_running),
         ("queued", status.queued, status.num_queued),

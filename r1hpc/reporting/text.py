@@ -101,16 +101,19 @@ def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
 
 def hours_text(hours: dict[str, Any]) -> str:
     """Return fold_hours as text: a small table for each group that adds something to the total."""
-    lines = [f"GPU-hours: {hours['total']:,.2f}   (node-hours: {hours['node_hours']:,.2f})"]
+    others = f"node-hours: {hours['node_hours']:,.2f}"
+    if billing := hours.get("billing_hours", 0.0):
+        others += f", billing TRES-hours: {billing:,.2f}"
+    lines = [f"GPU-hours: {hours['total']:,.2f}   ({others})"]
     for name, group in hours.items():
-        if not name.startswith("by_") or not group:
+        _, is_group, key = name.partition("by_")
+        if not is_group or not group:
             continue
+        unit, total = ("billing", billing) if name.startswith("billing") else ("GPU-hours", hours["total"])
         listed = _most(name, group)
         largest = max(value for _, value in listed)
-        rows = [
-            (key, f"{value:,.2f}", share(value, hours["total"]), bar(value, largest)) for key, value in listed
-        ]
-        heading = (name.removeprefix("by_"), "GPU-hours", "share", "")
+        rows = [(label, f"{value:,.2f}", share(value, total), bar(value, largest)) for label, value in listed]
+        heading = (key, unit, "share", "")
         lines += ["", format_table(heading, rows, right={1, 2}, indent="  ")]
     return "\n".join(lines)
 

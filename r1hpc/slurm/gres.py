@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from fractions import Fraction
 from types import MappingProxyType
 
+from r1hpc.base.errors import UsageError
+
 MOST = 2**31 - 1
 """No job has more GPUs, nodes or restarts."""
 _TRES = re.compile(r"[^\s,=]+=[^\s,=]+(,[^\s,=]+=[^\s,=]+)*")
 _GRES = re.compile(r"(?:^|,)gres/(gpu|shard|mps)(?::([^=,]+))?=(\d+)")
+_BILLING = re.compile(r"(?:^|,)billing=(\d+)(?=,|$)")
 _MIG = re.compile(r"(?:^|[^0-9a-z])(?:([1-7])c\.)?([1-7])g\.(\d+)gb", re.IGNORECASE)
 _QUARTERS = frozenset((("1", "6"), ("2", "12"), ("4", "24")))
 """Profiles of an A30."""
 Shares = Mapping[str, int]
 """Shards (`shard`) and MPS parts (`mps`) that make one GPU."""
 NO_SHARES: Shares = MappingProxyType({})
-
-
-def gpus_of(alloc_tres: str) -> float:
-    """Return the GPUs in an AllocTRES; see gpus_by_type."""
-    return plain(sum(gpus_by_type(alloc_tres).values()))
+_MOST_SHARES = 1000
 
 
 def gpus_by_type(alloc_tres: str, shares: Shares = NO_SHARES) -> dict[str, Fraction]:
@@ -69,6 +68,23 @@ def unknown_shares(alloc_tres: str, shares: Shares) -> set[str]:
     return {kind for kind, _, count in _GRES.findall(alloc_tres) if kind != "gpu" and count.strip("0")} - set(
         shares
     )
+
+
+def parse_shares(given: str, where: str) -> dict[str, int]:
+    """Parse shard=4,mps=100, written at `where`; raise UsageError for anything else."""
+    shares = {}
+    for each in given.replace(" ", "").split(","):
+        name, _, count = each.partition("=")
+        if name not in ("shard", "mps") or not count.isdecimal() or not 1 <= int(count) <= _MOST_SHARES:
+            raise UsageError(f"{where} {given}: write it as shard=4, mps=100 or shard=4,mps=100")
+        shares[name] = int(count)
+    return shares
+
+
+def billing_of(alloc_tres: str) -> int:
+    """Return the billing TRES, by which a site weighs GPUs, CPUs and memory (TRESBillingWeights); 0: none."""
+    found = _BILLING.search(alloc_tres)
+    return at_most(int(found[1]), "AllocTRES", alloc_tres) if found else 0
 
 
 def plain(gpus: Fraction | int) -> float:

@@ -7,6 +7,7 @@ The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDeca
 remainder may be more than hours minus hours. Slurm enforces its own number, so that one is used here.
 """
 
+import functools
 import getpass
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import fields
 from r1hpc.slurm.client import call
-from r1hpc.slurm.gres import gpus_of
+from r1hpc.slurm.gres import NO_SHARES, Shares, gpus_by_type, plain, unknown_shares
 
 # tres-alloc is a waiting job's request, and unlike %b it knows --gpus.
 _FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed")
@@ -35,6 +36,8 @@ class QueuedJob:
     time_limit_s: int | None
     """None: it has no limit."""
     elapsed_s: int
+    unshared: frozenset[str] = frozenset()
+    """`shard` or `mps` that it holds and that count as no GPU: nothing tells how many make one."""
 
     @property
     def is_pending(self) -> bool:
@@ -48,17 +51,20 @@ class QueuedJob:
         return self.gpus * max(0, self.time_limit_s - self.elapsed_s) / 3600
 
 
-def ask_squeue(account: str) -> list[QueuedJob]:
-    """Return the jobs of an account; raise SlurmError if squeue or slurmctld does not answer."""
+def ask_squeue(account: str, shares: Shares = NO_SHARES) -> list[QueuedJob]:
+    """Return the jobs of an account; raise SlurmError if squeue or slurmctld does not answer. `shares`: see
+    gpus_by_type."""
     columns = ",".join(f"{field}:|" for field in _FIELDS)
-    return read_squeue(call(["squeue", "-h", "-r", "-a", "-O", columns, f"-A{account}"], 10.0))
+    return read_squeue(call(["squeue", "-h", "-r", "-a", "-O", columns, f"-A{account}"], 10.0), shares)
 
 
-def read_squeue(text: str) -> list[QueuedJob]:
+def read_squeue(text: str, shares: Shares = NO_SHARES) -> list[QueuedJob]:
     """Parse squeue's output in the columns above; jobs that are over but still listed are left out."""
     rows = [line.rstrip().removesuffix("|").split("|") for line in text.split("\n")]
+    held = functools.cache(lambda tres: plain(sum(gpus_by_type(tres, shares).values())))
+    unshared = functools.cache(lambda tres: frozenset(unknown_shares(tres, shares)))
     return [
-        QueuedJob(job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0)
+        QueuedJob(job_id, state, held(tres), limit_s(limit), limit_s(elapsed) or 0, unshared(tres))
         for job_id, state, tres, limit, elapsed in (row for row in rows if len(row) == len(_FIELDS))
         if state not in _OVER
     ]

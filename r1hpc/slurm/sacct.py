@@ -22,7 +22,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, run
-from r1hpc.slurm.gres import MOST, NO_SHARES, Shares, at_most, gpus_by_type, plain, unknown_shares
+from r1hpc.slurm.gres import MOST, NO_SHARES, Shares, at_most, billing_of, gpus_by_type, plain, unknown_shares
 from r1hpc.slurm.shell.endings import LOST
 
 # Columns of every sacct since 20.02: an unknown one is an error (Restarts came with 24.11). JobName is last:
@@ -77,6 +77,8 @@ class JobRecord:
     """(type, GPUs) where Slurm names types; empty in records of earlier versions."""
     unshared: tuple[str, ...] = ()
     """`shard` or `mps` if it holds them and nothing tells how many make a GPU: they count as none."""
+    billing: Annotated[int, Between(0, MOST)] = 0
+    """The billing TRES; 0 in records of earlier versions."""
 
     @property
     def ending(self) -> str:
@@ -301,6 +303,7 @@ def to_record(row: dict[str, str], shares: Shares = NO_SHARES) -> JobRecord:
         cluster=cell("cluster", ""),
         gpu_types=tuple((name, plain(gpus)) for name, gpus in types.items() if name),
         unshared=tuple(sorted(unknown_shares(row["alloctres"], shares))),
+        billing=billing_of(row["alloctres"]),
     )
 
 

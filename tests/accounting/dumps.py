@@ -69,6 +69,7 @@ class Truth:
     gpu_seconds: int = 0
     node_seconds: int = 0
     by: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
+    billing: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
     num_bad: int = 0
     num_records: int = 0
     """Different ones that started."""
@@ -79,6 +80,9 @@ class Truth:
         self.num_records += 1
         self.gpu_seconds += gpus * elapsed
         self.node_seconds += nodes * elapsed
+        billing = int(row["AllocTRES"].partition("billing=")[2].partition(",")[0])
+        self.billing["user"][row["User"]] += billing * elapsed
+        self.billing["account"][row["Account"]] += billing * elapsed
         state = row["State"].split(" ")[0]
         for key, value in (("user", row["User"]), ("account", row["Account"]), ("state", state)):
             self.by[key][value] += gpus * elapsed

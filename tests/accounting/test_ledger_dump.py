@@ -81,7 +81,10 @@ def in_seconds(hours: dict[str, Any]) -> dict[str, Any]:
 
 def as_seconds(truth: Truth) -> dict[str, Any]:
     groups = {f"by_{key}": dict(group) for key, group in truth.by.items()}
-    return {"total": truth.gpu_seconds, "node_hours": truth.node_seconds, **groups}
+    groups |= {f"billing_by_{key}": dict(group) for key, group in truth.billing.items()}
+    return {"total": truth.gpu_seconds, "node_hours": truth.node_seconds, **groups} | {
+        "billing_hours": sum(truth.billing["user"].values())
+    }
 
 
 @pytest.mark.parametrize("zone", ZONES)
@@ -110,9 +113,10 @@ def test_three_clusters_with_slices_shards_and_bad_rows_are_exact(
         hours = hours_of_file(file, Selection(shares=SHARES))
     assert hours.pop("set_aside")["rows"] == truth.num_bad
     units = as_seconds(truth)
-    node_seconds = units.pop("node_hours")
-    assert round(3600 * hours.pop("node_hours")) == node_seconds
-    found = in_seconds({key: _times(value, UNIT) for key, value in hours.items()})
+    of_gpus = {key for key in units if not key.startswith(("node", "billing"))}
+    found = in_seconds(
+        {key: _times(value, UNIT) if key in of_gpus else value for key, value in hours.items()}
+    )
     assert found == units
 
 

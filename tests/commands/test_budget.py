@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import budget as command
+from r1hpc.base.errors import UsageError
 from tests.accounting.history import DAY, make_history
 
 
@@ -63,6 +64,50 @@ def test_the_command_says_that_it_could_not_count_an_account(
     budget_file(root, "gpu_hours: 9000\naccount: lab\n")
     assert command.main(["--run-root", str(root)]) == 0
     assert "not of all jobs of account lab" in " ".join(capsys.readouterr().out.split())
+
+
+def test_shards_and_rows_set_aside_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sacct and squeue, as they print a job on shards, a torn row, and a queued job on shards."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    times = f"{int(time.time()) - 7200}|{int(time.time()) - 3600}|3600"
+    header = "JobID|State|Start|End|ElapsedRaw|AllocTRES|User|Account|Cluster|JobName"
+    rows = f"1|COMPLETED|{times}|billing=24,gres/shard=8|ada|lab|one|a\\ntorn"
+    rows += f"\\n3|COMPLETED|{times}|billing=12,gres/gpu=1|ada|lab|one|a"
+    answers = {
+        "sacct": f"printf '{header}\\n{rows}\\n'",
+        "squeue": "echo '2|PENDING|cpu=2,node=1,gres/shard=4|2:00:00|0:00|'",
+        "scontrol": "exit 1",
+        "sacctmgr": "exit 1",
+    }
+    for name, script in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o700)
+    path = budget_file(tmp_path / "runs", "gpu_hours: 9000\naccount: lab\n")
+    arguments = ["--run-root", str(tmp_path / "runs")]
+    assert command.main(arguments) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "by sacct; billed 36.00 TRES-hours" in text
+    assert "1 row is set aside and not counted: sacct:3 has 1 fields" in text
+    assert f"gres/shard count as no GPU: tell how many make one with {path}: gres_per_gpu: shard=N" in text
+
+    def spent_and_queued(*more: str) -> list[float]:
+        assert command.main([*arguments, "--json", *more]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert not any("gres/" in note for note in answer["notes"])
+        assert answer["billing_hours"] == 36
+        return [answer["spent"], round(answer["queued"]["p90"], 1)]
+
+    assert spent_and_queued("--gres-per-gpu", "shard=4") == [3, 1.8]
+    budget_file(tmp_path / "runs", "gpu_hours: 9000\naccount: lab\ngres_per_gpu: shard=8\n")
+    assert spent_and_queued() == [2, 0.9]
+    budget_file(tmp_path / "runs", "gpu_hours: 9000\naccount: lab\ngres_per_gpu: shards=8\n")
+    with pytest.raises(UsageError, match="gres_per_gpu shards=8: write it as shard=4"):
+        command.main(arguments)
+    budget_file(tmp_path / "runs", "gpu_hours: 9000\n")
+    with pytest.raises(UsageError, match="needs an account's budget"):
+        command.main([*arguments, "--gres-per-gpu", "shard=4"])
 
 
 def test_the_exit_status_is_1_once_more_than_the_budget_is_spent(

@@ -166,6 +166,32 @@ def test_rows_set_aside_and_shards_of_unknown_size_are_shown(
         report.main(["--sacct-file", file, "--gres-per-gpu", "shards=4"])
 
 
+@pytest.mark.parametrize("copies", [1, 2000], ids=["few rows", "read by columns"])
+def test_billing_stands_beside_gpu_hours(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int
+) -> None:
+    """TRESBillingWeights: a whole node of 8 GPUs may cost as much as its memory."""
+    time_ = "2026-05-01T02:00:00|2026-05-01T03:00:00|3600"
+    rows = [
+        row
+        for job in range(0, 3 * copies, 3)
+        for row in (
+            f"{job}|ada|lab|gpu|normal|COMPLETED|{time_}|billing=12,cpu=4,gres/gpu=8|a",
+            f"{job + 1}|bob|lab|gpu|normal|COMPLETED|{time_}|billing=30,cpu=4|a",
+            f"{job + 2}|bob|lab|gpu|normal|COMPLETED|{time_}|cpu=4,gres/gpu=1|a",
+        )
+    ]
+    file = _sacct_file(tmp_path, *rows)
+    hours = as_json(report, ["--sacct-file", file], capsys)["gpu_hours"]
+    assert hours["billing_hours"] == 42 * copies
+    assert hours["billing_by_user"] == {"ada": 12 * copies, "bob": 30 * copies}
+    assert hours["billing_by_account"] == {"lab": 42 * copies}
+    assert hours["total"] == 9 * copies
+    assert f"billing TRES-hours: {42 * copies:,.2f}" in as_text(report, ["--sacct-file", file], capsys)
+    (tmp_path / "records.txt").write_text(Path(file).read_text().replace("billing", "other"))
+    assert "billing_hours" not in as_json(report, ["--sacct-file", file], capsys)["gpu_hours"]
+
+
 def test_hours_of_a_file_are_split_at_midnight_and_by_every_key(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

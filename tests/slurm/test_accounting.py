@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.gres import gpus_of
+from r1hpc.slurm.gres import gpus_by_type
 from r1hpc.slurm.sacct import parse_records, sacct_records
 
 # `sacct -D -X -P -n -o FIELDS` of Slurm 24.11.5 with SLURM_TIME_FORMAT=%s; the second name is hostile.
@@ -70,4 +70,4 @@ def test_another_line_is_refused() -> None:
     ],
 )
 def test_gpus_are_counted_once(tres: str, gpus: int) -> None:
-    assert gpus_of(tres) == pytest.approx(gpus, rel=1e-12)
+    assert sum(gpus_by_type(tres).values()) == pytest.approx(gpus, rel=1e-12)
