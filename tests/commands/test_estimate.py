@@ -38,6 +38,18 @@ def test_flags_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert value["flops"]["per_token"] == 6 * 6.7e9 + 12 * 32 * 4096 * 4096
 
 
+def test_the_cache_of_rl_follows_config_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """70B with 8 of 64 heads: eight times as many sequences decode together as by the guess."""
+    shape = {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}
+    write_json(tmp_path / "config.json", {**shape, "num_key_value_heads": 8})
+    words = ("--params", "70B", "--rl-sequences", "100k", "--num-gpus", "64", "--gpu", "h100")
+    guessed = _json(capsys, *words)
+    exact = _json(capsys, *words, "--model-config", str(tmp_path / "config.json"))
+    assert exact["gpu_hours"]["p50"] < guessed["gpu_hours"]["p50"]
+    assert any("the model's shape is unknown" in note for note in guessed["notes"])
+    assert not any("the model's shape is unknown" in note for note in exact["notes"])
+
+
 def test_a_mixture_costs_what_its_active_parameters_cost(capsys: pytest.CaptureFixture[str]) -> None:
     dense = _json(capsys, "--params", "37B", "--tokens", "1T", "--gpu", "h800")
     moe = _json(capsys, "--params", "671B", "--active-params", "37B", "--tokens", "1T", "--gpu", "h800")

@@ -11,7 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.plan.model.families import FAMILIES, UnknownModelError
-from r1hpc.plan.model.shape import flops_per_token, hardware_flops_per_token, load_model_config, model_shape
+from r1hpc.plan.model.shape import (
+    cache_values,
+    flops_per_token,
+    hardware_flops_per_token,
+    load_model_config,
+    model_shape,
+)
 
 _SMALL = {
     "hidden_size": 96,
@@ -200,3 +206,41 @@ class TestLoadModelConfig:
     def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is not a folder"):
             load_model_config(RunConfig(model=ModelConfig(path=str(tmp_path / "none"))), None)
+
+
+_LLAMA_405B = {
+    "model_type": "llama",
+    "hidden_size": 16384,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+}
+_QWEN_72B = {**_LLAMA_405B, "model_type": "qwen2", "hidden_size": 8192, "num_hidden_layers": 80}
+_QWEN_72B["num_attention_heads"] = 64
+_DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "num_bytes"), [(_DEEPSEEK_V3, 70_272), (_QWEN_72B, 327_680), (_LLAMA_405B, 516_096)]
+)
+def test_the_cache_of_a_token_is_the_published_one(config: dict[str, Any], num_bytes: int) -> None:
+    """Insights into DeepSeek-V3, arXiv 2505.09343, table 1: KV cache per token in BF16."""
+    assert 2 * cache_values(config) == num_bytes
+
+
+def test_layers_without_attention_cache_nothing_and_unknown_ones_are_refused() -> None:
+    hybrid = {**_QWEN_72B, "model_type": "other", "num_hidden_layers": 4}
+    kinds = ["linear_attention", "sliding_attention", "mamba", "full_attention"]
+    assert cache_values({**hybrid, "layer_types": kinds}) * 2 == cache_values(hybrid)
+    with pytest.raises(ConfigError, match="mixes layers by hybrid_override_pattern"):
+        cache_values({**hybrid, "hybrid_override_pattern": "M-M*"})
+    with pytest.raises(ConfigError, match="num_key_value_heads is None"):
+        cache_values({**hybrid, "num_key_value_heads": None})

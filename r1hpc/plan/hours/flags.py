@@ -26,7 +26,12 @@ _MODEL: _Flags = {
     "seq-len": ("N", int, None, "default 2048"),
     "layers": ("N", int, None, "with --hidden-size: exact attention FLOPs"),
     "hidden-size": ("N", int, None, None),
-    "model-config": ("FILE", Path, None, "a config.json, in place of --params: exact FLOPs"),
+    "model-config": (
+        "FILE",
+        Path,
+        None,
+        "a config.json, in place of --params: exact FLOPs; for RL: the cache",
+    ),
 }
 _CARD: _Flags = {
     "gpu": ("NAME", str, None, f"a100-80gb, h100, ...; default {ASSUMED_GPU}"),
@@ -86,7 +91,7 @@ _IN_A_JOB_FILE = {
 }
 """The setting in place of a flag."""
 _DESCRIBE_A_RUN = (*_MODEL, *_UNLISTED_CARD, *_LAYOUT, "recompute", "offload", *_SAVES, *_RL)
-_NOT_OF_RL = (*("tokens", "data-gb", "model-config", "seq-len", "layers", "hidden-size"), *_SAVES, "offload")
+_NOT_OF_RL = (*("tokens", "data-gb", "seq-len", "layers", "hidden-size"), *_SAVES, "offload")
 _NOT_OF_RL += tuple(name for name in _LAYOUT if name != "precision")
 
 

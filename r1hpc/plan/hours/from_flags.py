@@ -19,7 +19,7 @@ from r1hpc.plan.hours.workload import (
     guessed_cache_bytes,
     parse_count,
 )
-from r1hpc.plan.model.shape import ModelShape, model_shape
+from r1hpc.plan.model.shape import ModelShape, cache_values, model_shape
 from r1hpc.plan.topology.gpus import Gpu, find_gpu
 
 _LEAST_GOODPUT = 0.01
@@ -36,6 +36,10 @@ _PRECISION_ALIASES = {
     "amp_fp8": "fp8",
     "float32": "fp32",
 }
+_FULL_HEADS = (
+    "the model's shape is unknown: its cache is guessed from --params, with keys and values for every head. "
+    "Grouped heads and MLA cache less: give --model-config FILE"
+)
 _RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
 
 
@@ -53,6 +57,8 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
         return seed_estimate(_count(arguments, "params"), _tokens(arguments) * BYTES_PER_TOKEN / 1e9)
     if arguments.rl_sequences is not None:
         found = estimate_rl(_rl_work(arguments), rates=rates_of_flags(arguments))
+        if arguments.model_config is None:
+            found = dataclasses.replace(found, notes=(*found.notes, _FULL_HEADS))
     else:
         check_amount("--save-s", arguments.save_s, _LONGEST_S)
         check_amount("--save-every-s", arguments.save_every_s, _LONGEST_S)
@@ -108,6 +114,11 @@ def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Worklo
 
 
 def _shape(arguments: argparse.Namespace) -> ModelShape | None:
+    content = _model_config(arguments)
+    return None if content is None else model_shape(content)
+
+
+def _model_config(arguments: argparse.Namespace) -> dict[str, Any] | None:
     path = arguments.model_config
     if path is None:
         return None
@@ -117,7 +128,7 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
         raise UsageError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold one JSON object: a model's config.json")
-    return model_shape(content)
+    return content
 
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:
@@ -169,7 +180,7 @@ def _optional_count(arguments: argparse.Namespace, name: str) -> float | None:
 def _rl_work(arguments: argparse.Namespace) -> RlWork:
     if arguments.num_gpus is None:
         raise UsageError("reinforcement learning needs --num-gpus: how completions are batched depends on it")
-    params, gpu = _count(arguments, "params"), _gpu(arguments)
+    params, gpu, model = _count(arguments, "params"), _gpu(arguments), _model_config(arguments)
     check_amount("--rl-sequences", _count(arguments, "rl_sequences"), _MOST_SEQUENCES)
     sequences = max(1, round(_count(arguments, "rl_sequences")))
     each = min(arguments.sequences_per_rollout, sequences)
@@ -183,7 +194,7 @@ def _rl_work(arguments: argparse.Namespace) -> RlWork:
         prompt_length=arguments.prompt_length,
         completion_length=arguments.completion_length,
         max_completion_length=4 * arguments.completion_length if longest is None else longest,
-        cache_bytes_per_token=guessed_cache_bytes(params),
+        cache_bytes_per_token=guessed_cache_bytes(params) if model is None else 2 * cache_values(model),
         active_params=_optional_count(arguments, "active_params"),
         precision=_precision(arguments.precision, gpu),
         logprob_passes=arguments.logprob_passes,

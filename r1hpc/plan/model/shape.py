@@ -23,6 +23,13 @@ _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_siz
 SHAPE_NAMES = (*_NEEDED, "intermediate_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 """The keys that define a model's shape, under Llama's names."""
 
+_MIXED_LAYERS = (
+    "hybrid_override_pattern",
+    "attn_layer_period",
+    "full_attention_interval",
+    "layers_block_type",
+)
+"""Keys by which a config.json without layer_types replaces attention in some layers."""
 _MOST_LAYERS = 10_000
 """Layers are counted one by one."""
 _MOST = 10**9
@@ -147,6 +154,41 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config under Llama's names: GPT-2 calls hidden_size n_embd, and so on."""
     aliases = ALIASES.get(str(config.get("model_type")), {})
     return {aliases.get(key, key): value for key, value in config.items()}
+
+
+def cache_values(config: Mapping[str, Any]) -> int:
+    """Return the numbers that a decoder caches per token, by a config.json of any model_type.
+
+    Grouped heads count once for each group. MLA caches one compressed vector a layer and its rotary part
+    (DeepSeek-V2, arXiv 2405.04434, section 2.1). Layers that `layer_types` calls anything but attention, or
+    linear attention, cache nothing per token; a sliding window counts as full attention. Raise ConfigError if
+    a number is missing, or the layers are mixed in another way.
+    """
+    family = FAMILIES.get(str(config.get("model_type")))
+    values = {**(family.defaults if family else {}), **canonical(config)}
+    check_heads(values)
+    types, mixed = values.get("layer_types"), [key for key in _MIXED_LAYERS if values.get(key)]
+    if mixed and not types:
+        raise ConfigError(
+            f"config.json mixes layers by {mixed[0]}: what such a model caches is not known here"
+        )
+    _check_count("num_hidden_layers", values.get("num_hidden_layers"))
+    layers = int(values["num_hidden_layers"])
+    if isinstance(types, list):
+        layers = sum("attention" in kind and "linear" not in kind for kind in map(str, types))
+    if values.get("kv_lora_rank"):
+        return layers * (_count(values, "kv_lora_rank") + _count(values, "qk_rope_head_dim"))
+    heads = _count(values, "num_attention_heads")
+    if family is not None and values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = heads
+    if values.get("head_dim") is None:
+        values["head_dim"] = _count(values, "hidden_size") // heads
+    return 2 * layers * _count(values, "num_key_value_heads") * _count(values, "head_dim")
+
+
+def _count(values: Mapping[str, Any], name: str) -> int:
+    _check_count(name, values.get(name))
+    return int(values[name])
 
 
 def dropouts(config: Mapping[str, Any]) -> list[str]:
