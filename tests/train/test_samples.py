@@ -15,8 +15,8 @@ from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.text.format import encode
 from r1hpc.telemetry.records.samples import read_samples, sampled_steps, samples_path
-from r1hpc.train.rl.rollout import Groups
 from r1hpc.train.rl.samples import _MOST_BYTES, _MOST_STEPS, keep_samples
+from r1hpc.train.rollout.groups import Groups
 from r1hpc.train.rollout.judge import Judge, judge_with
 from tests.runs import submit, wait_over
 
@@ -41,6 +41,7 @@ def groups_of(judge: Judge, texts: list[str], right: list[bool]) -> Groups:
         items=np.arange(len(rows) // MEMBERS),
         tokens=tokens,
         logprobs=np.zeros(tokens.shape, np.float32),
+        versions=np.zeros(tokens.shape, np.int32),
         lengths=np.array([len(ids) for ids in rows], np.int32),
         ended=np.ones(len(rows), np.bool_),
         rewards=np.array(right, np.float64),

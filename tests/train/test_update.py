@@ -12,8 +12,9 @@ from r1hpc.config.schema.rl import RlConfig, RolloutConfig
 from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rl.rollout import Experience, Groups, Rollout, Sums, Tally, deal
+from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, deal
 from r1hpc.train.rl.update import Updater
+from r1hpc.train.rollout.groups import Groups
 
 NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6
 PROMPTS = [(5, 6, 7), (8, 9), (10,), (11, 12, 13)]
@@ -62,6 +63,7 @@ def groups(seed: int = 0) -> Groups:
         items=np.arange(NUM_GROUPS),
         tokens=np.where(inside, rng.integers(2, 20, (n, LONGEST)), 0).astype(np.int32),
         logprobs=np.where(inside, rng.normal(-2, 0.3, (n, LONGEST)), 0).astype(np.float32),
+        versions=np.zeros((n, LONGEST), np.int32),
         lengths=lengths,
         ended=lengths < LONGEST,
         rewards=rewards,

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.tasks.problems.task import members
 from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.loop.step import agree
-from r1hpc.train.rl.rollout import Groups, Rollout, read_groups, varied, write_groups
+from r1hpc.train.rl.rollout import Rollout, varied
 from r1hpc.train.rl.samples import keep_samples
+from r1hpc.train.rollout.groups import Groups, read_groups, write_groups
 from r1hpc.train.rollout.judge import Judge
 
 _IN_CHECKPOINT = "stage_rank_0_"
@@ -84,7 +86,7 @@ class Collector:
         missing = [left for batch in batches if (left := [item for item in batch if item not in done])]
         fresh: list[Groups] = []
         for batch in missing[group.rank :: group.world_size]:
-            made = self._batch(batch)
+            made = self._batch(batch, rollout_index)
             if made is None:
                 break
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -111,13 +113,14 @@ class Collector:
             except StateError:
                 continue
             if policy == policy_id:
-                found |= {item: one for item, one in _by_item([groups]).items() if item in items}
+                parts = _by_item([self.with_prompts(groups)])
+                found |= {item: one for item, one in parts.items() if item in items}
         if found:
             done = f"{len(found)} of {len(items)} groups were already done"
             print(f"rollout {rollout_index}: {done}", flush=True)
         return found
 
-    def _batch(self, indices: Sequence[int]) -> Groups | None:
+    def _batch(self, indices: Sequence[int], version: int) -> Groups | None:
         rollout, judge, started = self._job.config.rollout, self._judge, time.monotonic()
         items = [judge.task.item(index) for index in indices]
         failpoint("rollout.batch")
@@ -142,17 +145,22 @@ class Collector:
             items=np.array([item.index for item in items], np.int64),
             tokens=samples.tokens,
             logprobs=samples.logprobs,
+            versions=np.full(samples.tokens.shape, version, np.int32),
             lengths=samples.lengths,
             ended=samples.ended,
             rewards=np.array([score.reward for score in scores]),
             correct=np.array([score.correct for score in scores]),
             failed=np.array([score.failed for score in scores]),
             terms={name: np.array([s.terms[name] for s in scores]) for name in scores[0].terms},
+            prompts=tuple(judge.prompt(item) for item in items),
         )
 
-    def prompts(self, groups: Groups) -> list[tuple[int, ...]]:
-        """Return the tokens of each group's prompt."""
-        return [self._judge.prompt(self._judge.task.item(int(item))) for item in groups.items]
+    def with_prompts(self, groups: Groups) -> Groups:
+        """Return groups with their prompts, which files of format 1 lack."""
+        if groups.prompts:
+            return groups
+        items = [self._judge.task.item(int(item)) for item in groups.items]
+        return replace(groups, prompts=tuple(self._judge.prompt(item) for item in items))
 
     def labels(self, groups: Groups) -> list[str]:
         """Return each group's task; nothing unless there are several."""

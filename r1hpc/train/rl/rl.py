@@ -120,8 +120,7 @@ class RlStage:
         if self._rollout is None:
             return None
         if self._experience is None:
-            prompts = self._collector.prompts(self._rollout.groups)
-            self._experience = self._updater.prepare(engine, self._rollout, prompts)
+            self._experience = self._updater.prepare(engine, self._rollout, self._rollout.groups.prompts)
         updating = time.monotonic()
         job.watchdog.beat(f"update of step {step}")
         failpoint("update.begin")
@@ -225,7 +224,9 @@ class RlStage:
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
         self._update, self._tokens = int(meta["update"]), int(meta["tokens"])
-        self._rollout = load_rollout(folder, int(meta["num_items"]))
+        rollout = load_rollout(folder, int(meta["num_items"]))
+        if rollout is not None:
+            self._rollout = replace(rollout, groups=self._collector.with_prompts(rollout.groups))
         if self._job.group.rank == 0:
             self._collector.restore_batches(self._rollout_index, folder)
 

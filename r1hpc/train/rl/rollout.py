@@ -1,17 +1,13 @@
 """Hold a rollout as arrays, and cut it into micro batches.
 
-    groups = Groups.joined([batch_0, batch_1])
-    write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
     save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
-collect.py fills it; the engines that sample are in train/rollout/. Arrays only, no pickles. A group is the
-completions of one item, side by side; `n` is groups x members.
+collect.py fills it; the engines that sample, and the groups' files, are in train/rollout/. Arrays only, no
+pickles. `n` is groups x members.
 """
 
 import hashlib
 import json
-import secrets
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,63 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from r1hpc.base.errors import StateError
 from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rollout.groups import Groups, read_groups, write_groups
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_TERM = "term_"
 _GROUPS = "stage_rank_0_window.npz"
 _VALUES = "stage_rank_0_values.npy"
 _OLD_LOGPROBS = "stage_rank_0_old_logprobs.npy"
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Finished groups in the order of their items."""
-
-    items: npt.NDArray[np.int64]
-    """(groups,): indices of the task."""
-    tokens: npt.NDArray[np.int32]
-    """(n, longest), padded."""
-    logprobs: npt.NDArray[np.float32]
-    """(n, longest): by the policy that sampled them."""
-    lengths: npt.NDArray[np.int32]
-    ended: npt.NDArray[np.bool_]
-    """(n,): False where max_completion_length cut it off."""
-    rewards: npt.NDArray[np.float64]
-    correct: npt.NDArray[np.bool_]
-    failed: npt.NDArray[np.bool_]
-    """(n,): True where the judge or a custom reward term failed."""
-    terms: dict[str, npt.NDArray[np.float64]]
-    """Each reward term, unweighted, (n,)."""
-
-    @property
-    def num_members(self) -> int:
-        return len(self.lengths) // max(1, len(self.items))
-
-    def select(self, groups: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Groups":
-        """Return only these groups, in this order."""
-        chosen = np.asarray(groups, np.int64)
-        rows = (chosen[:, None] * self.num_members + np.arange(self.num_members)).ravel()
-        arrays = {name: values[rows] for name, values in vars(self).items() if name not in ("items", "terms")}
-        terms = {name: values[rows] for name, values in self.terms.items()}
-        return Groups(items=self.items[chosen], terms=terms, **arrays)
-
-    @staticmethod
-    def joined(parts: Sequence["Groups"]) -> "Groups":
-        """Concatenate groups, padded to the longest."""
-        longest = max(part.tokens.shape[1] for part in parts)
-
-        def column(name: str) -> Any:
-            arrays = [getattr(part, name) for part in parts]
-            if arrays[0].ndim == 2:
-                arrays = [np.pad(each, ((0, 0), (0, longest - each.shape[1]))) for each in arrays]
-            return np.concatenate(arrays)
-
-        terms = {name: np.concatenate([part.terms[name] for part in parts]) for name in parts[0].terms}
-        return Groups(**{name: column(name) for name in vars(parts[0]) if name != "terms"}, terms=terms)
 
 
 @dataclass(frozen=True)
@@ -152,30 +100,6 @@ def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_
     return np.asarray(np.ptp(rewards.reshape(-1, groups.num_members), axis=1) > 1e-6)
 
 
-def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
-    """Write atomically. Not fsynced: a file damaged by a power cut fails its checksum and is not used."""
-    arrays = {name: value for name, value in vars(groups).items() if name != "terms"}
-    arrays |= {f"{_TERM}{name}": values for name, values in groups.terms.items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("xb") as file:
-        np.savez(file, policy_id=np.array(policy_id), **arrays)
-    temporary.replace(path)
-
-
-def read_groups(path: Path) -> tuple[str, Groups]:
-    """Return policy id and groups; raise StateError if the file is not one of ours, or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        policy_id = str(arrays.pop("policy_id"))
-        named = [name for name in arrays if name.startswith(_TERM)]
-        terms = {name.removeprefix(_TERM): arrays.pop(name) for name in named}
-        arrays.setdefault("failed", np.zeros(len(arrays["lengths"]), np.bool_))  # written by an older version
-        return policy_id, Groups(**arrays, terms=terms)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise StateError(f"{path} holds no rollout: {error}") from None
-
-
 def save_rollout(folder: Path, rollout: Rollout) -> None:
     """Save into a checkpoint being written, with the networks' values from before its updates."""
     write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
@@ -190,7 +114,8 @@ def load_rollout(folder: Path, num_items: int) -> Rollout | None:
         return None
     policy_id, groups = read_groups(folder / _GROUPS)
     paths = folder / _VALUES, folder / _OLD_LOGPROBS
-    values, old_logprobs = (np.load(path) if path.exists() else None for path in paths)
+    longest = groups.tokens.shape[1]  # a file has no padding
+    values, old_logprobs = (np.load(path)[:, :longest] if path.exists() else None for path in paths)
     return Rollout(groups, policy_id, num_items, values=values, old_logprobs=old_logprobs)
 
 

@@ -15,7 +15,7 @@ from r1hpc.plan.topology.batch import updates_per_rollout
 from r1hpc.tasks.rewards import Completion
 from r1hpc.telemetry.records.samples import sampled_steps, samples_path
 from r1hpc.train.loop.session import Job
-from r1hpc.train.rl.rollout import Groups
+from r1hpc.train.rollout.groups import Groups
 from r1hpc.train.rollout.judge import Judge
 from r1hpc.train.rollout.torch_engine import Samples
 
