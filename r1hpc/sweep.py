@@ -5,6 +5,7 @@
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4,1e-3 train.seed=0..2        # again: adds and resumes
     python -m r1hpc.sweep train.py lr=1e-4,3e-4 -- --lr {lr}                      # your own script
     python -m r1hpc.sweep runs/job-sweep --by pass@1 --out sweep.png              # table and chart
+    python -m r1hpc.sweep runs/job-sweep --by val --lower                         # any recorded number
 
 Every combination of the values is a point: an ordinary run with its own folder, requeues and checkpoints.
 KEY=VALUE with one value is the same for all points. The sweep is called JOB-sweep unless --run-name gives
@@ -42,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--keep", type=_share, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
     )
-    parser.add_argument("--by", metavar="NUMBER", help="compare by loss, reward, pass@1, ...")
+    parser.add_argument("--by", metavar="NUMBER", help="compare by loss, eval_loss, pass@1, ...")
+    better = parser.add_mutually_exclusive_group()
+    better.add_argument("--lower", action="store_true", default=None, help="lower numbers are better")
+    better.add_argument("--higher", dest="lower", action="store_false", help="higher numbers are better")
     parser.add_argument("--run-name", metavar="NAME", help="of the sweep; default JOB-sweep")
     parser.add_argument("--out", type=Path, metavar="FILE", help="with SWEEP: also draw a chart, as PNG")
     add_submission_flags(parser)
@@ -61,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         from r1hpc.sweeps.table import read_table
 
         refuse_folder(arguments.out)
-        table = read_table(sweep, arguments.by)
+        table = read_table(sweep, arguments.by, arguments.lower)
         if arguments.out:
             table.draw(arguments.out)
         shown, text = table.to_json(), table.text()
@@ -90,12 +94,13 @@ def _submit(
     from r1hpc.slurm.flags import all_overrides
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.sweeps.definition import read_words
-    from r1hpc.sweeps.submit import submit_sweep
+    from r1hpc.sweeps.submit import Chosen, submit_sweep
+    from r1hpc.telemetry.records.direction import direction
 
     if job is not None and not given:
         find_job(job, "sweep or job")
-    if arguments.by and not arguments.rungs:
-        raise UsageError("--by goes with --rungs, or with the folder of a sweep")
+    if (arguments.by or arguments.lower is not None) and not arguments.rungs:
+        raise UsageError("--by, --lower and --higher go with --rungs, or with the folder of a sweep")
     grid, fixed = read_words(given)
     if not grid or arguments.out:
         raise UsageError(
@@ -115,7 +120,10 @@ def _submit(
         job=job,
         run_name=arguments.run_name,
     )
-    halving = (arguments.rungs, arguments.keep, arguments.by or "loss") if arguments.rungs else None
+    halving = None
+    if arguments.rungs:
+        by = arguments.by or "loss"
+        halving = Chosen(arguments.rungs, arguments.keep, by, direction(by, arguments.lower))
     return submit_sweep(order, grid, arguments.at_most, halving)
 
 

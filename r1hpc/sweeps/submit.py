@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -38,8 +38,18 @@ Jobs = dict[str, str]
 """Job IDs by point."""
 
 
+class Chosen(NamedTuple):
+    """Successive halving as asked for."""
+
+    rungs: int
+    keep: float
+    """Share that goes on after each rung."""
+    by: str
+    lower: bool
+
+
 def submit_sweep(
-    order: Order, grid: Grid, at_most: int | None = None, halving: tuple[int, float, str] | None = None
+    order: Order, grid: Grid, at_most: int | None = None, halving: Chosen | None = None
 ) -> dict[str, Any]:
     """Begin a sweep, or continue the one of this name; return the object of --json.
 
@@ -49,7 +59,7 @@ def submit_sweep(
     Args:
         order: its overrides are the same for all points.
         at_most: points that run at once; None: all on Slurm, else 1.
-        halving: number of rungs, share of the points that goes on after each, and the number to compare.
+        halving: stops worse points early; None: none is stopped.
     """
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
@@ -90,25 +100,27 @@ def _cost(groups: Sequence[PlannedRun], unit: str) -> dict[str, float] | None:
     return total(list(map(Spread.of_json, known))).to_json() if is_known else None
 
 
-def _defined(order: Order, grid: Grid, halving: tuple[int, float, str] | None) -> tuple[SweepDir, Definition]:
+def _defined(order: Order, grid: Grid, halving: Chosen | None) -> tuple[SweepDir, Definition]:
     """Return the folder, and the definition with the new points."""
     job = find_job(order.job or DEFAULT_JOB)
     sweep = SweepDir(order.folder(order.run_name or f"{job.stem[:56]}-sweep").path)
     layers = [layer for _, layer in load.named_layers(job)]
     fresh = Definition(str(job.absolute()), layers, list(order.overrides), order.cluster, [grid])
     if halving is not None:
-        fresh = replace(fresh, rungs=_rungs(config_of(fresh, fresh.points()[0]), *halving))
+        fresh = replace(fresh, rungs=_rungs(config_of(fresh, fresh.points()[0]), halving))
     if SweepDir.find(sweep.path) is None:
         if sweep.path.is_dir() and {path.name for path in sweep.path.iterdir()} - {"shared", sweep.lock.name}:
             raise UsageError(f"{sweep.path} is there and is no sweep: choose another --run-name")
         return sweep, fresh
     frozen = sweep.read()
-    rungs = frozen.rungs if halving is None else fresh.rungs
+    asked, rungs = dict(fresh.rungs or {}), frozen.rungs
     differs = {
         "the job file": (fresh.source, fresh.layers) != (frozen.source, frozen.layers),
         "the settings of all points": _lasting(fresh) != _lasting(frozen),
         "the varied settings": set(grid) != set(frozen.grids[0]),
-        "the rungs": rungs != frozen.rungs,
+        # "lower" is not in sweeps of earlier versions
+        "the rungs": bool(asked)
+        and (not rungs or any(asked.get(key) != value for key, value in rungs.items())),
     }
     if any(differs.values()):
         what = " and ".join(name for name, is_other in differs.items() if is_other)
@@ -124,15 +136,15 @@ def _lasting(definition: Definition) -> list[str]:
     return sorted(item for item in definition.overrides if not item.startswith(MAY_CHANGE))
 
 
-def _rungs(config: Any, rungs: int, keep: float, by: str) -> Halving:
-    most = find_workload(config.stage).steps(config) or 0
-    steps = [round(most * keep**power) for power in range(rungs - 1, 0, -1)]
+def _rungs(config: Any, chosen: Chosen) -> Halving:
+    most, keep = find_workload(config.stage).steps(config) or 0, chosen.keep
+    steps = [round(most * keep**power) for power in range(chosen.rungs - 1, 0, -1)]
     if not steps or len({0, *steps}) <= len(steps) or not 0 < keep < 1:
         raise UsageError(
-            f"{rungs} rungs that keep {keep:.3g} do not fit {most} steps: give --rungs 2 or more, a --keep "
-            "below 1, and enough steps (train.num_steps, script.steps)"
+            f"{chosen.rungs} rungs that keep {keep:.3g} do not fit {most} steps: give --rungs 2 or more, a "
+            "--keep below 1, and enough steps (train.num_steps, script.steps)"
         )
-    return Halving(steps=steps, keep=keep, by=by)
+    return Halving(steps=steps, keep=keep, by=chosen.by, lower=chosen.lower)
 
 
 def _carry_out(

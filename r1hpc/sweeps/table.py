@@ -1,12 +1,13 @@
 """Read the results of a sweep: one row per setting, with mean and interval over seeds.
 
-    table = read_table(sweep, "loss")
+    table = read_table(sweep, "eval_loss", lower=True)
     print(table.text())
     table.draw(Path("sweep.png"))
 
 A setting called `seed` repeats the others. The interval is Student's, 95 %, for independent seeds.
 """
 
+import difflib
 import math
 import statistics
 import time
@@ -29,11 +30,12 @@ from r1hpc.slurm import defaults
 from r1hpc.sweeps.definition import SweepDir
 from r1hpc.sweeps.plan import Action, PointStep, choose, config_of
 from r1hpc.telemetry.records.attempts import gpu_hours_used
-from r1hpc.telemetry.records.metrics import last_steps
-from r1hpc.telemetry.records.rungs import lower_is_better
+from r1hpc.telemetry.records.direction import direction, lower_is_better
+from r1hpc.telemetry.records.metrics import last_steps, read_logged
 
 _MOST_DRAWN = 40
 _MOST_FAILED = 10
+_MOST_NEAR = 8
 _FIRST_CHOICES = ("pass@1", "reward", "loss")
 _OF_EACH_STEP = ("grad_norm", "lr", "tokens", "step_time_s", "data_time_s", "tokens_per_second", "mfu")
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -52,6 +54,8 @@ class Result(NamedTuple):
     state: str
     detail: str = ""
     numbers: Mapping[str, float] = {}
+    logged: Mapping[str, tuple[int, int]] = {}
+    """The step of each number that a script logged, and the last step of the run."""
     gpu_hours: float = 0.0
 
 
@@ -69,16 +73,16 @@ class Row:
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
-    def half_width(self) -> float:
-        """Return half of the interval of the mean; 0 for one seed, which has none."""
+    def half_width(self) -> float | None:
+        """Return half of the interval of the mean; None without two seeds that differ."""
         count = len(self.values)
-        if count < 2:
-            return 0.0
+        if not math.isfinite(self.mean) or len(set(self.values)) < 2:
+            return None
         return student(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
 
     @property
     def shown(self) -> str:
-        width = f" ± {self.half_width:.2g}" if len(self.values) > 1 else ""
+        width = f" ± {self.half_width:.2g}" if self.half_width is not None else ""
         return f"{self.mean:.4g}{width}" if self.values else "-"
 
     @property
@@ -90,9 +94,9 @@ class Row:
         return {
             "settings": self.settings,
             "points": {each.step.point.name: each.state for each in self.results},
-            "values": self.values,
-            "mean": self.mean if self.values else None,
-            "half_width": self.half_width if len(self.values) > 1 else None,
+            "values": [value if math.isfinite(value) else None for value in self.values],
+            "mean": self.mean if math.isfinite(self.mean) else None,
+            "half_width": self.half_width,
             "gpu_hours": sum(each.gpu_hours for each in self.results),
         }
 
@@ -105,17 +109,26 @@ class Table:
     by: str
     """The number that is compared; empty while no point has one."""
     rows: Sequence[Row]
+    lower: bool | None
+    """True if lower is better; None: not known, and the rows are in the order of the sweep."""
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        rows = [row.to_json() for row in self.rows]
-        return {"sweep": self.sweep.name, "sweep_dir": str(self.sweep.path), "by": self.by, "rows": rows}
+        return {
+            "sweep": self.sweep.name,
+            "sweep_dir": str(self.sweep.path),
+            "by": self.by,
+            "lower": self.lower,
+            "notes": list(self.notes),
+            "rows": [row.to_json() for row in self.rows],
+        }
 
     def text(self) -> str:
         """Return the table, and why points failed."""
         results = [result for row in self.rows for result in row.results]
         states = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in results).items())
         keys = list(self.rows[0].settings)
-        headings = (*keys, "finished", f"{self.by or 'result'} (± 95 %)", "range", "GPU-hours")
+        headings = (*keys, "finished", f"{self.by or 'result'} (± 95 % over seeds)", "range", "GPU-hours")
         rows = [
             (
                 *row.settings.values(),
@@ -129,34 +142,45 @@ class Table:
         failed = [f"{r.step.point.name} failed: {r.detail}" for r in results if r.state == State.failed]
         table = format_table(headings, rows, right={len(keys) + 3}, indent="  ")
         head = f"{self.sweep.name}: {states}\n  {self.sweep.path}\n"
-        return "\n".join([head, table, *map(wrap, failed[:_MOST_FAILED])])
+        notes = [wrap(f"note: {note}", hanging="  ") for note in self.notes]
+        return "\n".join([head, table, *map(wrap, failed[:_MOST_FAILED]), *notes])
 
     def draw(self, path: Path) -> None:
         """Write a chart of the best settings as PNG. Raise UsageError if no finished point has a number."""
-        rows = [row for row in self.rows if row.values][:_MOST_DRAWN]
+        rows = [row for row in self.rows if math.isfinite(row.mean)][:_MOST_DRAWN]
         if not rows:
             raise UsageError(f"{self.sweep.name} has nothing to draw: no finished point has a number")
-        named = [(row.name, row.shown, row is rows[0]) for row in rows]
+        named = [(row.name, row.shown, row is rows[0] and self.lower is not None) for row in rows]
         chart = row_chart(self.by, self.by, self.by, named, lambda axes, ys, _: _draw(axes, rows, ys))
         save_png([chart], f"{self.sweep.name}: {self.by}, mean with 95 % interval", path)
 
 
-def read_table(sweep: SweepDir, by: str | None = None) -> Table:
-    """Return the results of all points so far. Raise UsageError if no point has this number.
+def read_table(sweep: SweepDir, by: str | None = None, lower: bool | None = None) -> Table:
+    """Return the results of all points so far.
+
+    Raise UsageError if no point has recorded this number, or it is not known which way it is better.
 
     Args:
-        by: the number to compare, such as loss, reward or pass@1; None: the first of these that there is.
+        by: the number to compare, such as loss, eval_loss or pass@1; None: that of the rungs, else the first
+            of pass@1, reward, loss and the others that there is.
+        lower: True if lower is better; None: as the rungs say, else as the name tells.
     """
     definition = sweep.read()
     points = definition.points()
     stage = config_of(definition, points[0]).stage
     executor = "slurm" if defaults.slurm_is_here() else "local"
     results = [_result(step, stage) for step in choose(sweep, points, executor)]
-    known = dict.fromkeys(name for result in results for name in result.numbers)
-    by = by or next((name for name in (*_FIRST_CHOICES, *known) if name in known), "")
-    if by and by not in (known or _FIRST_CHOICES):
-        what = ", ".join(known or _FIRST_CHOICES)
-        raise UsageError(f"no finished point has {printable(by)}: --by one of {what}")
+    if definition.rungs is not None and by in (None, definition.rungs["by"]):
+        by, lower = definition.rungs["by"], definition.rungs.get("lower") if lower is None else lower
+    recorded = dict.fromkeys(name for result in results for name in result.numbers)
+    if by is None:
+        first = [name for name in (*_FIRST_CHOICES, *recorded) if name in recorded]
+        by = next((name for name in first if lower_is_better(name) is not None), *(first or [""])[:1])
+        lower = lower_is_better(by) if lower is None else lower
+    else:
+        lower = direction(by, lower)
+        if by not in recorded:
+            _check_recorded(by, [result.step.run for result in results], stage)
     keys = [key for key in points[0].settings if key.rpartition(".")[2] != "seed"]
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
@@ -165,8 +189,31 @@ def read_table(sweep: SweepDir, by: str | None = None) -> Table:
         Row(dict(zip(keys, values, strict=True)), group, [r.numbers[by] for r in group if by in r.numbers])
         for values, group in groups.items()
     ]
-    sign = 1 if lower_is_better(by) else -1
-    return Table(sweep, by, sorted(rows, key=lambda r: math.inf if math.isnan(r.mean) else sign * r.mean))
+    if lower is not None:
+        rows.sort(key=lambda row: (row.mean if lower else -row.mean) if math.isfinite(row.mean) else math.inf)
+    return Table(sweep, by, rows, lower, _notes(by, lower, results))
+
+
+def _check_recorded(by: str, runs: Sequence[RunDir], stage: str) -> None:
+    """Raise UsageError with the nearest names unless a point that is not finished has recorded `by`."""
+    names = dict.fromkeys(name for run in runs if run.config.is_file() for name in _numbers(run, stage)[0])
+    if by in names or (not names and by in _FIRST_CHOICES):
+        return
+    near = difflib.get_close_matches(by, names, _MOST_NEAR, cutoff=0.0)
+    what = f"nearest: {', '.join(map(printable, near))}" if near else "no point has recorded a number yet"
+    raise UsageError(f"no point has recorded {printable(by)}; {what}")
+
+
+def _notes(by: str, lower: bool | None, results: Sequence[Result]) -> list[str]:
+    """Return what the order and the numbers do not show."""
+    notes = []
+    if by and lower is None:
+        notes.append(f"nothing tells which way {printable(by)} is better: add --lower or --higher")
+    steps = {result.logged[by] for result in results if by in result.logged}
+    if steps - {(last, last) for _, last in steps}:
+        early = ", ".join(f"step {step} of {last}" for step, last in sorted(steps))
+        notes.append(f"the newest {printable(by)} is from {early}")
+    return notes
 
 
 def _result(step: PointStep, stage: str) -> Result:
@@ -176,36 +223,46 @@ def _result(step: PointStep, stage: str) -> Result:
         history = corrected_history(step.run)
         hours = gpu_hours_used(history, time.time())
         if step.action is Action.skip:
-            return Result(step, step.action, "", _numbers(step.run, stage), hours)
+            return Result(step, step.action, "", *_numbers(step.run, stage), hours)
         if step.action is Action.resume:
             now = read_situation(step.run)
-            return Result(step, now.state, now.detail, {}, hours)
+            return Result(step, now.state, now.detail, gpu_hours=hours)
         running = State.queued if history.last is None else State.running
         return Result(step, running if step.action is Action.leave else step.action, gpu_hours=hours)
     except (R1hpcError, OSError) as error:  # a damaged point must not hide the others
         return Result(step, "unreadable", str(error))
 
 
-def _numbers(run: RunDir, stage: str) -> dict[str, float]:
-    """Return the numbers of the last step and of the run's card."""
-    found: dict[str, float] = {}
-    for step in last_steps(run, 1):
-        numbers = {name: step.number(name) for name in ("loss", *(step.extra or {}))}
-        found |= {name: float(number) for name, number in numbers.items() if number is not None}
+def _numbers(run: RunDir, stage: str) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+    """Return the last numbers of a run, and the step of those that a script logged, with the run's last step.
+
+    Numbers of train.jsonl come before those of the card, and these before what a script logged. Those that
+    every step has are the last, so that none of them is compared by default.
+    """
+    found: dict[str, float | None] = {}
+    steps = last_steps(run, 1)
+    for step in steps:
+        found |= {name: step.number(name) for name in ("loss", *(step.extra or {}))}
     for name, text in card_of(run, stage):
         try:
             found[name] = float(text.split()[0])
         except (ValueError, IndexError):
             continue
-    for step in last_steps(run, 1):  # last, so that none of these is the number compared by default
-        others = {name: step.number(name) for name in _OF_EACH_STEP if name not in found}
-        found |= {name: float(number) for name, number in others.items() if number is not None}
-    return found
+    of_steps = {name: step.number(name) for step in steps for name in _OF_EACH_STEP if name not in found}
+    logged = {
+        name: next(reversed(by_step.items()))
+        for name, by_step in read_logged(run).items()
+        if found.get(name) is None and of_steps.get(name) is None
+    }
+    found |= {name: value for name, (_, value) in logged.items()} | of_steps
+    last = steps[-1].global_step if steps else 0
+    ends = {name: (step, max(step, last)) for name, (step, _) in logged.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}, ends
 
 
 def _draw(axes: Axes, rows: Sequence[Row], ys: Sequence[float]) -> None:
     """Draw a dot for each seed, on the interval of their mean."""
-    reach = [(row.mean - row.half_width, row.mean + row.half_width) for row in rows]
+    reach = [(row.mean - width, row.mean + width) for row in rows for width in [row.half_width or 0.0]]
     ends = [end for row, both in zip(rows, reach, strict=True) for end in (*both, *row.values)]
     margin = (max(ends) - min(ends)) * 0.05 or abs(ends[0]) * 0.05 or 1.0
     number_axis(axes.xaxis, min(ends) - margin, max(ends) + margin)

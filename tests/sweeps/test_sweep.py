@@ -17,7 +17,7 @@ from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import plan_new_run
 from r1hpc.sweeps.definition import Definition, Point, SweepDir, points_of, read_words
 from r1hpc.sweeps.plan import choose
-from r1hpc.sweeps.submit import _lanes, submit_sweep
+from r1hpc.sweeps.submit import Chosen, _lanes, submit_sweep
 from r1hpc.sweeps.table import read_table
 from r1hpc.telemetry.records.metrics import MetricWriter
 from r1hpc.telemetry.records.rungs import Halving, stopped_at
@@ -90,7 +90,7 @@ def test_what_differs_from_the_sweep_in_the_folder_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("rungs", [1, 9])
 def test_rungs_must_fit_the_steps(tmp_path: Path, rungs: int) -> None:
     with pytest.raises(UsageError, match="do not fit 60 steps"):
-        dry_run(tmp_path, "train.seed=0..1", halving=(rungs, 1 / 3, "loss"))
+        dry_run(tmp_path, "train.seed=0..1", halving=Chosen(rungs, 1 / 3, "loss", True))
 
 
 @pytest.mark.parametrize("share", ["1/0", "1e400", "2", "nan", "x", "1e-999"])
@@ -127,7 +127,7 @@ def test_the_table_has_means_and_intervals_over_seeds(tmp_path: Path) -> None:
     assert "1 not submitted" in text
     read_table(sweep).draw(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UsageError, match="--by one of loss"):
+    with pytest.raises(UsageError, match="no point has recorded pass@1; nearest: "):
         read_table(sweep, "pass@1")
     assert read_table(sweep, "step_time_s").rows[0].mean == 0.5
     assert read_table(sweep).by == "loss"
@@ -162,14 +162,14 @@ def test_a_sweep_that_slurm_refuses_leaves_nothing(tmp_path: Path, monkeypatch: 
 
 def test_what_is_no_sweep_or_number_is_said(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, "train.seed=0..1")
-    with pytest.raises(UsageError, match="no finished point has nope: --by one of pass@1, reward, loss"):
-        read_table(sweep, "nope")
+    with pytest.raises(UsageError, match="recorded nope; no point has recorded a number yet"):
+        read_table(sweep, "nope", lower=True)
     write_point(sweep, "seed_0", [])
     with pytest.raises(UsageError, match="no finished point has a number"):
         read_table(sweep).draw(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="no sweep or job 'nothere'"):
         sweep_command.main(["nothere"])
-    with pytest.raises(UsageError, match="--by goes with --rungs"):
+    with pytest.raises(UsageError, match="--by, --lower and --higher go with --rungs"):
         sweep_command.main(["smoke", "train.seed=0..1", "--by", "nope"])
     with pytest.raises(UsageError, match="s is a sweep: choose another --run-name"):
         plan_new_run(Order(job="smoke", run_root=tmp_path, run_name="s"))
@@ -216,3 +216,23 @@ def test_accuracy_at_a_rung_is_better_if_higher(tmp_path: Path) -> None:
         MetricWriter(run, 1).step(global_step=1, loss=1.0, reward=reward)
     assert [run.stop.exists() for run in runs] == [False, True]
     assert json.loads(sweep.definition.read_text())["rungs"]["by"] == "reward"
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_rung_compares_what_the_script_logged(tmp_path: Path, lower: bool) -> None:
+    rungs = Halving(steps=[1], keep=0.5, by="val", lower=lower)
+    sweep = write_sweep(tmp_path, "train.lr=1,2,3", rungs=rungs)
+    runs = [sweep.stage(f"lr_{lr}") for lr in "123"]
+    for run, value in zip(runs, (0.5, 0.1, 0.9), strict=True):
+        run.create()
+        writer = MetricWriter(run, 1)
+        writer.step(global_step=1, loss=1.0)
+        writer.logged(1, {"val": value})  # an evaluation follows the step
+        assert not run.stop.exists()
+        writer.step(global_step=2, loss=1.0)
+    assert [run.stop.exists() for run in runs] == [False, not lower, lower]
+
+
+def test_rungs_by_a_doubtful_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is val better if lower or higher"):
+        sweep_command.main(["smoke", "train.seed=0..1", "--rungs", "2", "--by", "val", "--dry-run"])

@@ -155,7 +155,7 @@ class MetricWriter:
         self._events, self._logged = events_path(run), logged_path(run)
         self._ledger = run.ledger / f"attempt_{attempt}.jsonl"
         self._attempt = attempt
-        self._rungs = open_rungs(run)
+        self._rungs = open_rungs(run, read_logged)
 
     def step(self, *, global_step: int, **fields: Any) -> None:
         """Write one optimizer step; `global_step` counts finished steps, from 1. See Step for the fields."""
