@@ -4,6 +4,9 @@
 name. The script passes its checkpoint to `load_state` by itself (`script.resume_args`). A stop is answered
 between two batches if the number in the folder's name counts optimizer steps, else after the script's next
 `save_state`. A number that goes back, while it counted the steps before, is replaced by the step.
+
+A script that saved after the last batch of a pass resumes with the next pass, without the evaluation between
+them. So the random streams after that evaluation are kept beside the checkpoint.
 """
 
 import functools
@@ -82,6 +85,10 @@ class _Keeper:
         self._loaded_starts: dict[int, _Start] = {}
         self._iterations: dict[int, int] = {}
         """Number of the loader -> complete iterations; Accelerate shuffles by it."""
+        self._ended: int | None = None
+        """The newest checkpoint was saved after the last batch of this loader."""
+        self._resumed_after: int | None = None
+        """The same of the checkpoint that was loaded, until an iteration begins."""
 
     def _begin(self, is_loading: bool = False) -> Run:
         if self._run is None:
@@ -114,6 +121,7 @@ class _Keeper:
             kept = torch.load(file, map_location="cpu", weights_only=False)
             self._loaded_starts, self._stem = kept["starts"], kept["stem"]
             self._iterations, self._highest = kept["iterations"], kept.get("highest", 0)
+            self._resumed_after = kept.get("ended")
         self._loaded_streams = streams()
         return found
 
@@ -135,10 +143,13 @@ class _Keeper:
         with run.saving(self._step) as folder:
             with _named_by_us(owner):
                 original(owner, str(folder / name), *args, **kwargs)
-            kept = self._positions() | {"stem": self._stem, "highest": self._highest}
+            ended = (number for number, (loader, _) in self._open.items() if loader.end_of_dataloader)
+            self._ended = next(ended, None)
+            kept = self._positions() | {"stem": self._stem, "highest": self._highest, "ended": self._ended}
             torch.save(kept, folder / f"accelerate_rank_{run.rank}.pt")
         self._began = time.monotonic()
-        if self._stops or run.agree().stop:
+        self._stops = self._stops or run.agree().stop
+        if self._stops and self._ended is None:  # else after the evaluation
             run.leave(self._step)
 
     def _positions(self) -> dict[str, Any]:
@@ -191,6 +202,7 @@ class _Keeper:
     def batches(self, original: Any, loader: Any) -> Iterator[Any]:
         """Iterate, in the order drawn before a resume; stop between two batches."""
         number = self._number(loader)
+        self._begin_pass(number)
         amid = self._restore_start(number, loader)
         self._open[number] = loader, (streams(), generator_states(loader))
         try:
@@ -206,6 +218,27 @@ class _Keeper:
         finally:  # also if the script breaks out of its loop
             self._open.pop(number, None)
             self._iterations[number] = loader.iteration
+
+    def _begin_pass(self, number: int) -> None:
+        """Keep the random streams after an evaluation, or take over those of the last attempt."""
+        run = attempt()
+        if number == self._ended and run.is_job:
+            file = _after_pass(run)
+            torch.save({"step": self._step, "streams": streams()}, file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").replace(file)
+            self._ended = None
+            if self._stops:
+                run.leave(self._step)
+        if number == self._resumed_after:
+            file = _after_pass(run)
+            kept = torch.load(file, weights_only=False) if file.is_file() else {}
+            if kept.get("step") == self._step:
+                self._loaded_streams = kept["streams"]
+            else:
+                run.name_not_kept(
+                    {f"random numbers of the evaluation after step {self._step}: it was cut off"}
+                )
+        self._resumed_after = None
 
     def _restore_start(self, number: int, loader: Any) -> dict[str, Any] | None:
         """Set the random streams from which the checkpoint's iteration drew its order.
@@ -231,6 +264,11 @@ class _Keeper:
                 return number
         self._loaders.append(loader)
         return len(self._loaders) - 1
+
+
+def _after_pass(run: Run) -> Path:
+    """Return the file with the random streams after the newest evaluation between two passes."""
+    return run.checkpoints.parent / f"after_pass_{run.rank}.pt"
 
 
 @contextmanager

@@ -24,41 +24,20 @@ MODULES = {
 _NODES = {"nnodes", "num_nodes", "num_machines"}
 _PER_NODE = {"nproc_per_node", "num_gpus", "num_accelerators"}
 _OURS = {
-    *("rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf", "node_rank", "master_addr", "master_port"),
-    *(
-        "monitor_interval",
-        "start_method",
-        "local_addr",
-        "main_process_ip",
-        "main_process_port",
-        "machine_rank",
-    ),
-    *("rdzv_backend", "same_network", "compute_environment", "downcast_bf16", "main_training_function"),
-    *(
-        "deepspeed_multinode_launcher",
-        "tpu_env",
-        "tpu_use_cluster",
-        "tpu_use_sudo",
-        "debug",
-        "hostfile",
-        "ssh_port",
-    ),
-}
-"""Settings that r1hpc chooses by itself, or that mean nothing on GPUs of Slurm."""
+    "rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf", "node_rank", "master_addr", "master_port",
+    "monitor_interval", "start_method", "local_addr", "main_process_ip", "main_process_port",
+    "machine_rank", "same_network", "deepspeed_multinode_launcher", "ssh_port",
+}  # fmt: skip
+"""Settings that r1hpc chooses by itself."""
+_DEFAULTS = {"compute_environment": "LOCAL_MACHINE", "main_training_function": "main"}
+"""Values of `accelerate config` that ask for nothing, beside those of _OFF."""
+_OFF = (None, "", "no", "NO", "false", [], {})
 _SWITCHES = {
-    *("standalone", "multi_gpu", "module", "m", "no_python", "cpu", "use_cpu", "use_deepspeed", "use_fsdp"),
-    *(
-        "no_local_rank",
-        "no_ssh",
-        "no_ssh_check",
-        "force_multi",
-        "run_path",
-        "virtual_local_rank",
-        "q",
-        "quiet",
-    ),
-    *("bind_cores_to_rank", "use_megatron_lm", "use_xpu", "tpu", "save_pid", "debug", "same_network"),
-}
+    "standalone", "multi_gpu", "module", "m", "no_python", "cpu", "use_cpu", "use_deepspeed", "use_fsdp",
+    "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "run_path", "virtual_local_rank", "q",
+    "quiet", "bind_cores_to_rank", "use_megatron_lm", "use_xpu", "tpu", "save_pid", "debug",
+    "same_network",
+}  # fmt: skip
 _DROPPED = {"standalone", "multi_gpu", "no_ssh", "no_ssh_check", "force_multi", "q", "quiet", "no_local_rank"}
 _VARIABLES = {
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
@@ -66,6 +45,7 @@ _VARIABLES = {
     "gradient_clipping": "ACCELERATE_GRADIENT_CLIPPING",
     "dynamo_backend": "ACCELERATE_DYNAMO_BACKEND",
     "num_cpu_threads_per_process": "OMP_NUM_THREADS",
+    "debug": "ACCELERATE_DEBUG_MODE",
     "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
     "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
     "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
@@ -224,7 +204,9 @@ def _place(
 
 def _carry(launcher: str, key: str, value: Any, put: Callable[[str, Any], None]) -> None:
     """Hand one setting on by its variable, drop it if it is ours, or refuse it."""
-    if key in _DROPPED or key in _OURS:
+    is_off = value is False or value in _OFF or value == _DEFAULTS.get(key)
+    has_variable = (key in _VARIABLES and key != "debug") or key.startswith("fsdp_")
+    if key in _DROPPED or key in _OURS or (is_off and not has_variable):
         return
     if launcher == "accelerate":
         if key in ("use_deepspeed", "use_fsdp"):

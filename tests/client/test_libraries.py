@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.run_dir import RunDir
+from r1hpc.client.run import AGAIN
 from r1hpc.telemetry.records.metrics import read_logged
-from tests.client.attempts import alone, resumed
+from tests.client.attempts import SCRIPTS, alone, as_attempt, lines_of, resumed
 
 
 @pytest.mark.slow  # four starts of transformers
@@ -33,3 +34,15 @@ def test_lightning(tmp_path: Path, words: list[str]) -> None:
     assert attempts == 4
     assert lines == alone("lightning_holds.py", tmp_path / "alone", *words)
     assert list(read_logged(run)["val_loss"]) == [10, 20, 30]
+
+
+@pytest.mark.slow  # three starts of accelerate
+def test_accelerate_stopped_at_the_last_batch_of_a_pass(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    command = [str(SCRIPTS / "accelerate_passes.py"), "--out", str(tmp_path / "out")]
+    first = as_attempt(run, 1, command, library="accelerate")
+    assert first.returncode == AGAIN, first.stderr
+    second = as_attempt(run, 2, command, library="accelerate")
+    assert second.returncode == 0, second.stderr
+    assert "not kept" not in second.stderr
+    assert lines_of(second.stdout.splitlines()) == alone("accelerate_passes.py", tmp_path / "alone")

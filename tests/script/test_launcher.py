@@ -53,6 +53,24 @@ def test_accelerate_launch_with_a_config_file() -> None:
     assert cpu.script.env["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
+def test_what_accelerate_config_writes_for_nothing_is_dropped_and_the_rest_refused(folder: Path) -> None:
+    usual = (
+        "compute_environment: LOCAL_MACHINE\ndebug: false\ndistributed_type: MULTI_GPU\ndowncast_bf16: 'no'\n"
+    )
+    usual += "main_training_function: main\nnum_machines: 1\nnum_processes: 2\ntpu_env: []\nuse_cpu: false\n"
+    (folder / "b.yaml").write_text(usual)
+    assert understood("accelerate launch --config_file b.yaml train.py").script.env == {}
+    (folder / "b.yaml").write_text(usual.replace("debug: false", "debug: true"))
+    carried = understood("accelerate launch --config_file b.yaml train.py")
+    assert carried.script.env == {"ACCELERATE_DEBUG_MODE": "true"}
+    for line in ("downcast_bf16: true", "tpu_use_sudo: true", "enable_cpu_affinity: true", "tpu_env: [A=1]"):
+        (folder / "b.yaml").write_text(f"num_machines: 1\n{line}\n")
+        with pytest.raises(UsageError, match=f"accelerate {line.partition(':')[0]}=.* is not carried over"):
+            understood("accelerate launch --config_file b.yaml train.py")
+    with pytest.raises(UsageError, match="deepspeed hostfile=hosts is not carried over"):
+        split_command(["deepspeed", "--hostfile", "hosts", "train.py"])
+
+
 def test_deepspeed_hands_the_local_rank_in() -> None:
     config = understood("deepspeed --num_gpus 4 train.py --deepspeed ds.json")
     assert config.resources.gpus_per_node == 4
