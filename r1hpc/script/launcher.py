@@ -31,7 +31,7 @@ _OURS = {
 """Settings that r1hpc chooses by itself."""
 _DEFAULTS = {"compute_environment": "LOCAL_MACHINE", "main_training_function": "main"}
 """Values of `accelerate config` that ask for nothing, beside those of _OFF."""
-_OFF = (None, "", "no", "NO", "false", [], {})
+_OFF: tuple[Any, ...] = (None, "", "no", "NO", "false", [], {})
 _SWITCHES = {
     "standalone", "multi_gpu", "module", "m", "no_python", "cpu", "use_cpu", "use_deepspeed", "use_fsdp",
     "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "run_path", "virtual_local_rank", "q",

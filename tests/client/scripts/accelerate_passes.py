@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""An Accelerate loop that saves after the last batch of a pass and then evaluates; it is told to stop there."""
+"""An Accelerate loop that saves after the last batch of a pass, then evaluates; it is told to stop there."""
 
 import argparse
 import hashlib
