@@ -140,8 +140,10 @@ def _any_of(checks: Sequence[Check], takes_none: bool) -> Check:
     def checked(value: Any) -> str | None:
         if value is None and takes_none:
             return None
-        said = [each(value) for each in checks]
-        return None if None in said else said[0]
+        first = checks[0](value)
+        if first is None or any(each(value) is None for each in checks[1:]):
+            return None
+        return first
 
     return checked
 

@@ -23,8 +23,9 @@ A killed attempt has no `end`; the next `begin` writes it, marked `inferred`. If
 `not_begun` tells why no attempt follows: STOP exists, a limit is reached, the data cannot be used.
 """
 
+import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NotRequired, TypedDict
@@ -235,9 +236,25 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
     StateError if none can be read."""
     try:
         with open_plain(run.attempts) as file:
-            lines = file.read().split(b"\n")
+            events, bad = _parse_events(file.read())
     except FileNotFoundError:
         return [], ()
+    if not bad:
+        return list(events), ()
+    some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
+    said = f"{run.attempts}: line {some} cannot be read"
+    if not events:
+        raise StateError(f"{said}, and there is no other: restore it or remove the run")
+    return list(events), (f"{said} and is left out: what it said of an attempt is missing",)
+
+
+@functools.lru_cache(maxsize=1)
+def _parse_events(content: bytes) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
+    """Return the events in order, and the numbers of lines that cannot be read.
+
+    One command reads the same file several times, one run after the other.
+    """
+    lines = content.split(b"\n")
     torn = lines.pop()  # a line being written, or torn by a kill, has no end
     events, bad = [], []
     for number, line in enumerate(lines, start=1):
@@ -251,14 +268,7 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
         events.append(last)
     elif b"\0" in torn:  # left by a power cut, never by a kill
         bad.append(str(len(lines) + 1))
-    events = in_order(events)
-    if not bad:
-        return events, ()
-    some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
-    said = f"{run.attempts}: line {some} cannot be read"
-    if not events:
-        raise StateError(f"{said}, and there is no other: restore it or remove the run")
-    return events, (f"{said} and is left out: what it said of an attempt is missing",)
+    return in_order(events), bad
 
 
 def parse_event(line: bytes) -> dict[str, Any] | None:

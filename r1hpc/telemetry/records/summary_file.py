@@ -6,6 +6,7 @@ time or bytes there differ, and the summary is not used.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import open_plain, read_json, write_atomic
-from r1hpc.base.records import Amount, Count, Finite, Time
+from r1hpc.base.files import open_plain, parse_json, write_atomic
+from r1hpc.base.records import Amount, Count, Finite, Time, mistake
 from r1hpc.base.run_dir import RunDir
 
 VERSION = 3
@@ -98,8 +99,18 @@ class StoredSummary:
 def read_summary(run: RunDir) -> StoredSummary | None:
     """Return the stored summary; None if there is none or it cannot be used."""
     try:
-        value = read_json(run.summary, StoredSummary)
-        if value.pop("version", None) != VERSION:
+        with open_plain(run.summary) as file:
+            return _parse(file.read())
+    except (FileNotFoundError, StateError):
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(raw: bytes) -> StoredSummary | None:
+    """Parse a file; one command reads the same one several times, one run after the other."""
+    try:
+        value = parse_json(raw)
+        if mistake(value, StoredSummary) is not None or value.pop("version", None) != VERSION:
             return None
         value |= {key: Mark(*value[key]) for key in ("config", "train", "events")}
         attempts = [StoredAttempt(**{**each, "split": tuple(each["split"])}) for each in value["attempts"]]
@@ -107,7 +118,7 @@ def read_summary(run: RunDir) -> StoredSummary | None:
         if any(len(split) != _PARTS for split in splits):
             return None
         return StoredSummary(**{**value, "attempts": tuple(attempts)})
-    except (FileNotFoundError, StateError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 
