@@ -8,7 +8,7 @@ A name that is no setting is a placeholder: `lr=1e-4,3e-4` fills `{lr}` in scrip
 <run_root>/<sweep>/
     sweep.json          the job, the varied settings and all points
     shared/             the frozen code, which each point links to
-    rungs/              which points were stopped early, see telemetry.records.rungs
+    rungs/              which settings were stopped early, see telemetry.records.rungs
     <point>/            an ordinary run folder
 """
 
@@ -87,6 +87,23 @@ def points_of(grid: Grid) -> list[Point]:
     labels = [each if short.count(each) == 1 else key for each, key in zip(short, grid, strict=True)]
     combinations = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
     return [Point(_name(labels, settings), settings) for settings in combinations]
+
+
+def groups_of(points: Sequence[Point]) -> list[list[str]]:
+    """Return the names of the points of each setting, which differ in their seeds alone."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for point in points:
+        groups.setdefault(setting_of(point), []).append(point.name)
+    return list(groups.values())
+
+
+def setting_of(point: Point) -> tuple[str, ...]:
+    """Return the values of a point without its seeds."""
+    return tuple(value for key, value in point.settings.items() if not is_seed(key))
+
+
+def is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] == "seed"
 
 
 def _name(labels: Sequence[str], settings: Mapping[str, str]) -> str:

@@ -26,7 +26,7 @@ from r1hpc.slurm.shell import contract
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, share_done
 from r1hpc.submission.resume import OF_THE_PLACE, plan_inside
-from r1hpc.sweeps.definition import Definition, Point, SweepDir, is_setting
+from r1hpc.sweeps.definition import Definition, Point, SweepDir, groups_of, is_setting
 from r1hpc.telemetry.records.rungs import stopped_at
 
 _MOST_TRIED = 8
@@ -63,7 +63,7 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
     """Return what each point needs now. Slurm is asked once, for the jobs of all."""
     there = {path.name for path in sweep.path.iterdir()} if sweep.path.is_dir() else set()
     asks = executor == "slurm" and defaults.slurm_is_here() and any(p.name in there for p in points)
-    jobs, dropped = queue.jobs_by_folder() if asks else {}, stopped_at(sweep.path)
+    jobs, dropped = queue.jobs_by_folder() if asks else {}, _dropped(sweep, points)
     live = {folder.resolve(): each for folder, each in jobs.items()}  # perhaps submitted through a link
     folder = sweep.path.resolve()
     steps = []
@@ -71,7 +71,7 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
         run, job = sweep.stage(point.name), None
         action = Action.drop if point.name in dropped else Action.resume
         if point.name not in there or not run.config.is_file():
-            action = Action.submit
+            action = Action.drop if point.name in dropped else Action.submit
         elif run.finished.exists():
             action = Action.skip
         elif executor == "local":
@@ -81,6 +81,15 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
             job = live.get(folder / point.name, [None])[-1]
         steps.append(PointStep(point, run, Action.leave if job else action, job))
     return steps
+
+
+def _dropped(sweep: SweepDir, points: Sequence[Point]) -> set[str]:
+    """Return the points that a rung stopped, with the other seeds of their settings, new ones too."""
+    stopped = set(stopped_at(sweep.path))
+    rungs = sweep.read().rungs if stopped else None
+    if rungs is not None and "groups" in rungs:  # earlier versions stopped single points
+        stopped |= {name for group in groups_of(points) if stopped & set(group) for name in group}
+    return stopped
 
 
 def config_of(definition: Definition, point: Point) -> RunConfig:

@@ -27,7 +27,7 @@ from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
 from r1hpc.submission.submit import budget_held
-from r1hpc.sweeps.definition import Definition, Grid, SweepDir
+from r1hpc.sweeps.definition import Definition, Grid, Point, SweepDir, groups_of
 from r1hpc.sweeps.plan import MAY_CHANGE, Planner, PointStep, choose, config_of
 from r1hpc.telemetry.records.rungs import Halving
 
@@ -65,7 +65,7 @@ def submit_sweep(
     order = replace(order, executor=executor)
     sweep, definition = _defined(order, grid, halving)
     with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
-        steps, planner = choose(sweep, definition.points(), executor), Planner(sweep, definition, order)
+        steps, planner = choose(sweep, _in_order(definition), executor), Planner(sweep, definition, order)
         to_do = [step for step in steps if step.makes_a_job]
         groups = planner.groups(to_do)
         notes += check_budget(groups, order.counted_root, order.over_budget)
@@ -92,6 +92,15 @@ def submit_sweep(
     }
 
 
+def _in_order(definition: Definition) -> list[Point]:
+    """Return the points; with rungs the seeds of a setting are neighbours, so that they run together."""
+    points = definition.points()
+    if definition.rungs is None:
+        return points
+    by_name = {point.name: point for point in points}
+    return [by_name[name] for group in groups_of(points) for name in group]
+
+
 def _cost(groups: Sequence[PlannedRun], unit: str) -> dict[str, float] | None:
     """Return the hours of all unfinished points; None if they are not known."""
     runs = [each for each in groups if bool(each.plan.topology.num_gpus) == (unit == "gpu_hours")]
@@ -111,16 +120,13 @@ def _defined(order: Order, grid: Grid, halving: Chosen | None) -> tuple[SweepDir
     if SweepDir.find(sweep.path) is None:
         if sweep.path.is_dir() and {path.name for path in sweep.path.iterdir()} - {"shared", sweep.lock.name}:
             raise UsageError(f"{sweep.path} is there and is no sweep: choose another --run-name")
-        return sweep, fresh
+        return sweep, _with_groups(fresh)
     frozen = sweep.read()
-    asked, rungs = dict(fresh.rungs or {}), frozen.rungs
     differs = {
         "the job file": (fresh.source, fresh.layers) != (frozen.source, frozen.layers),
         "the settings of all points": _lasting(fresh) != _lasting(frozen),
         "the varied settings": set(grid) != set(frozen.grids[0]),
-        # "lower" is not in sweeps of earlier versions
-        "the rungs": bool(asked)
-        and (not rungs or any(asked.get(key) != value for key, value in rungs.items())),
+        "the rungs": fresh.rungs is not None and not _same_rungs(fresh.rungs, frozen.rungs),
     }
     if any(differs.values()):
         what = " and ".join(name for name, is_other in differs.items() if is_other)
@@ -129,7 +135,22 @@ def _defined(order: Order, grid: Grid, halving: Chosen | None) -> tuple[SweepDir
         )
     grid = {key: grid[key] for key in frozen.grids[0]}
     grids = frozen.grids if grid in frozen.grids else [*frozen.grids, grid]
-    return sweep, replace(fresh, grids=grids, rungs=rungs)
+    continued = replace(fresh, grids=grids, rungs=frozen.rungs)
+    is_of_points = frozen.rungs is not None and "groups" not in frozen.rungs
+    return sweep, continued if is_of_points else _with_groups(continued)
+
+
+def _with_groups(definition: Definition) -> Definition:
+    """Add the points of each setting to the rungs, which compare settings."""
+    if definition.rungs is None:
+        return definition
+    return replace(definition, rungs={**definition.rungs, "groups": groups_of(definition.points())})
+
+
+def _same_rungs(asked: Halving, frozen: Halving | None) -> bool:
+    """True if these rungs are those of the sweep; earlier versions did not record the direction."""
+    known = {key: value for key, value in (frozen or {}).items() if key != "groups"}
+    return bool(known) and all(dict(asked).get(key) == value for key, value in known.items())
 
 
 def _lasting(definition: Definition) -> list[str]:

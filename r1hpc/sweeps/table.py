@@ -27,11 +27,12 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.reporting.drawing import Axes, dot, number_axis, row_chart, save_png
 from r1hpc.reporting.style import colour
 from r1hpc.slurm import defaults
-from r1hpc.sweeps.definition import SweepDir
+from r1hpc.sweeps.definition import SweepDir, is_seed, setting_of
 from r1hpc.sweeps.plan import Action, PointStep, choose, config_of
 from r1hpc.telemetry.records.attempts import gpu_hours_used
 from r1hpc.telemetry.records.direction import direction, lower_is_better
 from r1hpc.telemetry.records.metrics import last_steps, read_logged
+from r1hpc.telemetry.records.rungs import without_number
 
 _MOST_DRAWN = 40
 _MOST_FAILED = 10
@@ -181,17 +182,17 @@ def read_table(sweep: SweepDir, by: str | None = None, lower: bool | None = None
         lower = direction(by, lower)
         if by not in recorded:
             _check_recorded(by, [result.step.run for result in results], stage)
-    keys = [key for key in points[0].settings if key.rpartition(".")[2] != "seed"]
+    keys = [key for key in points[0].settings if not is_seed(key)]
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault(tuple(result.step.point.settings[key] for key in keys), []).append(result)
+        groups.setdefault(setting_of(result.step.point), []).append(result)
     rows = [
         Row(dict(zip(keys, values, strict=True)), group, [r.numbers[by] for r in group if by in r.numbers])
         for values, group in groups.items()
     ]
     if lower is not None:
         rows.sort(key=lambda row: (row.mean if lower else -row.mean) if math.isfinite(row.mean) else math.inf)
-    return Table(sweep, by, rows, lower, _notes(by, lower, results))
+    return Table(sweep, by, rows, lower, _notes(by, lower, results, sweep))
 
 
 def _check_recorded(by: str, runs: Sequence[RunDir], stage: str) -> None:
@@ -204,7 +205,7 @@ def _check_recorded(by: str, runs: Sequence[RunDir], stage: str) -> None:
     raise UsageError(f"no point has recorded {printable(by)}; {what}")
 
 
-def _notes(by: str, lower: bool | None, results: Sequence[Result]) -> list[str]:
+def _notes(by: str, lower: bool | None, results: Sequence[Result], sweep: SweepDir) -> list[str]:
     """Return what the order and the numbers do not show."""
     notes = []
     if by and lower is None:
@@ -213,6 +214,10 @@ def _notes(by: str, lower: bool | None, results: Sequence[Result]) -> list[str]:
     if steps - {(last, last) for _, last in steps}:
         early = ", ".join(f"step {step} of {last}" for step, last in sorted(steps))
         notes.append(f"the newest {printable(by)} is from {early}")
+    for rung, count in without_number(sweep.path).items():
+        notes.append(
+            f"{count} points reached the rung at step {rung} without its number: their settings go on"
+        )
     return notes
 
 

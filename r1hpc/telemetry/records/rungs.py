@@ -1,13 +1,14 @@
-"""Stop points of a sweep early that are worse than others at the same step (successive halving).
+"""Stop settings of a sweep early that are worse than others at the same step (successive halving).
 
-Such a step is a rung. A run decides for itself when it records that step (`reached`, called by metrics.py):
-it compares itself with those that were there before it, so none waits for another. sweeps/ reads the
-decisions. Each is an empty file, `<sweep>/rungs/<step>/<score>~<point>~<keep or stop>`: listing the folder
-reads them all.
+Such a step is a rung. A run records its number there: `<sweep>/rungs/<step>/<score>~<point>`. The last seed
+of a setting decides for all of them (`reached`, called by metrics.py). It compares their mean with those of
+the settings decided before, so none waits for another: `<mean>~<first point>~<keep or stop>`. All are empty
+files: listing the folder reads them. sweeps/ reads the decisions.
 """
 
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -20,13 +21,15 @@ _FOLDER = "rungs"
 
 
 class Halving(TypedDict):
-    """The steps of the rungs, the share of points that goes on after each, and the number to compare."""
+    """The steps of the rungs, the share of settings that goes on after each, and the number to compare."""
 
     steps: list[int]
     keep: float
     by: str
     lower: NotRequired[bool]
-    """True if lower is better; missing in sweeps of earlier versions."""
+    """True if lower is better; missing in sweeps of earlier versions, as the next one."""
+    groups: NotRequired[list[list[str]]]
+    """The points of each setting, one for each seed."""
 
 
 class _Sweep(TypedDict):
@@ -59,19 +62,43 @@ class Rungs:
             self._decide(rung, value, is_now=rung == step)
 
     def _decide(self, rung: int, value: float | None, is_now: bool) -> None:
-        folder = self._run.path.parent / _FOLDER / str(rung)
+        folder, own = self._run.path.parent / _FOLDER / str(rung), self._run.run_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scores = {name: (float(score), said) for score, name, said in _decisions(folder)}
-        is_new = self._run.run_id not in scores
-        if is_new:
+        group = next((names for names in self._groups() if own in names), [own])
+        if own not in _scores(folder):
             score = self._score(value)
-            better = sum(other < score for other, _ in scores.values())
-            best = max(1, math.floor(self._halving["keep"] * (len(scores) + 1) + 1e-9))
-            said = "keep" if better < best else "stop"
-            (folder / f"{score!r}~{self._run.run_id}~{said}").touch(mode=0o600)
-            scores[self._run.run_id] = score, said
-        if scores[self._run.run_id][1] == "stop" and (is_new or is_now):
+            (folder / f"{'none' if score is None else repr(score)}~{own}").touch(mode=0o600)
+        verdicts = _verdicts(folder)
+        if group[0] not in verdicts:
+            self._judge(folder, group)
+        elif verdicts[group[0]][1] == "stop" and is_now:  # a step that is repeated after a crash
             self._run.stop.touch(mode=0o600)
+
+    def _judge(self, folder: Path, group: Sequence[str]) -> None:
+        """Decide on a setting once all its seeds are here, and touch STOP in each if it is dropped.
+
+        Two seeds that come together may both decide: then "stop" counts, in `_verdicts` too.
+        """
+        scores, first = _scores(folder), group[0]
+        if not all(name in scores for name in group):
+            return
+        numbers = [score for name in group if (score := scores[name]) is not None]
+        mean, verdict = None, "keep"
+        if len(numbers) == len(group):  # a setting without a number is not compared
+            mean = statistics.fmean(numbers)
+            others = [other for name, (other, _) in _verdicts(folder).items() if name != first]
+            compared = [other for other in others if other is not None]
+            best = max(1, math.floor(self._halving["keep"] * (len(compared) + 1) + 1e-9))
+            verdict = "keep" if sum(other < mean for other in compared) < best else "stop"
+        (folder / f"{'none' if mean is None else repr(mean)}~{first}~{verdict}").touch(mode=0o600)
+        for run in (RunDir(self._run.path.parent / name) for name in group if verdict == "stop"):
+            if not run.finished.exists():
+                run.stop.touch(mode=0o600)
+
+    def _groups(self) -> list[list[str]]:
+        """Return the points of each setting now: another call may have added seeds."""
+        found = read_object(self._run.path.parent / SWEEP, _Sweep)
+        return found["rungs"].get("groups", []) if found else []
 
     def _newest(self, rung: int) -> float | None:
         """Return the newest number of an evaluation, or of what the script logged, up to a rung."""
@@ -80,12 +107,14 @@ class Rungs:
         numbers = found if by == "pass@1" else self._logged(self._run).get(by, {})
         return next((numbers[step] for step in sorted(numbers, reverse=True) if step <= rung), None)
 
-    def _score(self, value: Any) -> float:
-        """Return the number to compare, the lower the better; infinite if it is missing or not finite."""
-        if not isinstance(value, int | float) or not math.isfinite(value):
+    def _score(self, value: Any) -> float | None:
+        """Return the number to compare, the lower the better; infinite if not finite, None if missing."""
+        if not isinstance(value, int | float):
+            return None
+        if not math.isfinite(value):
             return math.inf
-        by = self._halving["by"]
-        return float(value) if self._halving.get("lower", lower_is_better(by)) else -float(value)
+        lower = self._halving.get("lower", lower_is_better(self._halving["by"]))
+        return float(value) if lower else -float(value)
 
 
 def open_rungs(run: RunDir, logged: Logged) -> Rungs | None:
@@ -95,11 +124,36 @@ def open_rungs(run: RunDir, logged: Logged) -> Rungs | None:
 
 
 def stopped_at(sweep: Path) -> dict[str, int]:
-    """Return the points that were stopped early, with the step of the rung."""
-    folders = (folder for folder in (sweep / _FOLDER).glob("*") if folder.name.isdecimal())
-    return {name: int(f.name) for f in folders for _, name, said in _decisions(f) if said == "stop"}
+    """Return the points that were stopped early, with the step of the rung; of a setting the first point."""
+    return {
+        name: int(folder.name)
+        for folder in _folders(sweep)
+        for name, (_, verdict) in _verdicts(folder).items()
+        if verdict == "stop"
+    }
 
 
-def _decisions(folder: Path) -> list[tuple[str, ...]]:
-    found = (tuple(path.name.split("~")) for path in folder.iterdir())
-    return [parts for parts in found if len(parts) == 3]
+def without_number(sweep: Path) -> dict[int, int]:
+    """Return by rung how many points had not recorded the number that is compared, if any."""
+    missing = {int(f.name): list(_scores(f).values()).count(None) for f in _folders(sweep)}
+    return {step: count for step, count in sorted(missing.items()) if count}
+
+
+def _folders(sweep: Path) -> list[Path]:
+    return [folder for folder in (sweep / _FOLDER).glob("*") if folder.name.isdecimal()]
+
+
+def _scores(folder: Path) -> dict[str, float | None]:
+    parts = [path.name.split("~") for path in folder.iterdir()]
+    return {each[1]: _number(each[0]) for each in parts if len(each) == 2}
+
+
+def _verdicts(folder: Path) -> dict[str, tuple[float | None, str]]:
+    """Return mean and verdict by the first point of a setting, or by the point in an earlier version."""
+    parts = [path.name.split("~") for path in folder.iterdir()]
+    decided = sorted((each for each in parts if len(each) == 3), key=lambda each: each[2])  # stop comes last
+    return {name: (_number(mean), verdict) for mean, name, verdict in decided}
+
+
+def _number(text: str) -> float | None:
+    return None if text == "none" else float(text)
