@@ -29,6 +29,7 @@ from r1hpc.base.cli import ArgumentParser, add_json, offer, print_result, run_co
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import ANY_WIDTH, format_table
+from r1hpc.config.stages import trains
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
@@ -331,10 +332,9 @@ def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
 
 def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     from r1hpc.config.load import read
-    from r1hpc.config.stages import TRAINED_STAGES
 
     config = read(run.config)
-    if config.stage not in TRAINED_STAGES:
+    if not trains(config.stage):
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which trains no model")
     os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a card
     from r1hpc.tasks.text.tokenizer import exported_tokenizer, load_tokenizer, vocabulary_size

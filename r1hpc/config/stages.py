@@ -15,21 +15,17 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.names import nearest
 
 WORKLOADS = {
-    **dict.fromkeys(("pretrain", "sft", "rl"), "r1hpc.train.workload:TRAINING"),
-    **dict.fromkeys(("traces", "generate", "evaluate"), "r1hpc.train.workload:IN_PARTS"),
+    "pretrain": "r1hpc.train.workload:SUPERVISED",
+    "traces": "r1hpc.train.workload:TRACES",
+    "sft": "r1hpc.train.workload:SUPERVISED",
+    "rl": "r1hpc.train.workload:RL",
+    "generate": "r1hpc.train.workload:SAMPLING",
+    "evaluate": "r1hpc.train.workload:SAMPLING",
     "serve": "r1hpc.serving.workload:SERVING",
     "script": "r1hpc.script.workload:SCRIPT",
 }
 """The stages of this package. By name, so that a stage is imported only when needed."""
-STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate", "serve", "script")
-TRAINED_STAGES = ("pretrain", "sft", "rl")
-"""Stages that take optimizer steps and leave a model."""
-SAMPLED_STAGES = ("rl", "generate", "evaluate")
-"""Stages that sample completions from a model."""
-MODEL_STAGES = tuple(stage for stage in STAGES if stage not in ("traces", "script"))
-"""Stages that load or build a model of ours."""
-PLANNED_STAGES = tuple(stage for stage in STAGES if stage not in ("serve", "script"))
-"""Stages with steps or parts that the plan counts. Others are planned by nodes and time alone."""
+STAGES = tuple(WORKLOADS)
 GROUP = "r1hpc.workloads"
 
 
@@ -112,6 +108,36 @@ def counts_of(stage: str) -> str:
 def is_server(stage: str) -> bool:
     """True if runs of the stage answer requests until they are stopped."""
     return bool(_attribute(stage, "is_server", False))
+
+
+def in_parts(stage: str) -> bool:
+    """True if the stage makes its result in files of parts/."""
+    return counts_of(stage) == "parts"
+
+
+def trains(stage: str) -> bool:
+    """True if the stage takes optimizer steps by section train, and leaves a model."""
+    return bool(_attribute(stage, "trains", False))
+
+
+def samples(stage: str) -> bool:
+    """True if the stage samples completions from its model."""
+    return bool(_attribute(stage, "samples", False))
+
+
+def loads_model(stage: str) -> bool:
+    """True if the stage loads or builds the model of section model."""
+    return bool(_attribute(stage, "loads_model", False))
+
+
+def is_rl(stage: str) -> bool:
+    """True if the stage trains on completions that it samples."""
+    return trains(stage) and samples(stage)
+
+
+def is_supervised(stage: str) -> bool:
+    """True if the stage trains on given texts."""
+    return trains(stage) and not samples(stage)
 
 
 def _attribute(stage: str, name: str, default: Any) -> Any:

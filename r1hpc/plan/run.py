@@ -12,7 +12,7 @@ from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.records import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import MODEL_STAGES, counts_of, find_workload
+from r1hpc.config.stages import find_workload, in_parts, is_rl, is_server, loads_model, samples
 from r1hpc.plan.memory.fit import way_out
 from r1hpc.plan.memory.run import (
     COMMON_CARD_GIB,
@@ -149,13 +149,13 @@ def make_plan(
     batch = batch_of(config, topology, max_nodes)
     shape = _shape(config, vocab_size, expected_model)
     flops = flops_per_token(shape, seq_len) if shape else None
-    is_taught = config.stage == "rl" and config.rl.teacher is not None
+    is_taught = is_rl(config.stage) and config.rl.teacher is not None
     teacher = _teacher_shape(config, expected_teacher) if is_taught else None
     teacher_parameters = teacher.num_parameters if teacher else None
     memory = None
     if shape and (teacher or not is_taught):
         memory = _memory(config, shape, topology, seq_len, teacher_parameters, max_nodes)
-    size = saved_bytes(config, shape, topology.world_size) if shape and config.stage != "serve" else None
+    size = saved_bytes(config, shape, topology.world_size) if shape and not is_server(config.stage) else None
     if config.checkpoint.assumed_bandwidth_gib_s is not None:
         given = config.checkpoint.assumed_bandwidth_gib_s
         save_speed = SaveSpeed(given, "given: checkpoint.assumed_bandwidth_gib_s")
@@ -188,7 +188,7 @@ def make_plan(
         teacher_parameters=teacher_parameters,
         teacher_active_parameters=teacher.num_active_parameters if teacher else None,
         account=config.resources.account or config.cluster.account,
-        first_item=(config.task.first_item or 0) if config.stage == "rl" else 0,
+        first_item=(config.task.first_item or 0) if is_rl(config.stage) else 0,
     )
 
 
@@ -219,7 +219,7 @@ def _memory(
         with contextlib.suppress(UnknownGpuError):
             card = find_gpu(gpu_type).memory_gib
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
-    must_fit = topology.num_gpus and config.stage != "serve"
+    must_fit = topology.num_gpus and not is_server(config.stage)
     if must_fit and [*misfits(memory, gpu_gib=card, host_gib=None)]:
         host = asked_host_gib(config)
         found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes, host)
@@ -229,17 +229,17 @@ def _memory(
 
 def _longest_sequence(config: RunConfig) -> tuple[int, str]:
     """Return the tokens of the longest sequence the model sees, and the settings behind it."""
-    if config.stage in ("rl", "generate", "evaluate"):
+    if samples(config.stage):
         length = config.rollout.max_prompt_length + config.rollout.max_completion_length
         return length, "rollout.max_prompt_length + rollout.max_completion_length"
-    if config.stage == "serve":
+    if is_server(config.stage):
         return config.serve.max_model_len or 1, "serve.max_model_len"
     return config.data.seq_len, "data.seq_len"
 
 
 def num_steps(config: RunConfig, num_ranks: int) -> int:
     """Return the optimizer steps, or the parts of a stage without them; 0 if the plan cannot know."""
-    if counts_of(config.stage) == "parts":
+    if in_parts(config.stage):
         return num_parts(with_part_size(config, num_ranks))
     return find_workload(config.stage).steps(config) or 0
 
@@ -266,7 +266,7 @@ def _shape(
     config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None
 ) -> ModelShape | None:
     """Return the model's shape; None if its family or vocabulary is unknown, or no model is loaded."""
-    if config.stage not in MODEL_STAGES:
+    if not loads_model(config.stage):
         return None
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)

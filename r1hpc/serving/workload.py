@@ -18,7 +18,7 @@ _HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm
 class Serving(Workload):
     """One server on one node."""
 
-    is_server = True
+    is_server = loads_model = True
 
     def vocab_size(self, config: RunConfig) -> int | None:
         from r1hpc.tasks.text.tokenizer import load_tokenizer, vocabulary_size  # tokenizers

@@ -18,6 +18,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import in_parts, is_rl, is_server
 from r1hpc.plan.run import RunPlan, describe_save, make_plan
 from r1hpc.plan.save_time import (
     SERVER_LEAVES_S,
@@ -27,7 +28,7 @@ from r1hpc.plan.save_time import (
     judge_window,
     signal_lead_s,
 )
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS, idle_ranks, with_part_size
+from r1hpc.plan.topology.parts import idle_ranks, with_part_size
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
@@ -114,7 +115,7 @@ def decide(
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor, has_nodes)
-    if config.stage == "serve" and config.resources.gpus_per_node is None:
+    if is_server(config.stage) and config.resources.gpus_per_node is None:
         gpus = min(gpus, 1)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
     config = dataclasses.replace(config, resources=settled)
@@ -137,10 +138,10 @@ def decide(
             f"are of the {gpus} asked for. Take --gpus-per-node {there}, or leave `exclusive` out"
         )
     notes += time_notes
-    if config.stage == "rl" or config.stage in STAGES_IN_PARTS:
+    if is_rl(config.stage) or in_parts(config.stage):
         config = with_part_size(config, plan.topology.world_size)
         notes += idle_ranks(config, plan.topology.world_size)
-    leaving_s = SERVER_LEAVES_S if config.stage == "serve" else plan.save_time_s
+    leaving_s = SERVER_LEAVES_S if is_server(config.stage) else plan.save_time_s
     lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     rules = _rules(facts)
@@ -286,7 +287,7 @@ def _rules(facts: ClusterFacts) -> PreemptionRules | None:
 def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, lead_s: int) -> list[str]:
     if rules is None:
         said = [f"time limit: USR2 {lead_s} s before it", "preemption: unknown, the cluster did not answer"]
-    elif config.stage == "serve":
+    elif is_server(config.stage):
         said = judge_server(rules, lead_s)
     else:
         said = judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)

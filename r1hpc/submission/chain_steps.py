@@ -20,7 +20,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.config import paths
 from r1hpc.config.paths import local_folder
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import trains
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.slurm import defaults, queue
 from r1hpc.slurm.client import call
@@ -185,7 +185,7 @@ def _refuse_unwritten_paths(stage: Stage, definition: Definition, chain: ChainDi
 def _leaves_model(config: RunConfig) -> bool:
     """True for a stage that trains; a script counts if it names the model it begins from."""
     is_told = config.stage == "script" and bool(config.model.path or config.model.config)
-    return config.stage in TRAINED_STAGES or is_told
+    return trains(config.stage) or is_told
 
 
 def _expected(

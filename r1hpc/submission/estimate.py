@@ -17,6 +17,7 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import amount, format_duration, parse_time
 from r1hpc.config import load, paths
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import is_server
 from r1hpc.plan.hours.estimate import Estimate, seed_estimate, text_gigabytes
 from r1hpc.plan.hours.estimate_run import as_if_on_gpus
 from r1hpc.plan.hours.goodput import FailureRates
@@ -56,7 +57,7 @@ def estimate_job(
     if gpu is not None:
         cluster_of = replace(config.cluster, gpu_type=find_gpu(gpu).name)
         config = replace(config, cluster=cluster_of, resources=replace(config.resources, gpu_type=None))
-    if config.stage == "serve":
+    if is_server(config.stage):
         raise UsageError(
             f"{printable(job)} is a server: it costs its GPUs x running time, at most the time limit"
         )

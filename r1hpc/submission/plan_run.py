@@ -24,7 +24,7 @@ from r1hpc.checkpoint.finished import check_inputs
 from r1hpc.config import load, paths, plugins
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.secrets import refuse_secrets, withheld
-from r1hpc.config.stages import SAMPLED_STAGES
+from r1hpc.config.stages import is_rl, is_server, samples
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
@@ -185,9 +185,9 @@ def _check_settings(config: RunConfig, facts: OrderFacts) -> list[str]:
     fields.check_parents(facts.run.path, config.cluster.trust_shared_run_root)
     if facts.is_new:
         config.deepspeed.check_new()
-        if config.stage in SAMPLED_STAGES:
+        if samples(config.stage):
             config.rollout.check_new()
-        if config.stage == "rl":
+        if is_rl(config.stage):
             config.rl.check_new()
     refuse_secrets(config, facts.order.overrides)
     if config.model.path or config.rl.teacher or config.data.traces:
@@ -245,7 +245,7 @@ def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
     memory = memory if facts.is_new else replace(memory, way_out="")
     notes = [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config))]
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
-    if others and facts.is_new and config.stage != "serve":  # the cluster may have one of these
+    if others and facts.is_new and not is_server(config.stage):  # the cluster may have one of these
         planned = find_gpu(gpu_type or ASSUMED_GPU)
         names = f"{planned.name.lower()} or {others[0].lower()}"
         notes.append(

@@ -18,7 +18,7 @@ from r1hpc.config import load, paths
 from r1hpc.config.layers import leaves, value_at
 from r1hpc.config.other_names import is_removed
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import TRAINED_STAGES
+from r1hpc.config.stages import is_server, trains
 from r1hpc.slurm import defaults
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission.order import Order
@@ -61,12 +61,12 @@ def plan_resumed_run(order: Order) -> PlannedRun:
     config = reconfigured(run, order)
     frozen = load.read(run.config)
     if run.finished.exists():
-        if config.stage == "serve":
+        if is_server(config.stage):
             raise UsageError(
                 f"{run.run_id} is a server that ended, at its time limit or idle: start another one with "
                 f"`python -m r1hpc.serve {config.model.path}`"
             )
-        if config.stage not in TRAINED_STAGES:
+        if not trains(config.stage):
             raise UsageError(f"{run.run_id} is finished and cannot be extended: start another run")
         last_step = read_object(run.finished).get("global_step")
         is_short = isinstance(last_step, int) and last_step < frozen.train.num_steps

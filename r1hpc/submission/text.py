@@ -9,7 +9,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import MODEL_STAGES, PLANNED_STAGES
+from r1hpc.config.stages import in_parts, is_rl, is_server, loads_model, trains
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
@@ -72,11 +72,11 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     ranks = "GPUs" if where.num_gpus else "CPU ranks"
     per_node = where.gpus_per_node or where.ranks_per_node
     lines = [*_model_line(planned), ("nodes", f"{where.num_nodes} x {per_node} {ranks}")]
-    if planned.config.stage == "serve":
+    if is_server(planned.config.stage):
         idle = planned.config.serve.idle_minutes
         when = f"without a request for {format_duration(60 * idle)}, or " if idle else ""
         lines.append(("ends", f"{when}at its time limit"))
-    elif planned.config.stage in PLANNED_STAGES:
+    elif trains(planned.config.stage) or in_parts(planned.config.stage):
         lines.append(_batch_line(planned))
     if planned.prompt is not None:
         shown = repr(planned.prompt)  # cut in the middle, the question; its form is at both ends
@@ -107,8 +107,8 @@ def _learning_lines(config: RunConfig) -> list[tuple[str, str]]:
     source = ", ".join(asked.sets) or asked.path or f"task {config.task.name}, held out"
     num = asked.num_items or ("all" if asked.sets or asked.path else 256)
     every = f", every {asked.every} steps" if asked.every else ""
-    when = f"; before the first step{every} and at the end" if config.stage == "rl" else ""
-    reward = [("reward", terms)] if config.stage == "rl" else []
+    when = f"; before the first step{every} and at the end" if is_rl(config.stage) else ""
+    reward = [("reward", terms)] if is_rl(config.stage) else []
     return [*reward, ("tests", f"{num} questions x {asked.num_samples} samples of {source}{when}")]
 
 
@@ -129,11 +129,11 @@ def _batch_line(planned: PlannedRun) -> tuple[str, str]:
 def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
     """Return where the weights come from; random ones are announced."""
     model, count = planned.config.model, planned.plan.num_parameters
-    if planned.config.stage not in MODEL_STAGES:
+    if not loads_model(planned.config.stage):
         return []
     origin = "from scratch" if model.path is None or model.from_scratch else model.path
     lines = [("model", origin, count)]
-    if planned.config.stage == "rl" and planned.config.rl.teacher is not None:
+    if is_rl(planned.config.stage) and planned.config.rl.teacher is not None:
         lines.append(("teacher", planned.config.rl.teacher, planned.plan.teacher_parameters))
     return [
         (name, whence if size is None else f"{whence}: {format_parameters(size)}")
@@ -152,7 +152,7 @@ def _handles(planned: PlannedRun, job_id: str) -> list[tuple[str, str]]:
         ("ranks", f"{run.logs}/latest/"),
         ("follow", f"python -m r1hpc.logs {run.path} -f"),
         ("status", f"python -m r1hpc.status {run.path}"),
-        ("stop", f"touch {run.stop}" + (" (saves first)" if planned.config.stage != "serve" else "")),
+        ("stop", f"touch {run.stop}" + (" (saves first)" if not is_server(planned.config.stage) else "")),
         ("cancel", cancel),
     ]
 

@@ -31,8 +31,10 @@ class Training(Workload):
 
     packages = ("torch", "deepspeed", "transformers", "zarr", "google_crc32c")
 
-    def __init__(self, counts: Literal["steps", "parts"]) -> None:
-        self.counts = counts
+    def __init__(self, counts: Literal["steps", "parts"], samples: bool) -> None:
+        self.counts, self.samples = counts, samples
+        self.trains = counts == "steps"
+        self.loads_model = self.trains or samples
 
     def steps(self, config: RunConfig) -> int | None:
         return config.train.num_steps if self.counts == "steps" else None
@@ -188,5 +190,7 @@ class Training(Workload):
         return run_rank(job)
 
 
-TRAINING = Training("steps")
-IN_PARTS = Training("parts")
+SUPERVISED = Training("steps", samples=False)
+RL = Training("steps", samples=True)
+TRACES = Training("parts", samples=False)
+SAMPLING = Training("parts", samples=True)

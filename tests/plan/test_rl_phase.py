@@ -155,7 +155,7 @@ def test_an_estimate_has_its_phases_and_an_interval() -> None:
     )
     assert found.baselines.keys() >= {"seed_formula", "6nd_at_40"}
     assert found.memory is not None
-    sampling = estimate_rl(_work(), "evaluate")
+    sampling = estimate_rl(replace(_work(), is_trained=False))
     assert sampling.baselines == found.baselines
     assert sampling.memory is None, "nothing is trained"
     assert set(sampling.phases) == {"prefill", "decode"}

@@ -21,7 +21,7 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig, RolloutConfig
 from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.config.stages import SAMPLED_STAGES
+from r1hpc.config.stages import STAGES, samples
 from r1hpc.submit import main as submit
 from r1hpc.tasks.text.format import SpecialIds
 from r1hpc.train.checks.model import refuse_for_vllm
@@ -195,7 +195,7 @@ def test_a_temperature_that_is_not_used_is_not_refused() -> None:
     cold = replace(RolloutConfig(), engine="vllm", temperature=0.001)
     config = RunConfig(stage="evaluate", rollout=cold)
     refuse_for_vllm(replace(config, evaluate=replace(config.evaluate, temperature=0.6)), {})
-    for stage in SAMPLED_STAGES:
+    for stage in filter(samples, STAGES):
         with pytest.raises(ConfigError, match=r"rollout\.temperature is 0\.001"):
             refuse_for_vllm(replace(config, stage=stage), {})
 

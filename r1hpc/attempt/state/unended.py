@@ -24,6 +24,7 @@ from r1hpc.attempt.state.slurm_records import kept_records, learn, record_of
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.complete import num_recorded, progress
 from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.stages import is_server
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.slurm.shell import endings
@@ -167,7 +168,7 @@ def steps_for_the_end(run: RunDir, config: "RunConfig", attempt: int, cause: Cau
     repeated request would come back for ever.
     """
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
-    if config.stage == "serve" and cause in _FAILURES:
+    if is_server(config.stage) and cause in _FAILURES:
         answered = newest_step(run, config, store)
         return {"resumed_from": answered, "last_committed_step": answered}
     loaded = loaded_step(run, attempt)
@@ -187,7 +188,7 @@ def newest_step(run: RunDir, config: "RunConfig", store: CheckpointStore) -> int
 
     A server's answers count once they are recorded, a script's own checkpoints if their names count up.
     """
-    if config.stage == "serve":
+    if is_server(config.stage):
         return next((step.global_step for step in last_steps(run, 1)), None)
     found = store.list()
     if found:

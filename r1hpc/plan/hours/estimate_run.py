@@ -13,10 +13,11 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import is_rl, is_server, samples, trains
 from r1hpc.plan.hours.estimate import Estimate, baselines, estimate
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.hours.memory_options import Beside, MemoryOptions, memory_options
-from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING, Batches, RlWork, estimate_rl
+from r1hpc.plan.hours.rl import EAGER_LAYER_S, Batches, RlWork, estimate_rl
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.memory.run import is_offloaded, memory_of_run
@@ -75,7 +76,7 @@ def estimate_of_run(
         rates: the site's own failures and preemptions; None takes published ones.
         expected_model: the config.json that an earlier stage of a chain will leave in model.path.
     """
-    if config.stage == "serve":
+    if is_server(config.stage):
         return None
     on_gpus = plan.topology.num_gpus > 0
     found = _on_gpus(config, plan, rates, expected_model) if on_gpus else _on_cpu(config, plan)
@@ -92,16 +93,16 @@ def _on_gpus(
     gpu_type = gpu_type_of(config)
     gpu = find_gpu(gpu_type or ASSUMED_GPU)
     shape = shape_of_run(config, plan, expected_model)
-    if config.stage in ("rl", *ONLY_SAMPLING):
-        beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
-        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
+    if samples(config.stage):
+        beside = _beside(config, plan, gpu, shape) if shape and is_rl(config.stage) else None
+        found = estimate_rl(_rl_work(config, plan, gpu, shape), rates, shape, beside)
         found = found.with_startup(_startup_gpu_hours(plan, found)).assuming(eager_layer_s=EAGER_LAYER_S)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     notes = []
     if gpu_type is None:
         notes.append(f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed")
-    if config.stage == "rl" and config.rl.max_resamples:
+    if is_rl(config.stage) and config.rl.max_resamples:
         notes.append(f"a rollout is counted once, and sampled up to {config.rl.max_resamples + 1} times")
     if config.train.sequence_parallel > 1:
         notes.append(_SHARED)
@@ -180,7 +181,8 @@ def as_if_on_gpus(config: RunConfig, plan: RunPlan) -> tuple[dict[str, float], M
     """Return the rules of thumb and the memory of a CPU run on one A100 per rank, for comparison."""
     gpu, shape = find_gpu(ASSUMED_GPU), shape_of_run(config, plan)
     work = _workload(config, plan, gpu, shape)
-    is_other = config.stage in ONLY_SAMPLING or config.train.sequence_parallel > 1
+    is_only_sampled = samples(config.stage) and not trains(config.stage)
+    is_other = is_only_sampled or config.train.sequence_parallel > 1
     return baselines(work), None if is_other else memory_options(work, shape)
 
 
@@ -252,7 +254,7 @@ def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> Spread:
 def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:
     rollout, params = config.rollout, float(plan.num_parameters or 0)
     active = params if shape is None else float(shape.num_active_parameters)
-    is_rl, has_critic = config.stage == "rl", config.rl.algorithm == "ppo"
+    learns, has_critic = is_rl(config.stage), config.rl.algorithm == "ppo"
     per_rollout = rollout.num_prompts * rollout.num_generations
     batches, evaluation_batches = _batches(config, plan.topology.world_size)
     # Before the first step, after the last, and between (train/rl/rl.py).
@@ -266,8 +268,8 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         params=params,
         gpu=gpu,
         num_gpus=plan.topology.num_gpus,
-        num_rollouts=math.ceil(config.train.num_steps / updates_per_rollout(config)) if is_rl else 1,
-        sequences_per_rollout=per_rollout if is_rl else num_items(config) * sum(_answers(config)),
+        num_rollouts=math.ceil(config.train.num_steps / updates_per_rollout(config)) if learns else 1,
+        sequences_per_rollout=per_rollout if learns else num_items(config) * sum(_answers(config)),
         prompt_length=rollout.max_prompt_length,
         completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
         max_completion_length=rollout.max_completion_length,
@@ -288,9 +290,9 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         reference_params=reference,
         recompute=config.model.activation_checkpointing,
         rollout_batches=batches,
-        num_evaluations=num_evaluations if is_rl else 0,
+        num_evaluations=num_evaluations if learns else 0,
         evaluation_batches=evaluation_batches,
-        is_trained=is_rl,
+        is_trained=learns,
         is_whole=True,
         cache_tokens=_cache_tokens(config, plan, gpu, shape),
     )
@@ -314,7 +316,7 @@ def _answers(config: RunConfig) -> tuple[int, ...]:
 def _batches(config: RunConfig, num_ranks: int) -> tuple[tuple[Batches, ...], tuple[Batches, ...]]:
     """Return the batches of a rollout, or of a stage that only samples; and of an evaluation of stage rl."""
     rollout: tuple[Batches, ...] = ()
-    if config.stage == "rl":  # cut like train/rl/collect.py, and train/generate/evaluate.py
+    if is_rl(config.stage):  # cut like train/rl/collect.py, and train/generate/evaluate.py
         together = rollout_prompts(config, num_ranks)
         num = _rounds(config.rollout.num_prompts, together, num_ranks)
         rollout = (Batches(num, together * config.rollout.num_generations),)

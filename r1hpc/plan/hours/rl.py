@@ -71,7 +71,6 @@ _LIMITS = {
     "critic_params": ("--critic-params", 0, 1e14),
 }
 """By field of RlWork with a flag: its name, its least and its most. NaN is in no range."""
-ONLY_SAMPLING = ("generate", "evaluate")
 LENGTH_SD = 0.4
 """Standard deviation of ln(mean completion length over the run), for any guess: P10 and P90 lie a factor 1.7
 from it. Assumed; lengths change while a policy learns."""
@@ -311,22 +310,21 @@ def _cache_tokens(work: RlWork, ways: int) -> float:
 
 def estimate_rl(
     work: RlWork,
-    stage: str = "rl",
     rates: FailureRates | None = None,
     shape: ModelShape | None = None,
     beside: Beside | None = None,
 ) -> Estimate:
-    """Return the phases of a run that samples; for `generate` and `evaluate` only its sampling.
+    """Return the phases of a run that samples; if nothing is trained only its sampling.
 
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
         shape: the model's, for the memory plan of the updates; None guesses a Llama of that size.
         beside: other memory during the updates, beside the training states; None: nothing.
     """
-    phases = _phases(work, stage)
+    phases = _phases(work)
     total = math.fsum(phases.values())
     shorter = replace(work, completion_length=max(1.0, work.completion_length / _STEP))
-    elasticity = math.log(total / math.fsum(_phases(shorter, stage).values())) / math.log(_STEP)
+    elasticity = math.log(total / math.fsum(_phases(shorter).values())) / math.log(_STEP)
     known = coefficients().rl
     variances = {  # of ln(hours); the fit's errors cover only one stack
         "software stack and its tuning": known["stack_sd"] ** 2,
@@ -348,14 +346,14 @@ def estimate_rl(
         assumptions=_assumptions(work),
         notes=("completions are assumed to have the mean length named: decoding and update grow with it",),
         baselines=baselines(trained),
-        memory=None if stage in ONLY_SAMPLING else memory_options(trained, shape, beside),
+        memory=memory_options(trained, shape, beside) if work.is_trained else None,
     )
 
 
-def _phases(work: RlWork, stage: str) -> dict[str, float]:
+def _phases(work: RlWork) -> dict[str, float]:
     known = coefficients().rl
     phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
-    return {name: phases[name] for name in ("prefill", "decode")} if stage in ONLY_SAMPLING else phases
+    return phases if work.is_trained else {name: phases[name] for name in ("prefill", "decode")}
 
 
 def _as_training(work: RlWork, shape: ModelShape | None) -> Workload:

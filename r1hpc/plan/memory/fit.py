@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
+from r1hpc.config.stages import samples, trains
 from r1hpc.plan.memory.run import memory_of_run, misfits, usable_gib
 from r1hpc.plan.memory.step import MemoryPlan, reference_place
 from r1hpc.plan.memory.vllm import share_setting, vllm_memory
@@ -101,12 +101,12 @@ def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> I
     model, nodes = config.model, topology.num_nodes
     places = {"whole": ("divided", "host"), "divided": ("host",)}.get(reference_place(config), ())
     yield [_Change("rl", "reference", place) for place in places]
-    if config.stage in SAMPLED_STAGES and config.rollout.engine == "vllm":
+    if samples(config.stage) and config.rollout.engine == "vllm":
         yield [_Change("rollout", "engine", "sampler")]
-    if config.stage in SAMPLED_STAGES and config.rollout.engine == "sampler":
+    if samples(config.stage) and config.rollout.engine == "sampler":
         together = prompts_together(config, topology.world_size)
         yield [_Change("rollout", "prompts_per_batch", number) for number in _halves(together)]
-    if config.stage not in TRAINED_STAGES:
+    if not trains(config.stage):
         return
     yield [_Change("train", "micro_batch_size", size) for size in _halves(config.train.micro_batch_size)]
     yield [] if model.activation_checkpointing else [_Change("model", "activation_checkpointing", True)]
@@ -136,7 +136,7 @@ def _changed(
     key, given = "gradient_accumulation_steps", changed.train.gradient_accumulation_steps
     steps = batch_of(_with(changed, _Change("train", key, None)), where).gradient_accumulation_steps
     follows = []
-    if changed.stage in TRAINED_STAGES and given not in (None, steps):
+    if trains(changed.stage) and given not in (None, steps):
         follows = [_Change("train", key, steps)]
         changed = _with(changed, *follows)
     check_layout(changed)

@@ -14,6 +14,7 @@ from typing import Any
 
 from r1hpc.base.units import GIB, parse_memory_gib
 from r1hpc.config.schema.run import SDPA, RunConfig
+from r1hpc.config.stages import is_rl, is_server, samples, trains
 from r1hpc.plan.memory.step import (
     WEIGHT_BYTES,
     MemoryPlan,
@@ -63,9 +64,9 @@ def memory_of_run(
     """
     train, width = config.train, WEIGHT_BYTES[config.train.precision]
     stage, world = config.deepspeed.zero_stage, topology.world_size
-    if config.stage in ("generate", "evaluate"):
+    if samples(config.stage) and not trains(config.stage):
         return _only_sampling(config, shape, topology, card_gib)
-    if config.stage == "serve":
+    if is_server(config.stage):
         return _served(config, shape, topology)
     trained, whole, frozen = num_trained(config, shape), 0.0, 0.0
     if config.model.lora_rank:
@@ -103,7 +104,7 @@ def memory_of_run(
         buffers_gib=base.buffers_gib + exchange_bytes(config, shape) / GIB,
         activations_gib=base.activations_gib * (2 if _has_critic(config) else 1) + packed / GIB,
     )
-    if config.stage == "rl":
+    if is_rl(config.stage):
         on_device, on_host = _reference(config, shape, world, teacher_parameters)
         away += on_host
         logits_gib = _rl_logits_bytes(config, shape) / GIB
@@ -229,7 +230,7 @@ def num_trained(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _has_critic(config: RunConfig) -> bool:
-    return config.stage == "rl" and config.rl.algorithm == "ppo"
+    return is_rl(config.stage) and config.rl.algorithm == "ppo"
 
 
 def error_bytes(config: RunConfig, shape: ModelShape) -> int:
@@ -330,7 +331,7 @@ def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> fl
     # fp32 logits of the next token, their probabilities and the running sums for choosing a token.
     row = layer * (shape.num_layers + 1) + 3 * 4 * shape.vocab_size
     cache = rows_together(config, topology.world_size) * row / GIB
-    if config.stage != "rl" or config.deepspeed.zero_stage != 3:
+    if not is_rl(config.stage) or config.deepspeed.zero_stage != 3:
         return cache
     if config.model.lora_rank:
         return frozen_bytes(config, shape) / GIB + cache

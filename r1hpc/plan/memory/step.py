@@ -17,6 +17,7 @@ from typing import Any
 
 from r1hpc.base.units import GIB
 from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.config.stages import is_rl
 from r1hpc.plan.model.shape import ModelShape
 
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp16: 2, Precision.fp32: 4, Precision.fp8: 2}
@@ -295,7 +296,7 @@ def largest_tensor(shape: ModelShape) -> int:
 def reference_place(config: RunConfig) -> str:
     """Return the place of the reference or teacher: none, whole, divided or host (rl.reference)."""
     is_own = config.rl.teacher is None
-    if config.stage != "rl" or (is_own and (config.rl.kl_coef == 0 or config.model.lora_rank)):
+    if not is_rl(config.stage) or (is_own and (config.rl.kl_coef == 0 or config.model.lora_rank)):
         return "none"
     if config.rl.reference != "auto":
         return config.rl.reference

@@ -14,6 +14,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import parse_json
 from r1hpc.base.names import nearest, printable
 from r1hpc.config.paths import how_to_fetch, is_hub_name, local_folder
+from r1hpc.config.stages import is_rl
 from r1hpc.plan.model.families import ALIASES, FAMILIES, Family, UnknownModelError, is_set
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ def load_teacher_config(
 ) -> dict[str, Any] | None:
     """Return the config.json of rl.teacher; None: the run has no teacher. `expected` is as for
     `load_model_config`. Raise ConfigError for no readable config.json, or one without model_type."""
-    if config.stage != "rl" or config.rl.teacher is None:
+    if not is_rl(config.stage) or config.rl.teacher is None:
         return None
     found = _of_folder(config.rl.teacher, expected, "rl.teacher")
     if "model_type" not in found:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import Precision, RunConfig
-from r1hpc.config.stages import PLANNED_STAGES, TRAINED_STAGES
+from r1hpc.config.stages import in_parts, is_rl, is_server, trains
 from r1hpc.plan.topology.parts import part_size
 
 _CHOICES_SHOWN = 8
@@ -99,7 +99,7 @@ def solve_batch(
 
 def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
     """Return one rank per GPU; a CPU run sets its own number; a server is one."""
-    return 1 if config.stage == "serve" else gpus_per_node or config.resources.ranks_per_node
+    return 1 if is_server(config.stage) else gpus_per_node or config.resources.ranks_per_node
 
 
 def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None) -> BatchPlan:
@@ -110,12 +110,12 @@ def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None
     optimizer steps have parts.
     """
     train, rollout = config.train, config.rollout
-    if config.stage not in PLANNED_STAGES:
-        return BatchPlan(1, 1, 1)  # the workload makes its own batches
-    if config.stage not in TRAINED_STAGES:
+    if in_parts(config.stage):
         size = part_size(config, topology.world_size)
         return BatchPlan(size, size, 1)
-    if config.stage != "rl":
+    if not trains(config.stage):
+        return BatchPlan(1, 1, 1)  # the workload makes its own batches
+    if not is_rl(config.stage):
         return solve_batch(
             train.global_batch_size,
             train.micro_batch_size,

@@ -9,12 +9,11 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema.run import OWN_ATTENTIONS, Precision, RunConfig
-from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
+from r1hpc.config.stages import is_supervised, samples, trains
 from r1hpc.plan.model.families import UnknownModelError
 from r1hpc.plan.model.shape import ModelShape, model_shape
 from r1hpc.plan.topology.gpus import gpu_type_of, known_card
 
-_SUPERVISED = ("pretrain", "sft")
 _ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
 """Attentions called with complete heads and a mask."""
 _LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
@@ -40,16 +39,16 @@ def check_layout(config: RunConfig) -> None:
 def check_precision(config: RunConfig) -> None:
     """Raise UsageError for a precision that the run cannot have; resources.gpus_per_node must be decided."""
     precision, on_gpus = config.train.precision, bool(config.resources.gpus_per_node)
-    if config.stage in TRAINED_STAGES and not on_gpus and precision is Precision.fp16:
+    if trains(config.stage) and not on_gpus and precision is Precision.fp16:
         raise UsageError(
             "train.precision=fp16 trains on GPUs only, and resources.gpus_per_node is 0: take "
             "train.precision=bf16 or fp32"
         )
     if precision is not Precision.fp8:
         return
-    if config.stage not in _SUPERVISED:
+    if not is_supervised(config.stage):
         raise UsageError(
-            f"train.precision=fp8 is for the stages {' and '.join(_SUPERVISED)}: a model samples in bf16, "
+            f"train.precision=fp8 is for the stages pretrain and sft: a model samples in bf16, "
             f"and {config.stage} would compare one with the other; take train.precision=bf16"
         )
     if config.model.lora_rank:
@@ -71,14 +70,14 @@ def check_new_precision(config: RunConfig) -> None:
     """Raise UsageError for what works badly in a new run: fp16 without ZeRO, and bf16 on a card without it,
     where torch emulates it and no fused attention accepts it. An older run cannot change either."""
     precision, has_own_scale = config.train.precision, "fp16" in config.deepspeed.extra
-    without_zero = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 0
+    without_zero = trains(config.stage) and config.deepspeed.zero_stage == 0
     if precision is Precision.fp16 and without_zero and not has_own_scale:
         # Its FP16_UnfusedOptimizer divides the gradients by a scale that the loss never had (0.19.8, run).
         raise UsageError(
             "train.precision=fp16 hardly learns under deepspeed.zero_stage=0, where DeepSpeed scales no "
             "loss: take deepspeed.zero_stage=1"
         )
-    if precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
+    if precision is not Precision.bf16 or not (trains(config.stage) or samples(config.stage)):
         return
     card = known_card(gpu_type_of(config)) if config.resources.gpus_per_node else None
     if card is not None and not card.has_bf16:
@@ -162,7 +161,7 @@ def refused_width(width: int) -> str:
 
 def _check_compression(config: RunConfig) -> None:
     setting = f"train.gradient_compression={config.train.gradient_compression}"
-    if config.stage not in TRAINED_STAGES:
+    if not trains(config.stage):
         raise UsageError(f"{setting} has no use in stage {config.stage}, which has no gradients: remove it")
     if config.deepspeed.zero_stage:
         raise UsageError(
@@ -205,9 +204,9 @@ def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
     """Raise ConfigError for what settings and ranks do not allow if ranks share a sequence."""
     size = config.train.sequence_parallel
     asked = f"train.sequence_parallel={size}"
-    if config.stage not in _SUPERVISED:
+    if not is_supervised(config.stage):
         raise ConfigError(
-            f"{asked} is for pretraining and fine-tuning only (stages {' and '.join(_SUPERVISED)}), and the "
+            f"{asked} is for pretraining and fine-tuning only (stages pretrain and sft), and the "
             f"stage is {config.stage}: leave it out"
         )
     if ranks_per_node % size:

@@ -7,8 +7,8 @@ ranks the run continues. Stage rl has no parts; its rollouts and evaluations are
 from dataclasses import replace
 
 from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import in_parts, is_rl
 
-STAGES_IN_PARTS = ("traces", "generate", "evaluate")
 DEFAULT_NUM_HELD_OUT = 256
 """Default of evaluate.num_items for held-out items; of a test file all are used."""
 _PARTS_PER_RANK = 4
@@ -27,7 +27,7 @@ def part_size(config: RunConfig, num_ranks: int) -> int:
 
 def with_part_size(config: RunConfig, num_ranks: int) -> RunConfig:
     """Return the configuration with generate.items_per_part set, if its stage is made in parts."""
-    if config.stage not in STAGES_IN_PARTS:
+    if not in_parts(config.stage):
         return config
     size = part_size(config, num_ranks)
     return replace(config, generate=replace(config.generate, items_per_part=size))
@@ -54,7 +54,7 @@ def part_items(config: RunConfig, number: int) -> range:
 def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
     """Return a sentence if some of `num_ranks` get no work in a stage or a rollout; generate.items_per_part
     must be set."""
-    if config.stage == "rl":
+    if is_rl(config.stage):
         # A prompt goes to one rank with all of its completions.
         prompts = config.rollout.num_prompts
         shares = -(-prompts // rollout_prompts(config, num_ranks))
@@ -65,7 +65,7 @@ def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
             f"whole, and make {shares} shares; set rollout.num_prompts to a multiple of the ranks, or take "
             "fewer ranks"
         ]
-    if config.stage not in STAGES_IN_PARTS or (parts := num_parts(config)) >= num_ranks:
+    if not in_parts(config.stage) or (parts := num_parts(config)) >= num_ranks:
         return []
     size, items = _settled_size(config), num_items(config)
     automatic = ", or begin the run without generate.items_per_part: it then follows from the ranks"
@@ -95,7 +95,7 @@ def _decoded(config: RunConfig, num_ranks: int) -> list[tuple[int, int]]:
     """Return (prompts, completions of each) that a rank decodes together: of a part, or in stage rl of a
     rollout and of an evaluation, which it has at least at its beginning and end."""
     evaluated = config.evaluate.num_samples
-    if config.stage == "rl":
+    if is_rl(config.stage):
         return [
             (rollout_prompts(config, num_ranks), config.rollout.num_generations),
             (evaluation_prompts(config, num_ranks), evaluated),

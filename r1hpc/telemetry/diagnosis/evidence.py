@@ -16,7 +16,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
-from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.config.stages import in_parts
 from r1hpc.telemetry.diagnosis.summary import names_of
 from r1hpc.telemetry.gpu.history import GpuFold
 from r1hpc.telemetry.records.attempts import Attempt
@@ -129,8 +129,8 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     newest = last_steps(run, count=steps_budget, tail_bytes=steps_budget)
     steps = tuple(step for step in newest if step.attempt == k)
     stage = names_of(run)[0]
-    in_parts = stage in STAGES_IN_PARTS
-    pieces = finish_times(run.all_parts if in_parts else run.all_batches, attempt.start, end)
+    has_parts = in_parts(stage)
+    pieces = finish_times(run.all_parts if has_parts else run.all_batches, attempt.start, end)
     events = read_tail(events_path(run), max_bytes // 16).records
     mine = [e for e in events if e.get("attempt") == k and e.get("event") in _PROGRESS]
     told = [float(event["time"]) for event in mine if mistake(event, MetricEvent) is None]
@@ -157,8 +157,8 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
         ranks=read_rank_times(run, k, max_bytes // 8),
         is_stub=any(record.get("source") == "stub" for record in records),
         is_partial=not all(tail.is_whole for tail in tails) or steps_size > steps_budget,
-        parts=tuple(pieces) if in_parts else None,
-        has_all_parts=in_parts and _has_all_parts(run),
+        parts=tuple(pieces) if has_parts else None,
+        has_all_parts=has_parts and _has_all_parts(run),
         is_script=stage == "script",
     )
 

@@ -19,7 +19,7 @@ from r1hpc.config import load
 from r1hpc.config.schema.rl import RolloutConfig
 from r1hpc.config.schema.run import ModelConfig, RunConfig, TrainConfig, WandbConfig
 from r1hpc.config.schema.sections import zero_converts
-from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
+from r1hpc.config.stages import samples, trains
 from r1hpc.plan.model.families import ALIASES, FAMILIES
 from r1hpc.plan.model.shape import SHAPE_NAMES, dropouts, load_model_config, load_teacher_config, teacher_of
 from r1hpc.plan.model.weights import check_headers, check_tensors, check_weights
@@ -76,9 +76,9 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
     is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
     # Raises first if there is no folder.
     hf_config = load_model_config(config, None, expected_model if is_to_come else None)
-    if config.stage in SAMPLED_STAGES and config.rollout.engine == "vllm":
+    if samples(config.stage) and config.rollout.engine == "vllm":
         refuse_for_vllm(config, hf_config)
-    elif config.stage in SAMPLED_STAGES:
+    elif samples(config.stage):
         _refuse_two_rotations(config, hf_config)
     has_one_policy = config.stage == "rl" and config.rollout.max_logprob_difference is None
     if has_one_policy and (drops := dropouts(hf_config)):
@@ -99,7 +99,7 @@ def _refuse_adapted_head(config: RunConfig) -> None:
     """Refuse adapters on the output head under ZeRO 3. Each call of an adapter gathers its weights, once per
     chunk of logits; ranks have unequal numbers of chunks and would wait for one another."""
     named = [target for target in config.model.lora_targets if target.split(".")[-1] in _HEADS]
-    is_divided = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 3
+    is_divided = trains(config.stage) and config.deepspeed.zero_stage == 3
     if named and config.model.lora_rank and is_divided and config.train.logits_chunk_tokens != 0:
         raise ConfigError(
             f"model.lora_targets names the output head ({named[0]}), which is not adapted under "
@@ -152,7 +152,7 @@ def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
             f"model.path {config.model.path} holds integer weights, which rollout.engine=vllm cannot get: "
             "take rollout.engine=sampler, or let vLLM read the folder itself (r1hpc.serve)"
         )
-    if config.stage in TRAINED_STAGES:
+    if trains(config.stage):
         raise ConfigError(
             f"model.path {config.model.path} holds integer weights, which cannot be trained: give the "
             "folder that they were made from"
@@ -234,7 +234,7 @@ def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
 def seldom_meant(config: RunConfig, others: Mapping[Path, RunConfig] = {}) -> list[str]:
     """Return notes worth reading before GPU-hours are spent; `others`: the chain's other stages by folder."""
     notes = [*_without_effect(config), *_rates(config)]
-    if config.stage in SAMPLED_STAGES:
+    if samples(config.stage):
         notes += _asked_otherwise(config, others)
         longest = config.rollout.max_completion_length
         asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
@@ -291,7 +291,7 @@ def _asked_otherwise(config: RunConfig, others: Mapping[Path, RunConfig]) -> Ite
     }
     bare = before.model.chat_template == "none", config.model.chat_template == "none"
     pairs["model.chat_template=none"] = bare
-    if before.stage in SAMPLED_STAGES:
+    if samples(before.stage):
         pairs["reward.answer_in"] = (before.reward.answer_in, config.reward.answer_in)
         if before.task.name == config.task.name:
             templates = before.task.options.get("template"), config.task.options.get("template")
