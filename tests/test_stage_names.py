@@ -3,9 +3,17 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from r1hpc.config.stages import STAGES
+import pytest
+
+from r1hpc.attempt.workload import Workload
+from r1hpc.config import stages
+from r1hpc.config.load import load
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import STAGES, find_workload
+from r1hpc.plan.run import make_plan
 from tests.test_imports import PACKAGE, TOOLKIT, WORKLOADS
 
 _ALLOWED = {"config/stages.py"}
@@ -17,7 +25,7 @@ _LEFT = {
     "config/schema/run.py": 8,
     "plan/hours/estimate_run.py": 2,
     "plan/memory/run.py": 1,
-    "plan/topology/parts.py": 4,
+    "plan/topology/parts.py": 3,
     "preflight/run_all.py": 1,
     "slurm/defaults.py": 1,
     "submission/chain_steps.py": 5,
@@ -96,3 +104,34 @@ def test_the_walk_sees_what_it_should() -> None:
     tree = ast.parse(source)
     assert sorted(_stage_names(tree)) == [1, 2, 2, 3, 5]
     assert set(_modules_named(tree)) == {"r1hpc.train.rank", "r1hpc.client.run"}
+
+
+class _Training(Workload):
+    """A stage of another package that trains a model by our sections."""
+
+    counts, trains, loads_model = "steps", True, True
+
+    def steps(self, config: RunConfig) -> int:
+        return config.train.num_steps
+
+
+class _Parts(Workload):
+    """A stage of another package that writes parts."""
+
+    counts = "parts"
+
+
+_NINTH = {"training": _Training(), "parts": _Parts()}
+
+
+@pytest.mark.parametrize(("ninth", "ours"), [("training", "pretrain"), ("parts", "traces")])
+def test_a_stage_of_another_package_is_planned_as_ours(
+    monkeypatch: pytest.MonkeyPatch, ninth: str, ours: str
+) -> None:
+    monkeypatch.setattr(stages, "find_workload", lambda name: _NINTH.get(name) or find_workload(name))
+    monkeypatch.setattr("r1hpc.plan.run.find_workload", stages.find_workload)
+    job = load("smoke", [f"stage={ours}", "generate.num_items=100", "train.global_batch_size=32"])
+    expected = make_plan(job, gpus_per_node=8, vocab_size=512, time_limit_s=3600)
+    plan = make_plan(replace(job, stage=ninth), gpus_per_node=8, vocab_size=512, time_limit_s=3600)
+    assert plan == expected
+    assert plan.num_steps > 1

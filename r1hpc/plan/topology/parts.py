@@ -134,7 +134,7 @@ def evaluation_prompts(config: RunConfig, world_size: int) -> int:
 def num_items(config: RunConfig) -> int:
     """Return the items of a stage without optimizer steps, or of an evaluation of stage rl. The submission
     counts test files and writes each number into evaluate.sets."""
-    if config.stage in ("traces", "generate"):
+    if in_parts(config.stage) and config.stage != "evaluate":
         return config.generate.num_items
     evaluate = config.evaluate
     whole = evaluate.num_items or DEFAULT_NUM_HELD_OUT
