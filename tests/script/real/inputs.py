@@ -40,8 +40,12 @@ def make_models(folder: Path) -> None:
         tokenizer_object=pair, cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", **names
     )
     decoder = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", **names)
-    decoder.chat_template = TEMPLATE
-    small = {"vocab_size": len(vocabulary), "hidden_size": 32, "num_hidden_layers": 2}
+    letters = ["[PAD]", "[UNK]", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytewise = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    qwen = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<eos>", **names)
+    qwen.chat_template = TEMPLATE
+    small = {"vocab_size": len(letters), "hidden_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128}
     sizes = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16}
     for name, model, tokenizer in (
@@ -69,11 +73,11 @@ def make_models(folder: Path) -> None:
                     **small,
                     **heads,
                     num_key_value_heads=2,
-                    eos_token_id=5,
+                    eos_token_id=2,
                     pad_token_id=0,
                 )
             ),
-            decoder,
+            qwen,
         ),
         (
             "tiny-t5",
@@ -93,7 +97,7 @@ def make_models(folder: Path) -> None:
         tokenizer.save_pretrained(folder / name)
     reward = transformers.Qwen2ForSequenceClassification.from_pretrained(folder / "tiny-qwen2", num_labels=1)
     reward.save_pretrained(folder / "tiny-reward")
-    decoder.save_pretrained(folder / "tiny-reward")
+    qwen.save_pretrained(folder / "tiny-reward")
 
 
 def make_data(folder: Path, dice: random.Random) -> None:
