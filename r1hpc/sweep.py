@@ -32,6 +32,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import run_root_of
 from r1hpc.base.tables import wrap
 
+_MOST_LISTED = 200
+"""Points that a dry run shows."""
+
 
 def main(argv: Sequence[str]) -> int:
     from r1hpc.slurm.flags import add_submission_flags
@@ -127,6 +130,10 @@ def _submit(
     return submit_sweep(order, grid, arguments.at_most, halving)
 
 
+def _settings(point: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in point["settings"].items())
+
+
 def as_text(done: dict[str, Any]) -> str:
     """Return the folder, the points by action, what they cost, and the commands for the sweep."""
     from r1hpc.plan.hours.spread import Spread
@@ -139,7 +146,20 @@ def as_text(done: dict[str, Any]) -> str:
     for unit, cost in done["estimate"].items():
         if cost is not None:
             what = unit.replace("_", "-").replace("gpu", "GPU")
-            lines.append(f"estimate {Spread.of_json(cost).text(what)} for all that is left")
+            lines.append(f"estimate {Spread.of_json(cost).text(what)} for all that is left, to the end")
+    if rungs := done["rungs"]:
+        course = ", ".join(f"{each['settings']} to step {each['step']:,}" for each in rungs["expected"])
+        about = (
+            f"rungs    settings expected to go on: {course}. That is {rungs['share']:.0%} of all steps, if"
+        )
+        lines.append(wrap(f"{about} the seeds of a setting run at once", hanging=" " * 9))
+    if is_dry_run:
+        lines += [
+            f"  {each['point']}  {_settings(each)}  {each['action']}"
+            for each in done["points"][:_MOST_LISTED]
+        ]
+        if (more := len(done["points"]) - _MOST_LISTED) > 0:
+            lines.append(f"  and {more:,} more points: --json lists all")
     if waiting and not is_dry_run:
         lines.append(f"later    {waiting:,} points are not in the queue yet: give the same command again")
     lines += [wrap(f"note     {note}", hanging=" " * 9) for note in done["notes"]]

@@ -362,6 +362,17 @@ def parse_override(item: str) -> dict[str, Any]:
     return content
 
 
+def value_as_set(item: str) -> Any:
+    """Return the value of an override in its setting's type: 0.0001 of `train.lr=1e-4`.
+
+    Raise ConfigError if the key is unknown or the value impossible.
+    """
+    value: Any = _section(RunConfig, merged([parse_override(item)]), "")
+    for part in _path(item.partition("=")[0])[0]:
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
 def _path(key: str) -> tuple[list[str], type | None]:
     """Return the parts of a dotted key, and the section it names, if any.
 

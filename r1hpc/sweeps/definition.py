@@ -12,19 +12,23 @@ A name that is no setting is a placeholder: `lr=1e-4,3e-4` fills `{lr}` in scrip
     <point>/            an ordinary run folder
 """
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.run_dir import SWEEP, RunDir
+from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.telemetry.records.rungs import Halving
@@ -33,6 +37,8 @@ _MOST_POINTS = 100_000
 _NOT_SO_MANY = f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values"
 _RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 _PART = re.compile(r"""(?:\[[^]]*]|\{[^}]*}|"[^"]*"|'[^']*'|[^,])+""")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d{1,3})?")
+"""A number as scripts take it too: 007 is a name."""
 _LONGEST_NAME = 64
 Grid = dict[str, list[str]]
 """The values of each varied setting, as given."""
@@ -79,6 +85,20 @@ def _values(part: str) -> list[str]:
     if len(numbers) > _MOST_POINTS:
         raise UsageError(_NOT_SO_MANY)
     return list(map(str, numbers)) if ends else [part]
+
+
+@functools.cache
+def same_value(key: str, text: str) -> str:
+    """Return one text for all spellings of a value: of 1e-4 and 0.0001, and of true and True in a setting."""
+    value: Any = text
+    if is_setting(key) and not text.isdecimal():
+        with contextlib.suppress(ConfigError, LookupError):  # an impossible value is refused with its point
+            value = load.value_as_set(f"{key}={text}")
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        value = str(value)
+    elif is_setting(key) and not (isinstance(value, str) and key.startswith("options.")):
+        return str(value) if isinstance(value, str) else repr(value)
+    return str(Decimal(value).normalize() + 0) if _NUMBER.fullmatch(value) else str(value)
 
 
 def points_of(grid: Grid) -> list[Point]:
@@ -133,9 +153,29 @@ class Definition:
     """None: every point runs to its end."""
 
     def points(self) -> list[Point]:
-        """Return all points, in the order in which they were added."""
-        found = {point.name: point for grid in self.grids for point in points_of(grid)}
+        """Return all points, in the order in which they were added, each under its first spelling."""
+        spelled: dict[tuple[str, str], str] = {}
+        found: dict[tuple[str, ...], Point] = {}
+        for point in (point for grid in self.grids for point in points_of(grid)):
+            settings = {
+                key: spelled.setdefault((key, same_value(key, text)), text)
+                for key, text in point.settings.items()
+            }
+            found.setdefault(tuple(settings.values()), Point(point.name, settings))
         return list(found.values())
+
+    def spellings(self) -> list[str]:
+        """Return sentences on values that are given in several spellings."""
+        kinds: dict[tuple[str, str], dict[str, None]] = {}
+        for key, text in (
+            (key, text) for grid in self.grids for key, texts in grid.items() for text in texts
+        ):
+            kinds.setdefault((key, same_value(key, text)), {})[text] = None
+        return [
+            f"{key}: {' and '.join(texts)} are one value"
+            for (key, _), texts in kinds.items()
+            if len(texts) > 1
+        ]
 
 
 class SweepDir(ChainDir):

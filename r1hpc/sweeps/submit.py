@@ -7,6 +7,7 @@ On Slurm every point is a job. With `at_most` K the jobs form K lanes, in each o
 `afterany` for the one before it: no process controls them. At most 500 points wait or run at once.
 """
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,7 @@ def submit_sweep(
         steps, planner = choose(sweep, _in_order(definition), executor), Planner(sweep, definition, order)
         to_do = [step for step in steps if step.makes_a_job]
         groups = planner.groups(to_do)
+        notes += definition.spellings()[:_MOST_NOTES]
         notes += check_budget(groups, order.counted_root, order.over_budget)
         notes += list(dict.fromkeys(note for planned in groups for note in planned.notes))[:_MOST_NOTES]
         jobs = {step.point.name: step.job_id for step in steps if step.job_id is not None}
@@ -84,12 +86,32 @@ def submit_sweep(
         "counts": Counter(step.action for step in steps),
         "not_in_queue": sum(step.point.name not in jobs for step in to_do),
         "estimate": {unit: _cost(groups, unit) for unit in ("gpu_hours", "node_hours")},
+        "rungs": _course(definition),
         "notes": notes,
         "points": [
             {"point": name, "settings": settings, "action": action, "job_id": jobs.get(name)}
             for (name, settings), _, action, _ in steps
         ],
     }
+
+
+def _course(definition: Definition) -> dict[str, Any] | None:
+    """Return how many settings may be expected to go on to which step, and their share of all steps.
+
+    Settings come to a rung in any order: of the first i, the i-th is in the best k with the chance k / i.
+    """
+    if (rungs := definition.rungs) is None:
+        return None
+    points = definition.points()
+    config = config_of(definition, points[0])
+    most = find_workload(config.stage).steps(config) or 0
+    left = len(groups_of(points))
+    course, begin, taken, num_settings = [], 0, 0, left
+    for step in (*rungs["steps"], most):
+        course.append({"step": step, "settings": left})
+        taken, begin = taken + left * (step - begin), step
+        left = round(sum(max(1, math.floor(rungs["keep"] * i + 1e-9)) / i for i in range(1, left + 1)))
+    return {"expected": course, "share": taken / (num_settings * most)}
 
 
 def _in_order(definition: Definition) -> list[Point]:

@@ -236,3 +236,23 @@ def test_a_rung_compares_what_the_script_logged(tmp_path: Path, lower: bool) -> 
 def test_rungs_by_a_doubtful_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is val better if lower or higher"):
         sweep_command.main(["smoke", "train.seed=0..1", "--rungs", "2", "--by", "val", "--dry-run"])
+
+
+def test_a_dry_run_lists_points_and_what_rungs_leave(tmp_path: Path) -> None:
+    words = ("train.lr=1,2,3,4,5,6,7,8,9", "train.seed=0..1", "train.num_steps=900")
+    shown = dry_run(tmp_path, *words, halving=Chosen(3, 1 / 3, "loss", True))
+    text = sweep_command.as_text(shown)
+    assert "lr_9-seed_1  train.lr=9 train.seed=1  submitted" in text
+    assert shown["rungs"]["expected"] == [
+        {"step": 100, "settings": 9},
+        {"step": 300, "settings": 3},
+        {"step": 900, "settings": 2},
+    ]
+    assert shown["rungs"]["share"] == pytest.approx((9 * 100 + 3 * 200 + 2 * 600) / 8100)
+    assert "9 to step 100, 3 to step 300, 2 to step 900" in text
+
+
+def test_a_long_dry_run_is_cut_and_says_so(tmp_path: Path) -> None:
+    assert "and 50 more points: --json lists all" in sweep_command.as_text(
+        dry_run(tmp_path, "train.seed=0..249")
+    )
