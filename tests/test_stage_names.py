@@ -24,7 +24,6 @@ _LEFT = {
     "config/paths.py": 2,
     "config/schema/run.py": 8,
     "plan/hours/estimate_run.py": 2,
-    "plan/memory/run.py": 1,
     "plan/topology/parts.py": 3,
     "preflight/run_all.py": 1,
     "slurm/defaults.py": 1,

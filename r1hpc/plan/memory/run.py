@@ -123,7 +123,7 @@ def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
     no heads, so keys and values are repeated (transformers, use_gqa_in_sdpa). Read, not measured.
     """
     model, rows = config.model, config.train.micro_batch_size
-    if not config.data.packing or config.stage != "sft" or model.attn_implementation not in SDPA:
+    if not config.data.packing or model.attn_implementation not in SDPA:
         return 0.0
     repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
     layer = rows * seq_len * (seq_len + repeated) * WEIGHT_BYTES[config.train.precision]
