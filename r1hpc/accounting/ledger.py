@@ -8,6 +8,7 @@ run is something else: the samples that each step read.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from r1hpc.accounting.hours import UNKNOWN, Allocation, own_allocations
@@ -195,7 +196,7 @@ class RunLedger:
         """Return the hours of the unit by PARTS."""
         return _parts(self._held)
 
-    @property
+    @cached_property
     def _held(self) -> Split:
         return self.split() if self.unit == "GPU-hours" else self.node_split()
 
