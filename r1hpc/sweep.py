@@ -155,7 +155,7 @@ def as_text(done: dict[str, Any]) -> str:
         lines.append(wrap(f"{about} the seeds of a setting run at once", hanging=" " * 9))
     if is_dry_run:
         lines += [
-            f"  {each['point']}  {_settings(each)}  {each['action']}"
+            f"  {each['point']}  {_settings(each)}  {planned.get(each['action'], each['action'])}"
             for each in done["points"][:_MOST_LISTED]
         ]
         if (more := len(done["points"]) - _MOST_LISTED) > 0:

@@ -242,7 +242,7 @@ def test_a_dry_run_lists_points_and_what_rungs_leave(tmp_path: Path) -> None:
     words = ("train.lr=1,2,3,4,5,6,7,8,9", "train.seed=0..1", "train.num_steps=900")
     shown = dry_run(tmp_path, *words, halving=Chosen(3, 1 / 3, "loss", True))
     text = sweep_command.as_text(shown)
-    assert "lr_9-seed_1  train.lr=9 train.seed=1  submitted" in text
+    assert "lr_9-seed_1  train.lr=9 train.seed=1  to submit" in text
     assert shown["rungs"]["expected"] == [
         {"step": 100, "settings": 9},
         {"step": 300, "settings": 3},

@@ -76,3 +76,14 @@ def test_a_setting_without_the_number_goes_on_and_is_named(sweep: SweepDir) -> N
         "2 points reached the rung at step 1 without its number: their settings go on"
         in read_table(sweep).text()
     )
+
+
+def test_a_file_of_somebody_else_is_left_alone(sweep: SweepDir) -> None:
+    (sweep.path / "rungs" / "1").mkdir(parents=True)
+    for name in ("notes~", "a~b~c", "x"):
+        (sweep.path / "rungs" / "1" / name).touch()
+    for lr, loss in ((1, 1.0), (2, 2.0)):
+        for seed in range(2):
+            arrive(sweep, f"lr_{lr}-seed_{seed}", loss)
+    assert stopped(sweep) == ["lr_2-seed_0", "lr_2-seed_1"]
+    assert read_table(sweep).notes == []

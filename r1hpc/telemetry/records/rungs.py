@@ -6,6 +6,7 @@ the settings decided before, so none waits for another: `<mean>~<first point>~<k
 files: listing the folder reads them. sweeps/ reads the decisions.
 """
 
+import contextlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -144,16 +145,20 @@ def _folders(sweep: Path) -> list[Path]:
 
 
 def _scores(folder: Path) -> dict[str, float | None]:
-    parts = [path.name.split("~") for path in folder.iterdir()]
-    return {each[1]: _number(each[0]) for each in parts if len(each) == 2}
+    return {point: score for score, point in _entries(folder, 2)}
 
 
 def _verdicts(folder: Path) -> dict[str, tuple[float | None, str]]:
     """Return mean and verdict by the first point of a setting, or by the point in an earlier version."""
-    parts = [path.name.split("~") for path in folder.iterdir()]
-    decided = sorted((each for each in parts if len(each) == 3), key=lambda each: each[2])  # stop comes last
-    return {name: (_number(mean), verdict) for mean, name, verdict in decided}
+    decided = sorted(_entries(folder, 3), key=lambda entry: entry[2])  # stop comes last, and counts
+    return {name: (mean, verdict) for mean, name, verdict in decided}
 
 
-def _number(text: str) -> float | None:
-    return None if text == "none" else float(text)
+def _entries(folder: Path, count: int) -> list[Any]:
+    """Return the parts of the file names that have so many, with the number; others are not ours."""
+    found: list[Any] = []
+    for number, *others in (path.name.split("~") for path in folder.iterdir()):
+        if len(others) == count - 1:
+            with contextlib.suppress(ValueError):
+                found.append((None if number == "none" else float(number), *others))
+    return found
