@@ -46,3 +46,13 @@ def test_accelerate_stopped_at_the_last_batch_of_a_pass(tmp_path: Path) -> None:
     assert second.returncode == 0, second.stderr
     assert "not kept" not in second.stderr
     assert lines_of(second.stdout.splitlines()) == alone("accelerate_passes.py", tmp_path / "alone")
+
+
+@pytest.mark.slow  # a start of accelerate
+def test_a_folder_whose_number_goes_back_is_kept_under_the_step(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    command = [str(SCRIPTS / "accelerate_passes.py"), "--out", str(tmp_path / "out"), "--restarts-its-count"]
+    ended = as_attempt(run, 1, command, library="accelerate")
+    assert ended.returncode == 0, ended.stderr
+    assert "step_2 is saved at step 8: kept as step_8" in ended.stderr
+    assert (run.checkpoints / "step-00000008/step_8").is_dir()

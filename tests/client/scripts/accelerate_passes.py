@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", required=True)
-out = parser.parse_args().out
+parser.add_argument("--restarts-its-count", action="store_true", help="names the folder of step 8 step_2")
+given = parser.parse_args()
+out = given.out
 
 torch.manual_seed(0)
 accelerator = Accelerator(cpu=True)
@@ -36,8 +38,10 @@ for _ in range(begin, 3):
         optimizer.step()
         optimizer.zero_grad()
         step += 1
+        if step == 8 and given.restarts_its_count:
+            accelerator.save_state(f"{out}/step_2")
         if step == 4:
-            if "R1HPC_RUN_DIR" in os.environ:
+            if "R1HPC_RUN_DIR" in os.environ and not given.restarts_its_count:
                 os.kill(os.getpid(), signal.SIGTERM)
             accelerator.save_state(f"{out}/step_{step}")
     model.eval()
