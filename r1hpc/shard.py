@@ -111,6 +111,8 @@ def _add_trace_flags(trace: ArgumentParser) -> None:
 
 def _build(arguments: Namespace) -> int:
     from r1hpc.corpus.build.build import build_dataset
+    from r1hpc.corpus.inspect.describe import audit
+    from r1hpc.reporting.dataset_text import count_lines
 
     if arguments.engine == "slurm":
         return _build_on_slurm(arguments)
@@ -121,14 +123,17 @@ def _build(arguments: Namespace) -> int:
     how = _how(arguments) | {"check_inputs": arguments.check_inputs}
     report = build_dataset(_recipe_as_submitted(arguments), arguments.out, **how)
     what = "built" if report.built else "already there, nothing to do"
+    counts = audit(report.path)
     lines = [
         f"{report.path}: {what} ({format_duration(time.monotonic() - began)})",
         f"  id         {report.id}",
         f"  tokens     {report.num_tokens:,} in {report.num_documents:,} documents",
         f"  vocabulary {report.vocab_size:,}",
+        *count_lines(counts),
         *_note(report),
     ]
-    return _print(asdict(report) | {"path": str(report.path)}, lines, arguments)
+    shown = asdict(report) | {"path": str(report.path)}
+    return _print(shown | {name: counts[name] for name in ("documents", "sources")}, lines, arguments)
 
 
 def _note(report: "BuildReport") -> list[str]:

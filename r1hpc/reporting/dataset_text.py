@@ -1,7 +1,7 @@
 """Describe for `shard`: a plan, a build, what was kept, a dataset, and the origin of a document."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,23 @@ def audit_lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"  {count:>10,} {rule}"
         share = f", {found['mix'][source['name']]:.1%} of the mixture" if "mix" in found else ""
         yield f"  {found['tokens'][source['name']]:>10,} tokens{share}"
+
+
+def count_lines(found: dict[str, Any]) -> Iterator[str]:
+    """Yield how many records were read, kept and dropped, over all and by source."""
+    yield f"  records    {count_text(found['documents'])}"
+    for source in found["sources"]:
+        yield f"  source     {source['name']}: {count_text(source['documents'])}"
+
+
+def count_text(documents: Mapping[str, Any]) -> str:
+    """Return records in, kept and dropped, with the rules that dropped most first."""
+    dropped = sorted(documents["dropped"].items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{count:,} {rule}" for rule, count in dropped)
+    lost = documents["in"] - documents["kept"]
+    return f"{documents['in']:,} in, {documents['kept']:,} kept, {lost:,} dropped" + (
+        f" ({reasons})" if reasons else ""
+    )
 
 
 def document_lines(document: dict[str, Any]) -> Iterator[str]:

@@ -246,7 +246,14 @@ def test_commands(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "none"
     assert main(["build", str(planted), "--out", out, "--engine", "local", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["built"]
+    built = json.loads(capsys.readouterr().out)
+    assert built["built"]
+    assert (built["documents"]["in"], built["documents"]["kept"]) == (91, 82)
+    assert built["sources"][1]["documents"] == {"in": 41, "kept": 40, "dropped": {"exact_duplicate": 1}}
+    assert main(["build", str(planted), "--out", out]) == 0
+    shown = capsys.readouterr().out
+    assert "records    91 in, 82 kept, 9 dropped (2 empty, 2 exact_duplicate, 1 contaminated, " in shown
+    assert "source     b: 41 in, 40 kept, 1 dropped (1 exact_duplicate)\n" in shown
     assert main(["status", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "done"
     assert main(["audit", out]) == 0
@@ -257,6 +264,13 @@ def test_commands(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step = ["--step", "2", "--rank", "1", "--row", "0", "--world-size", "2", "--global-batch-size", "8"]
     assert main(["trace", out, "--seq-len", "32", *step]) == 0
     assert "decided: kept, language en" in capsys.readouterr().out
+
+
+def test_a_plain_build_ends_with_its_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lines(tmp_path / "a.jsonl", [prose(1), "", prose(2)])
+    recipe = write_recipe(tmp_path, sources=[source("a")])
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert "source     a: 3 in, 2 kept, 1 dropped (1 empty)\n" in capsys.readouterr().out
 
 
 def test_status_of_a_build_under_way(planted: Path) -> None:
