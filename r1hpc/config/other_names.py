@@ -80,6 +80,8 @@ _HERE = {
     "use_vllm": "rollout.engine=vllm",
     "vllm_importance_sampling_correction": "rl.importance_sampling",
     "vllm_importance_sampling_clip_max": "rl.importance_cap",
+    "vllm_importance_sampling_clip_min": "rl.importance_low, with rl.importance_mask=ratio",
+    "vllm_importance_sampling_mode": "rl.importance_mask (token_mask: ratio), rl.importance_level",
     "teacher_model": "rl.teacher",
     "teacher_model_name_or_path": "rl.teacher",
     "loss_type": "rl.loss_level (dapo: token, grpo: sequence, dr_grpo: constant), rl.objective (cispo)",

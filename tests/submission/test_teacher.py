@@ -115,6 +115,9 @@ def test_a_teacher_too_small_for_its_tokens_is_refused(
         ((*DISTILL, "rl.teacher=x", "rl.ratio=sequence"), "rl.ratio=sequence has no use"),
         (("rl.algorithm=ppo", "rl.baseline=leave_one_out"), "rl.baseline=leave_one_out has no use with PPO"),
         ((*DISTILL, "rl.teacher=x", "rl.importance_sampling=truncated"), "importance_sampling=truncated"),
+        ((*DISTILL, "rl.teacher=x", "rl.importance_mask=trust"), "importance_mask=trust has no use"),
+        (("rl.importance_mask=ratio",), "importance_mask=ratio has no use.*Add rl.importance_sampling"),
+        (("rl.importance_level=sequence",), "importance_level=sequence has no use"),
         ((*DISTILL, "rl.teacher=x", "rl.jsd_beta=1.5"), "rl.jsd_beta"),
     ],
 )

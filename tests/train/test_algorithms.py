@@ -14,10 +14,10 @@ from r1hpc.config.load import assets
 from r1hpc.config.schema.rl import RewardConfig, RlConfig, RolloutConfig
 from r1hpc.config.schema.run import RunConfig, TrainConfig
 from r1hpc.plan.topology.batch import updates_per_rollout
+from r1hpc.train.rl.off_policy import corrected
 from r1hpc.train.rl.ppo import gae, value_loss, whiten
 from r1hpc.train.rl.update import (
     group_advantages,
-    importance_weights,
     kl_k3,
     policy_terms,
     token_weights,
@@ -308,7 +308,8 @@ def test_truncated_importance_sampling(seed: int, objective: str) -> None:
                 gain = min(float(r.detach()), 1.2) * a * case.logprobs[row, t]
             total = total + min(weight, 2.0) * gain
     assert capped
-    importance = importance_weights(case.old, sampler, case.mask, 2.0)
+    correction = corrected(RlConfig(), case.logprobs, case.old, sampler, case.advantages, case.mask)
+    importance = correction.weights
     assert (importance[~case.mask] == 0).all()
     case.check(RlConfig(objective=objective), -total / sum(case.lengths), importance)
 

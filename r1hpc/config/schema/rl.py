@@ -32,7 +32,13 @@ _OF_REWARDS: dict[str, tuple[Any, ...]] = {
     "importance_sampling": ("auto", "none"),
 }
 """Settings of losses that use rewards, with the values that have no effect in other losses."""
-_OF_RATIOS: dict[str, tuple[Any, ...]] = {"baseline": ("group",), "objective": ("clip",), "ratio": ("token",)}
+_OF_RATIOS: dict[str, tuple[Any, ...]] = {
+    "baseline": ("group",),
+    "objective": ("clip",),
+    "ratio": ("token",),
+    "importance_level": ("token",),
+    "importance_mask": ("none",),
+}
 """The same for losses that use ratios; older runs may have other values."""
 DEFAULT_TERMS = {"accuracy": 1.0, "format": 0.1}
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -210,6 +216,18 @@ class RlConfig:
     fengyao.notion.site/off-policy-rl); auto: only if vLLM samples."""
     importance_cap: float = ranged(2.0, above=0)
     """See importance_sampling."""
+    importance_level: str = ranged("token", choices=("token", "sequence"))
+    """The weight of importance_sampling: of each token, or one for the completion, the geometric mean of its
+    tokens'."""
+    importance_mask: str = ranged("none", choices=("none", "trust", "ratio"))
+    """Leave tokens out of the policy loss instead of weighing them. trust: those whose probability has moved
+    from the sampler's by more than importance_trust in the advantage's direction (DPPO, arXiv 2602.04879).
+    ratio: those whose weight is outside of [importance_low, importance_cap] (IcePop, arXiv 2510.18855, with
+    0.5 and 5)."""
+    importance_trust: float = ranged(0.2, above=0, most=1)
+    """See importance_mask=trust."""
+    importance_low: float = ranged(0.5, least=0)
+    """See importance_mask=ratio."""
     entropy_coef: float = ranged(0.0, least=0)
     """Weight of an entropy bonus (PPO, arXiv 1707.06347, eq. 9)."""
     kl_coef: float = ranged(0.0, least=0)

@@ -237,6 +237,7 @@ class RlStage:
             "importance_weight": sums.per_token(sums.importance),
             "importance_capped_share": sums.per_token(sums.importance_capped),
             "importance_effective_share": sums.effective_share(),
+            "importance_left_out_share": sums.per_token(sums.importance_left_out),
         }
         return {
             **rollout.facts(

@@ -238,6 +238,8 @@ class Sums:
     importance_squared: float = 0.0
     importance_capped: float = 0.0
     """Tokens whose weight was cut to rl.importance_cap."""
+    importance_left_out: float = 0.0
+    """Tokens that rl.importance_mask left out of the loss."""
 
     def per_token(self, total: float) -> float | None:
         """Return a sum as a mean over the trained tokens; None without any."""

@@ -26,6 +26,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout, works_out_old_policy
 from r1hpc.train.model.output_head import OutputHead, Scores, Teacher
 from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rl.off_policy import corrected
 from r1hpc.train.rl.ppo import gae, value_loss, whiten
 from r1hpc.train.rl.rollout import Experience, Floats, MicroBatch, Rollout, Rows, Tally, deal, lay_out
 from r1hpc.train.rollout.policy import Reference
@@ -188,6 +189,7 @@ class Updater:
         tally: Tally,
     ) -> torch.Tensor:
         rl, logprobs = self._config.rl, forward.logprobs
+        advantages = batch.spread(experience.advantages)
         # Experience has old log-probabilities if works_out_old_policy says so; otherwise the sampler's count.
         # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
         # trainer's own values avoid the rounding of the sampler and of other micro batches.
@@ -199,13 +201,14 @@ class Updater:
             old = sampled
         importance = None
         if self.corrects_importance:
-            importance = importance_weights(old, sampled, batch.mask, rl.importance_cap)
+            correction = corrected(rl, logprobs, old, sampled, advantages, batch.mask)
+            importance = correction.weights
             tally.add(
                 importance=importance.sum(),
                 importance_squared=(importance**2).sum(),
                 importance_capped=(importance >= rl.importance_cap).sum(),
+                importance_left_out=correction.left_out.sum(),
             )
-        advantages = batch.spread(experience.advantages)
         mask, reference = batch.mask, forward.reference
         terms = policy_terms(logprobs, old, advantages, per_token, mask, rl, reference, importance)
         tally.add(clipped=terms.clipped, kl=terms.kl)
@@ -381,17 +384,3 @@ def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """
     difference = reference - logprobs
     return torch.exp(difference) - difference - 1
-
-
-def importance_weights(
-    trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, cap: float
-) -> torch.Tensor:
-    """Return (rows, longest): min(pi_trainer / pi_sampler, cap) per token, without a gradient; 0 on padding.
-
-    Both probabilities are by the policy that sampled. Other kernels, or another precision than the trainer's,
-    sample from another distribution. The weight corrects that, and the cap bounds its variance (truncated
-    importance sampling: Ionides 2008; for RL, Yao et al. 2025, fengyao.notion.site/off-policy-rl, whose ratio
-    inside the clip is of the trainer's own two policies).
-    """
-    ratio = torch.exp(torch.where(mask, trainer.detach() - sampler, -torch.inf))
-    return ratio.clamp_max(cap)

@@ -1,0 +1,25 @@
+"""Refuse settings of rl.importance_… and rl.max_staleness that would correct nothing.
+
+check_off_policy(config)      # of a new run of stage rl
+"""
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.batch import corrects_importance
+
+_OF_WEIGHTS = {"importance_level": "token", "importance_mask": "none"}
+"""Settings of the importance weights, with the values that change nothing."""
+
+
+def check_off_policy(config: RunConfig) -> None:
+    """Raise ConfigError for settings of the importance weights where there are none."""
+    rl = config.rl
+    if rl.algorithm == "distill" or corrects_importance(config):
+        return  # RlConfig.check_new refuses them with distillation
+    for name, idle in _OF_WEIGHTS.items():
+        if (value := getattr(rl, name)) != idle:
+            raise ConfigError(
+                f"rl.{name}={value} has no use: rl.importance_sampling={rl.importance_sampling} with "
+                f"rollout.engine={config.rollout.engine} weighs no token. Add rl.importance_sampling="
+                f"truncated, or take rl.{name}={idle}"
+            )

@@ -1,0 +1,73 @@
+"""Correct the loss for tokens that another policy sampled: importance weights and masks.
+
+    correction = corrected(rl, policy, old, sampled, advantages, mask)
+
+`sampled` are the log-probabilities of the distribution that drew the tokens (the behaviour's, mu), `old` the
+trainer's before the first update on them, `policy` the trainer's now. mu differs from `old` because another
+engine computed it, or because it is of an older version of the policy (rl.max_staleness).
+
+Sources: truncated importance sampling, Ionides 2008; for RL, Yao et al. 2025,
+fengyao.notion.site/off-policy-rl; IcePop, Ring-1T, arXiv 2510.18855, section 3; DPPO, arXiv 2602.04879
+(Binary-TV).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from r1hpc.config.schema.rl import RlConfig
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a micro batch's policy loss is multiplied by. Both are (rows, longest)."""
+
+    weights: torch.Tensor
+    """Without a gradient; 0 on padding and where a token is left out."""
+    left_out: torch.Tensor
+    """True for a completion's token that the mask leaves out."""
+
+
+def corrected(
+    rl: RlConfig,
+    policy: torch.Tensor,
+    old: torch.Tensor,
+    sampled: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+) -> Correction:
+    """Return the weights min(pi_old / mu, rl.importance_cap), and 0 where rl.importance_mask leaves a token
+    out. All inputs (rows, longest), in nats; `mask` is True on the completions' tokens."""
+    ratio = importance_ratio(old, sampled, mask, rl.importance_level)
+    kept = mask
+    if rl.importance_mask == "ratio":
+        kept = mask & (ratio >= rl.importance_low) & (ratio <= rl.importance_cap)
+    elif rl.importance_mask == "trust":
+        kept = mask & within_trust(policy, sampled, advantages, mask, rl.importance_trust)
+    return Correction(torch.where(kept, ratio.clamp_max(rl.importance_cap), 0.0), mask & ~kept)
+
+
+def importance_ratio(
+    trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, level: str
+) -> torch.Tensor:
+    """Return pi_trainer / pi_sampler without a gradient; 0 on padding.
+
+    `level` token: of each token. sequence: the geometric mean over the completion's tokens, for all of them;
+    the product would leave the cap within a few hundred tokens.
+    """
+    # Mask before the exponential: values on padding could overflow, and infinity x 0 is nan.
+    difference = trainer.detach() - sampler
+    if level == "sequence":
+        total = torch.where(mask, difference, 0.0).sum(1)
+        difference = (total / mask.sum(1).clamp_min(1))[:, None].expand_as(mask)
+    return torch.exp(torch.where(mask, difference, -torch.inf))
+
+
+def within_trust(
+    policy: torch.Tensor, sampler: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, most: float
+) -> torch.Tensor:
+    """Return False where a token's probability has already moved by more than `most` in the direction that
+    its advantage pushes: up for a positive one, down for a negative one."""
+    moved = torch.exp(torch.where(mask, policy.detach(), -torch.inf))
+    moved = moved - torch.exp(torch.where(mask, sampler, -torch.inf))
+    return torch.where(advantages > 0, moved <= most, moved >= -most)
