@@ -1,4 +1,4 @@
-"""Weights and masks for tokens of another policy: against TRL's own lines, and against the papers' formulas."""
+"""Weights and masks for tokens of another policy: against TRL's own lines, and the papers' formulas."""
 
 import inspect
 import math
@@ -49,6 +49,7 @@ def of_trl(
     return torch.where(MASK, scope["vllm_importance_sampling_ratio"], 0.0)
 
 
+@pytest.mark.slow  # importing TRL
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("mask", "mode"), [("none", "token_truncate"), ("ratio", "token_mask")])
 def test_the_weights_of_tokens_are_trls(mask: str, mode: str, seed: int) -> None:

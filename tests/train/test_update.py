@@ -261,3 +261,12 @@ def test_updates_take_whole_groups_in_order_and_each_pass_takes_all() -> None:
     experience = updater.prepare(None, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
     taken = [updater.rows_of(experience, update).tolist() for update in range(4)]
     assert taken[0] + taken[1] == taken[2] + taken[3] == list(range(NUM_GROUPS * MEMBERS))
+
+
+def test_the_ranks_add_up_as_many_numbers_as_before_where_nothing_is_left_out() -> None:
+    tally = Tally()
+    tally.add(tokens=torch.ones(()), importance_left_out=torch.ones(()))
+    assert len(tally.numbers()) == len(Tally().numbers()) == 9
+    mask = Tally(off_policy=True)
+    mask.add(tokens=torch.ones(()), importance_left_out=torch.ones(()))
+    assert Sums(*mask.numbers()).importance_left_out == 1

@@ -255,7 +255,12 @@ class Sums:
 class Tally:
     """Adds up this rank's Sums on its device in float64, so that no step waits for the GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, off_policy: bool = False) -> None:
+        """`off_policy`: also the sums that only rl.importance_mask and rl.max_staleness fill. Without them the
+        ranks add up a vector of the old length: gloo rounds a sum by where it stands in the vector."""
+        self._names = [each.name for each in fields(Sums)]
+        if not off_policy:
+            self._names = self._names[: self._names.index("importance_left_out")]
         self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, **parts: torch.Tensor) -> None:
@@ -267,6 +272,6 @@ class Tally:
     def numbers(self) -> list[float]:
         """Return the sums in the order of `Sums(*numbers)`, to be added up over the ranks."""
         if not self._sums:
-            return [0.0 for _ in fields(Sums)]
+            return [0.0 for _ in self._names]
         known = dict(zip(self._sums, torch.stack([*self._sums.values()]).tolist(), strict=True))
-        return [known.get(each.name, 0.0) for each in fields(Sums)]
+        return [known.get(name, 0.0) for name in self._names]
