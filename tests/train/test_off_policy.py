@@ -4,6 +4,7 @@ import inspect
 import math
 import textwrap
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def of_trl(
         f"vllm_importance_sampling_{name}": value
         for name, value in (("mode", mode), ("clip_min", low), ("clip_max", high))
     }
-    scope = {
+    scope: dict[str, Any] = {
         "torch": torch,
         "math": math,
         "self": SimpleNamespace(**names),
