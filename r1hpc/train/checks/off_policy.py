@@ -1,4 +1,4 @@
-"""Refuse settings of rl.importance_… and rl.max_staleness that would correct nothing.
+"""Refuse settings of the importance weights that would correct nothing.
 
 check_off_policy(config)      # of a new run of stage rl
 """

@@ -4,7 +4,7 @@
 
 `sampled` are the log-probabilities of the distribution that drew the tokens (the behaviour's, mu), `old` the
 trainer's before the first update on them, `policy` the trainer's now. mu differs from `old` because another
-engine computed it, or because it is of an older version of the policy (rl.max_staleness).
+engine computed it, or because it is of an older version of the policy.
 
 Sources: truncated importance sampling, Ionides 2008; for RL, Yao et al. 2025,
 fengyao.notion.site/off-policy-rl; IcePop, Ring-1T, arXiv 2510.18855, section 3; DPPO, arXiv 2602.04879
@@ -20,7 +20,7 @@ from r1hpc.config.schema.rl import RlConfig
 
 @dataclass(frozen=True)
 class Correction:
-    """What a micro batch's policy loss is multiplied by. Both are (rows, longest)."""
+    """Weights of a micro batch's policy loss. Both are (rows, longest)."""
 
     weights: torch.Tensor
     """Without a gradient; 0 on padding and where a token is left out."""
