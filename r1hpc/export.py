@@ -29,7 +29,6 @@ from r1hpc.base.cli import ArgumentParser, add_json, offer, print_result, run_co
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import ANY_WIDTH, format_table
-from r1hpc.config.stages import trains
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
@@ -332,6 +331,7 @@ def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
 
 def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     from r1hpc.config.load import read
+    from r1hpc.config.stages import trains
 
     config = read(run.config)
     if not trains(config.stage):
