@@ -19,6 +19,11 @@ from r1hpc.data.read.loader import BatchLoader
 from r1hpc.data.read.open_plan import WindowMixture, open_plan
 from r1hpc.data.read.reader import open_dataset
 
+_BLOCK = 2**18
+"""Windows whose starts are kept, 2 MiB."""
+_PIECE = 2**12
+"""Windows whose starts are computed at once: a mixture needs some arrays of this by its sources."""
+
 
 class Run(Protocol):
     """The run of a script, which `attempt()` returns."""
@@ -70,6 +75,7 @@ class Windows(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, path: Path | str, *, seq_len: int, seed: int = 0) -> None:
         self._dataset = open_dataset(path)
         self._plan = open_plan(self._dataset, seq_len, seed, 1)
+        self._block = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         """Return the windows of one epoch; of a mixture, until each source's share reaches its windows."""
@@ -91,9 +97,27 @@ class Windows(torch.utils.data.Dataset[dict[str, Any]]):
         for index in indices:
             if not 0 <= index < length:
                 raise IndexError(f"window {index} is outside 0 to {length - 1}")
-        starts = self._plan.window_starts(np.asarray(indices, dtype=np.int64)).tolist()
-        items = []
-        for start in starts:
-            tokens = torch.from_numpy(self._dataset.read(start, self._plan.seq_len).astype(np.int64))
-            items.append({"input_ids": tokens, "labels": tokens.clone()})
-        return items
+        starts = self._starts(np.asarray(indices, dtype=np.int64)).tolist()
+        rows = np.empty((len(starts), self._plan.seq_len), dtype=np.int64)
+        for row, start in enumerate(starts):
+            rows[row] = self._dataset.read(start, self._plan.seq_len)
+        tokens = torch.from_numpy(rows)
+        pairs = zip(tokens.unbind(), tokens.clone().unbind(), strict=True)
+        return [{"input_ids": window, "labels": labels} for window, labels in pairs]
+
+    def _starts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the first token of each window.
+
+        They come from a block that is kept, if the dataset fits into one or the indices are consecutive.
+        """
+        is_near = len(self) <= _BLOCK or (len(indices) > 1 and bool((np.diff(indices) == 1).all()))
+        blocks = np.unique(indices // _BLOCK)
+        if not is_near or len(blocks) != 1:
+            return self._plan.window_starts(indices)
+        block = int(blocks[0])
+        if self._block[0] != block:
+            stop = min((block + 1) * _BLOCK, len(self))
+            firsts = range(block * _BLOCK, stop, _PIECE)
+            pieces = [np.arange(first, min(first + _PIECE, stop)) for first in firsts]
+            self._block = block, np.concatenate([self._plan.window_starts(piece) for piece in pieces])
+        return self._block[1][indices % _BLOCK]

@@ -68,6 +68,15 @@ def test_last_shard_is_whole_and_padded_by_the_invalid_id(tmp_path: Path) -> Non
     assert dataset.vocab_size <= 65_535
 
 
+@pytest.mark.slow
+def test_small_parts_take_no_whole_shard_each(tmp_path: Path) -> None:
+    write_texts(tmp_path, 30)
+    sizes: dict[str, Any] = {"part_bytes": 1, "chunk_tokens": 2**15, "shard_tokens": 2**24}
+    dataset = open_dataset(build(tmp_path, **sizes).path)
+    assert len(dataset.manifest.parts) == 30
+    assert sum(len(content) for content in tree(dataset.path).values()) <= 40_000_000
+
+
 def test_documents_decode_to_their_files(tmp_path: Path) -> None:
     texts = write_texts(tmp_path)
     dataset = open_dataset(build(tmp_path, tokenizer=BPE, part_bytes=900).path)

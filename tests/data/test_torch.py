@@ -9,6 +9,8 @@ import torch
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.read.mixture import Mixture
+from r1hpc.data.read.open_plan import open_plan
+from r1hpc.data.read.order import SamplePlan
 from r1hpc.data.read.reader import open_dataset
 from r1hpc.data.torch import Batches, Windows
 from tests.corpus.corpus import build
@@ -82,3 +84,38 @@ def test_an_epoch_of_a_mixture_follows_its_shares(max_epochs: float | None, expe
     assert mixture.epoch_samples == expected
     sources, items = mixture.locate(np.arange(expected))
     assert len(np.unique(items[sources == 1])) == 90
+
+
+@pytest.mark.parametrize("block", [2**18, 64])
+def test_starts_that_are_kept_are_those_of_the_plan(
+    path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1hpc.data.torch._BLOCK", block)
+    monkeypatch.setattr("r1hpc.data.torch._PIECE", 24)
+    windows, dataset = Windows(path, seq_len=SEQ_LEN, seed=3), open_dataset(path)
+    plan = open_plan(dataset, SEQ_LEN, 3, 1)
+    assert len(windows) > 2 * 64
+    in_order, shuffled = np.arange(len(windows)), np.random.default_rng(0).permutation(len(windows))
+    for order in (in_order, shuffled, in_order[::-1]):
+        for batch in np.array_split(order, len(order) // 9):
+            starts = plan.window_starts(batch)
+            items = windows.__getitems__(batch.tolist())
+            for item, start in zip(items, starts.tolist(), strict=True):
+                assert item["input_ids"].tolist() == dataset.read(start, SEQ_LEN).tolist()
+    assert windows.__getitems__([]) == []
+
+
+def test_a_shuffled_epoch_computes_its_order_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = Windows(path, seq_len=SEQ_LEN)
+    computed: list[int] = []
+    window_starts = SamplePlan.window_starts
+
+    def counted(plan: SamplePlan, ids: Any) -> Any:
+        computed.append(len(ids))
+        return window_starts(plan, ids)
+
+    monkeypatch.setattr(SamplePlan, "window_starts", counted)
+    loader = torch.utils.data.DataLoader(windows, batch_size=4, shuffle=True)
+    for _ in range(2):
+        assert sum(len(batch["labels"]) for batch in loader) == len(windows)
+    assert sum(computed) == len(windows)

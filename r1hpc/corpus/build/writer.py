@@ -139,9 +139,9 @@ class _TokenWriter:
     def close(self) -> None:
         """Write the last shard, padded by the invalid id, then give the array its true length.
 
-        A prepared part of less than one shard gets a smaller one, not padded beyond its last chunk.
+        A part of less than one shard gets a smaller one, not padded beyond its last chunk.
         """
-        if self._recipe.is_prepared and self._array is None:
+        if self._array is None:
             chunk = self._recipe.chunk_tokens
             self._shard = max(chunk, -(-self.length // chunk) * chunk)
         if self.length % self._shard or (self._array is None and self.length):

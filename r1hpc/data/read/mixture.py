@@ -140,14 +140,17 @@ class Mixture:
         batches = ids // self.batch
         places = visit(ids, self.batch, _seed(self.seed, _BATCHES))
         sources, items = np.empty_like(ids), np.empty_like(ids)
-        for batch in np.unique(batches).tolist():
-            chosen = batches == batch
-            segment = next(item for item in reversed(self._segments[0]) if item.first_batch <= batch)
-            relative = batch - segment.first_batch
-            edges = np.concatenate([[0], np.cumsum(segment.counts[relative % segment.period])])
-            found = np.searchsorted(edges, places[chosen], side="right") - 1
-            taken = segment.before + segment.taken(relative)  # of each source in earlier batches
-            sources[chosen], items[chosen] = found, taken[found] + places[chosen] - edges[found]
+        segments = self._segments[0]
+        numbers = np.searchsorted([item.first_batch for item in segments], batches, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            chosen, segment = numbers == number, segments[number]
+            relative, place = batches[chosen] - segment.first_batch, places[chosen]
+            counts = segment.counts[relative % segment.period]
+            edges = np.cumsum(counts, axis=-1)
+            found = (place[:, None] >= edges).sum(axis=-1)
+            before = segment.before + segment.taken(relative) - (edges - counts)  # of each source
+            picked = np.arange(len(found)), found
+            sources[chosen], items[chosen] = found, before[picked] + place
         for number, size in enumerate(self.sizes):
             chosen = sources == number
             items[chosen] = visit(items[chosen], size, _seed(self.seed, number))

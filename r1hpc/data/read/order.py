@@ -125,8 +125,10 @@ def visit(sample_ids: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArra
     ids = np.asarray(sample_ids, dtype=np.int64)
     if ids.size and int(ids.min()) < 0:
         raise ValueError("a sample id is negative")
+    items = np.zeros_like(ids)
+    if size == 1:  # each sample would be an epoch of its own
+        return items
     epochs, positions = np.divmod(ids, size)
-    items = np.empty_like(ids)
     for epoch in np.unique(epochs).tolist():  # a batch touches one epoch, or two at its edge
         chosen = epochs == epoch
         items[chosen] = permute(positions[chosen], size, epoch_key(seed, epoch))
