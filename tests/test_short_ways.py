@@ -111,12 +111,12 @@ def test_a_submission_is_read_in_forty_files(tmp_path: Path) -> None:
     assert num_functions <= 280
 
 
-def test_a_grpo_step_is_read_in_twenty_files(tmp_path: Path) -> None:
-    """Ten of them in train/. 33 files in November 2026."""
+def test_a_grpo_step_is_read_in_21_files(tmp_path: Path) -> None:
+    """Eleven of them in train/; one holds the file format of groups. 33 in November 2026."""
     files, num_functions = _traced("grpo", tmp_path)
     assert {"train/rl/rl.py", "train/rl/collect.py", "train/rl/update.py"} <= files
-    assert len([file for file in files if file.startswith("train/")]) <= 10, sorted(files)
-    assert len(files) <= 20, sorted(files)
+    assert len([file for file in files if file.startswith("train/")]) <= 11, sorted(files)
+    assert len(files) <= 21, sorted(files)
     assert num_functions <= 145
 
 
