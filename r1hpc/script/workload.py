@@ -160,14 +160,15 @@ def _check_resume(script: ScriptConfig, found: Look) -> None:
     gets_it = gets_checkpoint(script)
     if not found.library and gets_it and not script.checkpoints:
         raise UsageError(
-            f"{Path(str(script.path)).name} would begin anew after each preemption: {{checkpoint}} and "
+            f"nothing tells how {Path(str(script.path)).name} goes on after a preemption: {{checkpoint}} and "
             "script.resume_args need the pattern of its checkpoints, script.checkpoints='out/checkpoint-*'"
         )
     if found.library in ("", "accelerate") and script.checkpoints is None and not gets_it:
         raise UsageError(
-            f"{Path(str(script.path)).name} would begin anew after each preemption: name its checkpoints, "
-            "script.checkpoints='out/checkpoint-*', and hand the newest in, -- --resume {checkpoint}; or use "
-            "r1hpc.client in it; or give \"script.checkpoints=''\" if it may begin anew"
+            f"nothing tells how {Path(str(script.path)).name} goes on after a preemption: name its "
+            "checkpoints, script.checkpoints='out/checkpoint-*', and hand the newest in, -- --resume "
+            "{checkpoint}, unless it finds it by itself; or use r1hpc.client in it; or give "
+            "\"script.checkpoints=''\" if it may begin anew"
         )
 
 

@@ -57,7 +57,7 @@ def test_a_script_that_would_fail_in_the_queue_is_refused(tmp_path: Path) -> Non
     bad.write_text("def f(:\n")
     own.write_text("print('hello')\n")
     assert "bad.py, line 1: " in refusal(bad)
-    assert "would begin anew after each preemption" in refusal(own)
+    assert "nothing tells how own.py goes on after a preemption" in refusal(own)
     assert "script.args uses {steps}" in refusal(LOOP, "script.args=[--steps, '{steps}']")
     assert "torchrun starts processes of its own" in refusal(LOOP, "script.python=torchrun")
     assert "is no folder" in refusal(LOOP, "script.cwd=/nowhere")
