@@ -101,6 +101,7 @@ LOOKS: dict[str, Look] = {
         re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{12,}|github_pat_[A-Za-z0-9_]{12,})"),
     ),
     "a GitLab token": Look(("glpat-",), re.compile(r"glpat-(?<=\bglpat-)[A-Za-z0-9_-]{12,}")),
+    "a Google API key": Look(("AIza",), re.compile(r"AIza(?<=\bAIza)[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])")),
     "a Slack token": Look(("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
     "a JSON web token": Look(
         ("eyJ",), re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")

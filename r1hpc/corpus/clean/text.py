@@ -8,9 +8,10 @@ nothing is downloaded. Repair: ftfy (Speer 2019) for mojibake, HTML entities, co
 and NFC; most texts show no sign of these and skip it unchanged.
 
 Personal data by pattern: mail and network addresses, telephone, card, bank and social security numbers.
-Secrets by pattern: AWS keys, GitHub tokens, private keys. A pattern finds the form, and checks a check digit
-if there is one. Names, postal addresses and spelled-out numbers are not found. docs/data.md lists what a test
-against a list finds and misses.
+Secrets by pattern: AWS keys, private keys, `sk-` keys, JSON web tokens, and tokens of GitHub, GitLab, Hugging
+Face, Google and Slack. A pattern finds the form, and checks a check digit if there is one. Names, postal
+addresses and spelled-out numbers are not found. docs/data.md lists what a test against a list finds and
+misses.
 """
 
 import functools
@@ -154,6 +155,19 @@ def _is_aws_key(found: str) -> bool:
     return len(found) == 20 and (found.startswith("AKIA") or _digits(found) != "")
 
 
+def _is_random(found: str) -> bool:
+    """True for a drawn token, not a name such as sk-learn-contrib: it has small letters, capitals and digits.
+
+    Hugging Face's 34 letters and GitLab's tokens may lack digits; some keys are 32 hexadecimal digits.
+    """
+    if re.fullmatch("sk-[0-9a-f]{32}", found):
+        return True
+    has_digit = re.search("[0-9]", found) or found.startswith("glpat-")
+    has_digit = has_digit or (found.startswith("hf_") and len(found) == 37)
+    is_mixed = re.search("[a-z]", found.partition("-")[2] or found[3:]) and re.search("[A-Z]", found)
+    return len(found) >= 20 and bool(has_digit and is_mixed)
+
+
 def _is_private_key(found: str) -> bool:
     """True for a key with its end, or for the rest of a truncated one."""
     return "-----END" in found or _CUT_KEY.fullmatch(found) is not None
@@ -179,6 +193,17 @@ _KINDS = (
         ),
         lambda found: len(found) == 40,
         lambda found: [(len(found) - 40, len(found))],
+    ),
+    _Kind("GITLAB_TOKEN", *LOOKS["a GitLab token"], _is_random),
+    _Kind("HF_TOKEN", *LOOKS["a Hugging Face token"], _is_random),
+    _Kind("GOOGLE_KEY", *LOOKS["a Google API key"], _is_random),
+    _Kind("SLACK_TOKEN", *LOOKS["a Slack token"], _is_random),
+    _Kind("API_KEY", *LOOKS["an API key"], _is_random),
+    _Kind(  # begun only where no other could be, so that many beginnings are not read repeatedly
+        "JWT",
+        LOOKS["a JSON web token"].letters,
+        re.compile(r"eyJ(?<![\w-]eyJ)[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
+        _is_random,
     ),
     _Kind("AWS_KEY", *LOOKS["an AWS access key"], _is_aws_key),
     _Kind(
