@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -232,8 +233,10 @@ def _answers(*raw: bytes) -> str:
         for each in raw:
             visitor, _ = listener.accept()
             with visitor:
-                visitor.recv(65536)
                 visitor.sendall(each)
+                visitor.shutdown(socket.SHUT_WR)
+                while visitor.recv(65536):  # closed with unread bytes, the connection would be reset
+                    pass
 
     threading.Thread(target=serve, daemon=True).start()
     return f"http://127.0.0.1:{listener.getsockname()[1]}"

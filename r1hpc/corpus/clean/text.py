@@ -156,7 +156,7 @@ def _is_aws_key(found: str) -> bool:
 
 
 def _is_random(found: str) -> bool:
-    """True for a drawn token, not a name such as sk-learn-contrib: it has small letters, capitals and digits.
+    """True for a drawn token, not a name such as sk-learn: it has small letters, capitals and digits.
 
     Hugging Face's 34 letters and GitLab's tokens may lack digits; some keys are 32 hexadecimal digits.
     """
