@@ -151,7 +151,7 @@ def tied_in_vllm(group: Group, folder: Path) -> None:
     """The trap itself: served as a tied model, the packed head stays what the dummy weights made it."""
     network = build_model(ModelConfig(), TIED, seed=3)
     config = weight_sync.served_config
-    refusal = r"nats apart on average, and rollout.max_logprob_difference is 0.0001"
+    refusal = r"nats apart on average, and the limit is"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_engine, "served_config", lambda m: config(m) | {"tie_word_embeddings": True})
         patch.setattr(vllm_engine, "served_weights", partial(serve, SPOILED["stale head"], None))
