@@ -306,6 +306,7 @@ def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
     node = on_cluster.node_names[0]
     job_id = submit_recorded(on_cluster, made, "--gres=gpu:2", f"--nodelist={node}")
     on_cluster.wait_job(job_id, {"RUNNING"})
+    made.clock = time.time()  # a fresh cluster takes seconds to start its first job
     made.begin()
     time.sleep(2)  # Slurm counts whole seconds: an attempt shorter than one is charged nothing
     with on_cluster.drained(node):  # it cannot begin again before it was looked at
@@ -314,6 +315,7 @@ def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
         assert as_json(status, [], capsys)["state"] == "requeued"
     on_cluster.wait_restarts(job_id, 1)
     on_cluster.wait_job(job_id, {"RUNNING"})
+    time.sleep(2)
     on_cluster.cancel(job_id)
     on_cluster.wait_job(job_id)
     wait_until(lambda: len(on_cluster.sacct(job_id)) == 2, 60)
