@@ -148,15 +148,15 @@ def as_text(done: dict[str, Any]) -> str:
             what = unit.replace("_", "-").replace("gpu", "GPU")
             lines.append(f"estimate {Spread.of_json(cost).text(what)} for all that is left, to the end")
     if rungs := done["rungs"]:
-        course = ", ".join(f"{each['settings']} to step {each['step']:,}" for each in rungs["expected"])
+        course = ", ".join(f"{rung['settings']} to step {rung['step']:,}" for rung in rungs["expected"])
         about = (
             f"rungs    settings expected to go on: {course}. That is {rungs['share']:.0%} of all steps, if"
         )
         lines.append(wrap(f"{about} the seeds of a setting run at once", hanging=" " * 9))
     if is_dry_run:
         lines += [
-            f"  {each['point']}  {_settings(each)}  {planned.get(each['action'], each['action'])}"
-            for each in done["points"][:_MOST_LISTED]
+            f"  {point['point']}  {_settings(point)}  {planned.get(point['action'], point['action'])}"
+            for point in done["points"][:_MOST_LISTED]
         ]
         if (more := len(done["points"]) - _MOST_LISTED) > 0:
             lines.append(f"  and {more:,} more points: --json lists all")

@@ -126,12 +126,12 @@ def in_hours(
     """Return the dict of `fold_hours` from sums in seconds, by key."""
     causes, months = _joined(by["state"], str.lower), _joined(by["day"], lambda day: day[:7])
     by = {**by, "cause": causes, "month": months}
-    found: dict[str, Any] = {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600}
-    if total := sum(billed["user"].values()):
-        found |= {"billing_hours": total / 3600}
-        found |= {f"billing_by_{key}": _sorted_hours(sums) for key, sums in billed.items()}
-    known = {key: sums for key, sums in by.items() if key not in RUN_KEYS or set(sums) - {UNKNOWN}}
-    return found | {f"by_{key}": _sorted_hours(sums) for key, sums in known.items()}
+    hours: dict[str, Any] = {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600}
+    if billed_seconds := sum(billed["user"].values()):
+        hours |= {"billing_hours": billed_seconds / 3600}
+        hours |= {f"billing_by_{key}": _sorted_hours(sums) for key, sums in billed.items()}
+    named = {key: sums for key, sums in by.items() if key not in RUN_KEYS or set(sums) - {UNKNOWN}}
+    return hours | {f"by_{key}": _sorted_hours(sums) for key, sums in named.items()}
 
 
 def _sorted_hours(sums: Mapping[str, float]) -> dict[str, float]:

@@ -167,8 +167,8 @@ class ColumnReader:
 
     def _resources_of(self, cells: Cells) -> Ints:
         rows = self._tres.of(cells)
-        found = np.array([*self._resources, (ODD, ODD, ODD, ODD)], np.int64)  # the last is that of ODD
-        return found[rows].T
+        resources = np.array([*self._resources, (ODD, ODD, ODD, ODD)], np.int64)  # the last is that of ODD
+        return resources[rows].T
 
     def _row_of(self, tres: str) -> int:
         found = gpus_by_type(tres, self._shares)

@@ -41,6 +41,18 @@ def fsync_file(path: Path, flags: int = 0) -> None:
         os.close(fd)
 
 
+def sync_file_system(folder: Path) -> None:
+    """Write out what this node holds in memory of the folder's file system (syncfs(2))."""
+    import ctypes
+
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+            raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
+    finally:
+        os.close(fd)
+
+
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Replace `path` by `content`, durably. Readers see the old file or the new one.
 

@@ -141,7 +141,7 @@ def _any_of(checks: Sequence[Check], takes_none: bool) -> Check:
         if value is None and takes_none:
             return None
         first = checks[0](value)
-        if first is None or any(each(value) is None for each in checks[1:]):
+        if first is None or any(check(value) is None for check in checks[1:]):
             return None
         return first
 

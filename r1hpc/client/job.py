@@ -1,9 +1,15 @@
-"""Tell a script about its rank, as JSON in the environment: script/rank.py writes it, the client reads it."""
+"""Tell a script about its rank, as JSON in the environment: script/rank.py writes it, the client reads it.
+
+The files by which the script answers are named here too.
+"""
 
 import json
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1hpc.attempt.workload import RankJob
@@ -73,3 +79,13 @@ class Job:
     def around() -> "Job":
         """Return the job of the script, in its children too."""
         return Job(**json.loads(os.environ[JOB]))
+
+
+def report_path(run: RunDir, attempt: int, rank: int) -> Path:
+    """Return the file in which a script says how far it is: pid, kind, global_step, reason, leader."""
+    return run.attempt_dir(attempt) / f"script_{rank}.json"
+
+
+def unled_path(run: RunDir, attempt: int, rank: int) -> Path:
+    """Return the file that exists once a step was taken that r1hpc does not lead (client/unled.py)."""
+    return run.attempt_dir(attempt) / f"unled_{rank}.json"

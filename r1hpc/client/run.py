@@ -27,10 +27,11 @@ from typing import Any, NoReturn, Protocol
 from r1hpc.attempt.control.stop import SIGNALS, Deadlines, StopRequests, is_save_due
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import sync_file_system
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.manifest import step_folder
 from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
-from r1hpc.client.job import Job
+from r1hpc.client.job import Job, report_path
 from r1hpc.client.logs import flush_logs
 from r1hpc.telemetry.records.metrics import MetricWriter
 
@@ -313,7 +314,7 @@ class Run:
                 yield staging
                 self._ranks.gather(None)  # all have written
                 if job.local_rank == 0:
-                    _sync_file_system(staging)
+                    sync_file_system(staging)
             self._requests.copied()
             found = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
             # Together: on NFS a rank may not see another's files yet.
@@ -405,22 +406,12 @@ class Run:
         assert self._job is not None
         if kind == "stopped":
             reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
-        said = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
-        said["leader"] = self.leader
-        path = said_path(self._folder, self._job.attempt, self._job.rank)
+        report = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
+        report["leader"] = self.leader
+        path = report_path(self._folder, self._job.attempt, self._job.rank)
         fresh = path.with_suffix(".tmp")  # not synced: after a power cut nobody asks for it
-        fresh.write_text(json.dumps(said))
+        fresh.write_text(json.dumps(report))
         fresh.replace(path)
-
-
-def said_path(run: RunDir, attempt: int, rank: int) -> Path:
-    """Return the file in which a script says how far it is: pid, kind, global_step, reason, leader."""
-    return run.attempt_dir(attempt) / f"script_{rank}.json"
-
-
-def unled_path(run: RunDir, attempt: int, rank: int) -> Path:
-    """Return the file that exists once a step was taken that r1hpc does not lead (client/unled.py)."""
-    return run.attempt_dir(attempt) / f"unled_{rank}.json"
 
 
 _current: Run | None = None
@@ -459,15 +450,3 @@ class _SumAlone:
 
     def result(self) -> list[float]:
         return self._values
-
-
-def _sync_file_system(folder: Path) -> None:
-    """Write out what this node holds in memory of the folder's file system (syncfs(2))."""
-    import ctypes
-
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-            raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
-    finally:
-        os.close(fd)

@@ -11,8 +11,7 @@ from typing import Any
 from r1hpc.base.files import read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.client import run as run_module
-from r1hpc.client.job import PID, Job
-from r1hpc.client.run import said_path, unled_path
+from r1hpc.client.job import PID, Job, report_path, unled_path
 
 
 def attach(optimizer: ModuleType) -> None:
@@ -31,7 +30,7 @@ def _report() -> None:
     job = Job.around()
     run = RunDir(job.run)
     file = unled_path(run, job.attempt, job.rank)
-    if not read_object(said_path(run, job.attempt, job.rank)).get("leader") and not file.exists():
+    if not read_object(report_path(run, job.attempt, job.rank)).get("leader") and not file.exists():
         run_module.give_back_signals()
         is_script = os.environ.get(PID) == str(os.getpid())
         write_json(file, {"pid": os.getpid(), "is_script": is_script})

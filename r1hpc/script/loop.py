@@ -12,7 +12,7 @@ from pathlib import Path
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir
-from r1hpc.client.run import said_path, unled_path
+from r1hpc.client.job import report_path, unled_path
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.schema.sections import ScriptConfig
 from r1hpc.script.look import Look, look_at
@@ -72,7 +72,7 @@ def gets_checkpoint(script: ScriptConfig) -> bool:
 
 def seen(run: RunDir, config: RunConfig, attempt: int) -> str:
     """Return who leads the loop of an attempt; empty before rank 0 took a step."""
-    leader = read_object(said_path(run, attempt, 0)).get("leader")
+    leader = read_object(report_path(run, attempt, 0)).get("leader")
     if leader:
         return f"led by {leader}"
     unled = read_object(unled_path(run, attempt, 0))

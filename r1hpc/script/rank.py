@@ -25,8 +25,8 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import is_listed, read_json, read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.client import hooks
-from r1hpc.client.job import Job
-from r1hpc.client.run import AGAIN, said_path, unled_path
+from r1hpc.client.job import Job, report_path, unled_path
+from r1hpc.client.run import AGAIN
 from r1hpc.client.start import HASH_SEED, start_seed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
@@ -206,7 +206,7 @@ def _wait(job: RankJob, process: "subprocess.Popen[bytes]", watcher: Watcher | N
 
 def _end_group(job: RankJob, group: int, asked: str) -> None:
     """End what the script left running. If it was asked to stop, a child of a shell may still be saving."""
-    has_client = said_path(job.run, job.context.attempt, job.context.rank).exists()
+    has_client = report_path(job.run, job.context.attempt, job.context.rank).exists()
     left_s = job.requests.seconds_left() or _TO_SAVE_S
     until = time.monotonic() + (left_s if asked and not has_client else 0)
     with suppress(ProcessLookupError):
@@ -219,7 +219,7 @@ def _end_group(job: RankJob, group: int, asked: str) -> None:
 
 def _hand_on(job: RankJob, process: "subprocess.Popen[bytes]") -> None:
     place = (job.run, job.context.attempt, job.context.rank)
-    said = read_object(said_path(*place))
+    said = read_object(report_path(*place))
     is_led = said.get("leader") or not unled_path(*place).exists()
     number = signal.Signals[f"SIG{job.config.script.stop_signal}"]
     pid = said.get("pid")
@@ -233,7 +233,7 @@ def _hand_on(job: RankJob, process: "subprocess.Popen[bytes]") -> None:
 
 def _judge(job: RankJob, status: int, asked: str) -> Outcome:
     run, context = job.run, job.context
-    said = read_object(said_path(run, context.attempt, context.rank))
+    said = read_object(report_path(run, context.attempt, context.rank))
     step = said.get("global_step") if isinstance(said.get("global_step"), int) else None
     if status == 0 and (not asked or said.get("kind") == "finished"):
         return Outcome(True, step)

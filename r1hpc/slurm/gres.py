@@ -73,8 +73,8 @@ def unknown_shares(alloc_tres: str, shares: Shares) -> set[str]:
 def parse_shares(given: str, where: str) -> dict[str, int]:
     """Parse shard=4,mps=100, written at `where`; raise UsageError for anything else."""
     shares = {}
-    for each in given.replace(" ", "").split(","):
-        name, _, count = each.partition("=")
+    for part in given.replace(" ", "").split(","):
+        name, _, count = part.partition("=")
         if name not in ("shard", "mps") or not count.isdecimal() or not 1 <= int(count) <= _MOST_SHARES:
             raise UsageError(f"{where} {given}: write it as shard=4, mps=100 or shard=4,mps=100")
         shares[name] = int(count)
@@ -83,8 +83,8 @@ def parse_shares(given: str, where: str) -> dict[str, int]:
 
 def billing_of(alloc_tres: str) -> int:
     """Return the billing TRES, by which a site weighs GPUs, CPUs and memory (TRESBillingWeights); 0: none."""
-    found = _BILLING.search(alloc_tres)
-    return at_most(int(found[1]), "AllocTRES", alloc_tres) if found else 0
+    billing = _BILLING.search(alloc_tres)
+    return at_most(int(billing[1]), "AllocTRES", alloc_tres) if billing else 0
 
 
 def plain(gpus: Fraction | int) -> float:

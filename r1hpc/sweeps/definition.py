@@ -155,27 +155,24 @@ class Definition:
     def points(self) -> list[Point]:
         """Return all points, in the order in which they were added, each under its first spelling."""
         spelled: dict[tuple[str, str], str] = {}
-        found: dict[tuple[str, ...], Point] = {}
+        points: dict[tuple[str, ...], Point] = {}
         for point in (point for grid in self.grids for point in points_of(grid)):
             settings = {
                 key: spelled.setdefault((key, same_value(key, text)), text)
                 for key, text in point.settings.items()
             }
-            found.setdefault(tuple(settings.values()), Point(point.name, settings))
-        return list(found.values())
+            points.setdefault(tuple(settings.values()), Point(point.name, settings))
+        return list(points.values())
 
     def spellings(self) -> list[str]:
         """Return sentences on values that are given in several spellings."""
-        kinds: dict[tuple[str, str], dict[str, None]] = {}
-        for key, text in (
-            (key, text) for grid in self.grids for key, texts in grid.items() for text in texts
-        ):
-            kinds.setdefault((key, same_value(key, text)), {})[text] = None
-        return [
-            f"{key}: {' and '.join(texts)} are one value"
-            for (key, _), texts in kinds.items()
-            if len(texts) > 1
-        ]
+        spellings: dict[tuple[str, str], dict[str, None]] = {}
+        for grid in self.grids:
+            for key, texts in grid.items():
+                for text in texts:
+                    spellings.setdefault((key, same_value(key, text)), {})[text] = None
+        several = [(key, texts) for (key, _), texts in spellings.items() if len(texts) > 1]
+        return [f"{key}: {' and '.join(texts)} are one value" for key, texts in several]
 
 
 class SweepDir(ChainDir):

@@ -171,8 +171,8 @@ def _with_groups(definition: Definition) -> Definition:
 
 def _same_rungs(asked: Halving, frozen: Halving | None) -> bool:
     """True if these rungs are those of the sweep; earlier versions did not record the direction."""
-    known = {key: value for key, value in (frozen or {}).items() if key != "groups"}
-    return bool(known) and all(dict(asked).get(key) == value for key, value in known.items())
+    recorded = {key: value for key, value in (frozen or {}).items() if key != "groups"}
+    return bool(recorded) and all(dict(asked).get(key) == value for key, value in recorded.items())
 
 
 def _lasting(definition: Definition) -> list[str]:

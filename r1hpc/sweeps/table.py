@@ -175,8 +175,9 @@ def read_table(sweep: SweepDir, by: str | None = None, lower: bool | None = None
         by, lower = definition.rungs["by"], definition.rungs.get("lower") if lower is None else lower
     recorded = dict.fromkeys(name for result in results for name in result.numbers)
     if by is None:
-        first = [name for name in (*_FIRST_CHOICES, *recorded) if name in recorded]
-        by = next((name for name in first if lower_is_better(name) is not None), *(first or [""])[:1])
+        choices = [name for name in (*_FIRST_CHOICES, *recorded) if name in recorded]
+        clear = [name for name in choices if lower_is_better(name) is not None]
+        by = next(iter((*clear, *choices)), "")
         lower = lower_is_better(by) if lower is None else lower
     else:
         lower = direction(by, lower)
@@ -244,25 +245,25 @@ def _numbers(run: RunDir, stage: str) -> tuple[dict[str, float], dict[str, tuple
     Numbers of train.jsonl come before those of the card, and these before what a script logged. Those that
     every step has are the last, so that none of them is compared by default.
     """
-    found: dict[str, float | None] = {}
+    numbers: dict[str, float | None] = {}
     steps = last_steps(run, 1)
     for step in steps:
-        found |= {name: step.number(name) for name in ("loss", *(step.extra or {}))}
+        numbers |= {name: step.number(name) for name in ("loss", *(step.extra or {}))}
     for name, text in card_of(run, stage):
         try:
-            found[name] = float(text.split()[0])
+            numbers[name] = float(text.split()[0])
         except (ValueError, IndexError):
             continue
-    of_steps = {name: step.number(name) for step in steps for name in _OF_EACH_STEP if name not in found}
+    of_steps = {name: step.number(name) for step in steps for name in _OF_EACH_STEP if name not in numbers}
     logged = {
         name: next(reversed(by_step.items()))
         for name, by_step in read_logged(run).items()
-        if found.get(name) is None and of_steps.get(name) is None
+        if numbers.get(name) is None and of_steps.get(name) is None
     }
-    found |= {name: value for name, (_, value) in logged.items()} | of_steps
+    numbers |= {name: value for name, (_, value) in logged.items()} | of_steps
     last = steps[-1].global_step if steps else 0
     ends = {name: (step, max(step, last)) for name, (step, _) in logged.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}, ends
+    return {name: float(value) for name, value in numbers.items() if value is not None}, ends
 
 
 def _draw(axes: Axes, rows: Sequence[Row], ys: Sequence[float]) -> None:

@@ -4,42 +4,30 @@ import gzip
 import io
 import os
 import re
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from r1hpc.accounting import account, sacct_totals
-from r1hpc.accounting.account import hours_of_file, hours_of_lines, open_sacct_file
+from r1hpc.accounting.account import hours_of_file, open_sacct_file
 from r1hpc.accounting.hours import Selection
 from r1hpc.accounting.sacct_totals import sum_dump
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.slurm.sacct import pick_records, read_rows
 from tests.accounting.dumps import COLUMNS, ODD_COLUMNS, SHARES, UNIT, Truth, write_dump
-
-HEADER = "JobID|JobName|User|Account|Partition|QOS|State|Start|End|ElapsedRaw|NNodes|AllocTRES"
-
-
-ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "UTC")
-"""On Lord Howe Island the clock is changed by half an hour; Kolkata's is half an hour off."""
-
-
-@contextmanager
-def clock_of(zone: str) -> Iterator[None]:
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = zone
-    time.tzset()
-    try:
-        yield
-    finally:
-        os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
-        time.tzset()
+from tests.accounting.sacct_rows import (
+    HEADER,
+    ZONES,
+    by_columns,
+    by_rows,
+    clock_of,
+    in_seconds,
+    outcome,
+    row,
+    text_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,34 +37,9 @@ def _berlin() -> Iterator[None]:
         yield
 
 
-def by_columns(text: str | bytes, **selected: Any) -> dict[str, Any]:
-    content = text if isinstance(text, bytes) else text.encode()
-    return sum_dump(io.BytesIO(content), "dump.txt", Selection(**selected))
-
-
 def hours_of_path(path: Path) -> dict[str, Any]:
     with open_sacct_file(path) as file:
         return hours_of_file(file, Selection())
-
-
-def by_rows(text: str | bytes, **selected: Any) -> dict[str, Any]:
-    """The same, record by record, as a small file is read."""
-    content = text if isinstance(text, bytes) else text.encode()
-    assert len(content) < account._FEW_BYTES
-    with tempfile.TemporaryFile() as file:
-        file.write(content)
-        file.seek(0)
-        return hours_of_lines(file, "dump.txt", Selection(**selected))
-
-
-def in_seconds(hours: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: {name: round(3600 * value) for name, value in group.items()}
-        if isinstance(group, dict)
-        else round(3600 * group)
-        for key, group in hours.items()
-        if key not in ("set_aside", "unknown_shares")
-    } | {key: hours[key] for key in ("set_aside", "unknown_shares") if key in hours}
 
 
 def as_seconds(truth: Truth) -> dict[str, Any]:
@@ -220,26 +183,6 @@ def test_a_file_told_twice_counts_once(tmp_path: Path) -> None:
     assert in_seconds(hours_of_path(path)) == as_seconds(truth)
 
 
-def row(job: str = "7", start: str = "2026-05-01T22:00:00", elapsed: str = "10800", **cells_: str) -> str:
-    usual = {
-        "JobName": "a",
-        "User": "ada",
-        "Account": "lab",
-        "Partition": "gpu",
-        "QOS": "normal",
-        "State": "COMPLETED",
-        "End": "Unknown",
-        "NNodes": "1",
-        "AllocTRES": "gres/gpu:a100=8,gres/gpu=8",
-    }
-    found = {**usual, "JobID": job, "Start": start, "ElapsedRaw": elapsed, **cells_}
-    return "|".join(found[name] for name in HEADER.split("|"))
-
-
-def text_of(*rows: str) -> str:
-    return "\n".join([HEADER, *rows]) + "\n"
-
-
 def test_of_two_records_of_one_start_the_longer_counts() -> None:
     young, old = row(elapsed="100", State="RUNNING"), row(elapsed="200")
     for rows in ((young, old), (old, young), (old, old, young, old)):
@@ -252,176 +195,6 @@ def test_of_two_records_of_one_start_the_longer_counts() -> None:
         assert hours == in_seconds(by_rows(text_of(*rows))), "of equals the last, also if one is unusual"
     again = by_columns(text_of(row(), row(start="2026-05-02T03:00:00"), row(job="7_1"), row(job="7+1")))
     assert in_seconds(again)["total"] == 4 * 8 * 10800, "another start or another task is another record"
-
-
-JOBS = ("1", "12345678", "123456789", "4_1", "4_10", "5+0", "99999999999_1234567", "6.batch")
-OWNERS = dict(zip(JOBS, ("ada", "bob", "x" * 40, "ädä", "", "ada", "ada", "bob"), strict=True))
-
-
-def owned_row(job: str, **cells_: str) -> str:
-    return row(job, User=OWNERS[job], **cells_)
-
-
-def _rows(**odd: list[str]) -> st.SearchStrategy[str]:
-    """Rows of jobs as there are, and of such as there should not be."""
-    usual = {
-        "start": [
-            "2026-03-29T01:59:59",
-            "2026-03-29T03:00:00",
-            "2026-10-25T02:30:00",
-            "2026-10-24T23:59:59",
-            "2026-10-25T00:00:00",
-            "2026-04-05T01:45:00",
-            "2026-02-28T12:00:00",
-            "Unknown",
-            "None",
-            "",
-            "0",
-        ],
-        "elapsed": ["0", "1", "59", "3600", "86400", "90061", "900000", "10000000", "007"],
-        "End": ["Unknown", "2026-10-25T03:30:00", "2026-10-25T02:31:00"],
-        "State": ["RUNNING", "CANCELLED by 1000", "CANCELLED by 1", "COMPLETED", ""],
-        "NNodes": ["1", "16", "", "1024"],
-        "AllocTRES": [
-            "",
-            "cpu=4,node=2",
-            "gres/gpu=3",
-            "gres/gpu:a100=3,node=1",
-            "gres/gpu:a100=4,gres/gpu:h100=2",
-            "billing=4,cpu=4,energy=12345,gres/gpu:a100=8,gres/gpu=8,mem=16G,node=4",
-            "gres/gpumem=80G,gres/gpuutil=100",
-        ],
-    }
-    name = st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12)
-    cells = {key: st.sampled_from(odd.get(key, values)) for key, values in usual.items()}
-    return st.builds(owned_row, job=st.sampled_from(JOBS), JobName=name, **cells)
-
-
-ROWS = _rows()
-ODD_ROWS = st.one_of(
-    _rows(
-        start=[
-            "1777629600",
-            "2026-05-01",
-            "2026-05-01T10",
-            "2026-05-01T10:30",
-            "2026-05-01 10:30:00",
-            "2026-05-01T10:30:60",
-            "2026-05-01T10:30:00Z",
-            "2026-03-29T02:30:00",
-            "2026-02-29T10:30:00",
-            "1969-12-31T12:00:00",
-            "2345-01-01T00:00:00",
-            "9999999999",
-            "Start",
-            "-5",
-        ]
-    ),
-    _rows(elapsed=["400000000", "3000000000", "9" * 30, "-5", "+7", " 8", "1_0", "٣", "0x10", "many", ""]),
-    _rows(NNodes=["3000000000", "9" * 30, "-5", "+7", " 8", "two"]),
-    _rows(AllocTRES=["gres/gpu=3000000000", f"gres/gpu={'9' * 30}", f"node={'9' * 30}"]),
-)
-
-
-SHORT = HEADER.replace("|End", "")
-"""What hours do not need is not looked at when they are summed by columns: the end beside ElapsedRaw."""
-DAMAGES = (
-    "torn",
-    "longer",
-    "blank",
-    "header",
-    "marked header",
-    "return",
-    "return inside",
-    "no UTF-8",
-    "half",
-)
-
-
-def damaged(line: str, how: str, at: int) -> bytes:
-    """What becomes of lines between sacct and here."""
-    before, _, *after = line.rsplit("|", 4)
-    raw = "|".join([before, *after]).encode()
-    at %= len(raw) + 1
-    ways = {
-        "nothing": raw,
-        "torn": raw[:at],
-        "longer": raw + b"|",
-        "blank": b" " * (at % 3),
-        "header": SHORT.encode(),
-        "marked header": b"\xef\xbb\xbf" + SHORT.encode(),
-        "return": raw + b"\r",
-        "return inside": raw[:at] + b"\r" + raw[at:],
-        "no UTF-8": raw[:at] + b"\xff" + raw[at:],
-        "half": raw[:at] + "é".encode()[:1] + raw[at:],
-    }
-    return ways[how]
-
-
-LINES = st.one_of(
-    ROWS.map(lambda line: damaged(line, "nothing", 0)),
-    st.builds(damaged, ROWS, st.sampled_from(DAMAGES), st.integers(0, 99)),
-    ODD_ROWS.map(lambda line: damaged(line, "nothing", 0)),
-)
-ENDS = st.sampled_from([b"\n", b"\r\n"])
-SIZES = st.sampled_from([1, 200, 500, 2**21])
-"""Of a block: with few lines in it what is as usual is read by columns, beside what is not."""
-SELECTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {},
-    optional={
-        "user": st.just("ada"),
-        "account": st.sampled_from(["lab", "PHY,lab"]),
-        "start": st.sampled_from([1777650000.0, 1792890000.0]),  # the second between two that show 02:30
-        "end": st.just(1793000000.0),
-        "runs": st.just({"4_1": ("demo", "sft"), "12345678": ("demo", "rl"), "none": ("x", "y")}),
-    },
-)
-
-
-def outcome(read: Callable[..., dict[str, Any]], content: bytes, **selected: Any) -> Any:
-    try:
-        return in_seconds(read(content, **selected))
-    except (StateError, UsageError) as error:
-        return str(error)
-
-
-def check_that_both_agree(content: bytes, zone: str, size: int, selected: dict[str, Any]) -> None:
-    with clock_of(zone), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sacct_totals, "_BLOCK_BYTES", size)
-        assert outcome(by_columns, content, **selected) == outcome(by_rows, content, **selected)
-
-
-@settings(max_examples=300)
-@given(
-    st.lists(ROWS.filter(lambda line: line.count("|") == HEADER.count("|")), max_size=12),
-    ENDS,
-    st.permutations(HEADER.split("|")),
-    st.sets(st.sampled_from(["ElapsedRaw", "NNodes", "JobName", "QOS", "End"])),
-    st.sampled_from(ZONES),
-    SIZES,
-    SELECTIONS,
-)
-def test_columns_and_rows_agree_whatever_columns_there_are(
-    rows: list[str],
-    end: bytes,
-    order: list[str],
-    without: set[str],
-    zone: str,
-    size: int,
-    selected: dict[str, Any],
-) -> None:
-    at = [HEADER.split("|").index(name) for name in order if name not in without]
-    lines = ["|".join(line.split("|")[i] for i in at) for line in [HEADER, *rows]]
-    check_that_both_agree(end.join(line.encode() for line in lines), zone, size, selected)
-
-
-@settings(max_examples=300)
-@given(st.lists(LINES, max_size=12), ENDS, st.sampled_from(ZONES), SIZES, SELECTIONS)
-def test_columns_and_rows_agree_on_lines_that_were_damaged(
-    lines: list[bytes], end: bytes, zone: str, size: int, selected: dict[str, Any]
-) -> None:
-    """The same sums, or the same error about the same line."""
-    check_that_both_agree(end.join([SHORT.encode(), *lines]), zone, size, selected)
 
 
 @pytest.mark.parametrize(

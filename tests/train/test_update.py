@@ -267,6 +267,6 @@ def test_the_ranks_add_up_as_many_numbers_as_before_where_nothing_is_left_out() 
     tally = Tally()
     tally.add(tokens=torch.ones(()), importance_left_out=torch.ones(()))
     assert len(tally.numbers()) == len(Tally().numbers()) == 9
-    mask = Tally(off_policy=True)
+    mask = Tally(has_mask=True)
     mask.add(tokens=torch.ones(()), importance_left_out=torch.ones(()))
     assert Sums(*mask.numbers()).importance_left_out == 1

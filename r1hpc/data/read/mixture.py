@@ -147,10 +147,9 @@ class Mixture:
             relative, place = batches[chosen] - segment.first_batch, places[chosen]
             counts = segment.counts[relative % segment.period]
             edges = np.cumsum(counts, axis=-1)
-            found = (place[:, None] >= edges).sum(axis=-1)
+            source = (place[:, None] >= edges).sum(axis=-1)
             before = segment.before + segment.taken(relative) - (edges - counts)  # of each source
-            picked = np.arange(len(found)), found
-            sources[chosen], items[chosen] = found, before[picked] + place
+            sources[chosen], items[chosen] = source, before[np.arange(len(source)), source] + place
         for number, size in enumerate(self.sizes):
             chosen = sources == number
             items[chosen] = visit(items[chosen], size, _seed(self.seed, number))

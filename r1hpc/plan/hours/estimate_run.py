@@ -95,10 +95,12 @@ def _on_gpus(
     shape = shape_of_run(config, plan, expected_model)
     if samples(config.stage):
         beside = _beside(config, plan, gpu, shape) if shape and is_rl(config.stage) else None
-        found = estimate_rl(_rl_work(config, plan, gpu, shape), rates, shape, beside)
-        found = found.with_startup(_startup_gpu_hours(plan, found)).assuming(eager_layer_s=EAGER_LAYER_S)
+        estimated = estimate_rl(_rl_work(config, plan, gpu, shape), rates, shape, beside)
+        estimated = estimated.with_startup(_startup_gpu_hours(plan, estimated)).assuming(
+            eager_layer_s=EAGER_LAYER_S
+        )
     else:
-        found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
+        estimated = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     notes = []
     if gpu_type is None:
         notes.append(f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed")
@@ -108,13 +110,13 @@ def _on_gpus(
         notes.append(_SHARED)
     if config.model.lora_rank:
         notes.append(_ADAPTERS)
-    kept = found.notes
+    kept = estimated.notes
     if config.train.sequence_parallel > 1 or config.model.lora_rank:
         # Not the memory of full training on full sequences, since `plan` has the run's own.
-        found = replace(found, memory=None)
+        estimated = replace(estimated, memory=None)
         kept = tuple(note for note in kept if not note.startswith("nothing fits"))
-    found = replace(found, notes=(*notes, *kept))
-    return found.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
+    estimated = replace(estimated, notes=(*notes, *kept))
+    return estimated.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
 
 
 def shape_of_run(

@@ -56,21 +56,21 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
     if arguments.method == "seed":
         return seed_estimate(_count(arguments, "params"), _tokens(arguments) * BYTES_PER_TOKEN / 1e9)
     if arguments.rl_sequences is not None:
-        found = estimate_rl(_rl_work(arguments), rates=rates_of_flags(arguments))
+        estimated = estimate_rl(_rl_work(arguments), rates=rates_of_flags(arguments))
         if arguments.model_config is None:
-            found = dataclasses.replace(found, notes=(*found.notes, _FULL_HEADS))
+            estimated = dataclasses.replace(estimated, notes=(*estimated.notes, _FULL_HEADS))
     else:
         check_amount("--save-s", arguments.save_s, _LONGEST_S)
         check_amount("--save-every-s", arguments.save_every_s, _LONGEST_S)
         shape = _shape(arguments)
-        found = estimate(
+        estimated = estimate(
             _workload(arguments, shape),
             shape=shape,
             rates=rates_of_flags(arguments),
             save_time_s=arguments.save_s,
             save_interval_s=arguments.save_every_s,
         )
-    return found.assuming(gpu_given=arguments.gpu is not None)
+    return estimated.assuming(gpu_given=arguments.gpu is not None)
 
 
 def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:

@@ -242,10 +242,10 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
     if not bad:
         return list(events), ()
     some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
-    said = f"{run.attempts}: line {some} cannot be read"
+    unreadable = f"{run.attempts}: line {some} cannot be read"
     if not events:
-        raise StateError(f"{said}, and there is no other: restore it or remove the run")
-    return list(events), (f"{said} and is left out: what it said of an attempt is missing",)
+        raise StateError(f"{unreadable}, and there is no other: restore it or remove the run")
+    return list(events), (f"{unreadable} and is left out: what it said of an attempt is missing",)
 
 
 @functools.lru_cache(maxsize=1)

@@ -33,7 +33,8 @@ def lower_is_better(name: str) -> bool | None:
 
 def direction(name: str, lower: bool | None) -> bool:
     """Return whether lower is better, as given or by the name. Raise UsageError if that is not known."""
-    known = lower_is_better(name) if lower is None else lower
-    if known is None:
+    if lower is None:
+        lower = lower_is_better(name)
+    if lower is None:
         raise UsageError(f"is {printable(name)} better if lower or higher? Add --lower or --higher")
-    return known
+    return lower

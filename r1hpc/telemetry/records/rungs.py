@@ -98,14 +98,17 @@ class Rungs:
 
     def _groups(self) -> list[list[str]]:
         """Return the points of each setting now: another call may have added seeds."""
-        found = read_object(self._run.path.parent / SWEEP, _Sweep)
-        return found["rungs"].get("groups", []) if found else []
+        sweep = read_object(self._run.path.parent / SWEEP, _Sweep)
+        return sweep["rungs"].get("groups", []) if sweep else []
 
     def _newest(self, rung: int) -> float | None:
         """Return the newest number of an evaluation, or of what the script logged, up to a rung."""
         by = self._halving["by"]
-        found = {step: each["pass_at"]["1"]["value"] for step, each in read_evaluations(self._run).items()}
-        numbers = found if by == "pass@1" else self._logged(self._run).get(by, {})
+        if by == "pass@1":
+            evaluations = read_evaluations(self._run)
+            numbers = {step: results["pass_at"]["1"]["value"] for step, results in evaluations.items()}
+        else:
+            numbers = dict(self._logged(self._run).get(by, {}))
         return next((numbers[step] for step in sorted(numbers, reverse=True) if step <= rung), None)
 
     def _score(self, value: Any) -> float | None:
@@ -120,8 +123,8 @@ class Rungs:
 
 def open_rungs(run: RunDir, logged: Logged) -> Rungs | None:
     """Return the rungs of a run; None if it has none."""
-    found = read_object(run.path.parent / SWEEP, _Sweep)
-    return Rungs(run, found["rungs"], logged) if found else None
+    sweep = read_object(run.path.parent / SWEEP, _Sweep)
+    return Rungs(run, sweep["rungs"], logged) if sweep else None
 
 
 def stopped_at(sweep: Path) -> dict[str, int]:
@@ -156,9 +159,9 @@ def _verdicts(folder: Path) -> dict[str, tuple[float | None, str]]:
 
 def _entries(folder: Path, count: int) -> list[Any]:
     """Return the parts of the file names that have so many, with the number; others are not ours."""
-    found: list[Any] = []
+    entries: list[Any] = []
     for number, *others in (path.name.split("~") for path in folder.iterdir()):
         if len(others) == count - 1:
             with contextlib.suppress(ValueError):
-                found.append((None if number == "none" else float(number), *others))
-    return found
+                entries.append((None if number == "none" else float(number), *others))
+    return entries

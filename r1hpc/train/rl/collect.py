@@ -86,14 +86,14 @@ class Collector:
         missing = [left for batch in batches if (left := [item for item in batch if item not in done])]
         fresh: list[Groups] = []
         for batch in missing[group.rank :: group.world_size]:
-            made = self._batch(batch, rollout_index)
-            if made is None:
+            groups = self._batch(batch, rollout_index)
+            if groups is None:
                 break
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._journal(rollout_index).mkdir(mode=0o700, exist_ok=True)
             name = f"batch-{batch[0]:012d}-{len(batch)}.npz"
-            write_groups(self._journal(rollout_index) / name, made, policy_id)
-            fresh.append(made)
+            write_groups(self._journal(rollout_index) / name, groups, policy_id)
+            fresh.append(groups)
         # A rank that was asked to stop made less than its share: then all ranks leave the rollout here.
         agreed = agree(session, sums=[float(len(fresh))])
         if agreed.stop or agreed.sums[0] < len(missing):

@@ -124,7 +124,7 @@ class RlStage:
         updating = time.monotonic()
         job.watchdog.beat(f"update of step {step}")
         failpoint("update.begin")
-        is_first, tally = self._update == 0, Tally(off_policy=self._updater.is_off_policy)
+        is_first, tally = self._update == 0, Tally(has_mask=self._updater.has_mask)
         rows = self._updater.rows_of(self._experience, self._update)
         losses = self._updater.losses(engine, self._experience, rows, is_first, tally)
         result = optimizer_step(session, step, losses, tally.numbers)

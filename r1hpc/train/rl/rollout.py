@@ -255,11 +255,11 @@ class Sums:
 class Tally:
     """Adds up this rank's Sums on its device in float64, so that no step waits for the GPU."""
 
-    def __init__(self, *, off_policy: bool = False) -> None:
-        """`off_policy`: also the sums that only rl.importance_mask fills. Without it the ranks add up a
+    def __init__(self, *, has_mask: bool = False) -> None:
+        """`has_mask`: also the sums that only rl.importance_mask fills. Without it the ranks add up a
         vector of the old length: how a sum is rounded may depend on its place in the vector."""
-        self._names = [each.name for each in fields(Sums)]
-        if not off_policy:
+        self._names = [column.name for column in fields(Sums)]
+        if not has_mask:
             self._names = self._names[: self._names.index("importance_left_out")]
         self._sums: dict[str, torch.Tensor] = {}
 

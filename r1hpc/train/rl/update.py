@@ -68,7 +68,7 @@ class Updater:
         self._is_ppo = config.rl.algorithm == "ppo"
         self._distills = config.rl.algorithm == "distill"
         self.corrects_importance = corrects_importance(config)
-        self.is_off_policy = config.rl.importance_mask != "none"
+        self.has_mask = config.rl.importance_mask != "none"
         self.num_updates = updates_per_rollout(config)
         self._works_out_old_policy = works_out_old_policy(config)
         self._head = OutputHead(policy, config.train.logits_chunk_tokens)

@@ -94,7 +94,7 @@ class Groups:
         def column(name: str) -> Any:
             arrays = [getattr(part, name) for part in parts]
             if arrays[0].ndim == 2:
-                arrays = [np.pad(each, ((0, 0), (0, longest - each.shape[1]))) for each in arrays]
+                arrays = [np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays]
             return np.concatenate(arrays)
 
         terms = {name: np.concatenate([part.terms[name] for part in parts]) for name in parts[0].terms}

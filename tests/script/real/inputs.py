@@ -70,11 +70,7 @@ def make_models(folder: Path) -> None:
             "tiny-qwen2",
             transformers.Qwen2ForCausalLM(
                 transformers.Qwen2Config(
-                    **small,
-                    **heads,
-                    num_key_value_heads=2,
-                    eos_token_id=2,
-                    pad_token_id=0,
+                    **small, **heads, num_key_value_heads=2, eos_token_id=2, pad_token_id=0
                 )
             ),
             qwen,
