@@ -260,6 +260,11 @@ def test_why_a_run_is_not_continued_is_in_its_state(run: RunDir) -> None:
     assert read_situation(run).detail == "crash: rank 0 on n1: ValueError"  # by an earlier version
     record(run, "end", time=7.0, **ended, not_continued=limit)
     assert read_situation(run).detail == f"crash: rank 0 on n1: ValueError; not continued: {limit}"
+    # The reason of a held job repeats the words of its attempt.
+    record(run, "end", time=8.0, **ended, not_continued=f"{ended['detail']}; 3 attempts ended like this")
+    assert read_situation(run).detail == (
+        "crash: rank 0 on n1: ValueError; not continued: 3 attempts ended like this"
+    )
 
 
 def test_emptied_records_are_no_run_that_was_never_submitted(run: RunDir) -> None:

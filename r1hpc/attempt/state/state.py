@@ -227,8 +227,11 @@ def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) 
         return State(last.cause.value), last.detail
     if last.requeued:
         return _of_job(run, report, between, False)
-    said = ": ".join(filter(None, (last.cause.value, last.detail)))
-    return State.failed, "; not continued: ".join(filter(None, (said, last.not_continued)))
+    why = ": ".join(filter(None, (last.cause.value, last.detail)))
+    stays = last.not_continued
+    if last.detail:
+        stays = stays.removeprefix(f"{last.detail}; ")  # a job that is held has the reason whole
+    return State.failed, "; not continued: ".join(filter(None, (why, stays)))
 
 
 def newest_job(run: RunDir) -> JobRef | None:
