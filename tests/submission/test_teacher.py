@@ -118,6 +118,11 @@ def test_a_teacher_too_small_for_its_tokens_is_refused(
         ((*DISTILL, "rl.teacher=x", "rl.importance_mask=trust"), "importance_mask=trust has no use"),
         (("rl.importance_mask=ratio",), "importance_mask=ratio has no use.*Add rl.importance_sampling"),
         (("rl.importance_level=sequence",), "importance_level=sequence has no use"),
+        (
+            ("rl.max_staleness=2", "rl.importance_sampling=none"),
+            "max_staleness=2 with rl.importance_sampling=none .*Take rl.importance_sampling=truncated",
+        ),
+        (("rl.max_staleness=1", "rl.algorithm=ppo"), "no correction in PPO.*Take rl.algorithm=grpo"),
         ((*DISTILL, "rl.teacher=x", "rl.jsd_beta=1.5"), "rl.jsd_beta"),
     ],
 )

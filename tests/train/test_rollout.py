@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1hpc.train.rl.rollout import Rollout, load_rollout, save_rollout, varied
-from r1hpc.train.rollout.groups import Groups
+from r1hpc.train.rl.rollout import Rollout, load_ahead, load_rollout, save_rollout, varied
+from r1hpc.train.rollout.groups import OF_ITS_ROLLOUT, Groups
 from tests.train.test_groups import assert_same, groups
 
 NUMBERS = np.linspace(0, 1, 20).reshape(4, 5)
@@ -28,6 +28,37 @@ def test_a_checkpoint_gives_the_rollout_back(tmp_path: Path, kept: dict[str, Any
         found = getattr(back, name)
         assert (found is None) == (name not in kept)
         assert name not in kept or (found == kept[name]).all()
+
+
+def test_a_checkpoint_gives_back_the_rollouts_sampled_ahead(tmp_path: Path) -> None:
+    ahead = [Rollout(groups(4, 5), "policy", 2, index=8), Rollout(groups(6, 3), "newer", 4, index=9)]
+    save_rollout(tmp_path, Rollout(groups(2, 5), "policy", 2, index=7), ahead)
+    back = load_ahead(tmp_path, [2, 4], 8)
+    for ours, theirs in zip(back, ahead, strict=True):
+        assert_same(ours.groups, theirs.groups)
+        assert (ours.policy_id, ours.num_items, ours.index) == (
+            theirs.policy_id,
+            theirs.num_items,
+            theirs.index,
+        )
+    now = load_rollout(tmp_path, 2, 7)
+    assert now is not None
+    assert now.index == 7
+
+
+def test_a_group_is_as_stale_as_its_oldest_token() -> None:
+    """The versions of these groups are 3, 3, 4, 4, 5 along a completion, of lengths 5, 1, 2, 5."""
+    rollout = Rollout(groups(0, 5), "policy", 2, index=6)
+    assert rollout.staleness().tolist()[1:] == [[3, 0, 0, 0, 0], [3, 3, 0, 0, 0], [3, 3, 2, 2, 1]]
+    assert rollout.staleness_facts() == {"staleness_mean": 3.0, "staleness_max": 3}
+    versions = np.where(np.arange(4)[:, None] < 2, 6, rollout.groups.versions)
+    mixed = replace(rollout, groups=replace(rollout.groups, versions=versions))
+    assert mixed.staleness_facts() == {"staleness_mean": 1.5, "staleness_max": 3}
+
+
+def test_tokens_of_a_file_of_format_1_are_of_their_rollout() -> None:
+    older = replace(groups(0, 5), versions=np.full((4, 5), OF_ITS_ROLLOUT, np.int32))
+    assert not Rollout(older, "policy", 2, index=6).staleness().any()
 
 
 def test_its_files_have_the_names_that_checkpoints_already_have(tmp_path: Path) -> None:

@@ -166,6 +166,49 @@ def moved(model: Any) -> Any:
     return model
 
 
+@pytest.mark.parametrize("num_stale_rows", [0, 5, NUM_GROUPS * MEMBERS])
+def test_mismatch_is_of_the_current_versions_tokens_and_drift_of_the_others(num_stale_rows: int) -> None:
+    """A rollout of one update: its rows' tokens are of version 2 or 3, and it is trained on from version 3."""
+    engine, tally = PlainEngine(network()), Tally(has_staleness=True)
+    settings = config(max_staleness=1, skip_tied_groups=False)
+    settings = replace(settings, rl=replace(settings.rl, num_iterations=1))
+    stale = np.arange(NUM_GROUPS * MEMBERS)[:, None] < num_stale_rows
+    versions = np.where(stale, 2, np.full((NUM_GROUPS * MEMBERS, LONGEST), 3)).astype(np.int32)
+    rollout = Rollout(replace(groups(), versions=versions), "policy", NUM_GROUPS, index=3)
+    updater = updater_of(settings, engine)
+    experience = updater.prepare(engine, rollout, PROMPTS)
+    list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
+    sums = Sums(*tally.numbers())
+    gaps = np.zeros(versions.shape)
+    for row, length in enumerate(rollout.groups.lengths):
+        prompt, completion = experience.prompt_of(row), rollout.groups.tokens[row, :length].tolist()
+        with torch.no_grad():
+            logits = engine(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        ours = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0].numpy()
+        gaps[row, :length] = np.abs(ours - rollout.groups.logprobs[row, :length])
+    lengths, is_stale = rollout.groups.lengths, stale[:, 0]
+    assert sums.stale_tokens == lengths[is_stale].sum()
+    assert sums.drift == pytest.approx(gaps[is_stale].sum(), rel=1e-5)
+    current = lengths[~is_stale].sum()
+    assert sums.mismatch() == (pytest.approx(gaps[~is_stale].sum() / current, rel=1e-5) if current else None)
+
+
+def test_without_staleness_an_update_adds_up_what_it_did_before() -> None:
+    """The ranks' sum has the old length, with the old values; no token is looked at for its version."""
+    engine, tally = PlainEngine(network()), Tally()
+    updater = updater_of(config(), engine)
+    assert not updater.has_staleness
+    assert not updater.corrects_importance
+    rollout = Rollout(groups(), "policy", NUM_GROUPS, index=3)
+    experience = updater.prepare(engine, rollout, PROMPTS)
+    assert experience.is_stale is None
+    list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
+    numbers = tally.numbers()
+    assert len(numbers) == 9
+    sums = Sums(*numbers)
+    assert sums.mismatch() == sums.per_token(sums.difference)
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_importance_is_the_trainers_own_old_policy_over_the_samplers(resumed: bool) -> None:
     """At the second update, when the trainer's policy is no longer the one that sampled."""

@@ -210,10 +210,13 @@ class RlConfig:
     dual_clip: float | None = ranged(None, above=1)
     """Upper bound of the ratio for negative advantages (dual clip, arXiv 1912.09729, which uses 3). None: no
     bound."""
+    max_staleness: int = ranged(0, least=0, most=64)
+    """Sample this many rollouts ahead. The policy that samples a rollout is then up to this many versions
+    older than the one trained on it, which importance_sampling corrects. A rollout makes one version."""
     importance_sampling: str = ranged("auto", choices=("auto", "truncated", "none"))
     """truncated: weights a token's part of the policy loss by the trainer's probability over the sampler's,
     at most importance_cap (truncated importance sampling, Yao et al. 2025,
-    fengyao.notion.site/off-policy-rl); auto: only if vLLM samples."""
+    fengyao.notion.site/off-policy-rl); auto: only if vLLM samples, or max_staleness is above 0."""
     importance_cap: float = ranged(2.0, above=0)
     """See importance_sampling."""
     importance_level: str = ranged("token", choices=("token", "sequence"))

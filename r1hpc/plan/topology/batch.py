@@ -192,7 +192,8 @@ def _nearest_choices(
 def corrects_importance(config: RunConfig) -> bool:
     """True if truncated importance sampling is between sampler and trainer (rl.importance_sampling)."""
     asked, distills = config.rl.importance_sampling, config.rl.algorithm == "distill"
-    return asked == "truncated" or (asked == "auto" and config.rollout.engine == "vllm" and not distills)
+    is_other_policy = config.rollout.engine == "vllm" or config.rl.max_staleness > 0
+    return asked == "truncated" or (asked == "auto" and is_other_policy and not distills)
 
 
 def works_out_old_policy(config: RunConfig) -> bool:

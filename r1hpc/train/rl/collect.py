@@ -43,8 +43,9 @@ class Collector:
         self._is_mixture = bool(members(judge.task).keys() - {""})
         self._rollout_s = self._reward_s = 0.0
 
-    def collect(self, session: Session, rollout_index: int, first_item: int) -> Rollout | None:
-        """Return the rollout from item `first_item` on, by the current policy; None if a stop was requested.
+    def collect(self, session: Session, rollout_index: int, first_item: int, version: int) -> Rollout | None:
+        """Return the rollout from item `first_item` on; None if a stop was requested. The current policy
+        samples it, which is number `version`.
 
         Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) replaces groups whose rewards are all equal by
         further items, in at most rl.max_resamples more rounds. If too few are found, equal groups fill the
@@ -55,7 +56,7 @@ class Collector:
         self._rollout_s = self._reward_s = 0.0
         wanted, rounds, end = config.rollout.num_prompts, list[Groups](), first_item
         for _ in range(1 + config.rl.max_resamples):
-            done = self._round(session, rollout_index, range(end, end + wanted), policy_id)
+            done = self._round(session, rollout_index, range(end, end + wanted), policy_id, version)
             if done is None:
                 break
             end += wanted
@@ -71,10 +72,11 @@ class Collector:
             # Prefer groups with unequal rewards, then restore the order of the items.
             groups = groups.select(np.sort(np.argsort(~teaching, kind="stable")[:wanted]))
         times = self._rollout_s, self._reward_s
-        return Rollout(groups, policy_id, end - first_item, *times, engine_facts=engine.facts())
+        num_items = end - first_item
+        return Rollout(groups, policy_id, num_items, rollout_index, *times, engine_facts=engine.facts())
 
     def _round(
-        self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str
+        self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str, version: int
     ) -> Groups | None:
         """Sample and reward `items` batch by batch, each batch on one rank."""
         job, group = self._job, self._job.group
@@ -86,7 +88,7 @@ class Collector:
         missing = [left for batch in batches if (left := [item for item in batch if item not in done])]
         fresh: list[Groups] = []
         for batch in missing[group.rank :: group.world_size]:
-            groups = self._batch(batch, rollout_index)
+            groups = self._batch(batch, version)
             if groups is None:
                 break
             self._folder.mkdir(mode=0o700, exist_ok=True)

@@ -9,10 +9,14 @@ loop, so a checkpoint can fall between two updates of a rollout. (TRL would gene
 policy there: huggingface/trl grpo_trainer.py.) A signal during sampling stops all ranks at once, and the
 finished batches are used after the resume. Only rank 0 sees the file STOP and the GPU-hour limit: the others
 finish their share first.
+
+With rl.max_staleness=k, rollouts are sampled ahead: before it trains on rollout s, version s of the policy
+samples the missing ones up to s + k. So k + 1 are sampled at first and then one for each trained on, as if
+workers had sampled them meanwhile. A checkpoint carries those not yet trained on.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +41,7 @@ from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.ppo import build_actor_critic
-from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_rollout, save_rollout
+from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_ahead, load_rollout, save_rollout
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.judge import open_judge
 from r1hpc.train.rollout.policy import build_policy, build_reference, placement
@@ -63,6 +67,7 @@ def run(job: Job) -> Outcome:
         reference = build_reference(job, hf_config, policy)
         of_reference = reference.id if reference else None
         facts: dict[str, Any] = {"reference": of_reference, "algorithm": config.rl.algorithm}
+        facts["max_staleness"] = config.rl.max_staleness or None  # older checkpoints lack it
         # A checkpoint belongs to the custom reward terms it was trained with.
         if digests := {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}:
             facts["own_rewards"] = digests
@@ -100,7 +105,8 @@ class RlStage:
         self._next_item = job.config.task.first_item or 0
         self._update = 0
         self._tokens = 0
-        self._rollout: Rollout | None = None
+        self._rollouts: list[Rollout] = []
+        """The one trained on, and those sampled ahead."""
         self._experience: Experience | None = None
 
     def begin(self, session: Session) -> bool:
@@ -115,39 +121,60 @@ class RlStage:
         job, engine, started = self._job, session.engine, time.monotonic()
         job.watchdog.beat(f"rollout for step {step}")
         failpoint("step.begin")
-        if self._rollout is None:
-            self._rollout = self._collector.collect(session, self._rollout_index, self._next_item)
-        if self._rollout is None:
+        sampled = self._sample(session)
+        if sampled is None:
             return None
+        rollout = self._rollouts[0]
         if self._experience is None:
-            self._experience = self._updater.prepare(engine, self._rollout, self._rollout.groups.prompts)
+            self._experience = self._updater.prepare(engine, rollout, rollout.groups.prompts)
         updating = time.monotonic()
         job.watchdog.beat(f"update of step {step}")
         failpoint("update.begin")
-        is_first, tally = self._update == 0, Tally(has_mask=self._updater.has_mask)
+        updater, is_first = self._updater, self._update == 0
+        tally = Tally(has_mask=updater.has_mask, has_staleness=updater.has_staleness)
         rows = self._updater.rows_of(self._experience, self._update)
         losses = self._updater.losses(engine, self._experience, rows, is_first, tally)
         result = optimizer_step(session, step, losses, tally.numbers)
         sums = Sums(*result.sums)
         self._check_sampler(sums, is_first)
         now = time.monotonic()
-        sampling_s = self._rollout.rollout_time_s + self._rollout.reward_time_s if is_first else 0.0
+        sampling_s = sum((ahead.rollout_time_s + ahead.reward_time_s for ahead in sampled), 0.0)
         session.rank_times.step(step, now - started, sampling_s + result.forward_s)
-        num_tokens = int(self._rollout.groups.lengths[rows].sum())
+        num_tokens = int(rollout.groups.lengths[rows].sum())
         self._tokens += num_tokens
         if job.group.rank == 0:
             if is_first and has_begun(self._incarnation):
-                self._collector.keep_samples(step, self._rollout.groups)
+                self._collector.keep_samples(step, rollout.groups)
             done = StepRecord(
                 tokens=self._tokens,
                 step_tokens=num_tokens,
                 step_time_s=now - started,
-                used=self._used(self._rollout),
-                extra=self._facts(self._rollout, sums, now - updating),
+                used=self._used(rollout),
+                extra=self._facts(rollout, sampled, sums, now - updating),
             )
             record(session, step, result, done)
-        self._advance(self._rollout)
+        self._advance(rollout)
         return result
+
+    def _sample(self, session: Session) -> list[Rollout] | None:
+        """Return the rollouts that it samples: those missing up to rl.max_staleness ahead of the one trained
+        on; nothing between two updates of a rollout. None if a stop was requested."""
+        config, sampled = self._job.config, list[Rollout]()
+        last = (config.train.num_steps - 1) // self._updater.num_updates
+        wanted = min(config.rl.max_staleness, last - self._rollout_index) + 1
+        while self._update == 0 and len(self._rollouts) < wanted:
+            first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
+            rollout = self._collector.collect(session, self._sampling, first_item, self._rollout_index)
+            if rollout is None:
+                return None
+            self._rollouts.append(rollout)
+            sampled.append(rollout)
+        return sampled
+
+    @property
+    def _sampling(self) -> int:
+        """The number of the rollout that is sampled next."""
+        return self._rollout_index + len(self._rollouts)
 
     def _evaluate_if_due(self, session: Session, step: int) -> bool:
         """Evaluate after `step` if that is due, while its checkpoint is written. `finish` runs the last one.
@@ -164,7 +191,7 @@ class RlStage:
         return done
 
     def _check_sampler(self, sums: Sums, is_first: bool) -> None:
-        most, difference = self._max_difference, sums.per_token(sums.difference)
+        most, difference = self._max_difference, sums.mismatch()
         if is_first and difference is not None and difference > most:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
@@ -178,7 +205,7 @@ class RlStage:
             return
         self._next_item += rollout.num_items
         self._rollout_index, self._update = self._rollout_index + 1, 0
-        self._rollout = self._experience = None
+        self._rollouts, self._experience = self._rollouts[1:], None
         # A superseded attempt that still runs may be ahead of the one that owns these batches.
         if self._job.group.rank == 0 and has_begun(self._incarnation):
             # Keep the last rollout's batches: if the run is killed before the next save, it returns to them.
@@ -199,7 +226,8 @@ class RlStage:
         return True
 
     def kept(self, step: int) -> int:
-        return self._collector.num_kept(self._rollout_index) + self._held_out.num_kept(step)
+        windows = range(self._rollout_index, self._rollout_index + self._job.config.rl.max_staleness + 1)
+        return sum(map(self._collector.num_kept, windows)) + self._held_out.num_kept(step)
 
     def meta(self, step: int) -> dict[str, Any]:
         return {
@@ -207,32 +235,49 @@ class RlStage:
             "next_item": self._next_item,
             "update": self._update,
             "tokens": self._tokens,
-            "num_items": self._rollout.num_items if self._rollout else 0,
+            "num_items": self._rollouts[0].num_items if self._rollouts else 0,
+            "ahead": [rollout.num_items for rollout in self._rollouts[1:]],
         }
 
     def state_writer(self) -> Callable[[Path], None]:
-        """Return a writer of rank 0's state: the rollout trained on, or the finished batches of the next."""
+        """Return a writer of rank 0's state: the rollout trained on, those sampled ahead, and the finished
+        batches of the one that is being sampled."""
         if self._job.group.rank != 0:
             return lambda folder: None
-        if self._rollout is None:
-            return self._collector.batches_writer(self._rollout_index)
-        kept, made = self._rollout, self._experience
-        if made is not None:
-            kept = replace(kept, values=made.values, old_logprobs=made.old_logprobs)
-        return partial(save_rollout, rollout=kept)  # these arrays never change
+        copy_batches = self._collector.batches_writer(self._sampling)
+        if not self._rollouts:
+            return copy_batches
+        (rollout, *ahead), experience = self._rollouts, self._experience
+        if experience is not None:
+            rollout = replace(rollout, values=experience.values, old_logprobs=experience.old_logprobs)
+        is_complete = len(ahead) == self._job.config.rl.max_staleness
+
+        def write(folder: Path) -> None:
+            save_rollout(folder, rollout, ahead)  # these arrays never change
+            if not is_complete:
+                copy_batches(folder)
+
+        return write
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
         self._update, self._tokens = int(meta["update"]), int(meta["tokens"])
-        rollout = load_rollout(folder, int(meta["num_items"]))
+        rollout = load_rollout(folder, int(meta["num_items"]), self._rollout_index)
         if rollout is not None:
-            self._rollout = replace(rollout, groups=self._collector.with_prompts(rollout.groups))
+            rollout = replace(rollout, groups=self._collector.with_prompts(rollout.groups))
+            ahead = load_ahead(folder, meta.get("ahead", []), self._rollout_index + 1)
+            self._rollouts = [rollout, *ahead]
         if self._job.group.rank == 0:
-            self._collector.restore_batches(self._rollout_index, folder)
+            self._collector.restore_batches(self._sampling, folder)
 
-    def _facts(self, rollout: Rollout, sums: Sums, update_time_s: float) -> dict[str, Any]:
-        """Return a step's fields of train.jsonl. The first update of a rollout has its times."""
-        is_first = self._update == 0
+    def _facts(
+        self, rollout: Rollout, sampled: Sequence[Rollout], sums: Sums, update_time_s: float
+    ) -> dict[str, Any]:
+        """Return a step's fields of train.jsonl. The rollouts `sampled` in this step have their times."""
+        is_first, stale = self._update == 0, dict[str, Any]()
+        if self._job.config.rl.max_staleness:
+            drift = sums.drift / sums.stale_tokens if sums.stale_tokens else None
+            stale = {**rollout.staleness_facts(), "drift": drift}
         importance = {
             "importance_weight": sums.per_token(sums.importance),
             "importance_capped_share": sums.per_token(sums.importance_capped),
@@ -247,15 +292,16 @@ class RlStage:
             "kl": sums.per_token(sums.kl),
             "entropy": sums.per_token(sums.entropy),
             "clip_fraction": sums.per_token(sums.clipped),
-            "logprob_difference": sums.per_token(sums.difference) if is_first else None,
+            "logprob_difference": sums.mismatch() if is_first else None,
+            **stale,
             **(importance if self._updater.corrects_importance else {}),
-            "rollout_time_s": rollout.rollout_time_s if is_first else 0.0,
-            "reward_time_s": rollout.reward_time_s if is_first else 0.0,
+            "rollout_time_s": sum((ahead.rollout_time_s for ahead in sampled), 0.0),
+            "reward_time_s": sum((ahead.reward_time_s for ahead in sampled), 0.0),
             "update_time_s": update_time_s,
             "window": self._rollout_index,
             "update": self._update,
             "value_loss": sums.value_loss,
-            **(rollout.engine_facts if is_first else {}),
+            **(sampled[-1].engine_facts if sampled else {}),
         }
 
     def _used(self, rollout: Rollout) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.train.parallel.distributed import Group
-from r1hpc.train.rollout.groups import Groups, read_groups, write_groups
+from r1hpc.train.rollout.groups import OF_ITS_ROLLOUT, Groups, read_groups, write_groups
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 _GROUPS = "stage_rank_0_window.npz"
 _VALUES = "stage_rank_0_values.npy"
 _OLD_LOGPROBS = "stage_rank_0_old_logprobs.npy"
+_AHEAD = "stage_rank_0_ahead-{}.npz"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Rollout:
     policy_id: str
     num_items: int
     """Items used up, dropped groups included."""
+    index: int = 0
+    """Its number. The policy it is trained from is the version of this number."""
     rollout_time_s: float = 0.0
     """On this rank, in this attempt, like the next."""
     reward_time_s: float = 0.0
@@ -79,6 +82,17 @@ class Rollout:
             }
         return facts
 
+    def staleness(self) -> Rows:
+        """Return (n, longest): how many versions behind each token's policy is; 0 on padding."""
+        versions, lengths = self.groups.versions, self.groups.lengths
+        is_known = (np.arange(versions.shape[1]) < lengths[:, None]) & (versions != OF_ITS_ROLLOUT)
+        return np.where(is_known, self.index - versions.astype(np.int64), 0)
+
+    def staleness_facts(self) -> dict[str, Any]:
+        """Return its fields of train.jsonl; a group is as stale as its oldest token."""
+        of_groups = self.staleness().reshape(len(self.groups.items), -1).max(1)
+        return {"staleness_mean": float(of_groups.mean()), "staleness_max": int(of_groups.max())}
+
     def checksum(self) -> int:
         """Return a checksum of items, completions and rewards: equal for two runs on the same rollout."""
         digest = hashlib.sha256(self.groups.items.tobytes())
@@ -100,15 +114,18 @@ def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_
     return np.asarray(np.ptp(rewards.reshape(-1, groups.num_members), axis=1) > 1e-6)
 
 
-def save_rollout(folder: Path, rollout: Rollout) -> None:
-    """Save into a checkpoint being written, with the networks' values from before its updates."""
+def save_rollout(folder: Path, rollout: Rollout, ahead: Sequence[Rollout] = ()) -> None:
+    """Save into a checkpoint being written, with the networks' values from before its updates. `ahead` are
+    the rollouts sampled for later."""
     write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
+    for number, later in enumerate(ahead):
+        write_groups(folder / _AHEAD.format(number), later.groups, later.policy_id)
     for name, kept in ((_VALUES, rollout.values), (_OLD_LOGPROBS, rollout.old_logprobs)):
         if kept is not None:
             np.save(folder / name, kept)
 
 
-def load_rollout(folder: Path, num_items: int) -> Rollout | None:
+def load_rollout(folder: Path, num_items: int, index: int = 0) -> Rollout | None:
     """Load what save_rollout left in a committed checkpoint; None if no rollout was under way."""
     if not (folder / _GROUPS).exists():
         return None
@@ -116,7 +133,16 @@ def load_rollout(folder: Path, num_items: int) -> Rollout | None:
     paths = folder / _VALUES, folder / _OLD_LOGPROBS
     longest = groups.tokens.shape[1]  # a file has no padding
     values, old_logprobs = (np.load(path)[:, :longest] if path.exists() else None for path in paths)
-    return Rollout(groups, policy_id, num_items, values=values, old_logprobs=old_logprobs)
+    return Rollout(groups, policy_id, num_items, index, values=values, old_logprobs=old_logprobs)
+
+
+def load_ahead(folder: Path, num_items: Sequence[int], index: int) -> list[Rollout]:
+    """Load the rollouts that were sampled for later, from number `index` on; `num_items` of each."""
+    rollouts = []
+    for number, num in enumerate(num_items):
+        policy_id, groups = read_groups(folder / _AHEAD.format(number))
+        rollouts.append(Rollout(groups, policy_id, num, index + number))
+    return rollouts
 
 
 @dataclass(frozen=True)
@@ -136,6 +162,8 @@ class Experience:
     old_logprobs: Floats | None = None
     """(n, longest): the trainer's log-probabilities before the first of several updates. Set with importance
     correction, and for GSPO in half precision; else the sampler's are used."""
+    is_stale: npt.NDArray[np.bool_] | None = None
+    """(n, longest): True for tokens that an older version sampled; rl.max_staleness above 0 only."""
 
     def prompt_of(self, row: int) -> tuple[int, ...]:
         return self.prompts[row // self.groups.num_members]
@@ -231,7 +259,8 @@ class Sums:
     kl: float = 0.0
     """KL to the reference; in distillation, the divergence to the teacher."""
     difference: float = 0.0
-    """|trainer's - sampler's log-probability|, only while the policy is the one that sampled."""
+    """|trainer's - sampler's log-probability|, only while the policy is the one that sampled, and of tokens
+    that are not stale."""
     value_loss: float = 0.0
     importance: float = 0.0
     """Weights of truncated importance sampling as used, like the next two."""
@@ -240,10 +269,19 @@ class Sums:
     """Tokens whose weight was cut to rl.importance_cap."""
     importance_left_out: float = 0.0
     """Tokens that rl.importance_mask left out of the loss."""
+    stale_tokens: float = 0.0
+    """Tokens of older versions, in the first update of a rollout, like the next."""
+    drift: float = 0.0
+    """|trainer's - sampler's log-probability| of the stale tokens."""
 
     def per_token(self, total: float) -> float | None:
         """Return a sum as a mean over the trained tokens; None without any."""
         return total / self.tokens if self.tokens else None
+
+    def mismatch(self) -> float | None:
+        """Return the mean difference of the tokens that the current version sampled; None without any."""
+        current = self.tokens - self.stale_tokens
+        return self.difference / current if current else None
 
     def effective_share(self) -> float | None:
         """Return the importance weights' effective sample size (Kish) per token: 1 if all are equal."""
@@ -255,12 +293,14 @@ class Sums:
 class Tally:
     """Adds up this rank's Sums on its device in float64, so that no step waits for the GPU."""
 
-    def __init__(self, *, has_mask: bool = False) -> None:
-        """`has_mask`: also the sums that only rl.importance_mask fills. Without it the ranks add up a
-        vector of the old length: how a sum is rounded may depend on its place in the vector."""
+    def __init__(self, *, has_mask: bool = False, has_staleness: bool = False) -> None:
+        """`has_mask`: also the sums of rl.importance_mask; `has_staleness`: also those of rl.max_staleness.
+        Without them the ranks add up a vector of the old length: how a sum is rounded may depend on its place
+        in the vector."""
         self._names = [column.name for column in fields(Sums)]
-        if not has_mask:
-            self._names = self._names[: self._names.index("importance_left_out")]
+        if not has_staleness:
+            first_unused = "stale_tokens" if has_mask else "importance_left_out"
+            self._names = self._names[: self._names.index(first_unused)]
         self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, **parts: torch.Tensor) -> None:

@@ -69,6 +69,7 @@ class Updater:
         self._distills = config.rl.algorithm == "distill"
         self.corrects_importance = corrects_importance(config)
         self.has_mask = config.rl.importance_mask != "none"
+        self.has_staleness = config.rl.max_staleness > 0
         self.num_updates = updates_per_rollout(config)
         self._works_out_old_policy = works_out_old_policy(config)
         self._head = OutputHead(policy, config.train.logits_chunk_tokens)
@@ -85,7 +86,8 @@ class Updater:
         # its reasoning would have ended.
         counts = groups.ended if rl.mask_truncated else np.ones(len(groups.lengths), np.bool_)
         inside = np.arange(longest)[None, :] < groups.lengths[:, None]
-        bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
+        is_stale = rollout.staleness() > 0 if rl.max_staleness else None
+        bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts, is_stale=is_stale)
         old_logprobs = rollout.old_logprobs
         if old_logprobs is None and self._works_out_old_policy:
             old_logprobs = self._worked_out(engine, bare, self._logprobs)
@@ -122,7 +124,8 @@ class Updater:
         """Yield the loss of each micro batch of an update on `rows`, for optimizer_step; `tally` adds
         up.
 
-        `is_first`: no update has been made since the rollout, so the trainer's policy is the sampler's.
+        `is_first`: no update on the rollout has been made, so the trainer's policy is the old one, and the
+        sampler's unless the rollout is stale.
         """
         rl, groups = self._config.rl, experience.groups
         # (n,): a token's weight in each completion. Rows left out of the computation count too: the
@@ -164,7 +167,12 @@ class Updater:
         per_token = batch.mask * torch.from_numpy(weights).to(logprobs)[:, None]
         tally.add(tokens=batch.mask.sum(), entropy=forward.entropies.sum())
         if is_first:
-            tally.add(difference=((logprobs.detach() - sampled).abs() * batch.mask).sum())
+            difference = (logprobs.detach() - sampled).abs() * batch.mask
+            if experience.is_stale is not None:
+                stale = batch.spread(experience.is_stale)
+                tally.add(stale_tokens=stale.sum(), drift=(difference * stale).sum())
+                difference = difference * (1 - stale)
+            tally.add(difference=difference.sum())
         if self._distills:
             tally.add(kl=forward.divergences.sum())
             loss = (forward.divergences * per_token).sum()
