@@ -1,4 +1,4 @@
-"""Rollouts sampled ahead, in whole runs: which version samples what, and the same run when it is disturbed."""
+"""Rollouts sampled ahead, in whole runs: which version samples what; disturbed, it is the same run."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_a_rollout_is_as_stale_as_it_may_be_and_no_more(quiet: RunDir) -> None:
     assert [line["drift"] is None for line in first] == [True, False, False, False, False]
     assert first[0]["logprob_difference"] < 1e-5 < min(line["drift"] for line in first[1:])
     assert all(0 < line["importance_effective_share"] < 1.001 for line in first)
-    # Three are sampled before the first update, then one for each that is trained on, and none beyond the end.
+    # Three are sampled before the first update, then one for each trained on, and none beyond the end.
     assert [line["rollout_time_s"] > 0 for line in first] == [True, True, True, False, False]
 
 

@@ -168,7 +168,7 @@ def moved(model: Any) -> Any:
 
 @pytest.mark.parametrize("num_stale_rows", [0, 5, NUM_GROUPS * MEMBERS])
 def test_mismatch_is_of_the_current_versions_tokens_and_drift_of_the_others(num_stale_rows: int) -> None:
-    """A rollout of one update: its rows' tokens are of version 2 or 3, and it is trained on from version 3."""
+    """A rollout of one update: its rows' tokens are of version 2 or 3, and it is trained from version 3."""
     engine, tally = PlainEngine(network()), Tally(has_staleness=True)
     settings = config(max_staleness=1, skip_tied_groups=False)
     settings = replace(settings, rl=replace(settings.rl, num_iterations=1))
@@ -183,8 +183,9 @@ def test_mismatch_is_of_the_current_versions_tokens_and_drift_of_the_others(num_
     for row, length in enumerate(rollout.groups.lengths):
         prompt, completion = experience.prompt_of(row), rollout.groups.tokens[row, :length].tolist()
         with torch.no_grad():
-            logits = engine(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
-        ours = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0].numpy()
+            logits = engine(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+        every = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        ours = every.gather(-1, torch.tensor(completion)[:, None])[:, 0].numpy()
         gaps[row, :length] = np.abs(ours - rollout.groups.logprobs[row, :length])
     lengths, is_stale = rollout.groups.lengths, stale[:, 0]
     assert sums.stale_tokens == lengths[is_stale].sum()
@@ -313,3 +314,5 @@ def test_the_ranks_add_up_as_many_numbers_as_before_where_nothing_is_left_out() 
     mask = Tally(has_mask=True)
     mask.add(tokens=torch.ones(()), importance_left_out=torch.ones(()))
     assert Sums(*mask.numbers()).importance_left_out == 1
+    assert len(mask.numbers()) == 10
+    assert len(Tally(has_staleness=True).numbers()) == len(fields(Sums))

@@ -132,8 +132,8 @@ class RlStage:
         failpoint("update.begin")
         updater, is_first = self._updater, self._update == 0
         tally = Tally(has_mask=updater.has_mask, has_staleness=updater.has_staleness)
-        rows = self._updater.rows_of(self._experience, self._update)
-        losses = self._updater.losses(engine, self._experience, rows, is_first, tally)
+        rows = updater.rows_of(self._experience, self._update)
+        losses = updater.losses(engine, self._experience, rows, is_first, tally)
         result = optimizer_step(session, step, losses, tally.numbers)
         sums = Sums(*result.sums)
         self._check_sampler(sums, is_first)
@@ -164,7 +164,8 @@ class RlStage:
         wanted = min(config.rl.max_staleness, last - self._rollout_index) + 1
         while self._update == 0 and len(self._rollouts) < wanted:
             first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
-            rollout = self._collector.collect(session, self._sampling, first_item, self._rollout_index)
+            number = self._rollout_index + len(self._rollouts)
+            rollout = self._collector.collect(session, number, first_item, self._rollout_index)
             if rollout is None:
                 return None
             self._rollouts.append(rollout)
