@@ -118,9 +118,14 @@ def interpreter_missing_everywhere(cluster: Cluster, run: LightRun) -> list[str]
 
 
 def slurmctld_starts_without_its_state(cluster: Cluster, run: LightRun) -> None:
-    """As `slurmctld -c` does, or a lost StateSaveLocation."""
+    """As `slurmctld -c` does, or a lost StateSaveLocation.
+
+    The numbers of jobs go on: another test would find this test's jobs in accounting under its own number.
+    """
     _start(run)
     cluster.stop_controller()
+    with cluster.slurm_conf.open("a") as conf:
+        conf.write(f"FirstJobId={run.job + 1}\n")
     subprocess.run(["find", str(cluster.directory / "ctld"), "-type", "f", "-delete"], check=True)
     cluster.start_controller()
 
