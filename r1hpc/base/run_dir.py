@@ -54,6 +54,7 @@ class RunDir:
     # evaluation-<step>/part-<n>.json, answers of the current evaluation.
     rollouts = _Inside("rollouts")
     # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and the final files.
+    trained = _Inside("trained")  # <n>.json and .npz: what stale rollouts trained on, see train.rl.record
     parts = _Inside("parts")
     traces = _Inside("traces.jsonl")
     evaluation = _Inside("evaluation.json")
@@ -108,6 +109,10 @@ class RunDir:
     def all_gpu_metrics(self) -> list[Path]:
         """Return the GPU readings of every node that has written any."""
         return sorted(self.metrics.glob("gpu-*.jsonl"))
+
+    def record(self, rollout: int) -> Path:
+        """Return the record of a rollout that was trained on."""
+        return self.trained / f"{rollout:06d}.json"
 
     @property
     def all_parts(self) -> list[Path]:

@@ -48,7 +48,7 @@ def _in_container(
 def binds_of(config: RunConfig, run_root: Path) -> list[str]:
     """Return the folders that a container needs: run root, data, models, question files; the profile's."""
     models = (config.model.path, config.model.tokenizer, config.rl.teacher)
-    needed = [str(run_root), config.data.path, *models]
+    needed = [str(run_root), config.data.path, config.rl.replay, *models]
     for model in models:
         if model is not None and Path(model).is_dir():  # its files may be links, as in the Hub's cache
             links = (file for file in Path(model).iterdir() if file.is_symlink())

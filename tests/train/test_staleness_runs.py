@@ -10,7 +10,7 @@ from r1hpc.telemetry.records.attempts import Cause, read_history
 from r1hpc.telemetry.records.metrics import read_steps
 from r1hpc.train.rollout.groups import read_groups
 from tests.runs import at, submit, wait_over
-from tests.train.test_rl_disturbed import assert_same_learning
+from tests.train.test_rl_disturbed import assert_same_learning, weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -26,8 +26,8 @@ DISTURBANCES = (
 )
 
 
-def follow(root: Path, name: str, *failpoints: str) -> RunDir:
-    run = submit(root, name, *WORDS, job="jobs/rl_smoke.yaml", env=at(*failpoints)).run
+def follow(root: Path, name: str, *failpoints: str, more: tuple[str, ...] = ()) -> RunDir:
+    run = submit(root, name, *WORDS, *more, job="jobs/rl_smoke.yaml", env=at(*failpoints)).run
     wait_over(run)
     return run
 
@@ -64,3 +64,17 @@ def test_stopped_and_killed_it_is_the_same_run(quiet: RunDir, tmp_path: Path) ->
     causes = [attempt.cause for attempt in read_history(run).attempts]
     assert causes == [Cause.preempted, Cause.crash, Cause.preempted, Cause.finished]
     assert_same_learning(run, quiet)
+    records = [sorted(path.read_bytes() for path in one.trained.iterdir()) for one in (run, quiet)]
+    assert records[0] == records[1]
+
+
+def test_its_record_replays_to_the_same_weights_without_sampling(quiet: RunDir, tmp_path: Path) -> None:
+    """The replay is killed once, too."""
+    assert len(list(quiet.trained.glob("*.json"))) == len(list(quiet.trained.glob("*.npz"))) == 5
+    kill = "update.begin:kill9:0:6:1"
+    run = follow(tmp_path, "replay", kill, "rollout.batch:exit:*:1", more=(f"rl.replay={quiet.path}",))
+    assert [attempt.cause for attempt in read_history(run).attempts] == [Cause.crash, Cause.finished]
+    assert weights_of(run) == weights_of(quiet)
+    losses = [[step.loss for step in read_steps(one).effective.values()] for one in (run, quiet)]
+    assert losses[0] == losses[1]
+    assert not list(run.rollouts.glob("window-*"))

@@ -1,11 +1,16 @@
-"""Refuse stale rollouts without a correction, and settings of the importance weights that correct nothing.
+"""Refuse stale rollouts without a correction, replays of other settings, and importance weights without use.
 
 check_off_policy(config)      # of a new run of stage rl
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 from r1hpc.base.errors import ConfigError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.plan.topology.batch import corrects_importance
+from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout
 
 _OF_WEIGHTS = {"importance_level": "token", "importance_mask": "none"}
 """Settings of the importance weights, with the values that change nothing."""
@@ -25,6 +30,8 @@ def check_off_policy(config: RunConfig) -> None:
             "train on tokens of older policies as if the current one had sampled them. Take "
             "rl.importance_sampling=truncated, or rl.max_staleness=0"
         )
+    if rl.replay is not None:
+        _check_replay(config, RunDir(Path(rl.replay)))
     if rl.algorithm == "distill" or corrects_importance(config):
         return  # RlConfig.check_new refuses them with distillation
     for name, idle in _OF_WEIGHTS.items():
@@ -33,4 +40,23 @@ def check_off_policy(config: RunConfig) -> None:
                 f"rl.{name}={value} has no use: rl.importance_sampling={rl.importance_sampling} with "
                 f"rollout.engine={config.rollout.engine} weighs no token. Add rl.importance_sampling="
                 f"truncated, or take rl.{name}={idle}"
+            )
+
+
+def _check_replay(config: RunConfig, recorded: RunDir) -> None:
+    """Refuse a run without the records that are needed, or with settings that would train otherwise."""
+    last = (config.train.num_steps - 1) // updates_per_rollout(config)
+    for rollout in range(last + 1):
+        if not recorded.record(rollout).is_file():
+            raise ConfigError(
+                f"rl.replay={recorded.path} has no record of rollout {rollout}; {last + 1} are needed. Name "
+                "a run that had rl.max_staleness above 0 and has finished"
+            )
+    theirs = load.read(recorded.config)
+    theirs = replace(theirs, rl=replace(theirs.rl, replay=config.rl.replay))
+    for section in ("rl", "rollout", "reward", "train", "model"):
+        if getattr(theirs, section) != getattr(config, section):
+            raise ConfigError(
+                f"rl.replay={recorded.path} was recorded with other settings in section {section}, which "
+                f"would train otherwise. Take those of {recorded.config}"
             )

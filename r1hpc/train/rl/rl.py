@@ -41,6 +41,7 @@ from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.ppo import build_actor_critic
+from r1hpc.train.rl.record import read_record, write_record
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_ahead, load_rollout, save_rollout
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.judge import open_judge
@@ -125,6 +126,10 @@ class RlStage:
         if sampled is None:
             return None
         rollout = self._rollouts[0]
+        is_recorded = job.group.rank == 0 and job.config.rl.max_staleness > 0
+        if is_recorded and self._update == 0 and has_begun(self._incarnation):
+            # The ranks add up their gradients with rank 0's: no weight changes before this.
+            write_record(job.run, rollout, self._next_item)
         if self._experience is None:
             self._experience = self._updater.prepare(engine, rollout, rollout.groups.prompts)
         updating = time.monotonic()
@@ -162,6 +167,11 @@ class RlStage:
         config, sampled = self._job.config, list[Rollout]()
         last = (config.train.num_steps - 1) // self._updater.num_updates
         wanted = min(config.rl.max_staleness, last - self._rollout_index) + 1
+        if config.rl.replay is not None:
+            if not self._rollouts:
+                recorded = RunDir(Path(config.rl.replay))
+                self._rollouts = [read_record(recorded, self._rollout_index, self._next_item)]
+            return []
         while self._update == 0 and len(self._rollouts) < wanted:
             first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
             number = self._rollout_index + len(self._rollouts)

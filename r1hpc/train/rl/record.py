@@ -1,0 +1,43 @@
+"""Record what stale rollouts trained on, before their first update, so that a run can be replayed.
+
+    write_record(run, rollout, first_item)      # rank 0
+    rollout = read_record(run, index, first_item)
+
+<run>/trained/000123.npz holds the groups of rollout 123, and 000123.json their digest. A replay (rl.replay)
+trains on the records of another run instead of sampling. With the same settings and ranks it ends with the
+same weights.
+"""
+
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.train.rl.rollout import Rollout
+from r1hpc.train.rollout.groups import read_groups, write_groups
+
+
+def write_record(run: RunDir, rollout: Rollout, first_item: int) -> None:
+    """Write a rollout's record durably; it replaces that of an attempt that came to the same rollout."""
+    run.trained.mkdir(mode=0o700, exist_ok=True)
+    path = run.record(rollout.index)
+    groups = path.with_suffix(".npz")
+    digest = write_groups(groups, rollout.groups, rollout.policy_id)
+    fsync_file(groups)
+    fsync_dir(run.trained)
+    facts = {"rollout": rollout.index, "first_item": first_item, "num_items": rollout.num_items}
+    write_json(path, {**facts, "policy": rollout.policy_id, "sha256": digest, **rollout.staleness_facts()})
+
+
+def read_record(run: RunDir, index: int, first_item: int) -> Rollout:
+    """Return a recorded rollout. Raise StateError if it is missing, damaged, or of other items."""
+    path = run.record(index)
+    try:
+        facts = read_json(path, dict[str, Any])
+        digest, num_items, first = str(facts["sha256"]), int(facts["num_items"]), int(facts["first_item"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StateError(f"{path} holds no record of rollout {index}: {error}") from None
+    if first != first_item:
+        raise StateError(f"{path} begins with item {first}, this run with {first_item}: take the same job")
+    policy_id, groups = read_groups(path.with_suffix(".npz"), digest)
+    return Rollout(groups, policy_id, num_items, index)
