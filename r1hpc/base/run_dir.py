@@ -53,8 +53,8 @@ class RunDir:
     # Stage rl: window-<w>/batch-<b>.npz, finished groups of the current rollout, and
     # evaluation-<step>/part-<n>.json, answers of the current evaluation.
     rollouts = _Inside("rollouts")
+    trained = _Inside("trained")  # <n>.json and .npz: with rl.max_staleness, see train.rl.record
     # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and the final files.
-    trained = _Inside("trained")  # <n>.json and .npz: what stale rollouts trained on, see train.rl.record
     parts = _Inside("parts")
     traces = _Inside("traces.jsonl")
     evaluation = _Inside("evaluation.json")

@@ -52,10 +52,10 @@ def _check_replay(config: RunConfig, recorded: RunDir) -> None:
                 f"rl.replay={recorded.path} has no record of rollout {rollout}; {last + 1} are needed. Name "
                 "a run that had rl.max_staleness above 0 and has finished"
             )
-    theirs = load.read(recorded.config)
-    theirs = replace(theirs, rl=replace(theirs.rl, replay=config.rl.replay))
+    recorded_config = load.read(recorded.config)
+    recorded_config = replace(recorded_config, rl=replace(recorded_config.rl, replay=config.rl.replay))
     for section in ("rl", "rollout", "reward", "train", "model"):
-        if getattr(theirs, section) != getattr(config, section):
+        if getattr(recorded_config, section) != getattr(config, section):
             raise ConfigError(
                 f"rl.replay={recorded.path} was recorded with other settings in section {section}, which "
                 f"would train otherwise. Take those of {recorded.config}"
