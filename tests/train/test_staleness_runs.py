@@ -78,3 +78,13 @@ def test_its_record_replays_to_the_same_weights_without_sampling(quiet: RunDir, 
     losses = [[step.loss for step in read_steps(one).effective.values()] for one in (run, quiet)]
     assert losses[0] == losses[1]
     assert not list(run.rollouts.glob("window-*"))
+
+
+def test_a_replay_that_comes_to_other_weights_ends_there(quiet: RunDir, tmp_path: Path) -> None:
+    """On two ranks sums are rounded otherwise. It says so at the first rollout after the first update."""
+    more = (f"rl.replay={quiet.path}", "resources.ranks_per_node=2", "train.num_steps=10")
+    run = submit(tmp_path, "other", *WORDS, *more, job="jobs/rl_smoke.yaml").run
+    wait_over(run)
+    (attempt,) = read_history(run).attempts
+    assert attempt.cause is not Cause.finished
+    assert "before rollout 1 this run has other weights than" in attempt.detail

@@ -214,8 +214,8 @@ class RlConfig:
     """Sample this many rollouts ahead. The policy that samples a rollout is then up to this many versions
     older than the one trained on it, which importance_sampling corrects. A rollout makes one version."""
     replay: str | None = None
-    """Folder of a run with max_staleness above 0: train on its recorded rollouts instead of sampling. With
-    the same settings and ranks the weights are the same."""
+    """Folder of a run with max_staleness above 0: train on its recorded rollouts instead of sampling. It
+    needs the same settings, and ends if its weights are found to differ."""
     importance_sampling: str = ranged("auto", choices=("auto", "truncated", "none"))
     """truncated: weights a token's part of the policy loss by the trainer's probability over the sampler's,
     at most importance_cap (truncated importance sampling, Yao et al. 2025,

@@ -54,7 +54,7 @@ def _check_replay(config: RunConfig, recorded: RunDir) -> None:
             )
     recorded_config = load.read(recorded.config)
     recorded_config = replace(recorded_config, rl=replace(recorded_config.rl, replay=config.rl.replay))
-    for section in ("rl", "rollout", "reward", "train", "model"):
+    for section in ("rl", "rollout", "reward", "train", "model", "task"):
         if getattr(recorded_config, section) != getattr(config, section):
             raise ConfigError(
                 f"rl.replay={recorded.path} was recorded with other settings in section {section}, which "

@@ -20,9 +20,12 @@ import numpy as np
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.base.run_dir import RunDir
 from r1hpc.tasks.problems.task import members
 from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.loop.step import agree
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rl.record import policy_of, read_record
 from r1hpc.train.rl.rollout import Rollout, varied
 from r1hpc.train.rl.samples import keep_samples
 from r1hpc.train.rollout.groups import Groups, read_groups, write_groups
@@ -74,6 +77,22 @@ class Collector:
         times = self._rollout_s, self._reward_s
         num_items = end - first_item
         return Rollout(groups, policy_id, num_items, rollout_index, *times, engine_facts=engine.facts())
+
+    def replay(self, recorded: RunDir, rollout_index: int, first_item: int) -> Rollout:
+        """Return a rollout of another run's record. Raise TrainError if the weights are not those that the
+        recorded run had before it."""
+        engine, rollout = self._judge.engine, read_record(recorded, rollout_index, first_item)
+        expected = policy_of(recorded, rollout_index, self._job.config.rl.max_staleness)
+        if expected is not None:
+            policy_id = engine.sync_weights(self._policy)
+            engine.release()
+            if policy_id != expected:
+                raise TrainError(
+                    f"before rollout {rollout_index} this run has other weights than {recorded.path} had (id "
+                    f"{policy_id}, not {expected}), so it is no replay. Use as many ranks, the same kind of "
+                    "machine and the same libraries"
+                )
+        return rollout
 
     def _round(
         self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str, version: int

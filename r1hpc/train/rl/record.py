@@ -2,10 +2,11 @@
 
     write_record(run, rollout, first_item)      # rank 0
     rollout = read_record(run, index, first_item)
+    expected = policy_of(run, version, max_staleness)
 
 <run>/trained/000123.npz holds the groups of rollout 123, and 000123.json their digest. A replay (rl.replay)
-trains on the records of another run instead of sampling. With the same settings and ranks it ends with the
-same weights.
+trains on the records of another run instead of sampling. Each record names the policy that sampled it, by an
+id of its weights' bits, so a replay that comes to other weights is found.
 """
 
 from typing import Any
@@ -41,3 +42,13 @@ def read_record(run: RunDir, index: int, first_item: int) -> Rollout:
         raise StateError(f"{path} begins with item {first}, this run with {first_item}: take the same job")
     policy_id, groups = read_groups(path.with_suffix(".npz"), digest)
     return Rollout(groups, policy_id, num_items, index)
+
+
+def policy_of(run: RunDir, version: int, max_staleness: int) -> str | None:
+    """Return the recorded id of the weights of `version`; None if they sampled no rollout (the last ones)."""
+    path = run.record(version + max_staleness)
+    if not path.is_file():
+        return None
+    facts = read_json(path, dict[str, Any])
+    is_of_version = facts.get("rollout", 0) - facts.get("staleness_max", 0) == version
+    return str(facts["policy"]) if is_of_version and "policy" in facts else None

@@ -41,7 +41,7 @@ from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.ppo import build_actor_critic
-from r1hpc.train.rl.record import read_record, write_record
+from r1hpc.train.rl.record import write_record
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_ahead, load_rollout, save_rollout
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.judge import open_judge
@@ -170,7 +170,7 @@ class RlStage:
         if config.rl.replay is not None:
             if not self._rollouts:
                 recorded = RunDir(Path(config.rl.replay))
-                self._rollouts = [read_record(recorded, self._rollout_index, self._next_item)]
+                self._rollouts = [self._collector.replay(recorded, self._rollout_index, self._next_item)]
             return []
         while self._update == 0 and len(self._rollouts) < wanted:
             first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
