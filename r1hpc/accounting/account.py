@@ -82,7 +82,8 @@ def hours_of_all(
         records = records_of_file(sacct_file, selection.runs, selection)
         if records:  # cached, so that other commands need not ask again
             open_ledgers(all_runs(root), time.time(), records, ask=False)
-        hours = hours_of_file(sacct_file, selection)
+        sacct_file.file.seek(0)
+        hours = hours_of_lines(sacct_file.file, sacct_file.name, selection)
     else:
         try:
             hours = hours_from_sacct(selection)
@@ -127,31 +128,24 @@ def open_sacct_file(path: Path) -> Iterator[SacctFile]:
         is_stdin = str(path) == "-"
         file: IO[bytes] = sys.stdin.buffer if is_stdin else opened.enter_context(path.open("rb"))
         name = "standard input" if is_stdin else str(path)
-        if not is_stdin and file.seekable():
-            is_gzip = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if not is_gzip:
-                yield SacctFile(file, name)
-                return
-        copy = opened.enter_context(tempfile.TemporaryFile())  # a pipe has no size, and cannot be read twice
-        first = file.read(2)
-        whole: Any = _Rest(first, file)
-        try:
-            shutil.copyfileobj(gzip.GzipFile(fileobj=whole) if first == b"\x1f\x8b" else whole, copy)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise StateError(f"{name} is a damaged gzip file ({error}): make it again") from None
-        yield SacctFile(copy, name)
+        if is_stdin or not file.seekable():
+            # A pipe has no size, and cannot be read twice.
+            file = _copied(file, opened.enter_context(tempfile.TemporaryFile()))
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if is_gzip:
+            try:
+                content = gzip.GzipFile(fileobj=file)
+                file = _copied(content, opened.enter_context(tempfile.TemporaryFile()))
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise StateError(f"{name} is a damaged gzip file ({error}): make it again") from None
+        yield SacctFile(file, name)
 
 
-class _Rest:
-    """A stream whose first bytes were read before."""
-
-    def __init__(self, first: bytes, file: IO[bytes]) -> None:
-        self._first, self._file = first, file
-
-    def read(self, size: int = -1) -> bytes:
-        first, self._first = self._first, b""
-        return first + self._file.read(size - len(first) if size > 0 else size)
+def _copied(source: Any, copy: IO[bytes]) -> IO[bytes]:
+    shutil.copyfileobj(source, copy)
+    copy.seek(0)
+    return copy
 
 
 def records_of_file(file: SacctFile, jobs: Collection[str], selection: Selection) -> list[JobRecord]:
@@ -159,15 +153,6 @@ def records_of_file(file: SacctFile, jobs: Collection[str], selection: Selection
     if not jobs:
         return []
     return pick_records(file, file.name, jobs, waiting=True, also=selection.columns, shares=selection.shares)
-
-
-def hours_of_file(file: SacctFile, selection: Selection) -> dict[str, Any]:
-    """Return the totals of what sacct printed into a file.
-
-    Raise StateError if the header has another format, or no row can be read.
-    """
-    file.file.seek(0)
-    return hours_of_lines(file.file, file.name, selection)
 
 
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
@@ -202,7 +187,10 @@ def _refuse_unknown(kind: str, name: str) -> None:
 
 
 def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
-    """Return the totals of an open file. Memory grows by some 25 bytes a record."""
+    """Return the totals of an open file. Memory grows by some 25 bytes a record.
+
+    Raise StateError if the header has another format, or no row can be read.
+    """
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
         # Deferred: importing numpy takes 0.1 s, which a report of one run should not pay.
         from r1hpc.accounting.sacct_totals import sum_dump

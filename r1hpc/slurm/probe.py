@@ -50,7 +50,6 @@ class ClusterFacts:
     gpus_per_node: int | None = None
     """0: its nodes have none."""
     gpu_type: str | None = None
-    proctrack: str | None = None
     unknown: tuple[str, ...] = ()
     """One sentence for each command that failed."""
 
@@ -105,7 +104,6 @@ def probe_cluster(
         num_nodes=_count(fields.get("TotalNodes")) if partition and "," not in partition else None,
         gpus_per_node=gpus,
         gpu_type=gpu_type,
-        proctrack=config.get("ProctrackType"),
         unknown=tuple(failed),
     )
 

@@ -145,8 +145,10 @@ def expand_nodelist(text: str) -> tuple[str, ...]:
     >>> expand_nodelist("n[1-3,07],m2")
     ('n1', 'n2', 'n3', 'n07', 'm2')
     """
+    if not re.fullmatch(r"([^\[\]]|\[[^\[\]]*\])*", text):
+        raise StateError(f"cannot read the node list {text!r}: unbalanced brackets")
     names: list[str] = []
-    for item in _split(text):
+    for item in re.findall(r"(?:[^\[\],]|\[[^\[\]]*\])+", text):  # a comma in brackets does not separate
         found = [""]
         # "a[1-2]b[3,4]c" splits into alternating text and bracket contents.
         for index, part in enumerate(re.split(r"\[([^\]]*)\]", item)):
@@ -263,20 +265,6 @@ def _interface_of_ipv6(address: str) -> str | None:
         if fields[0] == wanted:
             return fields[5]
     return None
-
-
-def _split(text: str) -> list[str]:
-    items, depth, start = [], 0, 0
-    for index, char in enumerate(text):
-        depth += (char == "[") - (char == "]")
-        if depth not in (0, 1):
-            raise StateError(f"cannot read the node list {text!r}: unbalanced brackets")
-        if char == "," and depth == 0:
-            items.append(text[start:index])
-            start = index + 1
-    if depth:
-        raise StateError(f"cannot read the node list {text!r}: unbalanced brackets")
-    return [item for item in [*items, text[start:]] if item]
 
 
 def _expand_ranges(text: str, item: str) -> list[str]:

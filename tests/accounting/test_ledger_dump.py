@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from r1hpc.accounting import account, sacct_totals
-from r1hpc.accounting.account import hours_of_file, open_sacct_file
+from r1hpc.accounting.account import hours_of_lines, open_sacct_file
 from r1hpc.accounting.hours import Selection
 from r1hpc.accounting.sacct_totals import sum_dump
 from r1hpc.base.errors import StateError, UsageError
@@ -39,7 +39,7 @@ def _berlin() -> Iterator[None]:
 
 def hours_of_path(path: Path) -> dict[str, Any]:
     with open_sacct_file(path) as file:
-        return hours_of_file(file, Selection())
+        return hours_of_lines(file.file, file.name, Selection())
 
 
 def as_seconds(truth: Truth) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_three_clusters_with_slices_shards_and_bad_rows_are_exact(
     if few:
         monkeypatch.setattr(account, "_FEW_BYTES", 2**30)
     with open_sacct_file(path) as file:
-        hours = hours_of_file(file, Selection(shares=SHARES))
+        hours = hours_of_lines(file.file, file.name, Selection(shares=SHARES))
     assert hours.pop("set_aside")["rows"] == truth.num_bad
     units = as_seconds(truth)
     of_gpus = {key for key in units if not key.startswith(("node", "billing"))}

@@ -61,7 +61,7 @@ def test_the_facts_of_a_preemptible_qos(commands: Commands) -> None:
     assert counted == [6, None, None]
     assert (facts.job_requeue, facts.max_batch_requeue, facts.sends_user_signal) == (True, 5, False)
     assert facts.preemptors == (), "urgent is not the user's"
-    assert (facts.version, facts.proctrack, facts.unknown) == ("24.11.5", "proctrack/cgroup", ())
+    assert (facts.version, facts.unknown) == ("24.11.5", ())
 
 
 def test_a_qos_that_nobody_may_preempt(commands: Commands) -> None:

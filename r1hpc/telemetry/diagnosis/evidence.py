@@ -12,15 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import StateError
-from r1hpc.base.files import read_json
 from r1hpc.base.records import mistake
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.stages import in_parts
 from r1hpc.telemetry.diagnosis.summary import names_of
 from r1hpc.telemetry.gpu.history import GpuFold
 from r1hpc.telemetry.records.attempts import Attempt
-from r1hpc.telemetry.records.lines import MetricEvent, PlanFacts, Tail, gpu_line, read_tail
+from r1hpc.telemetry.records.lines import MetricEvent, Tail, gpu_line, read_plan, read_tail
 from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
 from r1hpc.telemetry.records.ranks import RankTimes, finish_times, read_rank_times
 
@@ -147,6 +145,7 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     if end is None:
         ticks = (float(r["time"]) for r in records if r.get("attempt") == k and "time" in r)
         end = max(ticks, default=progress)
+    planned = read_plan(run).get("num_steps")
     steps_size = run.train_metrics.stat().st_size if run.train_metrics.is_file() else 0
     return Facts(
         attempt=attempt,
@@ -158,7 +157,7 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
         is_stub=any(record.get("source") == "stub" for record in records),
         is_partial=not all(tail.is_whole for tail in tails) or steps_size > steps_budget,
         parts=tuple(pieces) if has_parts else None,
-        has_all_parts=has_parts and _has_all_parts(run),
+        has_all_parts=has_parts and planned is not None and len(run.all_parts) >= planned,
         is_script=stage == "script",
     )
 
@@ -197,14 +196,6 @@ def _sound(tail: Tail) -> Tail:
 
 def _is_sound(record: dict[str, Any]) -> bool:
     return mistake(record, gpu_line(record)) is None
-
-
-def _has_all_parts(run: RunDir) -> bool:
-    try:
-        planned = read_json(run.plan, PlanFacts).get("num_steps")
-    except (FileNotFoundError, StateError):  # the report covers a damaged plan
-        return False
-    return planned is not None and len(run.all_parts) >= planned
 
 
 def _is_known(value: Any) -> bool:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from r1hpc.base.files import open_plain, parse_object
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import open_plain, parse_object, read_json
 from r1hpc.base.records import Amount, Count, Duration, Finite, Time
+from r1hpc.base.run_dir import RunDir
 
 
 class PlanFacts(TypedDict, total=False):
@@ -175,6 +177,15 @@ class AnswerLine(TypedDict):
     num_correct: Count
     mean_length: Amount
     task: NotRequired[str]
+
+
+def read_plan(run: RunDir) -> PlanFacts:
+    """Return the keys of plan.json; none if it is missing or damaged, which the report says."""
+    try:
+        plan: PlanFacts = read_json(run.plan, PlanFacts)
+    except (FileNotFoundError, StateError):
+        return {}
+    return plan
 
 
 def gpu_line(record: dict[str, Any]) -> Any:

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from r1hpc.base.errors import StateError
 from r1hpc.base.files import (
     GrowingFile,
     append_record,
@@ -27,10 +26,9 @@ from r1hpc.base.files import (
     iter_objects,
     iter_records,
     parse_object,
-    read_json,
 )
 from r1hpc.base.run_dir import RunDir
-from r1hpc.telemetry.records.lines import MetricEvent, PlanFacts, read_tail
+from r1hpc.telemetry.records.lines import MetricEvent, read_plan, read_tail
 from r1hpc.telemetry.records.rungs import open_rungs
 
 _FOLLOW_BYTES = 2**22
@@ -210,19 +208,14 @@ def read_logged(run: RunDir) -> dict[str, dict[int, float]]:
         if event["event"] in ("resume", "fresh")
     }
     found: dict[str, dict[int, float]] = {}
-    for line in sorted(_iter_logged(run), key=lambda step: step.attempt):
+    lines = _steps_of(record for _, record in iter_objects(logged_path(run)))
+    for line in sorted(lines, key=lambda step: step.attempt):
         if any(line.attempt < attempt and line.global_step > step for attempt, step in begins.items()):
             continue
         for name in ("loss", "grad_norm", "lr", *(line.extra or {})):
             if (number := line.number(name)) is not None:
                 found.setdefault(name, {})[line.global_step] = number
     return {name: dict(sorted(by_step.items())) for name, by_step in found.items()}
-
-
-def _iter_logged(run: RunDir) -> Iterator[Step]:
-    for _, record in iter_objects(logged_path(run)):
-        if record is not None and (step := _to_step(record)) is not None:
-            yield step
 
 
 def read_events(run: RunDir) -> list[dict[str, Any]]:
@@ -258,19 +251,13 @@ def fold_steps(steps: Iterable[Step]) -> Steps:
 
 def last_steps(run: RunDir, count: int, tail_bytes: int = 65536) -> list[Step]:
     """Return the newest lines without reading the whole file: the run's position and speed."""
-    records = read_tail(run.train_metrics, tail_bytes).records
-    return [step for record in records if (step := _to_step(record)) is not None][-count:]
+    return list(_steps_of(read_tail(run.train_metrics, tail_bytes).records))[-count:]
 
 
 def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
     """Return a function that returns the steps written since its last call, in order."""
     file = GrowingFile(run.train_metrics)
-
-    def newer() -> list[Step]:
-        records = filter(None, map(parse_object, file.lines(_FOLLOW_BYTES)))
-        return [step for record in records if (step := _to_step(record)) is not None]
-
-    return newer
+    return lambda: list(_steps_of(map(parse_object, file.lines(_FOLLOW_BYTES))))
 
 
 COMPARED = ("loss", "grad_norm", "lr")
@@ -311,7 +298,7 @@ def audit_ledger(run: RunDir) -> Audit:
     """
     effective, lost = _fold(_iter_ledger(run))
     missing, repeated, skipped = [], [], []
-    previous, position = 0, _first_item(run)
+    previous, position = 0, read_plan(run).get("first_item") or 0
     for record in effective.values():
         end = record.first_sample + record.num_samples
         if record.global_step > previous + 1:
@@ -332,15 +319,6 @@ def audit_ledger(run: RunDir) -> Audit:
         wrong_steps=tuple(n for n, record in effective.items() if not record.is_consecutive),
         changed_steps=tuple(sorted({new.global_step for old, new in redone if old.data != new.data})),
     )
-
-
-def _first_item(run: RunDir) -> int:
-    """Return the run's first sample, from its plan; 0 for runs planned by earlier versions."""
-    try:
-        plan = read_json(run.plan, PlanFacts)
-    except (FileNotFoundError, StateError):  # the report covers a damaged plan
-        return 0
-    return plan.get("first_item") or 0
 
 
 def format_ranges(ranges: Iterable[tuple[int, int]]) -> str:
@@ -364,6 +342,13 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record with NaN and infinities moved into `nonfinite`, as text."""
     odd = {k: repr(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     return {**record, **dict.fromkeys(odd), "nonfinite": odd} if odd else record
+
+
+def _steps_of(records: Iterable[dict[str, Any] | None]) -> Iterator[Step]:
+    """Yield the records that are steps; None is a torn line."""
+    for record in records:
+        if record is not None and (step := _to_step(record)) is not None:
+            yield step
 
 
 def _to_step(record: dict[str, Any]) -> Step | None:
