@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from r1hpc.accounting.budget import Budget, day
 from r1hpc.accounting.ledger import RunLedger
@@ -45,23 +45,6 @@ class _Block:
     gpu_hours: float | None = ranged(None, above=0)
     runs: list[str] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
-
-
-class CampaignRun(Protocol):
-    """The properties of a run that a campaign needs."""
-
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def job_name(self) -> str: ...
-    @property
-    def stage(self) -> str: ...
-    @property
-    def start(self) -> float: ...
-    @property
-    def used(self) -> float: ...
-    @property
-    def to_come(self) -> Spread: ...
 
 
 @dataclass(frozen=True)
@@ -174,12 +157,12 @@ def load_campaign(name: str, gpu_hours: float | None = None) -> Campaign:
     )
 
 
-def follow(campaign: Campaign, runs: Sequence[CampaignRun], now: float) -> CampaignProgress:
+def follow(campaign: Campaign, runs: Sequence[RunLedger], now: float) -> CampaignProgress:
     """Count each run to its stage and forecast the rest."""
     began = campaign.start or min((run.start for run in runs), default=now)
     ends = [began + _DAY * days for days in accumulate(stage.days for stage in campaign.stages)]
     starts = [began, *ends[:-1]]
-    members: dict[int | None, list[CampaignRun]] = {}
+    members: dict[int | None, list[RunLedger]] = {}
     for run in runs:
         members.setdefault(_stage_of(run, campaign.stages, starts, ends), []).append(run)
     stages = []
@@ -223,7 +206,7 @@ def follow_campaign(
 
 
 def _stage_of(
-    run: CampaignRun, stages: Sequence[CampaignStage], starts: Sequence[float], ends: Sequence[float]
+    run: RunLedger, stages: Sequence[CampaignStage], starts: Sequence[float], ends: Sequence[float]
 ) -> int | None:
     for i, stage in enumerate(stages):
         if any(fnmatchcase(name, glob) for glob in stage.runs for name in (run.run_id, run.job_name)):

@@ -263,11 +263,9 @@ def _posterior(
     planned: Planned, runs: Sequence[FinishedRun], logs: Sequence[float], noise2: Sequence[float]
 ) -> tuple[float, float]:
     """Return mean and variance of f at `planned` (Rasmussen and Williams, equations 2.23 and 2.24)."""
-    places = [run.planned for run in runs]
-    taus = [math.sqrt(_site_variance(place.estimate)) for place in places]
+    sized = [(math.sqrt(_site_variance(run.estimate)), run.planned) for run in runs]
     tau = math.sqrt(_site_variance(planned.estimate))
-    across = [tau * t * _closeness(planned, place) for t, place in zip(taus, places, strict=True)]
-    sized = list(zip(taus, places, strict=True))
+    across = [tau * t * _closeness(planned, place) for t, place in sized]
     covariance = [[t * u * _closeness(p, q) for u, q in sized] for t, p in sized]
     for i, noise in enumerate(noise2):
         covariance[i][i] += noise

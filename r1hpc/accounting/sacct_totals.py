@@ -145,7 +145,8 @@ class ColumnReader:
         and jobs that never started are left out."""
         jobs = table.column("jobid")
         starts = self._moments(table.column("start"))
-        resources = np.array(self._resources_of(table.column("alloctres")))
+        rows = self._tres.of(table.column("alloctres"))
+        resources = np.array([*self._resources, (ODD, ODD, ODD, ODD)], np.int64)[rows].T  # ODD is -1
         block = {"start": starts, "seconds": self._seconds(table, starts)}
         block |= dict(zip(("gpus", "nodes", "gpu_type", "billing"), resources, strict=True))
         if table.has("nnodes"):
@@ -164,11 +165,6 @@ class ColumnReader:
         counts = (starts != _NEVER) & (jobs.length > 0) & ~jobs.hold(ord("."))
         usual = counts & ~odd & ~table.is_torn
         return {name: values[usual] for name, values in block.items()}, usual, counts & odd
-
-    def _resources_of(self, cells: Cells) -> Ints:
-        rows = self._tres.of(cells)
-        resources = np.array([*self._resources, (ODD, ODD, ODD, ODD)], np.int64)  # the last is that of ODD
-        return resources[rows].T
 
     def _row_of(self, tres: str) -> int:
         found = gpus_by_type(tres, self._shares)

@@ -49,13 +49,10 @@ from r1hpc.plan.save_time import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
 from r1hpc.slurm.shell.contract import NOT_THE_NODE
-from r1hpc.slurm.shell.endings import ending_of
 from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be only 30 s, and the requeue comes after it."""
-
-
 _ALIKE_ON_ONE_NODE = 3
 
 
@@ -242,7 +239,7 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
     if state is None:
         return SchedulerView()
     states = state.states
-    if "COMPLETING" in states and not state.is_requeued and (row := ending_of(state, warned)) is not None:
+    if "COMPLETING" in states and not state.is_requeued and (row := state.ending(warned)) is not None:
         states = states | {row.sacct[0]}  # which COMPLETING hides
     return SchedulerView(states, state.preempt_time is not None, _time_left(state))
 

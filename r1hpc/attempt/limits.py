@@ -5,7 +5,7 @@ begin. `seconds_left` tells rank 0 when to stop.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from r1hpc.config.schema.run import LimitsConfig
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF, Attempt, Cause, History, gpu_hours_used
@@ -43,7 +43,9 @@ def reason_to_stop(
         if 0 <= limit < count:
             since = f"since the last progress, and limits.{name} is {limit}"
             return f"{count} attempts ended by {last.value} {since}"
-    idle = attempts_without_checkpoint(attempts)
+    # New is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
+    # same one. An attempt that the cluster ended before its first step is not the run's fault.
+    idle = sum(not _ended_in_startup(attempt) for attempt in attempts[_end_of_progress(attempts) :])
     if idle >= limits.max_attempts_without_checkpoint:
         missing = "new checkpoint"
         advice = "save more often (checkpoint.save_every) or ask for more time"
@@ -75,19 +77,9 @@ def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> f
     return max(0.0, max_gpu_hours - gpu_hours_used(history, now)) * 3600 / this.gpus
 
 
-def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
-    """Count the attempts at the end of the list that left nothing new.
-
-    New is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the same
-    one. Attempts that the cluster ended before their first step do not count: they are not the run's fault,
-    and on a busy cluster there may be many. They count if they lasted longer than any start-up: then the
-    attempt was in its first rollout without finishing a group.
-    """
-    listed = list(attempts)
-    return sum(not _ended_in_startup(a) for a in listed[_end_of_progress(listed) :])
-
-
 def _ended_in_startup(attempt: Attempt) -> bool:
+    """True if the cluster ended it before its first step, unless it lasted longer than any start-up: then it
+    was in its first rollout without finishing a group."""
     if attempt.cause is Cause.cluster:  # held after a few
         return True
     is_clusters = attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None

@@ -176,16 +176,14 @@ def number_axis(axis: Any, low: float, high: float, count: int = 5) -> None:
     axis.set_major_formatter(lambda value, _: short(value))
 
 
-def log_axis(
-    axis: Any, low: float, high: float, values: Sequence[float] | None = None, unit: str = ""
-) -> None:
-    """Set a logarithmic axis with few labels: the powers of ten, else `values`."""
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+def log_axis(axis: Any, low: float, high: float) -> None:
+    """Set a logarithmic axis with few labels: the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
-    axis.set_major_locator(LogLocator(numticks=6) if values is None else FixedLocator(values))
+    axis.set_major_locator(LogLocator(numticks=6))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{short(value)}{unit}")
+    axis.set_major_formatter(lambda value, _: short(value))
 
 
 def short(value: float) -> str:

@@ -53,10 +53,10 @@ def read_results(ledgers: Iterable[RunLedger]) -> list[Result]:
     return found
 
 
-def results_text(results: Sequence[Result], indent: str = "  ") -> str:
+def results_text(results: Sequence[Result]) -> str:
     """Return the table for a terminal; empty without results."""
     headings, rows = results_table(results)
-    return format_table(headings, rows, right=set(range(2, len(headings))), indent=indent) if rows else ""
+    return format_table(headings, rows, right=set(range(2, len(headings))), indent="  ") if rows else ""
 
 
 def results_card(results: Sequence[Result]) -> str:

@@ -1,6 +1,5 @@
 """Format the report of a run, or totals of hours, for a terminal: at its width, without colour."""
 
-import math
 import textwrap
 import time
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
     steps = f"{useful} useful, {lost} lost"
     if lost:
         steps += f" ({share(lost, useful + lost).strip()} of those taken)"
-    if ledger.window != (-math.inf, math.inf):
+    if ledger.is_cut:
         steps += ", in all its time"
     blocks = [
         wrap(f"{ledger.run.run_id}: {ledger.state}{detail}") + f"\n  {ledger.run.path}",

@@ -123,9 +123,9 @@ def check(option: str, value: str, shown_as: str | None = None) -> str:
     return value
 
 
-def check_extra(options: Mapping[str, str]) -> dict[str, str]:
-    """Return the `--sbatch KEY=VALUE` options. Raise UsageError for a key that is no sbatch long option, one
-    that r1hpc sets itself, or a bad value."""
+def check_extra(options: Mapping[str, str]) -> None:
+    """Raise UsageError for `--sbatch KEY=VALUE` options with a key that is no sbatch long option, one that
+    r1hpc sets itself, or a bad value."""
     for key, value in options.items():
         if not re.fullmatch(_OTHER_KEY, key):
             raise UsageError(
@@ -140,15 +140,12 @@ def check_extra(options: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"--sbatch {key}: sbatch has no such option{nearest(key, _OPTIONS)}")
         if value:
             check(key, value, f"--sbatch {key}")
-    return dict(options)
 
 
-def check_path(path: Path, what: str) -> str:
-    """Return the path as text, if a job script, Slurm's file patterns and PYTHONPATH can hold it. Raise
-    UsageError for a quote, a percent sign, a colon, a control character or the like."""
-    text = str(path)
-    _match(_PATH, "letters, digits, spaces and . _ / + @ = , -", text, what)
-    return text
+def check_path(path: Path, what: str) -> None:
+    """Raise UsageError for a path that a job script, Slurm's file patterns or PYTHONPATH cannot hold: with a
+    quote, a percent sign, a colon, a control character or the like."""
+    _match(_PATH, "letters, digits, spaces and . _ / + @ = , -", str(path), what)
 
 
 def check_parents(path: Path, trust_shared: bool = False) -> None:

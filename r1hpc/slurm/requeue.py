@@ -14,12 +14,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError, call, retry
+from r1hpc.slurm.shell.endings import TABLE, Ending
 
 # squeue(1), "JOB STATE CODES".
 PENDING_STATES = frozenset(
@@ -76,6 +78,19 @@ class JobState:
     def is_requeued(self) -> bool:
         """True if Slurm will run the job again anyway: it counts a restart that this process has not had."""
         return self.pending or self.restarts > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+    def ending(self, warned: float | None = None) -> Ending | None:
+        """Return its row of the table; None if Slurm is not ending it.
+
+        Args:
+            warned: PreemptTime while the job ran: a scancel in that second is no end of a grace.
+        """
+        at_grace_end = self.preempt_time is not None and self.preempt_time == self.end_time != warned
+        for row in TABLE:
+            is_state = not self.states.isdisjoint(row.job_states)
+            if is_state and fnmatchcase(self.reason, row.reason) and (at_grace_end or not row.at_grace_end):
+                return row
+        return None
 
 
 def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:

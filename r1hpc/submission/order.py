@@ -13,6 +13,7 @@ from r1hpc.slurm.fields import check_path, refuse_shell_overrides
 from r1hpc.submission.chain.file import without_stage
 
 DEFAULT_JOB = "train"
+_OF_FILES = (".html", ".yaml", ".json", ".jsonl", ".lock")
 
 
 class Purpose(StrEnum):
@@ -23,9 +24,6 @@ class Purpose(StrEnum):
     """A dry run, perhaps on more nodes than there are."""
     inside_job = "inside job"
     """sbatch/train.sh: the job exists, and asks for its folder."""
-
-
-_OF_FILES = (".html", ".yaml", ".json", ".jsonl", ".lock")
 
 
 @dataclass(frozen=True)

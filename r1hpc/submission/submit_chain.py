@@ -18,7 +18,7 @@ from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.attempt.state.state import newest_job, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.names import nearest, printable
+from r1hpc.base.names import printable
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load, paths, plugins
 from r1hpc.slurm import defaults
@@ -28,6 +28,7 @@ from r1hpc.submission.chain.file import (
     Definition,
     by_its_first_path,
     digest_of,
+    no_stage,
     open_definition,
     override,
     read_definition,
@@ -356,10 +357,7 @@ def _find_reused(definition: Definition, order: Order) -> dict[str, RunDir]:
 def _named(given: str, usual: str, definition: Definition, order: Order) -> tuple[str, ChainDir]:
     chain_name, _, stage = given.rpartition(":")
     if stage not in definition.names:
-        known = ", ".join(definition.names)
-        raise UsageError(
-            f"there is no stage {printable(stage)!r}{nearest(stage, definition.names)}; there are: {known}"
-        )
+        raise UsageError(no_stage(stage, definition.names))
     chain = ChainDir.find(chain_name or usual, order.run_root)
     if chain is None:
         raise UsageError(

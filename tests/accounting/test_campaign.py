@@ -1,8 +1,9 @@
 """A campaign against what happened: which run belongs to which stage, and what is still to come."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,16 @@ DAY = 86400.0
 START = 1_795_000_000.0
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a campaign must know of a run."""
-
-    run_id: str
-    start: float
-    used: float = 10.0
-    stage: str = "pretrain"
-    job_name: str = ""
-    to_come: Spread = NOTHING
+def make_run(
+    run_id: str,
+    start: float,
+    used: float = 10.0,
+    stage: str = "pretrain",
+    job_name: str = "",
+    to_come: Spread = NOTHING,
+) -> Any:
+    """Return what a campaign must know of a run."""
+    return SimpleNamespace(**locals())
 
 
 PLAN = Campaign(
@@ -69,12 +70,12 @@ def test_runs_of_an_earlier_campaign_are_not_counted(tmp_path: Path) -> None:
 
 def test_a_run_belongs_to_its_name_then_its_stage_then_its_days() -> None:
     runs = [
-        Run("env-check", day(35), 1),  # its name says so, whenever it was
-        Run("x", day(35), 2, stage="rl"),
-        Run("y", day(35), 4),
-        Run("z", day(2), 8),
-        Run("w", day(35), 16, job_name="env-2"),
-        Run("late", day(99), 32),
+        make_run("env-check", day(35), 1),  # its name says so, whenever it was
+        make_run("x", day(35), 2, stage="rl"),
+        make_run("y", day(35), 4),
+        make_run("z", day(2), 8),
+        make_run("w", day(35), 16, job_name="env-2"),
+        make_run("late", day(99), 32),
     ]
     progress = follow(PLAN, runs, day(50))
     assert [stage.used for stage in progress.stages] == [1 + 8 + 16, 2, 4]
@@ -85,8 +86,8 @@ def test_a_run_belongs_to_its_name_then_its_stage_then_its_days() -> None:
 
 
 def test_stages_ahead_are_forecast_by_their_plan_and_those_behind_by_what_they_took() -> None:
-    running = Run("r", day(12), 200, stage="rl", to_come=Spread(300, 400, 600))
-    progress = follow(PLAN, [Run("env-1", day(1), 20), running], day(15))
+    running = make_run("r", day(12), 200, stage="rl", to_come=Spread(300, 400, 600))
+    progress = follow(PLAN, [make_run("env-1", day(1), 20), running], day(15))
     first, second, third = progress.stages
     assert (first.when, first.forecast) == ("past", Spread(20, 20, 20))
     assert second.when == "now"
@@ -101,7 +102,7 @@ def test_stages_ahead_are_forecast_by_their_plan_and_those_behind_by_what_they_t
 
 def test_without_a_start_it_began_with_its_first_run() -> None:
     plan = Campaign("p", PLAN.stages)
-    assert follow(plan, [Run("a", day(3)), Run("b", day(1))], day(5)).stages[0].start == day(1)
+    assert follow(plan, [make_run("a", day(3)), make_run("b", day(1))], day(5)).stages[0].start == day(1)
     assert follow(plan, [], day(5)).stages[0].start == day(5)
 
 

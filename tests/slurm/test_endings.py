@@ -8,7 +8,7 @@ import pytest
 from r1hpc.slurm.requeue import parse_job
 from r1hpc.slurm.sacct import parse_records
 from r1hpc.slurm.script import FUNCTIONS
-from r1hpc.slurm.shell.endings import BY_SACCT, LOST, TABLE, ending_of, of_states, with_table
+from r1hpc.slurm.shell.endings import BY_SACCT, LOST, TABLE, of_states, with_table
 from tests.slurm.shell import program
 
 _SHOWN = (
@@ -64,7 +64,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_the_script_and_python_give_a_job_the_same_end(words: list[str], number: int) -> None:
     fields, word, cause = _RECORDED[number]
     assert words[number] == word
-    row = ending_of(parse_job(_SHOWN.format(*fields)))
+    row = parse_job(_SHOWN.format(*fields)).ending()
     assert (row.cause if row else None) == cause
 
 

@@ -20,8 +20,6 @@ from r1hpc.base.run_dir import RunDir
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """Signals that make a rank save and leave."""
 _FILE_POLL_S = 1.0
-
-
 OUT_OF_HOURS = "limits.max_gpu_hours"
 """Reason of a stop because the run has used up its own allowance."""
 

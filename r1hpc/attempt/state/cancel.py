@@ -28,11 +28,7 @@ class Cancellation:
 
 
 def cancel(run: RunDir, save_first: bool = False) -> Cancellation:
-    """End a run; do nothing if it is over.
-
-    Raise StateError if there is no job, or it is another run's, another user's or on another host. Raise
-    SlurmError if Slurm does not answer.
-    """
+    """End a run; do nothing if it is over. Raise the errors of `cancel_job`."""
     situation = read_situation(run)
     if situation.state.is_over:
         text = f"{run.run_id} is {situation.state.value} already: nothing to cancel"

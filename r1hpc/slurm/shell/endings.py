@@ -8,9 +8,7 @@ import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
 
 LOST = "CANCELLED by nobody"
 """State of a job that slurmctld forgot in a start without its saved state: sacct names no user."""
@@ -59,33 +57,6 @@ TABLE = (
 )
 BY_SACCT = {state: row for row in reversed(TABLE) for state in row.sacct}
 """The first row of each State."""
-
-
-class Shown(Protocol):
-    """A job as `scontrol show job` shows it, read by slurm.requeue."""
-
-    @property
-    def states(self) -> frozenset[str]: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def end_time(self) -> float | None: ...
-    @property
-    def preempt_time(self) -> float | None: ...
-
-
-def ending_of(job: Shown, warned: float | None = None) -> Ending | None:
-    """Return the row of a job; None if Slurm is not ending it.
-
-    Args:
-        warned: PreemptTime while the job ran: a scancel in the second of the warning is no end of a grace.
-    """
-    at_grace_end = job.preempt_time is not None and job.preempt_time == job.end_time != warned
-    for row in TABLE:
-        is_state = not job.states.isdisjoint(row.job_states)
-        if is_state and fnmatchcase(job.reason, row.reason) and (at_grace_end or not row.at_grace_end):
-            return row
-    return None
 
 
 def of_states(states: Collection[str]) -> Ending | None:

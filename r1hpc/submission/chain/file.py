@@ -128,24 +128,21 @@ def by_its_first_path(chain: ChainDir) -> ChainDir:
     A home or scratch folder that is a link has two paths.
     """
     first = load.read_yaml(chain.definition).get("folder")
-    if isinstance(first, str) and Path(first).is_dir() and Path(first).samefile(chain.path):
-        return ChainDir(first)
-    return chain
+    return ChainDir(first) if isinstance(first, str) and _leads_to(first, chain) else chain
+
+
+def _leads_to(folder: str, chain: ChainDir) -> bool:
+    return Path(folder).is_dir() and Path(folder).samefile(chain.path)
 
 
 def renamed(chain: ChainDir) -> list[str]:
     """Put the chain's new place into its paths if its folder was moved or renamed, and return a note."""
     first = load.read_yaml(chain.definition).get("folder")
-    if not isinstance(first, str) or first == str(chain.path):
-        return []
-    if Path(first).is_dir() and Path(first).samefile(chain.path):
+    if not isinstance(first, str) or first == str(chain.path) or _leads_to(first, chain):
         return []
     # The definition comes last: after a kill the next submission does it all again.
     place = re.compile(rf"{re.escape(first)}(?=[/'\"\s]|$)", re.MULTILINE)
-    for path in [
-        *chain.path.glob("*/config.yaml"),
-        chain.definition,
-    ]:
+    for path in [*chain.path.glob("*/config.yaml"), chain.definition]:
         if not path.parent.is_symlink():  # another chain's stage
             write_atomic(path, place.sub(str(chain.path), path.read_text()))
     return [f"{chain.name} was {first}: its stages go on in {chain.path}"]
@@ -207,7 +204,7 @@ def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str,
     for item in overrides:
         if found := found_in[item]:
             if found[1] not in split:
-                raise UsageError(f"{printable(item)!r}: {_no_stage(found[1], names)}")
+                raise UsageError(f"{printable(item)!r}: {no_stage(found[1], names)}")
             split[found[1]].append(found[2])
     return split
 
@@ -269,7 +266,7 @@ def _all_needs(entries: Sequence[_Entry], path: Path) -> dict[str, tuple[str, ..
         for name in named:
             if name not in names:
                 raise ConfigError(
-                    f"{path}: stage {entry.name} needs {printable(name)!r}: {_no_stage(name, names)}"
+                    f"{path}: stage {entry.name} needs {printable(name)!r}: {no_stage(name, names)}"
                 )
         if not named and entry.needs is None:
             named = names[max(0, index - 1) : index]
@@ -364,13 +361,14 @@ def _resolve(value: Any, chain: ChainDir, names: Iterable[str]) -> Any:
 
     def folder(found: re.Match[str]) -> str:
         if found[1] not in names:
-            raise UsageError(_no_stage(found[1], list(names)))
+            raise UsageError(no_stage(found[1], list(names)))
         return str(chain.stage(found[1]).path)
 
     return _REFERENCE.sub(folder, value)
 
 
-def _no_stage(name: str, names: Sequence[str]) -> str:
+def no_stage(name: str, names: Sequence[str]) -> str:
+    """Return the sentence on a stage that is not there."""
     known = ", ".join(names)
     return f"there is no stage {printable(name)!r}{nearest(name, names)}; there are: {known}"
 

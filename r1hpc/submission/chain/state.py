@@ -116,8 +116,7 @@ def old_stages(chain: ChainDir, stages: Iterable[Stage]) -> dict[str, str]:
 def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:
     """Cancel a chain, the last stage first: none may begin because the one before it has just ended.
 
-    Raise StateError if a stage's job is another run's, another user's or on another host. Raise SlurmError if
-    Slurm does not answer.
+    Raise the errors of `cancel_job`.
     """
     done = {}
     for stage in reversed(read_chain_situation(chain).stages):

@@ -65,7 +65,9 @@ class Rungs:
     def _decide(self, rung: int, value: float | None, is_now: bool) -> None:
         folder, own = self._run.path.parent / _FOLDER / str(rung), self._run.run_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        group = next((names for names in self._groups() if own in names), [own])
+        sweep = read_object(self._run.path.parent / SWEEP, _Sweep)  # now: another call may have added seeds
+        groups = sweep["rungs"].get("groups", []) if sweep else []
+        group = next((names for names in groups if own in names), [own])
         if own not in _scores(folder):
             score = self._score(value)
             (folder / f"{'none' if score is None else repr(score)}~{own}").touch(mode=0o600)
@@ -95,11 +97,6 @@ class Rungs:
         for run in (RunDir(self._run.path.parent / name) for name in group if verdict == "stop"):
             if not run.finished.exists():
                 run.stop.touch(mode=0o600)
-
-    def _groups(self) -> list[list[str]]:
-        """Return the points of each setting now: another call may have added seeds."""
-        sweep = read_object(self._run.path.parent / SWEEP, _Sweep)
-        return sweep["rungs"].get("groups", []) if sweep else []
 
     def _newest(self, rung: int) -> float | None:
         """Return the newest number of an evaluation, or of what the script logged, up to a rung."""

@@ -23,8 +23,6 @@ _TAIL_BYTES = 2**17
 """Bytes read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
 _FRESH_S = 120.0
 """Maximum age of a reading. Samplers read every few seconds, or as rarely as their last two readings show."""
-
-
 _STEP = {
     "global_step": ("r1hpc_global_step", "Optimizer steps that are finished."),
     "loss": ("r1hpc_loss", "Loss of the newest step."),
