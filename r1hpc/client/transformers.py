@@ -193,8 +193,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         if self._epoch_start is not None:  # the samplers draw as they did when this epoch began
             set_streams(self._epoch_start[0])
             set_generators(self._epoch_start[1], self._loader)
-            self._fetches.restore(dict(*self._epoch_start[2:3]))
-        self._epoch_start = (streams(), generator_states(self._loader), self._fetches.states())
+            self._fetches.holdings.restore(dict(*self._epoch_start[2:3]))
+        self._epoch_start = (streams(), generator_states(self._loader), self._fetches.holdings.glance())
         self._opened, self._pass = self._fetches.opened["training"], (given["epoch"], used)
         self._fetches.watch(self._loader)
         if now and used and used < resumed["position"]["count"]:

@@ -26,9 +26,10 @@ _PER_NODE = {"nproc_per_node", "num_gpus", "num_accelerators"}
 _OURS = {
     "rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf", "node_rank", "master_addr", "master_port",
     "monitor_interval", "start_method", "local_addr", "main_process_ip", "main_process_port",
-    "machine_rank", "same_network", "deepspeed_multinode_launcher", "ssh_port",
+    "machine_rank", "same_network", "deepspeed_multinode_launcher", "ssh_port", "standalone", "multi_gpu",
+    "no_ssh", "no_ssh_check", "force_multi", "q", "quiet", "no_local_rank",
 }  # fmt: skip
-"""Settings that r1hpc chooses by itself."""
+"""Settings that r1hpc chooses by itself, or that have no effect here."""
 _DEFAULTS = {"compute_environment": "LOCAL_MACHINE", "main_training_function": "main"}
 """Values of `accelerate config` that ask for nothing, beside those of _OFF."""
 _OFF: tuple[Any, ...] = (None, "", "no", "NO", "false", [], {})
@@ -38,7 +39,6 @@ _SWITCHES = {
     "quiet", "bind_cores_to_rank", "use_megatron_lm", "use_xpu", "tpu", "save_pid", "debug",
     "same_network",
 }  # fmt: skip
-_DROPPED = {"standalone", "multi_gpu", "no_ssh", "no_ssh_check", "force_multi", "q", "quiet", "no_local_rank"}
 _VARIABLES = {
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
     "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
@@ -205,18 +205,16 @@ def _place(
 def _carry(launcher: str, key: str, value: Any, put: Callable[[str, Any], None]) -> None:
     """Hand one setting on by its variable, drop it if it is ours, or refuse it."""
     is_off = value is False or value in _OFF or value == _DEFAULTS.get(key)
-    has_variable = (key in _VARIABLES and key != "debug") or key.startswith("fsdp_")
-    if key in _DROPPED or key in _OURS or (is_off and not has_variable):
+    variable = _VARIABLES.get(key, key.upper() if key.startswith("fsdp_") else "")
+    if key in _OURS or (is_off and (key == "debug" or not variable)):
         return
-    if launcher == "accelerate":
-        if key in ("use_deepspeed", "use_fsdp"):
-            put(f"script.env.ACCELERATE_{key.upper()}", "true")
-            return
-        is_fsdp = key.startswith("fsdp_")
-        if (variable := _VARIABLES.get(key, key.upper() if is_fsdp else "")) or is_fsdp:
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            put(f"script.env.{variable}", text.upper() if key == "dynamo_backend" else text)
-            return
+    if launcher == "accelerate" and key in ("use_deepspeed", "use_fsdp"):
+        put(f"script.env.ACCELERATE_{key.upper()}", "true")
+        return
+    if launcher == "accelerate" and variable:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        put(f"script.env.{variable}", text.upper() if key == "dynamo_backend" else text)
+        return
     instead = _INSTEAD.get(key, "its effect in the script, or in script.env")
     raise UsageError(f"{launcher} {key}={value} is not carried over: leave it out, and write {instead}")
 
@@ -224,12 +222,8 @@ def _carry(launcher: str, key: str, value: Any, put: Callable[[str, Any], None])
 def _file_of(module: str) -> Path:
     """Return the file of `pkg.train`, below this folder; nothing is imported."""
     place = Path(*module.split("."))
-    for file in (place.with_suffix(".py"), place / "__main__.py", *_installed(place)):
-        if file.is_file():
-            return file
+    for root in ("", *filter(None, sys.path)):
+        for file in (root / place.with_suffix(".py"), root / place / "__main__.py"):
+            if file.is_file():
+                return file
     raise UsageError(f"-m {module}: there is no {place.with_suffix('.py')} in {Path.cwd()}")
-
-
-def _installed(place: Path) -> list[Path]:
-    roots = [Path(each) for each in sys.path if each]
-    return [root / file for root in roots for file in (place.with_suffix(".py"), place / "__main__.py")]

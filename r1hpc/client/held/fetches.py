@@ -27,7 +27,8 @@ class Fetches:
     """The reads of one training's data set in this process."""
 
     def __init__(self, roots: dict[str, Any]) -> None:
-        self._holdings = Holdings(roots)
+        self.holdings = Holdings(roots)
+        """What reads the data."""
         self._dataset: Any = None
         self._count = 0
         """Batches read in this pass."""
@@ -48,15 +49,7 @@ class Fetches:
         """Begin a pass over the loader's data."""
         self._dataset = loader.dataset
         self._count, self._before = 0, None
-        self._holdings.look()
-
-    def states(self) -> dict[Any, Any]:
-        """Return the generators and numbers of what reads the data."""
-        return self._holdings.glance()
-
-    def restore(self, states: dict[Any, Any]) -> None:
-        """Put back what `states` returned."""
-        self._holdings.restore(states)
+        self.holdings.look()
 
     def position(self) -> dict[str, Any]:
         """Return the states before the newest batch was read, for `go_on`."""
@@ -86,8 +79,8 @@ class Fetches:
         is_again = self._saved is not None and self._count == self._until
         if self._saved is not None and is_again:
             set_streams(self._saved["before"][0])
-            self._holdings.restore(self._saved["before"][1])
-        self._before = (glance(), self._holdings.glance())
+            self.holdings.restore(self._saved["before"][1])
+        self._before = (glance(), self.holdings.glance())
         batch = original(fetcher, index)
         if is_again:
             self._saved = None

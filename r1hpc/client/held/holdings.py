@@ -65,6 +65,7 @@ class Holdings:
         """Texts for people."""
         self._too_large: dict[Path, tuple[int, int]] = {}
         self._digests = {path: _digest(value) for path, value in self._values() if path not in always}
+        self._first: dict[Path, tuple[str, Any]] = {}
         self.look()
         self._first = self.glance()
 
@@ -79,26 +80,24 @@ class Holdings:
 
     def look(self) -> None:
         """Find the objects whose generators and numbers `glance` reads."""
-        self._owned = [(path, owner) for path, owner, _ in self._owners()]
+        self._owned = list(self._owners())
 
     def glance(self) -> dict[Path, tuple[str, Any]]:
         """Return generators, and the numbers and texts that changed, of the objects found by `look`."""
-        first: dict[Path, tuple[str, Any]] = getattr(self, "_first", {})
         found: dict[Path, tuple[str, Any]] = {}
         for path, owner in self._owned:
             for name, value in _members(owner):
                 generator = generator_state(value)
+                is_number = isinstance(value, _SIMPLE) and not _is_pid(name, value)
                 if generator is not None:
                     found[*path, name] = generator
-                    continue
-                is_number = isinstance(value, _SIMPLE) and not _is_pid(name, value)
-                if is_number and first.get((*path, name)) != ("plain", value):
+                elif is_number and self._first.get((*path, name)) != ("plain", value):
                     found[*path, name] = "plain", value
         return found
 
     def restore(self, saved: dict[Path, tuple[str, Any]]) -> None:
         """Put back what `changed` returned; name what has no place any more."""
-        owners = {path: owner for path, owner, _ in self._owners()}
+        owners = dict(self._owners())
         for path, (kind, content) in saved.items():
             owner = owners.get(path[:-1])
             try:
@@ -110,7 +109,7 @@ class Holdings:
 
     def _values(self) -> Iterator[tuple[Path, tuple[str, Any]]]:
         self._covered = set(self._saved_by_library)
-        for path, owner, _ in self._owners():
+        for path, owner in self._owners():
             for name, value in _members(owner):
                 here = (*path, name)
                 if str(name).endswith("dataset") and isinstance(value, dict | list | tuple | torch.Tensor):
@@ -150,20 +149,20 @@ class Holdings:
         except TypeError:
             return None
 
-    def _owners(self) -> Iterator[tuple[Path, Any, int]]:
-        """Yield (path, object, depth) of each object whose members are looked at, the nearest first."""
-        waiting: deque[tuple[Path, Any, int]] = deque(((n,), each, 0) for n, each in self._roots.items())
+    def _owners(self) -> Iterator[tuple[Path, Any]]:
+        """Yield (path, object) of each object whose members are looked at, the nearest first."""
+        waiting: deque[tuple[Path, Any]] = deque(((name,), root) for name, root in self._roots.items())
         seen = set[int]()
         while waiting:
-            path, owner, depth = waiting.popleft()
+            path, owner = waiting.popleft()
             if id(owner) in seen:
                 continue
             seen.add(id(owner))
-            yield path, owner, depth
+            yield path, owner
             waiting += [
-                ((*path, name), value, depth + 1)
+                ((*path, name), value)
                 for name, value in _members(owner)
-                if depth < _DEEPEST and (isinstance(value, torch.nn.Module) or _is_own(value))
+                if len(path) <= _DEEPEST and (isinstance(value, torch.nn.Module) or _is_own(value))
             ]
 
 
@@ -173,15 +172,9 @@ def script_globals() -> dict[str, Any]:
     return {f"global of {name}": module for name, module in sorted(modules.items())}
 
 
-def library_of(value: Any) -> str:
-    """Return the top-level package that an object's class, or a function, is from."""
-    kind = value if isinstance(value, type | types.FunctionType) else type(value)
-    return str(kind.__module__).partition(".")[0]
-
-
 def keeps_itself(value: Any) -> bool:
     """True for a library's own callback: its state is in the library's checkpoint."""
-    return library_of(value) in _KEEP_THEMSELVES
+    return str(type(value).__module__).partition(".")[0] in _KEEP_THEMSELVES
 
 
 def generator_state(value: Any) -> tuple[str, Any] | None:
@@ -368,10 +361,9 @@ def _is_script(name: str, module: Any) -> bool:
 
 def _has_state(value: Any) -> bool:
     kind = type(value)
-    methods = (getattr(kind, name, None) for name in ("state_dict", "load_state_dict"))
-    return all(map(callable, methods)) and not hasattr(
-        kind, "__iter__"
-    )  # a loader's position is its library's
+    if hasattr(kind, "__iter__"):  # a loader's position is its library's
+        return False
+    return callable(getattr(kind, "state_dict", None)) and callable(getattr(kind, "load_state_dict", None))
 
 
 def _is_running(value: Any) -> bool:
