@@ -172,8 +172,7 @@ class _Keeper:
 
     @property
     def _loaders(self) -> list[Any]:
-        found: list[Any] = self._trainer.fit_loop._combined_loader.flattened
-        return found
+        return list(self._trainer.fit_loop._combined_loader.flattened)
 
     def end(self) -> None:
         """Let the script draw on as it would have, if it resumed after the last step."""

@@ -2,7 +2,7 @@
 
     outcome = serve(job)                    # the one rank of the job
     ended = Life(run, config, attempt=2, place=Place(host, port, node), ...).live(command, environment)
-    ended.is_finished, ended.reason
+    ended.finished, ended.reason
     activity = Activity(MetricWriter(run, attempt), number=0)
     activity.hear(begun=3, ended=2)         # answers since the last call
     activity.idle_s(), activity.is_busy
@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from r1hpc.attempt.begin import read_facts
 from r1hpc.attempt.workload import Outcome, RankJob
@@ -118,14 +118,6 @@ class ServerError(R1hpcError):
     """The server failed; its own messages are above, in the log of the rank."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """End of the server: for good, or (after a preemption) to come back."""
-
-    is_finished: bool
-    reason: str
-
-
 @dataclass
 class Life:
     """One attempt's server."""
@@ -144,7 +136,7 @@ class Life:
     beat: Callable[[str], None]
     """Tell the watchdog."""
 
-    def live(self, command: Sequence[str], environment: Mapping[str, str]) -> Ended:
+    def live(self, command: Sequence[str], environment: Mapping[str, str]) -> Outcome:
         """Start it, wait until it answers, and stay with it; its key file exists.
 
         Raise UsageError if the interpreter has no vLLM, ServerError if it died, never answered, stopped
@@ -154,7 +146,7 @@ class Life:
         with started(command, environment, self.place) as server:
             return self._wait_until_it_answers(server) or self._serve(server)
 
-    def _wait_until_it_answers(self, server: Server) -> Ended | None:
+    def _wait_until_it_answers(self, server: Server) -> Outcome | None:
         key, began = read_key(self.run), time.monotonic()
         while not (known := server.is_ours(key)) or server.ask("/health", key) != 200:
             if known is False:
@@ -163,8 +155,7 @@ class Life:
                     "another process took the port"
                 )
             self.beat("starting the server")
-            self._refuse_dead(server)
-            if ended := self._end():
+            if ended := self._end(server):
                 return ended
             if time.monotonic() - began > self.config.serve.start_minutes * 60:
                 most = f"serve.start_minutes={self.config.serve.start_minutes:g}"
@@ -172,19 +163,18 @@ class Life:
             time.sleep(_POLL_S)
         return self._prove_closed(server)
 
-    def _prove_closed(self, server: Server) -> Ended | None:
+    def _prove_closed(self, server: Server) -> Outcome | None:
         """Check at every start that it refuses requests without the key; return an end in between."""
         for path in ("/v1/models", "/metrics", "/pause"):
             while (said := server.ask(path, None)) is None:
-                self._refuse_dead(server)
-                if ended := self._end():
+                if ended := self._end(server):
                     return ended
                 time.sleep(_POLL_S)
             if said != 401:
                 raise ServerError(f"the server answers {path} without its key (HTTP {said}): it was ended")
         return None
 
-    def _serve(self, server: Server) -> Ended:
+    def _serve(self, server: Server) -> Outcome:
         number = requests = 0  # of the last spell of an earlier attempt
         if newest := last_steps(self.run, 1):
             number, requests = newest[-1].global_step, int(newest[-1].number("requests") or 0)
@@ -202,38 +192,38 @@ class Life:
             activity.hear(*server.news())
             activity.close()
 
-    def _until_the_end(self, server: Server, activity: Activity) -> Ended:
+    def _until_the_end(self, server: Server, activity: Activity) -> Outcome:
         health = _Health(server, read_key(self.run))
         while True:
             self.beat("serving")
             activity.hear(*server.news())
-            self._refuse_dead(server)
-            if ended := self._end():
+            if ended := self._end(server):
                 return ended
             idle_s, most_s = activity.idle_s(), self.config.serve.idle_minutes * 60
             if most_s and idle_s >= most_s:
-                return Ended(True, f"no request for {format_duration(idle_s)} (serve.idle_minutes)")
+                return Outcome(True, reason=f"no request for {format_duration(idle_s)} (serve.idle_minutes)")
             health.look()
             time.sleep(_POLL_S)
 
-    def _end(self) -> Ended | None:
+    def _asked_end(self) -> Outcome | None:
         """Return the end if the clock or a request ends it now."""
         left, reason = self.seconds_left(), self.stop_reason()
         early_s = EARLY_S if reason == "SIGUSR2" else 0.0
         if left is not None and left <= self.lead_s + early_s:
-            return Ended(True, TIME_LIMIT)
-        return Ended(False, reason) if reason else None
+            return Outcome(True, reason=TIME_LIMIT)
+        return Outcome(False, reason=reason) if reason else None
 
-    def _refuse_dead(self, server: Server) -> None:
+    def _end(self, server: Server) -> Outcome | None:
+        """Return the end if there is one now; raise UsageError or ServerError if the server died before."""
         status = server.status()
         if status is None:
-            return
+            return self._asked_end()
         if status == NO_VLLM:
             raise UsageError("the interpreter has no vLLM: name one that has by serve.python=PYTHON")
         deadline = time.monotonic() + _SIGNAL_PATIENCE_S
         while time.monotonic() < deadline:
-            if self._end():
-                return
+            if ended := self._asked_end():
+                return ended
             time.sleep(_POLL_S / 4)
         how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
         raise ServerError(f"the server ended by itself, {how}; see the messages above in this log")
@@ -245,11 +235,8 @@ class _Health:
 
     server: Server
     key: str
-    asked: float = 0.0
-    answered: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.asked = self.answered = time.monotonic()
+    asked: float = field(default_factory=time.monotonic)
+    answered: float = field(default_factory=time.monotonic)
 
     def look(self) -> None:
         """Ask, at intervals; raise ServerError if it has been silent for too long."""
@@ -292,8 +279,7 @@ def serve(job: RankJob) -> Outcome:
         beat=job.watchdog.beat,
     )
     command = command_of(config, [sys.executable], place, name)
-    ended = life.live(command, environment_of(os.environ, run.code, make_key(run)))
-    return Outcome(ended.is_finished, reason=ended.reason)
+    return life.live(command, environment_of(os.environ, run.code, make_key(run)))
 
 
 def _place(config: RunConfig, context: RankContext) -> Place:

@@ -8,8 +8,8 @@ attempt/rank.py has set the signal handlers before.
 
 import os
 import time
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, TypedDict
 
 from r1hpc.attempt.control import heartbeats
@@ -75,8 +75,7 @@ def run_rank(ranked: RankJob) -> Outcome:
         requests=ranked.requests,
         watchdog=watchdog,
     )
-    module, _, function = _PROGRAMS[config.stage].partition(":")
-    outcome: Outcome = getattr(import_module(module), function)(job)
+    outcome: Outcome = resolve_name(_PROGRAMS[config.stage])(job)
     distributed.leave()
     return outcome
 

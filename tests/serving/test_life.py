@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import pytest
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import load
 from r1hpc.serving import life
 from r1hpc.serving.address import Address, Place, make_key, read_address
-from r1hpc.serving.life import TIME_LIMIT, Ended, Life, ServerError, _Health
+from r1hpc.serving.life import TIME_LIMIT, Life, ServerError, _Health
 from r1hpc.serving.process import Server, command_of, environment_of
 from r1hpc.slurm.rank_env import choose_port
 from r1hpc.telemetry.records.metrics import last_steps
@@ -49,7 +50,7 @@ class Served:
         )
         self._command = command_of(config, [], place, "m")
         self._environment = environment_of({**os.environ, **environ}, CHECKOUT, make_key(self.run))
-        self.ended: Ended | Exception | None = None
+        self.ended: Outcome | Exception | None = None
         self._thread = threading.Thread(target=self._live)
 
     left: float | None
@@ -77,10 +78,10 @@ class Served:
         assert read_address(self.run) is None, "an address of a server that is gone"
         return self.ended
 
-    def end(self) -> Ended:
+    def end(self) -> Outcome:
         self.stop = "SIGTERM"
         ended = self.wait_end()
-        assert isinstance(ended, Ended), ended
+        assert isinstance(ended, Outcome), ended
         return ended
 
 
@@ -113,7 +114,7 @@ def test_it_answers_a_hundred_requests_to_its_key_and_none_without(serve: Serve)
         assert ask(url, path, "wrong") == 401
     for path in ("/pause", "/collective_rpc", "/load"):
         assert ask(url, path, key) == ask(url, path, key, {}) == 404
-    assert server.end() == Ended(False, "SIGTERM")
+    assert server.end() == Outcome(False, reason="SIGTERM")
     ready, spell = last_steps(server.run, 9)
     assert (ready.step_time_s, ready.number("requests")) == (0, 0)
     assert spell.number("requests") == 100
@@ -126,7 +127,7 @@ def test_what_it_has_answered_is_on_record_before_it_has_ended(serve: Serve) -> 
     server.stop = "SIGTERM"
     wait_until("its spell", lambda: last_steps(server.run, 1)[-1].number("requests") == 1, 60)
     assert server.ended is None
-    assert server.end() == Ended(False, "SIGTERM")
+    assert server.end() == Outcome(False, reason="SIGTERM")
 
 
 def test_who_was_suspended_has_not_been_silent() -> None:
@@ -143,7 +144,7 @@ def test_it_ends_when_nobody_has_asked_for_long_and_not_while_it_answers(serve: 
     url, key = server.address().place.url, key_of(server.run)
     assert ask(url, "/v1/completions", key, {"delay_s": 8}) == 200  # longer than it may be idle
     ended = server.wait_end()
-    assert ended.is_finished
+    assert ended.finished
     assert "no request" in ended.reason
 
 
@@ -156,7 +157,7 @@ def test_asking_for_its_health_or_with_a_wrong_key_does_not_keep_it_alive(serve:
             ask(url, "/v1/completions", "wrong", {})
         except (OSError, HTTPException):  # it is gone, perhaps in the middle of an answer
             break
-    assert server.wait_end().is_finished
+    assert server.wait_end().finished
 
 
 def test_the_time_limit_ends_it_for_good_and_a_signal_before_that_does_not(serve: Serve) -> None:
@@ -164,7 +165,7 @@ def test_the_time_limit_ends_it_for_good_and_a_signal_before_that_does_not(serve
     server.left = 61.0
     server.begin().address()
     server.left = 59.0
-    assert server.wait_end() == Ended(True, TIME_LIMIT)
+    assert server.wait_end() == Outcome(True, reason=TIME_LIMIT)
 
 
 @pytest.mark.parametrize(("left", "is_finished"), [(110.0, True), (900.0, False), (None, False)])
@@ -174,7 +175,7 @@ def test_slurms_warning_is_of_the_time_limit_only_near_it(
     """It may come up to a minute before it is due."""
     server = serve()
     server.left, server.stop = left, "SIGUSR2"
-    assert server.begin().wait_end().is_finished is is_finished
+    assert server.begin().wait_end().finished is is_finished
 
 
 def test_one_that_dies_says_how(serve: Serve) -> None:
@@ -204,7 +205,7 @@ def test_one_that_slurm_ends_together_with_its_rank_has_not_failed(
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)
     assert server.ended is None
-    assert server.end() == Ended(False, "SIGTERM")
+    assert server.end() == Outcome(False, reason="SIGTERM")
 
 
 def test_one_that_answers_without_the_key_is_ended(serve: Serve) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
+from pkgutil import resolve_name
 from string import ascii_uppercase
 from typing import Any
 
@@ -41,8 +41,7 @@ class JudgeKind:
         """Return the judge; imports what it needs."""
         if not isinstance(self.judge, str):
             return self.judge
-        module, _, function = self.judge.partition(":")
-        judge: Judge = getattr(import_module(module), function)(settings)
+        judge: Judge = resolve_name(self.judge)(settings)
         return judge
 
 

@@ -344,6 +344,5 @@ def _listed_ends(tokenizer: tokenizers.Tokenizer, folder: Path | None) -> list[i
 
 
 def _token(tokenizer: tokenizers.Tokenizer, named: str | None, usual: tuple[str, ...]) -> int | None:
-    found = [tokenizer.token_to_id(word) for word in ([named] if named else usual)]
-    ids: list[int] = [index for index in found if index is not None]
-    return ids[0] if ids else None
+    ids = map(tokenizer.token_to_id, [named] if named else usual)
+    return next((index for index in ids if index is not None), None)

@@ -99,7 +99,7 @@ class OutputHead:
             if self._is_last:
                 return Scores(*answer[:num_chosen].unbind(-1))
         of_teacher = None if teacher is None else teacher.logits
-        whole = scoring.score(_unchanged, _picked(run(), chosen), picked, of_teacher)
+        whole = scoring.score(nn.Identity(), _picked(run(), chosen), picked, of_teacher)
         return Scores(*whole[:num_chosen].unbind(-1))
 
     def logits(self, run: Callable[[], Tensor], targets: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -157,10 +157,6 @@ class _Scoring:
         if given is None or answer.shape != given.shape:
             return False
         return torch.equal(answer.nan_to_num(), given.nan_to_num())
-
-
-def _unchanged(logits: Tensor) -> Tensor:
-    return logits
 
 
 def _some(targets: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, int]:
