@@ -5,7 +5,7 @@
     ended.finished, ended.reason
     activity = Activity(MetricWriter(run, attempt), number=0)
     activity.hear(begun=3, ended=2)         # answers since the last call
-    activity.idle_s(), activity.is_busy
+    activity.idle_s()
 
 It ends for good when it is idle or reaches the job's time limit. An earlier signal is a preemption: another
 attempt serves on, perhaps elsewhere, with the same key.
@@ -70,11 +70,6 @@ class Activity:
         self._last_busy = self._last_look = clock()
         self._write(self._last_busy, self._last_busy)
 
-    @property
-    def is_busy(self) -> bool:
-        """True while an answer is in progress."""
-        return self._in_flight > 0
-
     def hear(self, begun: int, ended: int) -> None:
         """Count the answers that began and ended since the last call."""
         now, before = self._clock(), self._last_look
@@ -99,7 +94,7 @@ class Activity:
 
     def idle_s(self) -> float:
         """Return the seconds since the last answer; 0 while one is in progress."""
-        return 0.0 if self.is_busy else self._clock() - self._last_busy
+        return 0.0 if self._in_flight > 0 else self._clock() - self._last_busy
 
     def close(self) -> None:
         """Write the current spell, if any; it ended with its last answer."""
