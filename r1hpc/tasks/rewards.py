@@ -12,10 +12,10 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -150,6 +150,7 @@ def _script(char: str) -> str:
 
 
 Group = tuple[Item, Sequence[Completion]]
+Taken = tuple[Item, Completion, Parts]
 Verdict = tuple[bool, bool]
 """(the answer is right, judging it failed)"""
 Value = tuple[float, bool]
@@ -230,15 +231,16 @@ class Scorer:
     def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
         """Return scores in the order of the groups and their completions. Deterministic except for time-outs.
         Raise StopAsked if should_stop returned true; it is called between answers if the judge is slow."""
-        parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
-        verdicts = iter(self._verdicts(groups, parts, should_stop))
+        taken = [
+            (item, completion, take_apart(completion.text, completion.truncated, self._boxed))
+            for item, completions in groups
+            for completion in completions
+        ]
+        verdicts = self._verdicts(taken, should_stop)
         own = self._own_values(groups, should_stop)
-        scored = []
-        for (item, completions), apart in zip(groups, parts, strict=True):
-            pairs = zip(completions, apart, strict=True)
-            scores = [self._score(item, *pair, verdicts, own) for pair in pairs]
-            scored.append(self._gated(scores) if self._gate else scores)
-        return scored
+        scores = map(self._score, taken, verdicts, own)
+        scored = [list(islice(scores, len(completions))) for _, completions in groups]
+        return [self._gated(group) for group in scored] if self._gate else scored
 
     def close(self) -> None:
         """End the verifiers' processes."""
@@ -254,44 +256,34 @@ class Scorer:
     def _all(self) -> list[Verifier]:
         return [*self._verifiers.values(), *self._own.values()]
 
-    def _verdicts(
-        self, groups: Sequence[Group], parts: list[list[Parts]], should_stop: ShouldStop
-    ) -> list[Verdict]:
-        asked = [
-            (item.task, Question(part.answer, item.answer, item.metadata))
-            for (item, _), apart in zip(groups, parts, strict=True)
-            for part in apart
-            if part.answer is not None
-        ]
-        said = {}
+    def _verdicts(self, taken: Sequence[Taken], should_stop: ShouldStop) -> list[Verdict]:
+        """Return the verdict on each completion; one without an answer is wrong."""
+        asked: dict[str, dict[int, Question]] = {name: {} for name in self._verifiers}
+        for place, (item, _, parts) in enumerate(taken):
+            if parts.answer is not None:
+                asked[item.task][place] = Question(parts.answer, item.answer, item.metadata)
+        verdicts = [(False, False)] * len(taken)
         for name, verifier in self._verifiers.items():
-            right = verifier.check([question for task, question in asked if task == name], should_stop)
-            said[name] = zip(right, verifier.failed, strict=True)
-        return [next(said[task]) for task, _ in asked]
+            right = verifier.check(list(asked[name].values()), should_stop)
+            for place, is_right, has_failed in zip(asked[name], right, verifier.failed, strict=True):
+                verdicts[place] = is_right, has_failed
+        return verdicts
 
-    def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> dict[str, Iterator[Value]]:
-        """Return each custom term's value for every completion, in order; 0 if it failed."""
-        if not self._own:
-            return {}
+    def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> list[dict[str, Value]]:
+        """Return the custom terms' values of each completion by name; 0 for one that failed."""
         asked = []
         for item, completions in groups:
             shared: dict[str, object] = {}  # one object a group: equal completions are judged once
             asked += [_own_question(item, completion, shared) for completion in completions]
-        found: dict[str, Iterator[Value]] = {}
+        found: list[dict[str, Value]] = [{} for _ in asked]
         for name, verifier in self._own.items():
-            values = [float(value or 0.0) for value in verifier.values(asked, should_stop)]
-            found[name] = zip(values, verifier.failed, strict=True)
+            values = verifier.values(asked, should_stop)
+            for own, value, has_failed in zip(found, values, verifier.failed, strict=True):
+                own[name] = float(value or 0.0), has_failed
         return found
 
-    def _score(
-        self,
-        item: Item,
-        completion: Completion,
-        parts: Parts,
-        verdicts: Iterator[Verdict],
-        own: dict[str, Iterator[Value]],
-    ) -> Score:
-        correct, failed = next(verdicts) if parts.answer is not None else (False, False)
+    def _score(self, taken: Taken, verdict: Verdict, own: dict[str, Value]) -> Score:
+        (item, completion, parts), (correct, failed) = taken, verdict
         judged = Judged(
             item=item,
             completion=completion,
@@ -300,9 +292,8 @@ class Scorer:
             max_completion_length=self._max_completion_length,
             overlong_share=self._overlong_share,
         )
-        known, custom = self._terms, {name: next(values) for name, values in own.items()}
-        terms = {n: custom[n][0] if n in custom else known[n](judged) for n in self._weights}
-        failed = failed or any(failed for _, failed in custom.values())
+        terms = {n: own[n][0] if n in own else self._terms[n](judged) for n in self._weights}
+        failed = failed or any(has_failed for _, has_failed in own.values())
         return Score(self._weighted(terms), terms, correct, judged.well_formed, failed)
 
     def _weighted(self, terms: dict[str, float]) -> float:
