@@ -271,11 +271,13 @@ class Scorer:
 
     def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> list[dict[str, Value]]:
         """Return the custom terms' values of each completion by name; 0 for one that failed."""
+        found: list[dict[str, Value]] = [{} for _, completions in groups for _ in completions]
+        if not self._own:
+            return found
         asked = []
         for item, completions in groups:
             shared: dict[str, object] = {}  # one object a group: equal completions are judged once
             asked += [_own_question(item, completion, shared) for completion in completions]
-        found: list[dict[str, Value]] = [{} for _ in asked]
         for name, verifier in self._own.items():
             values = verifier.values(asked, should_stop)
             for own, value, has_failed in zip(found, values, verifier.failed, strict=True):
