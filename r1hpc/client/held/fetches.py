@@ -28,7 +28,7 @@ class Fetches:
 
     def __init__(self, roots: dict[str, Any]) -> None:
         self.holdings = Holdings(roots)
-        """What reads the data."""
+        """The generators and numbers of the objects that read the data."""
         self._dataset: Any = None
         self._count = 0
         """Batches read in this pass."""
