@@ -53,8 +53,8 @@ def sync_file_system(folder: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `content`, durably. Readers see the old file or the new one.
+def write_atomic(path: Path, content: str | bytes, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace `path` by `content`, durably if asked. Readers see the old file or the new one.
 
     A device, or a link to a pipe (/dev/null, /dev/stdout), is written into: root would replace it. A named
     pipe is replaced: a write would wait for a reader.
@@ -68,14 +68,16 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
 def write_json(path: Path, value: Any, mode: int = 0o600) -> None:

@@ -54,6 +54,8 @@ class RunDir:
     # evaluation-<step>/part-<n>.json, answers of the current evaluation.
     rollouts = _Inside("rollouts")
     trained = _Inside("trained")  # <n>.json and .npz: with rl.max_staleness, see train.rl.record
+    exchange = _Inside("exchange")  # for rollout workers: versions of the weights, orders; see train.exchange
+    workers = _Inside("workers")  # <worker>/: the boxes of its starts, which it alone writes
     # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and the final files.
     parts = _Inside("parts")
     traces = _Inside("traces.jsonl")

@@ -64,6 +64,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             terms={_absolute_code(name): weight for name, weight in config.reward.terms.items()},
         ),
         rl=_with(config.rl, teacher=_folder_of(config.rl.teacher), replay=_absolute(config.rl.replay)),
+        workers=_with(config.workers, trainer=_absolute(config.workers.trainer)),
         serve=_with(config.serve, python=_absolute_words(config.serve.python)),
         script=_script_paths(config.script),
         cluster=_with(config.cluster, python=_absolute_words(config.cluster.python)),

@@ -19,6 +19,7 @@ WORKLOADS = {
     "traces": "r1hpc.train.workload:TRACES",
     "sft": "r1hpc.train.workload:SUPERVISED",
     "rl": "r1hpc.train.workload:RL",
+    "rollout": "r1hpc.train.workload:ROLLOUT",
     "generate": "r1hpc.train.workload:SAMPLING",
     "evaluate": "r1hpc.train.workload:SAMPLING",
     "serve": "r1hpc.serving.workload:SERVING",

@@ -28,6 +28,7 @@ _PROGRAMS = {
     "pretrain": "r1hpc.train.supervised.supervised:pretrain",
     "sft": "r1hpc.train.supervised.sft:run",
     "rl": "r1hpc.train.rl.rl:run",
+    "rollout": "r1hpc.train.rollout.worker:run",
     "traces": "r1hpc.train.generate.generate:traces",
     "generate": "r1hpc.train.generate.generate:generate",
     "evaluate": "r1hpc.train.generate.generate:evaluate",

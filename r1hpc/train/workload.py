@@ -1,4 +1,4 @@
-"""Define the training workload: pretrain, traces, sft, rl, generate, evaluate.
+"""Define the training workload: pretrain, traces, sft, rl, rollout, generate, evaluate.
 
 It runs in three places: the login node checks and estimates, the batch host prepares the dataset, the ranks
 train. Each imports only what it needs, so imports stand inside the methods.
@@ -31,7 +31,7 @@ class Training(Workload):
 
     packages = ("torch", "deepspeed", "transformers", "zarr", "google_crc32c")
 
-    def __init__(self, counts: Literal["steps", "parts"], samples: bool) -> None:
+    def __init__(self, counts: Literal["steps", "parts", ""], samples: bool) -> None:
         self.counts, self.samples = counts, samples
         self.trains = counts == "steps"
         self.loads_model = self.trains or samples
@@ -77,6 +77,7 @@ class Training(Workload):
         from r1hpc.train.checks.data import check_mix_goes_on, check_sources, check_training_data
         from r1hpc.train.checks.model import check_models, check_zero_goes_on, tokenizer_is_to_come
         from r1hpc.train.checks.off_policy import check_off_policy
+        from r1hpc.train.checks.workers import check_workers
 
         notes: list[str] = []
         expected = facts.expected_model
@@ -84,6 +85,7 @@ class Training(Workload):
             notes = check_models(config, expected, facts.expected_teacher)
             if config.stage == "rl":
                 check_off_policy(config)
+                check_workers(config)
             to_come = tokenizer_is_to_come(config, expected)
             is_given = bool(config.data.path or config.data.traces)
             if config.stage == "sft" or (config.stage == "pretrain" and is_given):
@@ -193,7 +195,29 @@ class Training(Workload):
         return run_rank(job)
 
 
+class Rollout(Training):
+    """A worker that samples for a run of stage rl."""
+
+    def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
+        from r1hpc.train.checks.workers import with_trainers_settings
+
+        return Checked(with_trainers_settings(config, facts.run.run_id) if facts.is_new else config)
+
+    def check(self, config: RunConfig, facts: Facts) -> list[str]:
+        from r1hpc.train.checks.workers import refuse_several_ranks
+
+        refuse_several_ranks(config, facts.gpus_per_node)
+        return []
+
+    def estimate(self, *_: Any, **__: Any) -> None:
+        """Return None: it samples as long as its trainer trains."""
+
+    def card(self, run: RunDir) -> list[tuple[str, str]]:
+        return []
+
+
 SUPERVISED = Training("steps", samples=False)
 RL = Training("steps", samples=True)
+ROLLOUT = Rollout("", samples=True)
 TRACES = Training("parts", samples=False)
 SAMPLING = Training("parts", samples=True)

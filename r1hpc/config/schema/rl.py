@@ -293,6 +293,21 @@ class RlConfig:
 
 
 @dataclass(frozen=True)
+class WorkersConfig:
+    """Rollout workers: runs of stage `rollout`, which sample for a run of stage rl while it trains."""
+
+    patience_s: float | None = ranged(None, above=0)
+    """Stage rl with max_staleness: take the groups of workers, and sample what is missing here once none has
+    come for so long. None: no workers."""
+    silence_s: float = ranged(30.0, least=2)
+    """Stage rl: a worker that shows no life for so long is lost, and its items go to others."""
+    trainer: str | None = None
+    """Stage rollout: folder of the run to sample for. Model, task, reward, rollout and train are its own."""
+    idle_minutes: float = ranged(10.0, above=0)
+    """Stage rollout: a worker that gets no order for so long ends."""
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Stages traces, generate and evaluate: how many items, and which completions are kept."""
 

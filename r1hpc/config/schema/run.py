@@ -21,6 +21,7 @@ from r1hpc.config.schema.rl import (
     RlConfig,
     RolloutConfig,
     TaskConfig,
+    WorkersConfig,
 )
 from r1hpc.config.schema.sections import DeepspeedConfig, MixConfig, ScriptConfig, ServeConfig
 
@@ -305,7 +306,8 @@ class RunConfig:
     """All settings of one run."""
 
     stage: str = "pretrain"
-    """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
+    """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; rollout:
+    samples for a run of stage rl (section workers); generate: the model's
     own completions, filtered (rejection sampling); evaluate; serve: answers over HTTP, by `r1hpc serve`;
     script: your own."""
     model: ModelConfig = ModelConfig()
@@ -315,6 +317,7 @@ class RunConfig:
     reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     rl: RlConfig = RlConfig()
+    workers: WorkersConfig = WorkersConfig()
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()

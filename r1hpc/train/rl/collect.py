@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.failpoints import failpoint
 from r1hpc.base.run_dir import RunDir
 from r1hpc.tasks.problems.task import members
 from r1hpc.train.loop.session import Job, Session
@@ -74,25 +73,41 @@ class Collector:
         if config.rl.max_resamples:
             # Prefer groups with unequal rewards, then restore the order of the items.
             groups = groups.select(np.sort(np.argsort(~teaching, kind="stable")[:wanted]))
-        times = self._rollout_s, self._reward_s
-        num_items = end - first_item
+        times, num_items = (self._rollout_s, self._reward_s), end - first_item
         return Rollout(groups, policy_id, num_items, rollout_index, *times, engine_facts=engine.facts())
 
     def replay(self, recorded: RunDir, rollout_index: int, first_item: int) -> Rollout:
         """Return a rollout of another run's record. Raise TrainError if the weights are not those that the
         recorded run had before it."""
-        engine, rollout = self._judge.engine, read_record(recorded, rollout_index, first_item)
+        rollout = read_record(recorded, rollout_index, first_item)
         expected = policy_of(recorded, rollout_index, self._job.config.rl.max_staleness)
-        if expected is not None:
-            policy_id = engine.sync_weights(self._policy)
-            engine.release()
-            if policy_id != expected:
-                raise TrainError(
-                    f"before rollout {rollout_index} this run has other weights than {recorded.path} had (id "
-                    f"{policy_id}, not {expected}), so it is no replay. Use as many ranks, the same kind of "
-                    "machine and the same libraries"
-                )
+        if expected is not None and (policy_id := self.weights_id()) != expected:
+            raise TrainError(
+                f"before rollout {rollout_index} this run has other weights than {recorded.path} had (id "
+                f"{policy_id}, not {expected}), so it is no replay. Use as many ranks, the same kind of "
+                "machine and the same libraries"
+            )
         return rollout
+
+    def weights_id(self) -> str:
+        """Return the id of the policy's weights, by their bits."""
+        policy_id = self._judge.engine.sync_weights(self._policy)
+        self._judge.engine.release()
+        return policy_id
+
+    def sample(self, session: Session, rollout_index: int, items: Sequence[int]) -> Groups | None:
+        """Return the groups of these items of a rollout by the current policy, which has its number; None if
+        a stop was requested."""
+        policy_id = self._judge.engine.sync_weights(self._policy)
+        self._rollout_s = self._reward_s = 0.0
+        groups = self._round(session, rollout_index, items, policy_id, rollout_index)
+        self._judge.engine.release()
+        return groups
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """Seconds of sampling and of rewards since the current rollout began, on this rank."""
+        return self._rollout_s, self._reward_s
 
     def _round(
         self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str, version: int
@@ -107,7 +122,11 @@ class Collector:
         missing = [left for batch in batches if (left := [item for item in batch if item not in done])]
         fresh: list[Groups] = []
         for batch in missing[group.rank :: group.world_size]:
-            groups = self._batch(batch, version)
+            began, sampled_s = time.monotonic(), -self._judge.sampling_s
+            groups = self._judge.groups(batch, version, self.stop_requested)
+            sampled_s += self._judge.sampling_s
+            self._rollout_s += sampled_s
+            self._reward_s += time.monotonic() - began - sampled_s
             if groups is None:
                 break
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -140,41 +159,6 @@ class Collector:
             done = f"{len(found)} of {len(items)} groups were already done"
             print(f"rollout {rollout_index}: {done}", flush=True)
         return found
-
-    def _batch(self, indices: Sequence[int], version: int) -> Groups | None:
-        rollout, judge, started = self._job.config.rollout, self._judge, time.monotonic()
-        items = [judge.task.item(index) for index in indices]
-        failpoint("rollout.batch")
-        samples = judge.sample(
-            items,
-            rollout.num_generations,
-            rollout.temperature,
-            self._job.config.train.seed,
-            self.stop_requested,
-        )
-        self._rollout_s += time.monotonic() - started
-        if samples is None:
-            return None
-        started = time.monotonic()
-        failpoint("reward.begin")
-        scored = judge.score(items, samples, self.stop_requested)
-        self._reward_s += time.monotonic() - started
-        if scored is None:
-            return None
-        scores = [score for group in scored for _, score in group]
-        return Groups(
-            items=np.array([item.index for item in items], np.int64),
-            tokens=samples.tokens,
-            logprobs=samples.logprobs,
-            versions=np.full(samples.tokens.shape, version, np.int32),
-            lengths=samples.lengths,
-            ended=samples.ended,
-            rewards=np.array([score.reward for score in scores]),
-            correct=np.array([score.correct for score in scores]),
-            failed=np.array([score.failed for score in scores]),
-            terms={name: np.array([s.terms[name] for s in scores]) for name in scores[0].terms},
-            prompts=tuple(judge.prompt(item) for item in items),
-        )
 
     def with_prompts(self, groups: Groups) -> Groups:
         """Return groups with their prompts, which files of format 1 lack."""

@@ -9,6 +9,7 @@ trains on the records of another run instead of sampling. Each record names the 
 id of its weights' bits, so a replay that comes to other weights is found.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from r1hpc.base.errors import StateError
@@ -18,16 +19,20 @@ from r1hpc.train.rl.rollout import Rollout
 from r1hpc.train.rollout.groups import read_groups, write_groups
 
 
-def write_record(run: RunDir, rollout: Rollout, first_item: int) -> None:
-    """Write a rollout's record durably; it replaces that of an attempt that came to the same rollout."""
+def write_record(
+    run: RunDir, rollout: Rollout, first_item: int, sources: Mapping[str, Any] | None = None
+) -> None:
+    """Write a rollout's record durably; it replaces that of an attempt that came to the same rollout.
+    `sources` are facts about who sampled the groups."""
     run.trained.mkdir(mode=0o700, exist_ok=True)
     path = run.record(rollout.index)
     groups = path.with_suffix(".npz")
     digest = write_groups(groups, rollout.groups, rollout.policy_id)
     fsync_file(groups)
     fsync_dir(run.trained)
-    facts = {"rollout": rollout.index, "first_item": first_item, "num_items": rollout.num_items}
-    write_json(path, {**facts, "policy": rollout.policy_id, "sha256": digest, **rollout.staleness_facts()})
+    facts: dict[str, Any] = {"rollout": rollout.index, "policy": rollout.policy_id, "sha256": digest}
+    facts |= {"first_item": first_item, "num_items": rollout.num_items, **rollout.staleness_facts()}
+    write_json(path, {**facts, **(sources or {})})
 
 
 def read_record(run: RunDir, index: int, first_item: int) -> Rollout:
@@ -46,6 +51,9 @@ def read_record(run: RunDir, index: int, first_item: int) -> Rollout:
 
 def policy_of(run: RunDir, version: int, max_staleness: int) -> str | None:
     """Return the recorded id of the weights of `version`; None if they sampled no rollout (the last ones)."""
+    own = read_json(run.record(version), dict[str, Any])
+    if "weights" in own:  # rollout workers sampled: of several versions, and each record names its own
+        return str(own["weights"])
     path = run.record(version + max_staleness)
     if not path.is_file():
         return None

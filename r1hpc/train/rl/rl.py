@@ -12,7 +12,8 @@ finish their share first.
 
 With rl.max_staleness=k, rollouts are sampled ahead: before it trains on rollout s, version s of the policy
 samples the missing ones up to s + k. So k + 1 are sampled at first and then one for each trained on, as if
-workers had sampled them meanwhile. A checkpoint carries those not yet trained on.
+workers had sampled them meanwhile. A checkpoint carries those not yet trained on. With workers.patience_s,
+workers do sample them: gather.py.
 """
 
 import time
@@ -40,6 +41,7 @@ from r1hpc.train.model.export import export_model
 from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
+from r1hpc.train.rl.gather import Gatherer
 from r1hpc.train.rl.ppo import build_actor_critic
 from r1hpc.train.rl.record import write_record
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_ahead, load_rollout, save_rollout
@@ -75,7 +77,9 @@ def run(job: Job) -> Outcome:
         collector = Collector(job, judge, policy)
         pad = special_ids(judge.tokenizer, config.model).pad
         updater = Updater(config, job.group, pad, policy, reference)
-        stage = RlStage(job, policy, collector, updater, HeldOut(job, judge, collector.stop_requested))
+        gatherer = Gatherer(job, collector, policy) if config.workers.patience_s is not None else None
+        held_out = HeldOut(job, judge, collector.stop_requested)
+        stage = RlStage(job, policy, collector, updater, held_out, gatherer)
         plan = Plan(
             network=network,
             hf_config=hf_config,
@@ -92,9 +96,15 @@ class RlStage:
     """The RL stage. Its state: the rollout's number, the next item, and the updates made on the rollout."""
 
     def __init__(
-        self, job: Job, policy: Any, collector: Collector, updater: Updater, held_out: HeldOut
+        self,
+        job: Job,
+        policy: Any,
+        collector: Collector,
+        updater: Updater,
+        held_out: HeldOut,
+        gatherer: Gatherer | None = None,
     ) -> None:
-        """`policy` is the language model inside the engine."""
+        """`policy` is the language model inside the engine; `gatherer` is there if rollout workers sample."""
         self._job = job
         self._policy = policy
         self._collector = collector
@@ -109,6 +119,7 @@ class RlStage:
         self._rollouts: list[Rollout] = []
         """The one trained on, and those sampled ahead."""
         self._experience: Experience | None = None
+        self._gatherer = gatherer
 
     def begin(self, session: Session) -> bool:
         """Run the evaluation due where this attempt starts; False if a stop was requested."""
@@ -129,7 +140,8 @@ class RlStage:
         is_recorded = job.group.rank == 0 and job.config.rl.max_staleness > 0
         if is_recorded and self._update == 0 and has_begun(self._incarnation):
             # The ranks add up their gradients with rank 0's: no weight changes before this.
-            write_record(job.run, rollout, self._next_item)
+            record_rollout = self._gatherer.record if self._gatherer else partial(write_record, job.run)
+            record_rollout(rollout, self._next_item)
         if self._experience is None:
             self._experience = self._updater.prepare(engine, rollout, rollout.groups.prompts)
         updating = time.monotonic()
@@ -172,6 +184,12 @@ class RlStage:
                 recorded = RunDir(Path(config.rl.replay))
                 self._rollouts = [self._collector.replay(recorded, self._rollout_index, self._next_item)]
             return []
+        if self._gatherer is not None:
+            if self._rollouts:
+                return []
+            gathered = self._gatherer.collect(session, self._rollout_index, self._next_item)
+            self._rollouts = [gathered] if gathered else []
+            return self._rollouts[:] or None
         while self._update == 0 and len(self._rollouts) < wanted:
             first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
             number = self._rollout_index + len(self._rollouts)

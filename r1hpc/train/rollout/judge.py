@@ -11,9 +11,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.failpoints import failpoint
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.plan.topology.parts import num_items, prompts_per_batch
@@ -33,6 +35,7 @@ from r1hpc.tasks.text.tokenizer import (
     vocabulary_size,
 )
 from r1hpc.train.loop.session import Job
+from r1hpc.train.rollout.groups import Groups
 from r1hpc.train.rollout.policy import build_rollout_engine
 from r1hpc.train.rollout.torch_engine import WHOLE, Cut, Request, RolloutEngine, Samples, streams
 
@@ -101,6 +104,40 @@ class Judge:
         samples = self.engine.sample(request, should_stop)
         self.sampling_s += time.monotonic() - began
         return samples
+
+    def groups(self, indices: Sequence[int], version: int, should_stop: ShouldStop) -> Groups | None:
+        """Return the scored groups of these items for training, sampled with the weights of `version`; None
+        if a stop was requested."""
+        config = self._config
+        items = [self.task.item(index) for index in indices]
+        failpoint("rollout.batch")
+        samples = self.sample(
+            items,
+            config.rollout.num_generations,
+            config.rollout.temperature,
+            config.train.seed,
+            should_stop,
+        )
+        if samples is None:
+            return None
+        failpoint("reward.begin")
+        scored = self.score(items, samples, should_stop)
+        if scored is None:
+            return None
+        scores = [score for group in scored for _, score in group]
+        return Groups(
+            items=np.array([item.index for item in items], np.int64),
+            tokens=samples.tokens,
+            logprobs=samples.logprobs,
+            versions=np.full(samples.tokens.shape, version, np.int32),
+            lengths=samples.lengths,
+            ended=samples.ended,
+            rewards=np.array([score.reward for score in scores]),
+            correct=np.array([score.correct for score in scores]),
+            failed=np.array([score.failed for score in scores]),
+            terms={name: np.array([s.terms[name] for s in scores]) for name in scores[0].terms},
+            prompts=tuple(self.prompt(item) for item in items),
+        )
 
     def score(self, items: Sequence[Item], samples: Samples, should_stop: ShouldStop) -> list[Scored] | None:
         """Return the completions of each item with their scores; None if a stop was requested."""

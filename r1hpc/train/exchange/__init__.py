@@ -1,0 +1,1 @@
+"""Trainer and rollout workers meet in files of the run folder."""

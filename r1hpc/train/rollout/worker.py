@@ -1,0 +1,183 @@
+"""Sample what a trainer deals: the stage `rollout`. It is a run of its own on one GPU, whose box is in
+<trainer's run>/workers/<name of this run>.
+
+    load the newest version and prove it → sample items of the order → commit each group → again
+
+Weights change between two batches only, when no completion is under way. A group that is not committed when
+this process ends is lost, and dealt to another worker.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from r1hpc.attempt.workload import Outcome
+from r1hpc.base.errors import StateError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.train.exchange.mailbox import Box, Deal, Order, read_order
+from r1hpc.train.exchange.versions import Latest, digest_of, load_version, read_latest
+from r1hpc.train.loop.session import Job
+from r1hpc.train.model.model import build_model
+from r1hpc.train.parallel.engine import check_precision
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rollout.groups import Groups, write_groups
+from r1hpc.train.rollout.judge import Judge, ShouldStop, open_judge
+from r1hpc.train.rollout.policy import placement
+from r1hpc.train.rollout.weight_sync import served_weights
+
+TRAINED, REPLACED = "the trainer has finished", "a newer start of this worker"
+
+
+class Sampler(Protocol):
+    """Interface of the engine in a worker."""
+
+    def load(self, weights: dict[str, torch.Tensor]) -> str:
+        """Take these weights; return the digest of those that it then has."""
+
+    def groups(self, indices: list[int], version: int, should_stop: ShouldStop) -> Groups | None:
+        """Return the scored groups of these items; None if `should_stop` returned True in between."""
+
+
+class Worker:
+    """One start of a rollout worker."""
+
+    def __init__(
+        self,
+        exchange: Path,
+        box: Box,
+        sampler: Sampler,
+        *,
+        at_once: int,
+        should_stop: ShouldStop,
+        is_over: Callable[[], bool],
+        idle_s: float = 600.0,
+        round_s: float = 1.0,
+    ) -> None:
+        """`at_once` items are sampled together. Without a deal for `idle_s` it leaves, and at once if the
+        trainer `is_over`."""
+        self._exchange, self._box, self._sampler = exchange, box, sampler
+        self._at_once, self._idle_s, self._round_s = at_once, idle_s, round_s
+        self._should_stop, self._is_over = should_stop, is_over
+        self._sampled: set[tuple[str, int]] = set()
+        """(token of the order, number of the deal): sampled already."""
+        self._beaten_at = -math.inf
+
+    def run(self) -> str:
+        """Sample until there is a reason to leave, and return it; empty if a stop was requested."""
+        name, idle_since = self._box.folder.parent.name, time.monotonic()
+        while not self._stop_requested():
+            if not self._box.is_current():
+                return self._leave(REPLACED)
+            latest, order = read_latest(self._exchange), read_order(self._exchange, name)
+            self._load(latest)
+            if order is not None and self._is_valid(order, latest):
+                self._box.forget(order["taken"])
+                if deals := self._to_do(order):
+                    self._sample(order["token"], deals)
+                    idle_since = time.monotonic()
+                    continue
+            if self._is_over():
+                return self._leave(TRAINED)
+            if time.monotonic() - idle_since > self._idle_s:
+                return self._leave(f"no order came for {self._idle_s:g} s")
+            time.sleep(self._round_s)
+        return self._leave("")
+
+    def _is_valid(self, order: Order, latest: Latest | None) -> bool:
+        """True if the order is for this start, by the trainer's attempt that published last."""
+        is_of_latest = latest is not None and order["token"] == latest["token"]
+        return is_of_latest and order["box"] == self._box.folder.name
+
+    def _load(self, latest: Latest | None) -> None:
+        """Load a version that was announced since. One that cannot be read now is tried again later."""
+        box = self._box
+        if latest is None or (latest["version"], latest["digest"]) == (box.version, box.digest):
+            return
+        try:
+            weights = load_version(self._exchange, latest)
+        except StateError as error:
+            print(f"version {latest['version']} is not loaded yet: {error}", flush=True)
+            return
+        digest = self._sampler.load(weights)
+        if digest != latest["digest"]:
+            raise TrainError(
+                f"the network has other weights than version {latest['version']} after loading it: "
+                f"{digest[:12]}, not {latest['digest'][:12]}. Start this worker on another node"
+            )
+        box.version, box.digest = latest["version"], digest
+        box.beat()
+
+    def _to_do(self, order: Order) -> list[Deal]:
+        """Return the next deals. Weights that came after the order may be newer than a deal's rollout."""
+        token, most = order["token"], order["max_staleness"]
+        left = [deal for deal in order["deals"] if (token, deal["number"]) not in self._sampled]
+        fresh = [deal for deal in left if 0 <= deal["rollout"] - self._box.version <= most]
+        return fresh[: self._at_once]
+
+    def _sample(self, token: str, deals: list[Deal]) -> None:
+        """Sample and commit, unless a stop is requested before the groups are there."""
+        version, digest = self._box.version, self._box.digest
+        groups = self._sampler.groups([deal["item"] for deal in deals], version, self._stop_requested)
+        if groups is None:
+            return
+        for at, deal in enumerate(deals):
+            write = partial(write_groups, groups=groups.select([at]), policy_id=digest)
+            self._box.commit(deal["item"], (version, version), write)
+            self._sampled.add((token, deal["number"]))
+
+    def _stop_requested(self) -> bool:
+        """True if this worker was asked to stop. Also beats, at most once a round."""
+        if time.monotonic() - self._beaten_at > self._round_s:
+            self._beaten_at = time.monotonic()
+            self._box.beat()
+        return self._should_stop()
+
+    def _leave(self, reason: str) -> str:
+        self._box.left = reason or "stopped"
+        self._box.beat()
+        return reason
+
+
+class OwnSampler:
+    """Samples with the torch sampler, whose network is this process's own."""
+
+    def __init__(self, judge: Judge, network: Any) -> None:
+        self._judge, self._network = judge, network
+        self.groups = judge.groups
+
+    def load(self, weights: dict[str, torch.Tensor]) -> str:
+        self._network.load_state_dict(weights)
+        self._judge.engine.sync_weights(self._network)
+        return digest_of(served_weights(self._network))
+
+
+def run(job: Job) -> Outcome:
+    """Sample for the trainer of workers.trainer until its run has finished."""
+    config = job.config
+    check_precision(config.train)
+    trainer = RunDir(config.workers.trainer or "")
+    box = Box.opened(trainer.workers / job.run.run_id, job.attempt, job.token)
+
+    def should_stop() -> bool:
+        job.watchdog.beat("sampling for the trainer")
+        return job.requests.poll()[0]
+
+    with open_judge(job, zero_stage=0) as (judge, hf_config):
+        place = placement(config, job.group, divided=False)
+        network = build_model(config.model, hf_config, config.train.seed, place).eval()
+        reason = Worker(
+            trainer.exchange,
+            box,
+            OwnSampler(judge, network),
+            at_once=config.rollout.prompts_per_batch or config.rollout.num_prompts,
+            should_stop=should_stop,
+            is_over=trainer.finished.exists,
+            idle_s=60 * config.workers.idle_minutes,
+        ).run()
+    is_over = reason not in ("", REPLACED)
+    return Outcome(is_over, None, None, reason or job.stop_reason(), box.committed)
