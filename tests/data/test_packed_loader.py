@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.data.read.sft_documents import TraceDataset, open_traces
-from r1hpc.data.read.sft_loader import PackedLoader, Rows, TraceLoader, deal, pack, row_length
+from r1hpc.data.read.sft_loader import Rows, TraceLoader, deal, pack, row_length
 from tests.corpus.tracefiles import build_traces, expected_ids, pairs
 
 GBS, SEQ_LEN, PAD = 24, 64, 300
@@ -28,7 +28,6 @@ def asked(**changes: Any) -> dict[str, Any]:
 
 def documents_of(rows: Rows) -> list[tuple[list[int], list[bool]]]:
     """Ids and mask of what begins at each position 0, the padding at a row's end left out."""
-    assert rows.positions is not None
     found = []
     for ids, mask, positions in zip(rows.tokens, rows.loss_mask, rows.positions, strict=True):
         begins = [*np.flatnonzero(positions == 0).tolist(), len(ids)]
@@ -45,7 +44,7 @@ def test_the_documents_of_a_step_are_those_of_the_padded_loader(
 ) -> None:
     padded = TraceLoader(dataset, **asked())
     ranks = [
-        PackedLoader(dataset, **asked(rank=rank, world_size=world_size, micro_batch_size=micro))
+        TraceLoader(dataset, **asked(rank=rank, world_size=world_size, micro_batch_size=micro), packing=True)
         for rank in range(world_size)
     ]
     for step in (0, 1, 2, 37):

@@ -19,7 +19,7 @@ from r1hpc.data.format.errors import ShardCorruptError
 from r1hpc.data.read import sft_documents as traces_module
 from r1hpc.data.read.order import DocumentPlan
 from r1hpc.data.read.sft_documents import TraceDataset, open_traces
-from r1hpc.data.read.sft_loader import TraceLoader
+from r1hpc.data.read.sft_loader import TraceBatch, TraceLoader
 from tests.corpus.tracefiles import build_traces, expected_ids, pairs, write_traces
 
 GBS, SEQ_LEN, PAD = 24, 64, 300
@@ -39,21 +39,31 @@ def loader(dataset: TraceDataset, **changes: Any) -> TraceLoader:
     return TraceLoader(dataset, **(chosen | {"seed": 5, "pad_id": PAD, "seq_len": SEQ_LEN} | changes))
 
 
+def column(batch: TraceBatch, name: str) -> Any:
+    """Ids of samples or documents by micro batch and row; tokens and masks by position too."""
+    if name.endswith("_ids"):
+        return getattr(batch, name).reshape(len(batch.micro_batches), -1)
+    return np.stack([getattr(rows, name) for rows in batch.micro_batches])
+
+
 def test_rows_are_documents_and_the_mask_their_completions(dataset: TraceDataset) -> None:
     batch = loader(dataset, rank=1, world_size=3, micro_batch_size=4).batch(7)
-    assert batch.tokens.shape == batch.loss_mask.shape == (2, 4, batch.tokens.shape[-1])
-    assert batch.tokens.dtype == np.int64
-    assert batch.loss_mask.dtype == np.bool_
+    tokens, loss_mask = column(batch, "tokens"), column(batch, "loss_mask")
+    samples, documents = column(batch, "sample_ids"), column(batch, "document_ids")
+    assert tokens.shape == loss_mask.shape == (2, 4, batch.attended)
+    assert batch.num_positions == GBS * batch.attended
+    assert tokens.dtype == np.int64
+    assert loss_mask.dtype == np.bool_
     checksum = 0
     for a in range(2):
         for j in range(4):
             sample = 7 * GBS + a * 4 * 3 + 1 * 4 + j
-            ids, num_prompt_tokens = expected_ids(TRACES[batch.document_ids[a, j]])
-            padding = batch.tokens.shape[-1] - len(ids)
-            assert batch.sample_ids[a, j] == sample
-            assert batch.tokens[a, j].tolist() == ids + [PAD] * padding
+            ids, num_prompt_tokens = expected_ids(TRACES[documents[a, j]])
+            padding = batch.attended - len(ids)
+            assert samples[a, j] == sample
+            assert tokens[a, j].tolist() == ids + [PAD] * padding
             mask = [False] * num_prompt_tokens + [True] * (len(ids) - num_prompt_tokens)
-            assert batch.loss_mask[a, j].tolist() == mask + [False] * padding
+            assert loss_mask[a, j].tolist() == mask + [False] * padding
             checksum += google_crc32c.value(np.int64(sample).tobytes() + np.array(ids, "<u4").tobytes())
     assert batch.checksum == checksum
 
@@ -71,13 +81,11 @@ def test_global_batches_do_not_depend_on_the_world(
     for step in (0, 1, 2, 37, 10**9):
         whole, batches = alone.batch(step), [rank.batch(step) for rank in ranks]
         for name in ("sample_ids", "document_ids", "tokens", "loss_mask"):
-            joined = np.stack(
-                [getattr(batch, name) for batch in batches], axis=1
-            )  # accumulation, rank, micro
-            expected = getattr(whole, name)
+            joined = np.stack([column(batch, name) for batch in batches], axis=1)  # accumulation, rank, micro
+            expected = column(whole, name)
             assert np.array_equal(joined.reshape(GBS, -1), expected.reshape(GBS, -1)), name
         assert sum(batch.checksum for batch in batches) == whole.checksum
-        assert {batch.num_loss_tokens for batch in batches} == {int(whole.loss_mask.sum())}
+        assert {batch.num_loss_tokens for batch in batches} == {int(column(whole, "loss_mask").sum())}
 
 
 @settings(max_examples=60)
@@ -133,7 +141,9 @@ def test_length_is_that_of_the_global_batch(dataset: TraceDataset) -> None:
         batches = [rank.batch(step) for rank in ranks]
         documents = np.concatenate([batch.document_ids.ravel() for batch in batches])
         longest = max(len(expected_ids(TRACES[n])[0]) for n in documents.tolist())
-        assert {batch.tokens.shape[-1] for batch in batches} == {min(-(-longest // 8) * 8, SEQ_LEN)}
+        assert {column(batch, "tokens").shape[-1] for batch in batches} == {
+            min(-(-longest // 8) * 8, SEQ_LEN)
+        }
 
 
 def test_longest_document_fits_exactly_or_is_refused(dataset: TraceDataset) -> None:
@@ -141,7 +151,7 @@ def test_longest_document_fits_exactly_or_is_refused(dataset: TraceDataset) -> N
     num_tokens = len(expected_ids(TRACES[longest])[0])
     assert num_tokens % 8, "else the cap at seq_len shows nothing"
     batch = loader(dataset, seq_len=num_tokens, global_batch_size=50, micro_batch_size=50).batch(0)
-    assert batch.tokens.shape[-1] == num_tokens
+    assert column(batch, "tokens").shape[-1] == num_tokens
     message = (
         rf"data\.seq_len is {num_tokens - 1}, but 1 of 50 traces .* document {longest}, has {num_tokens} "
     )
@@ -192,7 +202,7 @@ def test_tokens_from_memory_are_those_from_disk(
 def test_loading_needs_neither_torch_nor_zarr(dataset: TraceDataset) -> None:
     code = (
         "import sys; from r1hpc.data.read.sft_documents import open_traces;"
-        "from r1hpc.data.read.sft_loader import TraceLoader;"
+        "from r1hpc.data.read.sft_loader import TraceBatch, TraceLoader;"
         f"TraceLoader(open_traces({str(dataset.path)!r}), global_batch_size=2, micro_batch_size=2, rank=0,"
         "world_size=1, seed=0, pad_id=0, seq_len=64).batch(0);"
         "print([m for m in ('zarr', 'torch', 'tokenizers', 'yaml') if m in sys.modules])"

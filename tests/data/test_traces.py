@@ -335,7 +335,7 @@ def test_trace_leads_from_a_sample_to_its_line(tmp_path: Path, capsys: pytest.Ca
     found = json.loads(capsys.readouterr().out)
     (info,) = found["documents"]
     assert (found["epoch"], found["plan_hash"]) == (1, reading.plan_hash)
-    assert info["number"] == batch.document_ids[0, 3]
+    assert info["number"] == batch.document_ids[3]
     line = (tmp_path / info["path"]).read_bytes()[info["position"] :].split(b"\n")[0]
     assert json.loads(line)["prompt"] == traces[info["number"]][0]
     assert main(["trace", str(dataset.path), "--sample", "35"]) == 0

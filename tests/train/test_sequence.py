@@ -15,7 +15,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config import load
 from r1hpc.data.read.loader import StepBatch
 from r1hpc.data.read.order import RankShare
-from r1hpc.data.read.sft_loader import TraceBatch
+from r1hpc.data.read.sft_loader import Rows, TraceBatch
 from r1hpc.tasks.text.tokenizer import TokenizerFiles
 from r1hpc.train.loop.step import accumulate
 from r1hpc.train.model.attention import OURS
@@ -119,7 +119,9 @@ def batch_of(stage: str, step: int, sequence: SequenceGroup) -> Any:
     begins = ends - draws.integers(1, 6, size=_BATCH)  # so that most parts of a row have no loss
     mask = (np.arange(_ROW) >= begins[:, None]) & (np.arange(_ROW) < ends[:, None])
     num = int((ends - begins).sum())
-    return TraceBatch(tokens[ids], mask[ids], ids, ids, 0, num, _BATCH * _ROW, share.world_size)
+    positions = np.tile(np.arange(_ROW), (share.micro_batch_size, 1))
+    rows = tuple(Rows(tokens[part], mask[part], positions) for part in ids)
+    return TraceBatch(rows, ids.ravel(), ids.ravel(), 0, num, _BATCH * _ROW, _BATCH * _ROW, _ROW)
 
 
 def all_alone(group: Group, folder: Path) -> None:

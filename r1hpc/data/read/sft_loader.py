@@ -8,18 +8,17 @@ Sample s of the endless stream belongs to step s div global_batch_size and is do
 key(seed, s div n)) of n (see order.py): every document once per epoch. If sources are mixed, mixture.py
 orders them. Global batches are the same on any number of ranks.
 
-A row holds one document with TraceLoader, several with PackedLoader, which saves padding. Documents, their
-order, checksum and loss tokens are the same for both, so the training is too. Document lengths alone decide
-the packed rows: the longest first, each goes to the emptiest of as few rows of seq_len as needed (longest
-processing time first: Graham, SIAM J. Appl. Math. 17, 1969). So rows are nearly equal, all ranks have equally
-many, and a micro batch is as wide as its fullest row.
+A row holds one document or, with `packing`, several, which saves padding. Documents, their order, checksum
+and loss tokens are the same for both, so the training is too. Document lengths alone decide the packed rows:
+the longest first, each goes to the emptiest of as few rows of seq_len as needed (longest processing time
+first: Graham, SIAM J. Appl. Math. 17, 1969). So rows are nearly equal, all ranks have equally many, and a
+micro batch is as wide as its fullest row.
 """
 
 import heapq
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -35,25 +34,32 @@ from r1hpc.data.read.sft_documents import Parting, TraceDataset
 
 Ints = npt.NDArray[np.int64]
 _LENGTH_MULTIPLE = 8
-BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro batch; arrays of shape (rows, T), padded on the right with pad_id."""
+
+    tokens: Ints
+    loss_mask: npt.NDArray[np.bool_]
+    """True where tokens[:, t] is a completion token, and so a target; the EOS id is one."""
+    positions: Ints
+    """From 0 in each document, and in the padding at a row's end."""
 
 
 @dataclass(frozen=True)
 class TraceBatch:
     """One rank's data of one optimizer step."""
 
-    tokens: npt.NDArray[np.int64]
-    """Shape (gradient_accumulation_steps, micro_batch_size, T), padded on the right with pad_id.
+    micro_batches: tuple[Rows, ...]
+    """At most micro_batch_size rows each; equally many on every rank, each with equally many rows.
 
-    T is the longest document of the global batch, rounded up to a multiple of 8, at most seq_len: the same
-    on every rank.
+    One document per row: T is the longest of the global batch, rounded up to a multiple of 8, at most
+    seq_len, the same on every rank.
     """
-    loss_mask: npt.NDArray[np.bool_]
-    """Same shape. True where tokens[..., t] is a completion token, and so a target; the EOS id is one."""
-    sample_ids: npt.NDArray[np.int64]
-    """Shape (gradient_accumulation_steps, micro_batch_size): positions in the endless stream."""
-    document_ids: npt.NDArray[np.int64]
-    """Same shape as sample_ids: the document of each row."""
+    sample_ids: Ints
+    """(documents of this rank,), row after row: positions in the endless stream."""
+    document_ids: Ints
     checksum: int
     """Sum over samples of the crc32c of id (int64) and unpadded tokens (uint32), little-endian.
 
@@ -63,34 +69,13 @@ class TraceBatch:
     """Completion tokens of the global batch, over all ranks: the denominator of a token-mean loss."""
     num_tokens: int
     """Tokens of its documents, over all ranks."""
-    world_size: int
-
-    @property
-    def micro_batches(self) -> tuple["Rows", ...]:
-        return tuple(Rows(*each) for each in zip(self.tokens, self.loss_mask, strict=True))
-
-    @property
-    def num_positions(self) -> int:
-        """Return the computed positions of the global batch, padding included."""
-        return self.world_size * self.tokens.size
-
-    @property
-    def attended(self) -> int:
-        """Return the positions that each position attends to."""
-        return int(self.tokens.shape[-1])
+    num_positions: int
+    """Computed positions of the global batch, padding included."""
+    attended: int
+    """Positions that each position attends to: T; packed: mean over tokens of their document's length."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A micro batch; arrays of shape (rows, T)."""
-
-    tokens: npt.NDArray[np.int64]
-    loss_mask: npt.NDArray[np.bool_]
-    positions: npt.NDArray[np.int64] | None = None
-    """From 0 in each document, and in the padding at a row's end; None: each row is one document."""
-
-
-class DocumentLoader(ABC, Generic[BatchT]):
+class TraceLoader:
     """Loads the batches of one rank. A background thread reads one step ahead unless `prefetch` is off."""
 
     def __init__(
@@ -104,6 +89,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         seed: int,
         pad_id: int,
         seq_len: int,
+        packing: bool = False,
         prefetch: bool = True,
         parting: Parting | None = None,
         mix: MixConfig = AS_THE_RECIPE_SAYS,
@@ -112,6 +98,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         """Raise UsageError if the batch does not divide, a document is too long, or a mixture ends early.
 
         Args:
+            packing: several documents per row, not one.
             parting: leaves documents out of the training; None: none.
             mix: how the run changes the weights.
             num_samples: of the whole run.
@@ -130,7 +117,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
         self.plan = open_document_plan(dataset, seed, global_batch_size, parting, mix, num_samples)
-        self._parting = parting
+        self._parting, self._packing = parting, packing
         self._ahead = ReadAhead(self._read) if prefetch else None
 
     @property
@@ -142,7 +129,7 @@ class DocumentLoader(ABC, Generic[BatchT]):
         """Return the id of the loader's order with this plan."""
         return document_order_id(plan, self._parting)
 
-    def batch(self, global_step: int) -> BatchT:
+    def batch(self, global_step: int) -> TraceBatch:
         """Return the batch of one step, counted from 0. A reading error is raised at its own step."""
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
@@ -152,38 +139,40 @@ class DocumentLoader(ABC, Generic[BatchT]):
         found = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))
         return found if self._parting is None else self._parting.training(found)
 
-    @abstractmethod
-    def _read(self, global_step: int) -> BatchT: ...
-
-
-class TraceLoader(DocumentLoader[TraceBatch]):
-    """Loads one document per row."""
-
     def _read(self, global_step: int) -> TraceBatch:
-        first = global_step * self.share.global_batch_size
-        every = self.documents_of(global_step)
-        ids = self.share.sample_ids(global_step)
-        documents = every[ids - first]
-        lengths, prompts = self.dataset.document_lengths, self.dataset.prompt_lengths
-        length = row_length(int(lengths[every].max()), self.seq_len)
-        tokens = np.full((*ids.shape, length), self.pad_id, dtype=np.int64)
-        checksum = 0
-        rows = zip(tokens.reshape(ids.size, -1), ids.flat, documents.flat, strict=True)
-        for row, sample, document in rows:
-            found, _ = self.dataset.read_document(int(document))
-            row[: len(found)] = found
-            checksum += window_checksum(int(sample), found)
-        begins, ends, positions = prompts[documents], lengths[documents], np.arange(length)
-        mask = (positions >= begins[..., None]) & (positions < ends[..., None])
+        share, first = self.share, global_step * self.share.global_batch_size
+        documents = self.documents_of(global_step)
+        lengths = self.dataset.document_lengths[documents]
+        prompts = self.dataset.prompt_lengths[documents]
+        if self._packing:
+            dealt = pack(lengths, share.world_size, self.seq_len)
+            ranks = [
+                deal(dealt, share.micro_batch_size, rank, share.world_size)
+                for rank in range(share.world_size)
+            ]
+            mine = ranks[share.rank]
+            widths = [width(rows, lengths, self.seq_len) for rows in mine]
+            num_positions = sum(len(rows) * width(rows, lengths, self.seq_len) for rows in chain(*ranks))
+            attended = round(float((lengths**2).sum() / lengths.sum()))
+        else:
+            mine = share.sample_ids(0)[..., np.newaxis].tolist()
+            attended = row_length(int(lengths.max()), self.seq_len)
+            widths = [attended] * len(mine)
+            num_positions = share.global_batch_size * attended
+        numbers = [number for rows in mine for row in rows for number in row]
+        tokens = {number: self.dataset.read_document(int(documents[number]))[0] for number in numbers}
         return TraceBatch(
-            tokens=tokens,
-            loss_mask=mask,
-            sample_ids=ids,
-            document_ids=documents,
-            checksum=checksum,
-            num_loss_tokens=int((lengths[every] - prompts[every]).sum()),
-            num_tokens=int(lengths[every].sum()),
-            world_size=self.share.world_size,
+            micro_batches=tuple(
+                lay_out(rows, tokens, prompts, self.pad_id, width)
+                for rows, width in zip(mine, widths, strict=True)
+            ),
+            sample_ids=first + np.array(numbers, np.int64),
+            document_ids=documents[numbers],
+            checksum=sum(window_checksum(first + number, tokens[number]) for number in numbers),
+            num_loss_tokens=int((lengths - prompts).sum()),
+            num_tokens=int(lengths.sum()),
+            num_positions=num_positions,
+            attended=attended,
         )
 
 
@@ -221,60 +210,6 @@ def open_document_plan(
     )
     mixture.check_reaches(num_samples)
     return DocumentMixture(dataset.id, mixture)
-
-
-# --- Several documents in a row ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """One rank's data of one optimizer step. Fields as in TraceBatch unless noted."""
-
-    micro_batches: tuple[Rows, ...]
-    """At most micro_batch_size rows each; equally many on every rank, each with equally many rows."""
-    sample_ids: Ints
-    """(documents of this rank,), row after row."""
-    document_ids: Ints
-    checksum: int
-    num_loss_tokens: int
-    num_tokens: int
-    num_positions: int
-    attended: int
-    """Mean over tokens of the length of each token's document."""
-
-
-class PackedLoader(DocumentLoader[PackedBatch]):
-    """Loads several documents per row."""
-
-    def _read(self, global_step: int) -> PackedBatch:
-        share = self.share
-        documents = self.documents_of(global_step)
-        lengths = self.dataset.document_lengths[documents]
-        prompts = self.dataset.prompt_lengths[documents]
-        rows = pack(lengths, share.world_size, self.seq_len)
-        ranks = [
-            deal(rows, share.micro_batch_size, rank, share.world_size) for rank in range(share.world_size)
-        ]
-        mine = [number for rows in ranks[share.rank] for row in rows for number in row]
-        first = global_step * share.global_batch_size
-        tokens = {number: self.dataset.read_document(int(documents[number]))[0] for number in mine}
-        return PackedBatch(
-            micro_batches=tuple(
-                lay_out(rows, tokens, prompts, self.pad_id, width(rows, lengths, self.seq_len))
-                for rows in ranks[share.rank]
-            ),
-            sample_ids=first + np.array(mine, np.int64),
-            document_ids=documents[mine],
-            checksum=sum(window_checksum(first + number, tokens[number]) for number in mine),
-            num_loss_tokens=int((lengths - prompts).sum()),
-            num_tokens=int(lengths.sum()),
-            num_positions=sum(
-                len(rows) * width(rows, lengths, self.seq_len)
-                for micro_batches in ranks
-                for rows in micro_batches
-            ),
-            attended=round(float((lengths**2).sum() / lengths.sum())),
-        )
 
 
 def rows_of(

@@ -26,7 +26,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.data.read.sft_documents import Parting, TraceDataset, hold_out, open_traces
-from r1hpc.data.read.sft_loader import PackedBatch, PackedLoader, Rows, TraceBatch, TraceLoader, rows_of
+from r1hpc.data.read.sft_loader import Rows, TraceBatch, TraceLoader, rows_of
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import (
     TokenizerFiles,
@@ -61,7 +61,7 @@ def run(job: Job) -> Outcome:
     pad = special_ids(tokenizer, config.model).pad
     sequence = share_sequences(group, config.train.sequence_parallel)
     make = partial(
-        PackedLoader if config.data.packing else TraceLoader,
+        TraceLoader,
         dataset,
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
@@ -72,6 +72,7 @@ def run(job: Job) -> Outcome:
         seq_len=config.data.seq_len,
         mix=config.data.mix,
         num_samples=config.train.num_steps * batch.global_batch_size,
+        packing=config.data.packing,
     )
     parting = _held_out(job, dataset, lambda parting: Mixing(make(parting=parting), config).base_id)
     loader = make(parting=parting)
@@ -93,13 +94,13 @@ def run(job: Job) -> Outcome:
     return FineTuning(job, loader, sequence, tokenizer_files, rows).train(hf_config, batch)
 
 
-class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
+class FineTuning(SupervisedStage[TraceBatch]):
     """The stage: the tokens of the completions have a loss."""
 
     def __init__(
         self,
         job: Job,
-        loader: Loader[TraceBatch | PackedBatch],
+        loader: Loader[TraceBatch],
         sequence: SequenceGroup,
         tokenizer: TokenizerFiles,
         validation: Sequence[Rows] = (),
@@ -124,7 +125,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
             session.metrics.event("validation", global_step=step, validation_loss=loss)
         return loss is not None
 
-    def losses(self, engine: Any, batch: TraceBatch | PackedBatch) -> Iterator[torch.Tensor]:
+    def losses(self, engine: Any, batch: TraceBatch) -> Iterator[torch.Tensor]:
         # DeepSpeed averages over the ranks; here their sum is the mean wanted.
         weight = self._job.group.world_size / batch.num_loss_tokens
         for rows in self.last_marked(engine, batch.micro_batches):
@@ -193,16 +194,16 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         tokens = torch.from_numpy(padded(rows.tokens)).to(device)
         inputs, targets = part(tokens[:, :-1]), part(tokens[:, 1:])
         chosen = torch.from_numpy(np.flatnonzero(part(padded(rows.loss_mask)[:, 1:]))).to(device)
-        if rows.positions is None or not self._job.config.data.packing:
+        if not self._job.config.data.packing:
             return self.cross_entropy(engine, inputs, targets, chosen)
         positions = torch.from_numpy(rows.positions).to(device)[:, :-1]
         inputs, targets, positions = map(packed_form(attention), (inputs, targets, positions))
         return self.cross_entropy(engine, inputs, targets, chosen, position_ids=positions)
 
-    def counts(self, batch: TraceBatch | PackedBatch) -> tuple[int, int, int]:
+    def counts(self, batch: TraceBatch) -> tuple[int, int, int]:
         return batch.num_loss_tokens, batch.num_positions, batch.attended
 
-    def facts(self, batch: TraceBatch | PackedBatch) -> dict[str, Any]:
+    def facts(self, batch: TraceBatch) -> dict[str, Any]:
         return {"useful_share": batch.num_tokens / batch.num_positions}
 
     def meta(self, step: int) -> dict[str, Any]:
