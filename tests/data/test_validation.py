@@ -16,7 +16,7 @@ from r1hpc.corpus.inspect.describe import SampleOrder, trace_sample
 from r1hpc.data.format.manifest import digest
 from r1hpc.data.read.open_plan import DocumentMixture
 from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
-from r1hpc.data.read.sft_loader import TraceLoader, document_order_id, open_document_plan, rows_of
+from r1hpc.data.read.sft_loader import TraceLoader, document_order_id, open_document_plan
 from tests.corpus.tracefiles import build_traces, expected_ids, pairs, trace_source, write_traces
 
 TRACES = pairs(30)
@@ -139,18 +139,12 @@ def test_every_held_out_document_once_over_the_ranks(tmp_path: Path, packing: bo
     dataset = open_traces(build_traces(tmp_path, TRACES).path)
     held = hold_out(dataset, 7, seed=3).held_out
     ranks = [
-        rows_of(
-            dataset,
-            held,
-            packing=packing,
-            rank=rank,
-            world_size=world_size,
-            micro_batch_size=2,
-            seq_len=64,
-            pad_id=300,
-        )
+        TraceLoader(
+            dataset, global_batch_size=2 * world_size, micro_batch_size=2, rank=rank, world_size=world_size,
+            seed=0, pad_id=300, seq_len=64, packing=packing,
+        ).rows_of(held)
         for rank in range(world_size)
-    ]
+    ]  # fmt: skip
     assert len({tuple(len(rows.tokens) for rows in batches) for batches in ranks}) == 1
     found = [
         ids[mask].tolist()

@@ -105,36 +105,34 @@ def open_plan(
         num_samples: of the whole run; a mixture that ends before is refused.
         mix: how the run changes the weights.
     """
-    recipe = recipe_mix(dataset.manifest)
     all_alike = SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)  # also checks seed and seq_len
-    if recipe is None and not mix.is_used:
-        return all_alike
-    sources = dataset.manifest.content["sources"]
-    tokens = [source["num_tokens"] for source in sources]
+    tokens = [source["num_tokens"] for source in dataset.manifest.content["sources"]]
     sizes = tuple(max(0, (count - 1) // seq_len) for count in tokens)
-    mixture = open_mixture(
-        recipe or MixRecipe(), sources, mix, of="tokens", sizes=sizes, batch=global_batch_size, seed=seed
-    )
-    mixture.check_reaches(num_samples)
+    mixture = open_mixture(dataset.manifest, mix, "tokens", sizes, global_batch_size, seed, num_samples)
+    if mixture is None:
+        return all_alike
     first_tokens = tuple(accumulate(tokens[:-1], initial=0))
     return WindowMixture(dataset.id, dataset.num_tokens, seq_len, first_tokens, mixture)
 
 
 def open_mixture(
-    recipe: MixRecipe,
-    sources: Sequence[dict[str, Any]],
+    manifest: DatasetManifest,
     mix: MixConfig,
-    *,
     of: str,
     sizes: tuple[int, ...],
     batch: int,
     seed: int,
-) -> Mixture:
-    """Return the recipe's mixture of the sources, with the weights of the run's schedule.
+    num_samples: int,
+) -> Mixture | None:
+    """Return the mixture of a dataset's recipe, with the weights of the run's schedule; None without both.
 
     A sample is one of `of`, `tokens` or `documents`; `sizes` are the samples of each source. Raise UsageError
-    if the schedule names other sources than there are.
+    if the schedule names other sources than there are, or the mixture ends before `num_samples`.
     """
+    recipe = recipe_mix(manifest)
+    if recipe is None and not mix.is_used:
+        return None
+    recipe, sources = recipe or MixRecipe(by=of), manifest.content["sources"]
     names = tuple(source["name"] for source in sources)
     weights, changes = shares(recipe, sources, of=of), []
     check_schedule(mix, names)
@@ -144,7 +142,9 @@ def open_mixture(
             weights = later
         else:
             changes.append(Change((entry["from_step"] - 1) * batch, later))
-    return Mixture(sizes, weights, batch, seed, recipe.max_epochs, tuple(changes), names)
+    mixture = Mixture(sizes, weights, batch, seed, recipe.max_epochs, tuple(changes), names)
+    mixture.check_reaches(num_samples)
+    return mixture
 
 
 def recipe_mix(manifest: DatasetManifest) -> MixRecipe | None:

@@ -26,14 +26,15 @@ import numpy.typing as npt
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.sections import MixConfig
 from r1hpc.data.format.manifest import digest
-from r1hpc.data.format.mix import MixRecipe
 from r1hpc.data.read.loader import ReadAhead, window_checksum
-from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_mixture, recipe_mix
+from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_mixture
 from r1hpc.data.read.order import DocumentPlan, RankShare
 from r1hpc.data.read.sft_documents import Parting, TraceDataset
 
 Ints = npt.NDArray[np.int64]
 _LENGTH_MULTIPLE = 8
+_MicroBatch = Sequence[Sequence[int]]
+"""Rows of numbers of documents."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,28 @@ class TraceLoader:
         found = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))
         return found if self._parting is None else self._parting.training(found)
 
+    def rows_of(self, documents: Ints) -> list[Rows]:
+        """Return this rank's micro batches of some documents, each once over the ranks.
+
+        Every rank has equally many with equally many rows; surplus rows are empty, without a loss.
+        """
+        lengths, prompts = self.dataset.document_lengths[documents], self.dataset.prompt_lengths[documents]
+        world_size = self.share.world_size
+        rows: list[list[int]] = [[number] for number in np.argsort(-lengths, kind="stable").tolist()]
+        if self._packing:
+            rows = pack(lengths, world_size, self.seq_len)
+        rows += [[] for _ in range(-len(rows) % world_size)]
+        dealt = deal(rows, self.share.micro_batch_size, self.share.rank, world_size)
+        tokens = self._tokens(dealt, documents)
+        return [
+            lay_out(part, tokens, prompts, self.pad_id, width(part, lengths, self.seq_len)) for part in dealt
+        ]
+
+    def _tokens(self, dealt: Sequence[_MicroBatch], documents: Ints) -> dict[int, npt.NDArray[np.uint32]]:
+        """Return the tokens of the documents in micro batches by their number there, row after row."""
+        numbers = [number for rows in dealt for row in rows for number in row]
+        return {number: self.dataset.read_document(int(documents[number]))[0] for number in numbers}
+
     def _read(self, global_step: int) -> TraceBatch:
         share, first = self.share, global_step * self.share.global_batch_size
         documents = self.documents_of(global_step)
@@ -159,8 +182,8 @@ class TraceLoader:
             attended = row_length(int(lengths.max()), self.seq_len)
             widths = [attended] * len(mine)
             num_positions = share.global_batch_size * attended
-        numbers = [number for rows in mine for row in rows for number in row]
-        tokens = {number: self.dataset.read_document(int(documents[number]))[0] for number in numbers}
+        tokens = self._tokens(mine, documents)
+        numbers = list(tokens)
         return TraceBatch(
             micro_batches=tuple(
                 lay_out(rows, tokens, prompts, self.pad_id, width)
@@ -168,7 +191,7 @@ class TraceLoader:
             ),
             sample_ids=first + np.array(numbers, np.int64),
             document_ids=documents[numbers],
-            checksum=sum(window_checksum(first + number, tokens[number]) for number in numbers),
+            checksum=sum(window_checksum(first + number, found) for number, found in tokens.items()),
             num_loss_tokens=int((lengths - prompts).sum()),
             num_tokens=int(lengths.sum()),
             num_positions=num_positions,
@@ -201,55 +224,19 @@ def open_document_plan(
     whole run.
     """
     sizes = dataset.source_documents if parting is None else parting.sizes
-    recipe = recipe_mix(dataset.tokens.manifest)
-    if recipe is None and not mix.is_used:
+    mixture = open_mixture(dataset.manifest, mix, "documents", sizes, global_batch_size, seed, num_samples)
+    if mixture is None:
         return DocumentPlan(dataset.id, sum(sizes), seed)
-    recipe, sources = recipe or MixRecipe(by="documents"), dataset.tokens.manifest.content["sources"]
-    mixture = open_mixture(
-        recipe, sources, mix, of="documents", sizes=sizes, batch=global_batch_size, seed=seed
-    )
-    mixture.check_reaches(num_samples)
     return DocumentMixture(dataset.id, mixture)
 
 
-def rows_of(
-    dataset: TraceDataset,
-    documents: Ints,
-    *,
-    packing: bool,
-    rank: int,
-    world_size: int,
-    micro_batch_size: int,
-    seq_len: int,
-    pad_id: int,
-) -> list[Rows]:
-    """Return a rank's micro batches of some documents, each once over the ranks: one per row, or packed.
-
-    Every rank has equally many with equally many rows; surplus rows are empty, without a loss.
-    """
-    lengths, prompts = dataset.document_lengths[documents], dataset.prompt_lengths[documents]
-    rows: list[list[int]] = [[number] for number in np.argsort(-lengths, kind="stable").tolist()]
-    if packing:
-        rows = pack(lengths, world_size, seq_len)
-    rows += [[] for _ in range(-len(rows) % world_size)]
-    tokens = {
-        number: dataset.read_document(int(documents[number]))[0]
-        for row in rows[rank::world_size]
-        for number in row
-    }
-    return [
-        lay_out(mine, tokens, prompts, pad_id, width(mine, lengths, seq_len))
-        for mine in deal(rows, micro_batch_size, rank, world_size)
-    ]
-
-
-def width(rows: Sequence[Sequence[int]], lengths: Ints, seq_len: int) -> int:
+def width(rows: _MicroBatch, lengths: Ints, seq_len: int) -> int:
     """Return the width of a micro batch: that of its fullest row."""
     return row_length(max(1, *(int(lengths[row].sum()) for row in map(list, rows))), seq_len)
 
 
 def lay_out(
-    rows: Sequence[Sequence[int]],
+    rows: _MicroBatch,
     tokens: Mapping[int, npt.NDArray[np.uint32]],
     prompts: Ints,
     pad_id: int,
@@ -286,7 +273,7 @@ def pack(lengths: Ints, multiple: int, capacity: int) -> list[list[int]]:
 
 def deal(
     rows: Sequence[Sequence[int]], micro_batch_size: int, rank: int, world_size: int
-) -> list[Sequence[Sequence[int]]]:
+) -> list[_MicroBatch]:
     """Return a rank's micro batches, of rows that are about equally full; world_size divides len(rows)."""
     at_once = micro_batch_size * world_size
     return [rows[start : start + at_once][rank::world_size] for start in range(0, len(rows), at_once)]

@@ -26,7 +26,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.data.read.sft_documents import Parting, TraceDataset, hold_out, open_traces
-from r1hpc.data.read.sft_loader import Rows, TraceBatch, TraceLoader, rows_of
+from r1hpc.data.read.sft_loader import Rows, TraceBatch, TraceLoader
 from r1hpc.plan.model.shape import load_model_config
 from r1hpc.tasks.text.tokenizer import (
     TokenizerFiles,
@@ -58,7 +58,6 @@ def run(job: Job) -> Outcome:
     tokenizer = load_tokenizer(config.model)
     dataset = open_once(group, lambda: open_traces(dataset_path, verify=config.data.verify))
     check_data_tokens(dataset.tokens.tokenizer_path, config.model)
-    pad = special_ids(tokenizer, config.model).pad
     sequence = share_sequences(group, config.train.sequence_parallel)
     make = partial(
         TraceLoader,
@@ -68,7 +67,7 @@ def run(job: Job) -> Outcome:
         rank=sequence.data_rank,
         world_size=sequence.data_world_size,
         seed=config.data.seed,
-        pad_id=pad,
+        pad_id=special_ids(tokenizer, config.model).pad,
         seq_len=config.data.seq_len,
         mix=config.data.mix,
         num_samples=config.train.num_steps * batch.global_batch_size,
@@ -76,18 +75,7 @@ def run(job: Job) -> Outcome:
     )
     parting = _held_out(job, dataset, lambda parting: Mixing(make(parting=parting), config).base_id)
     loader = make(parting=parting)
-    rows = []
-    if parting is not None:
-        rows = rows_of(
-            dataset,
-            parting.held_out,
-            packing=config.data.packing,
-            rank=sequence.data_rank,
-            world_size=sequence.data_world_size,
-            micro_batch_size=config.train.micro_batch_size,
-            seq_len=config.data.seq_len,
-            pad_id=pad,
-        )
+    rows = [] if parting is None else loader.rows_of(parting.held_out)
     hf_config = load_model_config(config, vocabulary_size(tokenizer))
     job.watchdog.beat("building the model")
     tokenizer_files = exported_tokenizer(config.model)
