@@ -29,8 +29,6 @@ from r1hpc.base.names import printable
 if TYPE_CHECKING:
     from r1hpc.serving.loadtest import Level, Target
 
-    Results = Sequence[tuple[Target, Sequence[Level]]]
-
 _TABLE_WIDTH = 200
 _HEADINGS = (
     *("server", "clients", "requests/s", "tokens/s"),
@@ -46,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     from r1hpc.serving.loadtest import Prompts, Target, ask, measure
 
     prompts = Prompts(arguments.prompt_tokens, arguments.max_tokens, _prompts_of(arguments.prompts))
-    results: list[tuple[Target, list[Level]]] = []
+    what = f"{arguments.prompt_tokens} random words" if arguments.prompts is None else str(arguments.prompts)
+    about = {"prompts": what, "max_tokens": arguments.max_tokens}
+    results: list[dict[str, Any]] = []
     for server in arguments.servers:
         run = None if "://" in server else choose_run(server, arguments.run_root)
         if run is None:
@@ -60,17 +60,18 @@ def main(argv: Sequence[str]) -> int:
             detail = f": {first.detail}" if first.detail else ""
             raise StateError(f"{target.url} does not answer a request ({first.failure}){detail}")
         levels: list[Level] = []
+        result = {"name": target.name, "url": target.url, "model": target.model, "levels": levels}
+        results.append(result)
         for level in measure(target, prompts, arguments.levels, arguments.seconds):
             levels.append(level)
-            print(f"{level.clients} clients: {level.requests_per_s:.3g}/s", file=sys.stderr, flush=True)
-        results.append((target, levels))
+            print(f"{level['clients']} clients: {level['requests_per_s']:.3g}/s", file=sys.stderr, flush=True)
         if run is not None:
             run.loadtests.mkdir(mode=0o700, exist_ok=True)
             path = run.loadtests / f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"
-            write_json(path, _as_json([(target, levels)], arguments))
+            write_json(path, {**about, "servers": [result]})
             print(path, file=sys.stderr)
-    print_result(_as_json(results, arguments), "\n".join(_lines(results)), arguments.json)
-    return 1 if any(level.failures for _, levels in results for level in levels) else 0
+    print_result({**about, "servers": results}, "\n".join(_lines(results)), arguments.json)
+    return 1 if any(level["failed"] for result in results for level in result["levels"]) else 0
 
 
 def _parser() -> ArgumentParser:
@@ -196,10 +197,8 @@ def _first_model(url: str, key: str | None) -> str:
 
     status, body = Client(url).read("/v1/models", key)
     if status in (401, 403):
-        raise StateError(
-            f"{url} wants a key (HTTP {status})"
-            + (": name its file, --key-file FILE" if key is None else ", and not this one")
-        )
+        advice = ": name its file, --key-file FILE" if key is None else ", and not this one"
+        raise StateError(f"{url} wants a key (HTTP {status}){advice}")
     try:
         return str(json.loads(body)["data"][0]["id"])
     except (ValueError, LookupError, TypeError):
@@ -208,65 +207,46 @@ def _first_model(url: str, key: str | None) -> str:
         ) from None
 
 
-def _lines(results: "Results") -> list[str]:
+def _lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
     from r1hpc.base.tables import format_table
 
-    rows = [_row(target, level) for target, levels in results for level in levels]
+    rows, failures = [], []
+    for result in results:
+        for level in result["levels"]:
+            rows.append(_row(result["name"], level))
+            title = f"{result['name']}, {level['clients']} clients"
+            failures += [f"{title}: {count} x {kind}" for kind, count in level["failed"].items()]
     table = format_table(_HEADINGS, rows, right=range(1, len(_HEADINGS)), width=_TABLE_WIDTH)
-    failed = [
-        f"{target.name}, {level.clients} clients: {count} x {kind}"
-        for target, levels in results
-        for level in levels
-        for kind, count in level.failures.items()
-    ]
-    return [table, "times in ms", *failed, *_compared(results)]
+    return [table, "times in ms", *failures, *(_compared(*results) if len(results) == 2 else [])]
 
 
-def _row(target: "Target", level: "Level") -> tuple[str, ...]:
-    times = (level.first_s(50), level.first_s(95), level.latency_s(50), level.latency_s(95))
+def _row(name: str, level: "Level") -> tuple[str, ...]:
+    times = (*level["ttft_s"].values(), *level["latency_s"].values())
     return (
-        target.name,
-        str(level.clients),
-        f"{level.requests_per_s:.2f}",
-        f"{level.tokens_per_s:.1f}",
+        name,
+        str(level["clients"]),
+        f"{level['requests_per_s']:.2f}",
+        f"{level['tokens_per_s']:.1f}",
         *("-" if value is None else f"{1000 * value:.0f}" for value in times),
-        str(level.failures.total()),
+        str(sum(level["failed"].values())),
     )
 
 
-def _compared(results: "Results") -> list[str]:
+def _compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Compare two servers under the largest load that both had."""
-    if len(results) != 2:
-        return []
-    (a, of_a), (b, of_b) = results
-    pairs = [(one, other) for one in of_a for other in of_b if one.clients == other.clients]
+    pairs = [(one, other) for one in a["levels"] for other in b["levels"]]
+    pairs = [pair for pair in pairs if pair[0]["clients"] == pair[1]["clients"]]
     if not pairs:
         return []
-    one, other = max(pairs, key=lambda pair: pair[0].clients)
-    if not (one.finished and other.finished):
+    one, other = max(pairs, key=lambda pair: pair[0]["clients"])
+    if not (one["finished"] and other["finished"]):
         return []
-    ratios = [other.requests_per_s / one.requests_per_s]
-    ratios += [(other.latency_s(p) or 0) / (one.latency_s(p) or 1) for p in (50, 95)]
+    rate = other["requests_per_s"] / one["requests_per_s"]
+    p50, p95 = (other["latency_s"][p] / one["latency_s"][p] for p in ("p50", "p95"))
     return [
-        f"{b.name} beside {a.name} with {one.clients} clients: {ratios[0]:.2f} x the requests/s, "
-        f"{ratios[1]:.2f} x the p50 latency, {ratios[2]:.2f} x the p95 latency"
+        f"{b['name']} beside {a['name']} with {one['clients']} clients: {rate:.2f} x the requests/s, "
+        f"{p50:.2f} x the p50 latency, {p95:.2f} x the p95 latency"
     ]
-
-
-def _as_json(results: "Results", arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "prompts": str(arguments.prompts) if arguments.prompts else f"{arguments.prompt_tokens} random words",
-        "max_tokens": arguments.max_tokens,
-        "servers": [
-            {
-                "name": target.name,
-                "url": target.url,
-                "model": target.model,
-                "levels": [level.as_json() for level in levels],
-            }
-            for target, levels in results
-        ],
-    }
 
 
 if __name__ == "__main__":

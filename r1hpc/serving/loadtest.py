@@ -3,7 +3,7 @@
 For r1hpc/loadtest.py, the command:
 
     for level in measure(target, Prompts(num_words=128, max_tokens=64), clients=(), seconds=30):
-        level.requests_per_s, level.latency_s(95), level.failures
+        level["requests_per_s"], level["latency_s"]["p95"], level["failed"]
 
 guidellm and `vllm bench serve` also send requests at a rate, or as in recorded traffic. guidellm 0.8.1 needs
 an environment of 1.4 GB, and gives the key to any listener.
@@ -25,6 +25,8 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.names import printable
 from r1hpc.serving.client import Client
 
+Level = dict[str, Any]
+"""The result of a number of clients, as --json has it: rates are of finished requests, times in seconds."""
 MOST_CLIENTS = 1024
 _GROWTH = 1.05
 """If twice the clients finish no more than that times as many, throughput has stopped growing."""
@@ -54,14 +56,11 @@ class Target:
     def check(self) -> None:
         """Raise StateError if the server is gone, or does not have the key."""
         client = Client(self.url)
-        known: int | None
-        if self.key is not None and self.is_proven:
-            known = client.is_ours(self.key)
-        else:
-            known = client.ask("/health", None)
-        if known is None:
+        is_asked = self.key is not None and self.is_proven
+        proof = client.is_ours(self.key or "") if is_asked else client.ask("/health", None)
+        if proof is None:
             raise StateError(f"nobody answers at {self.url}")
-        if not known:
+        if not proof:
             raise StateError(
                 f"who answers at {self.url} does not have this key and did not get it; a server that is not "
                 "r1hpc's is given it with --unproven"
@@ -104,53 +103,6 @@ class Answer:
     """The server's message about it."""
 
 
-@dataclass(frozen=True)
-class Level:
-    """The result of a number of clients. Rates are of finished requests; times are in seconds."""
-
-    clients: int
-    span_s: float
-    """From the first request to the last answer."""
-    answers: Sequence[Answer]
-
-    @property
-    def finished(self) -> list[Answer]:
-        return [answer for answer in self.answers if not answer.failure]
-
-    @property
-    def failures(self) -> Counter[str]:
-        return Counter(answer.failure for answer in self.answers if answer.failure)
-
-    @property
-    def requests_per_s(self) -> float:
-        return len(self.finished) / self.span_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        return sum(answer.num_tokens for answer in self.finished) / self.span_s
-
-    def latency_s(self, percent: float) -> float | None:
-        return _percentile([answer.latency_s for answer in self.finished], percent)
-
-    def first_s(self, percent: float) -> float | None:
-        firsts = [answer.first_s for answer in self.finished]
-        return _percentile([first for first in firsts if first is not None], percent)
-
-    def as_json(self) -> dict[str, Any]:
-        details = {answer.failure: answer.detail for answer in reversed(self.answers) if answer.detail}
-        return {
-            "clients": self.clients,
-            "seconds": self.span_s,
-            "finished": len(self.finished),
-            "failed": dict(self.failures),
-            "details": details,
-            "requests_per_s": self.requests_per_s,
-            "tokens_per_s": self.tokens_per_s,
-            "ttft_s": {"p50": self.first_s(50), "p95": self.first_s(95)},
-            "latency_s": {"p50": self.latency_s(50), "p95": self.latency_s(95)},
-        }
-
-
 def measure(target: Target, prompts: Prompts, clients: Sequence[int], seconds: float) -> Iterator[Level]:
     """Yield the level of each number of clients, or of 1, 2, 4 … until throughput stops growing.
 
@@ -162,10 +114,10 @@ def measure(target: Target, prompts: Prompts, clients: Sequence[int], seconds: f
         target.check()
         level = _measure(target, prompts, count, seconds)
         yield level
-        is_saturated = level.failures or level.requests_per_s <= before * _GROWTH
-        if not level.finished or (not clients and is_saturated):
+        is_saturated = level["failed"] or level["requests_per_s"] <= before * _GROWTH
+        if not level["finished"] or (not clients and is_saturated):
             return
-        before = level.requests_per_s
+        before = level["requests_per_s"]
 
 
 def _measure(target: Target, prompts: Prompts, count: int, seconds: float) -> Level:
@@ -187,7 +139,24 @@ def _measure(target: Target, prompts: Prompts, count: int, seconds: float) -> Le
         thread.start()
     for thread in threads:
         thread.join()
-    return Level(count, time.monotonic() - began, answers)
+    return _level(count, time.monotonic() - began, answers)
+
+
+def _level(clients: int, span_s: float, answers: Sequence[Answer]) -> Level:
+    """Return the rates and times of the finished requests, and the failures with the first detail of each."""
+    finished = [answer for answer in answers if not answer.failure]
+    firsts = [answer.first_s for answer in finished if answer.first_s is not None]
+    return {
+        "clients": clients,
+        "seconds": span_s,
+        "finished": len(finished),
+        "failed": dict(Counter(answer.failure for answer in answers if answer.failure)),
+        "details": {answer.failure: answer.detail for answer in reversed(answers) if answer.detail},
+        "requests_per_s": len(finished) / span_s,
+        "tokens_per_s": sum(answer.num_tokens for answer in finished) / span_s,
+        "ttft_s": _percentiles(firsts),
+        "latency_s": _percentiles([answer.latency_s for answer in finished]),
+    }
 
 
 def ask(target: Target, path: str, body: Mapping[str, Any], before: float = math.inf) -> Answer:
@@ -256,6 +225,8 @@ def _message(error: urllib.error.HTTPError) -> str:
         return body.decode(errors="replace")
 
 
-def _percentile(values: list[float], percent: float) -> float | None:
-    """Return the smallest value that this percentage does not exceed (nearest rank); None if empty."""
-    return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)] if values else None
+def _percentiles(values: list[float]) -> dict[str, float | None]:
+    """Return p50 and p95, the smallest value that this percentage does not exceed; None if there is none."""
+    values = sorted(values)
+    places = {"p50": math.ceil(0.50 * len(values)), "p95": math.ceil(0.95 * len(values))}
+    return {name: values[max(0, place - 1)] if values else None for name, place in places.items()}
