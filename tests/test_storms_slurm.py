@@ -25,9 +25,10 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.telemetry.records.attempts import Attempt, Cause
-from r1hpc.telemetry.records.metrics import last_steps
+from r1hpc.telemetry.records.metrics import compare, last_steps
 from tests.cluster import Cluster, ClusterError
 from tests.runs import CHECKOUT, assert_same_run, read_text, submit, wait_over, wait_until
+from tests.script.hits import SCRIPTS, words_of
 from tests.submission.chains import COMMON, submitted
 from tests.train.test_rl_disturbed import assert_same_learning
 
@@ -89,6 +90,7 @@ _KINDS = {
     "nodes": ("smoke", ("--nodes", "2", *_SIZE)),
     "grpo": ("rl_smoke", ("--nodes", "2", *_GRPO)),
     "chain": ("", ("checkpoint.save_every=3",)),
+    "trainer": ("hf_trainer", ("--nodes", "2", "resources.gpus_per_node=0")),
 }
 _LIMITS = [f"limits.max_{what}=-1" for what in ("crashes", "node_failures", "ooms", "hangs")]
 _PATIENT = (*_LIMITS, "limits.max_attempts_without_checkpoint=1000")
@@ -312,22 +314,37 @@ def job_of(run: RunDir) -> int:
 
 
 def start(root: Path, name: str, kind: str, cluster: Cluster, clock: str = "", slow: str = "") -> Runs:
-    """Submit a run or a chain; return its runs."""
+    """Submit a run, a chain, or somebody's script; return its runs."""
     job, sizes = _KINDS[kind]
-    text = (CHECKOUT / "jobs" / f"{job}.yaml").read_text() if job else _CHAIN
+    setup = []
     if clock:
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
-        line = f"export LD_PRELOAD={library} FAKETIME={clock} FAKETIME_DONT_FAKE_MONOTONIC=1"
-        text = f"cluster: {{setup: {json.dumps([line])}}}\n{text}"
+        setup = [f"export LD_PRELOAD={library} FAKETIME={clock} FAKETIME_DONT_FAKE_MONOTONIC=1"]
     (root / name).mkdir()
-    path = root / name / "small.yaml"
-    path.write_text(text)
     words = (*sizes, *_PATIENT, "--executor", "slurm", "--qos", "scavenger", "-t", "60")
-    env = cluster.env(**({"R1HPC_FAILPOINT": f"step.begin:sleep={slow}::*"} if slow else {}))
+    moment = "step.end" if kind == "trainer" else "step.begin"
+    env = cluster.env(**({"R1HPC_FAILPOINT": f"{moment}:sleep={slow}::*"} if slow else {}))
+    if kind == "trainer":
+        words = (*words, f"cluster.setup={json.dumps(setup)}", "--", "--out", "{run}/out", "--every", "3")
+        return [submit(root / "runs", name, *words, job=str(SCRIPTS / f"{job}.py"), env=env).run]
+    text = (CHECKOUT / "jobs" / f"{job}.yaml").read_text() if job else _CHAIN
+    path = root / name / "small.yaml"
+    path.write_text(f"cluster: {{setup: {json.dumps(setup)}}}\n{text}" if setup else text)
     if kind != "chain":
         return [submit(root / "runs", name, *words, job=str(path), env=env).run]
     submitted(root / name, str(path), *words, env=env)
     return [ChainDir(root / name / "runs" / "small").stage(stage) for stage in ("one", "two")]
+
+
+def assert_same_words(run: RunDir, twin: RunDir) -> None:
+    """Every number that the script logged, and its weights, are those of its twin."""
+    assert compare(twin, run) == []
+    words = words_of(read_text(run.rank_log(read_situation(run).history.attempts[-1].attempt, 0)))
+    assert len(words) > 20
+    assert words == words_of(read_text(twin.rank_log(1, 0)))
+
+
+_ASSERT_SAME = {"grpo": assert_same_learning, "trainer": assert_same_words}
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +376,7 @@ def test_a_storm_changes_nothing(
         for run, twin in zip(storm.runs, quiet[kind], strict=True):
             assert wait_over(run, 600)[-1].cause is Cause.finished
             prompt_cluster.wait_job(job_of(run), {"COMPLETED"}, 120)
-            (assert_same_learning if kind == "grpo" else assert_same_run)(run, twin)
+            _ASSERT_SAME.get(kind, assert_same_run)(run, twin)
         assert storm.judge()[1], "a cause is not explained, see below"
         assert len(storm.done) >= _LEAST_ACTS, "the run was over too soon: let it take more steps"
     finally:
