@@ -114,7 +114,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slurm") is None:
             continue
-        item.add_marker(pytest.mark.flaky(reruns=1))
+        if item.get_closest_marker("soak") is None:
+            item.add_marker(pytest.mark.flaky(reruns=1))
         if "R1HPC_TEST_BOX" not in os.environ:
             item.add_marker(pytest.mark.xdist_group("slurm"))
     first = ("slurm", "timeout", "xdist_group", "slow")

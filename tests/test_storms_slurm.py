@@ -90,8 +90,12 @@ _KINDS = {
     "nodes": ("smoke", ("--nodes", "2", *_SIZE)),
     "grpo": ("rl_smoke", ("--nodes", "2", *_GRPO)),
     "chain": ("", ("checkpoint.save_every=3",)),
-    "trainer": ("hf_trainer", ("--nodes", "2", "resources.gpus_per_node=0")),
+    "trainer": ("", ("--nodes", "2", "resources.gpus_per_node=0")),
 }
+_TRAINER = f"""
+stage: script
+script: {{path: {SCRIPTS / "hf_trainer.py"}, args: [--out, "{{run}}/out", --every, "3"]}}
+"""
 _LIMITS = [f"limits.max_{what}=-1" for what in ("crashes", "node_failures", "ooms", "hangs")]
 _PATIENT = (*_LIMITS, "limits.max_attempts_without_checkpoint=1000")
 
@@ -316,20 +320,19 @@ def job_of(run: RunDir) -> int:
 def start(root: Path, name: str, kind: str, cluster: Cluster, clock: str = "", slow: str = "") -> Runs:
     """Submit a run, a chain, or somebody's script; return its runs."""
     job, sizes = _KINDS[kind]
-    setup = []
+    text = (CHECKOUT / "jobs" / f"{job}.yaml").read_text() if job else _CHAIN
+    moment = "step.begin"
+    if kind == "trainer":
+        text, moment = _TRAINER, "step.end"
     if clock:
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
-        setup = [f"export LD_PRELOAD={library} FAKETIME={clock} FAKETIME_DONT_FAKE_MONOTONIC=1"]
+        line = f"export LD_PRELOAD={library} FAKETIME={clock} FAKETIME_DONT_FAKE_MONOTONIC=1"
+        text = f"cluster: {{setup: {json.dumps([line])}}}\n{text}"
     (root / name).mkdir()
-    words = (*sizes, *_PATIENT, "--executor", "slurm", "--qos", "scavenger", "-t", "60")
-    moment = "step.end" if kind == "trainer" else "step.begin"
-    env = cluster.env(**({"R1HPC_FAILPOINT": f"{moment}:sleep={slow}::*"} if slow else {}))
-    if kind == "trainer":
-        words = (*words, f"cluster.setup={json.dumps(setup)}", "--", "--out", "{run}/out", "--every", "3")
-        return [submit(root / "runs", name, *words, job=str(SCRIPTS / f"{job}.py"), env=env).run]
-    text = (CHECKOUT / "jobs" / f"{job}.yaml").read_text() if job else _CHAIN
     path = root / name / "small.yaml"
-    path.write_text(f"cluster: {{setup: {json.dumps(setup)}}}\n{text}" if setup else text)
+    path.write_text(text)
+    words = (*sizes, *_PATIENT, "--executor", "slurm", "--qos", "scavenger", "-t", "60")
+    env = cluster.env(**({"R1HPC_FAILPOINT": f"{moment}:sleep={slow}::*"} if slow else {}))
     if kind != "chain":
         return [submit(root / "runs", name, *words, job=str(path), env=env).run]
     submitted(root / name, str(path), *words, env=env)

@@ -157,7 +157,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         else:
             self._epoch_start = kept["epoch_start"]
         if "pass" in kept:  # not in those of earlier versions
-            self._resumed = kept
+            self._resumed, self._pass, self._opened = kept, kept["pass"], kept["opened"]["training"]
             self._fetches.drew(kept["opened"])
         control.should_training_stop = kept["stops"]
         if kept["due"] is not None:
@@ -365,7 +365,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         return {
             "world_size": self._run.world_size,
             "pass": self._pass,
-            "position": self._fetches.position(),
+            "position": self._resumed["position"] if self._resumed else self._fetches.position(),
             "initial_global_step": trainer._initial_global_step,
             "ref_model": trainer.ref_model.state_dict() if synced else None,
             "epoch_start": self._epoch_start,

@@ -26,6 +26,15 @@ def test_a_trainer(tmp_path: Path, words: list[str]) -> None:
     assert list(logged["eval_loss"]) == list(range(3, 25, 3))
 
 
+@pytest.mark.slow  # six starts of transformers
+def test_a_trainer_that_dies_after_it_did_the_evaluation_a_stop_left(tmp_path: Path) -> None:
+    """That evaluation saves again, before the pass that goes on has begun."""
+    run, words = RunDir(tmp_path / "run"), ["--seed", "42", "--dies", str(AGAIN)]
+    attempts, lines = resumed(run, "trainer_holds.py", *words)
+    assert attempts == 5
+    assert lines == alone("trainer_holds.py", tmp_path / "alone", *words)
+
+
 @pytest.mark.slow  # four starts of lightning
 @pytest.mark.parametrize("words", [[], ["--tune"]])
 def test_lightning(tmp_path: Path, words: list[str]) -> None:

@@ -29,6 +29,7 @@ parser.add_argument("--out", type=Path, required=True)
 parser.add_argument("--seed", type=int, help="of the collator; without it torch's own stream")
 parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--stream", action="store_true")
+parser.add_argument("--dies", type=int, help="it saves with each evaluation, and ends so after step 10, once")
 given = parser.parse_args()
 
 torch.set_num_threads(1)
@@ -76,11 +77,14 @@ class Holds(TrainerCallback):
             self.shadow[name].mul_(0.9).add_(value * 0.1)
         for mean, value in zip(self.ema.parameters(), model.parameters(), strict=True):
             mean.data.mul_(0.9).add_(value.data, alpha=0.1)
-        if state.global_step in (5, 9, 17) and "R1HPC_RUN_DIR" in os.environ:
+        ends = (5, 9, 17) if given.dies is None else (5, 9, 10, 17)
+        if state.global_step in ends and "R1HPC_RUN_DIR" in os.environ:
             mark = given.out / f"stopped-{state.global_step}"
             if not mark.exists():
                 mark.parent.mkdir(exist_ok=True)
                 mark.touch()
+                if state.global_step == 10:
+                    os._exit(given.dies)
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -102,7 +106,8 @@ trainer = Trainer(
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="no" if given.dies is None else "steps",
+        save_steps=3,
         eval_strategy="steps",
         eval_steps=3,
         per_device_eval_batch_size=5,
