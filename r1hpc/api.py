@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from r1hpc.base.choose_run import choose_run
-from r1hpc.base.cli import print_json
+from r1hpc.base.cli import print_result
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.submission.chain.folder import ChainDir, choose_chain
 
@@ -222,10 +222,7 @@ class Submission:
         from r1hpc.submission.text import run_as_object, run_as_text
 
         done = (self.submitted.planned, self.submitted.job_id)
-        if as_json:
-            print_json(run_as_object(*done))
-        else:
-            print(run_as_text(*done))
+        print_result(run_as_object(*done), run_as_text(*done), as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Like Run.follow."""
@@ -258,10 +255,7 @@ class ChainSubmission:
         """Print the command's output."""
         from r1hpc.submission.text import chain_as_object, chain_as_text
 
-        if as_json:
-            print_json(chain_as_object(self.submitted))
-        else:
-            print(chain_as_text(self.submitted))
+        print_result(chain_as_object(self.submitted), chain_as_text(self.submitted), as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress, stage after stage; return 0 when all stages have finished."""
@@ -281,13 +275,8 @@ class ChainSubmission:
                 if status:
                     missing.add(stage.name)
         now = self.chain.situation()
-        print(
-            f"{chain.name}: {now.state} ({now.detail})\n",
-            self.chain.results(),
-            sep="\n",
-            file=out,
-            flush=True,
-        )
+        summary = f"{chain.name}: {now.state} ({now.detail})\n"
+        print(summary, self.chain.results(), sep="\n", file=out, flush=True)
         return 0 if now.state == "finished" else 1
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.choose_run import RUN_NAMES, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, add_json, add_run_root, offer, print_result, run_command
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.files import write_json
+from r1hpc.base.files import parse_object, write_json
 from r1hpc.base.names import printable
 
 if TYPE_CHECKING:
@@ -143,10 +143,8 @@ def _prompts_of(path: Path | None) -> list[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            kept = {name: value for name, value in json.loads(line).items() if name in ("messages", "prompt")}
-        except (ValueError, AttributeError):
-            kept = {}
+        row = parse_object(line.encode()) or {}
+        kept = {name: value for name, value in row.items() if name in ("messages", "prompt")}
         if len(kept) != 1:
             raise UsageError(
                 f'--prompts {path}, line {number}: wants an object with either "prompt" or "messages"'

@@ -232,13 +232,8 @@ def _print_reports(
         split = sum((each.ledger.split() for each in reports), Split()).in_hours()
         queue_s = sum(each.ledger.queue_s for each in reports)
         named = {name for each in reports for name in each.ledger.source.split(" and ")}
-        print_json(
-            {
-                "gpu_hours": {**hours, "source": " and ".join(sorted(named, reverse=True))},
-                "split": {**split, "queue_s": queue_s},
-                "runs": runs,
-            }
-        )
+        total = {**hours, "source": " and ".join(sorted(named, reverse=True))}
+        print_json({"gpu_hours": total, "split": {**split, "queue_s": queue_s}, "runs": runs})
     elif form == "csv":
         _print_csv(hours)
     else:
@@ -277,24 +272,16 @@ def _compare(arguments: Any, form: str) -> int:
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
     differences, steps_of_a, steps_of_b = compare(a, b), read_steps(a).effective, read_steps(b).effective
     num_steps = len(steps_of_a)
-    keys = [
-        key
-        for key in COMPARED
-        if any(step.value(key) is not None for steps in (steps_of_a, steps_of_b) for step in steps.values())
-    ]
+    steps = [*steps_of_a.values(), *steps_of_b.values()]
+    keys = [key for key in COMPARED if any(step.value(key) is not None for step in steps)]
     if not differences and not num_steps:
         raise UsageError(
             f"{a.run_id} and {b.run_id} report no steps: there is nothing to compare. A script's own loop "
             "reports them with attempt() of r1hpc.client.run"
         )
     if form == "json":
-        print_json(
-            {
-                "identical": not differences,
-                "compared": keys,
-                "differences": [d._asdict() for d in differences],
-            }
-        )
+        listed = [d._asdict() for d in differences]
+        print_json({"identical": not differences, "compared": keys, "differences": listed})
     elif form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([Difference._fields, *differences])
     elif not differences:
@@ -305,10 +292,11 @@ def _compare(arguments: Any, form: str) -> int:
         if missing := [key for key in COMPARED if key not in keys]:
             print(f"not compared, since neither recorded it: {', '.join(missing)}")
     else:
-        steps = {d.global_step for d in differences}
+        different = {d.global_step for d in differences}
         counts = Counter(d.key for d in differences)
         which = ", ".join(f"{key} ({count})" for key, count in counts.items())
-        print(f"{a.run_id} and {b.run_id} differ in {len(steps)} steps, first in step {min(steps)}: {which}")
+        where = f"{len(different)} steps, first in step {min(different)}"
+        print(f"{a.run_id} and {b.run_id} differ in {where}: {which}")
         if same := [key for key in keys if key not in counts]:
             print(f"  the same in all steps that both took: {', '.join(same)}")
         for d in differences[:_MOST_DIFFERENCES]:

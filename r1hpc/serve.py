@@ -98,18 +98,10 @@ def _submit(
 ) -> RunDir | None:
     """Submit the server of a run's model, or of a folder's; print how to follow it. None after a dry run."""
     from r1hpc import api
+    from r1hpc.slurm.flags import submission_options
 
-    done = api.submit(
-        _JOB,
-        overrides=_overrides(run, arguments),
-        run_root=arguments.run_root,
-        run_name=arguments.run_name,
-        executor=arguments.executor,
-        cluster=arguments.cluster,
-        over_budget=arguments.over_budget,
-        dry_run=arguments.dry_run,
-        argv=argv,
-    )
+    overrides, options = _overrides(run, arguments), submission_options(arguments)
+    done = api.submit(_JOB, overrides=overrides, argv=argv, **options)
     assert isinstance(done, api.Submission), "jobs/serve.yaml is no chain"
     if arguments.json and (arguments.dry_run or arguments.no_wait):
         done.print(as_json=True)

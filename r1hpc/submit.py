@@ -41,7 +41,7 @@ from r1hpc.base.run_dir import run_root_of
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
-    from r1hpc.slurm.flags import all_overrides
+    from r1hpc.slurm.flags import all_overrides, submission_options
 
     words, of_script = split_script_words(argv)
     if may_name_launcher(argv):
@@ -61,17 +61,12 @@ def main(argv: Sequence[str]) -> int:
         done = api.submit(
             job,
             overrides=overrides,
-            run_root=arguments.run_root,
-            run_name=arguments.run_name,
             resume=arguments.resume,
-            executor=arguments.executor,
-            cluster=arguments.cluster,
-            over_budget=arguments.over_budget,
-            dry_run=arguments.dry_run,
             from_stage=arguments.from_stage,
             reuse=arguments.reuse,
             redo=arguments.redo,
             argv=argv,
+            **submission_options(arguments),
         )
     finally:
         gc.enable()

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from r1hpc.base.cli import add_cluster, add_json, add_run_root
 from r1hpc.base.errors import UsageError
@@ -72,6 +73,12 @@ def add_submission_flags(parser: argparse.ArgumentParser, leave_out: Collection[
     )
     add_json(parser)
     add_flags(parser, leave_out)
+
+
+def submission_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of add_submission_flags's flags and of --run-name, named as in api.submit."""
+    names = ("run_root", "run_name", "executor", "cluster", "over_budget", "dry_run")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
