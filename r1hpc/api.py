@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from r1hpc.base.choose_run import choose_run
-from r1hpc.base.cli import print_result
+from r1hpc.base.cli import print_json, print_result
 from r1hpc.base.run_dir import RunDir, run_root_of
 from r1hpc.submission.chain.folder import ChainDir, choose_chain
 
@@ -222,7 +222,10 @@ class Submission:
         from r1hpc.submission.text import run_as_object, run_as_text
 
         done = (self.submitted.planned, self.submitted.job_id)
-        print_result(run_as_object(*done), run_as_text(*done), as_json)
+        if as_json:
+            print_json(run_as_object(*done))
+        else:
+            print(run_as_text(*done))
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Like Run.follow."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from r1hpc.base.cli import (
     ArgumentParser,
     add_cluster,
+    add_job_words,
     add_json,
     add_run_root,
     file_and_overrides,
@@ -74,28 +75,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.doctor", description=__doc__)
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="JOB.yaml | SCRIPT.py | KEY=VALUE",
-        help="a job whose needs are held against the site, and its overrides",
-    )
+    what = "a job whose needs are held against the site, and its overrides"
+    add_job_words(parser, "JOB.yaml | SCRIPT.py | KEY=VALUE", what)
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="look at N nodes of this allocation")
     add_cluster(parser)
-    parser.add_argument(
-        "-p",
-        "--partition",
-        metavar="NAME",
-        help="look at this one; default $SBATCH_PARTITION, the job's, the profile's, else Slurm's",
-    )
+    what = "look at this one; default $SBATCH_PARTITION, the job's, the profile's, else Slurm's"
+    parser.add_argument("-p", "--partition", metavar="NAME", help=what)
     parser.add_argument(
         "--write-profile", type=Path, metavar="FILE", help="write what was found as a profile"
     )
     add_run_root(parser)
     add_json(parser)
-    parser.add_argument(
-        "--node-part", metavar="JSON", help=argparse.SUPPRESS
-    )  # srun starts this on each node
+    # srun starts this on each node.
+    parser.add_argument("--node-part", metavar="JSON", help=argparse.SUPPRESS)
     return parser
 
 
