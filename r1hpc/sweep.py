@@ -3,6 +3,7 @@
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4 train.seed=0..2 --dry-run   # points, hours, budget
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4 train.seed=0..2 --at-most 4
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4,1e-3 train.seed=0..2        # again: adds and resumes
+    python -m r1hpc.sweep job.yaml train.lr=log:1e-5..1e-3 train.seed=0..2 --samples 20   # random search
     python -m r1hpc.sweep train.py lr=1e-4,3e-4 -- --lr {lr}                      # your own script
     python -m r1hpc.sweep runs/job-sweep --by pass@1 --out sweep.png              # table and chart
     python -m r1hpc.sweep runs/job-sweep --by val --lower                         # any recorded number
@@ -42,6 +43,10 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.sweep", description=__doc__)
     add_job_words(parser, "JOB.yaml | KEY=A,B | KEY=0..9 | SWEEP", "job and values, or a sweep")
     parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="draw N values of log:, uniform: and int:LOW..HIGH"
+    )
+    parser.add_argument("--sample-seed", type=int, metavar="S", help="with --samples: draw others (0)")
     parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
     parser.add_argument(
         "--keep", type=_share, default="1/3", metavar="SHARE", help="with --rungs: share that goes on (1/3)"
@@ -65,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
     sweep = SweepDir.find(word, arguments.run_root) if word is not None and not given else None
     if sweep is not None:
+        if arguments.samples is not None:
+            raise UsageError(f"--samples {arguments.samples} goes with the command that submits points")
         from r1hpc.sweeps.table import read_table
 
         refuse_folder(arguments.out)
@@ -97,6 +104,7 @@ def _submit(
     from r1hpc.slurm.flags import all_overrides
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.sweeps.definition import read_words
+    from r1hpc.sweeps.samples import Samples
     from r1hpc.sweeps.submit import Chosen, submit_sweep
     from r1hpc.telemetry.records.direction import direction
 
@@ -127,7 +135,12 @@ def _submit(
     if arguments.rungs:
         by = arguments.by or "loss"
         halving = Chosen(arguments.rungs, arguments.keep, by, direction(by, arguments.lower))
-    return submit_sweep(order, grid, arguments.at_most, halving)
+    samples = None
+    if arguments.samples is not None:
+        samples = Samples(arguments.samples, arguments.sample_seed or 0)
+    elif arguments.sample_seed is not None:
+        raise UsageError("--sample-seed goes with --samples N")
+    return submit_sweep(order, grid, arguments.at_most, halving, samples)
 
 
 def _settings(point: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +33,13 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.telemetry.records.rungs import Halving
 
-_MOST_POINTS = 100_000
-_NOT_SO_MANY = f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values"
+MOST_POINTS = 100_000
+NOT_SO_MANY = f"a sweep has from 1 to {MOST_POINTS:,} points: give other values"
+_ONE_LIST = "give each setting once, with its values in one list, A,B,C"
+_DRAWN = ("log", "uniform", "int", "log-int", "choice")
 _RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 _PART = re.compile(r"""(?:\[[^]]*]|\{[^}]*}|"[^"]*"|'[^']*'|[^,])+""")
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d{1,3})?")
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d{1,3})?")
 """A number as scripts take it too: 007 is a name."""
 _LONGEST_NAME = 64
 Grid = dict[str, list[str]]
@@ -65,16 +67,32 @@ def read_words(words: Sequence[str]) -> tuple[Grid, list[str]]:
     fixed = []
     for word in words:
         key, _, text = word.partition("=")
-        parts = _PART.findall(text)
-        if is_setting(key) and len(parts) < 2 and not _RANGE.fullmatch(text):
+        is_one = len(_PART.findall(text)) < 2 and not _RANGE.fullmatch(text) and not is_range(text)
+        if is_setting(key) and is_one:
             fixed.append(word)
-        elif key in grid or ",".join(parts) != text:
-            raise UsageError(f"{printable(word)}: give each setting once, with its values in one list, A,B,C")
+        elif key in grid:
+            raise UsageError(f"{printable(word)}: {_ONE_LIST}")
         else:
-            grid[key] = list(dict.fromkeys(value for part in parts for value in _values(part)))
-    if not 0 < math.prod(map(len, grid.values())) <= _MOST_POINTS:
-        raise UsageError(_NOT_SO_MANY)
+            grid[key] = [text] if is_range(text) else read_values(word)
+    if not 0 < math.prod(map(len, grid.values())) <= MOST_POINTS:
+        raise UsageError(NOT_SO_MANY)
     return grid, fixed
+
+
+def is_range(text: str) -> bool:
+    """True if the value is drawn by samples.py."""
+    return text.partition(":")[0] in _DRAWN and ":" in text
+
+
+def read_values(word: str) -> list[str]:
+    """Return the values of KEY=A,B,C. Raise UsageError if one is missing, or is a range to draw from."""
+    text = word.partition("=")[2]
+    parts = _PART.findall(text)
+    if not parts or ",".join(parts) != text:
+        raise UsageError(f"{printable(word)}: {_ONE_LIST}")
+    if any(map(is_range, parts)):
+        raise UsageError(f"{printable(word)}: a range that is drawn stands alone, without other values")
+    return list(dict.fromkeys(value for part in parts for value in _values(part)))
 
 
 def _values(part: str) -> list[str]:
@@ -82,8 +100,8 @@ def _values(part: str) -> list[str]:
     numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
     if ends and not numbers:
         raise UsageError(f"{part} is empty: a range goes up, {ends[2]}..{ends[1]}")
-    if len(numbers) > _MOST_POINTS:
-        raise UsageError(_NOT_SO_MANY)
+    if len(numbers) > MOST_POINTS:
+        raise UsageError(NOT_SO_MANY)
     return list(map(str, numbers)) if ends else [part]
 
 
@@ -98,7 +116,7 @@ def same_value(key: str, text: str) -> str:
         value = str(value)
     elif is_setting(key) and not (isinstance(value, str) and key.startswith("options.")):
         return str(value) if isinstance(value, str) else repr(value)
-    return str(Decimal(value).normalize() + 0) if _NUMBER.fullmatch(value) else str(value)
+    return str(Decimal(value).normalize() + 0) if NUMBER.fullmatch(value) else str(value)
 
 
 def points_of(grid: Grid) -> list[Point]:
@@ -148,9 +166,11 @@ class Definition:
     """For every point."""
     cluster: str | None
     grids: list[Grid]
-    """One for each call that added points."""
+    """One for each call that added points, or for each sample."""
     rungs: Halving | None = None
     """None: every point runs to its end."""
+    drawn_from: list[str] = field(default_factory=list)
+    """The ranges as given, and the seed. The values drawn are in `grids`, which has one for each sample."""
 
     def points(self) -> list[Point]:
         """Return all points, in the order in which they were added, each under its first spelling."""

@@ -28,8 +28,9 @@ from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
 from r1hpc.submission.submit import budget_held
-from r1hpc.sweeps.definition import Definition, Grid, Point, SweepDir, groups_of
+from r1hpc.sweeps.definition import Definition, Grid, Point, SweepDir, groups_of, setting_of
 from r1hpc.sweeps.plan import MAY_CHANGE, Planner, PointStep, choose, config_of
+from r1hpc.sweeps.samples import Samples, draw
 from r1hpc.telemetry.records.rungs import Halving
 
 MOST_QUEUED = 500
@@ -50,7 +51,11 @@ class Chosen(NamedTuple):
 
 
 def submit_sweep(
-    order: Order, grid: Grid, at_most: int | None = None, halving: Chosen | None = None
+    order: Order,
+    grid: Grid,
+    at_most: int | None = None,
+    halving: Chosen | None = None,
+    samples: Samples | None = None,
 ) -> dict[str, Any]:
     """Begin a sweep, or continue the one of this name; return the object of --json.
 
@@ -61,10 +66,11 @@ def submit_sweep(
         order: its overrides are the same for all points.
         at_most: points that run at once; None: all on Slurm, else 1.
         halving: stops worse points early; None: none is stopped.
+        samples: draws the settings that have a range; None: none has one.
     """
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
-    sweep, definition = _defined(order, grid, halving)
+    sweep, definition = _defined(order, grid, halving, samples)
     with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
         steps, planner = choose(sweep, _in_order(definition), executor), Planner(sweep, definition, order)
         to_do = [step for step in steps if step.makes_a_job]
@@ -116,11 +122,10 @@ def _course(definition: Definition) -> dict[str, Any] | None:
 
 def _in_order(definition: Definition) -> list[Point]:
     """Return the points; with rungs the seeds of a setting are neighbours, so that they run together."""
-    points = definition.points()
+    points, places = definition.points(), dict[Any, int]()
     if definition.rungs is None:
         return points
-    by_name = {point.name: point for point in points}
-    return [by_name[name] for group in groups_of(points) for name in group]
+    return sorted(points, key=lambda point: places.setdefault(setting_of(point), len(places)))
 
 
 def _cost(groups: Sequence[PlannedRun], unit: str) -> dict[str, float] | None:
@@ -131,12 +136,16 @@ def _cost(groups: Sequence[PlannedRun], unit: str) -> dict[str, float] | None:
     return total(list(map(Spread.of_json, known))).to_json() if is_known else None
 
 
-def _defined(order: Order, grid: Grid, halving: Chosen | None) -> tuple[SweepDir, Definition]:
+def _defined(
+    order: Order, grid: Grid, halving: Chosen | None, samples: Samples | None
+) -> tuple[SweepDir, Definition]:
     """Return the folder, and the definition with the new points."""
     job = find_job(order.job or DEFAULT_JOB)
     sweep = SweepDir(order.folder(order.run_name or f"{job.stem[:56]}-sweep").path)
     layers = [layer for _, layer in load.named_layers(job)]
-    fresh = Definition(str(job.absolute()), layers, list(order.overrides), order.cluster, [grid])
+    grids, drawn_from = draw(grid, samples)
+    fresh = Definition(str(job.absolute()), layers, list(order.overrides), order.cluster, grids)
+    fresh = replace(fresh, drawn_from=drawn_from)
     if halving is not None:
         fresh = replace(fresh, rungs=_rungs(config_of(fresh, fresh.points()[0]), halving))
     if SweepDir.find(sweep.path) is None:
@@ -148,6 +157,7 @@ def _defined(order: Order, grid: Grid, halving: Chosen | None) -> tuple[SweepDir
         "the job file": (fresh.source, fresh.layers) != (frozen.source, frozen.layers),
         "the settings of all points": _lasting(fresh) != _lasting(frozen),
         "the varied settings": set(grid) != set(frozen.grids[0]),
+        f"the ranges ({' '.join(frozen.drawn_from) or 'none'})": drawn_from != frozen.drawn_from,
         "the rungs": fresh.rungs is not None and not _same_rungs(fresh.rungs, frozen.rungs),
     }
     if any(differs.values()):
@@ -155,9 +165,9 @@ def _defined(order: Order, grid: Grid, halving: Chosen | None) -> tuple[SweepDir
         raise UsageError(
             f"{what} must be the same as when {sweep.name} was begun: or take another --run-name"
         )
-    grid = {key: grid[key] for key in frozen.grids[0]}
-    grids = frozen.grids if grid in frozen.grids else [*frozen.grids, grid]
-    continued = replace(fresh, grids=grids, rungs=frozen.rungs)
+    grids = [{key: each[key] for key in frozen.grids[0]} for each in grids]
+    added = {repr(each): each for each in (*frozen.grids, *grids)}
+    continued = replace(fresh, grids=list(added.values()), rungs=frozen.rungs)
     is_of_points = frozen.rungs is not None and "groups" not in frozen.rungs
     return sweep, continued if is_of_points else _with_groups(continued)
 
