@@ -113,7 +113,7 @@ def _submit(
     if (arguments.by or arguments.lower is not None) and not arguments.rungs:
         raise UsageError("--by, --lower and --higher go with --rungs, or with the folder of a sweep")
     grid, fixed = read_words(given)
-    if not grid or arguments.out:
+    if not (grid or arguments.samples) or arguments.out:
         raise UsageError(
             "nothing varies: give a setting several values, train.lr=1e-4,3e-4 train.seed=0..2, or the "
             "folder of a sweep"
