@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     add_job_words(parser, "JOB.yaml | KEY=A,B | KEY=0..9 | SWEEP", "job and values, or a sweep")
     parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
     parser.add_argument(
-        "--samples", type=int, metavar="N", help="draw N values of log:, uniform: and int:LOW..HIGH"
+        "--samples", type=int, metavar="N", help="draw N samples of log:, uniform: or int:LOW..HIGH"
     )
     parser.add_argument("--sample-seed", type=int, metavar="S", help="with --samples: draw others (0)")
     parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
@@ -135,11 +135,10 @@ def _submit(
     if arguments.rungs:
         by = arguments.by or "loss"
         halving = Chosen(arguments.rungs, arguments.keep, by, direction(by, arguments.lower))
-    samples = None
-    if arguments.samples is not None:
-        samples = Samples(arguments.samples, arguments.sample_seed or 0)
-    elif arguments.sample_seed is not None:
+    num_samples, seed = arguments.samples, arguments.sample_seed
+    if seed is not None and num_samples is None:
         raise UsageError("--sample-seed goes with --samples N")
+    samples = Samples(num_samples, seed or 0) if num_samples is not None else None
     return submit_sweep(order, grid, arguments.at_most, halving, samples)
 
 

@@ -21,9 +21,9 @@ _EXAMPLES = {"log": "1e-5..1e-3", "uniform": "0.0..0.3", "int": "1..8", "log-int
 
 
 class Samples(NamedTuple):
-    """How many samples are drawn, and the seed of the draws."""
+    """The number of samples, and the seed of their draws."""
 
-    count: int
+    num_samples: int
     seed: int = 0
 
 
@@ -84,25 +84,25 @@ def draw(grid: Grid, samples: Samples | None) -> tuple[list[Grid], list[str]]:
         if words:
             raise UsageError(f"{printable(words[0])} is drawn: add the number of samples, --samples 20")
         return [grid], []
-    if samples.count < 1:
-        raise UsageError(f"--samples {samples.count}: give 1 or more")
+    if samples.num_samples < 1:
+        raise UsageError(f"--samples {samples.num_samples}: give 1 or more")
     if not ranges:
         raise UsageError(
-            f"--samples {samples.count}: no setting has a range. Give one, such as train.lr=log:1e-5..1e-3, "
+            f"--samples {samples.num_samples}: no setting has a range. Give one, such as train.lr=log:1e-5..1e-3, "
             "or leave --samples out"
         )
     others = {key: values for key, values in grid.items() if key not in ranges}
-    if samples.count * math.prod(map(len, others.values())) > MOST_POINTS:
+    if samples.num_samples * math.prod(map(len, others.values())) > MOST_POINTS:
         raise UsageError(NOT_SO_MANY)
     drawn: dict[tuple[str, ...], Grid] = {}
-    most = 20 * samples.count + 1000
+    most = 20 * samples.num_samples + 1000
     for index in range(most):
         values = {key: each.value(_share(samples.seed, key, index)) for key, each in ranges.items()}
         drawn.setdefault(tuple(values.values()), {**grid, **{key: [text] for key, text in values.items()}})
-        if len(drawn) == samples.count:
+        if len(drawn) == samples.num_samples:
             return list(drawn.values()), [*words, f"--sample-seed {samples.seed}"]
     raise UsageError(
-        f"--samples {samples.count}: {most:,} draws gave {len(drawn)} different samples. Give --samples "
+        f"--samples {samples.num_samples}: {most:,} draws gave {len(drawn)} different samples. Give --samples "
         f"{len(drawn)} or fewer, or wider ranges"
     )
 
