@@ -84,25 +84,26 @@ def draw(grid: Grid, samples: Samples | None) -> tuple[list[Grid], list[str]]:
         if words:
             raise UsageError(f"{printable(words[0])} is drawn: add the number of samples, --samples 20")
         return [grid], []
-    if samples.num_samples < 1:
-        raise UsageError(f"--samples {samples.num_samples}: give 1 or more")
+    num_samples, seed = samples
+    if num_samples < 1:
+        raise UsageError(f"--samples {num_samples}: give 1 or more")
     if not ranges:
         raise UsageError(
-            f"--samples {samples.num_samples}: no setting has a range. Give one, such as train.lr=log:1e-5..1e-3, "
-            "or leave --samples out"
+            f"--samples {num_samples}: no setting has a range. Give one, such as train.lr=log:1e-5..1e-3, or "
+            "leave --samples out"
         )
     others = {key: values for key, values in grid.items() if key not in ranges}
-    if samples.num_samples * math.prod(map(len, others.values())) > MOST_POINTS:
+    if num_samples * math.prod(map(len, others.values())) > MOST_POINTS:
         raise UsageError(NOT_SO_MANY)
     drawn: dict[tuple[str, ...], Grid] = {}
-    most = 20 * samples.num_samples + 1000
+    most = 20 * num_samples + 1000
     for index in range(most):
-        values = {key: each.value(_share(samples.seed, key, index)) for key, each in ranges.items()}
+        values = {key: each.value(_share(seed, key, index)) for key, each in ranges.items()}
         drawn.setdefault(tuple(values.values()), {**grid, **{key: [text] for key, text in values.items()}})
-        if len(drawn) == samples.num_samples:
-            return list(drawn.values()), [*words, f"--sample-seed {samples.seed}"]
+        if len(drawn) == num_samples:
+            return list(drawn.values()), [*words, f"--sample-seed {seed}"]
     raise UsageError(
-        f"--samples {samples.num_samples}: {most:,} draws gave {len(drawn)} different samples. Give --samples "
+        f"--samples {num_samples}: {most:,} draws gave {len(drawn)} different samples. Give --samples "
         f"{len(drawn)} or fewer, or wider ranges"
     )
 
