@@ -1,7 +1,7 @@
 """Draw the points of a random search.
 
     grids, words = draw({"lr": ["log:1e-5..1e-3"], "seed": ["0", "1"]}, Samples(20))
-    grids[0]          # {"lr": ["6.276e-05"], "seed": ["0", "1"]}
+    grids[0]          # {"lr": ["0.000655"], "seed": ["0", "1"]}
 
 A value depends only on the seed of the samples, the setting and the number of the draw. So the same call
 draws the same points, and a longer list begins with the shorter one.
