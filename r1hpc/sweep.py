@@ -43,9 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.sweep", description=__doc__)
     add_job_words(parser, "JOB.yaml | KEY=A,B | KEY=0..9 | SWEEP", "job and values, or a sweep")
     parser.add_argument("--at-most", type=int, metavar="K", help="points at a time; here 1, on Slurm all")
-    parser.add_argument(
-        "--samples", type=int, metavar="N", help="draw N samples of log:, uniform: or int:LOW..HIGH"
-    )
+    parser.add_argument("--samples", type=int, metavar="N", help="draw N samples of log:, uniform: or int:")
     parser.add_argument("--sample-seed", type=int, metavar="S", help="with --samples: draw others (0)")
     parser.add_argument("--rungs", type=int, metavar="R", help="stop points early that are worse than others")
     parser.add_argument(
@@ -70,8 +68,8 @@ def main(argv: Sequence[str]) -> int:
 
     sweep = SweepDir.find(word, arguments.run_root) if word is not None and not given else None
     if sweep is not None:
-        if arguments.samples is not None:
-            raise UsageError(f"--samples {arguments.samples} goes with the command that submits points")
+        if (arguments.samples, arguments.sample_seed) != (None, None):
+            raise UsageError("--samples and --sample-seed go with the command that submits points")
         from r1hpc.sweeps.table import read_table
 
         refuse_folder(arguments.out)
@@ -135,10 +133,9 @@ def _submit(
     if arguments.rungs:
         by = arguments.by or "loss"
         halving = Chosen(arguments.rungs, arguments.keep, by, direction(by, arguments.lower))
-    num_samples, seed = arguments.samples, arguments.sample_seed
-    if seed is not None and num_samples is None:
+    if arguments.sample_seed is not None and arguments.samples is None:
         raise UsageError("--sample-seed goes with --samples N")
-    samples = Samples(num_samples, seed or 0) if num_samples is not None else None
+    samples = None if arguments.samples is None else Samples(arguments.samples, arguments.sample_seed or 0)
     return submit_sweep(order, grid, arguments.at_most, halving, samples)
 
 

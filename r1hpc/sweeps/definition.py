@@ -33,10 +33,10 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.telemetry.records.rungs import Halving
 
-MOST_POINTS = 100_000
-NOT_SO_MANY = f"a sweep has from 1 to {MOST_POINTS:,} points: give other values"
+_MOST_POINTS = 100_000
 _ONE_LIST = "give each setting once, with its values in one list, A,B,C"
-_DRAWN = ("log", "uniform", "int", "log-int", "choice")
+RANGES = {"log": "1e-5..1e-3", "uniform": "0.0..0.3", "int": "1..8", "log-int": "16..1024", "choice": "8,16"}
+"""An example of each kind."""
 _RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 _PART = re.compile(r"""(?:\[[^]]*]|\{[^}]*}|"[^"]*"|'[^']*'|[^,])+""")
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d{1,3})?")
@@ -74,14 +74,19 @@ def read_words(words: Sequence[str]) -> tuple[Grid, list[str]]:
             raise UsageError(f"{printable(word)}: {_ONE_LIST}")
         else:
             grid[key] = [text] if is_range(text) else read_values(word)
-    if not 0 < math.prod(map(len, grid.values())) <= MOST_POINTS:
-        raise UsageError(NOT_SO_MANY)
+    check_number(math.prod(map(len, grid.values())))
     return grid, fixed
+
+
+def check_number(points: int) -> None:
+    """Raise UsageError if a sweep cannot have so many points."""
+    if not 0 < points <= _MOST_POINTS:
+        raise UsageError(f"a sweep has from 1 to {_MOST_POINTS:,} points: give other values")
 
 
 def is_range(text: str) -> bool:
     """True if the value is drawn by samples.py."""
-    return text.partition(":")[0] in _DRAWN and ":" in text
+    return text.partition(":")[0] in RANGES and ":" in text
 
 
 def read_values(word: str) -> list[str]:
@@ -100,8 +105,8 @@ def _values(part: str) -> list[str]:
     numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
     if ends and not numbers:
         raise UsageError(f"{part} is empty: a range goes up, {ends[2]}..{ends[1]}")
-    if len(numbers) > MOST_POINTS:
-        raise UsageError(NOT_SO_MANY)
+    if ends:
+        check_number(len(numbers))
     return list(map(str, numbers)) if ends else [part]
 
 
@@ -166,11 +171,11 @@ class Definition:
     """For every point."""
     cluster: str | None
     grids: list[Grid]
-    """One for each call that added points, or for each sample."""
+    """One for each call that added points; of a random search one for each sample."""
     rungs: Halving | None = None
     """None: every point runs to its end."""
     drawn_from: list[str] = field(default_factory=list)
-    """The ranges as given, and the seed. The values drawn are in `grids`, which has one for each sample."""
+    """The ranges as given, and the seed of the draws."""
 
     def points(self) -> list[Point]:
         """Return all points, in the order in which they were added, each under its first spelling."""

@@ -28,7 +28,7 @@ from r1hpc.submission.chain.folder import SUBMISSION, held, supervisor_pid
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, check_budget, show_to_slurm
 from r1hpc.submission.submit import budget_held
-from r1hpc.sweeps.definition import Definition, Grid, Point, SweepDir, groups_of, setting_of
+from r1hpc.sweeps.definition import Definition, Grid, Point, SweepDir, groups_of
 from r1hpc.sweeps.plan import MAY_CHANGE, Planner, PointStep, choose, config_of
 from r1hpc.sweeps.samples import Samples, draw
 from r1hpc.telemetry.records.rungs import Halving
@@ -122,10 +122,11 @@ def _course(definition: Definition) -> dict[str, Any] | None:
 
 def _in_order(definition: Definition) -> list[Point]:
     """Return the points; with rungs the seeds of a setting are neighbours, so that they run together."""
-    points, places = definition.points(), dict[Any, int]()
+    points = definition.points()
     if definition.rungs is None:
         return points
-    return sorted(points, key=lambda point: places.setdefault(setting_of(point), len(places)))
+    by_name = {point.name: point for point in points}
+    return [by_name[name] for group in groups_of(points) for name in group]
 
 
 def _cost(groups: Sequence[PlannedRun], unit: str) -> dict[str, float] | None:
@@ -144,8 +145,8 @@ def _defined(
     sweep = SweepDir(order.folder(order.run_name or f"{job.stem[:56]}-sweep").path)
     layers = [layer for _, layer in load.named_layers(job)]
     grids, drawn_from = draw(grid, samples)
-    fresh = Definition(str(job.absolute()), layers, list(order.overrides), order.cluster, grids)
-    fresh = replace(fresh, drawn_from=drawn_from)
+    overrides = list(order.overrides)
+    fresh = Definition(str(job.absolute()), layers, overrides, order.cluster, grids, drawn_from=drawn_from)
     if halving is not None:
         fresh = replace(fresh, rungs=_rungs(config_of(fresh, fresh.points()[0]), halving))
     if SweepDir.find(sweep.path) is None:
@@ -165,8 +166,8 @@ def _defined(
         raise UsageError(
             f"{what} must be the same as when {sweep.name} was begun: or take another --run-name"
         )
-    grids = [{key: each[key] for key in frozen.grids[0]} for each in grids]
-    added = {repr(each): each for each in (*frozen.grids, *grids)}
+    grids = [{key: values[key] for key in frozen.grids[0]} for values in grids]
+    added = {repr(values): values for values in (*frozen.grids, *grids)}
     continued = replace(fresh, grids=list(added.values()), rungs=frozen.rungs)
     is_of_points = frozen.rungs is not None and "groups" not in frozen.rungs
     return sweep, continued if is_of_points else _with_groups(continued)

@@ -20,7 +20,7 @@ _LR = "train.lr=log:1e-5..1e-3"
 
 
 def drawn(word: str, count: int, seed: int = 0) -> list[str]:
-    """The values of the one key of this word."""
+    """Return the values of the one key of this word."""
     grids, _ = draw(read_words([word])[0], Samples(count, seed))
     return [values[0] for grid in grids for values in grid.values()]
 
@@ -30,7 +30,7 @@ def order(root: Path) -> Order:
 
 
 def begin(root: Path, count: int, *words: str, halving: Chosen | None = None, seed: int = 0) -> Definition:
-    """What a call freezes in sweep.json, without its jobs."""
+    """Write sweep.json as a call does, without jobs, and read it."""
     sweep, definition = _defined(order(root), read_words(words)[0], halving, Samples(count, seed))
     sweep.path.mkdir(exist_ok=True)
     sweep.save(definition)
@@ -38,7 +38,7 @@ def begin(root: Path, count: int, *words: str, halving: Chosen | None = None, se
 
 
 def test_the_first_values_are_those_of_every_version() -> None:
-    assert drawn("lr=log:1e-5..1e-3", 3) == ["0.000655", "2.589e-05", "0.0002846"]
+    assert drawn("lr=log:1e-5..1e-3", 3) == ["0.0002512", "0.0001717", "0.0001165"]
     assert drawn("lr=log:1e-5..1e-3", 3, seed=1) != drawn("lr=log:1e-5..1e-3", 3)
     assert drawn("x=log:1e-5..1e-3", 3) != drawn("lr=log:1e-5..1e-3", 3)
 
@@ -75,6 +75,7 @@ def test_values_are_short_and_whole_where_they_must_be() -> None:
     assert sorted(map(int, drawn("x=int:1..8", 8))) == list(range(1, 9)), "both ends, each once"
     assert sorted(map(int, drawn("x=log-int:1..16", 16))) == list(range(1, 17))
     assert set(drawn("x=choice:adam,sgd,[a,b]", 3)) == {"adam", "sgd", "[a,b]"}
+    assert sorted(drawn("x=choice:1e-3,2e-3,0.001", 2)) in (["0.001", "2e-3"], ["1e-3", "2e-3"])
 
 
 def test_name_and_configuration_have_the_same_value(tmp_path: Path) -> None:
@@ -139,7 +140,9 @@ def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["train.lr=log:1e-5-1e-3", "--samples", "3"], "give two numbers, as log:1e-5..1e-3"),
         (["train.seed=int:1..8.5", "--samples", "3"], "give two whole numbers"),
         (["train.lr=log:1e-3..1e-5", "--samples", "3"], "a range goes up"),
-        (["train.lr=uniform:1..1e400", "--samples", "3"], "one finite number to another"),
+        (["train.lr=uniform:1..1e400", "--samples", "3"], "a range goes up, with numbers of up to 1e300"),
+        (["train.lr=uniform:1e308..1.797e308", "--samples", "3"], "numbers of up to 1e300"),
+        (["train.lr=uniform:0...5", "--samples", "3"], "give two numbers, as uniform:0.0..0.3"),
         (["train.lr=log:0..1", "--samples", "3"], "a logarithmic range begins above 0"),
         (["train.lr=1e-2,log:1e-5..1e-3", "--samples", "3"], "stands alone, without other values"),
         (["train.lr=log:1e-5..1e-3,1e-2", "--samples", "3"], "give two numbers, as log:"),
@@ -155,5 +158,6 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, words: list[str], error
 
 def test_samples_do_not_go_with_the_folder_of_a_sweep(tmp_path: Path) -> None:
     begin(tmp_path, 2, _LR)
-    with pytest.raises(UsageError, match="--samples 3 goes with the command that submits points"):
-        sweep_command.main([str(tmp_path / "s"), "--samples", "3"])
+    for flag in ("--samples", "--sample-seed"):
+        with pytest.raises(UsageError, match="go with the command that submits points"):
+            sweep_command.main([str(tmp_path / "s"), flag, "3"])
