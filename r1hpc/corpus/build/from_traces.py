@@ -11,7 +11,6 @@ neither the recipe nor the dataset depends on where the files lie.
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,8 @@ REWRITTEN = ".jsonl"
 _MIN_SHARD, _MAX_SHARD = 2**13, 2**24
 _CHUNK = 2**15
 _PART_BYTES = 2**26
-
-
-@dataclass(frozen=True)
-class TraceInput:
-    """One entry of data.traces: its files, in order."""
-
-    files: tuple[Path, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the name of each file's link: sorts as the files do, never hidden."""
-        return tuple(f"{number:05d}-{path.name}" for number, path in enumerate(self.files))
+TraceInput = tuple[Path, ...]
+"""The files of an entry of data.traces, in order."""
 
 
 def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInput]:
@@ -48,20 +37,20 @@ def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInp
 
     Raise UsageError for a missing path, or a folder without any; `key` is the setting in its message.
     """
-    inputs = []
+    inputs: list[TraceInput] = []
     for path in (Path(name).absolute() for name in paths):
         if not path.is_file() and not path.is_dir():
             raise UsageError(f"{key}: {path} is not there; name JSONL files or folders of them")
         files = (path,) if path.is_file() else tuple(files_of_lines(path))
         if not files:
             raise UsageError(f"{key}: the folder {path} holds no *.jsonl")
-        inputs.append(TraceInput(files))
+        inputs.append(files)
     return inputs
 
 
 def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> str:
     """Return a sha256 over the content and names of all inputs, the tokenizer and the dataset's layout."""
-    files = [[[n, file_digest(p)] for n, p in zip(i.names, i.files, strict=True)] for i in inputs]
+    files = [[[name, file_digest(path)] for name, path in _named(files)] for files in inputs]
     return digest({"recipe": _recipe(inputs, eos_id), "files": files, "tokenizer": file_digest(tokenizer)})
 
 
@@ -80,10 +69,10 @@ def write_trace_recipe(
     from r1hpc.corpus.build.vocabulary import existing_files
 
     shutil.rmtree(folder, ignore_errors=True)
-    for number, item in enumerate(inputs):
+    for number, files in enumerate(inputs):
         links = folder / _root(number)
         links.mkdir(parents=True)
-        for name, path in zip(item.names, item.files, strict=True):
+        for name, path in _named(files):
             if rewrite is None:
                 (links / name).symlink_to(path)
             else:
@@ -98,10 +87,15 @@ def write_trace_recipe(
 def in_terms_of_inputs(said: str, inputs: Sequence[TraceInput], folder: Path) -> str:
     """Rewrite a build's error about the recipe in `folder` for the user's files: rewritten files have the
     same lines, and on_invalid is no setting of a run."""
-    for number, item in enumerate(inputs):
-        for name, path in zip(item.names, item.files, strict=True):
+    for number, files in enumerate(inputs):
+        for name, path in _named(files):
             said = said.replace(f"{folder.absolute() / _root(number) / _rewritten(name)}:", f"{path}:")
     return re.sub(r"set on_invalid: skip for source traces-\d+", "leave it out", said)
+
+
+def _named(files: TraceInput) -> list[tuple[str, Path]]:
+    """Return each file with the name of its link: sorts as the files do, never hidden."""
+    return [(f"{number:05d}-{path.name}", path) for number, path in enumerate(files)]
 
 
 def _rewritten(name: str) -> str:
@@ -118,7 +112,7 @@ def _root(number: int) -> str:
 
 
 def _recipe(inputs: Sequence[TraceInput], eos_id: int) -> dict[str, Any]:
-    num_bytes = sum(path.stat().st_size for item in inputs for path in item.files)
+    num_bytes = sum(path.stat().st_size for files in inputs for path in files)
     # About one shard: a writer holds a complete one in memory, and pads the last.
     shard = min(_MAX_SHARD, max(_MIN_SHARD, 1 << max(0, num_bytes - 1).bit_length()))
     return {

@@ -26,6 +26,9 @@ _ROW_CHUNK = 2**16
 _ROW_SHARD = 2**22
 _COMPRESSION_LEVEL = 3
 _LOW = 2**64 - 1
+_COLUMNS = {"doc_source": "<u2", "doc_hash": "<u8", "doc_input": "<u4", "doc_position": "<u8"}
+"""The per-document arrays, which with ends and prompts take 46 bytes per document while they grow."""
+_GROWING = {"<u2": "H", "<u4": "I", "<u8": "Q"}
 Placed = tuple[int, int, Encoded]
 """A document with the index of its source, and of its file among the inputs of the part."""
 
@@ -48,37 +51,6 @@ class PartResult:
         return cls(**(mine | {"sources": sources}))
 
 
-class _Rows:
-    """The per-document arrays, 60 bytes per document while they grow."""
-
-    def __init__(self) -> None:
-        self.source, self.input = array("H"), array("L")
-        self.position, self.high, self.low = array("Q"), array("Q"), array("Q")
-        self.prompt, self.offsets = array("Q"), array("Q", [0])
-
-    def append(self, source: int, place: int, item: Encoded, token_stop: int) -> None:
-        self.source.append(source)
-        self.input.append(place)
-        self.position.append(item.position)
-        self.high.append(item.hash >> 64)
-        self.low.append(item.hash & _LOW)
-        self.prompt.append(item.num_prompt_tokens)
-        self.offsets.append(token_stop)
-
-    def write(self, folder: Path, is_traces: bool) -> None:
-        """Write the arrays and those of segments."""
-        pairs = np.stack([np.array(self.high, dtype="<u8"), np.array(self.low, dtype="<u8")], axis=1)
-        offsets = np.array(self.offsets, dtype="<u8")
-        _write_array(folder / "doc_offsets", offsets)
-        _write_array(folder / "doc_source", np.array(self.source, dtype="<u2"))
-        _write_array(folder / "doc_hash", pairs)
-        _write_array(folder / "doc_input", np.array(self.input, dtype="<u4"))
-        _write_array(folder / "doc_position", np.array(self.position, dtype="<u8"))
-        if is_traces:
-            for name, values in segment_arrays(offsets, np.array(self.prompt, dtype="<u8")).items():
-                _write_array(folder / name, values)
-
-
 def write_part(
     recipe: Recipe,
     items: Iterable[Placed],
@@ -98,21 +70,33 @@ def write_part(
     import zarr  # late: plans and existing datasets do not need it
 
     zarr.create_group(folder)
-    tokens, rows = _TokenWriter(folder, recipe, vocabulary), _Rows()
+    tokens = _TokenWriter(folder, recipe, vocabulary)
+    columns = {name: array(_GROWING[dtype]) for name, dtype in _COLUMNS.items()}
+    offsets, prompts = array("Q", [0]), array("Q")
     end = np.array([vocabulary.eos_id], np.uint32)
     for source, place, item in items:
         tokens.append(item.ids)
         tokens.append(end)
-        rows.append(source, place, item, tokens.length)
+        columns["doc_source"].append(source)
+        columns["doc_hash"].extend((item.hash >> 64, item.hash & _LOW))
+        columns["doc_input"].append(place)
+        columns["doc_position"].append(item.position)
+        offsets.append(tokens.length)
+        prompts.append(item.num_prompt_tokens)
         count = counts[source]
         count.num_documents += 1
         count.num_tokens += len(item.ids) + 1
         count.num_bytes += item.num_bytes
     tokens.close()
-    rows.write(folder, recipe.is_traces)
+    arrays = {name: np.array(columns[name], dtype) for name, dtype in _COLUMNS.items()}
+    arrays |= {"doc_offsets": np.array(offsets, "<u8"), "doc_hash": arrays["doc_hash"].reshape(-1, 2)}
+    if recipe.is_traces:
+        arrays |= segment_arrays(offsets, prompts)
+    for name, values in arrays.items():
+        _write_array(folder / name, values)
     (folder / INPUTS).write_bytes(canonical_json([{"source": s, "path": p} for s, p in inputs]))
     (folder / CHECKSUMS).write_bytes(_read_checksums(folder / TOKENS))
-    return PartResult(tokens.length, len(rows.source), counts, census(folder))
+    return PartResult(tokens.length, len(prompts), counts, census(folder))
 
 
 class _TokenWriter:

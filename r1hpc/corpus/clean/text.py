@@ -104,10 +104,6 @@ class _Kind(NamedTuple):
     """Places in a failed finding where another may be: the pattern includes neighbours."""
 
 
-def _always(found: str) -> bool:
-    return True
-
-
 def _digits(found: str) -> str:
     return re.sub(r"\D", "", found)
 
@@ -183,7 +179,7 @@ def _cut_key(found: str) -> Iterator[tuple[int, int]]:
 # character.
 _KINDS = (
     _Kind("PRIVATE_KEY", *LOOKS["a private key"], _is_private_key, _cut_key),
-    _Kind("GITHUB_TOKEN", *LOOKS["a GitHub token"], _always),
+    _Kind("GITHUB_TOKEN", *LOOKS["a GitHub token"], bool),
     _Kind(  # 40 characters, known by the name or the id before them
         "AWS_SECRET",
         ("ecret", "ECRET", "AKIA", "ASIA"),
@@ -210,7 +206,7 @@ _KINDS = (
         "EMAIL",
         ("@",),
         re.compile(r"\b[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9\-]{1,63}\.)+[A-Za-z]{2,24}\b"),
-        _always,
+        bool,
     ),
     _Kind(
         "IBAN",
@@ -224,7 +220,7 @@ _KINDS = (
         "SSN",
         ("-",),
         re.compile(r"\d(?<![\d\-]\d)(?<!9)(?!(?<=0)00|(?<=6)66)\d{2}-(?!00)\d{2}-(?!0000)\d{4}(?![\d\-])"),
-        _always,
+        bool,
     ),
     _Kind("IP", (".",), re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\d|\.\d)"), _is_public),
     _Kind(

@@ -235,54 +235,35 @@ def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
     yield Document(0, raw, size=len(raw))
 
 
-# --- JSONL ----------------------------------------------------------------------------------------
+# --- Lines ----------------------------------------------------------------------------------------
 
 
-def _read_jsonl(
+def _read_lines(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
+    stop = None if is_compressed(path.name) else span.stop
+    found = islice(lines.iter_lines(path, span.start, stop), source.max_documents)
     # map and islice hold no line while its document is in use: it may be large.
-    return map(functools.partial(_line_document, fields), _read_lines(source, path, span))
+    return map(functools.partial(_line_document, source, fields), found)
 
 
-def _line_document(fields: FieldReader, line: Line) -> Document:
+def _line_document(source: SourceRecipe, fields: FieldReader, line: Line) -> Document:
     size = len(line.raw)
     if line.fault:
         return Document(line.position, b"", fault=line.fault, size=size, lost_bytes=line.lost_bytes)
     try:
-        value = lines.parse_json(line.raw, fields.pick)
+        if source.kind != TRACES:
+            return fields.document(line.position, lines.parse_json(line.raw, fields.pick), size)
+        prompt, completion = lines.parse_trace(line.raw, source.prompt_field, source.completion_field)
     except ValueError as error:
         return Document(line.position, b"", fault=str(error), size=size)
-    return fields.document(line.position, value, size)
-
-
-def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[Line]:
-    stop = None if is_compressed(path.name) else span.stop
-    return islice(lines.iter_lines(path, span.start, stop), source.max_documents)
-
-
-# --- Traces ---------------------------------------------------------------------------------------
-
-
-def _read_traces(
-    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
-) -> Iterator[Document]:
-    for line in _read_lines(source, path, span):
-        if line.fault:
-            yield Document(line.position, b"", fault=line.fault)
-            continue
-        try:
-            prompt, completion = lines.parse_trace(line.raw, source.prompt_field, source.completion_field)
-        except ValueError as error:
-            yield Document(line.position, b"", fault=str(error))
-        else:
-            yield Document(line.position, prompt + completion, prompt_bytes=len(prompt))
+    return Document(line.position, prompt + completion, prompt_bytes=len(prompt), size=size)
 
 
 _READERS = {
     "text": _read_text,
-    "jsonl": _read_jsonl,
-    TRACES: _read_traces,
+    "jsonl": _read_lines,
+    TRACES: _read_lines,
     "parquet": tables.read_parquet,
     "arrow": tables.read_arrow,
     "hdf5": tables.read_hdf5,
