@@ -10,6 +10,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 from r1hpc.base.errors import UsageError
 
@@ -51,6 +52,12 @@ def format_time(seconds: float) -> str:
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
     return (f"{days}-" if days else "") + f"{h:02d}:{m:02d}:{s:02d}"
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Format named counts, the largest first: 12 empty, 3 language."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {name}" for name, count in ordered)
 
 
 def format_duration(seconds: float) -> str:

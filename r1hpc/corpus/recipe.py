@@ -8,7 +8,7 @@ Keys are listed in shards/README.md. Paths in a recipe are relative to the recip
 
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -114,6 +114,10 @@ class SourceRecipe:
     """traces: the JSONL field that is learnt; the EOS id is appended to it."""
     on_invalid: str = "error"
     """traces: error, or skip a line that is no trace."""
+    clean: "CleanRecipe | None" = None
+    """The recipe's own clean, with the keys that the source gives instead; null: the recipe's."""
+    max_dropped: float = 1.0
+    """Share of the source's records that may be dropped. It changes no byte, so it is not in the hash."""
     chat_template: str | None = None
     """For a field of messages: a Jinja file, or a folder of a tokenizer; null: tokenizer.path's own."""
 
@@ -137,6 +141,8 @@ class SourceRecipe:
                 )
         if self.kind == "text" and self.max_documents is not None:
             raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
+        if not 0 <= self.max_dropped <= 1:
+            raise UsageError(f"source {self.name}: max_dropped must be 0 to 1, not {self.max_dropped}")
         for name in ("max_bytes", "max_documents"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"source {self.name}: {name} must be at least 1, not {value}")
@@ -267,8 +273,8 @@ class Recipe:
             raise UsageError(f"max_unreadable is a share from 0 to less than 1, not {self.max_unreadable}")
         if self.mix is not None:
             self.mix.check_sources(tuple(source.name for source in self.sources))
-        stages = {"clean": self.clean, "dedup": self.dedup, "decontaminate": self.decontaminate}
-        asked = [name for name, block in stages.items() if block is not None]
+        stages = {"clean": self.cleans, "dedup": self.dedup, "decontaminate": self.decontaminate}
+        asked = [name for name, block in stages.items() if block not in (None, ())]
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):
             what = "traces" if self.is_traces else "token ids"
             raise UsageError(f"{asked[0]} works on texts, not on {what}; leave it out")
@@ -286,6 +292,9 @@ class Recipe:
         if self.tokenizer.pad_id is None:
             del content["tokenizer"]["pad_id"]
         for source in content["sources"]:
+            del source["max_dropped"]  # it refuses a dataset and changes none
+            if source["clean"] is None:
+                del source["clean"]
             if source["kind"] != TRACES:  # those keys do not concern it and must not change its id
                 for key in _TRACE_KEYS:
                     del source[key]
@@ -299,10 +308,16 @@ class Recipe:
         return self.sources[0].kind == TRACES
 
     @property
+    def cleans(self) -> tuple[CleanRecipe, ...]:
+        """Return the recipe's clean and those of its sources."""
+        blocks = (self.clean, *(source.clean for source in self.sources))
+        return tuple(block for block in blocks if block is not None)
+
+    @property
     def is_prepared(self) -> bool:
         """True if documents pass through stages before they become tokens."""
-        stages = (self.clean, self.dedup, self.decontaminate)
-        return self.max_unreadable > 0 or any(stage is not None for stage in stages)
+        stages = (self.dedup, self.decontaminate)
+        return self.max_unreadable > 0 or bool(self.cleans) or any(stage is not None for stage in stages)
 
     @property
     def hash(self) -> str:
@@ -341,6 +356,8 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
     values = dict(_mapping(content, "the recipe"))
     _check_keys(values, [field.name for field in fields(Recipe) if field.name != "folder"], "")
     values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
+    if values.get("clean") is not None:
+        values["clean"] = _block(CleanRecipe, values["clean"], "clean")
     sources = values.get("sources")
     if not isinstance(sources, list):
         raise UsageError("sources must be a list of blocks, each with name, kind and root")
@@ -352,8 +369,16 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
                 f"{where}.generate: recipes of 0.2.0 had teachers. Run stage generate, and name its "
                 "traces.jsonl by kind: traces, or by kind: jsonl, field: completion"
             )
+        if item.get("clean") is not None:
+            item = {**item, "clean": _lay_over(values.get("clean"), item["clean"], f"{where}.clean")}
         blocks.append(_block(SourceRecipe, item, where))
     return _block(Recipe, {**values, "sources": tuple(blocks), "folder": folder}, "recipe")
+
+
+def _lay_over(clean: CleanRecipe | None, content: Any, where: str) -> CleanRecipe:
+    """Return a source's clean: the recipe's with the keys that the source gives."""
+    own = _block(CleanRecipe, content, where)
+    return replace(clean or CleanRecipe(), **{name: getattr(own, name) for name in content})
 
 
 def _block(cls: type[_Block], content: Any, where: str) -> _Block:

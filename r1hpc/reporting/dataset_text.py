@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.names import printable
-from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.base.units import format_bytes, format_counts, format_duration
 
 
 def plan_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -56,8 +56,7 @@ def count_lines(found: dict[str, Any]) -> Iterator[str]:
 
 def count_text(documents: Mapping[str, Any]) -> str:
     """Return records in, kept and dropped, with the rules that dropped most first."""
-    dropped = sorted(documents["dropped"].items(), key=lambda item: (-item[1], item[0]))
-    reasons = ", ".join(f"{count:,} {rule}" for rule, count in dropped)
+    reasons = format_counts(documents["dropped"])
     lost = documents["in"] - documents["kept"]
     return f"{documents['in']:,} in, {documents['kept']:,} kept, {lost:,} dropped" + (
         f" ({reasons})" if reasons else ""

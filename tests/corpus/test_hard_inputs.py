@@ -325,6 +325,7 @@ def test_the_id_does_not_depend_on_where_the_inputs_lie(tmp_path: Path) -> None:
         folder.mkdir()
         write_lines(folder / "in.jsonl", [text(1, 20)])
         (folder / "no.parquet").write_text("not that")
+        pyarrow.parquet.write_table(pyarrow.table({"text": [text(2, 20)]}), folder / "yes.parquet")
         bad = {"name": "bad", "kind": "parquet", "root": ".", "glob": "*.parquet"}
         recipe = write_recipe(folder, sources=[JSONL, bad], max_unreadable=0.9)
         ids.add(build_dataset(recipe, folder / "out").id)

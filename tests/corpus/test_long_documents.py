@@ -250,7 +250,7 @@ def test_stage_clean_leaves_out_what_would_fill_memory(
     (tmp_path / "docs" / "a.txt").write_text(text(1, 100))
     (tmp_path / "docs" / "b.txt").write_text(text(2, 2000))
     found = audit(build(tmp_path, clean={"repair": False}).path)
-    assert found["documents"]["dropped"] == {"too_long": 1}
+    assert found["documents"]["dropped"] == {"over_64_mib": 1}
 
 
 @pytest.mark.parametrize("is_ascii", [True, False])

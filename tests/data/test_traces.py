@@ -181,7 +181,7 @@ def test_invalid_line_is_named_or_left_out(
 def test_nothing_but_invalid_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}\n[]\n")
     recipe = write_recipe(tmp_path, sources=[trace_source(on_invalid="skip")])
-    with pytest.raises(UsageError, match="was left out"):
+    with pytest.raises(DataError, match=r"source traces: 2 of 2 records are dropped \(2 no_trace\)"):
         build_dataset(recipe, tmp_path / "out")
 
 

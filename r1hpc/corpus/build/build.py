@@ -25,6 +25,7 @@ from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
 from r1hpc.corpus.build.tokenize import PART
 from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.build.writer import PartResult
+from r1hpc.corpus.clean.losses import check_losses, count_by_source, read_counts, sum_up
 from r1hpc.corpus.engine import work_dir
 from r1hpc.corpus.engine.work_dir import Report, Work
 from r1hpc.corpus.recipe import Recipe, load_recipe
@@ -135,15 +136,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
         made = run_stages(recipe, spans, work, how)
         content = _gather(work, made)
         results = [PartResult.from_record(work_dir.unit_record(path)) for path in made.parts]
-        if not sum(result.num_tokens for result in results):
-            raise UsageError("the inputs are empty: every document has no text, or was left out")
         manifest = _manifest(recipe, spans, content, made.vocabulary, results)
-        empty = [source["name"] for source in manifest["sources"] if not source["num_tokens"]]
-        if recipe.mix is not None and empty:  # here, before a run meets it
-            raise UsageError(
-                f"mix: no document of source {empty[0]} is left after the stages before; loosen them for it, "
-                "or leave the source out"
-            )
         if recipe.is_prepared:
             manifest["preparation"] = _preparation(recipe, made)
         write_manifest(content, manifest)
@@ -152,6 +145,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
             write_json(content / MADE_WITH, beside, mode=0o644)
         if not recipe.is_prepared and (left_out := _left_out(recipe, results)):  # else the manifest has them
             write_json(content / LEFT_OUT, left_out, mode=0o644)
+        _check_content(recipe, read_manifest(content))
         failpoint("data.build.publish")
         published = work_dir.publish(work, content)
         failpoint("data.build.published")
@@ -210,20 +204,23 @@ def _manifest(
 
 def _preparation(recipe: Recipe, made: Made) -> dict[str, Any]:
     """Return the counts of kept and dropped records, over all and by source."""
-    totals: list[dict[str, Any]] = [
-        {"documents": {"in": 0, "kept": 0, "dropped": Counter()}, "edits": Counter()}
-        for _ in (*recipe.sources, "all")
-    ]
+    parts, edits = [], [Counter[str]() for _ in recipe.sources]
     for record in map(work_dir.unit_record, made.parts):
-        (source,) = record["sources"]
-        prepared = record["prepared"]
-        for total in (totals[int(source)], totals[-1]):
-            total["documents"]["in"] += prepared["in"]
-            total["documents"]["kept"] += record["num_documents"]
-            total["documents"]["dropped"].update(prepared["dropped"])
-            total["edits"].update(prepared["edits"])
-    named = zip(recipe.sources, totals[:-1], strict=True)
-    return totals[-1] | {"sources": [{"name": source.name} | total for source, total in named]}
+        source, prepared = int(*record["sources"]), record["prepared"]
+        parts.append((source, prepared["in"], prepared["dropped"]))
+        edits[source].update(prepared["edits"])
+    counts = zip(count_by_source(recipe, parts), edits, strict=True)
+    return sum_up([source | {"edits": own} for source, own in counts])
+
+
+def _check_content(recipe: Recipe, manifest: DatasetManifest) -> None:
+    """Refuse a dataset without tokens, or with a source that lost too much or that a mixture cannot use."""
+    check_losses(recipe, read_counts(manifest)["sources"])
+    if not manifest.content["num_tokens"]:
+        raise UsageError("the inputs are empty: every document has no text")
+    empty = [source["name"] for source in manifest.content["sources"] if not source["num_tokens"]]
+    if recipe.mix is not None and empty:  # here, before a run meets it
+        raise UsageError(f"mix: source {empty[0]} has no document; leave it out")
 
 
 def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
@@ -275,6 +272,7 @@ def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> Bui
             "recipe; choose another --out or move it away"
         )
     manifest.check_census()
+    check_losses(recipe, read_counts(manifest)["sources"], may_be_emptied=True)
     return _report(manifest, built=False, note=_staleness(recipe, manifest, check_inputs))
 
 

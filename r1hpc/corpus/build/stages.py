@@ -24,6 +24,7 @@ from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.clean import text
 from r1hpc.corpus.clean.clean import CleanTask, IndexTask
 from r1hpc.corpus.clean.dedup import DedupTask
+from r1hpc.corpus.clean.losses import check_losses, count_by_source
 from r1hpc.corpus.engine.units import Unit, run_units, unit_key
 from r1hpc.corpus.engine.work_dir import Report, Work, find_unit, unit_record
 from r1hpc.corpus.recipe import Recipe
@@ -99,8 +100,8 @@ def check_references(recipe: Recipe) -> None:
     """Raise UsageError for what a build would meet late: missing files and languages, mistyped weights."""
     if recipe.mix is not None:
         recipe.mix.check_sum()
-    if recipe.clean and recipe.clean.lang:
-        text.check_codes(recipe.clean.lang)
+    if codes := [code for clean in recipe.cleans for code in clean.lang]:
+        text.check_codes(codes)
     if recipe.tokenizer.kind == "path" and recipe.tokenizer.path is not None:
         existing_files(recipe.resolve(recipe.tokenizer.path))
     for path in map(recipe.resolve, recipe.decontaminate.against if recipe.decontaminate else ()):
@@ -175,6 +176,7 @@ class _Stages:
             key = unit_key("dedup", self._content["dedup"], keys)
             (dedup,) = self._run([Unit("dedup", key, DedupTask(self._recipe, cleaned))])
             keys.append(dedup.name)
+            self._check_losses([unit_record(path) for path in cleaned], unit_record(dedup)["dropped"])
         vocabulary, tokenizer = self._tokenizer(keys, cleaned)
         assert tokenizer is not None, "the recipe refuses stages on ids"
         units = []
@@ -239,8 +241,16 @@ class _Stages:
             key = unit_key("clean", settings, inputs, evaluation.name if evaluation else None)
             units.append(Unit("clean", key, CleanTask(self._recipe, part, evaluation), size))
         paths = self._run(units, read_inputs=True)
-        self._check_unreadable([unit_record(path) for path in paths])
+        found = [unit_record(path) for path in paths]
+        self._check_unreadable(found)
+        self._check_losses(found, [{} for _ in found])
         return paths
+
+    def _check_losses(self, found: list[dict[str, Any]], duplicates: list[dict[str, int]]) -> None:
+        """Refuse a source that lost too much before time is spent on the next stage."""
+        pairs = zip(found, duplicates, strict=True)
+        parts = [(record["source"], record["in"], record["dropped"] | more) for record, more in pairs]
+        check_losses(self._recipe, count_by_source(self._recipe, parts))
 
     def _check_unreadable(self, found: list[dict[str, Any]]) -> None:
         total = sum(record["in"] for record in found)

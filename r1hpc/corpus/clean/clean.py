@@ -29,7 +29,7 @@ from r1hpc.corpus.clean.decisions import RecordDecision, dropped_by_rule
 from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.rules import Verdicts
 from r1hpc.corpus.clean.text import identify, mask, repair
-from r1hpc.corpus.recipe import Recipe, SourceRecipe
+from r1hpc.corpus.recipe import CleanRecipe, Recipe, SourceRecipe
 from r1hpc.corpus.sources.fields import Document, SourceSpan, batched, template_of
 from r1hpc.corpus.sources.read import read_span
 from r1hpc.data.format.manifest import DECISIONS
@@ -101,11 +101,15 @@ class CleanTask:
     def _source(self) -> SourceRecipe:
         return self.recipe.sources[self.spans[0].source]
 
+    @property
+    def _clean(self) -> CleanRecipe | None:
+        return self._source.clean or self.recipe.clean
+
     def _decide(self, batch: list[_Item], inputs: Sequence[str]) -> None:
         """Set text and decision of every record of the batch, step by step."""
         for item in batch:
             self._decode(item, inputs)
-        clean = self.recipe.clean
+        clean = self._clean
         if clean is not None:
             if clean.repair:
                 has_chats = any(item.document.is_chat for item in batch)
@@ -134,7 +138,7 @@ class CleanTask:
             self._set_aside(item, where, document.fault)
             return
         if len(document.raw) > 4 * MAX_TEXT_CHARS:  # each stage would copy it
-            item.decision.drop(decisions.TOO_LONG, float(len(document.raw)), "in bytes; divide it")
+            item.decision.drop(decisions.OVER_64_MIB, float(len(document.raw)), "in bytes; divide it")
             return
         if document.is_ids:
             raise UsageError(f"{where}: token ids, which cannot be cleaned or compared; take the texts")
@@ -157,7 +161,7 @@ class CleanTask:
         item.decision.drop(decisions.UNREADABLE, note=what)
 
     def _identify(self, kept: list[_Item]) -> None:
-        clean = self.recipe.clean
+        clean = self._clean
         assert clean is not None, "the caller has seen it"
         for item, (code, score) in zip(kept, identify([i.text for i in kept]), strict=True):
             item.decision.language, item.decision.score = code, score

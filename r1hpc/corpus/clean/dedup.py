@@ -46,9 +46,12 @@ class DedupTask:
     def write(self, folder: Path) -> dict[str, Any]:
         with _Table(self.recipe, self.cleaned, folder) as table:
             drops = self._find(table)
-        for part, chosen in itertools.groupby(drops, lambda drop: table.part(drop.document)):  # sorted
-            table.write(folder, part, list(chosen))
-        return {"dropped": decisions.dropped_by_rule([drop.rule for drop in drops])}
+        dropped: list[dict[str, int]] = [{} for _ in self.cleaned]
+        for part, found in itertools.groupby(drops, lambda drop: table.part(drop.document)):  # sorted
+            chosen = list(found)
+            table.write(folder, part, chosen)
+            dropped[part] = decisions.dropped_by_rule([drop.rule for drop in chosen])
+        return {"dropped": dropped}
 
     def _find(self, table: "_Table") -> list[_Drop]:
         block = self.recipe.dedup

@@ -8,7 +8,6 @@ order = SampleOrder(..., **fill_in(arguments))      # the arguments of `shard tr
 """
 
 from argparse import Namespace
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.sections import MixConfig
 from r1hpc.corpus.clean import decisions
+from r1hpc.corpus.clean.losses import read_counts
 from r1hpc.data.format.documents import DocumentInfo, has_roles
-from r1hpc.data.format.manifest import LEFT_OUT, MANIFEST, DatasetManifest, read_manifest
+from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_plan, recipe_mix, shares
 from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.read.reader import TokenDataset, open_dataset
@@ -164,7 +164,7 @@ def audit(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     content = manifest.content
     tokens = {source["name"]: source["num_tokens"] for source in content["sources"]}
-    prepared = content.get("preparation") or _plain_preparation(manifest)
+    prepared = read_counts(manifest)
     mix = recipe_mix(manifest)
     found = {"id": manifest.id, "documents": prepared["documents"], "tokens": tokens}
     found |= {"sources": prepared["sources"], "edits": prepared["edits"]}
@@ -173,26 +173,6 @@ def audit(path: Path) -> dict[str, Any]:
         names = [source["name"] for source in content["sources"]]
         found["mix"] = dict(zip(names, shares(mix, content["sources"], of=of), strict=True))
     return found
-
-
-def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
-    """Return the same for a plain recipe, which only leaves out empty records, non-text and non-traces."""
-    rule = decisions.NO_TRACE if has_roles(manifest) else decisions.NOT_UTF8
-    record = manifest.path / LEFT_OUT
-    # Datasets from before that file existed count everything under one rule.
-    left_out = read_json(record) if record.is_file() else {}
-    sources = []
-    for source in manifest.content["sources"]:
-        skipped = {rule: source["num_skipped"]} if source["num_skipped"] else {}
-        dropped = left_out.get(source["name"], skipped)
-        kept = source["num_documents"]
-        documents = {"in": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
-        sources.append({"name": source["name"], "edits": {}, "documents": documents})
-    total: Counter[str] = Counter()
-    for each in sources:
-        total.update(each["documents"]["dropped"])
-    counts = {name: sum(each["documents"][name] for each in sources) for name in ("in", "kept")}
-    return {"documents": counts | {"dropped": dict(total)}, "sources": sources, "edits": {}}
 
 
 def _decode(dataset: Any, ids: Any) -> str:
