@@ -45,10 +45,10 @@ def test_a_document_is_trained_on_held_out_or_a_sibling(
 
 
 def test_a_source_without_documents_gives_none(tmp_path: Path) -> None:
-    """All of its lines were left out: nothing of it can be held out, or be trained on."""
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "b.jsonl").write_text("no trace\n")
-    sources = [trace_source(glob="a.jsonl"), trace_source(name="b", root="bad", on_invalid="skip")]
+    """Its file is empty: nothing of it can be held out, or be trained on."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "b.jsonl").write_text("")
+    sources = [trace_source(glob="a.jsonl"), trace_source(name="b", root="empty")]
     dataset = open_traces(build_traces(tmp_path, TRACES, sources=sources).path)
     parting = hold_out(dataset, 6, seed=3)
     assert (parting.sizes, len(parting.held_out)) == ((24, 0), 6)
