@@ -183,8 +183,6 @@ def _proc(name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Done:
-    """A disturbance as it happened."""
-
     name: str
     attempt: int
     causes: tuple[Cause, ...] = ()

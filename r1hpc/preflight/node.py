@@ -24,8 +24,6 @@ _SHM_PER_RANK = 64 * _MIB
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """Facts that a node reports about itself."""
-
     name: str
     versions: VersionFacts
     interfaces: tuple[str, ...] = ()

@@ -35,8 +35,6 @@ _SKEW_FAIL_S = 30.0
 
 @dataclass(frozen=True)
 class NodeReport:
-    """Report of one node."""
-
     node: NodeFacts
     peers: PeerFacts
 

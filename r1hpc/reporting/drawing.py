@@ -68,8 +68,6 @@ _USUAL = re.compile(
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart to be drawn."""
-
     name: str
     """Name of its file, without the suffix."""
     title: str
@@ -136,7 +134,6 @@ def mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
 
 
 def dot(axes: Axes, x: float, y: float, name: str, words: str, size: float = 8) -> None:
-    """Draw a point."""
     how: dict[str, Any] = {"color": colour(name), "marker": "o", "ms": size, "mew": 0, "lw": 0}
     tip(axes.plot([x], [y], zorder=5, clip_on=False, **how)[0], words)
 

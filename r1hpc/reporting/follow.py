@@ -85,7 +85,6 @@ class _Screen:
         self._console.file.flush()
 
     def show(self, done: int, of: int | None, unit: str, left_s: float | None) -> None:
-        """Redraw the bar."""
         text = f"{unit} {done}" + (f" of {of}" if of else "") + _left(left_s)
         self._bar.update(self._task, completed=done, total=of, description=text, refresh=True)
 

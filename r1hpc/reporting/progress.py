@@ -53,7 +53,6 @@ class Progress:
 
     @property
     def unit(self) -> str:
-        """Return what is counted."""
         return "part" if self.in_parts else "step"
 
 

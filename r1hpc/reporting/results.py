@@ -24,8 +24,6 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class Result:
-    """One row."""
-
     stage: str
     model: str
     """The stage or the folder that the weights come from."""

@@ -106,8 +106,6 @@ def gpu_range(series: Sequence[GpuSeries], key: str, most: int = _MOST_POINTS) -
 
 @dataclass(frozen=True)
 class RunData:
-    """All data for the charts of one run."""
-
     attempts: Sequence[AttemptSummary]
     steps: Sequence[Step]
     lost: Sequence[Step]

@@ -32,8 +32,6 @@ RUN_HEADINGS = (
 
 @dataclass(frozen=True)
 class View:
-    """Everything on the page."""
-
     run_root: Path
     runs: tuple[RunLedger, ...]
     """Newest first."""
@@ -149,7 +147,6 @@ class View:
 
     @property
     def planned_runs(self) -> list[EstimatedRun]:
-        """Return the runs that have an estimate."""
         return [
             EstimatedRun(run.run_id, run.planned, run.used, run.is_live, run.ratio is not None)
             for run in self.counted

@@ -29,8 +29,6 @@ _SHOWN_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Place:
-    """Host and port of a server."""
-
     host: str
     """An address, or a name that resolves to one."""
     port: int
@@ -63,7 +61,6 @@ def make_key(run: RunDir) -> Path:
 
 
 def read_key(run: RunDir) -> str:
-    """Return the key itself."""
     return run.server_key.read_text().strip()
 
 

@@ -36,8 +36,6 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 @dataclass
 class Client:
-    """Client of one server."""
-
     url: str
 
     def ask(self, path: str, key: str | None) -> int | None:

@@ -52,8 +52,6 @@ _LOOPBACK = "127.0.0.1"
 
 
 class Activity:
-    """Spells of one attempt."""
-
     def __init__(
         self, writer: MetricWriter, number: int, requests: int = 0, clock: Callable[[], float] = time.time
     ) -> None:

@@ -44,8 +44,6 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Target:
-    """A server to ask."""
-
     name: str
     url: str
     model: str

@@ -28,7 +28,6 @@ _NAMES = (("submitit.core.utils", "DelayedSubmission"), ENTRY_POINT)
 
 
 def folder_of(run: Path) -> Path:
-    """Return the folder of submitit's files of a run."""
     return run / FOLDER
 
 

@@ -269,7 +269,6 @@ def _text(line: bytes) -> str:
 
 
 def line_error(source: str, number: int, error: ValueError) -> StateError:
-    """Return the error for a line that cannot be read."""
     between = " " if isinstance(error, RowError) else ": "
     return StateError(f"{source}:{number}{between}{error}; make it again with: {PRINTED_BY}")
 

@@ -172,7 +172,6 @@ def asked_options(config: RunConfig) -> dict[str, str | int | None]:
 
 
 def render(script: Script) -> str:
-    """Return the full job script."""
     site = site_lines(script.setup, script.environment)
     loader = "r1hpc.slurm.payload" if script.contract >= 4 else "submitit.core._submit"
     by_submitit = _fill(script_text.BY_SUBMITIT, LOADER=loader)

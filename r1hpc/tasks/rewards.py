@@ -243,7 +243,6 @@ class Scorer:
         return [self._gated(group) for group in scored] if self._gate else scored
 
     def close(self) -> None:
-        """End the verifiers' processes."""
         for each in self._all():
             each.close()
 

@@ -195,8 +195,6 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two models' answers to the same questions."""
-
     num_questions: int
     only_in_a: int
     """Questions that B was not asked."""
@@ -321,8 +319,6 @@ def _cost(lines: Sequence[Line], is_sampled: bool) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdict on B compared with A."""
-
     no_worse: bool
     text: str
 

@@ -53,7 +53,6 @@ class VerifierStats:
 
     @staticmethod
     def joined(parts: Sequence["VerifierStats"]) -> "VerifierStats":
-        """Return the sum over several verifiers."""
         whole = VerifierStats(slowest_s=max(part.slowest_s for part in parts))
         for name in ("checked", "refused", "timeouts", "crashes", "failures", "restarts"):
             setattr(whole, name, sum(getattr(part, name) for part in parts))

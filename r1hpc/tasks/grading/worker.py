@@ -20,7 +20,6 @@ from r1hpc.tasks.sandbox.user_code import OwnCodeError
 
 
 def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
-    """Load the judge, and install the guard."""
     judge = JUDGES[judge_name].load(settings)
     guard.install()
 

@@ -195,8 +195,6 @@ _TRIED_OF_OTHERS = 16
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One worked answer."""
-
     item: Item
     completion: str
     thinking: bool

@@ -18,7 +18,6 @@ from r1hpc.tasks.sandbox.user_code import OwnCodeError, call, make_task
 
 
 def ready(settings: Mapping[str, Any]) -> tuple[Handler, dict[str, Any]]:
-    """Make the task; return its handler and its description."""
     task, spec = make_task(settings), settings["spec"]
     size = call(spec, task.__len__) if hasattr(task, "__len__") else None
     if size == 0:

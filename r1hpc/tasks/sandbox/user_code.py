@@ -65,7 +65,6 @@ def call(spec: str, function: Callable[..., Any], *arguments: Any, **options: An
 
 
 def load_verdict(settings: Mapping[str, Any]) -> Judge:
-    """Return the judge of a custom task."""
     task, spec = make_task(settings), settings["spec"]
 
     def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:

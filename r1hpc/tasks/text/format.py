@@ -91,7 +91,6 @@ class PromptForm:
 
     @cached_property
     def id(self) -> str:
-        """Return an id made from the content of the form."""
         source = self.template and [self.template.source, *sorted(self.template.variables.items())]
         return json.dumps([source, self.system, self.begin, self.open_thinking])
 

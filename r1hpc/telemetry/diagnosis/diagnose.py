@@ -24,8 +24,6 @@ _MOST_OF_A_KIND = 3
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """An attempt's figures and findings."""
-
     run_id: str
     attempt: int
     figures: dict[str, float | int | None]

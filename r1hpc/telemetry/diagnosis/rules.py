@@ -80,8 +80,6 @@ REWARD_SHARE = 0.2
 
 
 class Severity(StrEnum):
-    """Severity of a finding."""
-
     error = "error"
     """The run makes no progress, or its numbers are in doubt."""
     warning = "warning"
@@ -92,8 +90,6 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding."""
-
     code: str
     """A stable name for scripts, such as input_bound."""
     severity: Severity

@@ -67,8 +67,6 @@ class AttemptSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """All attempts."""
-
     run: RunDir
     history: History
     attempts: tuple[AttemptSummary, ...]

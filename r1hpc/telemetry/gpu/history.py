@@ -61,7 +61,6 @@ class GpuFold:
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "GpuFold":
-        """Restore it from its fields in JSON."""
         parts = {
             "series": {key: _Series(**series) for key, series in kept["series"].items()},
             "energy": _Energy(**kept["energy"]),
@@ -196,7 +195,6 @@ class GpuSeries:
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "GpuSeries":
-        """Restore it from its fields in JSON."""
         segments = [list(map(Point._make, segment)) for segment in kept["segments"]]
         pending = list(map(Point._make, kept["pending"]))
         return GpuSeries(**{**kept, "segments": segments, "pending": pending})
@@ -236,7 +234,6 @@ class GpuHistory:
 
     @staticmethod
     def restored(kept: dict[str, Any]) -> "GpuHistory":
-        """Restore it from its fields in JSON."""
         folds = {
             "attempts": set(kept["attempts"]),
             "gpus": {uuid: GpuFold.restored(gpu) for uuid, gpu in kept["gpus"].items()},

@@ -61,7 +61,6 @@ def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list
 
 
 def sentence(summary: dict[str, Any]) -> str:
-    """Return an evaluation in one line."""
     greedy, first = summary["greedy"], summary["pass_at"]["1"]
     last = max(summary["pass_at"], key=int)
     text = f"greedy {greedy['value']:.3f} [{greedy['low']:.3f}, {greedy['high']:.3f}]"

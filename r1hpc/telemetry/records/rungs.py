@@ -42,8 +42,6 @@ Logged = Callable[[RunDir], Mapping[str, Mapping[int, float]]]
 
 
 class Rungs:
-    """The rungs of one run."""
-
     def __init__(self, run: RunDir, halving: Halving, logged: Logged) -> None:
         self._run, self._halving, self._logged = run, halving, logged
         self._left = list(halving["steps"])

@@ -58,8 +58,6 @@ _OF_GENERATED = ("item", "prompt", "completion", "correct", "reward", "tokens")
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion."""
-
     kind: str
     """training, evaluation or generated."""
     step: int | None

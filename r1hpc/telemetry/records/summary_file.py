@@ -82,8 +82,6 @@ class StoredAttempt:
 
 @dataclass(frozen=True)
 class StoredSummary:
-    """The file."""
-
     stage: str
     job_name: str
     config: Mark

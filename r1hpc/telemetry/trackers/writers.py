@@ -110,7 +110,6 @@ def _as_markdown(sample: Sample) -> str:
 
 
 def _row(sample: Sample) -> list[Any]:
-    """Return the values below _COLUMNS."""
     terms = " ".join(f"{name}={value:.3g}" for name, value in sample.terms.items())
     return [sample.correct, sample.reward, terms, sample.expected, sample.prompt, sample.completion]
 

@@ -113,7 +113,6 @@ def _aliases(weights: Weights) -> list[list[str]]:
 
 
 def streams_name(rank: int) -> str:
-    """Return the name of the file with a rank's random streams."""
     return f"streams_rank_{rank}.pt"
 
 

@@ -55,7 +55,6 @@ class Identity:
             )
 
     def to_meta(self) -> dict[str, Any]:
-        """Return it as a checkpoint's manifest stores it."""
         own = {k: v for k, v in self.__dict__.items() if k != "facts"}
         return {**own, **self.facts}
 

@@ -199,8 +199,6 @@ def _share(right: Sequence[bool], questions: Sequence[Hashable]) -> dict[str, fl
 
 
 class HeldOut:
-    """Evaluates the policy of stage rl at chosen steps."""
-
     def __init__(self, job: Job, judge: Judge, should_stop: ShouldStop) -> None:
         self._job = job
         self._judge = judge

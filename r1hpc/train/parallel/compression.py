@@ -32,7 +32,6 @@ Tensors = dict[str, torch.Tensor]
 
 
 def compression_name(rank: int) -> str:
-    """Return the name of a rank's file in a checkpoint."""
     return f"{PREFIX}{rank}.pt"
 
 

@@ -42,8 +42,6 @@ RECORD = "r1hpc-quantization.json"
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of one model."""
-
     num_bytes: int
     perplexity: float
     num_tokens: int
@@ -162,8 +160,6 @@ def _line(item: Item, completion: Completion, score: Score) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Asked:
-    """How to quantise and how to measure."""
-
     scheme: str
     """A key of quantize.SCHEMES."""
     num_texts: int = 0

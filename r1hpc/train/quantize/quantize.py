@@ -51,8 +51,6 @@ Texts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Quantized:
-    """How much of a model was quantised."""
-
     num_quantized: int
     num_parameters: int
     group_size: int | None

@@ -75,7 +75,6 @@ class Judge:
 
     @cached_property
     def asking_id(self) -> str:
-        """Return the id of its prompt form."""
         return asking_id(self._config.model, self._form, self._ids)
 
     def prompt(self, item: Item) -> tuple[int, ...]:
@@ -160,7 +159,6 @@ class Judge:
         return scored
 
     def read(self, samples: Samples, num_items: int) -> list[list[Completion]]:
-        """Return the completions of each item as text."""
         num = len(samples.lengths) // num_items
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
         completions = [

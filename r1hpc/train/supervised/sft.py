@@ -120,7 +120,6 @@ class FineTuning(SupervisedStage[TraceBatch]):
             yield self._loss(engine, rows) * weight
 
     def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
-        """Run the validation if it is due."""
         if not self._is_due(step):
             return {}, False
         loss = self._validate(session, step)
