@@ -44,7 +44,6 @@ _SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the
 _MAIN = ("loss", "throughput", "utilisation", "power")
 _MAIN_OF_RL = ("reward", "length", *_MAIN[1:])
 """Charts of a run on a page with others; a page of one run has all."""
-_NOTHING = "<p class=muted>It has taken no step yet.</p>"
 _MOST_SAMPLES = 4
 _MOST_RESULTS = 20
 _MOST_CARDS = 8
@@ -200,7 +199,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     """Return the HTML of one run. `is_alone`: the page shows only this run, with every chart."""
     data = read_run_data(run)
     charts = charts_of_run(data)
-    nothing = "" if counts_of(run.stage) == "parts" else _NOTHING
+    nothing = "" if counts_of(run.stage) == "parts" else "<p class=muted>It has taken no step yet.</p>"
     main = _MAIN_OF_RL if "reward" in charts else _MAIN
     shown = [chart for name, chart in charts.items() if is_alone or name in main]
     facts = [*_facts(run), *(f"{name} {value}" for name, value in card_of(run.run, run.stage))]

@@ -22,7 +22,6 @@ from r1hpc.config.stages import is_server
 from r1hpc.reporting.progress import GpuNow, Shown
 from r1hpc.telemetry.records.attempts import Attempt
 
-_GPU_HEADINGS: tuple[str, ...] = ("node", "GPU", "busy", "memory", "power", "temp")
 _MOST_GPU_ROWS = 16
 """More GPUs are shown as one row for each node."""
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
@@ -159,7 +158,7 @@ class _Curve:
 def _gpus(shown: Shown, width: int) -> list[RenderableType]:
     if not shown.gpus:
         return []
-    rows = [_GPU_HEADINGS]
+    rows: list[tuple[str, ...]] = [("node", "GPU", "busy", "memory", "power", "temp")]
     if len(shown.gpus) <= _MOST_GPU_ROWS:
         for gpu in shown.gpus:
             rows.append(_gpu_row(gpu.node, cell(gpu.index), [gpu]))

@@ -27,7 +27,6 @@ from typing import Any
 
 NO_VLLM = 78
 """Exit status if the interpreter has no vLLM: EX_CONFIG of sysexits.h."""
-_SERVER = "vllm.entrypoints.openai.api_server"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEY_FILE = "R1HPC_SERVE_KEY_FILE"
 """Variable with the name of the key file."""
@@ -54,7 +53,6 @@ CHALLENGE, PROOF = "x-r1hpc-challenge", "x-r1hpc-proof"
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
 _Receive = Callable[[], Awaitable[_Message]]
-_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 def main() -> None:
@@ -69,13 +67,13 @@ def main() -> None:
     if os.getppid() == 1:  # the parent is already gone
         sys.exit(1)
     os.environ["VLLM_SERVER_DEV_MODE"] = "0"
-    runpy.run_module(_SERVER, run_name="__main__", alter_sys=True)
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 
 
 class Gate:
     """An ASGI 3 application around another one: 401 without the key, 404 for what is not SERVED."""
 
-    def __init__(self, app: _App) -> None:
+    def __init__(self, app: Callable[[_Message, _Receive, _Send], Awaitable[None]]) -> None:
         self._app = app
         key = Path(os.environ[KEY_FILE]).read_bytes().strip()
         if not key:

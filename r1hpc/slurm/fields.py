@@ -55,7 +55,6 @@ _OTHER_VALUE = (
     r"[A-Za-z0-9_\[][A-Za-z0-9_ .,:=+/@%*\[\]-]*",
     "letters, digits, spaces and . , : = + / @ % * [ ] _ -",
 )
-_OTHER_KEY = r"[a-z][a-z0-9-]*"
 _INTERPRETER = (
     r"[A-Za-z0-9_./][A-Za-z0-9_./+@-]*( [A-Za-z0-9_./+@=:,-]+)*",
     "the path of a python, or a command that starts one such as `uv run python`",
@@ -127,7 +126,7 @@ def check_extra(options: Mapping[str, str]) -> None:
     """Raise UsageError for `--sbatch KEY=VALUE` options with a key that is no sbatch long option, one that
     r1hpc sets itself, or a bad value."""
     for key, value in options.items():
-        if not re.fullmatch(_OTHER_KEY, key):
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
             raise UsageError(
                 f"--sbatch {printable(key)!r}: the key must be a long option of sbatch without its dashes, "
                 "such as wckey"

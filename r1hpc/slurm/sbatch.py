@@ -70,10 +70,6 @@ def _partitions() -> str:
     return "\n  ".join(["partitions here (-p PARTITION):", *shown[:_MOST]])
 
 
-def _accounts() -> str:
-    return _listed("your accounts", _associations("account"), "-A ACCOUNT")
-
-
 def _qos() -> str:
     names = {name for line in _associations("qos") for name in line.split(",")}
     return _listed("your QOS", names, "--qos QOS")
@@ -93,7 +89,7 @@ def _listed(what: str, names: set[str], flag: str) -> str:
 
 
 _CHOICES: dict[str, Callable[[], str]] = {
-    "invalid account": _accounts,
+    "invalid account": lambda: _listed("your accounts", _associations("account"), "-A ACCOUNT"),
     "invalid qos": _qos,
     "invalid partition": _partitions,
     "node count specification invalid": _partitions,

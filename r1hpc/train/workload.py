@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from r1hpc.plan.hours.goodput import FailureRates
     from r1hpc.plan.run import RunPlan
 
-_READS_SHARDS = ("pretrain", "sft")
 _MOST_ENCODED = 5000
 """Prompts whose tokens are counted, the longest ones: a second or two."""
 
@@ -177,7 +176,7 @@ class Training(Workload):
 
     def prepare(self, run: RunDir, config: RunConfig) -> str:
         """Build the dataset if it is missing; return its folder."""
-        if config.stage not in _READS_SHARDS:
+        if config.stage not in ("pretrain", "sft"):
             return ""
         from r1hpc.train.supervised.dataset import ensure_dataset
 

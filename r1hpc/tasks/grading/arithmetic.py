@@ -123,7 +123,11 @@ class _Parser:
         kind, text = self._tokens[self._position]
         self._position += 1
         if kind == "number":
-            return Node("number", self._checked(text))
+            if len(text) > MAX_DIGITS:
+                raise RefusedError(f"a number of {len(text)} digits, at most {MAX_DIGITS} are read")
+            if not self._algebra and not _INTEGER.fullmatch(text):
+                raise RefusedError(f"{text} is not a plain integer")
+            return Node("number", text)
         if kind != "name" or not self._algebra:
             raise RefusedError(f"{text!r} where a number should stand")
         return Node("call", text, (self._enclosed(depth),)) if self.next() == "(" else Node("name", text)
@@ -135,13 +139,6 @@ class _Parser:
             raise RefusedError("a parenthesis is not closed")
         self._take()
         return inner
-
-    def _checked(self, number: str) -> str:
-        if len(number) > MAX_DIGITS:
-            raise RefusedError(f"a number of {len(number)} digits, at most {MAX_DIGITS} are read")
-        if not self._algebra and not _INTEGER.fullmatch(number):
-            raise RefusedError(f"{number} is not a plain integer")
-        return number
 
     def _take(self) -> str:
         self._position += 1

@@ -439,12 +439,10 @@ def refuse_costly(text: str) -> None:
         raise RefusedError("costly to compute")
 
 
-@lru_cache(maxsize=64)
-def _gold(answer: str, latex: bool) -> Any:
-    return _parsed(answer, latex)
-
-
 def _parsed(text: str, latex: bool) -> Any:
     """Parse it as a formula if it is one: math-verify reads `2x` as 2 without dollars."""
     bare = (latex or "\\" in text) and not any(mark in text for mark in _ENVIRONMENTS)
     return math_verify.parse(f"${text}$" if bare else text, parsing_timeout=None)
+
+
+_gold = lru_cache(maxsize=64)(_parsed)

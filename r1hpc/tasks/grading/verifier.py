@@ -144,7 +144,8 @@ class Verifier:
         if not isinstance(said, dict):
             self._failed_in_a_row = 0
             return said  # type: ignore[no-any-return]
-        self._note(said["error"])
+        if said["error"] not in self.sentences and len(self.sentences) < _MOST_NOTED:
+            self.sentences.append(said["error"])
         if not self._own:
             self.stats.failures += "act" in said
             return False
@@ -153,10 +154,6 @@ class Verifier:
         if self._failed_in_a_row >= _MOST_FAILURES:
             raise R1hpcError(f"{said['error']}; so on {_MOST_FAILURES} completions in a row")
         return None
-
-    def _note(self, sentence: str) -> None:
-        if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
-            self.sentences.append(sentence)
 
     def _judged(self, chunk: list[list[Any]]) -> list[Any]:
         """Return the verdicts of a chunk; if it fails, judge each of its questions alone."""

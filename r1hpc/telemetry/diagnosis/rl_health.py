@@ -64,7 +64,7 @@ def held_out_warnings(evaluations: Mapping[int, Mapping[str, Any]]) -> list[Find
     newest = max(evaluations)
     most = max(evaluations[newest]["pass_at"], key=int)
     for name in dict.fromkeys((f"pass@{most}", "pass@1", "greedy")):
-        figures = {step: _held_out(each, name) for step, each in evaluations.items()}
+        figures = {step: one.get(name) or one["pass_at"].get(name[5:]) for step, one in evaluations.items()}
         shown = {step: figure for step, figure in figures.items() if figure}
         best = max(shown, key=lambda step: shown[step]["value"])
         before, now = shown[best], shown[newest]
@@ -77,11 +77,6 @@ def held_out_warnings(evaluations: Mapping[int, Mapping[str, Any]]) -> list[Find
             sentence = f"held-out {name} fell from {was} to {newly}"
             return [warning("held_out_collapse", sentence, advice)]
     return []
-
-
-def _held_out(evaluation: Mapping[str, Any], name: str) -> Mapping[str, float] | None:
-    found: Mapping[str, float] | None = evaluation.get(name) or evaluation["pass_at"].get(name[5:])
-    return found
 
 
 def as_mapping(step: Step) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema.run import OWN_ATTENTIONS
 
-GATED = ("gate", "gate_norm")
 OURS = OWN_ATTENTIONS
 """Implementations whose weights are wrong under any other."""
 GAMMA = "gate_gamma"
@@ -83,7 +82,7 @@ def add_gates(network: nn.Module, implementation: str) -> None:
             f"model.attn_implementation={implementation}: {type(network).__name__} does not take its "
             "attention from transformers' AttentionInterface; use another model_type, or eager"
         )
-    for layer in layers if implementation in GATED else ():
+    for layer in layers if implementation in ("gate", "gate_norm") else ():
         some = next(layer.parameters())
         value = torch.full((1,), INITIAL_GAMMA, dtype=some.dtype, device=some.device)
         layer.register_parameter(GAMMA, nn.Parameter(value))

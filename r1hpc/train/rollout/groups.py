@@ -132,8 +132,11 @@ def read_groups(path: Path, sha256: str | None = None) -> tuple[str, Groups]:
             arrays = dict(opened)
         named = [name for name in arrays if name.startswith(_TERM)]
         terms = {name.removeprefix(_TERM): arrays.pop(name) for name in named}
-        if "format" not in arrays:
-            return _read_format_1(arrays, terms)
+        if "format" not in arrays:  # format 1
+            policy_id = str(arrays.pop("policy_id"))
+            arrays.setdefault("failed", np.zeros(len(arrays["lengths"]), np.bool_))  # older still
+            versions = np.full(arrays["tokens"].shape, OF_ITS_ROLLOUT, np.int32)
+            return policy_id, Groups(**arrays, versions=versions, terms=terms)
         if int(arrays["format"]) != FORMAT:
             raise ValueError(
                 f"it has format {arrays['format']}, and this version of r1hpc reads up to {FORMAT}"
@@ -214,10 +217,3 @@ def _unpacked(arrays: dict[str, Any], terms: dict[str, Any]) -> Groups:
         prompts=tuple(tuple(prompt.tolist()) for prompt in prompts[:: max(1, members)]),
         **{name: arrays[name] for name in _OF_ROWS},
     )
-
-
-def _read_format_1(arrays: dict[str, Any], terms: dict[str, Any]) -> tuple[str, Groups]:
-    policy_id = str(arrays.pop("policy_id"))
-    arrays.setdefault("failed", np.zeros(len(arrays["lengths"]), np.bool_))  # written by an older version
-    versions = np.full(arrays["tokens"].shape, OF_ITS_ROLLOUT, np.int32)
-    return policy_id, Groups(**arrays, versions=versions, terms=terms)

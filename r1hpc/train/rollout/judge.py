@@ -7,7 +7,7 @@ checks `should_stop` in between, so that a rank stops within seconds of a reques
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class Judge:
         self._said: set[str] = set()
         self.sampling_s = 0.0
         """Seconds of sampling so far, without scoring."""
-        self._encode = lru_cache(maxsize=4096)(self._encoded)
+        ids_of = partial(prompt_ids, tokenizer, form, most=config.rollout.max_prompt_length)
+        self._encode = lru_cache(maxsize=4096)(ids_of)
 
     @cached_property
     def asking_id(self) -> str:
@@ -201,9 +202,6 @@ class Judge:
             end = special_ids(self.tokenizer, self._config.model).eos
             return self.prompt(item), (*encode(self.tokenizer, self._form.completion(shown)), end)
         return self.prompt(item), ()
-
-    def _encoded(self, text: str, where: str) -> tuple[int, ...]:
-        return prompt_ids(self.tokenizer, self._form, text, where, self._config.rollout.max_prompt_length)
 
 
 @contextmanager
