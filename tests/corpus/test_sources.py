@@ -101,6 +101,55 @@ def test_hdf5_token_ids(tmp_path: Path, layout: str) -> None:
     assert dataset.tokenizer_path is None
 
 
+@pytest.mark.parametrize("field", ["soft", "group/inner", "/group/inner"])
+def test_soft_links_of_hdf5_are_followed(tmp_path: Path, field: str) -> None:
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file.create_dataset("deep/body", data=TEXTS, dtype=h5py.string_dtype())
+        file["soft"] = h5py.SoftLink("/group/inner")
+        file["group"] = h5py.SoftLink("/deep")
+        file["deep/inner"] = h5py.SoftLink("body")
+    dataset = build(tmp_path, {"kind": "hdf5", "glob": "*.h5", "field": field})
+    assert documents(dataset) == [item.encode() for item in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("broken", "no dataset 'broken'; its link cannot be followed; correct the link"),
+        ("lost", "no dataset 'lost'; its link cannot be followed"),
+        ("circle", "no dataset 'circle'; its link cannot be followed"),
+        ("idz", "no dataset 'idz' (did you mean 'ids'?)"),
+        ("idz/x", "no dataset 'idz/x'"),
+        ("ids/x", "no dataset 'ids/x'"),
+        ("linked", "dataset 'linked' lies in another file, "),
+        ("folder/ids", "dataset 'folder/ids' lies in another file, "),
+        (
+            "virtual",
+            "dataset 'virtual' lies in another file, gone.h5, which a build does not check for changes",
+        ),
+        ("raw", "dataset 'raw' lies in another file, raw.bin, "),
+    ],
+)
+def test_data_of_another_hdf5_file_are_refused(tmp_path: Path, field: str, message: str) -> None:
+    (tmp_path / "more").mkdir()
+    with h5py.File(tmp_path / "more" / "other.h5", "w") as other:
+        other["ids"] = np.ones((2, 3), np.int64)
+    layout = h5py.VirtualLayout((2, 3), np.int64)
+    layout[:] = h5py.VirtualSource("gone.h5", "ids", shape=(2, 3))
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file["ids"] = np.ones((2, 3), np.int64)
+        file["broken"] = h5py.SoftLink("/nothing")
+        file["lost"] = h5py.ExternalLink("more/gone.h5", "ids")
+        file["circle"] = h5py.SoftLink("/circle")
+        file["linked"] = h5py.ExternalLink("more/other.h5", "ids")
+        file["folder"] = h5py.ExternalLink("more/other.h5", "/")
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("raw", (2, 3), np.int64, external=[("raw.bin", 0, 48)])
+    with pytest.raises(UsageError) as error:
+        build(tmp_path, {"kind": "hdf5", "glob": "*.h5", "field": field}, BYTES_IDS)
+    assert f"in.h5: {message}" in str(error.value)
+
+
 def _hdf5(folder: Path, values: Any) -> None:
     with h5py.File(folder / "in.h5", "w") as file:
         file["body"] = values

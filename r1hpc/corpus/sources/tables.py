@@ -205,12 +205,27 @@ def _hdf5_dataset(source: SourceRecipe, path: Path, file: Any) -> Any:
     """Return the dataset, checked: strings, rows of integers, or one row of integers."""
     import h5py
 
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     field = source.field.strip("/")
-    if field not in names:
-        raise UsageError(f"{path}: no dataset {source.field!r}{nearest(field, names)}")
-    dataset = file[field]
+    group, _, last = field.rpartition("/")
+    dataset, broken = None, ""
+    with contextlib.suppress(KeyError, ValueError, RuntimeError):  # RuntimeError: a circle of links
+        parent = file[group or "/"]
+        if isinstance(parent, h5py.Group) and last in list(parent):  # lists links without a target too
+            broken = "; its link cannot be followed; correct the link or name the dataset itself"
+            dataset, broken = parent[last], ""
+    if not isinstance(dataset, h5py.Dataset):
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        raise UsageError(f"{path}: no dataset {source.field!r}{broken or nearest(field, names)}")
+    others = {dataset.file.filename} - {file.filename}
+    if dataset.is_virtual:  # h5py fills rows of a missing file with zeros
+        others.update(part.file_name for part in dataset.virtual_sources() if part.file_name != ".")
+    others.update(name for name, _, _ in dataset.external or ())
+    if others:
+        raise UsageError(
+            f"{path}: dataset {source.field!r} lies in another file, {min(others)}, which a build does not "
+            "check for changes; name that file as the input, or copy the data into this one"
+        )
     is_string = h5py.check_string_dtype(dataset.dtype) is not None
     element = h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype
     is_ids = not is_string and np.issubdtype(element, np.integer) and dataset.ndim in (1, 2)
