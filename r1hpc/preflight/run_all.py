@@ -34,8 +34,6 @@ _SHORT_WARNING_S = 30
 
 @dataclass(frozen=True)
 class Examination:
-    """The findings, and a profile of what was found."""
-
     findings: tuple[SiteFinding, ...]
     profile: dict[str, Any]
 

@@ -290,7 +290,6 @@ def _findings(run: RunLedger) -> str:
 
 
 def page(view: View) -> str:
-    """Return the page as text."""
     charts = [
         f"<h2>{view.unit[:1].upper()}{view.unit[1:]}</h2>{tiles(view)}",
         *budget(view),

@@ -100,7 +100,6 @@ class View:
 
     @property
     def wasted_by_cause(self) -> dict[str, float]:
-        """Return lost and idle hours by what ended the attempt."""
         found: dict[str, float] = defaultdict(float)
         for each in (attempt for run in self.counted for attempt in run.attempts):
             found[each.cause] += each.parts["lost"] + each.parts["idle"]

@@ -113,8 +113,6 @@ class ServerError(R1hpcError):
 
 @dataclass
 class Life:
-    """One attempt's server."""
-
     run: RunDir
     config: RunConfig
     attempt: int
@@ -224,8 +222,6 @@ class Life:
 
 @dataclass
 class _Health:
-    """Check that it still answers."""
-
     server: Server
     key: str
     asked: float = field(default_factory=time.monotonic)

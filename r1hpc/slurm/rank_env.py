@@ -26,8 +26,6 @@ _PORT_TRIES = 200
 
 @dataclass(frozen=True)
 class RankContext:
-    """One rank of one attempt."""
-
     rank: int
     """0..world_size-1 over all nodes."""
     local_rank: int

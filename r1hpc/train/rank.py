@@ -38,7 +38,6 @@ _RENDEZVOUS_TIMEOUT_S = 600.0
 
 
 def run_rank(ranked: RankJob) -> Outcome:
-    """Run the configured stage on this rank."""
     run, config, context, watchdog = ranked.run, ranked.config, ranked.context, ranked.watchdog
     use_gpu = bool(config.resources.gpus_per_node)
     store = _rendezvous(run, config, context, ranked.token, watchdog)

@@ -216,8 +216,6 @@ def _after_thinking(text: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class Boxed:
-    """Position and content of a \\boxed."""
-
     start: int
     content: str
     end: int

@@ -15,8 +15,6 @@ from r1hpc.telemetry.records.metrics import Step
 
 
 class Part(IntEnum):
-    """The use of time."""
-
     useful = 0
     """In lasting steps, and in evaluations between them."""
     lost = 1

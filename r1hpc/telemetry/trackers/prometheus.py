@@ -78,7 +78,6 @@ def write_textfile(run: RunDir, folder: str | Path | None = None) -> Path:
 
 
 def collect(run: RunDir) -> list[Sample]:
-    """Return the newest values of the run's records."""
     labels = {"run": full_name(run)}
     samples: list[Sample] = [(_WRITTEN, labels, time.time())]
     newest = last_steps(run, 1)

@@ -265,8 +265,6 @@ def load_file(path: Path, map_location: Any = "cpu") -> Any:
 
 
 class _Pieces:
-    """A file that is written piece by piece."""
-
     def __init__(self, file: BinaryIO, stop: threading.Event, wrote: Callable[[], object]) -> None:
         self._file = file
         self._stop = stop

@@ -24,8 +24,6 @@ from r1hpc.train.parallel.engine import Parameters
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of a stage."""
-
     config: RunConfig
     run: RunDir
     group: Group

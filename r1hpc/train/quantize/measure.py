@@ -172,8 +172,6 @@ class Asked:
 
 @dataclass(frozen=True)
 class Report:
-    """Original and export, side by side."""
-
     asked: Asked
     questions: str
     quantized: Quantized

@@ -25,8 +25,6 @@ from r1hpc.train.rollout.torch_engine import cache_argument, choose, streams
 
 @dataclass(frozen=True)
 class Limits:
-    """The sampling and length limits of an answer."""
-
     max_tokens: int
     temperature: float
     """0: greedy."""
