@@ -77,7 +77,8 @@ class PlugIn:
         expected = getattr(self._workload, "returns", {}).get(name)
         if expected is not None and not isinstance(result, expected):
             kind = type(result).__name__
-            raise PlugInError(f"stage {self._stage}: its {name}() returned {kind}, not {_names(expected)}")
+            names = " or ".join("None" if each is type(None) else each.__name__ for each in expected)
+            raise PlugInError(f"stage {self._stage}: its {name}() returned {kind}, not {names}")
         return result
 
 
@@ -87,10 +88,6 @@ class PlugInError(R1hpcError):
 
 def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _names(kinds: tuple[type, ...]) -> str:
-    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
 
 
 def is_of_another_package(stage: str) -> bool:

@@ -141,7 +141,6 @@ def test_flops_follow_palm_appendix_b() -> None:
     shape = model_shape({"model_type": "llama"})
     full = flops_per_token(shape, 2048)
     assert full == 6 * shape.num_matmul_parameters + 12 * 32 * 4096 * 2048
-    assert full - flops_per_token(shape, 2048, causal=True) == 6 * 32 * 4096 * 2048
     assert flops_per_token(shape, 4096) > full
     assert full == pytest.approx(6 * shape.num_parameters, rel=0.08)
 

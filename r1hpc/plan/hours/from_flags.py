@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import parse_json
 from r1hpc.base.units import format_duration
 from r1hpc.plan.hours.estimate import BYTES_PER_TOKEN, Estimate, estimate, seed_estimate
 from r1hpc.plan.hours.goodput import FailureRates
@@ -19,7 +18,7 @@ from r1hpc.plan.hours.workload import (
     guessed_cache_bytes,
     parse_count,
 )
-from r1hpc.plan.model.shape import ModelShape, cache_values, model_shape
+from r1hpc.plan.model.shape import ModelShape, cache_values, model_shape, read_config
 from r1hpc.plan.topology.gpus import Gpu, find_gpu
 
 _LEAST_GOODPUT = 0.01
@@ -119,16 +118,7 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 
 
 def _model_config(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    path = arguments.model_config
-    if path is None:
-        return None
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must hold one JSON object: a model's config.json")
-    return content
+    return None if arguments.model_config is None else read_config(arguments.model_config)
 
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:

@@ -65,7 +65,9 @@ def memory_of_run(
     train, width = config.train, WEIGHT_BYTES[config.train.precision]
     stage, world = config.deepspeed.zero_stage, topology.world_size
     if samples(config.stage) and not trains(config.stage):
-        return _only_sampling(config, shape, topology, card_gib)
+        weights = shape.num_parameters * width / GIB  # a complete model on each rank
+        plan = _with_sampler(_weights_alone(weights), config, shape, topology, card_gib)
+        return replace(plan, host_gib=topology.ranks_per_node * _PROCESS_GIB)
     if is_server(config.stage):
         return _served(config, shape, topology)
     trained, whole, frozen = num_trained(config, shape), 0.0, 0.0
@@ -199,13 +201,6 @@ def held(plan: MemoryPlan, digits: int = 1) -> str:
     )
     when = f" {plan.peak.value}" if plan.peak else ""
     return f"{plan.total_gib:.{digits}f} GiB{when} ({told})"
-
-
-def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> MemoryPlan:
-    """Plan a complete model on each rank, with the memory for sampling."""
-    weights = shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB
-    plan = _with_sampler(_weights_alone(weights), config, shape, topology, card_gib)
-    return replace(plan, host_gib=topology.ranks_per_node * _PROCESS_GIB)
 
 
 def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:

@@ -113,16 +113,15 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def flops_per_token(shape: ModelShape, seq_len: int, causal: bool = False) -> float:
+def flops_per_token(shape: ModelShape, seq_len: int) -> float:
     """Return model FLOPs per trained token, forward and backward, without recomputation: used for MFU.
 
     6 per multiplied weight (2 forward, 4 backward) and 12 x layers x heads x head_dim x seq_len for
-    attention: PaLM, arXiv 2204.02311, appendix B. That counts the full square of scores; `causal=True` counts
-    the half under the diagonal, as Megatron-LM does today. A report must name the convention. Sliding windows
-    count as full attention; embeddings, norms, softmax and biases as nothing.
+    attention: PaLM, arXiv 2204.02311, appendix B. That counts the full square of scores, where Megatron-LM
+    counts half. Sliding windows count as full attention; embeddings, norms, softmax and biases as nothing.
     """
     attention = 12 * shape.num_layers * shape.num_attention_heads * shape.head_dim * seq_len
-    return float(6 * shape.num_matmul_parameters + (attention / 2 if causal else attention))
+    return float(6 * shape.num_matmul_parameters + attention)
 
 
 def hardware_flops_per_token(shape: ModelShape, seq_len: int, activation_checkpointing: bool) -> float:
@@ -384,10 +383,15 @@ def _of_folder(path: str | None, expected: Mapping[str, Any] | None, setting: st
         raise ConfigError(f"{setting} {path} is not a folder: give a local folder with config.json")
     if not file.is_file():
         raise ConfigError(f"{file} is missing: {setting} must be a folder in Hugging Face format")
+    return read_config(file)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Return the object in a model's config.json; raise ConfigError if it holds none."""
     try:
         content = parse_json(file.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} must hold one JSON object")
+        raise ConfigError(f"{file} must hold one JSON object: a model's config.json")
     return content
