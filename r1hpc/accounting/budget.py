@@ -143,26 +143,25 @@ def load_budget(path: Path) -> Budget | None:
 
     Raise ConfigError for an unknown key or an invalid value.
     """
-    where = str(path)
     if not os.path.lexists(path):
         return None
     if not path.is_file():
-        raise ConfigError(f"{where} is no file: remove it, or write the budget there")
+        raise ConfigError(f"{path} is no file: remove it, or write the budget there")
     found = read_section(path, _File)
     budget = Budget(
         **{
             **vars(found),
             "path": path,
-            "start": day(found.start, f"{where}: start"),
-            "end": day(found.end, f"{where}: end", end=True),
+            "start": day(found.start, f"{path}: start"),
+            "end": day(found.end, f"{path}: end", end=True),
             "warn_at": tuple(sorted(found.warn_at)),
-            "gres_per_gpu": parse_shares(found.gres_per_gpu, f"{where}: gres_per_gpu")
+            "gres_per_gpu": parse_shares(found.gres_per_gpu, f"{path}: gres_per_gpu")
             if found.gres_per_gpu
             else {},
         }
     )
     if budget.start is not None and budget.end is not None and budget.start >= budget.end:
-        raise ConfigError(f"{where}: start must lie before end")
+        raise ConfigError(f"{path}: start must lie before end")
     active = (budget.gpu_hours, budget.max_gpu_hours_per_run, budget.campaign)
     return budget if any(value is not None for value in active) else None
 

@@ -170,8 +170,7 @@ def _known_keys_only(new: Any, old: Any, default: Any) -> Any:
 
 def as_layer(config: RunConfig) -> dict[str, Any]:
     """Return the resolved configuration as plain keys and values, as `save` writes it."""
-    layer: dict[str, Any] = _plain(dataclasses.asdict(config))
-    return layer
+    return cast(dict[str, Any], _plain(dataclasses.asdict(config)))
 
 
 def read(path: Path) -> RunConfig:

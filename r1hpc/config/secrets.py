@@ -207,9 +207,8 @@ def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
             _refuse_in(item, key, known)
     elif isinstance(value, str | int) and value:
         kind = "a secret, by its name" if is_secret_key(key) else find_secret(str(value), known)
-        if kind is None:
-            return
-        raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+        if kind is not None:
+            raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
 
 
 def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:

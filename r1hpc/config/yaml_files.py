@@ -53,10 +53,12 @@ class Loader(UniqueKeyLoader):
         return super().compose_node(parent, index)
 
 
+def _construct_marked(loader: Loader, node: Any) -> dict[Any, Any]:
+    return {node.tag: True, **loader.construct_mapping(node, deep=True)}
+
+
 for _tag in (REPLACE, MERGE):
-    Loader.add_constructor(
-        _tag, lambda loader, node: {node.tag: True, **loader.construct_mapping(node, deep=True)}
-    )
+    Loader.add_constructor(_tag, _construct_marked)
 
 
 class Dumper(yaml.SafeDumper):

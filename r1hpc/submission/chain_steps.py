@@ -33,7 +33,10 @@ from r1hpc.submission.resume import plan_inside
 
 
 class Action(StrEnum):
+    """Action of a call on a stage of a chain, or on a point of a sweep."""
+
     skip = "finished"
+    drop = "stopped at a rung"
     leave = "at work"
     adopt = "found again"
     """It has a job that was not recorded."""

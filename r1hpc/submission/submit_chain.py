@@ -108,13 +108,8 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
     moved = renamed(chain)
     frozen = open_definition(chain)
     old = old_stages(chain, frozen.stages)
-    notes = [
-        *notes,
-        *moved,
-        *_old(chain, old, order),
-        *_changed_since(frozen, source, chain),
-        *_changed_code(frozen, chain),
-    ]
+    notes = [*notes, *moved, *_old(chain, old, order)]
+    notes += [*_changed_since(frozen, source, chain), *_changed_code(frozen, chain)]
     definition = override(frozen, order.overrides, chain, order.cluster)
     if order.is_dry_run:
         steps, said = _plan(chain, definition, order, frozen)
@@ -171,9 +166,8 @@ def _plan(
     reused: Collection[str] = (),
 ) -> tuple[tuple[StageStep, ...], tuple[str, ...]]:
     """Return the action for each stage, within the budget for all together, and the notes."""
-    steps, kept = plan_steps(chain, definition, order, reused), []
-    if frozen is not None:
-        kept = _kept_as_they_are(frozen, steps)
+    steps = plan_steps(chain, definition, order, reused)
+    kept = [] if frozen is None else _kept_as_they_are(frozen, steps)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.counted_root, order.over_budget)
     heard = _slurm_says(steps) if order.is_dry_run else []

@@ -10,7 +10,6 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from typing import NamedTuple
 
 from r1hpc.attempt.state.cancel import cancel_job, touch_stop
@@ -23,6 +22,7 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.slurm import defaults, queue
 from r1hpc.slurm.shell import contract
+from r1hpc.submission.chain_steps import Action
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import OrderFacts, PlannedRun, share_done
 from r1hpc.submission.resume import OF_THE_PLACE, plan_inside
@@ -36,16 +36,6 @@ _WITH_CODE = ("task.", "reward.", "evaluate.", "model.chat_template")
 """Settings that may name files to freeze: each point of such a sweep has its own copy of the code."""
 
 
-class Action(StrEnum):
-    """Action of a call on a point."""
-
-    skip = "finished"
-    drop = "stopped at a rung"
-    leave = "at work"
-    submit = "submitted"
-    resume = "resumed"
-
-
 class PointStep(NamedTuple):
     """One point, what is done with it, and the job that it has already."""
 
@@ -53,10 +43,6 @@ class PointStep(NamedTuple):
     run: RunDir
     action: Action
     job_id: str | None = None
-
-    @property
-    def makes_a_job(self) -> bool:
-        return self.action in (Action.submit, Action.resume)
 
 
 def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[PointStep]:

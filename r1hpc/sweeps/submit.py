@@ -73,7 +73,7 @@ def submit_sweep(
     sweep, definition = _defined(order, grid, halving, samples)
     with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
         steps, planner = choose(sweep, _in_order(definition), executor), Planner(sweep, definition, order)
-        to_do = [step for step in steps if step.makes_a_job]
+        to_do = [step for step in steps if step.action.makes_a_job]
         groups = planner.groups(to_do)
         notes += definition.spellings()[:_MOST_NOTES]
         notes += check_budget(groups, order.counted_root, order.over_budget)

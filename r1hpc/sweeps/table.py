@@ -27,8 +27,9 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.reporting.drawing import Axes, dot, number_axis, row_chart, save_png
 from r1hpc.reporting.style import colour
 from r1hpc.slurm import defaults
+from r1hpc.submission.chain_steps import Action
 from r1hpc.sweeps.definition import SweepDir, is_seed, setting_of
-from r1hpc.sweeps.plan import Action, PointStep, choose, config_of
+from r1hpc.sweeps.plan import PointStep, choose, config_of
 from r1hpc.telemetry.records.attempts import gpu_hours_used
 from r1hpc.telemetry.records.direction import direction, lower_is_better
 from r1hpc.telemetry.records.metrics import last_steps, read_logged

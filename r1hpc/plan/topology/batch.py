@@ -86,14 +86,10 @@ def solve_batch(
         asked += f" x train.gradient_accumulation_steps {gradient_accumulation_steps}"
         per_pass *= gradient_accumulation_steps
     relation = f"is {per_pass}" if gradient_accumulation_steps else f"= {per_pass} does not divide it"
-    choices = _nearest_choices(
-        global_batch_size,
-        micro_batch_size,
-        world_size // ranks_per_node,
-        groups_per_node,
-        sequence_parallel,
-        min(max_nodes or _MOST_NODES, _MOST_NODES),
-    )
+    nodes = world_size // ranks_per_node
+    most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, max_nodes or _MOST_NODES)
+    legal = legal_topologies(global_batch_size, groups_per_node, min(most, _MOST_NODES))
+    choices = _nearest_choices(legal, nodes, micro_batch_size, groups_per_node, sequence_parallel)
     raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
 
 
@@ -162,25 +158,18 @@ def _divisors(number: int) -> list[int]:
 
 
 def _nearest_choices(
-    global_batch_size: int,
-    micro_batch_size: int,
-    nodes: int,
-    groups_per_node: int,
-    sequence_parallel: int,
-    max_nodes: int,
+    legal: list[tuple[int, int, int]], nodes: int, micro_batch: int, groups: int, sequence_parallel: int
 ) -> str:
-    ranks = f"{groups_per_node * sequence_parallel}"
+    ranks = f"{groups * sequence_parallel}"
     shared = f", {sequence_parallel} to a sequence" if sequence_parallel > 1 else ""
-    most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, max_nodes)
-    legal = legal_topologies(global_batch_size, groups_per_node, most)
     if not legal:
         return (
             f"No number of nodes with {ranks} ranks each divides it: take a multiple of "
-            f"{groups_per_node} (this changes the training) or other ranks per node."
+            f"{groups} (this changes the training) or other ranks per node."
         )
 
     def distance(choice: tuple[int, int, int]) -> tuple[float, tuple[int, int, int]]:
-        return abs(math.log(choice[0] / max(nodes, 1))) + abs(math.log(choice[1] / micro_batch_size)), choice
+        return abs(math.log(choice[0] / max(nodes, 1))) + abs(math.log(choice[1] / micro_batch)), choice
 
     nearest = sorted(legal, key=distance)[:_CHOICES_SHOWN]
     listed = "; ".join(
