@@ -153,7 +153,7 @@ def read_object(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
     """Return the object in a JSON file; empty if the file is missing or holds something else."""
     try:
         value = read_json(path, shape)
-    except (FileNotFoundError, StateError):
+    except (OSError, StateError):  # ESTALE, on NFS, of a file that was replaced meanwhile
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -5,6 +5,7 @@ milliseconds; test_worker_runs.py has a model.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -73,7 +74,8 @@ def work(run: Path, worker: str, attempt: int, wrong: bool = False) -> None:
     started = Worker(
         run / "exchange",
         box,
-        sampler,
+        sampler.load,
+        sampler.groups,
         at_once=2,
         should_stop=lambda: bool(stop),
         is_over=(run / "trained/over.json").exists,
@@ -283,7 +285,8 @@ def lone(run: Path, sampler: LightSampler, should_stop: Callable[[], bool] = lam
     return Worker(
         run / "exchange",
         box,
-        sampler,
+        sampler.load,
+        sampler.groups,
         at_once=2,
         should_stop=should_stop,
         is_over=lambda: False,
@@ -332,7 +335,9 @@ def test_a_stop_leaves_with_what_is_committed_and_says_so(tmp_path: Path) -> Non
         polls.append(True)
         return len(polls) > 3
 
-    lone(tmp_path, LightSampler(0), should_stop).run()
+    worker = lone(tmp_path, LightSampler(0), should_stop)
+    worker.idle_s = math.inf  # also on a busy machine
+    worker.run()
     beat = read_beat(read_boxes(tmp_path / "workers/w00")[0])
     assert beat is not None
     assert beat["left"] == "stopped"

@@ -10,20 +10,18 @@
     order = read_order(exchange, "w03")
 
 Every file is replaced by a rename and opened anew each round. A reader looks up only names that such a file
-announced, and lists no folder: NFS may remember for a minute that a name was missing. No file holds a time:
-the trainer's own monotonic clock measures how long `count` has not changed.
+announced: NFS may remember for a minute that a name was missing. No file holds a time: the trainer's own
+clock measures how long `count` has not changed.
 """
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict, cast
 
-from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import read_json, write_atomic
+from r1hpc.base.files import read_object, write_atomic
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Count
 
@@ -87,14 +85,13 @@ class _Current(TypedDict):
 
 def read_boxes(worker_dir: Path) -> list[Path]:
     """Return the boxes of a worker's newest starts, the current one last."""
-    current = _read(worker_dir / "current.json", _Current)
-    return [worker_dir / check_name(name, "box") for name in (current["boxes"] if current else [])]
+    current = read_object(worker_dir / "current.json", _Current)
+    return [worker_dir / check_name(name, "box") for name in current.get("boxes", [])]
 
 
 def read_beat(box: Path) -> Beat | None:
     """Return a box's last beat; None if none can be read now."""
-    beat: Beat | None = _read(box / "beat.json", Beat)
-    return beat
+    return cast(Beat, read_object(box / "beat.json", Beat)) or None
 
 
 def group_path(box: Path, number: int) -> Path:
@@ -110,8 +107,7 @@ def write_order(exchange: Path, worker: str, order: Order) -> None:
 
 def read_order(exchange: Path, worker: str) -> Order | None:
     """Return a worker's order; None if none can be read now."""
-    order: Order | None = _read(exchange / "orders" / f"{worker}.json", Order)
-    return order
+    return cast(Order, read_object(exchange / "orders" / f"{worker}.json", Order)) or None
 
 
 @dataclass
@@ -148,14 +144,7 @@ class Box:
     def beat(self) -> None:
         """Show that this start lives, with its weights and its groups."""
         self.count += 1
-        beat = Beat(
-            count=self.count,
-            version=self.version,
-            digest=self.digest,
-            groups=self.groups,
-            committed=self.committed,
-            left=self.left,
-        )
+        beat = {name: getattr(self, name) for name in Beat.__annotations__}
         write_atomic(self.folder / "beat.json", json.dumps(beat) + "\n", durable=False)
 
     def commit(self, item: int, versions: tuple[int, int], write: Callable[[Path], str]) -> None:
@@ -170,16 +159,8 @@ class Box:
     def forget(self, taken: int) -> None:
         """Remove the groups below number `taken`."""
         gone = [group for group in self.groups if group["number"] < taken]
-        if not gone:
-            return
-        self.groups = [group for group in self.groups if group["number"] >= taken]
-        self.beat()
+        if gone:
+            self.groups = self.groups[len(gone) :]
+            self.beat()
         for group in gone:
             group_path(self.folder, group["number"]).unlink(missing_ok=True)
-
-
-def _read(path: Path, shape: Any) -> Any:
-    """Return a small file's value; None if it is missing, or not whole on this node at this moment."""
-    with contextlib.suppress(OSError, StateError):
-        return read_json(path, shape)
-    return None

@@ -4,11 +4,9 @@
     latest = read_latest(exchange)                                      # a worker, each round
     weights = load_version(exchange, latest)
 
-A folder v-<version>-<token> appears by one rename, and is announced in latest.json afterwards. The token is
-that of the attempt which published it, so nothing is ever replaced: a kill at any moment leaves latest.json
-naming a version that is there. A reader opens latest.json anew each time and never lists a folder: NFS may
-remember for a minute that a name was missing. The digest is the sha256 of the list of tensors, by name,
-with their crc32c: of names, shapes and bits.
+A folder v-<version>-<token of the attempt> appears by one rename, then it is announced in latest.json. Nothing
+is replaced, so latest.json names a version that is there, whenever the trainer is killed. Readers list no
+folder: NFS may remember for a minute that a name was missing. The digest covers names, shapes and bits.
 """
 
 import hashlib
@@ -16,7 +14,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import google_crc32c
 import torch
@@ -25,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_json
+from r1hpc.base.files import fsync_dir, fsync_file, read_object, write_json
 from r1hpc.base.names import check_name
 
 _WEIGHTS = "model.safetensors"
@@ -63,11 +61,7 @@ def publish(exchange: Path, version: int, weights: Iterable[tuple[str, torch.Ten
 
 def read_latest(exchange: Path) -> Latest | None:
     """Return the newest version; None if none can be read yet."""
-    try:
-        latest: Latest = read_json(exchange / _LATEST, Latest)
-    except (FileNotFoundError, StateError):
-        return None
-    return latest
+    return cast(Latest, read_object(exchange / _LATEST, Latest)) or None
 
 
 def load_version(exchange: Path, announced: Latest) -> dict[str, torch.Tensor]:

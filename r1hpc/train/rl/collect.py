@@ -24,7 +24,7 @@ from r1hpc.tasks.problems.task import members
 from r1hpc.train.loop.session import Job, Session
 from r1hpc.train.loop.step import agree
 from r1hpc.train.parallel.errors import TrainError
-from r1hpc.train.rl.record import policy_of, read_record
+from r1hpc.train.rl.record import policy_of, read_record, write_record
 from r1hpc.train.rl.rollout import Rollout, varied
 from r1hpc.train.rl.samples import keep_samples
 from r1hpc.train.rollout.groups import Groups, read_groups, write_groups
@@ -44,6 +44,13 @@ class Collector:
         self._folder = job.run.rollouts
         self._is_mixture = bool(members(judge.task).keys() - {""})
         self._rollout_s = self._reward_s = 0.0
+        self._given: dict[int, Groups] = {}
+        """On rank 0: groups of the current rollout that were sampled elsewhere, by item."""
+
+    @property
+    def ahead(self) -> int:
+        """How many rollouts are sampled before they are trained on."""
+        return self._job.config.rl.max_staleness
 
     def collect(self, session: Session, rollout_index: int, first_item: int, version: int) -> Rollout | None:
         """Return the rollout from item `first_item` on; None if a stop was requested. The current policy
@@ -79,9 +86,11 @@ class Collector:
     def replay(self, recorded: RunDir, rollout_index: int, first_item: int) -> Rollout:
         """Return a rollout of another run's record. Raise TrainError if the weights are not those that the
         recorded run had before it."""
-        rollout = read_record(recorded, rollout_index, first_item)
+        engine, rollout = self._judge.engine, read_record(recorded, rollout_index, first_item)
         expected = policy_of(recorded, rollout_index, self._job.config.rl.max_staleness)
-        if expected is not None and (policy_id := self.weights_id()) != expected:
+        policy_id = engine.sync_weights(self._policy)
+        engine.release()
+        if expected not in (None, policy_id):
             raise TrainError(
                 f"before rollout {rollout_index} this run has other weights than {recorded.path} had (id "
                 f"{policy_id}, not {expected}), so it is no replay. Use as many ranks, the same kind of "
@@ -89,32 +98,17 @@ class Collector:
             )
         return rollout
 
-    def weights_id(self) -> str:
-        """Return the id of the policy's weights, by their bits."""
-        policy_id = self._judge.engine.sync_weights(self._policy)
-        self._judge.engine.release()
-        return policy_id
-
-    def sample(self, session: Session, rollout_index: int, items: Sequence[int]) -> Groups | None:
-        """Return the groups of these items of a rollout by the current policy, which has its number; None if
-        a stop was requested."""
-        policy_id = self._judge.engine.sync_weights(self._policy)
-        self._rollout_s = self._reward_s = 0.0
-        groups = self._round(session, rollout_index, items, policy_id, rollout_index)
-        self._judge.engine.release()
-        return groups
-
-    @property
-    def times(self) -> tuple[float, float]:
-        """Seconds of sampling and of rewards since the current rollout began, on this rank."""
-        return self._rollout_s, self._reward_s
+    def record(self, rollout: Rollout, first_item: int) -> None:
+        """Record a rollout, on rank 0, before it is trained on."""
+        write_record(self._job.run, rollout, first_item)
 
     def _round(
         self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str, version: int
     ) -> Groups | None:
         """Sample and reward `items` batch by batch, each batch on one rank."""
         job, group = self._job, self._job.group
-        done: dict[int, Groups] = group.broadcast(self._already_done(rollout_index, items, policy_id))
+        already_done = self._already_done(rollout_index, items, policy_id)
+        done: dict[int, Groups] = group.broadcast(already_done | self._given)
         # Every rank gets some.
         share = -(-len(items) // group.world_size)
         size = min(job.config.rollout.prompts_per_batch or share, share)

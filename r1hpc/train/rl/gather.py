@@ -1,17 +1,13 @@
-"""Gather a rollout's groups from rollout workers, and sample those that nobody brings.
-
-    gatherer = Gatherer(job, collector, policy)
-    rollout = gatherer.collect(session, 7, first_item)      # on every rank
-    gatherer.record(rollout, first_item)                    # on rank 0, before the update
+"""Collect rollouts from rollout workers, and sample the groups that nobody brings.
 
 Rank 0 publishes a version of the policy before each rollout is trained on, and a thread of it deals the items
-of this rollout and of the next rl.max_staleness ones (exchange/dealer.py). A rollout that is on record, since
-an attempt came to it and left before its checkpoint, is trained on as it was, and nobody is asked.
+of this rollout and of the next rl.max_staleness ones (exchange/dealer.py). A rollout that an earlier attempt
+recorded is trained on as it was, and nobody is asked.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from r1hpc.base.errors import StateError
@@ -25,18 +21,20 @@ from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.record import read_record, write_record
 from r1hpc.train.rl.rollout import Rollout
 from r1hpc.train.rollout.groups import Groups, read_groups
+from r1hpc.train.rollout.judge import Judge
 from r1hpc.train.rollout.weight_sync import served_weights
 
 _ROUND_S = 0.5
 
 
-class Gatherer:
-    """The trainer's side of the exchange."""
+class Gatherer(Collector):
+    """A collector that samples only what no worker brings."""
 
-    def __init__(self, job: Job, collector: Collector, policy: Any) -> None:
-        """`policy` is the language model that is published."""
+    ahead = 0  # the workers are
+
+    def __init__(self, job: Job, judge: Judge, policy: Any) -> None:
+        super().__init__(job, judge, policy)
         config = job.config
-        self._job, self._collector, self._policy = job, collector, policy
         self._num_prompts, self._staleness = config.rollout.num_prompts, config.rl.max_staleness
         self._last = (config.train.num_steps - 1) // updates_per_rollout(config)
         self._own = incarnation_dir(job.run.checkpoints, job.attempt, job.token)
@@ -47,35 +45,31 @@ class Gatherer:
             max_staleness=self._staleness,
             in_flight=2 * (config.rollout.prompts_per_batch or self._num_prompts),
             silence_s=config.workers.silence_s,
+            came_at=time.monotonic(),
         )
         self._lock = threading.Lock()
         """Around the dealer, and what follows."""
         self._latest: Latest | None = None
         self._next_wanted = 0
-        self._came_at = time.monotonic()
-        """When the last group came, or this attempt began."""
         self._dropped: list[Finished] = []
         self._failure: Exception | None = None
-        self._sources: list[tuple[int, str]] | None = None
-        """(item, worker) of the current rollout; "" for the trainer's own. None: it is on record."""
+        self._workers: dict[int, str] | None = None
+        """Of the current rollout, the worker of each item that came. None: the rollout was recorded."""
         if job.group.rank == 0:
             threading.Thread(target=self._deal, name="dealer", daemon=True).start()
 
-    def collect(self, session: Session, index: int, first_item: int) -> Rollout | None:
-        """Return rollout `index`, whose items begin with `first_item`; None if a stop was requested."""
-        group = self._job.group
+    def collect(self, session: Session, rollout_index: int, first_item: int, version: int) -> Rollout | None:
+        index, group = rollout_index, self._job.group
         self._publish(index)
-        weights_id = self._collector.weights_id()
         recorded: Rollout | None = group.broadcast(self._ask(index, first_item) if group.rank == 0 else None)
         if recorded is not None:
-            self._sources = None
+            self._workers = None
             return recorded
-        items, began = range(first_item, first_item + self._num_prompts), time.monotonic()
-        taken: dict[int, tuple[Groups, str]] = {}
+        self._workers, self._given, began = {}, {}, time.monotonic()
         while True:
             if group.rank == 0:
-                self._take(index, taken)
-            is_enough = len(taken) == len(items) or self._is_over(began)
+                self._take(index)
+            is_enough = len(self._given) == self._num_prompts or self._is_over(began)
             agreed = agree(session, sums=[float(is_enough and group.rank == 0)])
             if agreed.stop:
                 return None
@@ -83,36 +77,27 @@ class Gatherer:
                 break
             self._job.watchdog.beat("waiting for rollout workers")
             time.sleep(_ROUND_S)
-        waited_s = time.monotonic() - began
-        groups = group.broadcast({item: one for item, (one, _) in taken.items()})
-        missing = [item for item in items if item not in groups]
-        sampled = self._sample(session, index, missing) if missing else None
-        if missing and sampled is None:
-            return None
-        parts = [groups[item] for item in items if item in groups]
-        joined = Groups.joined([*parts, sampled] if sampled else parts)
-        order = sorted(range(len(items)), key=lambda at: int(joined.items[at]))
-        self._sources = [(item, taken[item][1] if item in taken else "") for item in items]
-        return Rollout(
-            joined.select(order),
-            weights_id,
-            len(items),
-            index,
-            *(self._collector.times if sampled else (0.0, 0.0)),
-            engine_facts={"worker_groups": len(parts), "workers_wait_s": waited_s},
-        )
+        facts = {"worker_groups": len(self._given), "workers_wait_s": time.monotonic() - began}
+        if group.rank == 0 and len(self._given) < self._num_prompts:
+            missing = set(range(first_item, first_item + self._num_prompts)) - self._given.keys()
+            print(f"rollout {index}: {len(missing)} groups did not come, and are sampled here", flush=True)
+            with self._lock:
+                self._dealer.give_up(missing)
+        rollout = super().collect(session, index, first_item, version)
+        return rollout and replace(rollout, engine_facts={**rollout.engine_facts, **facts})
 
     def record(self, rollout: Rollout, first_item: int) -> None:
         """Write a rollout's record, unless it came from there; its groups may leave their boxes then."""
-        if self._sources is not None:
-            with self._lock:
-                dropped, self._dropped = self._dropped, []
+        items = range(first_item, first_item + rollout.num_items)
+        with self._lock:
+            dropped, self._dropped = self._dropped, []
+        if self._workers is not None:
             rejected = [[one.item, one.worker, one.dropped] for one in dropped]
-            groups = [list(source) for source in self._sources]
+            groups = [[item, self._workers.get(item, "")] for item in items]
             facts = {"groups": groups, "dropped": rejected, "weights": rollout.policy_id}
             write_record(self._job.run, rollout, first_item, facts)
         with self._lock:
-            self._dealer.settle_before(first_item + rollout.num_items)
+            self._dealer.settle_before(items.stop)
 
     def _publish(self, index: int) -> None:
         """Publish the weights as version `index`. Collective under ZeRO 3."""
@@ -124,11 +109,10 @@ class Gatherer:
             return
         if not has_begun(self._own):
             raise StateError("a newer attempt of this run has taken over: this one publishes nothing")
-        exchange = self._job.run.exchange
-        latest = publish(exchange, index, weights, self._job.token)
+        latest = publish(self._job.run.exchange, index, weights, self._job.token)
         with self._lock:
             self._latest = latest
-            prune(exchange, latest, self._staleness + 2, self._dealer.versions_in_use())
+            prune(self._job.run.exchange, latest, self._staleness + 2, self._dealer.versions_in_use())
 
     def _ask(self, index: int, first_item: int) -> Rollout | None:
         """Have the items dealt of this rollout and of those that may be sampled already; return its record,
@@ -152,39 +136,33 @@ class Gatherer:
             print(f"rollout {index} is sampled again: {error}", flush=True)
             return None
 
-    def _take(self, index: int, taken: dict[int, tuple[Groups, str]]) -> None:
+    def _take(self, index: int) -> None:
         """Read the groups that came. One that cannot be trained on is dropped, and its item dealt again."""
+        assert self._workers is not None
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            finished = [one for one in self._dealer.finished(index) if one.item not in taken]
+            finished = [one for one in self._dealer.finished(index) if one.item not in self._given]
         for one in finished:
             try:
-                _, groups = read_groups(one.path, one.sha256)
-                if groups.items.tolist() != [one.item] or not self._is_whole(groups):
-                    raise StateError(f"{one.path} holds another item, or another number of completions")
+                self._given[one.item] = self._read(one)
+                self._workers[one.item] = one.worker
             except StateError as error:
                 with self._lock:
                     self._drop([self._dealer.reject(one.item, str(error))])
-                continue
-            taken[one.item] = groups, one.worker
 
-    def _is_whole(self, groups: Groups) -> bool:
-        config = self._job.config
-        return bool(groups.prompts) and groups.num_members == config.rollout.num_generations
+    def _read(self, finished: Finished) -> Groups:
+        _, groups = read_groups(finished.path, finished.sha256)
+        size = self._job.config.rollout.num_generations
+        if groups.items.tolist() != [finished.item] or groups.num_members != size or not groups.prompts:
+            raise StateError(f"{finished.path} holds another item, or another number of completions")
+        return groups
 
     def _is_over(self, began: float) -> bool:
         """True if no group has come for workers.patience_s; a worker that is there gets so long each time."""
         with self._lock:
-            since = max(self._came_at, began if self._dealer.num_there else 0.0)
+            since = max(self._dealer.came_at, began if self._dealer.num_there else 0.0)
         return time.monotonic() - since > (self._job.config.workers.patience_s or 0.0)
-
-    def _sample(self, session: Session, index: int, items: Sequence[int]) -> Groups | None:
-        if self._job.group.rank == 0:
-            print(f"rollout {index}: {len(items)} groups did not come, and are sampled here", flush=True)
-            with self._lock:
-                self._dealer.give_up(items)
-        return self._collector.sample(session, index, items)
 
     def _deal(self) -> None:
         """Deal until this attempt ends, or another takes over."""
@@ -193,14 +171,12 @@ class Gatherer:
                 with self._lock:
                     if self._latest is not None:
                         self._drop(self._dealer.round(self._latest, time.monotonic()))
-                        if self._dealer.has_news:
-                            self._came_at = time.monotonic()
             except Exception as error:  # the next rollout raises it
                 self._failure = error
                 return
             time.sleep(_ROUND_S)
 
-    def _drop(self, dropped: Sequence[Finished]) -> None:
+    def _drop(self, dropped: list[Finished]) -> None:
         self._dropped += dropped
         for one in dropped:
             if not one.is_twin:

@@ -43,7 +43,6 @@ from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.gather import Gatherer
 from r1hpc.train.rl.ppo import build_actor_critic
-from r1hpc.train.rl.record import write_record
 from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_ahead, load_rollout, save_rollout
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.judge import open_judge
@@ -74,12 +73,11 @@ def run(job: Job) -> Outcome:
         # A checkpoint belongs to the custom reward terms it was trained with.
         if digests := {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}:
             facts["own_rewards"] = digests
-        collector = Collector(job, judge, policy)
+        has_workers = config.workers.patience_s is not None
+        collector = (Gatherer if has_workers else Collector)(job, judge, policy)
         pad = special_ids(judge.tokenizer, config.model).pad
         updater = Updater(config, job.group, pad, policy, reference)
-        gatherer = Gatherer(job, collector, policy) if config.workers.patience_s is not None else None
-        held_out = HeldOut(job, judge, collector.stop_requested)
-        stage = RlStage(job, policy, collector, updater, held_out, gatherer)
+        stage = RlStage(job, policy, collector, updater, HeldOut(job, judge, collector.stop_requested))
         plan = Plan(
             network=network,
             hf_config=hf_config,
@@ -96,15 +94,9 @@ class RlStage:
     """The RL stage. Its state: the rollout's number, the next item, and the updates made on the rollout."""
 
     def __init__(
-        self,
-        job: Job,
-        policy: Any,
-        collector: Collector,
-        updater: Updater,
-        held_out: HeldOut,
-        gatherer: Gatherer | None = None,
+        self, job: Job, policy: Any, collector: Collector, updater: Updater, held_out: HeldOut
     ) -> None:
-        """`policy` is the language model inside the engine; `gatherer` is there if rollout workers sample."""
+        """`policy` is the language model inside the engine."""
         self._job = job
         self._policy = policy
         self._collector = collector
@@ -119,7 +111,6 @@ class RlStage:
         self._rollouts: list[Rollout] = []
         """The one trained on, and those sampled ahead."""
         self._experience: Experience | None = None
-        self._gatherer = gatherer
 
     def begin(self, session: Session) -> bool:
         """Run the evaluation due where this attempt starts; False if a stop was requested."""
@@ -140,8 +131,7 @@ class RlStage:
         is_recorded = job.group.rank == 0 and job.config.rl.max_staleness > 0
         if is_recorded and self._update == 0 and has_begun(self._incarnation):
             # The ranks add up their gradients with rank 0's: no weight changes before this.
-            record_rollout = self._gatherer.record if self._gatherer else partial(write_record, job.run)
-            record_rollout(rollout, self._next_item)
+            self._collector.record(rollout, self._next_item)
         if self._experience is None:
             self._experience = self._updater.prepare(engine, rollout, rollout.groups.prompts)
         updating = time.monotonic()
@@ -178,18 +168,12 @@ class RlStage:
         on; nothing between two updates of a rollout. None if a stop was requested."""
         config, sampled = self._job.config, list[Rollout]()
         last = (config.train.num_steps - 1) // self._updater.num_updates
-        wanted = min(config.rl.max_staleness, last - self._rollout_index) + 1
         if config.rl.replay is not None:
             if not self._rollouts:
                 recorded = RunDir(Path(config.rl.replay))
                 self._rollouts = [self._collector.replay(recorded, self._rollout_index, self._next_item)]
             return []
-        if self._gatherer is not None:
-            if self._rollouts:
-                return []
-            gathered = self._gatherer.collect(session, self._rollout_index, self._next_item)
-            self._rollouts = [gathered] if gathered else []
-            return self._rollouts[:] or None
+        wanted = min(self._collector.ahead, last - self._rollout_index) + 1
         while self._update == 0 and len(self._rollouts) < wanted:
             first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
             number = self._rollout_index + len(self._rollouts)

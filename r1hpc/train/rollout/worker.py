@@ -10,9 +10,9 @@ this process ends is lost, and dealt to another worker.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
@@ -26,84 +26,69 @@ from r1hpc.train.model.model import build_model
 from r1hpc.train.parallel.engine import check_precision
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rollout.groups import Groups, write_groups
-from r1hpc.train.rollout.judge import Judge, ShouldStop, open_judge
+from r1hpc.train.rollout.judge import ShouldStop, open_judge
 from r1hpc.train.rollout.policy import placement
 from r1hpc.train.rollout.weight_sync import served_weights
 
 TRAINED, REPLACED = "the trainer has finished", "a newer start of this worker"
 
 
-class Sampler(Protocol):
-    """Interface of the engine in a worker."""
-
-    def load(self, weights: dict[str, torch.Tensor]) -> str:
-        """Take these weights; return the digest of those that it then has."""
-
-    def groups(self, indices: list[int], version: int, should_stop: ShouldStop) -> Groups | None:
-        """Return the scored groups of these items; None if `should_stop` returned True in between."""
-
-
+@dataclass
 class Worker:
     """One start of a rollout worker."""
 
-    def __init__(
-        self,
-        exchange: Path,
-        box: Box,
-        sampler: Sampler,
-        *,
-        at_once: int,
-        should_stop: ShouldStop,
-        is_over: Callable[[], bool],
-        idle_s: float = 600.0,
-        round_s: float = 1.0,
-    ) -> None:
-        """`at_once` items are sampled together. Without a deal for `idle_s` it leaves, and at once if the
-        trainer `is_over`."""
-        self._exchange, self._box, self._sampler = exchange, box, sampler
-        self._at_once, self._idle_s, self._round_s = at_once, idle_s, round_s
-        self._should_stop, self._is_over = should_stop, is_over
-        self._sampled: set[tuple[str, int]] = set()
-        """(token of the order, number of the deal): sampled already."""
-        self._beaten_at = -math.inf
+    exchange: Path
+    box: Box
+    load: Callable[[dict[str, torch.Tensor]], str]
+    """Takes weights; returns the digest of those that the network has then."""
+    groups: Callable[[list[int], int, ShouldStop], Groups | None]
+    """Returns the scored groups of items, sampled with the weights of this version; None at a stop."""
+    at_once: int
+    """Items that are sampled together."""
+    should_stop: ShouldStop
+    is_over: Callable[[], bool]
+    """True once the trainer has finished."""
+    idle_s: float = 600.0
+    """Without a deal for so long it leaves."""
+    round_s: float = 1.0
+    _sampled: set[tuple[str, int]] = field(default_factory=set)
+    """(token of the order, number of the deal): sampled already."""
+    _beaten_at: float = -math.inf
 
     def run(self) -> str:
         """Sample until there is a reason to leave, and return it; empty if a stop was requested."""
-        name, idle_since = self._box.folder.parent.name, time.monotonic()
+        name, idle_since = self.box.folder.parent.name, time.monotonic()
         while not self._stop_requested():
-            if not self._box.is_current():
+            if not self.box.is_current():
                 return self._leave(REPLACED)
-            latest, order = read_latest(self._exchange), read_order(self._exchange, name)
+            latest, order = read_latest(self.exchange), read_order(self.exchange, name)
             self._load(latest)
-            if order is not None and self._is_valid(order, latest):
-                self._box.forget(order["taken"])
+            # Of the attempt that published last, and for this start.
+            address = (latest["token"], self.box.folder.name) if latest else None
+            if order is not None and (order["token"], order["box"]) == address:
+                self.box.forget(order["taken"])
                 if deals := self._to_do(order):
                     self._sample(order["token"], deals)
                     idle_since = time.monotonic()
                     continue
-            if self._is_over():
+            if self.is_over():
                 return self._leave(TRAINED)
-            if time.monotonic() - idle_since > self._idle_s:
-                return self._leave(f"no order came for {self._idle_s:g} s")
-            time.sleep(self._round_s)
+            if time.monotonic() - idle_since > self.idle_s:
+                return self._leave(f"no order came for {self.idle_s:g} s")
+            time.sleep(self.round_s)
         return self._leave("")
-
-    def _is_valid(self, order: Order, latest: Latest | None) -> bool:
-        """True if the order is for this start, by the trainer's attempt that published last."""
-        is_of_latest = latest is not None and order["token"] == latest["token"]
-        return is_of_latest and order["box"] == self._box.folder.name
 
     def _load(self, latest: Latest | None) -> None:
         """Load a version that was announced since. One that cannot be read now is tried again later."""
-        box = self._box
+        box = self.box
         if latest is None or (latest["version"], latest["digest"]) == (box.version, box.digest):
             return
         try:
-            weights = load_version(self._exchange, latest)
+            weights = load_version(self.exchange, latest)
         except StateError as error:
             print(f"version {latest['version']} is not loaded yet: {error}", flush=True)
             return
-        digest = self._sampler.load(weights)
+        digest = self.load(weights)
         if digest != latest["digest"]:
             raise TrainError(
                 f"the network has other weights than version {latest['version']} after loading it: "
@@ -116,44 +101,31 @@ class Worker:
         """Return the next deals. Weights that came after the order may be newer than a deal's rollout."""
         token, most = order["token"], order["max_staleness"]
         left = [deal for deal in order["deals"] if (token, deal["number"]) not in self._sampled]
-        fresh = [deal for deal in left if 0 <= deal["rollout"] - self._box.version <= most]
-        return fresh[: self._at_once]
+        fresh = [deal for deal in left if 0 <= deal["rollout"] - self.box.version <= most]
+        return fresh[: self.at_once]
 
     def _sample(self, token: str, deals: list[Deal]) -> None:
         """Sample and commit, unless a stop is requested before the groups are there."""
-        version, digest = self._box.version, self._box.digest
-        groups = self._sampler.groups([deal["item"] for deal in deals], version, self._stop_requested)
+        version, digest = self.box.version, self.box.digest
+        groups = self.groups([deal["item"] for deal in deals], version, self._stop_requested)
         if groups is None:
             return
         for at, deal in enumerate(deals):
             write = partial(write_groups, groups=groups.select([at]), policy_id=digest)
-            self._box.commit(deal["item"], (version, version), write)
+            self.box.commit(deal["item"], (version, version), write)
             self._sampled.add((token, deal["number"]))
 
     def _stop_requested(self) -> bool:
         """True if this worker was asked to stop. Also beats, at most once a round."""
-        if time.monotonic() - self._beaten_at > self._round_s:
+        if time.monotonic() - self._beaten_at > self.round_s:
             self._beaten_at = time.monotonic()
-            self._box.beat()
-        return self._should_stop()
+            self.box.beat()
+        return self.should_stop()
 
     def _leave(self, reason: str) -> str:
-        self._box.left = reason or "stopped"
-        self._box.beat()
+        self.box.left = reason or "stopped"
+        self.box.beat()
         return reason
-
-
-class OwnSampler:
-    """Samples with the torch sampler, whose network is this process's own."""
-
-    def __init__(self, judge: Judge, network: Any) -> None:
-        self._judge, self._network = judge, network
-        self.groups = judge.groups
-
-    def load(self, weights: dict[str, torch.Tensor]) -> str:
-        self._network.load_state_dict(weights)
-        self._judge.engine.sync_weights(self._network)
-        return digest_of(served_weights(self._network))
 
 
 def run(job: Job) -> Outcome:
@@ -170,10 +142,17 @@ def run(job: Job) -> Outcome:
     with open_judge(job, zero_stage=0) as (judge, hf_config):
         place = placement(config, job.group, divided=False)
         network = build_model(config.model, hf_config, config.train.seed, place).eval()
+
+        def load(weights: dict[str, torch.Tensor]) -> str:
+            network.load_state_dict(weights)
+            judge.engine.sync_weights(network)
+            return digest_of(served_weights(network))
+
         reason = Worker(
             trainer.exchange,
             box,
-            OwnSampler(judge, network),
+            load,
+            judge.groups,
             at_once=config.rollout.prompts_per_batch or config.rollout.num_prompts,
             should_stop=should_stop,
             is_over=trainer.finished.exists,
