@@ -4,7 +4,7 @@
     latest = read_latest(exchange)                                      # a worker, each round
     weights = load_version(exchange, latest)
 
-A folder v-<version>-<token of the attempt> appears by one rename, then it is announced in latest.json. Nothing
+A folder v-<version>-<token of the attempt> appears by one rename, then latest.json announces it. Nothing
 is replaced, so latest.json names a version that is there, whenever the trainer is killed. Readers list no
 folder: NFS may remember for a minute that a name was missing. The digest covers names, shapes and bits.
 """

@@ -46,11 +46,8 @@ class Collector:
         self._rollout_s = self._reward_s = 0.0
         self._given: dict[int, Groups] = {}
         """On rank 0: groups of the current rollout that were sampled elsewhere, by item."""
-
-    @property
-    def ahead(self) -> int:
+        self.ahead = job.config.rl.max_staleness
         """How many rollouts are sampled before they are trained on."""
-        return self._job.config.rl.max_staleness
 
     def collect(self, session: Session, rollout_index: int, first_item: int, version: int) -> Rollout | None:
         """Return the rollout from item `first_item` on; None if a stop was requested. The current policy

@@ -30,10 +30,9 @@ _ROUND_S = 0.5
 class Gatherer(Collector):
     """A collector that samples only what no worker brings."""
 
-    ahead = 0  # the workers are
-
     def __init__(self, job: Job, judge: Judge, policy: Any) -> None:
         super().__init__(job, judge, policy)
+        self.ahead = 0  # the workers are
         config = job.config
         self._num_prompts, self._staleness = config.rollout.num_prompts, config.rl.max_staleness
         self._last = (config.train.num_steps - 1) // updates_per_rollout(config)
