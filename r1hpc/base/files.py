@@ -10,6 +10,7 @@ of a number. A shape describes a valid record, see base.records.
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -153,7 +154,11 @@ def read_object(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
     """Return the object in a JSON file; empty if the file is missing or holds something else."""
     try:
         value = read_json(path, shape)
-    except (OSError, StateError):  # ESTALE, on NFS, of a file that was replaced meanwhile
+    except (FileNotFoundError, StateError):
+        return {}
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # it was replaced meanwhile, on NFS
+            raise
         return {}
     return value if isinstance(value, dict) else {}
 
