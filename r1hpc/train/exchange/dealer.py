@@ -54,7 +54,7 @@ class Dealer:
     exchange: Path
     workers_dir: Path
     token: str
-    """Of the trainer's attempt."""
+    """The trainer's attempt has it."""
     max_staleness: int
     in_flight: int
     """The most groups that a worker holds at once."""

@@ -53,7 +53,7 @@ class Gatherer(Collector):
         self._dropped: list[Finished] = []
         self._failure: Exception | None = None
         self._workers: dict[int, str] | None = None
-        """Of the current rollout, the worker of each item that came. None: the rollout was recorded."""
+        """The worker of each item that came, in the current rollout. None: the rollout was recorded."""
         if job.group.rank == 0:
             threading.Thread(target=self._deal, name="dealer", daemon=True).start()
 
