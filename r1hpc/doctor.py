@@ -25,10 +25,8 @@ from r1hpc.base.cli import (
     add_json,
     add_run_root,
     file_and_overrides,
-    may_name_launcher,
     print_json,
     run_command,
-    split_script_words,
 )
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import run_root_of
@@ -39,12 +37,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    words, of_script = split_script_words(argv)
-    if may_name_launcher(argv):
-        from r1hpc.script.launcher import split_command
-
-        words, of_script = split_command(argv)
-    arguments = _parser().parse_intermixed_args(words)
+    arguments, of_script = _parser().parse_command(argv, "r1hpc.script.launcher")
     job, overrides = file_and_overrides(arguments.words)
     if arguments.node_part is not None:
         from r1hpc.preflight.nodes import node_part

@@ -23,11 +23,9 @@ from r1hpc.base.cli import (
     add_cluster,
     add_json,
     add_run_root,
-    may_name_launcher,
     offer,
     print_result,
     run_command,
-    split_script_words,
 )
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 
@@ -45,12 +43,7 @@ _ASK_EVERY_S = 5.0
 
 
 def main(argv: Sequence[str]) -> int:
-    words, of_script = split_script_words(argv)
-    if may_name_launcher(argv):
-        from r1hpc.script.launcher import split_command
-
-        words, of_script = split_command(argv)
-    arguments = _parser().parse_intermixed_args(words)
+    arguments, of_script = _parser().parse_command(argv, "r1hpc.script.launcher")
     arguments.overrides += of_script
     if arguments.steps < 20:
         raise UsageError(

@@ -27,15 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from r1hpc.base.choose_run import RUN_NAMES
-from r1hpc.base.cli import (
-    ArgumentParser,
-    add_job_words,
-    file_and_overrides,
-    may_name_launcher,
-    offer,
-    run_command,
-    split_script_words,
-)
+from r1hpc.base.cli import ArgumentParser, add_job_words, file_and_overrides, offer, run_command
 from r1hpc.base.run_dir import run_root_of
 
 
@@ -43,12 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
     from r1hpc.slurm.flags import all_overrides, submission_options
 
-    words, of_script = split_script_words(argv)
-    if may_name_launcher(argv):
-        from r1hpc.script.launcher import split_command
-
-        words, of_script = split_command(argv)
-    arguments = _parser().parse_intermixed_args(words)
+    arguments, of_script = _parser().parse_command(argv, "r1hpc.script.launcher")
     os.umask(0o077)
     job, given = file_and_overrides(arguments.words)
     overrides = [*all_overrides(given, arguments), *of_script]

@@ -23,11 +23,9 @@ from r1hpc.base.cli import (
     ArgumentParser,
     add_job_words,
     file_and_overrides,
-    may_name_launcher,
     print_result,
     refuse_folder,
     run_command,
-    split_script_words,
 )
 from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import run_root_of
@@ -56,12 +54,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--run-name", metavar="NAME", help="of the sweep; default JOB-sweep")
     parser.add_argument("--out", type=Path, metavar="FILE", help="with SWEEP: also draw a chart, as PNG")
     add_submission_flags(parser)
-    words, of_script = split_script_words(argv)
-    if may_name_launcher(argv):
-        from r1hpc.script.launcher import split_command
-
-        words, of_script = split_command(argv)
-    arguments = parser.parse_intermixed_args(words)
+    arguments, of_script = parser.parse_command(argv, "r1hpc.script.launcher")
     os.umask(0o077)
     word, given = file_and_overrides(arguments.words)
     from r1hpc.sweeps.definition import SweepDir

@@ -79,6 +79,16 @@ class ArgumentParser(argparse.ArgumentParser):
         words = self._typed_words(args)
         return self._known(words, *self.parse_known_intermixed_args(words, namespace))
 
+    def parse_command(self, argv: Sequence[str], launcher: str) -> tuple[Any, list[str]]:
+        """Return the arguments, and overrides from a launcher's command and from the words after `--`.
+
+        The module `launcher` reads such a command. It is imported only where one may stand.
+        """
+        words, overrides = split_script_words(argv)
+        if any(word == "-m" or Path(word).name.startswith(("python", *LAUNCHERS)) for word in words):
+            words, overrides = importlib.import_module(launcher).split_command(argv)
+        return self.parse_intermixed_args(words), overrides
+
     def _typed_words(self, args: Sequence[str] | None) -> list[str]:
         answer_tab(self)
         words = []
@@ -221,12 +231,6 @@ def _after_dashes(words: Sequence[str]) -> str:
 
 
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
-
-
-def may_name_launcher(argv: Sequence[str]) -> bool:
-    """True if a launcher's command may stand in these words: script/launcher.py then reads them."""
-    words = split_script_words(argv)[0]
-    return any(word == "-m" or Path(word).name.startswith(("python", *LAUNCHERS)) for word in words)
 
 
 def split_script_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
