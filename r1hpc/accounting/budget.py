@@ -19,7 +19,7 @@ from r1hpc.config.assets import assets
 from r1hpc.config.load import read_section
 from r1hpc.config.schema.ranges import ranged
 from r1hpc.plan.hours.spread import NOTHING, Spread, total
-from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
+from r1hpc.plan.topology.gpus import known_card
 from r1hpc.slurm.gres import Shares, parse_shares
 from r1hpc.slurm.queue import TresLimit
 
@@ -298,10 +298,8 @@ def _counted_by(limit: TresLimit, requests: Sequence[RunRequest]) -> list[RunReq
 
 def _family(name: str) -> str:
     """Return the family of a GPU by any of its names; one that is not in the table keeps its own name."""
-    try:
-        return find_gpu(name).family
-    except UnknownGpuError:
-        return name.lower()
+    card = known_card(name)
+    return card.family if card else name.lower()
 
 
 def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[RunRequest]) -> str:

@@ -39,7 +39,7 @@ from r1hpc.plan.hours.estimate import Estimate
 from r1hpc.plan.hours.estimate_run import CPU_PRIOR
 from r1hpc.plan.hours.rl import EAGER_LAYER_S
 from r1hpc.plan.hours.spread import Spread
-from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
+from r1hpc.plan.topology.gpus import known_card
 from r1hpc.telemetry.records.lines import Devices, read_tail
 
 if TYPE_CHECKING:
@@ -100,10 +100,8 @@ def resource_name(name: str) -> str:
     """Return one name for each GPU type, even if it is not in the table."""
     if name == CPU:
         return CPU
-    try:
-        return find_gpu(name).name
-    except UnknownGpuError:
-        return name
+    card = known_card(name)
+    return card.name if card else name
 
 
 def finished_runs(run_root: Path) -> Site:

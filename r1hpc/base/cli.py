@@ -183,12 +183,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
 
 def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # the log may be on the disk that is full: the status tells
-        _print_line(message)
-
-
-def _print_line(message: str) -> None:
-    mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
-    print(f"{mark}{fit(f'error: {message}', sys.stderr).removeprefix('error:')}", file=sys.stderr)
+        mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
+        print(f"{mark}{fit(f'error: {message}', sys.stderr).removeprefix('error:')}", file=sys.stderr)
 
 
 def _what_refuses(error: OSError) -> str:

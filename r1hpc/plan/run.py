@@ -3,7 +3,6 @@
 `submit` and `estimate` make it before GPUs are requested. hours/estimate_run.py computes GPU-hours from it.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, TypedDict
@@ -37,7 +36,7 @@ from r1hpc.plan.model.shape import (
 from r1hpc.plan.save_time import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
 from r1hpc.plan.topology.batch import BatchPlan, Topology, batch_of, ranks_per_node
 from r1hpc.plan.topology.checks import check_model_divides, check_sequence_parallel
-from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
+from r1hpc.plan.topology.gpus import gpu_type_of, known_card
 from r1hpc.plan.topology.parts import num_parts, with_part_size
 
 
@@ -214,10 +213,8 @@ def _memory(
     teacher_parameters: int | None,
     max_nodes: int | None,
 ) -> MemoryPlan:
-    card = COMMON_CARD_GIB
-    if topology.num_gpus and (gpu_type := gpu_type_of(config)):
-        with contextlib.suppress(UnknownGpuError):
-            card = find_gpu(gpu_type).memory_gib
+    gpu = known_card(gpu_type_of(config)) if topology.num_gpus else None
+    card = gpu.memory_gib if gpu else COMMON_CARD_GIB
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
     must_fit = topology.num_gpus and not is_server(config.stage)
     if must_fit and [*misfits(memory, gpu_gib=card, host_gib=None)]:

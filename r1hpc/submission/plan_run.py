@@ -29,7 +29,14 @@ from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.topology.gpus import FLAGS_INSTEAD, UnknownGpuError, find_gpu, gpu_type_of, smaller_cards
+from r1hpc.plan.topology.gpus import (
+    FLAGS_INSTEAD,
+    UnknownGpuError,
+    find_gpu,
+    gpu_type_of,
+    known_card,
+    smaller_cards,
+)
 from r1hpc.slurm import defaults, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.slurm.sbatch import Trial, try_out
@@ -236,10 +243,8 @@ def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
     if facts.plan.memory is None:
         return []
     gpu_type = gpu_type_of(config)
-    try:
-        card = find_gpu(gpu_type or ASSUMED_GPU).memory_gib
-    except UnknownGpuError:  # the estimate has reported it
-        card = None
+    gpu = known_card(gpu_type or ASSUMED_GPU)  # if it is unknown, the estimate has said so
+    card = gpu.memory_gib if gpu else None
     # A resumed run can seldom change what would make it fit.
     memory = facts.plan.memory
     memory = memory if facts.is_new else replace(memory, way_out="")

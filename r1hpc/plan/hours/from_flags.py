@@ -61,7 +61,8 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
     else:
         check_amount("--save-s", arguments.save_s, _LONGEST_S)
         check_amount("--save-every-s", arguments.save_every_s, _LONGEST_S)
-        shape = _shape(arguments)
+        model = _model_config(arguments)
+        shape = None if model is None else model_shape(model)
         estimated = estimate(
             _workload(arguments, shape),
             shape=shape,
@@ -110,11 +111,6 @@ def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Worklo
         hidden_size=arguments.hidden_size,
         **known,
     )
-
-
-def _shape(arguments: argparse.Namespace) -> ModelShape | None:
-    content = _model_config(arguments)
-    return None if content is None else model_shape(content)
 
 
 def _model_config(arguments: argparse.Namespace) -> dict[str, Any] | None:

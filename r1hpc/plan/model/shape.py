@@ -170,8 +170,7 @@ def cache_values(config: Mapping[str, Any]) -> int:
     types, mixed = values.get("layer_types"), [key for key in _MIXED_LAYERS if values.get(key)]
     if mixed and not types:
         raise ConfigError(f"config.json mixes layers by {mixed[0]}: what such a model caches is unknown")
-    _check_count("num_hidden_layers", values.get("num_hidden_layers"))
-    layers = int(values["num_hidden_layers"])
+    layers = _count(values, "num_hidden_layers")
     if isinstance(types, list):
         layers = sum("attention" in kind and "linear" not in kind for kind in map(str, types))
     if values.get("kv_lora_rank"):
