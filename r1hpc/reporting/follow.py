@@ -142,7 +142,10 @@ class _Follower:
                 self._screen.print(f"step {step} evaluated: {shown}", "cyan")
         for event in (each for each in events if each not in begins):
             self._print_event(event)
-        self._show_bar()
+        if self._screen.has_bar and self._is_in_parts:
+            self._screen.show(len(self._run.all_parts), self._num, "part", None)
+        elif self._screen.has_bar and self._recent:
+            self._screen.show(self._recent[-1].global_step, self._num, "step", self._left_s())
         return bool(events)
 
     def _print_event(self, event: dict[str, Any]) -> None:
@@ -164,14 +167,6 @@ class _Follower:
         detail, again = f": {ended.detail}" if ended.detail else "", ", goes on by itself" * ended.requeued
         style = "green" if ended.cause is Cause.finished else "yellow"
         self._screen.print(f"attempt {number} ended: {ended.cause}{detail}{again}", style)
-
-    def _show_bar(self) -> None:
-        if not self._screen.has_bar:
-            return
-        if self._is_in_parts:
-            self._screen.show(len(self._run.all_parts), self._num, "part", None)
-        elif self._recent:
-            self._screen.show(self._recent[-1].global_step, self._num, "step", self._left_s())
 
     def _left_s(self) -> float | None:
         recent = list(self._recent)[-20:]

@@ -42,7 +42,13 @@ class UserTask:
         self.judge_settings: dict[str, Any] = settings
         self._thinks: bool = about["thinks"]
         self.id = task_id(f"{plugin.module}:{plugin.name} {plugin.digest}", seed, options)
-        self._questions = self._all(about["size"])
+        size: int = about["size"] or 0
+        if size > _MOST_LISTED:
+            raise UsageError(
+                f"{spec} has {size:,} questions by its len(), and at most {_MOST_LISTED:,} are listed: "
+                "leave __len__ out, and let question(index) make one of any index"
+            )
+        self._questions = [self._ask(index) for index in range(size)]
         prompts = [each["prompt"] for each in self._questions]
         self._listed = Listed((self.id,), prompts, spec) if prompts else None
 
@@ -92,16 +98,6 @@ class UserTask:
     def _draw(self, draws: Draws) -> tuple[str, dict[str, Any]]:
         made = self._ask(draws.below(_ENDLESS))
         return held_out_key(made["prompt"]), made
-
-    def _all(self, size: int | None) -> list[dict[str, Any]]:
-        if size is None:
-            return []
-        if size > _MOST_LISTED:
-            raise UsageError(
-                f"{self._spec} has {size:,} questions by its len(), and at most {_MOST_LISTED:,} are listed: "
-                "leave __len__ out, and let question(index) make one of any index"
-            )
-        return [self._ask(index) for index in range(size)]
 
     def _ask(self, request: Any, source: WorkerProcess | None = None) -> dict[str, Any]:
         try:

@@ -155,7 +155,12 @@ class TorchSampler:
 
     def sync_weights(self, network: torch.nn.Module) -> str:
         if not self._cache_argument:
-            _refuse_other_states(network)
+            bare = base_model(network)
+            if getattr(bare, "_is_stateful", False):  # transformers' mark of state-space and linear attention
+                raise ConfigError(
+                    f"a model of type {bare.config.model_type} keeps a state other than a cache of keys and "
+                    "values: rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
+                )
             self._cache_argument = cache_argument(network)
         self._network = self._gather(network) if self._zero_stage == 3 else network
         return fingerprint(self._network)
@@ -332,15 +337,6 @@ def cache_argument(network: Any) -> str:
     # Check the model's body: a decorator on the head's forward translates the old name.
     known = inspect.signature(inspect.unwrap(type(base_model(network)).forward)).parameters
     return "cache" if "cache" in known else "past_key_values"
-
-
-def _refuse_other_states(network: Any) -> None:
-    bare = base_model(network)
-    if getattr(bare, "_is_stateful", False):  # transformers' mark of state-space and linear attention
-        raise ConfigError(
-            f"a model of type {bare.config.model_type} keeps a state other than a cache of keys and "
-            "values: rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
-        )
 
 
 def _first_end(tokens: npt.NDArray[np.int32], stops: Sequence[int]) -> npt.NDArray[np.int64]:
