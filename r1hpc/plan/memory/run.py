@@ -69,7 +69,9 @@ def memory_of_run(
         plan = _with_sampler(_weights_alone(weights), config, shape, topology, card_gib)
         return replace(plan, host_gib=topology.ranks_per_node * _PROCESS_GIB)
     if is_server(config.stage):
-        return _served(config, shape, topology)
+        weights = shape.num_parameters * (4 if config.serve.dtype == "float32" else 2) / GIB
+        host = topology.num_gpus * _PROCESS_GIB if topology.num_gpus else _PROCESS_GIB + weights
+        return replace(_weights_alone(weights / max(1, topology.num_gpus)), host_gib=host)
     trained, whole, frozen = num_trained(config, shape), 0.0, 0.0
     if config.model.lora_rank:
         whole = frozen_bytes(config, shape)
@@ -201,13 +203,6 @@ def held(plan: MemoryPlan, digits: int = 1) -> str:
     )
     when = f" {plan.peak.value}" if plan.peak else ""
     return f"{plan.total_gib:.{digits}f} GiB{when} ({told})"
-
-
-def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
-    width = 4 if config.serve.dtype == "float32" else 2
-    weights = shape.num_parameters * width / GIB
-    host = topology.num_gpus * _PROCESS_GIB if topology.num_gpus else _PROCESS_GIB + weights
-    return replace(_weights_alone(weights / max(1, topology.num_gpus)), host_gib=host)
 
 
 def _weights_alone(gib: float) -> MemoryPlan:
