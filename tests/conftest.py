@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, settings
 
 from tests.cluster import Cluster, ClusterBusyError, ClusterError
@@ -104,19 +105,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow tests: those in slow.txt, with dear fixtures or a time-out.
 
     The longest come first: those with Slurm, then those with a time-out or a group, then the other slow ones.
-    Outside of boxes one worker has the cluster. What real daemons did in real time is tried a second time,
-    and the summary names it: a machine that stands still for a minute is no error of r1hpc.
+    Outside of boxes one worker has the cluster.
     """
     slow = frozenset(_SLOW.read_text().splitlines())
     for item in items:
         needs_time = any(item.get_closest_marker(name) for name in ("xdist_group", "timeout"))
         if needs_time or item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.slow)
-        if item.get_closest_marker("slurm") is None:
-            continue
-        if item.get_closest_marker("soak") is None:
-            item.add_marker(pytest.mark.flaky(reruns=1))
-        if "R1HPC_TEST_BOX" not in os.environ:
+        if item.get_closest_marker("slurm") is not None and "R1HPC_TEST_BOX" not in os.environ:
             item.add_marker(pytest.mark.xdist_group("slurm"))
     first = ("slurm", "timeout", "xdist_group", "slow")
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in first])
@@ -127,6 +123,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(item.get_closest_marker("slurm") for item in session.items)
     collect_only = session.config.option.collectonly
     session.config.stash[_WHY_NOT] = _why_no_cluster() if wanted and not collect_only else None
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Try a Slurm test that failed once more; its first failure is a warning of the second try.
+
+    Real daemons act in real time, and a machine may stand still for a minute. (pytest-rerunfailures needs a
+    socket between its workers, which have a network each.)
+    """
+    if item.get_closest_marker("slurm") is None or item.get_closest_marker("soak") is not None:
+        return None  # as usual
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    failures = [report.longreprtext for report in reports if report.failed]
+    if failures:
+        item._initrequest()  # type: ignore[attr-defined]  # fixtures of one test are made anew
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        warnings.warn(f"{item.nodeid} failed at first:\n{failures[0]}", stacklevel=1)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
