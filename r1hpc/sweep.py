@@ -3,7 +3,7 @@
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4 train.seed=0..2 --dry-run   # points, hours, budget
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4 train.seed=0..2 --at-most 4
     python -m r1hpc.sweep job.yaml train.lr=1e-4,3e-4,1e-3 train.seed=0..2        # again: adds and resumes
-    python -m r1hpc.sweep job.yaml train.lr=log:1e-5..1e-3 train.seed=0..2 --samples 20   # random search
+    python -m r1hpc.sweep job.yaml train.lr=log:1e-5..1e-3 --samples 20   # random search
     python -m r1hpc.sweep train.py lr=1e-4,3e-4 -- --lr {lr}                      # your own script
     python -m r1hpc.sweep runs/job-sweep --by pass@1 --out sweep.png              # table and chart
     python -m r1hpc.sweep runs/job-sweep --by val --lower                         # any recorded number

@@ -30,7 +30,7 @@ def test_its_settings_are_checked_before_the_queue(tmp_path: Path, environment: 
     job = str(write_toy_job(tmp_path / "toy.yaml", count=3))
     assert "options.count=N" in refused(environment, job, "options.count=many")
     assert (
-        "it may be one of pretrain, traces, sft, rl, generate, evaluate, serve, script, counting"
+        "it may be one of pretrain, traces, sft, rl, rollout, generate, evaluate, serve, script, counting"
         in refused(environment, job, "stage=countin")
     )
 
