@@ -105,7 +105,7 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
         node_seconds += allocation.nodes * allocation.seconds
         for key in (*KEYS, *RUN_KEYS):
             by[key][getattr(allocation, key) or UNKNOWN] += gpu_seconds
-        for key in BILLED_KEYS if allocation.billing else ():
+        for key in BILLED_KEYS if allocation.billing and allocation.seconds else ():
             billed[key][getattr(allocation, key)] += allocation.billing * allocation.seconds
         named = sum(gpus for _, gpus in allocation.gpu_types)
         for kind, gpus in (*allocation.gpu_types, (UNKNOWN, allocation.gpus - named)):

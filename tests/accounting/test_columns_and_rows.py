@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from r1hpc.accounting import sacct_totals
@@ -119,6 +119,11 @@ LINES = st.one_of(
     ODD_ROWS.map(lambda line: damaged(line, "nothing", 0)),
 )
 ENDS = st.sampled_from([b"\n", b"\r\n"])
+BILLED = [
+    b"1||ada|lab|gpu|normal|RUNNING|2026-03-29T01:59:59|1|1|billing=4,node=1",
+    b"2||bob|lab|gpu|normal|RUNNING|2026-03-29T01:59:59|0|1|billing=4,node=1",
+]
+"""Whoever had nothing of what is billed is not named."""
 SIZES = st.sampled_from([1, 200, 500, 2**21])
 """Of a block: with few lines in it what is as usual is read by columns, beside what is not."""
 SELECTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -164,6 +169,7 @@ def test_columns_and_rows_agree_whatever_columns_there_are(
 
 
 @settings(max_examples=300)
+@example(BILLED, b"\n", ZONES[0], 1, {})
 @given(st.lists(LINES, max_size=12), ENDS, st.sampled_from(ZONES), SIZES, SELECTIONS)
 def test_columns_and_rows_agree_on_lines_that_were_damaged(
     lines: list[bytes], end: bytes, zone: str, size: int, selected: dict[str, Any]
