@@ -101,15 +101,15 @@ def _submit(
     from r1hpc.slurm.flags import submission_options
 
     overrides, options = _overrides(run, arguments), submission_options(arguments)
-    done = api.submit(_JOB, overrides=overrides, argv=argv, **options)
-    assert isinstance(done, api.Submission), "jobs/serve.yaml is no chain"
+    submission = api.submit(_JOB, overrides=overrides, argv=argv, **options)
+    assert isinstance(submission, api.Submission), "jobs/serve.yaml is no chain"
     if arguments.json and (arguments.dry_run or arguments.no_wait):
-        done.print(as_json=True)
+        submission.print(as_json=True)
     else:
         from r1hpc.submission.text import run_as_text
 
-        print(run_as_text(done.planned, done.job_id), file=out, flush=True)
-    return None if arguments.dry_run else done.planned.run
+        print(run_as_text(submission.planned, submission.job_id), file=out, flush=True)
+    return None if arguments.dry_run else submission.planned.run
 
 
 def _overrides(run: RunDir | None, arguments: argparse.Namespace) -> list[str]:

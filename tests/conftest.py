@@ -137,7 +137,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
     failures = [report.longreprtext for report in reports if report.failed]
     if failures:
-        item._initrequest()  # type: ignore[attr-defined]  # fixtures of one test are made anew
+        assert isinstance(item, pytest.Function)
+        item._initrequest()  # fixtures of one test are made anew
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
         warnings.warn(f"{item.nodeid} failed at first:\n{failures[0]}", stacklevel=1)
     for report in reports:

@@ -77,7 +77,7 @@ class PlugIn:
         expected = getattr(self._workload, "returns", {}).get(name)
         if expected is not None and not isinstance(result, expected):
             kind = type(result).__name__
-            names = " or ".join("None" if each is type(None) else each.__name__ for each in expected)
+            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in expected)
             raise PlugInError(f"stage {self._stage}: its {name}() returned {kind}, not {names}")
         return result
 

@@ -270,18 +270,18 @@ class Scorer:
 
     def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> list[dict[str, Value]]:
         """Return the custom terms' values of each completion by name; 0 for one that failed."""
-        found: list[dict[str, Value]] = [{} for _, completions in groups for _ in completions]
+        of_completions: list[dict[str, Value]] = [{} for _, completions in groups for _ in completions]
         if not self._own:
-            return found
+            return of_completions
         asked = []
         for item, completions in groups:
             shared: dict[str, object] = {}  # one object a group: equal completions are judged once
             asked += [_own_question(item, completion, shared) for completion in completions]
         for name, verifier in self._own.items():
             values = verifier.values(asked, should_stop)
-            for own, value, has_failed in zip(found, values, verifier.failed, strict=True):
+            for own, value, has_failed in zip(of_completions, values, verifier.failed, strict=True):
                 own[name] = float(value or 0.0), has_failed
-        return found
+        return of_completions
 
     def _score(self, taken: Taken, verdict: Verdict, own: dict[str, Value]) -> Score:
         (item, completion, parts), (correct, failed) = taken, verdict

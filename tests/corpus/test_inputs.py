@@ -337,8 +337,8 @@ def test_a_file_that_cannot_be_read_is_named_or_put_aside(
         build_dataset(write_recipe(tmp_path, sources=[good, bad]), tmp_path / "out")
     recipe = write_recipe(tmp_path, sources=[good, bad], max_unreadable=0.9)
     if name != "cut.jsonl.gz":  # of which some records are read
-        told = r"source bad: 1 of 1 records are dropped \(1 unreadable\), and none is left"
-        with pytest.raises(DataError, match=told):
+        message = r"source bad: 1 of 1 records are dropped \(1 unreadable\), and none is left"
+        with pytest.raises(DataError, match=message):
             build_dataset(recipe, tmp_path / "out")
         return
     found = audit(build_dataset(recipe, tmp_path / "out").path)

@@ -44,10 +44,10 @@ def test_a_source_may_not_lose_more_than_its_share(tmp_path: Path, stages: dict[
     )
     assert refused.value.exit_status == 1
     assert not (tmp_path / "data" / "out").exists()
-    done = done_units(tmp_path / "data")
+    units = done_units(tmp_path / "data")
     with pytest.raises(DataError, match="max_dropped 0"):
         build(tmp_path, source("a") | {"max_dropped": 0}, b, **stages)
-    assert done_units(tmp_path / "data") == done, "a unit was made again"
+    assert done_units(tmp_path / "data") == units, "a unit was made again"
     build(tmp_path, source("a") | {"max_dropped": 0.29}, b, **stages)  # .29 * 100 is less than 29
     with pytest.raises(DataError, match=r"^source a: 29 of 100 .* max_dropped 0\.1 "):
         build(tmp_path, source("a") | {"max_dropped": 0.1}, b, **stages)
@@ -75,8 +75,8 @@ def test_max_dropped_is_in_no_hash_and_is_a_share(tmp_path: Path) -> None:
 def test_a_source_emptied_by_clean_is_refused_before_the_next_stage(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [prose(1), prose(2)])
     write_lines(tmp_path / "b.jsonl", ["Too short.", "x = 1", ""])
-    told = r"source b: 3 of 3 records are dropped \(2 gopher_quality.words, 1 empty\), and none is left"
-    with pytest.raises(DataError, match=told):
+    message = r"source b: 3 of 3 records are dropped \(2 gopher_quality.words, 1 empty\), and none is left"
+    with pytest.raises(DataError, match=message):
         build(tmp_path, source("a"), source("b"), clean=GOPHER, dedup={"exact": True})
     assert stages_made(tmp_path) == {"clean"}
 
@@ -84,8 +84,8 @@ def test_a_source_emptied_by_clean_is_refused_before_the_next_stage(tmp_path: Pa
 def test_a_source_emptied_by_dedup_is_refused_before_the_next_stage(tmp_path: Path) -> None:
     for name, texts in (("a", [prose(1), prose(2), prose(3)]), ("b", [prose(1), "", prose(2)])):
         write_lines(tmp_path / f"{name}.jsonl", texts)
-    told = r"source b: 3 of 3 records are dropped \(2 exact_duplicate, 1 empty\), and none is left"
-    with pytest.raises(DataError, match=told):
+    message = r"source b: 3 of 3 records are dropped \(2 exact_duplicate, 1 empty\), and none is left"
+    with pytest.raises(DataError, match=message):
         build(tmp_path, source("a"), source("b"), dedup={"exact": True})
     assert stages_made(tmp_path) == {"clean", "dedup"}
 
@@ -143,31 +143,31 @@ def test_a_source_has_rules_of_its_own(tmp_path: Path) -> None:
     for name in "abc":
         write_lines(tmp_path / f"{name}.jsonl", [prose(1), "x = 1 # mail me@example.org"])
     sources = [source("a"), source("b") | {"clean": {"rules": []}}, source("c") | {"clean": {"pii": "drop"}}]
-    found = audit(build(tmp_path, *sources, clean=GOPHER | {"pii": "mask"}))["sources"]
-    dropped = [each["documents"]["dropped"] for each in found]
+    counts = audit(build(tmp_path, *sources, clean=GOPHER | {"pii": "mask"}))["sources"]
+    dropped = [count["documents"]["dropped"] for count in counts]
     assert dropped == [{"gopher_quality.words": 1}, {}, {"gopher_quality.words": 1}]
-    assert [each["edits"]["masked"] for each in found] == [0, 1, 0]
+    assert [count["edits"]["masked"] for count in counts] == [0, 1, 0]
 
 
 def test_one_source_alone_is_cleaned(tmp_path: Path) -> None:
     for name in "ab":
         write_lines(tmp_path / f"{name}.jsonl", ["call me@example.org", "fine"])
-    found = audit(build(tmp_path, source("a") | {"clean": {"pii": "drop"}}, source("b")))["sources"]
-    assert [each["documents"]["dropped"] for each in found] == [{"pii": 1}, {}]
+    counts = audit(build(tmp_path, source("a") | {"clean": {"pii": "drop"}}, source("b")))["sources"]
+    assert [count["documents"]["dropped"] for count in counts] == [{"pii": 1}, {}]
 
 
 def test_a_change_of_one_source_cleans_no_other_again(tmp_path: Path) -> None:
     for name in "ab":
         write_lines(tmp_path / f"{name}.jsonl", [prose(1), "", prose(2)])
     strict = source("b") | {"max_dropped": 0}
-    made = []
+    units = []
     for rules in ([], ["c4"]):
         with pytest.raises(DataError, match="source b"):
             build(tmp_path, source("a"), strict | {"clean": {"rules": rules}}, clean={"repair": False})
-        made.append(done_units(tmp_path / "data"))
-    assert len(made[0]) == 2
-    assert len(made[1]) == 3
-    assert made[0].items() <= made[1].items()
+        units.append(done_units(tmp_path / "data"))
+    assert len(units[0]) == 2
+    assert len(units[1]) == 3
+    assert units[0].items() <= units[1].items()
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_it_ends_though_the_server_hangs(small: Start, monkeypatch: pytest.Monke
     server = small("slots=4 first_s=0.02 hang_after=8")
     target = loadtest.Target("s", server.url, "little", KEY)
     found = list(loadtest.measure(target, loadtest.Prompts(8, 4), (2, 4, 8), 1.0))
-    assert [each["finished"] for each in found] == [8, 0]
+    assert [level["finished"] for level in found] == [8, 0]
     assert found[1]["failed"].keys() == {"no answer in time"}
 
 

@@ -60,8 +60,8 @@ class LightSampler:
         one = groups(0, 3)
         tokens = np.full_like(one.tokens, self._value)
         versions = np.full_like(one.versions, version)
-        made = replace(one, tokens=tokens, versions=versions).select([0])
-        parts = [replace(made, items=np.array([item]), prompts=((item,),)) for item in indices]
+        group = replace(one, tokens=tokens, versions=versions).select([0])
+        parts = [replace(group, items=np.array([item]), prompts=((item,),)) for item in indices]
         return Groups.joined(parts)
 
 
@@ -118,7 +118,7 @@ def train(run: Path, num_rollouts: int, token: str) -> None:
             dealer.want(rollout + STALENESS, items_of(rollout + STALENESS))
         weights = {"value": torch.tensor(values[rollout]), "pad": torch.zeros(9)}
         latest = publish(run / "exchange", rollout, weights.items(), token)
-        prune(run / "exchange", latest, STALENESS + 2, dealer.versions_in_use())
+        prune(run / "exchange", latest, STALENESS + 2)
         dropped = dealer.round(latest, time.monotonic())
         taken = dict[int, tuple[str, Groups]]()
         while len(taken) < NUM_ITEMS:
@@ -133,7 +133,7 @@ def train(run: Path, num_rollouts: int, token: str) -> None:
         for finished in dealer.finished(rollout):
             policy, group = taken[finished.item]
             inside = np.arange(group.tokens.shape[1])[None, :] < group.lengths[:, None]
-            [version] = {int(each) for each in group.versions[inside]}
+            [version] = {int(version) for version in group.versions[inside]}
             assert set(group.tokens[inside].tolist()) == {values[version]}, "sampled with other weights"
             lines.append([int(group.items[0]), version, finished.worker, policy])
         value = values[rollout] + sum(group.oldest + 1 for group in dealer.finished(rollout))
@@ -232,9 +232,9 @@ class Scene:
 
 def check_records(run: Path, num_rollouts: int) -> None:
     """Each item of each rollout is there once, sampled by weights that were not too old."""
-    found = records(run)
-    assert len(found) == num_rollouts
-    for rollout, record in enumerate(found):
+    lines = records(run)
+    assert len(lines) == num_rollouts
+    for rollout, record in enumerate(lines):
         assert [line[0] for line in record["groups"]] == list(items_of(rollout))
         for _, version, *_ in record["groups"]:
             assert 0 <= rollout - version <= STALENESS
@@ -242,18 +242,18 @@ def check_records(run: Path, num_rollouts: int) -> None:
 
 def run_disturbed(run: Path, num_rollouts: int, seed: int, most: int, limit_s: float) -> dict[str, int]:
     """Disturb until the trainer is over, at most `most` times; return how often each kind was done."""
-    scene, done = Scene(run, num_rollouts, seed), dict[str, int]()
+    scene, counts = Scene(run, num_rollouts, seed), dict[str, int]()
     deadline = time.monotonic() + limit_s
     try:
         while not scene.is_over():
-            assert time.monotonic() < deadline, f"{len(records(run))} rollouts, {done}"
+            assert time.monotonic() < deadline, f"{len(records(run))} rollouts, {counts}"
             scene.pause(scene.random.uniform(0.01, 0.1))
-            if sum(done.values()) < most and not scene.is_over():
+            if sum(counts.values()) < most and not scene.is_over():
                 kind = scene.disturb()
-                done[kind] = done.get(kind, 0) + 1
+                counts[kind] = counts.get(kind, 0) + 1
     finally:
         scene.end()
-    return done
+    return counts
 
 
 def test_undisturbed_workers_leave_when_the_trainer_is_over(tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_undisturbed_workers_leave_when_the_trainer_is_over(tmp_path: Path) -> N
     finally:
         scene.end()
     check_records(tmp_path, 8)
-    found = records(tmp_path)
-    assert {line[2] for record in found for line in record["groups"]} == set(WORKERS)
-    assert [reason for record in found for reason in record["dropped"]] == []
+    lines = records(tmp_path)
+    assert {line[2] for record in lines for line in record["groups"]} == set(WORKERS)
+    assert [reason for record in lines for reason in record["dropped"]] == []
     left = [read_beat(box) for name in WORKERS for box in read_boxes(tmp_path / "workers" / name)]
     assert [beat["left"] for beat in left if beat] == [TRAINED, TRAINED]
 
@@ -275,8 +275,8 @@ def test_undisturbed_workers_leave_when_the_trainer_is_over(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_item_counts_once_whatever_is_killed(tmp_path: Path, seed: int) -> None:
-    done = run_disturbed(tmp_path, 12, seed, most=15, limit_s=50)
-    assert sum(done.values()) > 3, done
+    counts = run_disturbed(tmp_path, 12, seed, most=15, limit_s=50)
+    assert sum(counts.values()) > 3, counts
     check_records(tmp_path, 12)
 
 

@@ -71,9 +71,9 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
             wait_over(worker)
         yield run
     finally:
-        for each in (run, *workers):
-            if not read_situation(each).state.is_over:
-                command_output(["-m", "r1hpc.cancel", str(each.path)])
+        for started in (run, *workers):
+            if not read_situation(started).state.is_over:
+                command_output(["-m", "r1hpc.cancel", str(started.path)])
 
 
 def test_every_run_goes_on_after_its_kill_and_is_finished(trainer: RunDir) -> None:
@@ -91,12 +91,12 @@ def test_every_run_goes_on_after_its_kill_and_is_finished(trainer: RunDir) -> No
 
 
 def test_each_item_is_trained_on_once_by_weights_that_were_not_too_old(trainer: RunDir) -> None:
-    found = records(trainer)
-    items = [item for record in found for item, _ in record["groups"]]
+    lines = records(trainer)
+    items = [item for record in lines for item, _ in record["groups"]]
     assert items == list(range(NUM_ROLLOUTS * NUM_ITEMS))
-    assert {worker for record in found for _, worker in record["groups"]} >= {"killed", "other"}
-    assert max(record["staleness_max"] for record in found) <= 2
-    assert max(record["staleness_mean"] for record in found) > 0
+    assert {worker for record in lines for _, worker in record["groups"]} >= {"killed", "other"}
+    assert max(record["staleness_max"] for record in lines) <= 2
+    assert max(record["staleness_mean"] for record in lines) > 0
 
 
 def test_a_damaged_group_is_dropped_by_name_and_sampled_again(trainer: RunDir) -> None:

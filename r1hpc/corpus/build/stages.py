@@ -241,26 +241,26 @@ class _Stages:
             key = unit_key("clean", settings, inputs, evaluation.name if evaluation else None)
             units.append(Unit("clean", key, CleanTask(self._recipe, part, evaluation), size))
         paths = self._run(units, read_inputs=True)
-        found = [unit_record(path) for path in paths]
-        self._check_unreadable(found)
-        self._check_losses(found, [{} for _ in found])
+        records = [unit_record(path) for path in paths]
+        self._check_unreadable(records)
+        self._check_losses(records, [{} for _ in records])
         return paths
 
-    def _check_losses(self, found: list[dict[str, Any]], duplicates: list[dict[str, int]]) -> None:
+    def _check_losses(self, records: list[dict[str, Any]], duplicates: list[dict[str, int]]) -> None:
         """Refuse a source that lost too much before time is spent on the next stage."""
-        pairs = zip(found, duplicates, strict=True)
+        pairs = zip(records, duplicates, strict=True)
         parts = [(record["source"], record["in"], record["dropped"] | more) for record, more in pairs]
         check_losses(self._recipe, count_by_source(self._recipe, parts))
 
-    def _check_unreadable(self, found: list[dict[str, Any]]) -> None:
-        total = sum(record["in"] for record in found)
-        count = sum(record["dropped"].get("unreadable", 0) for record in found)
+    def _check_unreadable(self, records: list[dict[str, Any]]) -> None:
+        total = sum(record["in"] for record in records)
+        count = sum(record["dropped"].get("unreadable", 0) for record in records)
         most = self._recipe.max_unreadable
-        lost, size = sum(record["lost_bytes"] for record in found), sum(self._sizes)
+        lost, size = sum(record["lost_bytes"] for record in records), sum(self._sizes)
         if count > most * total or lost > most * size:
             examples = [
                 f"{record['inputs'][place]} at {position}: {what}"
-                for record in found
+                for record in records
                 for place, position, what in record["unreadable"]
             ]
             behind = f", and {format_bytes(lost)} of {format_bytes(size)} with them" if lost else ""

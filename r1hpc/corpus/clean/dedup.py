@@ -47,8 +47,8 @@ class DedupTask:
         with _Table(self.recipe, self.cleaned, folder) as table:
             drops = self._find(table)
         dropped: list[dict[str, int]] = [{} for _ in self.cleaned]
-        for part, found in itertools.groupby(drops, lambda drop: table.part(drop.document)):  # sorted
-            chosen = list(found)
+        for part, in_part in itertools.groupby(drops, lambda drop: table.part(drop.document)):  # sorted
+            chosen = list(in_part)
             table.write(folder, part, chosen)
             dropped[part] = decisions.dropped_by_rule([drop.rule for drop in chosen])
         return {"dropped": dropped}

@@ -242,9 +242,9 @@ def _read_lines(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
     stop = None if is_compressed(path.name) else span.stop
-    found = islice(lines.iter_lines(path, span.start, stop), source.max_documents)
+    first = islice(lines.iter_lines(path, span.start, stop), source.max_documents)
     # map and islice hold no line while its document is in use: it may be large.
-    return map(functools.partial(_line_document, source, fields), found)
+    return map(functools.partial(_line_document, source, fields), first)
 
 
 def _line_document(source: SourceRecipe, fields: FieldReader, line: Line) -> Document:

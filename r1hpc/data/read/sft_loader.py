@@ -168,30 +168,30 @@ class TraceLoader:
         lengths = self.dataset.document_lengths[documents]
         prompts = self.dataset.prompt_lengths[documents]
         if self._packing:
-            dealt = pack(lengths, share.world_size, self.seq_len)
+            packed = pack(lengths, share.world_size, self.seq_len)
             ranks = [
-                deal(dealt, share.micro_batch_size, rank, share.world_size)
+                deal(packed, share.micro_batch_size, rank, share.world_size)
                 for rank in range(share.world_size)
             ]
-            mine = ranks[share.rank]
-            widths = [width(rows, lengths, self.seq_len) for rows in mine]
+            dealt = ranks[share.rank]
+            widths = [width(rows, lengths, self.seq_len) for rows in dealt]
             num_positions = sum(len(rows) * width(rows, lengths, self.seq_len) for rows in chain(*ranks))
             attended = round(float((lengths**2).sum() / lengths.sum()))
         else:
-            mine = share.sample_ids(0)[..., np.newaxis].tolist()
+            dealt = share.sample_ids(0)[..., np.newaxis].tolist()
             attended = row_length(int(lengths.max()), self.seq_len)
-            widths = [attended] * len(mine)
+            widths = [attended] * len(dealt)
             num_positions = share.global_batch_size * attended
-        tokens = self._tokens(mine, documents)
+        tokens = self._tokens(dealt, documents)
         numbers = list(tokens)
         return TraceBatch(
             micro_batches=tuple(
                 lay_out(rows, tokens, prompts, self.pad_id, width)
-                for rows, width in zip(mine, widths, strict=True)
+                for rows, width in zip(dealt, widths, strict=True)
             ),
             sample_ids=first + np.array(numbers, np.int64),
             document_ids=documents[numbers],
-            checksum=sum(window_checksum(first + number, found) for number, found in tokens.items()),
+            checksum=sum(window_checksum(first + number, document) for number, document in tokens.items()),
             num_loss_tokens=int((lengths - prompts).sum()),
             num_tokens=int(lengths.sum()),
             num_positions=num_positions,

@@ -68,7 +68,7 @@ def check_training_data(
             _check_dataset(Path(data.path), config)
     elif config.stage == "sft" and data.traces:
         paths = [path for path in data.traces if not _is_below(path, to_come)]
-        files = [file for found in list_inputs(paths) for file in found]
+        files = [file for listed in list_inputs(paths) for file in listed]
         longest = _longest(files)
         if paths and not longest:
             raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")

@@ -130,11 +130,6 @@ class Dealer:
         self.num_there = len(there)
         return dropped
 
-    def versions_in_use(self) -> set[int]:
-        """Return the versions that workers hold."""
-        folders = [starts[-1] for starts in self._starts.values() if starts]
-        return {self._boxes[folder].beat["version"] for folder in folders if folder in self._boxes}
-
     def _read(self, folder: Path, now: float) -> list[Finished]:
         """Read a box's beat; return the groups dropped from it."""
         beat = mailbox.read_beat(folder)

@@ -12,7 +12,7 @@ folder: NFS may remember for a minute that a name was missing. The digest covers
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -76,12 +76,12 @@ def load_version(exchange: Path, announced: Latest) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def prune(exchange: Path, newest: Latest, kept_behind: int, in_use: Collection[int] = ()) -> None:
-    """Remove versions that are more than `kept_behind` behind the newest, unless a worker uses them; and
-    unfinished ones."""
+def prune(exchange: Path, newest: Latest, kept_behind: int) -> None:
+    """Remove unfinished versions, and those more than `kept_behind` behind the newest: a worker that has
+    loaded one needs its file no longer."""
     for folder in exchange.glob("v-*"):
         version = int(folder.name.split("-")[1])
-        if version < newest["version"] - kept_behind and version not in in_use:
+        if version < newest["version"] - kept_behind:
             shutil.rmtree(folder, ignore_errors=True)
     for unfinished in exchange.glob(".v-*.tmp"):
         shutil.rmtree(unfinished, ignore_errors=True)

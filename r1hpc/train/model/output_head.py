@@ -99,8 +99,8 @@ class OutputHead:
             if self._is_last:
                 return Scores(*answer[:num_chosen].unbind(-1))
         of_teacher = None if teacher is None else teacher.logits
-        whole = scoring.score(nn.Identity(), _picked(run(), chosen), picked, of_teacher)
-        return Scores(*whole[:num_chosen].unbind(-1))
+        values = scoring.score(nn.Identity(), _picked(run(), chosen), picked, of_teacher)
+        return Scores(*values[:num_chosen].unbind(-1))
 
     def logits(self, run: Callable[[], Tensor], targets: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Return (num_chosen, vocab), at least one row: the logits of the tokens `scores` would get, in the

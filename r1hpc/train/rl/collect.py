@@ -62,17 +62,17 @@ class Collector:
         self._rollout_s = self._reward_s = 0.0
         wanted, rounds, end = config.rollout.num_prompts, list[Groups](), first_item
         for _ in range(1 + config.rl.max_resamples):
-            done = self._round(session, rollout_index, range(end, end + wanted), policy_id, version)
-            if done is None:
+            sampled = self._round(session, rollout_index, range(end, end + wanted), policy_id, version)
+            if sampled is None:
                 break
             end += wanted
-            rounds.append(done)
+            rounds.append(sampled)
             groups = Groups.joined(rounds)
             teaching = varied(groups, config.reward.terms.get("overlong", 0.0))
             if config.rl.max_resamples == 0 or teaching.sum() >= wanted:
                 break
         engine.release()
-        if done is None:
+        if sampled is None:
             return None
         if config.rl.max_resamples:
             # Prefer groups with unequal rewards, then restore the order of the items.
@@ -105,12 +105,12 @@ class Collector:
         """Sample and reward `items` batch by batch, each batch on one rank."""
         job, group = self._job, self._job.group
         already_done = self._already_done(rollout_index, items, policy_id)
-        done: dict[int, Groups] = group.broadcast(already_done | self._given)
+        by_item: dict[int, Groups] = group.broadcast(already_done | self._given)
         # Every rank gets some.
         share = -(-len(items) // group.world_size)
         size = min(job.config.rollout.prompts_per_batch or share, share)
         batches = [items[start : start + size] for start in range(0, len(items), size)]
-        missing = [left for batch in batches if (left := [item for item in batch if item not in done])]
+        missing = [left for batch in batches if (left := [item for item in batch if item not in by_item])]
         fresh: list[Groups] = []
         for batch in missing[group.rank :: group.world_size]:
             began, sampled_s = time.monotonic(), -self._judge.sampling_s
@@ -130,8 +130,8 @@ class Collector:
         if agreed.stop or agreed.sums[0] < len(missing):
             return None
         for part in group.gather(fresh):
-            done |= _by_item(part)
-        return Groups.joined([done[item] for item in items])
+            by_item |= _by_item(part)
+        return Groups.joined([by_item[item] for item in items])
 
     def _already_done(self, rollout_index: int, items: Sequence[int], policy_id: str) -> dict[int, Groups]:
         """Return the groups an earlier attempt finished with this policy; only rank 0 reads."""

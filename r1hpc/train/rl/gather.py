@@ -111,7 +111,7 @@ class Gatherer(Collector):
         latest = publish(self._job.run.exchange, index, weights, self._job.token)
         with self._lock:
             self._latest = latest
-            prune(self._job.run.exchange, latest, self._staleness + 2, self._dealer.versions_in_use())
+            prune(self._job.run.exchange, latest, self._staleness + 2)
 
     def _ask(self, index: int, first_item: int) -> Rollout | None:
         """Have the items dealt of this rollout and of those that may be sampled already; return its record,
