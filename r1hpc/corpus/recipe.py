@@ -8,7 +8,7 @@ Keys are listed in shards/README.md. Paths in a recipe are relative to the recip
 
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -274,7 +274,7 @@ class Recipe:
         if self.mix is not None:
             self.mix.check_sources(tuple(source.name for source in self.sources))
         stages = {"clean": self.cleans, "dedup": self.dedup, "decontaminate": self.decontaminate}
-        asked = [name for name, block in stages.items() if block not in (None, ())]
+        asked = [name for name, block in stages.items() if block]
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):
             what = "traces" if self.is_traces else "token ids"
             raise UsageError(f"{asked[0]} works on texts, not on {what}; leave it out")
@@ -293,13 +293,12 @@ class Recipe:
             del content["tokenizer"]["pad_id"]
         for source in content["sources"]:
             del source["max_dropped"]  # it refuses a dataset and changes none
-            if source["clean"] is None:
-                del source["clean"]
             if source["kind"] != TRACES:  # those keys do not concern it and must not change its id
                 for key in _TRACE_KEYS:
                     del source[key]
-            if source["chat_template"] is None:
-                del source["chat_template"]
+            for key in ("clean", "chat_template"):
+                if source[key] is None:
+                    del source[key]
         return content
 
     @property
@@ -316,8 +315,7 @@ class Recipe:
     @property
     def is_prepared(self) -> bool:
         """True if documents pass through stages before they become tokens."""
-        stages = (self.dedup, self.decontaminate)
-        return self.max_unreadable > 0 or bool(self.cleans) or any(stage is not None for stage in stages)
+        return bool(self.max_unreadable or self.cleans or self.dedup or self.decontaminate)
 
     @property
     def hash(self) -> str:
@@ -356,8 +354,8 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
     values = dict(_mapping(content, "the recipe"))
     _check_keys(values, [field.name for field in fields(Recipe) if field.name != "folder"], "")
     values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
-    if values.get("clean") is not None:
-        values["clean"] = _block(CleanRecipe, values["clean"], "clean")
+    if (clean := values.get("clean")) is not None:
+        values["clean"] = _block(CleanRecipe, clean, "clean")
     sources = values.get("sources")
     if not isinstance(sources, list):
         raise UsageError("sources must be a list of blocks, each with name, kind and root")
@@ -370,15 +368,9 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
                 "traces.jsonl by kind: traces, or by kind: jsonl, field: completion"
             )
         if item.get("clean") is not None:
-            item = {**item, "clean": _lay_over(values.get("clean"), item["clean"], f"{where}.clean")}
+            item = {**item, "clean": {**(clean or {}), **_mapping(item["clean"], f"{where}.clean")}}
         blocks.append(_block(SourceRecipe, item, where))
     return _block(Recipe, {**values, "sources": tuple(blocks), "folder": folder}, "recipe")
-
-
-def _lay_over(clean: CleanRecipe | None, content: Any, where: str) -> CleanRecipe:
-    """Return a source's clean: the recipe's with the keys that the source gives."""
-    own = _block(CleanRecipe, content, where)
-    return replace(clean or CleanRecipe(), **{name: getattr(own, name) for name in content})
 
 
 def _block(cls: type[_Block], content: Any, where: str) -> _Block:

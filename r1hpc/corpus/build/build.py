@@ -11,7 +11,6 @@ however often it was killed.
 
 import contextlib
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json, write_json
-from r1hpc.corpus.build.encode import SourceCount, Vocabulary
+from r1hpc.corpus.build.encode import Vocabulary
 from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
 from r1hpc.corpus.build.tokenize import PART
 from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.build.writer import PartResult
-from r1hpc.corpus.clean.losses import check_losses, count_by_source, read_counts, sum_up
+from r1hpc.corpus.clean.losses import SourceCount, add_up, check_losses, describe, read_counts
 from r1hpc.corpus.engine import work_dir
 from r1hpc.corpus.engine.work_dir import Report, Work
 from r1hpc.corpus.recipe import Recipe, load_recipe
@@ -136,18 +135,20 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
         made = run_stages(recipe, spans, work, how)
         content = _gather(work, made)
         results = [PartResult.from_record(work_dir.unit_record(path)) for path in made.parts]
-        manifest = _manifest(recipe, spans, content, made.vocabulary, results)
+        totals = add_up(recipe, (item for result in results for item in result.sources.items()))
+        _check_content(recipe, totals)
+        manifest = _manifest(recipe, spans, content, made.vocabulary, results, totals)
+        left_out = {name: dict(sorted(c.dropped.items())) for name, c in totals.items() if c.dropped}
         if recipe.is_prepared:
-            manifest["preparation"] = _preparation(recipe, made)
+            manifest["preparation"] = describe(totals)
+        elif left_out:
+            write_json(content / LEFT_OUT, left_out, mode=0o644)
         write_manifest(content, manifest)
         write_json(content / INPUT_STATES, states, mode=0o644)
         if beside := _files_beside(recipe):
             write_json(content / MADE_WITH, beside, mode=0o644)
-        if not recipe.is_prepared and (left_out := _left_out(recipe, results)):  # else the manifest has them
-            write_json(content / LEFT_OUT, left_out, mode=0o644)
-        _check_content(recipe, read_manifest(content))
         failpoint("data.build.publish")
-        published = work_dir.publish(work, content)
+        published = work_dir.publish(content, work.destination)
         failpoint("data.build.published")
     if not published:
         return _lost_race(recipe, out)
@@ -170,7 +171,12 @@ def _gather(work: Work, made: Made) -> Path:
 
 
 def _manifest(
-    recipe: Recipe, spans: list[SourceSpan], root: Path, vocabulary: Vocabulary, results: list[PartResult]
+    recipe: Recipe,
+    spans: list[SourceSpan],
+    root: Path,
+    vocabulary: Vocabulary,
+    results: list[PartResult],
+    totals: dict[str, SourceCount],
 ) -> dict[str, Any]:
     files = {f"{PARTS}/zarr.json": file_digest(root / PARTS / "zarr.json")}
     files |= {"zarr.json": file_digest(root / "zarr.json")}
@@ -191,8 +197,9 @@ def _manifest(
         "num_tokens": sum(result.num_tokens for result in results),
         "num_documents": sum(result.num_documents for result in results),
         "sources": [
-            {"name": source.name, "kind": source.kind, "license": source.license} | count.described
-            for source, count in zip(recipe.sources, _totals(recipe, results), strict=True)
+            {"name": source.name, "kind": source.kind, "license": source.license}
+            | totals[source.name].numbers
+            for source in recipe.sources
         ],
         "parts": [
             {"name": part_name(i), "num_tokens": part.num_tokens, "num_documents": part.num_documents}
@@ -202,39 +209,14 @@ def _manifest(
     }
 
 
-def _preparation(recipe: Recipe, made: Made) -> dict[str, Any]:
-    """Return the counts of kept and dropped records, over all and by source."""
-    parts, edits = [], [Counter[str]() for _ in recipe.sources]
-    for record in map(work_dir.unit_record, made.parts):
-        source, prepared = int(*record["sources"]), record["prepared"]
-        parts.append((source, prepared["in"], prepared["dropped"]))
-        edits[source].update(prepared["edits"])
-    counts = zip(count_by_source(recipe, parts), edits, strict=True)
-    return sum_up([source | {"edits": own} for source, own in counts])
-
-
-def _check_content(recipe: Recipe, manifest: DatasetManifest) -> None:
+def _check_content(recipe: Recipe, totals: dict[str, SourceCount]) -> None:
     """Refuse a dataset without tokens, or with a source that lost too much or that a mixture cannot use."""
-    check_losses(recipe, read_counts(manifest)["sources"])
-    if not manifest.content["num_tokens"]:
+    check_losses(recipe, totals)
+    empty = [name for name, count in totals.items() if not count.num_tokens]
+    if len(empty) == len(totals):
         raise UsageError("the inputs are empty: every document has no text")
-    empty = [source["name"] for source in manifest.content["sources"] if not source["num_tokens"]]
     if recipe.mix is not None and empty:  # here, before a run meets it
         raise UsageError(f"mix: source {empty[0]} has no document; leave it out")
-
-
-def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
-    totals = [SourceCount() for _ in recipe.sources]
-    for result in results:
-        for index, count in result.sources.items():
-            totals[index].add(count)
-    return totals
-
-
-def _left_out(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
-    """Return the records left out, by source and rule."""
-    found = zip(recipe.sources, _totals(recipe, results), strict=True)
-    return {source.name: dict(sorted(total.left_out.items())) for source, total in found if total.left_out}
 
 
 def _inputs_hash(spans: list[SourceSpan]) -> str:
@@ -272,7 +254,7 @@ def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> Bui
             "recipe; choose another --out or move it away"
         )
     manifest.check_census()
-    check_losses(recipe, read_counts(manifest)["sources"], may_be_emptied=True)
+    check_losses(recipe, read_counts(manifest), may_be_emptied=True)
     return _report(manifest, built=False, note=_staleness(recipe, manifest, check_inputs))
 
 

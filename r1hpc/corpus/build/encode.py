@@ -8,7 +8,7 @@ for item in encode_span(recipe, span, vocabulary, encoder, count):
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +18,7 @@ import xxhash
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.vocabulary import NO_CUT, PIECE_BYTES, Encoder, is_utf8
 from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
+from r1hpc.corpus.clean.losses import SourceCount
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, SourceSpan, batched
 from r1hpc.corpus.sources.lines import line_number
@@ -42,36 +43,6 @@ class Vocabulary:
     def invalid_id(self) -> int:
         """Return the fill value: no token has it, so a hole never passes as one."""
         return int(np.iinfo(self.dtype).max)
-
-
-@dataclass
-class SourceCount:
-    """Counts of one source."""
-
-    num_documents: int = 0
-    num_tokens: int = 0
-    num_bytes: int = 0
-    num_skipped: int = 0
-    """Documents left out as the recipe says: not UTF-8, or no trace; also null values in a line of JSON."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """The same by rule, and every other empty record."""
-
-    def leave_out(self, rule: str, is_skipped: bool = True) -> None:
-        self.left_out[rule] = self.left_out.get(rule, 0) + 1
-        self.num_skipped += is_skipped
-
-    def add(self, other: "SourceCount") -> None:
-        self.num_documents += other.num_documents
-        self.num_tokens += other.num_tokens
-        self.num_bytes += other.num_bytes
-        self.num_skipped += other.num_skipped
-        for rule, count in other.left_out.items():
-            self.left_out[rule] = self.left_out.get(rule, 0) + count
-
-    @property
-    def described(self) -> dict[str, int]:
-        """Return the counts as in the manifest."""
-        return {name: count for name, count in asdict(self).items() if name != "left_out"}
 
 
 @dataclass(frozen=True)

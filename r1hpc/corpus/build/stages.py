@@ -24,7 +24,7 @@ from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.clean import text
 from r1hpc.corpus.clean.clean import CleanTask, IndexTask
 from r1hpc.corpus.clean.dedup import DedupTask
-from r1hpc.corpus.clean.losses import check_losses, count_by_source
+from r1hpc.corpus.clean.losses import SourceCount, add_up, check_losses
 from r1hpc.corpus.engine.units import Unit, run_units, unit_key
 from r1hpc.corpus.engine.work_dir import Report, Work, find_unit, unit_record
 from r1hpc.corpus.recipe import Recipe
@@ -248,9 +248,11 @@ class _Stages:
 
     def _check_losses(self, records: list[dict[str, Any]], duplicates: list[dict[str, int]]) -> None:
         """Refuse a source that lost too much before time is spent on the next stage."""
-        pairs = zip(records, duplicates, strict=True)
-        parts = [(record["source"], record["in"], record["dropped"] | more) for record, more in pairs]
-        check_losses(self._recipe, count_by_source(self._recipe, parts))
+        counts = []
+        for record, more in zip(records, duplicates, strict=True):
+            kept = record["kept"] - sum(more.values())
+            counts.append((record["source"], SourceCount(kept, dropped=record["dropped"] | more)))
+        check_losses(self._recipe, add_up(self._recipe, counts))
 
     def _check_unreadable(self, records: list[dict[str, Any]]) -> None:
         total = sum(record["in"] for record in records)

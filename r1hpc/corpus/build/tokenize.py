@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary, encode_span
+from r1hpc.corpus.build.encode import Encoded, Vocabulary, encode_span
 from r1hpc.corpus.build.vocabulary import (
     PIECE_BYTES,
     TOKENIZER_FILE,
@@ -24,6 +24,7 @@ from r1hpc.corpus.build.vocabulary import (
 from r1hpc.corpus.build.writer import Placed, write_part
 from r1hpc.corpus.clean import decisions
 from r1hpc.corpus.clean.clean import DOCUMENTS
+from r1hpc.corpus.clean.losses import SourceCount
 from r1hpc.corpus.engine.work_dir import unit_record
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.corpus.sources.fields import SourceSpan, batched, rows_at_once
@@ -105,12 +106,12 @@ class TextsTask:
         inputs = [(source, path) for path in record["inputs"]]
         rows = pyarrow.parquet.read_table(self.dedup).to_pylist() if self.dedup else []
         dropped = {row["row"]: (row["rule"], row["value"], row["note"]) for row in rows}
-        items, counts = self._items(source, dropped), {source: SourceCount()}
-        result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, counts)
-        by_rule = _write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS, dropped)
+        count = SourceCount(edits={name: record[name] for name in ("repaired", "masked", "lines_removed")})
+        items = self._items(source, dropped)
+        result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, {source: count})
+        count.dropped = _write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS, dropped)
         result.files[DECISIONS] = file_digest(folder / PART / DECISIONS)
-        edits = {name: record[name] for name in ("repaired", "masked", "lines_removed")}
-        return asdict(result) | {"prepared": {"in": record["in"], "dropped": by_rule, "edits": edits}}
+        return asdict(result)
 
     def _items(self, source: int, dropped: dict[int, _Drop]) -> Iterator[Placed]:
         """Yield the documents that are not dropped; add those that the tokenizer drops."""

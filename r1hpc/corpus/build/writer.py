@@ -6,14 +6,15 @@ that loses data between processes (zarr-python issue 3682). Nothing depends on t
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary
+from r1hpc.corpus.build.encode import Encoded, Vocabulary
+from r1hpc.corpus.clean.losses import SourceCount
 from r1hpc.corpus.recipe import Recipe
 from r1hpc.data.format.documents import segment_arrays
 from r1hpc.data.format.manifest import CHECKSUMS, INPUTS, TOKENS, canonical_json, census
@@ -47,8 +48,7 @@ class PartResult:
     def from_record(cls, record: dict[str, Any]) -> "PartResult":
         """Return the result of a unit's record, which holds its asdict()."""
         sources = {int(index): SourceCount(**count) for index, count in record["sources"].items()}
-        mine = {item.name: record[item.name] for item in fields(cls)}
-        return cls(**(mine | {"sources": sources}))
+        return cls(**record | {"sources": sources})
 
 
 def write_part(

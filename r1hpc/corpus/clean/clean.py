@@ -26,6 +26,7 @@ from r1hpc.corpus.clean import decisions, rules
 from r1hpc.corpus.clean.batch import TextBatch
 from r1hpc.corpus.clean.contamination import NgramIndex, build_index
 from r1hpc.corpus.clean.decisions import RecordDecision, dropped_by_rule
+from r1hpc.corpus.clean.losses import add_counts
 from r1hpc.corpus.clean.minhash import sign
 from r1hpc.corpus.clean.rules import Verdicts
 from r1hpc.corpus.clean.text import identify, mask, repair
@@ -304,8 +305,7 @@ class _Output:
         record["text_bytes"] += sum(len(item.text) for item in kept)
         for name in ("repaired", "masked", "lines_removed"):
             record[name] += sum(getattr(item.decision, name) for item in kept)
-        for rule, count in dropped_by_rule([item.decision.rule for item in batch]).items():
-            record["dropped"][rule] = record["dropped"].get(rule, 0) + count
+        add_counts(record["dropped"], dropped_by_rule([item.decision.rule for item in batch]))
         record["lost_bytes"] += sum(item.document.lost_bytes for item in batch)
         aside = [item.decision for item in batch if item.decision.rule == decisions.UNREADABLE]
         for decision in aside[: _MAX_EXAMPLES - len(record["unreadable"])]:

@@ -3,7 +3,7 @@
     with open_work(Path("data/web")) as work:
         path = publish_unit(work.folder, "clean", key, write)       # does nothing if the unit is done
         ...
-        publish(work, content)                                      # the dataset under its own name
+        publish(content, work.destination)                          # the dataset under its own name
     read_progress(Path("data/web"))                                 # how far the build is
 
     .staging-<name of the destination>/
@@ -157,22 +157,16 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     done = {"stage": stage, "key": key, "record": record, "files": files, "cpu_s": cpu_s}
     done["peak_memory_bytes"] = _peak_memory()
     (private / DONE).write_text(json.dumps(done))
-    fsync_tree(private)
-    _release(private)
     failpoint("data.unit.publish")
     target = unit_folder(folder, stage, key)
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        private.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+    if not publish(private, target):
         if find_unit(folder, stage, key) is None:  # damaged since: move it away
             target.rename(private.with_name(uuid.uuid4().hex))
             private.rename(target)
+            fsync_dir(target.parent)
         else:  # another worker was first, with the same bytes
             shutil.rmtree(private, ignore_errors=True)
-    fsync_dir(target.parent)
     return target
 
 
@@ -193,13 +187,6 @@ def _check_private(folder: Path) -> None:
         )
 
 
-def _release(folder: Path) -> None:
-    """Remove the mark from a complete folder, right before it gets its name. Raises as _check_private."""
-    _check_private(folder)
-    (folder / _WRITING).unlink()
-    fsync_dir(folder)
-
-
 def _peak_memory() -> int:
     """Return the most memory this process has held so far; 0 without /proc.
 
@@ -211,20 +198,22 @@ def _peak_memory() -> int:
     return 0
 
 
-def publish(work: Work, content: Path) -> bool:
-    """Make the content durable, then rename it to the destination. False if another build was first.
+def publish(content: Path, target: Path) -> bool:
+    """Make a complete folder durable, then give it its name. False if another build was first.
 
-    Raise ClearedError if it was cleared while being gathered.
+    Raise ClearedError if another build cleared it while it was written.
     """
     fsync_tree(content)
-    _release(content)
+    _check_private(content)
+    (content / _WRITING).unlink()
+    fsync_dir(content)
     try:
-        content.rename(work.destination)
+        content.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         return False
-    fsync_dir(work.destination.parent)
+    fsync_dir(target.parent)
     return True
 
 
