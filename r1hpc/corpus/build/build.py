@@ -24,7 +24,7 @@ from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
 from r1hpc.corpus.build.tokenize import PART
 from r1hpc.corpus.build.vocabulary import existing_files
 from r1hpc.corpus.build.writer import PartResult
-from r1hpc.corpus.clean.losses import SourceCount, add_up, check_losses, describe, read_counts
+from r1hpc.corpus.clean.losses import SourceCount, add_up, check_losses, describe_counts, read_counts
 from r1hpc.corpus.engine import work_dir
 from r1hpc.corpus.engine.work_dir import Report, Work
 from r1hpc.corpus.recipe import Recipe, load_recipe
@@ -140,7 +140,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_i
         manifest = _manifest(recipe, spans, content, made.vocabulary, results, totals)
         left_out = {name: dict(sorted(c.dropped.items())) for name, c in totals.items() if c.dropped}
         if recipe.is_prepared:
-            manifest["preparation"] = describe(totals)
+            manifest["preparation"] = describe_counts(totals)
         elif left_out:
             write_json(content / LEFT_OUT, left_out, mode=0o644)
         write_manifest(content, manifest)

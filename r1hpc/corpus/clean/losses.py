@@ -2,7 +2,7 @@
 
 totals = add_up(recipe, counts_of_parts)    # {"web": SourceCount(...), ...}
 check_losses(recipe, totals)                # DataError names source, share, reasons and setting
-describe(read_counts(manifest))             # of a dataset: over all and by source
+describe_counts(read_counts(manifest))      # of a dataset: over all and by source
 """
 
 from collections.abc import Iterable, Mapping
@@ -70,7 +70,7 @@ def add_up(recipe: Recipe, counts: Iterable[tuple[int, SourceCount]]) -> dict[st
     return totals
 
 
-def describe(totals: Mapping[str, SourceCount]) -> dict[str, Any]:
+def describe_counts(totals: Mapping[str, SourceCount]) -> dict[str, Any]:
     """Return the records over all sources, and those of each."""
     overall = SourceCount()
     for count in totals.values():
@@ -79,7 +79,7 @@ def describe(totals: Mapping[str, SourceCount]) -> dict[str, Any]:
 
 
 def read_counts(manifest: DatasetManifest) -> dict[str, SourceCount]:
-    """Return a dataset's records by source; a plain recipe leaves out only empty records, non-text and non-traces."""
+    """Return a dataset's counts by source; a plain recipe drops only empty ones, non-text and non-traces."""
     totals = {}
     if preparation := manifest.content.get("preparation"):
         for source in preparation["sources"]:

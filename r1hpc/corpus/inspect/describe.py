@@ -21,7 +21,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.sections import MixConfig
 from r1hpc.corpus.clean import decisions
-from r1hpc.corpus.clean.losses import describe, read_counts
+from r1hpc.corpus.clean.losses import describe_counts, read_counts
 from r1hpc.data.format.documents import DocumentInfo, has_roles
 from r1hpc.data.format.manifest import MANIFEST, read_manifest
 from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_plan, recipe_mix, shares
@@ -164,7 +164,7 @@ def audit(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     content = manifest.content
     tokens = {source["name"]: source["num_tokens"] for source in content["sources"]}
-    prepared = describe(read_counts(manifest))
+    prepared = describe_counts(read_counts(manifest))
     mix = recipe_mix(manifest)
     found = {"id": manifest.id, "documents": prepared["documents"], "tokens": tokens}
     found |= {"sources": prepared["sources"], "edits": prepared["edits"]}
