@@ -192,9 +192,7 @@ def _check_inputs(run: RunDir, config: RunConfig, store: CheckpointStore) -> Non
         raise MustNotGoOnError(str(error)) from None
     before = read_json(run.inputs) if run.inputs.exists() else None
     if before not in (None, now) and newest_step(run, config, store):
-        changed = next(
-            (each["path"] for each in [*now, *before] if each not in before or each not in now), ""
-        )
+        changed = next((use["path"] for use in [*now, *before] if use not in before or use not in now), "")
         raise MustNotGoOnError(
             f"{run.run_id} does not go on: {changed} has changed since it began. Begin another run with it"
         )
@@ -242,9 +240,7 @@ def _refuse_what_others_may_write(run: RunDir, executor: str, job_with_payload: 
 def read_facts(run: RunDir, attempt: int) -> AttemptFacts:
     """Return what begin wrote for the ranks of this attempt."""
     facts = read_json(run.attempt_dir(attempt) / "attempt.json", AttemptFacts)
-    return AttemptFacts(
-        **{each.name: facts[each.name] for each in fields(AttemptFacts) if each.name in facts}
-    )
+    return AttemptFacts(**{f.name: facts[f.name] for f in fields(AttemptFacts) if f.name in facts})
 
 
 def _ends_at(executor: str, job_id: str) -> float | None:

@@ -40,9 +40,8 @@ def saved(run: RunDir) -> set[Print]:
 
 def progress(run: RunDir) -> int | None:
     """Return the number in the newest one's name, if the names count up (checkpoint-180); else None."""
-    paths = list(
-        dict.fromkeys(line["path"] for _, line in iter_objects(_file(run)) if line and "path" in line)
-    )
+    named = (line["path"] for _, line in iter_objects(_file(run)) if line and "path" in line)
+    paths = list(dict.fromkeys(named))
     numbers = [int(found[-1]) for path in paths if (found := re.findall(r"\d+", Path(str(path)).name))]
     counts_up = len(numbers) == len(paths) and all(a < b for a, b in pairwise(numbers))
     return numbers[-1] if counts_up and len(numbers) > 1 else None

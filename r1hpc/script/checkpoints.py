@@ -51,11 +51,9 @@ def newest_checkpoint(run: RunDir, config: RunConfig) -> Path | None:
     for checkpoint in CheckpointStore(run.checkpoints).list():
         inner = [path for path in checkpoint.path.iterdir() if path.is_dir()]
         return inner[0] if len(inner) == 1 else checkpoint.path
-    known, renamed = recorded(run), saved(run)
-    whole = [
-        path for path, found in written(run, config) if known.get(str(path)) == found or found in renamed
-    ]
-    return whole[-1] if whole else None
+    marks, renamed = recorded(run), saved(run)
+    complete = [path for path, m in written(run, config) if marks.get(str(path)) == m or m in renamed]
+    return complete[-1] if complete else None
 
 
 def note_earlier(run: RunDir, config: RunConfig) -> None:

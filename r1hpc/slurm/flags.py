@@ -126,10 +126,8 @@ def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
 def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
     """Return the overrides for SBATCH_* variables (sbatch(1), "INPUT ENVIRONMENT VARIABLES"); raise
     UsageError for a value its field may not hold."""
-    chosen = [
-        (flag, environ[flag.variable]) for flag in FLAGS if flag.variable and environ.get(flag.variable)
-    ]
-    found = [each for flag, value in chosen for each in _overrides(flag, value, flag.variable)]
+    given = [(flag, environ[flag.variable]) for flag in FLAGS if flag.variable and environ.get(flag.variable)]
+    found = [override for flag, value in given for override in _overrides(flag, value, flag.variable)]
     if "SBATCH_EXCLUSIVE" in environ:
         found.append("resources.exclusive=true")
     if environ.get("SBATCH_WCKEY"):

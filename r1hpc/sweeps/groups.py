@@ -78,26 +78,22 @@ def compare_groups(a: str, b: str, root: Path) -> Groups:
     if shared := {run.path for run in groups[0]} & {run.path for run in groups[1]}:
         raise UsageError(f"{len(shared)} runs are in both groups, such as {min(shared).name}: name others")
     numbers = [[_numbers(run) for run in group] for group in groups]
-    everywhere = [set(each) for group in numbers for each in group]
+    rows = [row for group in numbers for row in group]
+    everywhere = [set(row) for row in rows]
     names = [name for name in numbers[0][0] if all(name in there for there in everywhere)]
     if not names:
         raise UsageError(f"no number is in all runs of {printable(a)} and {printable(b)}")
     if missing := sorted(set().union(*everywhere) - set(names)):
         notes.append(f"left out, as some runs lack it or asked other questions: {', '.join(missing)}")
-    steps = {int(each["steps"]) for group in numbers for each in group if "steps" in each}
+    steps = {int(row["steps"]) for row in rows if "steps" in row}
     if len(steps) > 1:
         notes.append(f"the runs ended at different steps: {', '.join(map(str, sorted(steps)))}")
-    values = {
-        name.partition("\0")[0]: (_column(numbers[0], name), _column(numbers[1], name))
-        for name in names
-        if name != "steps"
-    }
+    values = {}
+    for name in [name for name in names if name != "steps"]:
+        of_a, of_b = ([row[name] for row in group] for group in numbers)
+        values[name.partition("\0")[0]] = of_a, of_b
     runs = [full_name(run) for run in groups[0]], [full_name(run) for run in groups[1]]
     return Groups((a, b), runs, values, [*notes, *_settings_notes(groups)])
-
-
-def _column(group: Sequence[dict[str, float]], name: str) -> list[float]:
-    return [each[name] for each in group]
 
 
 def _finished(given: str, root: Path, notes: list[str]) -> list[RunDir]:

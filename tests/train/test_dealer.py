@@ -194,6 +194,16 @@ def test_an_item_that_is_given_up_is_dealt_to_nobody_and_its_group_is_a_twin(tmp
     assert (twin.item, twin.is_twin) == (1, True)
 
 
+def two_finished(scene: Scene) -> Box:
+    """Have items 1 and 2 of rollout 0 dealt to a worker and committed; return its box."""
+    box = scene.start("w00")
+    scene.dealer.want(0, [1, 2])
+    scene.round()
+    commit(box, 1)
+    commit(box, 2)
+    return box
+
+
 @pytest.mark.parametrize(("version", "counts"), [(2, False), (3, True), (5, True), (6, False)])
 def test_a_group_that_is_too_old_or_from_the_future_is_dropped(
     tmp_path: Path, version: int, counts: bool
@@ -204,16 +214,12 @@ def test_a_group_that_is_too_old_or_from_the_future_is_dropped(
     scene.dealer.want(5, [1])
     dropped = scene.round()
     assert (items(scene, 5) == [1]) == counts
-    assert [one.item for one in dropped] == [] if counts else [1]
+    assert [group.item for group in dropped] == ([] if counts else [1])
 
 
 def test_a_new_dealer_finds_what_was_finished_and_takes_nothing_twice(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
-    box = scene.start("w00")
-    scene.dealer.want(0, [1, 2])
-    scene.round()
-    commit(box, 1)
-    commit(box, 2)
+    box = two_finished(scene)
     again = Scene(tmp_path, token="t2")
     again.dealer.settle_before(2)  # it is on record
     again.dealer.want(0, [2, 3])
@@ -238,11 +244,7 @@ def test_a_box_left_behind_is_dealt_nothing_by_a_new_dealer(tmp_path: Path) -> N
 
 def test_groups_leave_the_box_once_they_are_settled(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
-    box = scene.start("w00")
-    scene.dealer.want(0, [1, 2])
-    scene.round()
-    commit(box, 1)
-    commit(box, 2)
+    two_finished(scene)
     for settled, taken in ((0, 0), (2, 1), (3, 2)):
         scene.dealer.settle_before(settled)
         scene.round()

@@ -213,10 +213,8 @@ def _ask_sacct(run: RunDir, last: Attempt) -> JobRecord | None:
         except SlurmError:
             return None
         if (found := record_of_attempt(records, last)) is not None:
-            ended = [record for record in records if record.end is not None]
-            learn(
-                run, ended, time.time()
-            )  # for the ledger, and for earlier attempts: Slurm purges its records
+            # For the ledger, and for earlier attempts: Slurm purges its records.
+            learn(run, [record for record in records if record.end is not None], time.time())
             return found
     return None
 

@@ -186,12 +186,10 @@ def _sample_cleaned(cleaned: Sequence[Path], sample_bytes: int) -> Iterator[str]
     records = [unit_record(path) for path in cleaned]
     sources = sorted({record["source"] for record in records})
     for source in sources:
-        chosen = [
-            (p, r["text_bytes"]) for p, r in zip(cleaned, records, strict=True) if r["source"] == source
-        ]
-        total = sum(size for _, size in chosen)
+        parts = [(p, r["text_bytes"]) for p, r in zip(cleaned, records, strict=True) if r["source"] == source]
+        total = sum(size for _, size in parts)
         taken = seen = 0
-        for row in (row for path, _ in chosen for rows in _text_batches(path) for row in rows):
+        for row in (row for path, _ in parts for rows in _text_batches(path) for row in rows):
             if taken * total <= sample_bytes // len(sources) * seen:
                 taken += len(row["text"])
                 yield row["text"]

@@ -155,9 +155,8 @@ def total(spreads: Sequence[Spread], correlation: float = CORRELATION) -> Spread
     alike: dict[Spread, list[float]] = defaultdict(list)
     for spread in known:
         scale = spread.p50 or spread.p90
-        alike[Spread(*(round(each / scale, 9) for each in (spread.p10, spread.p50, spread.p90)))].append(
-            scale
-        )
+        shape = Spread(*(round(hours / scale, 9) for hours in (spread.p10, spread.p50, spread.p90)))
+        alike[shape].append(scale)
     shared, sums, number = _draws(0), [0.0] * _SAMPLES, 0
     for shape, scales in alike.items():
         if len(scales) < _MANY:

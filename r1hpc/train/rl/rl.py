@@ -176,8 +176,7 @@ class RlStage:
         wanted = min(self._collector.ahead, last - self._rollout_index) + 1
         while self._update == 0 and len(self._rollouts) < wanted:
             first_item = self._next_item + sum(rollout.num_items for rollout in self._rollouts)
-            number = self._rollout_index + len(self._rollouts)
-            rollout = self._collector.collect(session, number, first_item, self._rollout_index)
+            rollout = self._collector.collect(session, self._sampling, first_item, self._rollout_index)
             if rollout is None:
                 return None
             self._rollouts.append(rollout)

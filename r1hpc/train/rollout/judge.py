@@ -108,16 +108,10 @@ class Judge:
     def groups(self, indices: Sequence[int], version: int, should_stop: ShouldStop) -> Groups | None:
         """Return the scored groups of these items for training, sampled with the weights of `version`; None
         if a stop was requested."""
-        config = self._config
+        rollout, seed = self._config.rollout, self._config.train.seed
         items = [self.task.item(index) for index in indices]
         failpoint("rollout.batch")
-        samples = self.sample(
-            items,
-            config.rollout.num_generations,
-            config.rollout.temperature,
-            config.train.seed,
-            should_stop,
-        )
+        samples = self.sample(items, rollout.num_generations, rollout.temperature, seed, should_stop)
         if samples is None:
             return None
         failpoint("reward.begin")
