@@ -18,7 +18,9 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}${SLURM_RESTART_COUNT:-}" ]; then
     SHOWN=$(scontrol show job -o "$SLURM_JOB_ID" 2> /dev/null)
     if [ -n "$SHOWN" ] && [[ ${SHOWN%% JobName=*} != *ArrayTaskId=* ]]; then
         unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
-        [[ ${SHOWN#* UserId=} =~ \ Restarts=([0-9]+) ]] && export SLURM_RESTART_COUNT="${BASH_REMATCH[1]}"
+        # Of a job that is requeued while this script starts it counts one start too many.
+        [[ ${SHOWN#* UserId=} =~ \ JobState=RUNNING\ (.*\ )?Restarts=([0-9]+) ]] &&
+            export SLURM_RESTART_COUNT="${BASH_REMATCH[2]}"
     fi
 fi
 JOB=$SLURM_JOB_ID # of an array's task that may be the whole array's

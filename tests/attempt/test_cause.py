@@ -292,7 +292,7 @@ def test_what_neither_the_run_nor_a_node_did(evidence: Evidence, cause: Cause) -
 @pytest.mark.parametrize("has_log", [False, True])
 def test_a_silent_slurmctld_at_srun_starts_no_rank(tmp_path: Path, has_log: bool) -> None:
     """Recorded with Slurm 24.11."""
-    run = RunDir(tmp_path)
+    run = RunDir(tmp_path / "demo")
     run.attempt_logs(3).mkdir(parents=True)
     (run.logs / "slurm-7.out").write_text(
         "demo: attempt 3 begins on n1\n"

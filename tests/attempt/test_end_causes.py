@@ -150,7 +150,7 @@ def test_a_requeue_of_our_own_is_no_preemption(
     ("said", "told"),
     [
         ("srun: error: n2: task 1: Killed", (Cause.crash, "rank 1 on n2: Killed, says srun")),
-        ("demo: more of attempt 0", (Cause.preempted, "stopped by SIGTERM before the ranks could listen")),
+        ("more of the site's own", (Cause.preempted, "stopped by SIGTERM before the ranks could listen")),
     ],
 )
 def test_what_srun_said_counts_though_the_end_was_killed(
@@ -160,7 +160,8 @@ def test_what_srun_said_counts_though_the_end_was_killed(
     job.run.attempt_dir(1).mkdir(parents=True)
     (job.run.attempt_dir(1) / "requeued-143").touch()
     after = ["job: line 274: 21 Killed launch end", "attempt 1 could not be judged: the next one will do it"]
-    lines = ["srun: error: n1: task 0: Killed", "demo: attempt 0 ended: crash", said, *after, "begin failed"]
+    begun = "demo: attempt 1 begins on n[1-2]"
+    lines = ["srun: error: n1: task 0: Killed", begun, said, *after, "begin failed"]
     (job.run.logs / "slurm-7.out").write_text("\n".join(lines))
     job.slurm_says(*[RUNNING] * 9)
     sacct_says(job, "REQUEUED")
@@ -168,6 +169,28 @@ def test_what_srun_said_counts_though_the_end_was_killed(
     assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
     (ended, _) = read_history(job.run).attempts
     assert (ended.cause, ended.detail) == told
+
+
+def test_a_later_look_at_the_cause_still_reads_what_srun_said_of_that_attempt(
+    job: EndingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts of one job share its log. Each `begin` looks again at every cause that was inferred."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    stopped_by_term(job)
+    (job.run.attempt_dir(1) / "requeued-137").touch()
+    first = ["demo: attempt 1 begins on n[1-2]", "srun: error: n2: task 1: Killed", "srun: Terminating"]
+    (job.run.logs / "slurm-7.out").write_text("\n".join(first))
+    job.slurm_says(*[RUNNING] * 9)
+    sacct_says(job, "REQUEUED")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    begin(job.run, "slurm", "7", ("n1",), 1)
+    others = [f"demo: attempt {k} begins on n1\nsrun: error: n1: task 0: Terminated" for k in range(2, 30)]
+    (job.run.logs / "slurm-7.out").write_text("\n".join(["of the site", *first, *others]))
+    sacct_says(job, "REQUEUED")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    begin(job.run, "slurm", "7", ("n1",), 1)
+    ended = read_history(job.run).attempts[0]
+    assert (ended.cause, ended.detail) == (Cause.crash, "rank 1 on n2: Killed, says srun")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +207,7 @@ def test_the_sigterm_of_srun_to_the_peers_is_no_preemption(
     job: EndingJob, said: str, told: str | None, peer: str
 ) -> None:
     """srun --kill-on-bad-exit ends the others, which may even save and leave."""
-    before = "srun: error: n1: task 0: Killed\ndemo: attempt 0 ended: crash\n"
+    before = "srun: error: n1: task 0: Killed\ndemo: attempt 1 begins on n[1-2]\n"
     after = "srun: Terminating StepId=7.0\nslurmstepd: error: x\nsrun: error: n1: task 0: Killed\n"
     said = said if "aborted" in said else f"error: n2: {said}"
     (job.run.logs / "slurm-7.out").write_text(f"{before}srun: {said}\n{after}")
@@ -202,7 +225,9 @@ def test_a_cancelled_step_is_no_preemption(job: EndingJob, peer: str) -> None:
     """`scancel JOB.0`: the rank on the other node lived on until srun sent SIGTERM."""
     said = ["Job step aborted: Waiting up to 10 seconds for job step to finish.", "error: n1: task 0: Killed"]
     said += ["Terminating StepId=7.0", "error: n2: task 1: Terminated"]
-    (job.run.logs / "slurm-7.out").write_text("".join(f"srun: {line}\n" for line in said))
+    (job.run.logs / "slurm-7.out").write_text(
+        "demo: attempt 1 begins on n[1-2]\n" + "".join(f"srun: {line}\n" for line in said)
+    )
     if peer == "stopped":
         job.run.attempt_dir(1).mkdir(parents=True)
         write_outcome(job.run, 1, RankOutcome(1, STOPPED, "n2", 3, "SIGTERM"))
@@ -391,7 +416,7 @@ def test_the_same_words_on_a_second_node_hold_the_job(
             assert begin(job.run, "slurm", "7", (node,), 1) == attempt
         job.run.logs.mkdir(exist_ok=True)
         job.run.rank_log(attempt, 0).unlink(missing_ok=True)
-        (job.run.logs / "slurm-7.out").write_text(error)
+        (job.run.logs / "slurm-7.out").write_text(f"demo: attempt {attempt} begins on {node}\n{error}")
         read_end, write_end = os.pipe()
         monkeypatch.setenv("R1HPC_REASON_FD", str(write_end))
         left.append(end_and_go_on(job.run, attempt, 1))

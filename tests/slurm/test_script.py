@@ -244,6 +244,18 @@ def test_a_job_that_the_task_of_an_array_has_submitted_is_none_itself(stage: Pat
     assert not [call for call in others if "7_4" in call]
 
 
+@pytest.mark.parametrize(("state", "own"), [("RUNNING", "3"), ("COMPLETING", "2"), ("PENDING", "2")])
+def test_a_job_that_is_requeued_while_its_script_starts_keeps_its_own_count(
+    stage: Path, state: str, own: str
+) -> None:
+    """Slurm counts the next start already: by that number the requeue would look like a scancel."""
+    program(stage / "python", f"echo $SLURM_RESTART_COUNT python >> {stage}/calls; exit 3")
+    shown = f"JobId=9 JobName=x UserId=me(1) JobState={state} Reason=None Requeue=1 Restarts=3 BatchFlag=2"
+    program(stage / "scontrol", f"echo '{shown}'")
+    assert start(stage, SLURM_RESTART_COUNT="2").wait(timeout=30) == 1
+    assert {call for call in calls_of(stage) if "python" in call} == {f"{own} python"}
+
+
 def test_ranks_get_the_cpus_that_every_node_has_and_the_environment_of_the_job(stage: Path) -> None:
     """The batch host's own number is of that node; --export=NONE leaves word for srun."""
     (stage / "attempt").write_text("3\n")

@@ -36,6 +36,7 @@ _NO_MEMORY = re.compile(r"(can't|[Cc]annot) allocate memory")
 _BY_TORCH = re.compile(r"^\[rank\d+\]: ")
 """torch.distributed's prefix of a traceback."""
 _MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
+_BATCH_LOG_BYTES = 1 << 20
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
 _SRUN = ("srun: ", "slurmstepd")
 _ASKED = ("Terminated", "User defined signal 2")
@@ -86,7 +87,8 @@ def failures_in_logs(
     """
     found = []
     for rank in [rank for rank in range(ranks) if rank not in known][:_MOST_LOGS]:
-        lines = [_BY_TORCH.sub("", line) for line in reversed(_last_lines(run.rank_log(attempt, rank)))]
+        last_lines = _last_lines(run.rank_log(attempt, rank), _LOG_BYTES)[-_LOG_LINES:]
+        lines = [_BY_TORCH.sub("", line) for line in reversed(last_lines)]
         error = next((line for line in lines if _ERROR.search(line)), None)
         if error is not None:
             node = nodes[rank * len(nodes) // ranks] if nodes else "?"
@@ -129,20 +131,20 @@ def unstarted_by_srun(run: RunDir, attempt: int, job_id: str | None) -> str:
 
 
 def _said_by_srun(run: RunDir, attempt: int, job_id: str | None) -> list[str]:
-    """Return the last lines of srun in the batch log, ahead of those of an `end` that died."""
-    lines = _last_lines(run.logs / f"slurm-{job_id}.out")[::-1]
-    is_unjudged = [line.startswith(f"attempt {attempt} could not be judged") for line in lines]
-    if any(is_unjudged):
-        own = (*_SRUN, f"{run.run_id}: ")
-        lines = [*dropwhile(lambda line: not line.startswith(own), lines[is_unjudged.index(True) :])]
-    return [*takewhile(lambda line: line.startswith(_SRUN), lines)][::-1]
+    """Return the lines of srun during the attempt, from the batch log that all attempts of the job share."""
+    own = f"{run.run_id}: attempt "
+    lines = _last_lines(run.logs / f"slurm-{job_id}.out", _BATCH_LOG_BYTES)
+    from_begin = dropwhile(lambda line: not line.startswith(f"{own}{attempt} begins on "), lines)
+    next(from_begin, None)
+    of_attempt = takewhile(lambda line: not line.startswith(own), from_begin)
+    return [line for line in of_attempt if line.startswith(_SRUN)]
 
 
-def _last_lines(path: Path) -> list[str]:
+def _last_lines(path: Path, num_bytes: int) -> list[str]:
     try:
         with open_plain(path) as file:
-            file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+            file.seek(max(0, file.seek(0, 2) - num_bytes))
+            return file.read().decode(errors="replace").splitlines()
     except (OSError, StateError):
         return []
 
