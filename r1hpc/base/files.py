@@ -28,6 +28,16 @@ COMPRESSED = (".gz", ".zst", ".bz2")
 _BATCH_LINES = 256
 
 
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> Iterator[int]:
+    """Yield the descriptor of a file, and close it."""
+    fd = os.open(path, flags, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def fsync_dir(path: Path) -> None:
     """Make a folder's entries durable; fsync of a file does not cover its name."""
     fsync_file(path, os.O_DIRECTORY)
@@ -35,23 +45,17 @@ def fsync_dir(path: Path) -> None:
 
 def fsync_file(path: Path, flags: int = 0) -> None:
     """Make the bytes of an existing file durable."""
-    fd = os.open(path, os.O_RDONLY | flags)
-    try:
+    with opened(path, os.O_RDONLY | flags) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_file_system(folder: Path) -> None:
     """Write out what this node holds in memory of the folder's file system (syncfs(2))."""
     import ctypes
 
-    fd = os.open(folder, os.O_RDONLY)
-    try:
+    with opened(folder) as fd:
         if ctypes.CDLL(None, use_errno=True).syncfs(fd):
             raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
-    finally:
-        os.close(fd)
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600, durable: bool = True) -> None:
@@ -166,8 +170,7 @@ def read_object(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
 def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> None:
     """Append one JSON line in one write. Starts a new line first if a kill left a torn one."""
     line = json.dumps(record) + "\n"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
+    with opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as fd:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = "\n" + line
@@ -176,8 +179,6 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
             raw = raw[os.write(fd, raw) :]
         if durable:
             os.fsync(fd)
-    finally:
-        os.close(fd)
     if durable and not size:
         fsync_dir(path.parent)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import parse_object
+from r1hpc.base.files import opened, parse_object
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _POLL_S = 0.2
@@ -68,13 +68,10 @@ def lock_within(fd: int, wait_s: float) -> bool:
 def is_free(path: Path) -> bool:
     """True if nobody holds the lock now."""
     try:
-        fd = os.open(path, os.O_RDWR)
+        with opened(path, os.O_RDWR) as fd:
+            return _lock(fd)
     except FileNotFoundError:
         return True
-    try:
-        return _lock(fd)
-    finally:
-        os.close(fd)
 
 
 def write_holder(fd: int, role: str) -> None:

@@ -16,8 +16,9 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
+from itertools import repeat
 from typing import Annotated, Any, NamedTuple
 
 from r1hpc.base.names import printable
@@ -66,8 +67,10 @@ def check_of(shape: Any) -> Check:
         return _any_of(checks, type(None) in arguments)
     if origin is typing.Literal:
         return _one_of(arguments)
+    if origin is typing.NotRequired:
+        return check_of(arguments[0])
     if origin in (list, Sequence, tuple) and len({*arguments} - {...}) == 1:
-        return _list_of(check_of(arguments[0]))
+        return _list_of(repeat(check_of(arguments[0])))
     if origin in (dict, Mapping):
         return _mapping_of(check_of(arguments[1]))
     shape = origin or shape
@@ -80,12 +83,9 @@ def check_of(shape: Any) -> Check:
         required = {f.name for f in dataclasses.fields(shape) if f.default is f.default_factory is _MISSING}
         return _object(hints, required)
     if typing.is_typeddict(shape):
-        for name, hint in hints.items():
-            if typing.get_origin(hint) is typing.NotRequired:
-                hints[name] = typing.get_args(hint)[0]
         return _object(hints, shape.__required_keys__)
     assert issubclass(shape, tuple), f"{shape} is no shape"
-    return _row([check_of(hint) for hint in hints.values()])
+    return _list_of([check_of(hint) for hint in hints.values()], len(hints))
 
 
 def _boolean(value: Any) -> str | None:
@@ -157,24 +157,14 @@ def _one_of(known: Sequence[Any]) -> Check:
     return checked
 
 
-def _list_of(check: Check) -> Check:
+def _list_of(checks: Iterable[Check], length: int | None = None) -> Check:
+    """Return the check of a list: one check for each item, and its length if that is given."""
+
     def checked(value: Any) -> str | None:
-        if not isinstance(value, list | tuple):
-            return _not(value, "a list")
-        for number, each in enumerate(value):
-            if (said := check(each)) is not None:
-                return f"[{number}]{said}"
-        return None
-
-    return checked
-
-
-def _row(checks: Sequence[Check]) -> Check:
-    def checked(value: Any) -> str | None:
-        if not isinstance(value, list | tuple) or len(value) != len(checks):
-            return _not(value, f"a list of {len(checks)}")
-        for number, (check, each) in enumerate(zip(checks, value, strict=True)):
-            if (said := check(each)) is not None:
+        if not isinstance(value, list | tuple) or length not in (None, len(value)):
+            return _not(value, "a list" if length is None else f"a list of {length}")
+        for number, (check, item) in enumerate(zip(checks, value, strict=False)):
+            if (said := check(item)) is not None:
                 return f"[{number}]{said}"
         return None
 

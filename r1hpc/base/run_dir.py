@@ -6,6 +6,7 @@ run.train_metrics, run.rank_log(attempt=2, rank=0)
 
 import os
 from pathlib import Path
+from typing import Any
 
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import at_home, check_name
@@ -16,70 +17,71 @@ SWEEP = "sweep.json"
 """File in the folder of a sweep, whose points are runs."""
 
 
-class _Inside:
-    """A path inside the run folder."""
+class Inside:
+    """A path inside the folder of a run or a chain, whose `path` it begins with."""
 
     def __init__(self, relative: str) -> None:
         self._relative = relative
 
-    def __get__(self, run: "RunDir", owner: type) -> Path:
-        return run.path / self._relative
+    def __get__(self, folder: Any, owner: type) -> Path:
+        path: Path = folder.path / self._relative
+        return path
 
 
 class RunDir:
     """Paths of one run, <run_root>/<run_id>/. Reading a path creates nothing."""
 
     # Frozen before submission.
-    config = _Inside("config.yaml")
-    plan = _Inside("plan.json")
-    estimate = _Inside("estimate.json")
-    script = _Inside("job.sh")
-    environment = _Inside("environment.json")
-    code = _Inside("code")
-    shell_functions = _Inside("code/r1hpc/slurm/job.bash")  # sourced by job.sh
+    config = Inside("config.yaml")
+    plan = Inside("plan.json")
+    estimate = Inside("estimate.json")
+    script = Inside("job.sh")
+    environment = Inside("environment.json")
+    code = Inside("code")
+    shell_functions = Inside("code/r1hpc/slurm/job.bash")  # sourced by job.sh
 
-    attempts = _Inside("attempts.jsonl")  # one line per event, see telemetry.records.attempts
-    summary = _Inside("summary.json")  # totals of the attempts
-    allocations = _Inside("allocations.json")  # Slurm's charges
-    logs = _Inside("logs")  # output of each rank; logs/latest is the newest attempt's
-    metrics = _Inside("metrics")
-    train_metrics = _Inside("metrics/train.jsonl")  # a line per optimizer step
-    ranks = _Inside("metrics/ranks.jsonl")  # each rank's work and wait, see telemetry.records.ranks
-    ledger = _Inside("ledger")  # attempt_<k>.jsonl: the data consumed by each step
-    checkpoints = _Inside("checkpoints")  # step-<n>/, see checkpoint
-    report = _Inside("report")  # plots
-    trackers = _Inside("trackers")  # files for W&B, TensorBoard and Prometheus, see telemetry.trackers
+    attempts = Inside("attempts.jsonl")  # one line per event, see telemetry.records.attempts
+    summary = Inside("summary.json")  # totals of the attempts
+    allocations = Inside("allocations.json")  # Slurm's charges
+    logs = Inside("logs")  # output of each rank; logs/latest is the newest attempt's
+    metrics = Inside("metrics")
+    train_metrics = Inside("metrics/train.jsonl")  # a line per optimizer step
+    ranks = Inside("metrics/ranks.jsonl")  # each rank's work and wait, see telemetry.records.ranks
+    ledger = Inside("ledger")  # attempt_<k>.jsonl: the data consumed by each step
+    checkpoints = Inside("checkpoints")  # step-<n>/, see checkpoint
+    report = Inside("report")  # plots
+    trackers = Inside("trackers")  # files for W&B, TensorBoard and Prometheus, see telemetry.trackers
 
     # Stage rl: window-<w>/batch-<b>.npz, finished groups of the current rollout, and
     # evaluation-<step>/part-<n>.json, answers of the current evaluation.
-    rollouts = _Inside("rollouts")
-    trained = _Inside("trained")  # <n>.json and .npz: with rl.max_staleness, see train.rl.record
-    exchange = _Inside("exchange")  # for rollout workers: versions of the weights, orders; see train.exchange
-    workers = _Inside("workers")  # <worker>/: the boxes of its starts, which it alone writes
+    rollouts = Inside("rollouts")
+    trained = Inside("trained")  # <n>.json and .npz: with rl.max_staleness, see train.rl.record
+    exchange = Inside("exchange")  # for rollout workers: versions of the weights, orders; see train.exchange
+    workers = Inside("workers")  # <worker>/: the boxes of its starts, which it alone writes
     # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and the final files.
-    parts = _Inside("parts")
-    traces = _Inside("traces.jsonl")
-    evaluation = _Inside("evaluation.json")
-    transcripts = _Inside("transcripts.txt")
+    parts = Inside("parts")
+    traces = Inside("traces.jsonl")
+    evaluation = Inside("evaluation.json")
+    transcripts = Inside("transcripts.txt")
 
     # The model files that vLLM reads beside the trainer.
-    served = _Inside("served")
+    served = Inside("served")
 
     # Stage serve, see serving.address.
-    server = _Inside("server")
-    server_key = _Inside("server/key")
-    server_address = _Inside("server/address.json")  # there while it answers
-    loadtests = _Inside("loadtest")  # <time>.json of each load test
+    server = Inside("server")
+    server_key = Inside("server/key")
+    server_address = Inside("server/address.json")  # there while it answers
+    loadtests = Inside("loadtest")  # <time>.json of each load test
 
-    model = _Inside("model")  # the trained model, as a Hugging Face folder
-    finished = _Inside("FINISHED")  # the run is over; a new start exits 0; see checkpoint.finished
-    inputs = _Inside("inputs.json")  # digests of the results of other runs that it reads
-    stop = _Inside("STOP")  # touch it: stop after a save
-    save = _Inside("SAVE")  # touch it: save now
+    model = Inside("model")  # the trained model, as a Hugging Face folder
+    finished = Inside("FINISHED")  # the run is over; a new start exits 0; see checkpoint.finished
+    inputs = Inside("inputs.json")  # digests of the results of other runs that it reads
+    stop = Inside("STOP")  # touch it: stop after a save
+    save = Inside("SAVE")  # touch it: save now
 
     # One process at a time, see base.lock: for the submission, and for the job that begins an attempt.
-    submission_lock = _Inside("submission.lock")
-    begin_lock = _Inside("begin.lock")
+    submission_lock = Inside("submission.lock")
+    begin_lock = Inside("begin.lock")
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()

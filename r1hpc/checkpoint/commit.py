@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from r1hpc.base.files import fsync_dir
+from r1hpc.base.files import fsync_dir, opened
 from r1hpc.checkpoint import fence
 from r1hpc.checkpoint.disk import (
     CheckpointWriteError,
@@ -161,15 +161,12 @@ def _size(path: Path) -> int:
     a listing made here while another node was still writing.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+            status = os.fstat(fd)
     except OSError as error:
         if error.errno == errno.ELOOP:
             return -1
         raise
-    try:
-        status = os.fstat(fd)
-    finally:
-        os.close(fd)
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import check_owned
+from r1hpc.base.files import check_owned, opened
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
 from r1hpc.checkpoint.disk import patiently, walk
@@ -54,11 +54,8 @@ def find_problems(
 
 
 def _digest(path: Path) -> tuple[int, str]:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd:
         return digest_fd(fd)
-    finally:
-        os.close(fd)
 
 
 def find_layout_problems(checkpoint: Checkpoint) -> list[str]:

@@ -37,21 +37,20 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """
     data, model, evaluate, monitor = config.data, config.model, config.evaluate, config.monitor
     recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
+    template = model.chat_template
     return dataclasses.replace(
         config,
         data=_with(
             data,
-            path=data.path and str(Path(data.path).absolute()),
+            path=data.path and _full(data.path),
             recipe=recipe,
-            traces=[str(Path(path).absolute()) for path in data.traces],
+            traces=list(map(_full, data.traces)),
         ),
         model=_with(
             model,
             path=_folder_of(model.path),
             tokenizer=_absolute(model.tokenizer and local_folder(model.tokenizer)),
-            chat_template=str(Path(model.chat_template).absolute())
-            if has_own_template(model)
-            else model.chat_template,
+            chat_template=_full(template) if has_own_template(model) else template,
         ),
         task=_with(
             config.task,
@@ -70,14 +69,16 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         cluster=_with(config.cluster, python=_absolute_words(config.cluster.python)),
         evaluate=_with(
             evaluate,
-            path=evaluate.path and str(Path(evaluate.path).absolute()),
+            path=evaluate.path and _full(evaluate.path),
             sets={label: {**part, "path": _absolute(part["path"])} for label, part in evaluate.sets.items()},
-            trained_on=[str(Path(path).absolute()) for path in evaluate.trained_on],
+            trained_on=list(map(_full, evaluate.trained_on)),
         ),
-        monitor=_with(
-            monitor, prometheus_dir=monitor.prometheus_dir and str(Path(monitor.prometheus_dir).absolute())
-        ),
+        monitor=_with(monitor, prometheus_dir=monitor.prometheus_dir and _full(monitor.prometheus_dir)),
     )
+
+
+def _full(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def _with(section: Any, **values: Any) -> Any:
@@ -100,8 +101,8 @@ def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _folder_of(name: str | None) -> str | None:
     """Return the absolute path of a model; a Hub name that is not cached stays, to be refused later."""
-    found = name and local_folder(name)
-    return found if not found or is_hub_name(found) else str(Path(found).absolute())
+    folder = name and local_folder(name)
+    return folder if not folder or is_hub_name(folder) else _full(folder)
 
 
 def _absolute_words(words: str | None) -> str | None:
@@ -110,16 +111,16 @@ def _absolute_words(words: str | None) -> str | None:
         first, *rest = shlex.split(words or "") or [""]
     except ValueError as error:
         raise ConfigError(f"{words!r} is no command: {error}") from None
-    return shlex.join([str(Path(first).absolute()), *rest]) if "/" in first else words
+    return shlex.join([_full(first), *rest]) if "/" in first else words
 
 
 def _script_paths(script: ScriptConfig) -> ScriptConfig:
     if script.path is None:
         return script
-    cwd = Path(script.cwd or ".").absolute()
+    cwd = _full(script.cwd or ".")
     program = None if Path(script.path).is_file() else shutil.which(script.path)
-    path = str(program or Path(script.path).absolute())
-    return dataclasses.replace(script, path=path, cwd=str(cwd), python=_absolute_words(script.python))
+    path = program or _full(script.path)
+    return dataclasses.replace(script, path=path, cwd=cwd, python=_absolute_words(script.python))
 
 
 def _absolute(name: Any) -> Any:
@@ -129,7 +130,7 @@ def _absolute(name: Any) -> Any:
         exists = matching(Path(name))
     except UsageError:  # a custom task may understand it
         return name
-    return str(Path(name).absolute()) if exists else name
+    return _full(name) if exists else name
 
 
 def named_by(path: Path) -> list[Path]:
@@ -199,7 +200,7 @@ def _absolute_code(name: Any) -> Any:
     if not isinstance(name, str) or not is_own(name):
         return name
     target, _, attribute = name.rpartition(":")
-    return f"{Path(target).absolute()}:{attribute}" if target.endswith(".py") else name
+    return f"{_full(target)}:{attribute}" if target.endswith(".py") else name
 
 
 def _hub_cache() -> Path:

@@ -21,13 +21,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import printable
-from r1hpc.base.run_dir import SWEEP, RunDir
+from r1hpc.base.run_dir import SWEEP, Inside, RunDir
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.submission.chain.folder import ChainDir
@@ -203,9 +202,7 @@ class Definition:
 class SweepDir(ChainDir):
     """Paths of one sweep, with the lock and the supervisor's log of a chain."""
 
-    @property
-    def definition(self) -> Path:
-        return self.path / SWEEP
+    definition = Inside(SWEEP)
 
     @property
     def shared(self) -> RunDir:

@@ -21,7 +21,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
 from r1hpc.base.names import check_name
 from r1hpc.base.records import Time
-from r1hpc.base.run_dir import CHAIN, RunDir, places_of, run_root_of
+from r1hpc.base.run_dir import CHAIN, Inside, RunDir, places_of, run_root_of
 
 TAKEN_NAMES = (CHAIN, "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""
@@ -37,6 +37,11 @@ class _ChainEvent(TypedDict):
 
 class ChainDir:
     """Paths of one chain. Asking for a path creates nothing."""
+
+    definition = Inside(CHAIN)
+    events = Inside("chain.jsonl")
+    lock = Inside("chain.lock")
+    log = Inside("supervisor.out")
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -61,22 +66,6 @@ class ChainDir:
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def definition(self) -> Path:
-        return self.path / CHAIN
-
-    @property
-    def events(self) -> Path:
-        return self.path / "chain.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "chain.lock"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "supervisor.out"
 
     def stage(self, name: str) -> RunDir:
         return RunDir(self.path / check_name(name, "stage"))
