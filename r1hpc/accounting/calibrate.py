@@ -107,17 +107,16 @@ def resource_name(name: str) -> str:
 def finished_runs(run_root: Path) -> Site:
     """Return every finished run under `run_root`, stages of chains included, with its ledger's hours."""
     cache, now = _read_cache(run_root), time.time()
-    runs: list[FinishedRun] = []
-    left_out: Counter[str] = Counter()
+    entries: list[dict[str, Any]] = []
     fresh: list[RunDir] = []
     kept: dict[str, Any] = {}
     for run in all_runs(run_root):
-        known = cache.get(full_name(run))
+        entry = cache.get(full_name(run))
         if not os.path.exists(run.finished):  # noqa: PTH110  # false also where the folder cannot be read
-            left_out["not finished"] += 1
-        elif known is not None and known["mark"] == _mark(run):
-            kept[full_name(run)] = known
-            _take(known, runs, left_out)
+            entries.append({"left_out": "not finished"})
+        elif entry is not None and entry["mark"] == _mark(run):
+            kept[full_name(run)] = entry
+            entries.append(entry)
         else:
             fresh.append(run)
     ledgers: list[RunLedger] = []
@@ -127,9 +126,10 @@ def finished_runs(run_root: Path) -> Site:
         ledgers, _ = open_ledgers(fresh, now)
     for ledger in ledgers:
         entry, is_final = _judge(ledger, now)
-        _take(entry, runs, left_out)
+        entries.append(entry)
         if is_final:
             kept[ledger.run_id] = entry
+    left_out = Counter(entry["left_out"] for entry in entries if "left_out" in entry)
     num_damaged = len(fresh) - len(ledgers) + len(unreadable(run_root))
     if num_damaged:
         left_out["damaged"] = num_damaged
@@ -137,6 +137,7 @@ def finished_runs(run_root: Path) -> Site:
         # Another user's run root may be read-only: then nothing is kept.
         with contextlib.suppress(OSError):
             write_json(run_root / _CACHE, {"version": _VERSION, "runs": kept})
+    runs = [_finished_run(entry["run"]) for entry in entries if "run" in entry]
     return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
 
 
@@ -188,11 +189,8 @@ def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
     return {"mark": mark, "run": asdict(finished)}, is_final
 
 
-def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[str]) -> None:
-    if "left_out" in entry:
-        left_out[entry["left_out"]] += 1
-    else:
-        runs.append(FinishedRun(**{**entry["run"], "estimate": Spread.of_json(entry["run"]["estimate"])}))
+def _finished_run(stored: Mapping[str, Any]) -> FinishedRun:
+    return FinishedRun(**{**stored, "estimate": Spread.of_json(stored["estimate"])})
 
 
 def _resource(ledger: "RunLedger") -> str:
@@ -267,7 +265,7 @@ def _read_cache(run_root: Path) -> dict[str, Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """True if `_take` can read it: another program, or a person, may have written there."""
+    """True if it can be read: another program, or a person, may have written there."""
     if mistake(entry, _Entry) is not None or ("run" in entry) == ("left_out" in entry):
         return False
     run = entry.get("run")

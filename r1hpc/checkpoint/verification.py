@@ -46,11 +46,11 @@ def find_problems(
     if problems:
         return problems
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = []
-        for problem in pool.map(lambda record: _content_problem(checkpoint.path, record), chosen):
+        for problem in pool.map(partial(_content_problem, checkpoint.path), chosen):
             read()
-            found.append(problem)
-        return [problem for problem in found if problem]
+            if problem:
+                problems.append(problem)
+    return problems
 
 
 def _digest(path: Path) -> tuple[int, str]:
