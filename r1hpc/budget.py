@@ -5,7 +5,7 @@
     python -m r1hpc.budget --campaign hundred_days
 
 If the budget names an account, spent hours come from Slurm, else from the run folders. Every forecast is P50
-(P10 to P90). The exit status is 1 if more than the budget is spent.
+(P10 to P90). The exit status is 1 if more than the budget, or a user's quota, is spent.
 """
 
 import time
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     progress = follow_campaign(budget, runs, now, arguments.campaign)
     text = "\n\n".join(budget_text(path, budget, status, progress, notes, now))
     print_result(budget_json(path, budget, status, progress, notes), text, arguments.json)
-    return int(budget is not None and budget.gpu_hours is not None and status.spent > budget.gpu_hours)
+    return int(budget is not None and status.is_over(budget))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ also refused after `end`, above max_gpu_hours_per_run, and above Slurm's own Grp
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ class _File:
     override: bool = True
     campaign: str | None = None
     gres_per_gpu: str | None = None
+    users: dict[str, float] = ranged(factory=dict, above=0)  # noqa: RUF009
 
 
 def day(text: str | None, where: str, end: bool = False) -> float | None:
@@ -67,6 +68,8 @@ class Budget:
     override: bool = True
     campaign: str | None = None
     gres_per_gpu: Shares = field(default_factory=dict)
+    users: Mapping[str, float] = field(default_factory=dict)
+    """Quotas of single users."""
 
     def is_of(self, account: str | None) -> bool:
         """True if jobs of this account count; None, the user's default account, does."""
@@ -163,7 +166,8 @@ def load_budget(path: Path) -> Budget | None:
     if budget.start is not None and budget.end is not None and budget.start >= budget.end:
         raise ConfigError(f"{path}: start must lie before end")
     active = (budget.gpu_hours, budget.max_gpu_hours_per_run, budget.campaign)
-    return budget if any(value is not None for value in active) else None
+    is_active = budget.users or any(value is not None for value in active)
+    return budget if is_active else None
 
 
 def check_budget(

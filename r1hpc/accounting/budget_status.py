@@ -8,7 +8,7 @@ show the state; `check_submission` applies budget.py to it before runs on GPUs a
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +59,7 @@ class BudgetStatus:
     notes: tuple[str, ...] = ()
     billing_hours: float | None = None
     """Hours of the billing TRES; None: sacct names none."""
+    by_user: dict[str, float] = field(default_factory=dict)
 
     @property
     def committed(self) -> Spread:
@@ -75,8 +76,15 @@ class BudgetStatus:
         return now + left * (now - begin) / sum(recent.values())
 
     def warnings(self, budget: Budget | None) -> Iterator[str]:
-        """Yield warnings of marks passed now or later, or an overbooked budget; none without gpu_hours."""
-        if budget is None or budget.gpu_hours is None:
+        """Yield warnings of marks passed now or later, of users at their quota, or an overbooked budget."""
+        if budget is None:
+            return
+        for user, quota in budget.users.items():
+            used = self.by_user.get(user, 0.0)
+            if used >= max(budget.warn_at, default=1.0) * quota:
+                of = f"{format_hours(used)} of {format_hours(quota)} GPU-hours"
+                yield f"{user} has spent {of}, {100 * used / quota:.0f} % of the quota"
+        if budget.gpu_hours is None:
             return
         granted, after = budget.gpu_hours, self.spent + self.committed.p50
         spent, promised = budget.passed(self.spent), budget.passed(after)
@@ -89,6 +97,11 @@ class BudgetStatus:
             over = format_hours(after - granted)
             yield f"running and queued jobs exceed the budget by {over} GPU-hours: submissions are refused"
 
+    def is_over(self, budget: Budget) -> bool:
+        """True if more is spent than granted, in all or to a user."""
+        is_over = budget.gpu_hours is not None and self.spent > budget.gpu_hours
+        return is_over or any(self.by_user.get(user, 0.0) > quota for user, quota in budget.users.items())
+
     def to_json(self) -> dict[str, Any]:
         return {
             "spent": self.spent,
@@ -97,6 +110,7 @@ class BudgetStatus:
             "running": {**self.running.to_json(), "jobs": self.num_running},
             "queued": {**self.queued.to_json(), "jobs": self.num_queued},
             "by_day": self.by_day,
+            "by_user": self.by_user,
             "slurm_limits": [{**vars(limit), "left": limit.left} for limit in self.limits],
             "notes": list(self.notes),
         }
@@ -106,14 +120,11 @@ class BudgetStatus:
 class _SlurmAnswers:
     """Slurm's answers; None: it was not asked or did not answer."""
 
-    by_day: dict[str, float] | None = None
-    """GPU-hours of the account."""
-    names_no_gpu: bool = False
-    """None of its jobs has a GPU in sacct, for example if Slurm does not count them."""
+    hours: dict[str, Any] | None = None
+    """fold_hours of the account."""
     jobs: tuple[QueuedJob, ...] = ()
     limits: tuple[TresLimit, ...] = ()
     notes: tuple[str, ...] = ()
-    billing_hours: float | None = None
 
 
 def read_budget_status(
@@ -125,13 +136,15 @@ def read_budget_status(
         _ask(period, now) if ask_slurm else _SlurmAnswers(notes=_uncounted(period, "this run is not Slurm's"))
     )
     counted = [run for run in runs if period.is_of(run.account)]
-    by_day, notes = said.by_day, said.notes
-    if by_day is None or said.names_no_gpu:
-        own = hours_of_runs(counted, replace(_selection(period, now), account=None))["by_day"]
-        if by_day is not None and own:
+    hours, notes = said.hours, said.notes
+    is_by_slurm = hours is not None and not names_no_gpu(hours)
+    if hours is None or not is_by_slurm:
+        own = hours_of_runs(counted, replace(_selection(period, now), account=None))
+        if hours is not None and own["by_day"]:
             notes += _uncounted(period, NO_GPU_NAMED)
-        by_day = own
-    elif purged := _purged(period, runs, now, min(by_day, default=format_day(now))):
+        hours = {**(hours or {}), **own}
+    by_day = hours["by_day"]
+    if is_by_slurm and (purged := _purged(period, runs, now, min(by_day, default=format_day(now)))):
         notes += (
             f"sacct no longer has jobs of {min(purged)} to {max(purged)}: for these days spent is "
             f"{format_hours(sum(purged.values()))} GPU-hours, of the runs under the run root alone",
@@ -153,9 +166,10 @@ def read_budget_status(
         num_running=len(running),
         num_queued=len(queued),
         limits=said.limits,
-        source="run folders" if said.by_day is None or said.names_no_gpu else "sacct",
+        source="sacct" if is_by_slurm else "run folders",
         notes=notes,
-        billing_hours=said.billing_hours,
+        billing_hours=hours.get("billing_hours"),
+        by_user=hours["by_user"],
     )
 
 
@@ -229,11 +243,7 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
     queued = set[str]().union(*(job.unshared for job in jobs or ()))
     kinds = sorted(queued.union((hours or {}).get("unknown_shares", ())))
     notes += left_out({**(hours or {}), "unknown_shares": kinds}, f"{period.path}: gres_per_gpu: ")
-    if hours is None:
-        return _SlurmAnswers(jobs=jobs or (), limits=limits or (), notes=tuple(notes))
-    billing = hours.get("billing_hours")
-    by_day, no_gpu = hours["by_day"], names_no_gpu(hours)
-    return _SlurmAnswers(by_day, no_gpu, jobs or (), limits or (), tuple(notes), billing)
+    return _SlurmAnswers(hours, jobs or (), limits or (), tuple(notes))
 
 
 def _purged(period: Budget, runs: Sequence[RunLedger], now: float, first_day: str) -> dict[str, float]:

@@ -44,6 +44,8 @@ def test_a_budget_is_read(tmp_path: Path) -> None:
         ("gpu_hours: 5\nstart: 2026-10-02\nend: 2026-10-01", "start must lie before end"),
         ("gpu_hours: 5\nwarn_at: [80]", r"warn_at is 80\.0: it must be above 0 and at most 1"),
         ("gpu_hours: 5\noverride: perhaps", "true or false"),
+        ("users: {ada: 0}", r"users\.ada is 0\.0: it must be above 0"),
+        ("users: 500", "users is a mapping"),
         ("account: [a]\ngpu_hours: 5", "account is one value, not a list"),
         ("[1, 2]", "must hold keys and values, not a list"),
         ("a: [", "not valid YAML"),

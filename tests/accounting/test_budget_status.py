@@ -202,6 +202,8 @@ def test_an_account_is_counted_by_slurm(slurm: Callable[..., None], tmp_path: Pa
     assert (status.num_running, status.num_queued) == (2, 1)
     assert status.queued.p50 == pytest.approx(0.5 * 8 * 900 / 3600), "half its limit"
     assert {limit.owner for limit in status.limits} == {"account root"}
+    assert status.by_user == {"ada": 16}
+    assert [status.is_over(replace(budget, users={"ada": quota})) for quota in (15.9, 16)] == [True, False]
 
 
 def test_without_its_limits_slurms_accounting_is_counted_all_the_same(

@@ -119,3 +119,20 @@ def test_the_exit_status_is_1_once_more_than_the_budget_is_spent(
     budget_file(root, f"gpu_hours: {spent / 4.34}\n")
     assert command.main(["--run-root", str(root)]) == 1
     assert "434 % are spent" in capsys.readouterr().out
+
+
+def test_a_user_over_the_quota_is_named_and_the_exit_status_is_1(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget_file(root, "users: {nobody: 10}\n")
+    assert command.main(["--run-root", str(root), "--json"]) == 0
+    (user, spent), *_ = json.loads(capsys.readouterr().out)["by_user"].items()
+    budget_file(root, f"users: {{nobody: 10, {user}: {spent / 0.96}}}\n")
+    assert command.main(["--run-root", str(root)]) == 0
+    assert "96 % of the quota" in capsys.readouterr().out
+    budget_file(root, f"gpu_hours: {9 * spent}\nusers: {{nobody: 10, {user}: {spent / 2}}}\n")
+    assert command.main(["--run-root", str(root)]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"! {user} has spent " in text
+    assert "200 % of the quota" in text
+    assert "nobody" not in text
