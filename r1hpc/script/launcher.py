@@ -55,11 +55,10 @@ _VARIABLES = {
     "fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP",
 }
 """Setting of accelerate -> the variable by which `accelerate launch` hands it on (accelerate 1.16)."""
+_IN_LOGS = "nothing: each rank's output is in the run folder's logs/"
 _INSTEAD = {
     "max_restarts": "limits.max_crashes=N, which r1hpc counts over attempts",
-    "log_dir": "nothing: each rank's output is in the run folder's logs/",
-    "redirects": "nothing: each rank's output is in the run folder's logs/",
-    "tee": "nothing: each rank's output is in the run folder's logs/",
+    **dict.fromkeys(("log_dir", "redirects", "tee"), _IN_LOGS),
     "include": "--nodelist NAMES",
     "exclude": "--exclude NAMES before the launcher",
     "gpu_ids": "--gpus-per-node N",

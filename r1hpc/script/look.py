@@ -51,10 +51,8 @@ def digest_file(run: RunDir) -> Path:
 def look_at(script: Path, root: Path | None = None) -> Look:
     """Read a Python script and the local modules and packages that it imports.
 
-    Args:
-        root: where imports begin; None: the script's folder. For `-m pkg.train` the working folder.
-
-    Raise UsageError for a syntax error in the script.
+    `root` is where imports begin; None: the script's folder. For `-m pkg.train` the working folder. Raise
+    UsageError for a syntax error in the script.
     """
     modules = list(modules_of(script, root or script.parent))
     digest = hashlib.sha256()

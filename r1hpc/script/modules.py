@@ -66,7 +66,6 @@ class Module:
         return ""
 
     def at(self, node: ast.AST) -> str:
-        """Return file and line."""
         return f"{self.name}, line {getattr(node, 'lineno', 0)}"
 
 

@@ -98,11 +98,8 @@ def run_script(job: RankJob) -> Outcome:
 def command_of(
     run: RunDir, config: RunConfig, newest: Path | None, place: tuple[int, int, int] = (0, 0, 1)
 ) -> list[str]:
-    """Return the command of the script, with `script.resume_args` if there is a checkpoint.
-
-    Args:
-        place: rank, local rank and number of ranks.
-    """
+    """Return the command of the script, with `script.resume_args` if there is a checkpoint. `place`: rank,
+    local rank and number of ranks."""
     script = config.script
     assert script.path is not None
     words = [*script.args, *script.resume_args] if newest else _for_a_fresh_start(script.args)
@@ -139,7 +136,8 @@ def _environment(job: RankJob, meeting: "_Meeting", library: str) -> dict[str, s
     return {
         **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),
         HASH_SEED: str(client.seed),
-        **_wandb_run(run, context.rank),
+        "WANDB_RUN_ID": f"{wandb_id(run)}-rank-{context.rank}" if context.rank else wandb_id(run),
+        "WANDB_RESUME": "allow",  # all attempts of a rank are one W&B run
         **inherited,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
@@ -163,11 +161,6 @@ def _distributed(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
         "MASTER_ADDR": meeting["host"],
         "MASTER_PORT": str(meeting["port"]),
     }
-
-
-def _wandb_run(run: RunDir, rank: int) -> dict[str, str]:
-    """Return the variables by which all attempts of a rank are one W&B run."""
-    return {"WANDB_RUN_ID": wandb_id(run) + (f"-rank-{rank}" if rank else ""), "WANDB_RESUME": "allow"}
 
 
 def _begin_child() -> None:

@@ -106,13 +106,11 @@ class Script(Workload):
         return digest
 
     def run(self, job: RankJob) -> Outcome:
-        """Run the script on this rank."""
         from r1hpc.script.rank import run_script
 
         return run_script(job)
 
     def card(self, run: RunDir) -> list[tuple[str, str]]:
-        """Return the command."""
         from r1hpc.config.load import read
         from r1hpc.script.rank import command_of
         from r1hpc.telemetry.records.attempts import read_history

@@ -24,7 +24,7 @@ from r1hpc.base.names import nearest
 from r1hpc.config.paths import is_own
 from r1hpc.config.schema.rl import RewardConfig
 from r1hpc.tasks.grading.judges import OWN_SCORE
-from r1hpc.tasks.grading.verifier import Question, ShouldStop, Verifier, VerifierStats, never
+from r1hpc.tasks.grading.verifier import Question, ShouldStop, Verifier, VerifierStats
 from r1hpc.tasks.problems.task import Item, Verifiable, members
 from r1hpc.tasks.text.format import Parts, compose, take_apart, without_tags
 
@@ -228,7 +228,9 @@ class Scorer:
         """Return how custom code failed so far, and what no judge could judge; each kind once."""
         return [sentence for each in self._all() for sentence in each.sentences]
 
-    def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
+    def score_groups(
+        self, groups: Sequence[Group], should_stop: ShouldStop = lambda: False
+    ) -> list[list[Score]]:
         """Return scores in the order of the groups and their completions. Deterministic except for time-outs.
         Raise StopAsked if should_stop returned true; it is called between answers if the judge is slow."""
         taken = [

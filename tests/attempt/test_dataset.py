@@ -51,7 +51,7 @@ def texts(path: Path) -> list[tuple[list[int], int]]:
 def expected(traces: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
     """As a sampler sees the prompts: by the same tokenizer, through the same function."""
     tokenizer = character_tokenizer()
-    eos = special_ids(tokenizer).eos
+    eos = special_ids(tokenizer, ModelConfig(tokenizer="characters")).eos
     ids = [(encode(tokenizer, prompt), encode(tokenizer, done)) for prompt, done in traces]
     return [([*prompt, *done, eos], len(prompt)) for prompt, done in ids]
 

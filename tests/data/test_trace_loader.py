@@ -77,7 +77,7 @@ def test_global_batches_do_not_depend_on_the_world(
         loader(dataset, rank=rank, world_size=world_size, micro_batch_size=micro)
         for rank in range(world_size)
     ]
-    assert {rank.plan_hash for rank in ranks} == {alone.plan_hash}
+    assert {rank.order_id(rank.plan) for rank in ranks} == {alone.order_id(alone.plan)}
     for step in (0, 1, 2, 37, 10**9):
         whole, batches = alone.batch(step), [rank.batch(step) for rank in ranks]
         for name in ("sample_ids", "document_ids", "tokens", "loss_mask"):
@@ -129,10 +129,11 @@ def test_any_order_of_steps_with_and_without_prefetch(dataset: TraceDataset) -> 
         assert (one.checksum, one.num_loss_tokens) == (other.checksum, other.num_loss_tokens)
 
 
-def test_plan_hash_names_dataset_and_seed(dataset: TraceDataset, tmp_path: Path) -> None:
+def test_the_order_id_names_dataset_and_seed(dataset: TraceDataset, tmp_path: Path) -> None:
     other = open_traces(build_traces(tmp_path, TRACES).path)
     hashes = [loader(dataset), loader(dataset, seed=6), loader(other), loader(dataset, seq_len=99)]
-    assert len({item.plan_hash for item in hashes}) == 3  # of which seq_len is no part: it only refuses
+    # seq_len is no part of it: it only refuses.
+    assert len({item.order_id(item.plan) for item in hashes}) == 3
 
 
 def test_length_is_that_of_the_global_batch(dataset: TraceDataset) -> None:

@@ -334,7 +334,7 @@ def test_trace_leads_from_a_sample_to_its_line(tmp_path: Path, capsys: pytest.Ca
     assert main(["trace", str(dataset.path), "--seed", "9", "--sample", "35", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     (info,) = found["documents"]
-    assert (found["epoch"], found["plan_hash"]) == (1, reading.plan_hash)
+    assert (found["epoch"], found["plan_hash"]) == (1, reading.order_id(reading.plan))
     assert info["number"] == batch.document_ids[3]
     line = (tmp_path / info["path"]).read_bytes()[info["position"] :].split(b"\n")[0]
     assert json.loads(line)["prompt"] == traces[info["number"]][0]

@@ -1,6 +1,7 @@
 """Twenty rewards as people write them: each works unchanged, behind the guard."""
 
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,7 @@ def test_it_works_unchanged(tmp_path: Path, name: str) -> None:
     path = tmp_path / "rewards.py"
     path.write_text(textwrap.dedent(REWARDS[name]))
     metadata = {"prompt": "A quarter of 12 * 12?", "metadata": {}}
-    with Verifier(OWN_SCORE, {"spec": f"{path}:score", "code": None}, timeout_s=60) as verifier:
+    with closing(Verifier(OWN_SCORE, {"spec": f"{path}:score", "code": None}, timeout_s=60)) as verifier:
         values = verifier.values([Question(text, "36", metadata) for text in (_RIGHT, _WRONG)])
         assert verifier.sentences == []
     assert values == [1, 0]

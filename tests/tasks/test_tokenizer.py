@@ -43,7 +43,7 @@ def test_the_ids_are_pinned() -> None:
     assert _TOKENIZER.get_vocab_size() == 27
     assert encode(_TOKENIZER, "<pad><eos><think></think><answer></answer>") == [0, 1, 2, 3, 4, 5]
     assert encode(_TOKENIZER, ALPHABET) == list(range(6, 27))
-    assert special_ids(_TOKENIZER) == SpecialIds(pad=0, eos=1)
+    assert special_ids(_TOKENIZER, ModelConfig(tokenizer="characters")) == SpecialIds(pad=0, eos=1)
 
 
 @given(st.lists(st.sampled_from(_PIECES)).map("".join))

@@ -6,6 +6,7 @@ All of them, with the tally by category: python -m pytest tests/tasks/test_verdi
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def _wrong(cases: Sequence[Case]) -> list[Case]:
                 text = take_apart(text, boxed=case["answer_in"] == "boxed").answer
             if ("choices" in case) == (judge == "choice") and text is not None:
                 asked.append((number, Question(text, case["gold"], {"choices": case.get("choices", [])})))
-        with Verifier(judge, {}, timeout_s=60) as verifier:
+        with closing(Verifier(judge, {}, timeout_s=60)) as verifier:
             found = verifier.check([question for _, question in asked])
         said |= {number: verdict for (number, _), verdict in zip(asked, found, strict=True)}
     return [case for number, case in enumerate(cases) if said.get(number, False) != case["right"]]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def _pid(verifier: Verifier) -> int:
 
 
 def test_verdicts_come_in_order() -> None:
-    with Verifier("exact", {}, 5.0) as verifier:
+    with closing(Verifier("exact", {}, 5.0)) as verifier:
         assert verifier.check(_questions("4", "5", " 4\n", "4 4", "")) == [True, False, True, False, False]
         assert verifier.check([]) == []
         assert verifier.stats.checked == 5
@@ -38,33 +39,33 @@ def test_verdicts_come_in_order() -> None:
 
 def test_more_than_a_chunk_and_more_than_a_pipe_holds() -> None:
     texts = [f"{number:0200d}" for number in range(1500)]
-    with Verifier("exact", {}, 30.0) as verifier:
+    with closing(Verifier("exact", {}, 30.0)) as verifier:
         verdicts = verifier.check([Question(text, texts[7], {}) for text in texts])
     assert [index for index, right in enumerate(verdicts) if right] == [7]
 
 
 def test_a_long_answer_is_refused_unseen() -> None:
-    with Verifier("exact", {}, 5.0) as verifier:
+    with closing(Verifier("exact", {}, 5.0)) as verifier:
         assert verifier.check(_questions("4" * 10**7, "4")) == [False, True]
         assert verifier.stats.refused == 1
 
 
 def test_equal_texts_of_different_items_are_judged_apart() -> None:
-    with Verifier("countdown", {}, 5.0) as verifier:
+    with closing(Verifier("countdown", {}, 5.0)) as verifier:
         first, second = {"numbers": [1, 2], "target": 3}, {"numbers": [1, 2], "target": 4}
         assert verifier.check([Question("1+2", "", first), Question("1+2", "", second)]) == [True, False]
 
 
 def test_asked_to_stop_a_slow_judge_is_left_between_two_answers() -> None:
     answers = iter([False, False, True])
-    with Verifier("math", {}, 6.0) as verifier:
+    with closing(Verifier("math", {}, 6.0)) as verifier:
         with pytest.raises(StopAsked):
             verifier.check(_questions("4", "5", "6", "7"), lambda: next(answers))
         assert verifier.check(_questions("4")) == [True]
 
 
 def test_a_slow_answer_is_wrong_and_the_next_is_judged() -> None:
-    with Verifier("math", {}, 6.0) as verifier:
+    with closing(Verifier("math", {}, 6.0)) as verifier:
         verifier.check(_questions("4"))
         started = time.monotonic()
         assert verifier.check(_questions(_SLOW)) == [False]
@@ -78,7 +79,7 @@ def test_a_slow_answer_is_wrong_and_the_next_is_judged() -> None:
 
 
 def test_a_stopped_process_is_replaced() -> None:
-    with Verifier("exact", {}, 6.0) as verifier:
+    with closing(Verifier("exact", {}, 6.0)) as verifier:
         verifier.check(_questions("4"))
         os.kill(_pid(verifier), signal.SIGSTOP)
         assert verifier.check(_questions("4", "5")) == [True, False], (
@@ -88,7 +89,7 @@ def test_a_stopped_process_is_replaced() -> None:
 
 
 def test_a_killed_process_is_replaced() -> None:
-    with Verifier("exact", {}, 5.0) as verifier:
+    with closing(Verifier("exact", {}, 5.0)) as verifier:
         verifier.check(_questions("4"))
         os.kill(_pid(verifier), signal.SIGKILL)
         assert verifier.check(_questions("4")) == [True]
@@ -100,7 +101,7 @@ def test_a_killed_process_is_replaced() -> None:
 )
 def test_signals_to_the_job_step_do_not_reach_it(number: signal.Signals) -> None:
     """Slurm sends them to every process of a step, and the trainer goes on to save."""
-    with Verifier("exact", {}, 5.0) as verifier:
+    with closing(Verifier("exact", {}, 5.0)) as verifier:
         os.kill(_pid(verifier), number)  # perhaps before it has started
         assert verifier.check(_questions("4")) == [True]
         os.kill(_pid(verifier), number)
@@ -167,5 +168,5 @@ def test_a_process_that_cannot_start_says_why(capfd: pytest.CaptureFixture[str])
 def test_it_starts_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder was imported')")
     monkeypatch.chdir(tmp_path)
-    with Verifier("exact", {}, 5.0) as verifier:
+    with closing(Verifier("exact", {}, 5.0)) as verifier:
         assert verifier.check(_questions("4")) == [True]

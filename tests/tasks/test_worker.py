@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -65,8 +66,7 @@ print(json.dumps([worker.verdict(judge, ["1+1", "2", {}]), worker.verdict(lambda
     refused, right = json.loads(printed)
     assert "was refused what it needs (compile)" in refused["error"]
     assert right is True
-    verifier = Verifier("exact", {}, 5.0)
-    with verifier:
+    with closing(Verifier("exact", {}, 5.0)) as verifier:
         assert verifier._understood(refused) is False
     assert verifier.stats.failures == 1
     assert verifier.sentences == [refused["error"]]

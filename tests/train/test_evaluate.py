@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig
-from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.schema.run import ModelConfig, RunConfig
 from r1hpc.tasks.problems.benchmark import Benchmarks, with_counted_sets
 from r1hpc.tasks.problems.task import ChainSum
 from r1hpc.tasks.rewards import Scorer
@@ -60,7 +60,7 @@ class Parrot:
 
 
 TOKENIZER = character_tokenizer()
-IDS = special_ids(TOKENIZER)
+IDS = special_ids(TOKENIZER, ModelConfig(tokenizer="characters"))
 
 
 def answers(

@@ -125,7 +125,6 @@ class Role(IntEnum):
 
 
 def has_roles(manifest: DatasetManifest) -> bool:
-    """True if the documents of this dataset have roles."""
     return "roles" in manifest.content
 
 

@@ -95,8 +95,6 @@ class Handle:
     file that got the same number.
     """
 
-    __slots__ = ("fd",)
-
     def __init__(self, path: Path) -> None:
         self.fd = -1
         try:
@@ -113,20 +111,6 @@ class Handle:
 
 class ShardFile:
     """One shard: its index is verified when first opened, each chunk when first read completely."""
-
-    __slots__ = (
-        "_checksums",
-        "_identity",
-        "_index",
-        "_size",
-        "first",
-        "handle",
-        "layout",
-        "path",
-        "stop",
-        "stride",
-        "verified",
-    )
 
     def __init__(
         self,

@@ -142,10 +142,8 @@ def check_seed(seed: int) -> None:
 
 
 def epoch_key(seed: int, epoch: int) -> bytes:
-    """Return the permutation key of one epoch."""
-    return hashlib.blake2b(
-        struct.pack("<qq", seed, epoch), digest_size=8 * _ROUNDS, person=b"r1hpc-order"
-    ).digest()
+    number = struct.pack("<qq", seed, epoch)
+    return hashlib.blake2b(number, digest_size=8 * _ROUNDS, person=b"r1hpc-order").digest()
 
 
 def permute(positions: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDArray[np.int64]:

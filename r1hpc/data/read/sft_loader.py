@@ -121,11 +121,6 @@ class TraceLoader:
         self._parting, self._packing = parting, packing
         self._ahead = ReadAhead(self._read) if prefetch else None
 
-    @property
-    def plan_hash(self) -> str:
-        """Return a hash of the order: dataset id, seed, weights, held-out documents and algorithm version."""
-        return self.order_id(self.plan)
-
     def order_id(self, plan: DocumentPlan | DocumentMixture) -> str:
         """Return the id of the loader's order with this plan."""
         return document_order_id(plan, self._parting)

@@ -111,13 +111,9 @@ _TEENS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
 )
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBERS = {word: number for number, word in enumerate(_TEENS.split())}
-_NUMBERS |= {
-    word: 10 * n
-    for n, word in enumerate(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2
-    )
-}
+_NUMBERS |= {word: 10 * number for number, word in enumerate(_TENS.split(), 2)}
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
 _SENTENCE = re.compile(r"(?<![\d\s])[.;!]\s+|(?<=\d)[.;!]\s+(?=[A-Z])|[\u3002\n]")
 

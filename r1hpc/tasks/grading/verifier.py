@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.tasks.grading.judges import JUDGES, OWN_SCORE, OWN_VERDICT
@@ -63,11 +63,6 @@ class StopAsked(Exception):  # noqa: N818 - nothing went wrong
     """A stop was requested while answers were judged."""
 
 
-def never() -> bool:
-    """Never request a stop."""
-    return False
-
-
 class Verifier:
     """See the module. Not thread-safe: one per thread."""
 
@@ -93,12 +88,12 @@ class Verifier:
         """True if custom code judges."""
         return self._own is not None
 
-    def check(self, questions: Sequence[Question], should_stop: ShouldStop = never) -> list[bool]:
+    def check(self, questions: Sequence[Question], should_stop: ShouldStop = lambda: False) -> list[bool]:
         """Return whether each answer is right, in order. Raises as `values` does."""
         return [bool(value) for value in self.values(questions, should_stop)]
 
     def values(
-        self, questions: Sequence[Question], should_stop: ShouldStop = never
+        self, questions: Sequence[Question], should_stop: ShouldStop = lambda: False
     ) -> list[bool | float | None]:
         """Return the judge's value for each answer, in order; None if it gives none.
 
@@ -129,12 +124,6 @@ class Verifier:
         if self._worker is not None:
             self._worker.stop()
             self._worker, self._ready, self._prepared = None, False, None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _understood(self, said: Any) -> bool | float | None:
         """Return a verdict, and note the first failure of each kind.

@@ -18,7 +18,6 @@ from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.problems.file import (
     Columns,
     Question,
-    columns_of,
     judge_of,
     named_judge,
     read_questions,
@@ -53,13 +52,8 @@ class Benchmark:
 
     def item(self, index: int, held_out: bool = True) -> Item:
         question = self.questions[index]
-        return Item(
-            index,
-            fill(self._template, question.text),
-            question.answer,
-            question.metadata(),
-            where=question.where,
-        )
+        prompt = fill(self._template, question.text)
+        return Item(index, prompt, question.answer, question.metadata(), where=question.where)
 
     def num_questions(self, held_out: bool = True) -> int:
         return len(self.questions)
@@ -137,9 +131,8 @@ def with_counted_sets(config: RunConfig) -> RunConfig:
 
 def _open(config: RunConfig, label: str, part: Mapping[str, Any]) -> Benchmark:
     task = config.task
-    defaults = {"question": task.question, "answer": task.answer, "choices": task.choices}
     template = part.get("template", task.options.get("template", TEMPLATE))
-    columns = columns_of({**defaults, **part})
+    columns = Columns(**{name: part.get(name, getattr(task, name)) for name in Columns.__annotations__})
     judge, key = part.get("judge"), f"evaluate.sets.{label}.judge"
     # The task's settings for its own file's answers hold here too, except for multiple choice.
     if judge is None and task.name in FILES and not columns.choices and task.options.get("judge"):

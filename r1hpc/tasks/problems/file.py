@@ -321,7 +321,7 @@ class QuestionFile:
             raise UsageError(f"task.name={self.name} needs task.options.path=FILE")
         self._path = Path(options["path"])
         self._template = check_template(options["template"])
-        columns = columns_of(config)
+        columns = Columns(config.question, config.answer, config.choices)
         self.judge = judge_of(columns, options["judge"], "task.options.judge")
         self.judge_settings: dict[str, Any] = {}
         self._questions, digest = read_questions(self._path, columns)
@@ -378,12 +378,6 @@ class QuestionFile:
                 "set generate.thinking_share=0"
             )
         return compose(item.metadata["thinking"] if thinking else "", item.answer)
-
-
-def columns_of(values: TaskConfig | Mapping[str, Any]) -> Columns:
-    """Return the columns that a task, or an entry with the same keys, names."""
-    read = values.get if isinstance(values, Mapping) else lambda name, _: getattr(values, name)
-    return Columns(read("question", "question"), read("answer", "answer"), read("choices", ""))
 
 
 def judge_of(columns: Columns, asked: str = "", key: str = "") -> str:

@@ -28,13 +28,8 @@ from r1hpc.tasks.text.format import TAGS, PromptForm, SpecialIds, TooLongError, 
 CHARACTERS = "characters"
 _AUTO = "auto"
 ALPHABET = "0123456789+-*/=,:?() "
-_EOS_NAMES = (
-    "<eos>",
-    "</s>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek's
-)
+# The last one is DeepSeek's.
+_EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 _COMPANIONS = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -121,23 +116,19 @@ def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str],
 
 
 def special_ids(
-    tokenizer: tokenizers.Tokenizer,
-    model: ModelConfig | None = None,
-    code: Path | None = None,
-    end: int | None = None,
+    tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | None = None, end: int | None = None
 ) -> SpecialIds:
     """Return the IDs of the ends and of the padding; a model without padding uses its end.
 
-    With `model` the files beside the tokenizer decide, else well-known names. A taught text ends with the
-    token that closes a turn of the chat template, if there is one. A sampled text ends there, at the
-    tokenizer's own end, and at those of generation_config.json (or config.json). `end` is that of a dataset's
-    texts, whatever the files say; `code`: see form_of. Raise UsageError without an end
-    token.
+    The files beside the tokenizer decide, else well-known names. A taught text ends with the token that
+    closes a turn of the chat template, if there is one. A sampled text ends there, at the tokenizer's own
+    end, and at those of generation_config.json (or config.json). `end` is that of a dataset's texts, whatever
+    the files say; `code`: see form_of. Raise UsageError without an end token.
     """
-    folder = None if model is None else _folder(model)
+    folder = _folder(model)
     named = {} if folder is None else named_tokens(folder)
     eos = _token(tokenizer, named.get("eos_token"), _EOS_NAMES)
-    template = None if model is None else form_of(tokenizer, model, code).template
+    template = form_of(tokenizer, model, code).template
     turn = template.end_of_turn() if template is not None else None
     turn_id = None if turn is None else tokenizer.token_to_id(turn)
     ends = [end, turn_id, eos, *_listed_ends(tokenizer, folder)]

@@ -14,6 +14,7 @@ A100 and H100 sensors sample a quarter of the time (arXiv 2312.02741).
 """
 
 import functools
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -136,9 +137,9 @@ class Device:
         self._handle = handle
         self.uuid = uuid
         self.index = index
-        self.name = _text(pynvml.nvmlDeviceGetName, handle)
+        self.name = _ask(pynvml.nvmlDeviceGetName, handle)
         pci = _ask(pynvml.nvmlDeviceGetPciInfo_v3, handle)
-        self.pci_bus_id: str | None = pci and _decode(pci.busId)
+        self.pci_bus_id: str | None = pci and pci.busId
         memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
         self.memory_total_bytes: int | None = memory and memory.total
         limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
@@ -191,7 +192,7 @@ class Nvml:
     """An open NVML with the GPUs to watch. `source` is "stub" on the test library, else "nvml"."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.driver = _text(pynvml.nvmlSystemGetDriverVersion) or "unknown"
+        self.driver = _ask(pynvml.nvmlSystemGetDriverVersion) or "unknown"
         is_stub = hasattr(pynvml.nvmlLib, "r1hpc_nvml_stub") or self.driver.startswith("stub")
         self.source = "stub" if is_stub else "nvml"
         handles, self.notes = _handles()
@@ -232,7 +233,7 @@ def _handles() -> tuple[dict[str, tuple[int, Any]], list[str]]:
     for index in range(_ask(pynvml.nvmlDeviceGetCount) or 0):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            found[_decode(pynvml.nvmlDeviceGetUUID(handle))] = (index, handle)
+            found[pynvml.nvmlDeviceGetUUID(handle)] = (index, handle)
         except pynvml.NVMLError as error:
             # Slurm's cgroup denies the GPUs of other jobs: nothing to report.
             if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
@@ -247,38 +248,26 @@ def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _text(function: Callable[..., Any], *arguments: Any) -> str | None:
-    value = _ask(function, *arguments)
-    return None if value is None else _decode(value)
-
-
-def _decode(value: bytes | str) -> str:
-    # nvidia-ml-py 11 and older return bytes.
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _value(key: str, name: str, *arguments: int, scale: int = 1) -> _Take:
-    """Return the way of asking for one number by pynvml's function of that name."""
+def _value(
+    key: str, name: str, *arguments: int, read: Callable[[Any], Any] | None = None, **options: Any
+) -> _Take:
+    """Return the way of asking for one reading by pynvml's function of that name; `read` converts it."""
     function = getattr(pynvml, name)
 
     def take(handle: Any) -> _Record:
-        found = function(handle, *arguments)
-        return {key: found if scale == 1 else found / scale}
+        value = function(handle, *arguments, **options)
+        return {key: value if read is None else read(value)}
 
     return take
+
+
+def _from_milli(value: int) -> float:
+    return value / 1000
 
 
 def _utilization(handle: Any) -> _Record:
     rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
     return {"gpu_utilization_percent": rates.gpu, "memory_utilization_percent": rates.memory}
-
-
-def _memory(handle: Any) -> _Record:
-    return {"memory_used_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used}
-
-
-def _memory_before_510(handle: Any) -> _Record:
-    return {"memory_used_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used}
 
 
 @functools.cache
@@ -287,14 +276,6 @@ def throttle_names(mask: int) -> list[str]:
     return [
         _THROTTLE_REASONS.get(1 << bit, hex(1 << bit)) for bit in range(mask.bit_length()) if mask >> bit & 1
     ]
-
-
-def _throttling(handle: Any) -> _Record:
-    return {"throttle_reasons": throttle_names(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))}
-
-
-def _throttling_before_535(handle: Any) -> _Record:
-    return {"throttle_reasons": throttle_names(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))}
 
 
 def _processes(handle: Any) -> _Record:
@@ -333,12 +314,17 @@ def _ecc(key: str, error_type: int) -> _Take:
     return _value(key, "nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_VOLATILE_ECC)
 
 
+def _memory(**version: Any) -> _Take:
+    used = operator.attrgetter("used")
+    return _value("memory_used_bytes", "nvmlDeviceGetMemoryInfo", read=used, **version)
+
+
 # Read at every tick, for CHANGING; where a driver lacks the first way, the second is taken.
 _CHANGING_WAYS: tuple[tuple[_Take, ...], ...] = (
     (_utilization,),
-    (_memory, _memory_before_510),
-    (_value("power_w", "nvmlDeviceGetPowerUsage", scale=1000),),
-    (_value("energy_j", "nvmlDeviceGetTotalEnergyConsumption", scale=1000),),
+    (_memory(version=pynvml.nvmlMemory_v2), _memory()),  # drivers before 510 have the second
+    (_value("power_w", "nvmlDeviceGetPowerUsage", read=_from_milli),),
+    (_value("energy_j", "nvmlDeviceGetTotalEnergyConsumption", read=_from_milli),),
     # nvml.h marks the old function for removal in CUDA 14.0; drivers before 560 have no other.
     tuple(
         _value("temperature_c", name, pynvml.NVML_TEMPERATURE_GPU)
@@ -346,7 +332,10 @@ _CHANGING_WAYS: tuple[tuple[_Take, ...], ...] = (
     ),
     (_value("sm_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),),
     (_value("memory_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),),
-    (_throttling, _throttling_before_535),
+    tuple(  # drivers before 535 have the second
+        _value("throttle_reasons", f"nvmlDeviceGetCurrentClocks{kind}Reasons", read=throttle_names)
+        for kind in ("Event", "Throttle")
+    ),
     (_ecc("ecc_corrected_volatile", pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),),
     (_ecc("ecc_uncorrected_volatile", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),),
     (_processes,),
