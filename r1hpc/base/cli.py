@@ -151,25 +151,21 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except R1hpcError as error:
-        _print_error(_short(printable(str(error))))
-        status = error.exit_status
+        status = _fail(_short(printable(str(error))), error.exit_status)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "r1hpc":
             raise
-        _print_error(_missing(error.name))
-        status = 1
+        status = _fail(_missing(error.name))
     except BrokenPipeError:  # `... | head` closed our stdout: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
         what = _what_refuses(error)
-        _print_error(f"{error.strerror or error}{': ' if what else ''}{what}")
-        status = 1
+        status = _fail(f"{error.strerror or error}{': ' if what else ''}{what}")
     except RuntimeError as error:
         if not str(error).startswith("Symlink loop"):  # of Path.resolve, which raises no OSError for it
             raise
-        _print_error(f"{printable(str(error))}: name another path")
-        status = 1
+        status = _fail(f"{printable(str(error))}: name another path")
     except KeyboardInterrupt:
         status = 130
     for stream in (sys.stdout, sys.stderr):
@@ -181,10 +177,11 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     sys.exit(status)
 
 
-def _print_error(message: str) -> None:
+def _fail(message: str, status: int = 1) -> int:
     with contextlib.suppress(OSError):  # the log may be on the disk that is full: the status tells
         mark = "\x1b[31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
         print(f"{mark}{fit(f'error: {message}', sys.stderr).removeprefix('error:')}", file=sys.stderr)
+    return status
 
 
 def _what_refuses(error: OSError) -> str:

@@ -55,12 +55,8 @@ from r1hpc.checkpoint.verification import Fingerprint, find_layout_problems, fin
 __all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
 MIN_KEEP = 2
 _log = logging.getLogger(__name__)
-# Inside the class `list` means CheckpointStore.list.
-Strings = list[str]
-Steps = list[int]
-Records = list[FileRecord]
-Checkpoints = list[Checkpoint]
-Candidates = list[Candidate]
+List = list
+"""Inside the class `list` means CheckpointStore.list."""
 
 
 class NoUsableCheckpointError(StateError):
@@ -160,7 +156,7 @@ class CheckpointStore:
 
     def seal(
         self, staging: Path, names: Iterable[str], sealed: Callable[[], object] = lambda: None
-    ) -> Records:
+    ) -> List[FileRecord]:
         """Make files durable and private and digest them. Every rank, for its own files.
 
         `names` are POSIX paths relative to `staging`. A failed fsync is a failed save and is never repeated:
@@ -170,7 +166,7 @@ class CheckpointStore:
             return seal_files(staging, [check_file_name(name) for name in names], sealed)
 
     def commit(
-        self, step: int, attempt: int, token: str, records: Records, meta: dict[str, Any]
+        self, step: int, attempt: int, token: str, records: List[FileRecord], meta: dict[str, Any]
     ) -> Checkpoint:
         """Turn the staging folder into the checkpoint `step`. Rank 0 only, with all ranks' records.
 
@@ -234,7 +230,7 @@ class CheckpointStore:
 
     # Reading
 
-    def list(self) -> Checkpoints:
+    def list(self) -> List[Checkpoint]:
         """Return the checkpoints with a readable manifest, newest step first. Their files are not read."""
         return [found.checkpoint for found in self.survey() if found.checkpoint]
 
@@ -254,7 +250,7 @@ class CheckpointStore:
         checkpoint: Checkpoint,
         names: Iterable[str] | None = None,
         read: Callable[[], object] = lambda: None,
-    ) -> Strings:
+    ) -> List[str]:
         """Return the problems, each naming its file; empty if good. `names` limits it to a rank's share;
         `read` is called after each file.
 
@@ -302,7 +298,7 @@ class CheckpointStore:
             "folders away to start from the beginning\n  " + "\n  ".join(passed_over)
         )
 
-    def _survey_together(self, ranks: Ranks) -> Candidates:
+    def _survey_together(self, ranks: Ranks) -> List[Candidate]:
         """Return rank 0's listing on all ranks: ranks that list by themselves could see different folders."""
         found: Any = None
         if ranks.rank == 0:
@@ -313,10 +309,10 @@ class CheckpointStore:
         found = ranks.broadcast(found)
         if isinstance(found, str):
             raise StateError(found)
-        candidates: Candidates = found
+        candidates: List[Candidate] = found
         return candidates
 
-    def _verify_together(self, checkpoint: Checkpoint, ranks: Ranks) -> Strings:
+    def _verify_together(self, checkpoint: Checkpoint, ranks: Ranks) -> List[str]:
         before = fingerprint(checkpoint.path) if ranks.rank == 0 else None
         share = checkpoint.manifest.share(ranks.rank, ranks.world_size)
         problems = self.verify(checkpoint, share, ranks.beat)
@@ -327,7 +323,7 @@ class CheckpointStore:
         self._note_verified(checkpoint, before, together)
         return together
 
-    def _note_verified(self, checkpoint: Checkpoint, before: Fingerprint | None, problems: Strings) -> None:
+    def _note_verified(self, checkpoint: Checkpoint, before: Fingerprint | None, problems: List[str]) -> None:
         """Remember a verification for prune. `before` is the fingerprint from before it, or None."""
         self._verified.pop(checkpoint.path, None)
         if before and not problems:
@@ -345,7 +341,7 @@ class CheckpointStore:
 
     # Retention
 
-    def prune(self, protect: Collection[int], *, at: int | None = None, hurry: bool = False) -> Steps:
+    def prune(self, protect: Collection[int], *, at: int | None = None, hurry: bool = False) -> List[int]:
         """Remove checkpoints older than the `keep` (checkpoint.keep) newest verified ones; return the steps.
 
         Steps in `protect` stay. With fewer than `keep` verified ones nothing is removed. A checkpoint that
@@ -376,11 +372,11 @@ class CheckpointStore:
                 self._sweep()
         return removed
 
-    def prune_surplus(self, at: int) -> Steps:
+    def prune_surplus(self, at: int) -> List[int]:
         """Prune if there are two or more checkpoints beyond `keep`: killed attempts leave extra ones."""
         return self.prune([at], at=at) if len(list(self.survey())) > self.keep + 1 else []
 
-    def _expendable(self, at: int | None, *, reads: bool) -> Steps:
+    def _expendable(self, at: int | None, *, reads: bool) -> List[int]:
         """Return the steps older than the `keep` newest verified ones, of those up to `at`, oldest first."""
         good = 0
         older = []
@@ -425,6 +421,6 @@ class CheckpointStore:
             sweep_trash(self._own, "prune.sweep")
 
 
-def _summary(problems: Strings) -> str:
+def _summary(problems: List[str]) -> str:
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return "; ".join(problems[:3]) + more

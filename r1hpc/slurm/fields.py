@@ -216,10 +216,7 @@ def check_resources(resources: "ResourcesConfig") -> None:
     check_extra({key: value for key, value in resources.sbatch.items() if key != "gres"})
     if "gres" in resources.sbatch and read_gres(resources.sbatch["gres"], "resources.sbatch.gres")[0]:
         raise UsageError("resources.sbatch.gres names GPUs: write resources.gpus_per_node and .gpu_type")
-    if resources.gpu_type is not None:
-        _match(
-            _WORD, "a type such as a100, as sinfo -o %G shows it", resources.gpu_type, "resources.gpu_type"
-        )
+    _match(_WORD, "a type such as a100, as sinfo -o %G shows it", resources.gpu_type, "resources.gpu_type")
 
 
 def read_gres(text: str, shown_as: str) -> tuple[str, str]:
@@ -259,12 +256,10 @@ def check_cluster(cluster: "ClusterConfig") -> None:
                 "cluster.python starts a container, which has no scontrol to requeue a job: name the image "
                 "as cluster.container.image, in which the ranks run"
             )
-    if cluster.cpu_bind is not None:
-        _match(r"[a-z_]+(:[A-Za-z0-9_,*]+)?", "a word such as cores", cluster.cpu_bind, "cluster.cpu_bind")
+    _match(r"[a-z_]+(:[A-Za-z0-9_,*]+)?", "a word such as cores", cluster.cpu_bind, "cluster.cpu_bind")
     if cluster.container.image is not None:
         _check_container(cluster.container)
-    if cluster.network_interface is not None:
-        _match(_WORD, "an interface name such as ib0", cluster.network_interface, "cluster.network_interface")
+    _match(_WORD, "an interface name such as ib0", cluster.network_interface, "cluster.network_interface")
     for name, value in cluster.environment.items():
         _match(*_VARIABLE_NAME, name, "a name in cluster.environment")
         _match(*_VARIABLE_VALUE, value, f"cluster.environment.{name}")
@@ -277,12 +272,9 @@ def _check_container(container: "ContainerConfig") -> None:
     words = [("image", container.image), ("python", container.python)]
     words += [("binds", word) for word in container.binds] + [("options", word) for word in container.options]
     for name, word in words:
-        if word is not None:
-            _match(*_CONTAINER_WORD, word, f"cluster.container.{name}")
-            if word in _NO_ENVIRONMENT:
-                raise UsageError(
-                    f"cluster.container.options {word}: ranks need the variables that Slurm sets"
-                )
+        _match(*_CONTAINER_WORD, word, f"cluster.container.{name}")
+        if word in _NO_ENVIRONMENT:
+            raise UsageError(f"cluster.container.options {word}: ranks need the variables that Slurm sets")
     image = Path(container.image or "/")
     is_file = container.runtime != "pyxis" and "://" not in str(container.image)
     if is_file and not (image.is_absolute() and image.exists()):
@@ -300,8 +292,9 @@ def refuse_shell_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def _match(pattern: str, words: str, value: str, what: str) -> None:
-    if re.fullmatch(pattern, value):
+def _match(pattern: str, words: str, value: str | None, what: str) -> None:
+    """Raise UsageError unless the value is None or fits."""
+    if value is None or re.fullmatch(pattern, value):
         return
     why = ""
     if not value:

@@ -78,9 +78,9 @@ def plan_steps(
     for stage in definition.stages:
         try:
             others = {
-                chain.stage(name).path: config
-                for name, config in definition.configs.items()
-                if name != stage.name
+                chain.stage(other.name).path: other.config
+                for other in definition.stages
+                if other is not stage
             }
             own = overrides_of(stage.name, order.overrides, definition.names, chain)
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)

@@ -28,6 +28,7 @@ from r1hpc.config.stages import is_rl, is_server, samples
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU
 from r1hpc.plan.memory.run import asked_host_gib, misfits
+from r1hpc.plan.memory.step import MemoryPlan
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.topology.gpus import (
     FLAGS_INSTEAD,
@@ -106,19 +107,9 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class OrderFacts(Facts):
-    """Facts about a run, the order behind it and, once the cluster was asked, its nodes and plan."""
+    """Facts about a run, and the order behind it."""
 
     order: Order = field(default_factory=Order)
-    decided: defaults.Decision | None = None
-
-    @property
-    def decision(self) -> defaults.Decision:
-        assert self.decided is not None, "the checks of the job come after the decision"
-        return self.decided
-
-    @property
-    def plan(self) -> RunPlan:
-        return self.decision.plan
 
 
 def plan_new_run(order: Order) -> PlannedRun:
@@ -151,7 +142,7 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
     """Check the settings, ask the cluster, check the job, write the script's text, and estimate.
 
     Args:
-        facts: what is known about the run and its order, without executor and decision.
+        facts: what is known about the run and its order, without executor and GPUs.
         cluster: what Slurm says about the job's place, if it was asked already.
     """
     order, run = facts.order, facts.run
@@ -173,8 +164,8 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
         has_nodes=order.purpose is Purpose.inside_job,
     )
     config, plan = decision.config, decision.plan
-    facts = replace(facts, gpus_per_node=decision.gpus_per_node, decided=decision)
-    notes += [*checked.notes, *_check_job(config, facts)]
+    facts = replace(facts, gpus_per_node=decision.gpus_per_node)
+    notes += [*checked.notes, *_check_job(facts, decision)]
     text = script.make_script(
         run, config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
@@ -205,12 +196,13 @@ def _check_settings(config: RunConfig, facts: OrderFacts) -> list[str]:
     return check_trackers(config, facts.executor) if config.monitor.trackers else []
 
 
-def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
+def _check_job(facts: OrderFacts, decision: defaults.Decision) -> list[str]:
     """Check the job, once nodes, GPUs and time are known; return notes for the person who submits."""
+    config, plan = decision.config, decision.plan
     notes: list[str] = []
     if facts.order.purpose is not Purpose.estimate:
         if facts.executor == "slurm":
-            facts.decision.refuse_missing_nodes()
+            decision.refuse_missing_nodes()
         notes += _check_packages(config, facts)
     if ignored := flags.ignored_variables(os.environ):
         notes.append(f"not used from the environment: {', '.join(ignored)}")
@@ -219,12 +211,12 @@ def _check_job(config: RunConfig, facts: OrderFacts) -> list[str]:
             f"not passed to the job, since the value holds a password or a token: {', '.join(hidden)}. Keep "
             "the login in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
         )
-    notes += facts.decision.notes
-    if facts.plan.topology.num_gpus:
-        notes += _memory_notes(config, facts)
+    notes += decision.notes
+    if plan.memory is not None and plan.topology.num_gpus:
+        notes += _memory_notes(config, plan.memory, facts.is_new)
     notes += workload_of(config.stage).check(config, facts)
     if facts.is_new:
-        notes += little_room(config, facts)
+        notes += little_room(config, facts.run, plan)
     return notes
 
 
@@ -238,19 +230,16 @@ def _check_packages(config: RunConfig, facts: OrderFacts) -> list[str]:
     return []
 
 
-def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
+def _memory_notes(config: RunConfig, memory: MemoryPlan, is_new: bool) -> list[str]:
     """Return what exceeds the GPUs' memory or a node's requested one; for a new run also what would fit."""
-    if facts.plan.memory is None:
-        return []
     gpu_type = gpu_type_of(config)
     gpu = known_card(gpu_type or ASSUMED_GPU)  # if it is unknown, the estimate has said so
     card = gpu.memory_gib if gpu else None
     # A resumed run can seldom change what would make it fit.
-    memory = facts.plan.memory
-    memory = memory if facts.is_new else replace(memory, way_out="")
+    memory = memory if is_new else replace(memory, way_out="")
     notes = [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config))]
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
-    if others and facts.is_new and not is_server(config.stage):  # the cluster may have one of these
+    if others and is_new and not is_server(config.stage):  # the cluster may have one of these
         planned = find_gpu(gpu_type or ASSUMED_GPU)
         names = f"{planned.name.lower()} or {others[0].lower()}"
         notes.append(
@@ -260,12 +249,11 @@ def _memory_notes(config: RunConfig, facts: OrderFacts) -> list[str]:
     return notes
 
 
-def little_room(config: RunConfig, facts: OrderFacts) -> list[str]:
+def little_room(config: RunConfig, run: RunDir, plan: RunPlan) -> list[str]:
     """Warn if the checkpoints of a run may not fit under its root. Quotas cannot be seen from here."""
-    plan = facts.plan
     if plan.checkpoint_bytes is None:
         return []
-    there = next(folder for folder in facts.run.path.absolute().parents if folder.exists())
+    there = next(folder for folder in run.path.absolute().parents if folder.exists())
     most, free = config.checkpoint.keep + 1, shutil.disk_usage(there).free
     if most * plan.checkpoint_bytes <= free:
         return []
@@ -304,12 +292,12 @@ def check_budget(
         return ()
     from r1hpc.accounting.budget_status import check_submission  # deferred: a run on CPUs has no budget
 
-    config = on_gpus[0].config
+    _, qos, account = defaults.place_in_cluster(on_gpus[0].config)
     verdict = check_submission(
         run_root,
         [_request(each) for each in on_gpus],
-        account=config.resources.account or config.cluster.account,
-        qos=config.resources.qos or config.cluster.qos,
+        account=account,
+        qos=qos,
         over_budget=over_budget is not None,
         ask_slurm=on_gpus[0].executor == "slurm",
     )

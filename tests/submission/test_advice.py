@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -20,7 +20,7 @@ from r1hpc.config.schema.run import (
     TrainConfig,
     WandbConfig,
 )
-from r1hpc.submission.plan_run import OrderFacts, little_room
+from r1hpc.submission.plan_run import little_room
 from r1hpc.train.checks.model import seldom_meant
 
 
@@ -119,11 +119,10 @@ def test_checkpoints_that_do_not_fit_under_the_run_root(
 ) -> None:
     run, config = RunDir(tmp_path / "runs" / "one"), RunConfig(checkpoint=CheckpointConfig(keep=2))
     plan: Any = SimpleNamespace(checkpoint_bytes=90 << 30)
-    facts = OrderFacts(run, decided=cast(Any, SimpleNamespace(plan=plan)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200 << 30))
-    (said,) = little_room(config, facts)
+    (said,) = little_room(config, run, plan)
     assert said.startswith("3 checkpoints of 90.0 GiB may exist there at once (checkpoint.keep=2), and")
     assert said.endswith(f"{tmp_path} has 200.0 GiB free: give a --run-root with more room")
     for checkpoint_bytes in (60 << 30, None):
         plan.checkpoint_bytes = checkpoint_bytes
-        assert little_room(config, facts) == []
+        assert little_room(config, run, plan) == []

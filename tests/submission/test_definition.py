@@ -199,7 +199,8 @@ def test_the_chains_that_come_with_it_can_be_read(tmp_path: Path, job: str) -> N
 def test_the_other_chains_ask_the_same_held_out_questions_in_every_stage(tmp_path: Path, job: str) -> None:
     """And train on different ones: their tasks have one seed, and RL begins after what was shown."""
     path = Path(__file__).parents[2] / "jobs" / f"{job}.yaml"
-    configs = read_definition(path, ChainDir(tmp_path / job)).configs
+    stages = read_definition(path, ChainDir(tmp_path / job)).stages
+    configs = {stage.name: stage.config for stage in stages}
     assert len({config.task.seed for config in configs.values()}) == 1
     for config in configs.values():
         assert config.stage != "rl" or config.task.first_item

@@ -63,10 +63,6 @@ class Definition:
         return tuple(stage.name for stage in self.stages)
 
     @property
-    def configs(self) -> dict[str, RunConfig]:
-        return {stage.name: stage.config for stage in self.stages}
-
-    @property
     def needs(self) -> dict[str, tuple[str, ...]]:
         return {stage.name: stage.needs for stage in self.stages}
 
