@@ -43,8 +43,8 @@ def draw(grid: Grid, samples: Samples | None) -> tuple[list[Grid], list[str]]:
         raise UsageError(f"--samples {num_samples}: give 1 or more")
     if not words:
         raise UsageError(
-            f"--samples {num_samples}: no setting has a range. Give one, such as train.lr=log:1e-5..1e-3, or "
-            "leave --samples out"
+            f"--samples {num_samples}: no setting has a range of {', '.join(RANGES)}. Give one, such as "
+            "train.lr=log:1e-5..1e-3, or leave --samples out"
         )
     check_number(num_samples * math.prod(map(len, grid.values())))
     value_at = {word.partition("=")[0]: read_range(word) for word in words}
