@@ -14,7 +14,9 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.corpus.build.build import build_dataset
+from r1hpc.corpus.clean.losses import read_counts
 from r1hpc.corpus.sources import read, tables
+from r1hpc.data.format.manifest import read_manifest
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 from tests.corpus.corpus import text, write_recipe, write_texts
 
@@ -174,6 +176,27 @@ def test_wrong_hdf5_is_refused(
         build(tmp_path, {"kind": "hdf5", "glob": "*.h5", "field": field}, tokenizer)
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"WARC/1.0\r\nWARC-Type: response\r\n\r\nHTTP/1.1 200 OK\r\n", "a WARC archive, not text"),
+        (b"plain\0text", "holds NUL bytes, so it is binary or UTF-16; exclude it, or convert it to UTF-8"),
+        ("words".encode("utf-16-le"), "holds NUL bytes"),
+    ],
+)
+def test_a_file_that_is_no_plain_text_is_refused(tmp_path: Path, raw: bytes, message: str) -> None:
+    (tmp_path / "a").write_text("words")
+    (tmp_path / "b").write_bytes(raw)
+    source = {"name": "a", "kind": "text", "root": ".", "glob": "[ab]"}
+    with pytest.raises(UsageError) as error:
+        build(tmp_path, source)
+    assert message in str(error.value)
+    assert f"{tmp_path / 'b'}" in str(error.value)
+    recipe = write_recipe(tmp_path, sources=[source], max_unreadable=0.99)
+    (count,) = read_counts(read_manifest(build_dataset(recipe, tmp_path / "out").path)).values()
+    assert count.records["documents"] == {"in": 2, "kept": 1, "dropped": {"unreadable": 1}}
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,14 @@ def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("words", "error"),
     [
         ([_LR], "is drawn: add the number of samples, --samples 20"),
-        (["train.lr=1e-4,1e-3", "--samples", "3"], "no setting has a range of log, uniform, int, log-int, choice. Give"),
-        (["train.lr=1e-4", "--samples", "3"], "no setting has a range of log, uniform, int, log-int, choice. Give"),
+        (
+            ["train.lr=1e-4,1e-3", "--samples", "3"],
+            "no setting has a range of log, uniform, int, log-int, choice. Give",
+        ),
+        (
+            ["train.lr=1e-4", "--samples", "3"],
+            "no setting has a range of log, uniform, int, log-int, choice. Give",
+        ),
         ([_LR, "--samples", "0"], "--samples 0: give 1 or more"),
         ([_LR, "--samples", "100001"], "100,000 points"),
         ([_LR, "train.seed=0..9", "--samples", "10001"], "100,000 points"),

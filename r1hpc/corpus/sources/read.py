@@ -232,7 +232,16 @@ def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
         fault = f"cannot be read ({error.strerror})"
         yield Document(0, b"", fault=fault, size=span.stop, lost_bytes=span.num_bytes)
         return
-    yield Document(0, raw, size=len(raw))
+    fault = _why_no_text(raw)
+    yield Document(0, b"" if fault else raw, fault=fault, size=len(raw))
+
+
+def _why_no_text(raw: bytes) -> str:
+    if raw[:1024].lstrip().lower().startswith(b"warc/"):
+        return "a WARC archive, not text; extract its texts first, to kind: jsonl for instance"
+    if b"\0" in raw:
+        return "holds NUL bytes, so it is binary or UTF-16; exclude it, or convert it to UTF-8"
+    return ""
 
 
 # --- Lines ----------------------------------------------------------------------------------------
