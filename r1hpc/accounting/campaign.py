@@ -49,8 +49,6 @@ class _Block:
 
 @dataclass(frozen=True)
 class CampaignStage:
-    """One stage as planned."""
-
     name: str
     days: float
     gpu_hours: float
@@ -60,8 +58,6 @@ class CampaignStage:
 
 @dataclass(frozen=True)
 class Campaign:
-    """The complete plan."""
-
     name: str
     stages: tuple[CampaignStage, ...]
     start: float | None = None

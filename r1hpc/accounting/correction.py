@@ -117,8 +117,6 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Correction:
-    """Correction of an estimate."""
-
     planned: Planned
     num_runs: int
     """Finished runs near enough to count."""
@@ -188,14 +186,15 @@ def correction(planned: Planned, runs: Sequence[FinishedRun]) -> Correction:
         return Correction(planned, 0, others, 0.0, 1.0, 1.0)
     tau2 = _site_variance(planned.estimate)
     closeness = [_closeness(planned, run.planned) for run in near]
+    votes = [c * c for c in closeness]
     logs = [math.log(run.hours / run.estimate.p50) for run in near]
-    clipped = _clipped(logs, closeness)
-    variance = _run_variance(clipped, closeness)
+    clipped = _clipped(logs, votes)
+    variance = _run_variance(clipped, votes)
     settling = [1.0 if run.is_startup else 1 + SETTLING_HOURS / run.useful_wall_hours for run in near]
     noise2 = [variance * factor for factor in settling]
     middle, rest2 = _posterior(planned, near, clipped, noise2)
     before = math.sqrt(tau2 + RUN_SPREAD**2)
-    after = math.sqrt(rest2 + _run_variance(logs, closeness))
+    after = math.sqrt(rest2 + _run_variance(logs, votes))
     return Correction(planned, len(near), others, 1 - rest2 / tau2, math.exp(middle), after / before)
 
 
@@ -225,21 +224,19 @@ def _site_variance(estimate: Spread) -> float:
     return max(whole - RUN_SPREAD**2, whole / 2)
 
 
-def _run_variance(logs: Sequence[float], closeness: Sequence[float]) -> float:
+def _run_variance(logs: Sequence[float], votes: Sequence[float]) -> float:
     """Return s^2: the mean of its posterior (scaled inverse chi-squared; Gelman et al., chapter 2.6).
 
-    Each run counts by the square of its closeness, the part of its variance shared with the planned run.
+    A run's vote is the square of its closeness, the part of its variance shared with the planned run.
     """
-    votes = [c * c for c in closeness]
     centre = _weighted_median(logs, votes)
     squares = math.fsum(vote * (y - centre) ** 2 for vote, y in zip(votes, logs, strict=True))
     freedom = max(0.0, math.fsum(votes) - 1)
     return (RUN_SPREAD_WORTH * RUN_SPREAD**2 + squares) / (RUN_SPREAD_WORTH + freedom)
 
 
-def _clipped(logs: Sequence[float], closeness: Sequence[float]) -> list[float]:
+def _clipped(logs: Sequence[float], votes: Sequence[float]) -> list[float]:
     """Winsorise at CLIP deviations (1.4826 times the median absolute one) from the median."""
-    votes = [c * c for c in closeness]
     centre = _weighted_median(logs, votes)
     deviation = 1.4826 * _weighted_median([abs(y - centre) for y in logs], votes)
     reach = CLIP * max(deviation, RUN_SPREAD)
@@ -330,8 +327,6 @@ def score(runs: Sequence[FinishedRun]) -> list[Scored]:
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of forecasts over some runs."""
-
     median_error: float
     """|P50 / actual - 1|."""
     median_width: float

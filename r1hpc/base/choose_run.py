@@ -81,7 +81,6 @@ def choose_run(
 
 
 def has_model(run: RunDir) -> bool:
-    """True if the run has left a trained model."""
     return (run.model / "config.json").is_file()
 
 

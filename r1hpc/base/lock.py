@@ -66,7 +66,6 @@ def lock_within(fd: int, wait_s: float) -> bool:
 
 
 def is_free(path: Path) -> bool:
-    """True if nobody holds the lock now."""
     try:
         with opened(path, os.O_RDWR) as fd:
             return _lock(fd)
@@ -75,7 +74,6 @@ def is_free(path: Path) -> bool:
 
 
 def write_holder(fd: int, role: str) -> None:
-    """Write the holder into the lock file."""
     record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
     os.pwrite(fd, record.ljust(256), 0)
 

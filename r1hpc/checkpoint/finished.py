@@ -57,8 +57,6 @@ class Finished(TypedDict):
 
 
 class Checked(NamedTuple):
-    """Result of a check of a run's results."""
-
     problems: list[str]
     num_bytes: int
     """Bytes on record."""

@@ -23,16 +23,15 @@ schema by `python -m r1hpc.settings --reference`. What a run would have, and whi
 came from: `python -m r1hpc.settings JOB.yaml [KEY=VALUE …]`.
 
 """
-_TYPES = {
-    str: ("text", "string"),
-    int: ("whole number", "integer"),
-    float: ("number", "number"),
-    bool: ("true or false", "boolean"),
-    list: ("list", "array"),
-    dict: ("mapping", "object"),
-    NoneType: ("null", "null"),
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+"""In JSON Schema."""
+_WORDS = {
+    "string": "text",
+    "integer": "whole number",
+    "boolean": "true or false",
+    "array": "list",
+    "object": "mapping",
 }
-"""In words, and in JSON Schema."""
 _BOUNDS = {"least": "minimum", "above": "exclusiveMinimum", "most": "maximum", "below": "exclusiveMaximum"}
 _STRINGS = {"type": "array", "items": {"type": "string"}}
 
@@ -78,23 +77,14 @@ def meanings(schema: type) -> dict[str, str]:
 
 
 def _kind(field: "dataclasses.Field[Any]") -> str:
-    """Return the type, with its range if it has one."""
-    allowed = range_of(field)
-    if allowed is None:
-        return _type(field.type)
-    if allowed.choices and field.type is str:
-        return ", ".join(f"`{each}`" for each in allowed.choices)
-    return f"{_type(field.type)}, {allowed}"
-
-
-def _type(annotation: Any) -> str:
-    """Return the type in plain words: `whole number or null`, `mapping`, the values of an enum."""
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return ", ".join(f"`{each.value}`" for each in annotation)
-    origin = get_origin(annotation)
-    if origin in _TYPES:
-        return _TYPES[origin][0]
-    return " or ".join(_TYPES[part][0] for part in get_args(annotation) or (annotation,))
+    """Return the type and its range in words, `whole number or null, at least 1`; or the possible values."""
+    allowed, shape = range_of(field), _shape(field.type)
+    choices = shape.get("enum") or (allowed.choices if allowed and field.type is str else ())
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    names = [shape["type"]] if isinstance(shape["type"], str) else shape["type"]
+    words = " or ".join(_WORDS.get(name, name) for name in names)
+    return f"{words}, {allowed}" if allowed else words
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:
@@ -174,5 +164,5 @@ def _shape(annotation: Any) -> dict[str, Any]:
         return {"type": "array", "items": _shape(get_args(annotation)[0])}
     parts = [_shape(part) for part in get_args(annotation)]
     if not parts:
-        return {"type": _TYPES[annotation][1]}
+        return {"type": _TYPES[annotation]}
     return {"type": [part["type"] for part in parts]} if all("type" in part for part in parts) else {}

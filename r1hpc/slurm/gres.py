@@ -65,9 +65,8 @@ def slice_of(gpu_type: str) -> Fraction:
 
 def unknown_shares(alloc_tres: str, shares: Shares) -> set[str]:
     """Return which of `shard` and `mps` it holds without a word in `shares` on how many make a GPU."""
-    return {kind for kind, _, count in _GRES.findall(alloc_tres) if kind != "gpu" and count.strip("0")} - set(
-        shares
-    )
+    held = _GRES.findall(alloc_tres)
+    return {kind for kind, _, count in held if kind not in ("gpu", *shares) and count.strip("0")}
 
 
 def parse_shares(given: str, where: str) -> dict[str, int]:

@@ -276,7 +276,7 @@ def line_error(source: str, number: int, error: ValueError) -> StateError:
 def to_record(row: dict[str, str], shares: Shares = NO_SHARES) -> JobRecord:
     """Parse one row by lower-case column name; raise ValueError for a cell without number or time."""
     cell = row.get
-    start, end = row["start"], cell("end", "")
+    start, end, state = row["start"], cell("end", ""), cell("state", "")
     types = gpus_by_type(row["alloctres"], shares)
     elapsed_s = elapsed_of(cell("elapsedraw", ""), cell("elapsed", ""), start, end)
     return JobRecord(
@@ -296,9 +296,7 @@ def to_record(row: dict[str, str], shares: Shares = NO_SHARES) -> JobRecord:
         qos=cell("qos", ""),
         job_name=cell("jobname", ""),
         eligible=parse_when(cell("eligible", "")) or parse_when(cell("submit", "")),
-        cancelled_by=cell("state", "")[len("CANCELLED by ") :]
-        if cell("state", "").startswith("CANCELLED")
-        else None,
+        cancelled_by=state[len("CANCELLED by ") :] if state.startswith("CANCELLED") else None,
         cluster=cell("cluster", ""),
         gpu_types=tuple((name, plain(gpus)) for name, gpus in types.items() if name),
         unshared=tuple(sorted(unknown_shares(row["alloctres"], shares))),

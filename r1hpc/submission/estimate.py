@@ -136,8 +136,6 @@ class StageCost:
 
 @dataclass(frozen=True)
 class ChainCost:
-    """All stages in order."""
-
     stages: tuple[StageCost, ...]
     notes: tuple[str, ...] = ()
 

@@ -265,14 +265,13 @@ class RlConfig:
     """PPO: largest change of a value from the old one before its loss is clipped."""
 
     def __post_init__(self) -> None:
-        if self.algorithm != "distill":
-            if self.teacher is not None:
-                raise ConfigError(
-                    f"rl.teacher has no use with rl.algorithm={self.algorithm}: take rl.algorithm=distill, "
-                    "or remove it"
-                )
-            return
-        self._refuse_idle(_OF_REWARDS)
+        if self.algorithm == "distill":
+            self._refuse_idle(_OF_REWARDS)
+        elif self.teacher is not None:
+            raise ConfigError(
+                f"rl.teacher has no use with rl.algorithm={self.algorithm}: take rl.algorithm=distill, "
+                "or remove it"
+            )
 
     def check_new(self) -> None:
         """Refuse settings without effect in this algorithm; older runs may keep them."""

@@ -342,11 +342,8 @@ class RunConfig:
                 f"model.base_quantization={self.model.base_quantization} is of stages sft and rl, which "
                 f"train adapters, and has no use in stage {self.stage}: remove it"
             )
-        for key, value in (
-            ("packing", self.data.packing),
-            ("validation_documents", self.data.validation_documents),
-        ):
-            if value and self.stage != "sft":
+        for key in ("packing", "validation_documents"):
+            if getattr(self.data, key) and self.stage != "sft":
                 raise ConfigError(
                     f"data.{key} is of stage sft and has no use in stage {self.stage}: remove it"
                 )
