@@ -9,6 +9,7 @@
     python -m r1hpc.report --compare 'base-*' 'new-*' # two groups, over their seeds: patterns or sweeps
     python -m r1hpc.report --start 2026-05-01         # all your jobs since then, from sacct
     python -m r1hpc.report --sacct-file FILE          # the same from what sacct printed
+    python -m r1hpc.report --account LAB --by user month    # who used how much, and when
 
 gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation over midnight is split
 between its days. Totals come from Slurm's records if available, else from the run folders. The run's own
@@ -39,6 +40,7 @@ from r1hpc.base.cli import (
     run_command,
 )
 from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
 from r1hpc.base.run_dir import SWEEP, RunDir, places_of, run_root_of
 from r1hpc.base.tables import coloured, wrap
 
@@ -47,6 +49,8 @@ if TYPE_CHECKING:  # only for types: --help must be quick
     from r1hpc.accounting.hours import Selection
     from r1hpc.accounting.open_ledger import RunReport
 
+_OWNERS = ("user", "account", "partition", "qos", "cluster")
+_BY = (*_OWNERS, "gpu", "state", "cause", "day", "month", "run", "stage")
 _MOST_DIFFERENCES = 10
 _SECONDS_DIGITS = 9
 """Digits of Unix seconds since March 1973; 20260501 has eight."""
@@ -65,6 +69,8 @@ def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
     from r1hpc.slurm.sacct import PRINTED_BY
 
     form = "json" if arguments.json else arguments.format
+    if arguments.by and (arguments.run_dirs or form == "html"):
+        raise UsageError("--by sums all selected jobs as text, json or csv: leave RUN_DIR and html out")
     if arguments.compare:
         return _compare(arguments, form)
     path = arguments.sacct_file  # or a pipe
@@ -74,7 +80,7 @@ def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
     if arguments.run_dirs and file is None and (arguments.user or arguments.account):
         raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
     selection = _selection(arguments)
-    everything = any((file, arguments.start, arguments.end, arguments.user, arguments.account))
+    everything = any((file, arguments.start, arguments.end, arguments.user, arguments.account, selection.by))
     if form == "html":
         refuse_folder(arguments.out)
         return _write_page(arguments, selection, file, everything)
@@ -86,7 +92,10 @@ def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
     runs = _named(arguments.run_dirs or [None], arguments.run_root)
     jobs = {job for run in runs for job in all_slurm_jobs(run)}
     records = None if file is None else records_of_file(file, jobs, selection)
-    reports = [_select(report_run(run, now, records), selection) for run in runs]
+    reports = [report_run(run, now, records) for run in runs]
+    chosen = (selection.start, selection.end, selection.user, selection.account)
+    if chosen != (None,) * len(chosen):
+        reports = [replace(each, ledger=each.ledger.selected(*chosen)) for each in reports]
     plots: dict[Path, list[Path]] = {}
     if arguments.plots:
         from r1hpc.reporting.page import draw_pngs  # deferred: no other format draws
@@ -113,6 +122,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--end", metavar="TIME", help="count until then")
     parser.add_argument("--user", help="only this user's jobs")
     parser.add_argument("--account", help="only jobs of this account")
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="KEY", help=f"sum by these keys together: {', '.join(_BY)}"
+    )
     parser.add_argument("--format", choices=("text", "json", "csv", "html"), default="text")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the HTML page; default report/index.html, report.html"
@@ -165,14 +177,11 @@ def _selection(arguments: Any) -> Selection:
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
     shares = parse_shares(arguments.gres_per_gpu, "--gres-per-gpu") if arguments.gres_per_gpu else {}
-    return Selection(arguments.user, arguments.account, start, end, shares=shares)
-
-
-def _select(found: RunReport, selection: Selection) -> RunReport:
-    chosen = (selection.start, selection.end, selection.user, selection.account)
-    return (
-        replace(found, ledger=found.ledger.selected(*chosen)) if any(c is not None for c in chosen) else found
-    )
+    by = tuple(dict.fromkeys(key for given in arguments.by for key in given.split(",")))
+    for key in by:
+        if key not in _BY:
+            raise UsageError(f"--by has no key {key!r}{nearest(key, _BY)}: choose among {', '.join(_BY)}")
+    return Selection(arguments.user, arguments.account, start, end, shares=shares, by=by)
 
 
 def _write_page(arguments: Any, selection: Selection, file: SacctFile | None, everything: bool) -> int:
@@ -203,18 +212,21 @@ def _write_page(arguments: Any, selection: Selection, file: SacctFile | None, ev
 
 
 def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
-    from r1hpc.reporting.text import hours_text
+    from r1hpc.reporting.text import groups_text, hours_text
 
+    groups: dict[str, Any] = {key: hours.pop(key) for key in ("by", "groups", "all") if key in hours}
     if form == "json":
-        print_json({"gpu_hours": {**hours, "source": source}, "note": note})
+        sums = {key: value for key, value in hours.items() if not groups or "by_" not in key}
+        print_json({"gpu_hours": {**sums, "source": source}, **groups, "note": note})
         return 0
     note = f"These are {note}" if source == "run" else note
     if form == "csv":
-        _print_csv(hours)
+        _print_csv(hours, groups)
         if note:
             print(note, file=sys.stderr)
     else:
-        print(hours_text(hours), *([wrap(note)] if note else []), sep="\n")
+        shown = groups_text(groups) if groups else hours_text(hours)
+        print(shown, *([wrap(note)] if note else []), sep="\n")
     return 0
 
 
@@ -245,9 +257,13 @@ def _print_reports(
         print(coloured("\n\n".join(texts)))
 
 
-def _print_csv(hours: dict[str, Any]) -> None:
-    """Print group,key,gpu_hours: one line for the total and one for each key of each group."""
+def _print_csv(hours: dict[str, Any], groups: dict[str, Any] | None = None) -> None:
+    """Print group,key,gpu_hours: one line for the total and one for each key of each group; or the groups of
+    `--by`, under their own header."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    if groups:
+        writer.writerows([[*groups["by"], *groups["all"]], *(row.values() for row in groups["groups"])])
+        return
     writer.writerow(("group", "key", "gpu_hours"))
     writer.writerow(("total", "", hours["total"]))
     for name, group in hours.items():

@@ -112,7 +112,7 @@ def _hours_without_sacct(
     why = without_advice(error)
     if _TOO_WIDE in str(error):  # the site's MaxQueryTimeRange
         raise SlurmError(f"{why}: give --start, nearer to now") from None
-    if selection.account or not all_runs(root):  # run folders know no account
+    if selection.account or selection.by or not all_runs(root):  # run folders know no account or partition
         raise SlurmError(
             f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
         ) from None
@@ -191,7 +191,7 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
 
     Raise StateError if the header has another format, or no row can be read.
     """
-    if os.fstat(file.fileno()).st_size > _FEW_BYTES:
+    if os.fstat(file.fileno()).st_size > _FEW_BYTES or selection.by:
         # Deferred: importing numpy takes 0.1 s, which a report of one run should not pay.
         from r1hpc.accounting.sacct_totals import sum_dump
 

@@ -17,6 +17,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import is_among, nearest
 from r1hpc.slurm.gres import Shares
 from r1hpc.slurm.sacct import JobRecord, SetAside
+from r1hpc.slurm.shell.endings import BY_SACCT
 from r1hpc.telemetry.diagnosis.summary import RunSummary
 
 UNKNOWN = "unknown"
@@ -92,8 +93,8 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
     by_gpu_type, by_cause, by_day, by_month}, in hours.
 
     Known runs add by_run and by_stage, the billing TRES adds billing_hours and billing_by_user, _account.
-    by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held; by_cause has the states in lower
-    case. Whole seconds are summed exactly and divided once, at the end.
+    by_day is keyed YYYY-MM-DD, and has the days on which a GPU was held; by_cause see `cause_of`. Whole
+    seconds are summed exactly and divided once, at the end.
     """
     keys = (*KEYS, "gpu_type", "day", *RUN_KEYS)
     by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in keys}
@@ -124,7 +125,7 @@ def in_hours(
     billed: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Return the dict of `fold_hours` from sums in seconds, by key."""
-    causes, months = _joined(by["state"], str.lower), _joined(by["day"], lambda day: day[:7])
+    causes, months = _joined(by["state"], cause_of), _joined(by["day"], lambda day: day[:7])
     by = {**by, "cause": causes, "month": months}
     hours: dict[str, Any] = {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600}
     if billed_seconds := sum(billed["user"].values()):
@@ -132,6 +133,12 @@ def in_hours(
         hours |= {f"billing_by_{key}": _sorted_hours(sums) for key, sums in billed.items()}
     named = {key: sums for key, sums in by.items() if key not in RUN_KEYS or set(sums) - {UNKNOWN}}
     return hours | {f"by_{key}": _sorted_hours(sums) for key, sums in named.items()}
+
+
+def cause_of(state: str) -> str:
+    """Return r1hpc's cause for a state of sacct: `preempted` for REQUEUED; else the state in lower case."""
+    ending = BY_SACCT.get(state)
+    return (ending.cause if ending else "") or state.lower()
 
 
 def _sorted_hours(sums: Mapping[str, float]) -> dict[str, float]:
@@ -182,6 +189,8 @@ class Selection:
     """Job ID -> the cluster it ran on, where known: a job of another cluster is another job."""
     shares: Shares = field(default_factory=dict)
     """Shards and MPS parts that make a GPU."""
+    by: tuple[str, ...] = ()
+    """Keys of `report --by`, for sums by all of them together; see accounting.groups."""
 
     @property
     def columns(self) -> list[str]:

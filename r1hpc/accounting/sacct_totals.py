@@ -23,13 +23,13 @@ from typing import IO, Any
 import numpy as np
 
 from r1hpc.accounting.cells import ODD, Bools, Cells, Codes, Ints, Table, hash_of
+from r1hpc.accounting.groups import Block, Groups, split_at
 from r1hpc.accounting.hours import (
     BILLED_KEYS,
     KEYS,
     RUN_KEYS,
     UNKNOWN,
     Selection,
-    fold_hours,
     in_hours,
     in_words,
     midnight_before,
@@ -51,12 +51,6 @@ from r1hpc.slurm.sacct import (
     read_rows,
     state_of,
 )
-
-Block = dict[str, Ints]
-"""Columns with a number for each record: job, start, seconds, gpus, nodes, billing, run, a code for each key.
-
-`job` is the 64-bit hash of cluster and id; `gpus` are in units of a GPU.
-"""
 
 _BLOCK_BYTES = 2**21
 LONGEST_LINE = 2**20
@@ -253,7 +247,8 @@ def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, An
 
     Raise StateError with `source` and fix if the header has another format, or no row can be read.
     """
-    columns = read_header(file.readline(LONGEST_LINE), source, selection.columns)
+    needed = {"state" if key == "cause" else key for key in selection.by}.intersection(KEYS)
+    columns = read_header(file.readline(LONGEST_LINE), source, [*selection.columns, *sorted(needed)])
     reader = ColumnReader(columns, source, selection)
     read = (reader.read(lines, number) for number, lines in blocks_of_lines(file, source))
     blocks = [block for block in read if len(block["job"])]
@@ -262,7 +257,7 @@ def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, An
     if not blocks:
         for key in map(str.lower, selection.columns):
             selection.refuse_unknown(key, (), source)
-        return fold_hours(()) | left_out
+        return _Sums(reader.codes, selection, np.array([0, 0])).to_hours(reader.unit) | left_out
     begin = min(int(block["start"].min()) for block in blocks)
     end = max(int(block["start"].max()) + int(block["seconds"].max()) for block in blocks)
     midnights = [midnight_before(begin)]
@@ -293,7 +288,8 @@ class _Sums:
         self._by = {key: np.zeros((2, len(names))) for key, names in self._names.items()}
         """GPU-seconds, and the number of records: a name without a record is not shown."""
         self._billed = {key: np.zeros(len(codes[key])) for key in BILLED_KEYS}
-        self._days = _Days(midnights)
+        self._midnights, self._days = midnights, np.zeros(len(midnights) - 1)
+        self._groups = Groups(self._names, selection, midnights) if selection.by else None
         self._gpu_seconds = self._node_seconds = 0.0
 
     def add(self, block: Block, counts: Bools) -> None:
@@ -314,7 +310,10 @@ class _Sums:
         gpus, nodes = block["gpus"][chosen], block["nodes"][chosen]
         self._gpu_seconds += float((gpus * held).sum())
         self._node_seconds += float((nodes * held).sum())
-        self._days.add(begin, begin + held, gpus)
+        rows, _, day, seconds = split_at(self._midnights, begin, begin + held)
+        self._days += np.bincount(day, gpus[rows] * seconds, len(self._days))
+        if self._groups is not None:
+            self._groups.add(block, chosen, begin, held)
         if block["billing"].any():
             billed = block["billing"][chosen] * held
             for key, sums in self._billed.items():
@@ -327,7 +326,9 @@ class _Sums:
             )
 
     def to_hours(self, unit: int) -> dict[str, Any]:
-        by: dict[str, dict[str, float]] = {"day": self._days.totals()}
+        days = zip(self._midnights[:-1].tolist(), self._days.tolist(), strict=True)
+        dates = {datetime.fromtimestamp(midnight).date().isoformat(): held for midnight, held in days if held}
+        by: dict[str, dict[str, float]] = {"day": dates}
         for key, names in self._names.items():
             by[key] = defaultdict(float)
             for name, held, count in zip(names, *self._by[key], strict=True):
@@ -342,41 +343,8 @@ class _Sums:
             key: {name: float(held) for name, held in zip(self._names[key], sums, strict=True) if held}
             for key, sums in self._billed.items()
         }
-        return in_hours(self._gpu_seconds / unit, self._node_seconds, by, billed)
-
-
-class _Days:
-    """GPU-seconds by local day, without visiting the whole days inside an allocation.
-
-    Days on which an allocation begins or ends get what it held then. For the days between only the change in
-    GPUs at their ends is kept, and finally summed up over the days.
-    """
-
-    def __init__(self, midnights: Ints) -> None:
-        self._midnights = midnights
-        """All midnights, from one before the first allocation to one after the last."""
-        self._count = len(midnights) - 1
-        self._within = np.zeros(self._count)
-        self._change = np.zeros(self._count)
-
-    def add(self, begin: Ints, end: Ints, gpus: Ints) -> None:
-        midnights, count = self._midnights, self._count
-        first = np.searchsorted(midnights, begin, "right") - 1
-        until = midnights[first + 1]
-        self._within += np.bincount(first, gpus * (np.minimum(end, until) - begin), count)
-        longer = np.flatnonzero(end > until)
-        first, end, gpus = first[longer], end[longer], gpus[longer]
-        last = np.searchsorted(midnights, end) - 1
-        self._within += np.bincount(last, gpus * (end - midnights[last]), count)
-        self._change += np.bincount(first + 1, gpus, count) - np.bincount(last, gpus, count)
-
-    def totals(self) -> dict[str, float]:
-        """Return YYYY-MM-DD: GPU-seconds, for the days on which a GPU was held."""
-        totals = self._within + np.cumsum(self._change) * np.diff(self._midnights)
-        return {
-            datetime.fromtimestamp(self._midnights[day]).date().isoformat(): float(totals[day])
-            for day in np.flatnonzero(totals)
-        }
+        hours = in_hours(self._gpu_seconds / unit, self._node_seconds, by, billed)
+        return hours if self._groups is None else hours | self._groups.to_hours(unit)
 
 
 def _once(blocks: list[Block]) -> list[Bools]:

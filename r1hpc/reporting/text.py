@@ -36,6 +36,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
 _PARTS_OF_COMMAND = (("useful", "the script, which reports no steps: not split"),)
 _PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
+_GROUP_COLUMNS = {"gpu_hours": ",.2f", "share": ".1%", "starts": ",d"}
 _HARMLESS = ("gpu_idle", "applications_clocks_setting")
 
 
@@ -115,6 +116,17 @@ def hours_text(hours: dict[str, Any]) -> str:
         heading = (key, unit, "share", "")
         lines += ["", format_table(heading, rows, right={1, 2}, indent="  ")]
     return "\n".join(lines)
+
+
+def groups_text(groups: dict[str, Any]) -> str:
+    """Return the sums of `report --by` as a table, with their total in the last row."""
+    by, total = groups["by"], groups["all"]
+    rows = [
+        [*(row.get(key, "") for key in by), *(f"{row[name]:{form}}" for name, form in _GROUP_COLUMNS.items())]
+        for row in (*groups["groups"], {by[0]: "all", **total})
+    ]
+    headings = [*by, "GPU-hours", "share", "starts"]
+    return format_table(headings, rows, right=range(len(by), len(headings)))
 
 
 def _most(name: str, group: dict[str, float]) -> list[tuple[str, float]]:

@@ -60,6 +60,7 @@ BAD = (
 NAMES = ("train", "bash", "sweep|lr=3e-4|x", "a|b", "|", "eval|", "grpo-7b", "übung", "")
 ENDED = ("COMPLETED", "COMPLETED", "COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY")
 REQUEUED = ("PREEMPTED", "NODE_FAIL", "REQUEUED")
+CAUSES = {"OUT_OF_MEMORY": "oom", "REQUEUED": "preempted"}
 
 
 @dataclass
@@ -73,11 +74,15 @@ class Truth:
     num_bad: int = 0
     num_records: int = 0
     """Different ones that started."""
+    records: list[tuple[dict[str, str], int, int, int, str]] | None = None
+    """Each of them: row, start, seconds, GPUs, type of GPU."""
 
     def count(
         self, row: dict[str, str], start: int, elapsed: int, gpus: int, nodes: int, kind: str = "unknown"
     ) -> None:
         self.num_records += 1
+        if self.records is not None:
+            self.records.append((dict(row), start, elapsed, gpus, kind if gpus else "none"))
         self.gpu_seconds += gpus * elapsed
         self.node_seconds += nodes * elapsed
         billing = int(row["AllocTRES"].partition("billing=")[2].partition(",")[0])
@@ -89,7 +94,7 @@ class Truth:
         for key, value in (("qos", row["QOS"]), ("partition", row["Partition"])):
             self.by[key][value] += gpus * elapsed
         self.by["cluster"][row["Cluster"] or "unknown"] += gpus * elapsed
-        self.by["cause"][state.lower()] += gpus * elapsed
+        self.by["cause"][CAUSES.get(state, state.lower())] += gpus * elapsed
         if gpus:
             self.by["gpu_type"][kind] += gpus * elapsed
             for day, seconds in _days(start, start + elapsed):
@@ -104,13 +109,15 @@ def write_dump(
     columns: Sequence[str] = COLUMNS,
     every_s: int = 40,
     odd: bool = False,
+    keep: bool = False,
 ) -> Truth:
     """About `num_records` lines, the oldest first but for those that stand there twice.
 
     Args:
         every_s: a job begins at most so long after the one before.
+        keep: keep each record.
     """
-    choose, truth = random.Random(seed), Truth()
+    choose, truth = random.Random(seed), Truth(records=[] if keep else None)
     again: list[str] = []
     with path.open("w") as file:
         file.write("|".join(columns) + "\n")
@@ -188,7 +195,11 @@ def _attempts(
         row["State"] = REQUEUED[attempt % 3] if attempt < requeues else choose.choice(ENDED)
         if kind > 0.99:
             row["State"] = f"CANCELLED by {choose.randint(1000, 1400)}"
-        row |= {"Submit": _local(clock - 60), "Start": _local(clock), "End": _local(clock + elapsed)}
+        row |= {
+            "Submit": _local(clock - wait_of(clock)),
+            "Start": _local(clock),
+            "End": _local(clock + elapsed),
+        }
         row |= {"ElapsedRaw": str(elapsed)}
         if row["Cluster"] and gpus:
             gres, (gpu_type, units) = choose.choice(list(KINDS.items()))
@@ -203,6 +214,11 @@ def _attempts(
             yield _line(row | young, columns), True
         yield _line(row, columns), choose.random() > 0.01
         clock += elapsed
+
+
+def wait_of(start: int) -> int:
+    """How long a job that started then was in the queue."""
+    return start % 4001
 
 
 def _tres(choose: random.Random, gpus: int, nodes: int) -> tuple[str, str]:

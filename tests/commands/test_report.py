@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report, status
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from tests.cluster import Cluster
 from tests.commands.commands import as_json, as_text, submit_recorded, wait_until
 from tests.recorded import EPOCH, RecordedRun, bytes_read
@@ -164,6 +164,52 @@ def test_rows_set_aside_and_shards_of_unknown_size_are_shown(
     assert hours["by_month"] == {"2026-05": 3.5}
     with pytest.raises(UsageError, match="write it as shard=4"):
         report.main(["--sacct-file", file, "--gres-per-gpu", "shards=4"])
+
+
+def test_hours_by_several_keys(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a head of a group asks: who used how much, of which GPUs, and how it ended."""
+    header = f"{HEADER.removesuffix('JobName')}Submit|JobName"
+    file = _sacct_file(
+        tmp_path,
+        "7|ada|lab|gpu|normal|REQUEUED|2026-05-31T23:00:00||10800|gres/gpu:a100=2|2026-05-31T22:59:00|a|b",
+        "7|ada|lab|gpu|normal|COMPLETED|2026-06-02T02:00:00||3600|gres/gpu:a100=2|2026-06-02T00:00:00|a|b",
+        "8|bob|lab|long|high|NODE_FAIL|2026-06-02T02:00:00||7200|gres/gpu:h100=8|2026-06-02T02:00:00|a",
+        header=header,
+    )
+    by = ["--sacct-file", file, "--by"]
+    found = as_json(report, [*by, "user", "month"], capsys)
+    assert found["by"] == ["user", "month"]
+    assert [(each["user"], each["month"], each["gpu_hours"]) for each in found["groups"]] == [
+        *(("bob", "2026-06", 16), ("ada", "2026-05", 2), ("ada", "2026-06", 6)),
+    ]
+    assert found["gpu_hours"] == {"total": 24, "node_hours": 0, "source": "sacct"}
+    assert as_json(report, [*by, "user,month"], capsys) == found
+    lines = as_text(report, [*by, "cause"], capsys).splitlines()
+    assert lines[0].split() == ["cause", "GPU-hours", "share", "starts"]
+    assert lines[1].split() == ["node_fail", "16.00", "66.7%", "1"]
+    assert [line.split()[0] for line in lines[2:]] == ["preempted", "completed", "all"]
+    assert report.main([*by, "gpu", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(each["gpu"], each["gpu_hours"], each["starts"]) for each in rows] == [
+        ("h100", "16.0", "1"),
+        ("a100", "8.0", "2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--by", "usr"], r"--by has no key 'usr' \(did you mean 'user'\?\): choose among user, account,"),
+        (["--by", "user,"], "--by has no key ''"),
+        (["demo", "--by", "user"], "leave RUN_DIR and html out"),
+        (["--by", "user", "--format", "html"], "leave RUN_DIR and html out"),
+        (["--compare", "a", "b", "--by", "user"], "leave RUN_DIR and html out"),
+        (["--by", "user"], "give --sacct-file FILE"),
+    ],
+)
+def test_keys_that_cannot_be_summed_by(root: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(R1hpcError, match=words):
+        report.main(arguments)
 
 
 @pytest.mark.parametrize("copies", [1, 2000], ids=["few rows", "read by columns"])
