@@ -1,6 +1,7 @@
-"""Sum GPU-hours by several keys at once for `report --by`, with the starts of each group.
+"""Sum GPU-hours by several keys at once for `report --by`, with the starts of each group and their waits.
 
-    {"user": "ada", "month": "2026-05", "gpu_hours": 12.5, "share": 0.25, "starts": 3}
+    {"user": "ada", "month": "2026-05", "gpu_hours": 12.5, "share": 0.25, "starts": 3,
+     "wait_p50_s": 60.0, "wait_p90_s": 900.0}
 
 An allocation is split at the ends of days or months, and by GPU type, so the parts add up to the total. It
 starts once: in the group of its first part, if that lies in the selected period.
@@ -17,18 +18,21 @@ from r1hpc.accounting.cells import Ints
 from r1hpc.accounting.hours import UNKNOWN, Selection, cause_of
 
 Block = dict[str, Ints]
-"""Columns with a number for each record: job, start, seconds, gpus, nodes, billing, run, a code for each key.
+"""Columns with a number for each record: job, start, seconds, gpus, nodes, billing, run, a code for each key,
+with `--by` also `eligible`, 0 if unknown.
 
 `job` is the 64-bit hash of cluster and id; `gpus` are in units of a GPU.
 """
 NO_GPU = "none"
 _TIMES = ("day", "month")
+_NO_WAIT, _NO_START = -1, -2
+"""Waits of a start with unknown times, and of what is no start."""
 _COLUMNS = {"cause": "state", "stage": "run"}
 """The column of a block that has the numbers of a key, if its name is another."""
 
 
 class Groups:
-    """Parts of the added allocations: the group, seconds x units of a GPU, and starts."""
+    """Parts of the added allocations: the group, seconds x units of a GPU, and the wait of a start."""
 
     def __init__(self, names: Mapping[str, Sequence[Any]], selection: Selection, midnights: Ints) -> None:
         """`names` has for each column of a block what its numbers stand for."""
@@ -67,9 +71,10 @@ class Groups:
             for key, numbers in zip(self._selection.by, self._numbers, strict=True)
         ]
         group = np.ravel_multi_index(codes, [len(names) for names in self._names])
-        is_inside = block["start"][chosen] >= (self._selection.start or 0)
-        starts = (later[again] + nth_type == 0) & is_inside[rows]
-        self._parts.append((group, seconds[again] * self._units[kind], starts))
+        start, eligible = (block[name][chosen].astype(np.int64) for name in ("start", "eligible"))
+        wait = np.where(eligible > 0, np.maximum(start - eligible, _NO_WAIT), _NO_WAIT)[rows]
+        is_start = (later[again] + nth_type == 0) & (start >= (self._selection.start or 0))[rows]
+        self._parts.append((group, seconds[again] * self._units[kind], np.where(is_start, wait, _NO_START)))
 
     def to_hours(self, unit: int) -> dict[str, Any]:
         """Return {by, groups, all}: the keys, the groups, ranked, and their sum; a GPU has `unit` units."""
@@ -83,12 +88,18 @@ class Groups:
         return {"by": list(by), "groups": _ranked(by, rows), "all": total}
 
     def _sums(
-        self, columns: dict[str, Any], numbers: Ints, count: int, unit: int, held: Ints, starts: Ints
+        self, columns: dict[str, Any], numbers: Ints, count: int, unit: int, held: Ints, wait: Ints
     ) -> list[dict[str, Any]]:
         """Return the rows of `count` groups, with `columns` before; `numbers`: the group of each part."""
         hours = np.bincount(numbers, held, count) / unit / 3600
         columns |= {"gpu_hours": hours, "share": hours / (hours.sum() or 1.0)}
-        columns["starts"] = np.bincount(numbers, starts, count).astype(np.int64)
+        columns["starts"] = np.bincount(numbers[wait > _NO_START], minlength=count)
+        known = np.flatnonzero(wait > _NO_WAIT)
+        ends = np.cumsum(np.bincount(numbers[known], minlength=count))
+        waits = np.split(wait[known[np.argsort(numbers[known])]], ends[:-1])
+        for name, share in (("wait_p50_s", 0.5), ("wait_p90_s", 0.9)):
+            shares = [np.quantile(part, share) if len(part) else None for part in waits[:count]]
+            columns[name] = np.array(shares, object)
         lists = [values.tolist() for values in columns.values()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 

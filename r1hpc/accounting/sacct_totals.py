@@ -80,6 +80,7 @@ class ColumnReader:
         self._columns = columns
         self._source = source
         self._shares = selection.shares
+        self._has_waits = bool(selection.by)
         self.unit = math.lcm(28, *self._shares.values())
         self.set_aside = SetAside()
         self.unshared: set[str] = set()
@@ -126,6 +127,7 @@ class ColumnReader:
             "gpus": lambda record: round(record.gpus * self.unit),
             "nodes": lambda record: record.nodes,
             "billing": lambda record: record.billing,
+            "eligible": lambda record: int(record.eligible or 0),
             "run": lambda record: self._run(record.job_id, record.cluster),
             "gpu_type": lambda record: self._mix_code(
                 {name: round(gpus * self.unit) for name, gpus in record.gpu_types}, record.gpus
@@ -156,6 +158,8 @@ class ColumnReader:
             block["job"] = block["job"] ^ (clusters.hashes().view(np.int64) * 3)
             for row in np.flatnonzero(block["run"] > 0).tolist():
                 block["run"][row] = self._run(jobs.text(row), clusters.text(row))
+        if self._has_waits:
+            block["eligible"] = self._eligible(table)
         counts = (starts != _NEVER) & (jobs.length > 0) & ~jobs.hold(ord("."))
         usual = counts & ~odd & ~table.is_torn
         return {name: values[usual] for name, values in block.items()}, usual, counts & odd
@@ -192,6 +196,14 @@ class ColumnReader:
             fits &= (digit >= 0) & (digit <= most)
         moments = hours + 600 * digits[0] + 60 * digits[1] + 10 * digits[2] + digits[3]
         return np.where((hours < 0) | ~fits, np.minimum(hours, ODD), moments)
+
+    def _eligible(self, table: Table) -> Ints:
+        """Return Eligible, else Submit; 0 if unknown."""
+        found: Ints = np.zeros(len(table), np.int64)
+        for name in filter(table.has, ("submit", "eligible")):
+            moments = self._moments(table.column(name))
+            found = np.where(moments > 0, moments, found)
+        return found
 
     def _seconds(self, table: Table, starts: Ints) -> Ints:
         """Return the same as slurm.sacct.elapsed_of."""

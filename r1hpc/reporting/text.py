@@ -2,7 +2,7 @@
 
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ _PARTS: tuple[tuple[str, str], ...] = (
 _PARTS_OF_COMMAND = (("useful", "the script, which reports no steps: not split"),)
 _PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
-_GROUP_COLUMNS = {"gpu_hours": ",.2f", "share": ".1%", "starts": ",d"}
+_GROUP_COLUMNS: dict[str, Callable[[Any], str]] = {
+    **{"gpu_hours": "{:,.2f}".format, "share": "{:.1%}".format, "starts": "{:,}".format},
+    **dict.fromkeys(("wait_p50_s", "wait_p90_s"), lambda s: "-" if s is None else format_duration(s)),
+}
 _HARMLESS = ("gpu_idle", "applications_clocks_setting")
 
 
@@ -122,10 +125,10 @@ def groups_text(groups: dict[str, Any]) -> str:
     """Return the sums of `report --by` as a table, with their total in the last row."""
     by, total = groups["by"], groups["all"]
     rows = [
-        [*(row.get(key, "") for key in by), *(f"{row[name]:{form}}" for name, form in _GROUP_COLUMNS.items())]
+        [*(row.get(key, "") for key in by), *(form(row[name]) for name, form in _GROUP_COLUMNS.items())]
         for row in (*groups["groups"], {by[0]: "all", **total})
     ]
-    headings = [*by, "GPU-hours", "share", "starts"]
+    headings = [*by, "GPU-hours", "share", "starts", "median wait", "P90 wait"]
     return format_table(headings, rows, right=range(len(by), len(headings)))
 
 

@@ -185,8 +185,8 @@ def test_hours_by_several_keys(root: Path, tmp_path: Path, capsys: pytest.Captur
     assert found["gpu_hours"] == {"total": 24, "node_hours": 0, "source": "sacct"}
     assert as_json(report, [*by, "user,month"], capsys) == found
     lines = as_text(report, [*by, "cause"], capsys).splitlines()
-    assert lines[0].split() == ["cause", "GPU-hours", "share", "starts"]
-    assert lines[1].split() == ["node_fail", "16.00", "66.7%", "1"]
+    assert lines[0].split() == ["cause", "GPU-hours", "share", "starts", "median", "wait", "P90", "wait"]
+    assert lines[1].split() == ["node_fail", "16.00", "66.7%", "1", "0.0", "s", "0.0", "s"]
     assert [line.split()[0] for line in lines[2:]] == ["preempted", "completed", "all"]
     assert report.main([*by, "gpu", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
