@@ -22,12 +22,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
 from r1hpc.attempt.control.stop import SIGNALS, Deadlines, StopRequests, is_save_due
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import sync_file_system
+from r1hpc.base.files import sync_file_system, write_atomic
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.manifest import step_folder
 from r1hpc.checkpoint.store import ALONE, Checkpoint, CheckpointStore, Ranks
@@ -68,7 +69,7 @@ class Run:
         """Take part in `job`; `requests` are those of a process that handles its signals already."""
         self._job = job
         self._ranks: Ranks = ALONE
-        self._sum: Any = _SumAlone
+        self._sum: Any = _sum_alone
         self._seen: dict[str, Any] = {}
         self._samples = (0, 0, 0)
         self._open: tuple[dict[str, Any], Any] | None = None
@@ -149,7 +150,7 @@ class Run:
     def _meet(self) -> None:
         """Connect the ranks, if there are several: from now on they agree."""
         assert self._job is not None
-        if self._job.world_size == 1 or self._sum is not _SumAlone:
+        if self._job.world_size == 1 or self._sum is not _sum_alone:
             return
         from r1hpc.client.ranks import TorchRanks  # torch
 
@@ -266,9 +267,9 @@ class Run:
             self._writer.step(**line)
             count, ids, high, low = map(int, parts)
             if count:
-                step = line["global_step"]
-                check = (high << 32) + low
-                self.record_samples(step, (step - 1) * count, count, sample_sum=ids, checksum=check)
+                step, check = line["global_step"], (high << 32) + low
+                used = {"first_sample": (step - 1) * count, "num_samples": count}
+                self._writer.used(global_step=step, **used, sample_sum=ids, checksum=check)
         return Agreed(self._stops, save > 0)
 
     def _record_last(self) -> None:
@@ -285,12 +286,6 @@ class Run:
         self._open = None
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-
-    def record_samples(self, step: int, first_sample: int, num_samples: int, **more: Any) -> None:
-        """Write the step's line in the ledger, on rank 0."""
-        if self._job is not None and self._writer:
-            used = {"first_sample": first_sample, "num_samples": num_samples, **more}
-            self._writer.used(global_step=step, **used)
 
     # Saving
 
@@ -406,12 +401,10 @@ class Run:
         assert self._job is not None
         if kind == "stopped":
             reason = next(filter(None, self._ranks.gather(self._requests.reason)), "")
-        report = {"pid": os.getpid(), "kind": kind, "global_step": step, "reason": reason}
-        report["leader"] = self.leader
+        report = {"kind": kind, "global_step": step, "reason": reason, "leader": self.leader}
         path = report_path(self._folder, self._job.attempt, self._job.rank)
-        fresh = path.with_suffix(".tmp")  # not synced: after a power cut nobody asks for it
-        fresh.write_text(json.dumps(report))
-        fresh.replace(path)
+        # Not durable: after a power cut nobody asks for it.
+        write_atomic(path, json.dumps({"pid": os.getpid(), **report}), durable=False)
 
 
 _current: Run | None = None
@@ -439,14 +432,6 @@ def give_back_signals() -> None:
         _current._forget()
 
 
-class _SumAlone:
-    """The sum over one rank."""
-
-    def __init__(self, values: list[float]) -> None:
-        self._values = values
-
-    def is_done(self) -> bool:
-        return True
-
-    def result(self) -> list[float]:
-        return self._values
+def _sum_alone(values: list[float]) -> Any:
+    """Return the sum over one rank, in the form that TorchRanks.sum has."""
+    return SimpleNamespace(is_done=lambda: True, result=lambda: values)

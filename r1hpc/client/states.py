@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from r1hpc.base.errors import StateError
-from r1hpc.client.held.streams import restore_streams, streams
+from r1hpc.client.held.streams import set_streams, streams
 
 _TAG = "engine"
 
@@ -30,7 +30,7 @@ class _WithStreams:
     def load(self, folder: Path) -> None:
         self._load(folder)
         if (folder / _streams_name()).is_file():  # not where there are more ranks than before
-            restore_streams(folder / _streams_name())
+            set_streams(torch.load(folder / _streams_name(), weights_only=True))
 
     def _save(self, folder: Path) -> None:
         raise NotImplementedError

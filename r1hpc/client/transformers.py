@@ -95,17 +95,10 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._push: Any = None
         self._best: list[int] = []
         self._signature = inspect.signature(trainer._maybe_log_save_evaluate)
-        for name, around in (
-            ("training_step", self._training_step),
-            ("prediction_step", self._prediction_step),
-            ("_evaluate", self._evaluate),
-            ("_maybe_log_save_evaluate", self._maybe_log_save_evaluate),
-            ("_save_checkpoint", self._save_checkpoint),
-            ("_get_output_dir", self._get_output_dir),
-            ("_push_from_checkpoint", self._push_from_checkpoint),
-            ("_load_rng_state", self._load_rng_state),
-            ("_run_epoch", self._run_epoch),
-        ):
+        names = ("training_step", "prediction_step", "_run_epoch", "_evaluate", "_maybe_log_save_evaluate")
+        files = ("_save_checkpoint", "_get_output_dir", "_push_from_checkpoint", "_load_rng_state")
+        for name in (*names, *files):
+            around = getattr(self, f"_{name.removeprefix('_')}")
             setattr(trainer, name, functools.partial(around, getattr(trainer, name)))
         trainer.add_callback(self)
 
@@ -144,21 +137,18 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._began = time.monotonic()
         if not kept:
             return
-        earlier = {("trainer", name): ("plain", each) for name, each in kept.get("attributes", {}).items()}
-        self._holdings.restore(kept.get("held", earlier))
+        self._holdings.restore(kept["held"])
         # The final train_loss is a mean over all steps.
         trainer._initial_global_step = kept["initial_global_step"]
         if kept["ref_model"] is not None:
             trainer.ref_model.load_state_dict(kept["ref_model"])
         trainer._load_rng_state(self._resumed_from)
-        is_between = kept["pass"][1] == 0 if "pass" in kept else float(state.epoch).is_integer()
-        if is_between:
+        if kept["pass"][1] == 0:  # between two passes
             set_generators(kept["generators"], self._loader)
         else:
             self._epoch_start = kept["epoch_start"]
-        if "pass" in kept:  # not in those of earlier versions
-            self._resumed, self._pass, self._opened = kept, kept["pass"], kept["opened"]["training"]
-            self._fetches.drew(kept["opened"])
+        self._resumed, self._pass, self._opened = kept, kept["pass"], kept["opened"]["training"]
+        self._fetches.drew(kept["opened"])
         control.should_training_stop = kept["stops"]
         if kept["due"] is not None:
             control.should_evaluate, control.should_save = kept["due"]
@@ -193,7 +183,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         if self._epoch_start is not None:  # the samplers draw as they did when this epoch began
             set_streams(self._epoch_start[0])
             set_generators(self._epoch_start[1], self._loader)
-            self._fetches.holdings.restore(dict(*self._epoch_start[2:3]))
+            self._fetches.holdings.restore(self._epoch_start[2])
         self._epoch_start = (streams(), generator_states(self._loader), self._fetches.holdings.glance())
         self._opened, self._pass = self._fetches.opened["training"], (given["epoch"], used)
         self._fetches.watch(self._loader)
@@ -262,7 +252,6 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self._began = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Record what the Trainer logs."""
         self._run.record(state.global_step, logs or {})
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -34,7 +34,6 @@ from r1hpc.reporting.style import NONE, card, document, lines, side_by_side, tab
 from r1hpc.reporting.view import RUN_HEADINGS, View, make_view, row_of
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, diagnose
-from r1hpc.telemetry.gpu.history import all_series
 from r1hpc.telemetry.records.evaluations import newest_accuracy, read_evaluations
 from r1hpc.telemetry.records.metrics import read_events
 from r1hpc.telemetry.records.samples import Sample, has_samples, read_samples, some_wrong_first
@@ -252,7 +251,7 @@ def read_run_data(run: RunLedger) -> RunData:
         lost=summary.steps.lost,
         saves=[event["time"] for event in events if event.get("event") == "save" and "time" in event],
         evaluations={step: found["greedy"] for step, found in read_evaluations(run.run).items()},
-        gpus=all_series(summary.gpus),
+        gpus=[series for node in summary.gpus for series in node.series.values()],
     )
 
 

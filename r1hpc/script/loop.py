@@ -1,8 +1,8 @@
 """Say who leads the training loop of a script: before the queue as a promise, in a run as it was seen.
 
-promise(script, look_of(script))     # for submit, doctor and the first line of the log
-Loop(run, config, attempt).tell()    # rank 0, every few seconds
-seen(run, config, attempt)           # for status
+promise(script, look_of(script))                      # for submit, doctor and the first line of the log
+leader = note_leader(run, config, attempt, leader)    # rank 0, every few seconds
+seen(run, config, attempt)                            # for status
 """
 
 import shlex
@@ -83,17 +83,10 @@ def seen(run: RunDir, config: RunConfig, attempt: int) -> str:
     return f"not led by r1hpc{where}: {signal}; {own_promise(config.script)}"
 
 
-class Loop:
-    """Records once an attempt who leads its loop, and again if that changes."""
-
-    def __init__(self, run: RunDir, config: RunConfig, attempt: int) -> None:
-        self._run, self._config, self._attempt = run, config, attempt
-        self._last = ""
-
-    def tell(self) -> None:
-        """Look now; record and print what is new."""
-        now = seen(self._run, self._config, self._attempt)
-        if now and now != self._last:
-            self._last = now
-            record(self._run, "loop", attempt=self._attempt, detail=now)
-            print(f"r1hpc: the loop is {now}", file=sys.stderr, flush=True)
+def note_leader(run: RunDir, config: RunConfig, attempt: int, before: str) -> str:
+    """Return who leads the loop of an attempt; record and print it if it was somebody else `before`."""
+    now = seen(run, config, attempt)
+    if now and now != before:
+        record(run, "loop", attempt=attempt, detail=now)
+        print(f"r1hpc: the loop is {now}", file=sys.stderr, flush=True)
+    return now or before

@@ -30,7 +30,7 @@ from r1hpc.client.run import AGAIN
 from r1hpc.client.start import HASH_SEED, start_seed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
-from r1hpc.script.loop import Loop, look_of, promise
+from r1hpc.script.loop import look_of, note_leader, promise
 from r1hpc.slurm.rank_env import choose_port, network_interface_to
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
 from r1hpc.telemetry.trackers.writers import wandb_id
@@ -173,14 +173,13 @@ def _wait(job: RankJob, process: "subprocess.Popen[bytes]", watcher: Watcher | N
     """Wait for the script; return why it was asked to stop, if it was."""
     run, context = job.run, job.context
     stop_file = run.attempt_dir(context.attempt) / "stop.json"
-    asked, told, size, look_at = "", "", -1, 0.0
-    loop = Loop(run, job.config, context.attempt)
+    asked, told, leader, size, look_at = "", "", "", -1, 0.0
     while process.poll() is None:
         if time.monotonic() >= look_at:
             look_at = time.monotonic() + _LOOK_EVERY_S
             if watcher:
                 watcher.look()
-                loop.tell()
+                leader = note_leader(run, job.config, context.attempt, leader)
             logs = {run.rank_log(context.attempt, rank) for rank in (0, context.rank)}  # often 0 alone prints
             now = sum(path.stat().st_size for path in (*logs, run.train_metrics) if path.exists())
             if now != size:  # what it prints or records is a sign of life

@@ -124,15 +124,15 @@ class Discordance:
         tail = sum(math.comb(n, i) for i in range(k + 1))
         return min(1.0, float(2 * tail / 2**n)) if n else 1.0
 
-    def difference(self) -> tuple[float, float, float]:
-        """Return (B - A, low, high), 95 %: Newcombe 1998, Statistics in Medicine 17:2635, method 10."""
+    def difference(self) -> "Difference":
+        """Return both accuracies: Newcombe 1998, Statistics in Medicine 17:2635, method 10."""
         n, (e, f, g, h) = self.total, (self.both, self.only_b, self.only_a, self.neither)
         b, a = (e + f) / n, (e + g) / n
         (b_low, b_high), (a_low, a_high) = wilson(e + f, n), wilson(e + g, n)
         phi = _correlation(e, f, g, h)
         down = _combined(b - b_low, a_high - a, phi)
         up = _combined(b_high - b, a - a_low, phi)
-        return b - a, b - a - down, b - a + up
+        return Difference(a, b, b - a - down, b - a + up)
 
 
 def _correlation(e: int, f: int, g: int, h: int) -> float:
@@ -245,9 +245,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         only_b=counts.count((False, True)),
         neither=counts.count((False, False)),
     )
-    _, low, high = greedy.difference()
-    first, second = (greedy.both + greedy.only_a, greedy.both + greedy.only_b)
-    greedy_accuracy = Difference(first / len(pairs), second / len(pairs), low, high)
+    greedy_accuracy = greedy.difference()
     largest = sorted(range(len(pairs)), key=lambda i: (-abs(differences[i]), i))
     return Comparison(
         num_questions=len(pairs),

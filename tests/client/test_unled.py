@@ -6,7 +6,7 @@ import pytest
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import load
-from r1hpc.script.loop import Loop, seen
+from r1hpc.script.loop import note_leader, seen
 from tests.client.attempts import as_attempt
 
 STEP = "weight = torch.zeros(1, requires_grad=True)\n{0}torch.optim.SGD([weight], 0.1).step()\n"
@@ -37,9 +37,8 @@ def test_who_leads_is_told(text: str, words: str, tmp_path: Path, capsys: pytest
     done = as_attempt(run, 1, [str(script)])
     assert done.returncode == 0, done.stderr
     config = load(str(script), ["script.checkpoints=''"])
-    loop = Loop(run, config, 1)
-    loop.tell()
-    loop.tell()
+    leader = note_leader(run, config, 1, before="")
+    assert note_leader(run, config, 1, before=leader) == leader
     assert seen(run, config, 1).startswith(words)
     assert capsys.readouterr().err.count(f"r1hpc: the loop is {words}") == 1
     assert run.attempts.read_text().count(words) == 1

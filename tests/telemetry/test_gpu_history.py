@@ -13,7 +13,7 @@ import pytest
 
 from r1hpc.base.run_dir import RunDir
 from r1hpc.telemetry.gpu import history
-from r1hpc.telemetry.gpu.history import all_series, folded_beside, read_gpu_history, read_gpus
+from r1hpc.telemetry.gpu.history import folded_beside, read_gpu_history, read_gpus
 from tests.telemetry.counting import calls_of
 from tests.telemetry.scenes import summarise
 
@@ -65,7 +65,7 @@ def append(path: Path, *lines: dict[str, Any]) -> None:
 def said(run: RunDir) -> str:
     """All that reports and pictures are given, to the digit; two NaN are the same."""
     nodes = read_gpus(run)
-    return repr([node.result() for node in nodes]) + repr(all_series(nodes))
+    return repr([(node.result(), list(node.series.values())) for node in nodes])
 
 
 def afresh(run: RunDir) -> str:
@@ -148,7 +148,8 @@ def test_folds_that_were_cut_anywhere_say_what_the_readings_say(
         assert found == said(run), "and once more, now from what is kept"
     nodes = read_gpus(run)
     assert [node.result() for node in nodes] == [summarise(path) for path in run.all_gpu_metrics]
-    assert max(series.stride for series in all_series(nodes)) > 1, "and the series were thinned"
+    strides = [series.stride for node in nodes for series in node.series.values()]
+    assert max(strides) > 1, "and the series were thinned"
 
 
 def test_readings_are_folded_once(run: RunDir, path: Path, lines_folded: Callable[[], int]) -> None:

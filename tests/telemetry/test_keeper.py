@@ -51,7 +51,7 @@ def is_gone(pid: str) -> bool:
 def test_each_lives_until_the_attempt_is_over_and_then_finishes(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     commands = {"a": command(_LIVE, a), "b": command(_LIVE, b)}
-    keep_feeders(commands, lambda: bool(lines(a) and lines(b)), patience_s=20)
+    keep_feeders(commands, lambda: bool(lines(a) and lines(b)))
     for log in (a, b):
         pid, last = lines(log)
         assert last == "finished"
@@ -63,18 +63,20 @@ def test_one_that_dies_is_started_again_and_costs_the_other_nothing(
 ) -> None:
     dying, living = tmp_path / "dying", tmp_path / "living"
     commands = {"dying": command(_DIE, dying), "living": command(_LIVE, living)}
-    keep_feeders(commands, lambda: len(lines(dying)) >= 3, patience_s=20)
+    keep_feeders(commands, lambda: len(lines(dying)) >= 3)
     assert len(set(lines(dying))) >= 3, "three processes"
     assert [line for line in lines(living) if line != "finished"] == lines(living)[:1]
     assert "dying ended with status 3" in capfd.readouterr().err
 
 
 def test_one_that_hangs_is_killed_with_what_it_started(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(keeper, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(keeper, "_FINISH_S", 0.1)
     log = tmp_path / "log"
     commands = {"wandb": command(_HANG, log)}
-    keep_feeders(commands, lambda: len(lines(log)) >= 2, patience_s=0.5, finish_s=0.1)
+    keep_feeders(commands, lambda: len(lines(log)) >= 2)
     wait_until("end of all", lambda: all(map(is_gone, lines(log))), 10)
     said = capfd.readouterr().err
     assert "wandb gave no sign of life" in said
@@ -93,7 +95,7 @@ def test_one_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
 
     os.environ["CODE"] = _LIVE
     try:
-        keep_feeders({"a": [str(program)]}, is_over, patience_s=20)
+        keep_feeders({"a": [str(program)]}, is_over)
     finally:
         del os.environ["CODE"]
     assert lines(tmp_path / "log")[-1] == "finished"

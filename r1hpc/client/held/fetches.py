@@ -58,11 +58,8 @@ class Fetches:
         return {"count": self._count, "before": states}
 
     def go_on(self, saved: dict[str, Any], skipped: int, then: Callable[[], None]) -> None:
-        """Set the saved states before that batch is read again, and call `then` after it.
-
-        Args:
-            skipped: batches that this pass leaves out without reading them.
-        """
+        """Set the saved states before that batch is read again, and call `then` after it. This pass leaves
+        out `skipped` batches without reading them."""
         self._count = skipped
         if saved["before"] is not None:
             self._saved, self._then, self._until = saved, then, saved["count"]
@@ -72,7 +69,6 @@ class Fetches:
         self.opened["training"], self._drawn = opened["training"], opened["other"]
 
     def read(self, original: Any, fetcher: Any, index: Any) -> Any:
-        """Read a batch."""
         if fetcher.dataset is not self._dataset or get_worker_info() is not None:
             return original(fetcher, index)
         self._count += 1

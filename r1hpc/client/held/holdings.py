@@ -70,11 +70,8 @@ class Holdings:
         self._first = self.glance()
 
     def changed(self, copies: bool = False) -> dict[Path, tuple[str, Any]]:
-        """Return path -> (kind, content) of what is not as at the begin.
-
-        Args:
-            copies: of all that may change in place later.
-        """
+        """Return path -> (kind, content) of what is not as at the begin; with `copies` of all that may change
+        in place later."""
         found = {path: value for path, value in self._values() if _digest(value) != self._digests.get(path)}
         return _copied(found) if copies else found
 

@@ -5,7 +5,6 @@ Used in scripts (states.py and the attached libraries) and by our own stages (tr
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,11 +42,6 @@ def packed(seen: tuple[Any, ...]) -> dict[str, Any]:
         "numpy": json.dumps([str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]),
         "python": json.dumps([version, list(internal), gauss_next]),
     }
-
-
-def restore_streams(path: Path) -> None:
-    """Restore the streams saved from `streams`."""
-    set_streams(torch.load(path, weights_only=True))
 
 
 def set_streams(saved: dict[str, Any]) -> None:

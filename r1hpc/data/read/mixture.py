@@ -27,9 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.read.order import ORDER_VERSION, check_seed, visit
+from r1hpc.data.read.order import ORDER_VERSION, Ints, check_seed, visit
 
-Ints = npt.NDArray[np.int64]
 _TABLE_SAMPLES = 65_536
 _BATCHES = -1  # in place of a source's number, where the key is that of the batches
 _ROUNDING = 1e-9

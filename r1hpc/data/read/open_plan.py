@@ -15,15 +15,13 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from r1hpc.config.schema.sections import MixConfig
 from r1hpc.data.format.manifest import DatasetManifest, digest
 from r1hpc.data.format.mix import MixRecipe, check_schedule
 from r1hpc.data.read.mixture import Change, Mixture
-from r1hpc.data.read.order import SamplePlan
+from r1hpc.data.read.order import Ints, SamplePlan
 
-Ints = npt.NDArray[np.int64]
 AS_THE_RECIPE_SAYS = MixConfig()
 
 

@@ -23,6 +23,8 @@ import numpy.typing as npt
 from r1hpc.base.errors import UsageError
 from r1hpc.data.format.manifest import digest
 
+Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 ORDER_VERSION = "feistel-8/1"
 MAX_DOMAIN = 2**62
 _ROUNDS = 8
@@ -61,7 +63,7 @@ class SamplePlan:
         """Return a hash of everything the order depends on. Runs with the same hash see the same samples."""
         return digest({"order": ORDER_VERSION, **asdict(self)})
 
-    def window_starts(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def window_starts(self, sample_ids: Ints) -> Ints:
         """Return the first token of each sample's window, in the shape of `sample_ids`, which are >= 0."""
         return visit(sample_ids, self.num_windows, self.seed) * self.seq_len
 
@@ -82,7 +84,7 @@ class DocumentPlan:
         """Return a hash of the order. Runs with the same hash see the same documents."""
         return digest({"order": f"documents/{ORDER_VERSION}", **asdict(self)})
 
-    def documents(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def documents(self, sample_ids: Ints) -> Ints:
         """Return the document of each sample, in the shape of `sample_ids`, which are >= 0."""
         return visit(sample_ids, self.num_documents, self.seed)
 
@@ -110,7 +112,7 @@ class RankShare:
     def gradient_accumulation_steps(self) -> int:
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
-    def sample_ids(self, global_step: int) -> npt.NDArray[np.int64]:
+    def sample_ids(self, global_step: int) -> Ints:
         """Return the sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size).
 
         Micro step a of rank r holds the ids step * GBS + a * micro * world + r * micro + j.
@@ -120,7 +122,7 @@ class RankShare:
         return ids + global_step * self.global_batch_size
 
 
-def visit(sample_ids: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
+def visit(sample_ids: Ints, size: int, seed: int) -> Ints:
     """Return the item of [0, size) of each sample of the endless stream: every item once per epoch."""
     ids = np.asarray(sample_ids, dtype=np.int64)
     if ids.size and int(ids.min()) < 0:
@@ -146,7 +148,7 @@ def epoch_key(seed: int, epoch: int) -> bytes:
     return hashlib.blake2b(number, digest_size=8 * _ROUNDS, person=b"r1hpc-order").digest()
 
 
-def permute(positions: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDArray[np.int64]:
+def permute(positions: Ints, size: int, key: bytes) -> Ints:
     """Apply the keyed permutation of [0, size) to each of `positions`; O(1) memory and time each.
 
     Args:
@@ -166,9 +168,7 @@ def permute(positions: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDAr
     return values.astype(np.int64)
 
 
-def _feistel(
-    values: npt.NDArray[np.uint64], half: np.uint64, keys: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _feistel(values: Words, half: np.uint64, keys: Words) -> Words:
     """Apply a bijection of [0, 2^(2 half))."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
@@ -177,7 +177,7 @@ def _feistel(
     return (left << half) | right
 
 
-def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(values: Words) -> Words:
     """Apply the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

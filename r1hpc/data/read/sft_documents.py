@@ -31,14 +31,13 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data.format.documents import has_roles, read_lengths
 from r1hpc.data.format.errors import DataError
 from r1hpc.data.read.mixture import divide
-from r1hpc.data.read.order import visit
+from r1hpc.data.read.order import Ints, visit
 from r1hpc.data.read.reader import TokenDataset, open_dataset
 
 KEPT_BYTES = 16 * 2**20
 """Tokens of a dataset up to this size stay in memory, unless every read must verify."""
 _AT_ONCE = 2**22
 """Tokens read together when all are read."""
-Ints = npt.NDArray[np.int64]
 
 
 def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TraceDataset":
@@ -64,12 +63,7 @@ class TraceDataset:
     Pickled like TokenDataset: a copy has the lengths, and reads no file before it reads a document.
     """
 
-    def __init__(
-        self,
-        tokens: TokenDataset,
-        document_lengths: npt.NDArray[np.int64],
-        prompt_lengths: npt.NDArray[np.int64],
-    ) -> None:
+    def __init__(self, tokens: TokenDataset, document_lengths: Ints, prompt_lengths: Ints) -> None:
         """`document_lengths` counts the tokens of each document, `prompt_lengths` those of its prompt."""
         self.tokens, self.manifest = tokens, tokens.manifest
         self.path, self.id = tokens.path, tokens.id

@@ -28,10 +28,9 @@ from r1hpc.config.schema.sections import MixConfig
 from r1hpc.data.format.manifest import digest
 from r1hpc.data.read.loader import ReadAhead, window_checksum
 from r1hpc.data.read.open_plan import AS_THE_RECIPE_SAYS, DocumentMixture, open_mixture
-from r1hpc.data.read.order import DocumentPlan, RankShare
+from r1hpc.data.read.order import DocumentPlan, Ints, RankShare
 from r1hpc.data.read.sft_documents import Parting, TraceDataset
 
-Ints = npt.NDArray[np.int64]
 _LENGTH_MULTIPLE = 8
 _MicroBatch = Sequence[Sequence[int]]
 """Rows of numbers of documents."""
@@ -129,7 +128,7 @@ class TraceLoader:
         """Return the batch of one step, counted from 0. A reading error is raised at its own step."""
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
-    def documents_of(self, global_step: int) -> npt.NDArray[np.int64]:
+    def documents_of(self, global_step: int) -> Ints:
         """Return the documents of the global batch, in the order of its samples."""
         first = global_step * self.share.global_batch_size
         found = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))

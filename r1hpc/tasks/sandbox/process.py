@@ -172,11 +172,8 @@ def _environment() -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+    with process:  # closes the pipes and waits
+        process.kill()
 
 
 def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:

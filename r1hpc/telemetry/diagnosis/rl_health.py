@@ -209,9 +209,6 @@ def _rollouts(window: _Window) -> Iterable[Finding]:
             f"{cut:.0%} of the completions are cut off at rollout.max_completion_length",
             "raise rollout.max_completion_length, or leave them out of the loss (rl.mask_truncated=true)",
         )
-
-
-def _scoring_failed(window: _Window) -> Iterable[Finding]:
     failed = window.last("scoring_failed_share")
     if failed is not None and failed >= FAILED_SHARE:
         yield warning(
@@ -223,7 +220,7 @@ def _scoring_failed(window: _Window) -> Iterable[Finding]:
         )
 
 
-_RULES = (_format_collapse, _format_loss, _length_hacking, _entropy_collapse, _rollouts, _scoring_failed)
+_RULES = (_format_collapse, _format_loss, _length_hacking, _entropy_collapse, _rollouts)
 
 
 def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -315,9 +315,8 @@ def _spans(
         return spans_of(attempt, each.end, useful, lost, all_events[attempt.attempt])
     made_at = each.end
     is_over = not each.is_alive and attempt.cause not in (Cause.finished, Cause.stopped)
-    if (
-        is_over and counts_of(stage) == "parts"
-    ):  # the next attempt repeats what came after the last lasting part
+    if is_over and counts_of(stage) == "parts":
+        # The next attempt repeats what came after the last lasting part.
         made_at = max(finish_times(run.all_parts, attempt.start, each.end), default=attempt.start)
     begin, made, end = map(milliseconds, (attempt.start, made_at, each.end))
     return [Span(Part.useful, begin, made), Span(Part.lost, made, end)]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -271,12 +271,11 @@ class GpuHistory:
                 self.series[uuid] = GpuSeries(self.node, name)
             series = self.series[uuid]
             series.source = "stub" if series.source == "stub" else record.get("source")
-            memory = reading.get("memory_used_bytes")
             point = Point(
                 float(record["time"]),
                 _number(reading.get("gpu_utilization_percent")),
                 _number(reading.get("power_w")),
-                math.nan if memory is None else memory / GIB,
+                _number(reading.get("memory_used_bytes")) / GIB,
             )
             series.add(record.get("attempt"), point)
 
@@ -325,11 +324,6 @@ def read_gpu_history(path: Path) -> GpuHistory:
 def read_gpus(run: RunDir) -> list[GpuHistory]:
     """Return the history of each node that has written any."""
     return [read_gpu_history(path) for path in run.all_gpu_metrics]
-
-
-def all_series(nodes: Iterable[GpuHistory]) -> list[GpuSeries]:
-    """Return one series per GPU; none without a driver."""
-    return [series for node in nodes for series in node.series.values()]
 
 
 def folded_beside(path: Path) -> Path:

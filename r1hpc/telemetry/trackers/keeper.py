@@ -25,14 +25,9 @@ _PAUSES_S = (2.0, 10.0, 60.0, 300.0)
 """Seconds before each restart of a feeder; the last one repeats."""
 
 
-def keep_feeders(
-    commands: Mapping[str, Sequence[str]],
-    is_over: Callable[[], bool],
-    patience_s: float = _PATIENCE_S,
-    finish_s: float = _FINISH_S,
-) -> None:
+def keep_feeders(commands: Mapping[str, Sequence[str]], is_over: Callable[[], bool]) -> None:
     """Keep the feeders of an attempt running until it is over."""
-    feeders = [_Feeder(name, command, patience_s) for name, command in commands.items()]
+    feeders = [_Feeder(name, command) for name, command in commands.items()]
     while not is_over():
         for feeder in feeders:
             feeder.look_after()
@@ -43,20 +38,19 @@ def keep_feeders(
             time.sleep(_POLL_S)
     for feeder in feeders:
         feeder.ask_to_finish()
-    deadline = time.monotonic() + finish_s
+    deadline = time.monotonic() + _FINISH_S
     while time.monotonic() < deadline and any(feeder.is_alive for feeder in feeders):
         time.sleep(0.1)
     for feeder in feeders:
         if feeder.is_alive:
-            feeder.kill(f"did not finish in {finish_s:.0f} s")
+            feeder.kill(f"did not finish in {_FINISH_S:.0f} s")
 
 
 class _Feeder:
     """One feeder, over all its restarts."""
 
-    def __init__(self, name: str, command: Sequence[str], patience_s: float) -> None:
-        self.name = name
-        self._command, self._patience_s = command, patience_s
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name, self._command = name, command
         self._process: subprocess.Popen[bytes] | None = None
         self._num_starts = 0
         self._start_at = 0.0
@@ -80,8 +74,8 @@ class _Feeder:
                 self._start()
         elif not self.is_alive:
             self._bury(f"ended with status {self._process.returncode}")
-        elif now - self._heard_at > self._patience_s:
-            self.kill(f"gave no sign of life for {self._patience_s:.0f} s")
+        elif now - self._heard_at > _PATIENCE_S:
+            self.kill(f"gave no sign of life for {_PATIENCE_S:.0f} s")
 
     def hear(self) -> None:
         """Read its pipe, which it has written to or closed."""

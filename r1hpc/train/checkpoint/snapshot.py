@@ -23,7 +23,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
 from r1hpc.checkpoint.disk import CheckpointWriteError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore, NoUsableCheckpointError
-from r1hpc.client.held.streams import restore_streams, seed_streams, streams
+from r1hpc.client.held.streams import seed_streams, set_streams, streams
 from r1hpc.train.checkpoint.async_save import Exchange, Records, Report, Write, records_of
 from r1hpc.train.checkpoint.deepspeed_io import (
     AbandonedError,
@@ -193,7 +193,8 @@ class Snapshots:
             custom = load_adapters if self._files.leaves_frozen_out else None
             path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG, custom_load_fn=custom)
             if meta["world_size"] == self._group.world_size:
-                restore_streams(checkpoint.path / streams_name(self._group.rank))
+                file = checkpoint.path / streams_name(self._group.rank)
+                set_streams(torch.load(file, weights_only=True))
             else:  # ZeRO 0, whose files fit any number of ranks
                 seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         if self._compressor is not None:
