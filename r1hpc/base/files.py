@@ -29,9 +29,9 @@ _BATCH_LINES = 256
 
 
 @contextlib.contextmanager
-def opened(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> Iterator[int]:
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """Yield the descriptor of a file, and close it."""
-    fd = os.open(path, flags, mode)
+    fd = os.open(path, flags)
     try:
         yield fd
     finally:
@@ -170,7 +170,8 @@ def read_object(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
 def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> None:
     """Append one JSON line in one write. Starts a new line first if a kill left a torn one."""
     line = json.dumps(record) + "\n"
-    with opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as fd:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = "\n" + line
@@ -179,6 +180,8 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
             raw = raw[os.write(fd, raw) :]
         if durable:
             os.fsync(fd)
+    finally:
+        os.close(fd)
     if durable and not size:
         fsync_dir(path.parent)
 
