@@ -251,3 +251,89 @@ def test_groups_leave_the_box_once_they_are_settled(tmp_path: Path) -> None:
         order = read_order(scene.exchange, "w00")
         assert order is not None
         assert order["taken"] == taken
+
+
+@pytest.mark.parametrize("how", ["silent", "left", "another start"])
+def test_settled_groups_of_a_start_that_is_gone_are_removed(tmp_path: Path, how: str) -> None:
+    scene = Scene(tmp_path, in_flight=3)
+    box = scene.start("w00")
+    scene.dealer.want(0, [1, 2])
+    scene.dealer.want(1, [3])
+    scene.round()
+    for item in (1, 2, 3):
+        commit(box, item)
+    scene.round()
+    if how == "left":
+        box.left = "stopped"
+        box.beat()
+    elif how == "another start":
+        Box.opened(scene.workers / "w00", 2, "a2")
+    scene.round(seconds=SILENCE_S + 1 if how == "silent" else 1)
+    groups = [group_path(box.folder, number) for number in range(3)]
+    assert all(path.is_file() for path in groups)  # none is on record
+    scene.dealer.settle_before(3)
+    assert [path.is_file() for path in groups] == [False, False, True]
+    assert items(scene, 1) == [3]
+    scene.dealer.settle_before(4)
+    assert not groups[2].exists()
+    assert Box.opened(scene.workers / "w00", 3, "a3").committed == 3  # it comes back, and counts on
+
+
+def test_the_groups_of_a_start_that_is_there_are_its_own_to_remove(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    box = two_finished(scene)
+    scene.round()
+    scene.dealer.settle_before(3)
+    assert group_path(box.folder, 0).is_file()
+    scene.round()
+    order = read_order(scene.exchange, "w00")
+    assert order is not None
+    box.forget(order["taken"])
+    assert not group_path(box.folder, 0).exists()
+
+
+def test_a_start_that_was_only_silent_goes_on_after_its_groups_were_removed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    box = two_finished(scene)
+    scene.round()
+    scene.round(seconds=SILENCE_S + 1)
+    scene.dealer.settle_before(3)
+    assert not group_path(box.folder, 0).exists()
+    scene.dealer.want(1, [3])
+    box.beat()
+    scene.round()
+    order = read_order(scene.exchange, "w00")
+    assert order is not None
+    box.forget(order["taken"])
+    assert (scene.dealt("w00"), box.groups) == ([3], [])
+    commit(box, 3)
+    scene.round()
+    assert items(scene, 1) == [3]
+
+
+def test_a_trainer_that_resumes_removes_what_it_finds_settled(tmp_path: Path) -> None:
+    box = two_finished(Scene(tmp_path))
+    again = Scene(tmp_path, token="t2")
+    again.round()
+    again.dealer.settle_before(2)
+    assert [group_path(box.folder, number).is_file() for number in (0, 1)] == [False, True]
+
+
+def test_boxes_that_are_no_longer_read_are_removed_unless_a_group_is_needed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    boxes = [scene.start("w00")]
+    scene.dealer.want(0, [1])
+    scene.round()
+    commit(boxes[0], 1)
+    scene.round()
+    boxes += [scene.start("w00", attempt) for attempt in range(2, 8)]
+    others = [scene.workers / "w00" / name for name in ("box-9-unannounced", "box-of-mine", "notes")]
+    for other in others:
+        other.mkdir()
+    scene.round()
+    scene.dealer.settle_before(1)
+    there = [box.folder.is_dir() for box in boxes]
+    assert there == [True, False, False, True, True, True, True]  # item 1 is finished in the first
+    scene.dealer.settle_before(2)
+    assert not boxes[0].folder.exists()
+    assert all(other.is_dir() for other in others)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1hpc.train.rl.rollout import Rollout, load_ahead, load_rollout, save_rollout, varied
+from r1hpc.train.rl.rollout import Rollout, load_rollouts, save_rollout, varied
 from r1hpc.train.rollout.groups import OF_ITS_ROLLOUT, Groups
 from tests.train.test_groups import assert_same, groups
 
@@ -17,10 +17,9 @@ NUMBERS = np.linspace(0, 1, 20).reshape(4, 5)
 @pytest.mark.parametrize("kept", [{}, {"values": NUMBERS}, {"old_logprobs": -NUMBERS}], ids=str)
 def test_a_checkpoint_gives_the_rollout_back(tmp_path: Path, kept: dict[str, Any]) -> None:
     rollout = Rollout(groups(3, 5), "policy", num_items=6, rollout_time_s=1.5, **kept)
-    assert load_rollout(tmp_path, 6) is None
+    assert load_rollouts(tmp_path, [6]) == []
     save_rollout(tmp_path, rollout)
-    back = load_rollout(tmp_path, 6)
-    assert back is not None
+    [back] = load_rollouts(tmp_path, [6])
     assert_same(back.groups, rollout.groups)
     assert (back.policy_id, back.num_items, back.rollout_time_s) == ("policy", 6, 0.0)
     assert back.checksum() == rollout.checksum()
@@ -33,7 +32,7 @@ def test_a_checkpoint_gives_the_rollout_back(tmp_path: Path, kept: dict[str, Any
 def test_a_checkpoint_gives_back_the_rollouts_sampled_ahead(tmp_path: Path) -> None:
     ahead = [Rollout(groups(4, 5), "policy", 2, index=8), Rollout(groups(6, 3), "newer", 4, index=9)]
     save_rollout(tmp_path, Rollout(groups(2, 5), "policy", 2, index=7), ahead)
-    back = load_ahead(tmp_path, [2, 4], 8)
+    now, *back = load_rollouts(tmp_path, [2, 2, 4], 7)
     for ours, theirs in zip(back, ahead, strict=True):
         assert_same(ours.groups, theirs.groups)
         assert (ours.policy_id, ours.num_items, ours.index) == (
@@ -41,8 +40,6 @@ def test_a_checkpoint_gives_back_the_rollouts_sampled_ahead(tmp_path: Path) -> N
             theirs.num_items,
             theirs.index,
         )
-    now = load_rollout(tmp_path, 2, 7)
-    assert now is not None
     assert now.index == 7
 
 

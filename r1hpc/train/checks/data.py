@@ -270,9 +270,7 @@ def refuse_long_build(run: RunDir, config: RunConfig) -> None:
     refuse_foreign(folder, config)
     if folder.exists():
         return
-    from r1hpc.corpus.sources.read import (
-        list_spans,  # numpy: a tenth of a second that other submissions are spared
-    )
+    from r1hpc.corpus.sources.read import list_spans  # numpy, which other submissions are spared
 
     num_bytes = sum(span.num_bytes for span in list_spans(load_recipe(path)))
     if num_bytes > _MOST_BYTES:

@@ -214,8 +214,7 @@ def other_tokenizer(config: RunConfig) -> list[str]:
         return []
     from r1hpc.tasks.text.tokenizer import other_vocabulary
 
-    said = other_vocabulary(config.model)
-    return [said] if said else []
+    return list(filter(None, [other_vocabulary(config.model)]))
 
 
 def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:

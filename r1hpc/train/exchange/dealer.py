@@ -11,6 +11,7 @@ boxes what was finished. Workers are found by listing `workers_dir`, which NFS m
 """
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,8 @@ class _Box:
     beat: Beat
     changed_at: float = -math.inf
     """When its count was seen to change; never, for a box left by a start that is gone."""
+    is_gone: bool = False
+    """It was silent at the last round, or has left."""
 
 
 @dataclass
@@ -87,9 +90,21 @@ class Dealer:
         self._wanted |= dict.fromkeys(items, rollout)
 
     def settle_before(self, item: int) -> None:
-        """Forget the items below `item`, which are on record: other groups of them are twins."""
+        """Forget the items below `item`, which are on record: other groups of them are twins. Remove their
+        groups from boxes of starts that are gone, and boxes that are no longer read."""
         self._settled_before = item
         self.give_up([one for one in self._wanted if one < item])
+        needed = {finished.path.parent for finished in self._finished.values()}
+        currents = [starts[-1] for starts in self._starts.values() if starts]
+        read = {folder for starts in self._starts.values() for folder in starts}
+        for folder, box in [*self._boxes.items()]:
+            if folder not in read | needed:  # of a start long ago
+                shutil.rmtree(folder, ignore_errors=True)
+                del self._boxes[folder]
+            elif box.is_gone or folder not in currents:  # it can remove its settled groups no longer
+                for group in box.beat["groups"]:
+                    if group["item"] < item:
+                        group_path(folder, group["number"]).unlink(missing_ok=True)
 
     def give_up(self, items: Iterable[int]) -> None:
         """Want these items no longer."""
@@ -166,8 +181,8 @@ class Dealer:
 
     def _is_there(self, box: _Box, now: float) -> bool:
         """True if a start is heard, has not left, and does not write damaged files."""
-        is_heard = now - box.changed_at <= self.silence_s
-        return is_heard and not box.beat["left"] and self._num_rejected[box.folder] < _MOST_REJECTED
+        box.is_gone = now - box.changed_at > self.silence_s or box.beat["left"] != ""
+        return not box.is_gone and self._num_rejected[box.folder] < _MOST_REJECTED
 
     def _deal(self, able: Sequence[_Box]) -> None:
         """Deal free items in their order, each to the worker with the fewest that may have it."""

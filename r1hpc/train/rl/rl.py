@@ -43,7 +43,7 @@ from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.gather import Gatherer
 from r1hpc.train.rl.ppo import build_actor_critic
-from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_ahead, load_rollout, save_rollout
+from r1hpc.train.rl.rollout import Experience, Rollout, Sums, Tally, load_rollouts, save_rollout
 from r1hpc.train.rl.update import Updater
 from r1hpc.train.rollout.judge import open_judge
 from r1hpc.train.rollout.policy import build_policy, build_reference, placement
@@ -274,11 +274,10 @@ class RlStage:
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
         self._update, self._tokens = int(meta["update"]), int(meta["tokens"])
-        rollout = load_rollout(folder, int(meta["num_items"]), self._rollout_index)
-        if rollout is not None:
-            rollout = replace(rollout, groups=self._collector.with_prompts(rollout.groups))
-            ahead = load_ahead(folder, meta.get("ahead", []), self._rollout_index + 1)
-            self._rollouts = [rollout, *ahead]
+        num_items = [int(meta["num_items"]), *meta.get("ahead", [])]
+        rollouts = load_rollouts(folder, num_items, self._rollout_index)
+        with_prompts = self._collector.with_prompts
+        self._rollouts = [replace(each, groups=with_prompts(each.groups)) for each in rollouts]
         if self._job.group.rank == 0:
             self._collector.restore_batches(self._sampling, folder)
 

@@ -1,6 +1,6 @@
 """Hold a rollout as arrays, and cut it into micro batches.
 
-    save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
+    save_rollout(folder, rollout);  rollouts = load_rollouts(folder, [num_items])     # in a checkpoint
 
 collect.py fills it; the engines that sample, and the groups' files, are in train/rollout/. Arrays only, no
 pickles. `n` is groups x members.
@@ -9,7 +9,7 @@ pickles. `n` is groups x members.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,24 +125,19 @@ def save_rollout(folder: Path, rollout: Rollout, ahead: Sequence[Rollout] = ()) 
             np.save(folder / name, kept)
 
 
-def load_rollout(folder: Path, num_items: int, index: int = 0) -> Rollout | None:
-    """Load what save_rollout left in a committed checkpoint; None if no rollout was under way."""
+def load_rollouts(folder: Path, num_items: Sequence[int], index: int = 0) -> list[Rollout]:
+    """Load what save_rollout left in a committed checkpoint, from rollout number `index` on; `num_items` of
+    each. Return an empty list if no rollout was under way."""
     if not (folder / _GROUPS).exists():
-        return None
-    policy_id, groups = read_groups(folder / _GROUPS)
-    paths = folder / _VALUES, folder / _OLD_LOGPROBS
-    longest = groups.tokens.shape[1]  # a file has no padding
-    values, old_logprobs = (np.load(path)[:, :longest] if path.exists() else None for path in paths)
-    return Rollout(groups, policy_id, num_items, index, values=values, old_logprobs=old_logprobs)
-
-
-def load_ahead(folder: Path, num_items: Sequence[int], index: int) -> list[Rollout]:
-    """Load the rollouts that were sampled for later, from number `index` on; `num_items` of each."""
+        return []
     rollouts = []
     for number, num in enumerate(num_items):
-        policy_id, groups = read_groups(folder / _AHEAD.format(number))
+        policy_id, groups = read_groups(folder / (_AHEAD.format(number - 1) if number else _GROUPS))
         rollouts.append(Rollout(groups, policy_id, num, index + number))
-    return rollouts
+    paths, longest = (folder / _VALUES, folder / _OLD_LOGPROBS), rollouts[0].groups.tokens.shape[1]
+    # A file of groups has no padding.
+    values, old_logprobs = (np.load(path)[:, :longest] if path.exists() else None for path in paths)
+    return [replace(rollouts[0], values=values, old_logprobs=old_logprobs), *rollouts[1:]]
 
 
 @dataclass(frozen=True)

@@ -158,5 +158,4 @@ def run(job: Job) -> Outcome:
             is_over=trainer.finished.exists,
             idle_s=60 * config.workers.idle_minutes,
         ).run()
-    is_over = reason not in ("", REPLACED)
-    return Outcome(is_over, None, None, reason or job.stop_reason(), box.committed)
+    return Outcome(reason not in ("", REPLACED), None, None, reason or job.stop_reason(), box.committed)
