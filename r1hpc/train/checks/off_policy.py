@@ -47,7 +47,8 @@ def _check_replay(config: RunConfig, recorded: RunDir) -> None:
     """Refuse a run without the records that are needed, or with settings that would train otherwise."""
     last = (config.train.num_steps - 1) // updates_per_rollout(config)
     for rollout in range(last + 1):
-        if not recorded.record(rollout).is_file():
+        path = recorded.record(rollout)
+        if not (path.is_file() and path.with_suffix(".npz").is_file()):
             raise ConfigError(
                 f"rl.replay={recorded.path} has no record of rollout {rollout}; {last + 1} are needed. Name "
                 "a run that had rl.max_staleness above 0 and has finished"

@@ -83,8 +83,15 @@ class Collector:
     def replay(self, recorded: RunDir, rollout_index: int, first_item: int) -> Rollout:
         """Return a rollout of another run's record. Raise TrainError if the weights are not those that the
         recorded run had before it."""
-        engine, rollout = self._judge.engine, read_record(recorded, rollout_index, first_item)
-        expected = policy_of(recorded, rollout_index, self._job.config.rl.max_staleness)
+        engine = self._judge.engine
+        try:
+            rollout = read_record(recorded, rollout_index, first_item)
+            expected = policy_of(recorded, rollout_index, self._job.config.rl.max_staleness)
+        except StateError as error:
+            raise TrainError(
+                f"rl.replay={recorded.path} cannot go on: {error}. A replay needs every file of "
+                f"{recorded.trained} as it was written: put it back from a copy, or replay another run"
+            ) from None
         policy_id = engine.sync_weights(self._policy)
         engine.release()
         if expected not in (None, policy_id):

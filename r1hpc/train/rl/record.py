@@ -10,13 +10,26 @@ id of its weights' bits, so a replay that comes to other weights is found.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_json
+from r1hpc.base.records import Count
 from r1hpc.base.run_dir import RunDir
 from r1hpc.train.rl.rollout import Rollout
 from r1hpc.train.rollout.groups import read_groups, write_groups
+
+
+class _Record(TypedDict):
+    """A record, as far as it is read again."""
+
+    rollout: Count
+    first_item: Count
+    num_items: Count
+    staleness_max: Count
+    policy: str
+    sha256: str
+    weights: NotRequired[str]
 
 
 def write_record(
@@ -39,24 +52,25 @@ def read_record(run: RunDir, index: int, first_item: int) -> Rollout:
     """Return a recorded rollout. Raise StateError if it is missing, damaged, or of other items."""
     path = run.record(index)
     try:
-        facts = read_json(path, dict[str, Any])
-        digest, num_items, first = str(facts["sha256"]), int(facts["num_items"]), int(facts["first_item"])
-    except (OSError, ValueError, KeyError) as error:
+        facts = read_json(path, _Record)
+    except OSError as error:
         raise StateError(f"{path} holds no record of rollout {index}: {error}") from None
-    if first != first_item:
-        raise StateError(f"{path} begins with item {first}, this run with {first_item}: take the same job")
-    policy_id, groups = read_groups(path.with_suffix(".npz"), digest)
-    return Rollout(groups, policy_id, num_items, index)
+    if (facts["rollout"], facts["first_item"]) != (index, first_item):
+        raise StateError(
+            f"{path} is of rollout {facts['rollout']}, which begins with item {facts['first_item']}; this "
+            f"run's rollout {index} begins with item {first_item}"
+        )
+    policy_id, groups = read_groups(path.with_suffix(".npz"), facts["sha256"])
+    return Rollout(groups, policy_id, facts["num_items"], index)
 
 
 def policy_of(run: RunDir, version: int, max_staleness: int) -> str | None:
     """Return the recorded id of the weights of `version`; None if they sampled no rollout (the last ones)."""
-    own = read_json(run.record(version), dict[str, Any])
+    own = read_json(run.record(version), _Record)
     if "weights" in own:  # rollout workers sampled: of several versions, and each record names its own
         return str(own["weights"])
     path = run.record(version + max_staleness)
     if not path.is_file():
         return None
-    facts = read_json(path, dict[str, Any])
-    is_of_version = facts.get("rollout", 0) - facts.get("staleness_max", 0) == version
-    return str(facts["policy"]) if is_of_version and "policy" in facts else None
+    facts = read_json(path, _Record)
+    return str(facts["policy"]) if facts["rollout"] - facts["staleness_max"] == version else None

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from r1hpc.attempt.workload import Outcome
-from r1hpc.base.errors import StateError
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir
 from r1hpc.train.exchange.mailbox import Box, Deal, Order, read_order
 from r1hpc.train.exchange.versions import Latest, digest_of, load_version, read_latest
@@ -128,6 +130,16 @@ class Worker:
         return reason
 
 
+def refuse_other_prompts(trainer: RunDir, form: str) -> None:
+    """Raise UsageError if the trainer makes other tokens of a prompt; `form` is this worker's asking id."""
+    theirs = read_object(trainer.metrics / "evaluated.json", dict[str, Any]).get("form", form)
+    if theirs != form:
+        raise UsageError(
+            f"tokenizer, chat template or end tokens (id {form}) are not those of {trainer.path} (id "
+            f"{theirs}): put the files of its model back as they were when it began"
+        )
+
+
 def run(job: Job) -> Outcome:
     """Sample for the trainer of workers.trainer until its run has finished."""
     config = job.config
@@ -144,6 +156,7 @@ def run(job: Job) -> Outcome:
         network = build_model(config.model, hf_config, config.train.seed, place).eval()
 
         def load(weights: dict[str, torch.Tensor]) -> str:
+            refuse_other_prompts(trainer, judge.asking_id)
             network.load_state_dict(weights)
             judge.engine.sync_weights(network)
             return digest_of(served_weights(network))
