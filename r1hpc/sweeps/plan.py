@@ -72,10 +72,7 @@ def choose(sweep: SweepDir, points: Sequence[Point], executor: str) -> list[Poin
 def _dropped(sweep: SweepDir, points: Sequence[Point]) -> set[str]:
     """Return the points that a rung stopped, with the other seeds of their settings, new ones too."""
     stopped = set(stopped_at(sweep.path))
-    rungs = sweep.read().rungs if stopped else None
-    if rungs is not None and "groups" in rungs:  # earlier versions stopped single points
-        stopped |= {name for group in groups_of(points) if stopped & set(group) for name in group}
-    return stopped
+    return stopped | {name for group in groups_of(points) if stopped & set(group) for name in group}
 
 
 def config_of(definition: Definition, point: Point) -> RunConfig:

@@ -168,9 +168,7 @@ def _defined(
         )
     grids = [{key: values[key] for key in frozen.grids[0]} for values in grids]
     added = {repr(values): values for values in (*frozen.grids, *grids)}
-    continued = replace(fresh, grids=list(added.values()), rungs=frozen.rungs)
-    is_of_points = frozen.rungs is not None and "groups" not in frozen.rungs
-    return sweep, continued if is_of_points else _with_groups(continued)
+    return sweep, _with_groups(replace(fresh, grids=list(added.values()), rungs=frozen.rungs))
 
 
 def _with_groups(definition: Definition) -> Definition:
@@ -181,9 +179,8 @@ def _with_groups(definition: Definition) -> Definition:
 
 
 def _same_rungs(asked: Halving, frozen: Halving | None) -> bool:
-    """True if these rungs are those of the sweep; earlier versions did not record the direction."""
-    recorded = {key: value for key, value in (frozen or {}).items() if key != "groups"}
-    return bool(recorded) and all(dict(asked).get(key) == value for key, value in recorded.items())
+    """True if these rungs are those of the sweep, whatever its points."""
+    return frozen is not None and {**asked, "groups": None} == {**frozen, "groups": None}
 
 
 def _lasting(definition: Definition) -> list[str]:
@@ -198,7 +195,7 @@ def _rungs(config: Any, chosen: Chosen) -> Halving:
             f"{chosen.rungs} rungs that keep {keep:.3g} do not fit {most} steps: give --rungs 2 or more, a "
             "--keep below 1, and enough steps (train.num_steps, script.steps)"
         )
-    return Halving(steps=steps, keep=keep, by=chosen.by, lower=chosen.lower)
+    return Halving(steps=steps, keep=keep, by=chosen.by, lower=chosen.lower, groups=[])
 
 
 def _carry_out(

@@ -197,7 +197,9 @@ def test_with_run_root_its_sweep_is_cancelled(
 
 
 def test_a_point_is_stopped_at_a_rung_if_too_many_are_better(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path, "train.seed=0..5", rungs=Halving(steps=[2], keep=1 / 3, by="loss"))
+    sweep = write_sweep(
+        tmp_path, "train.seed=0..5", rungs=Halving(steps=[2], keep=1 / 3, by="loss", lower=True, groups=[])
+    )
     losses = (5.0, 4.0, 6.0, 4.5, 3.0, math.nan)
     runs = [write_point(sweep, f"seed_{n}", [1.0, loss, loss], False) for n, loss in enumerate(losses)]
     assert [run.stop.exists() for run in runs] == [False, False, True, True, False, True]
@@ -209,7 +211,9 @@ def test_a_point_is_stopped_at_a_rung_if_too_many_are_better(tmp_path: Path) -> 
 
 
 def test_accuracy_at_a_rung_is_better_if_higher(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path, "train.seed=0..1", rungs=Halving(steps=[1], keep=0.5, by="reward"))
+    sweep = write_sweep(
+        tmp_path, "train.seed=0..1", rungs=Halving(steps=[1], keep=0.5, by="reward", lower=False, groups=[])
+    )
     runs = [sweep.stage(f"seed_{n}") for n in range(2)]
     for run, reward in zip(runs, (0.2, 0.1), strict=True):
         run.create()
@@ -220,7 +224,7 @@ def test_accuracy_at_a_rung_is_better_if_higher(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_a_rung_compares_what_the_script_logged(tmp_path: Path, lower: bool) -> None:
-    rungs = Halving(steps=[1], keep=0.5, by="val", lower=lower)
+    rungs = Halving(steps=[1], keep=0.5, by="val", lower=lower, groups=[])
     sweep = write_sweep(tmp_path, "train.lr=1,2,3", rungs=rungs)
     runs = [sweep.stage(f"lr_{lr}") for lr in "123"]
     for run, value in zip(runs, (0.5, 0.1, 0.9), strict=True):

@@ -80,7 +80,7 @@ def test_without_a_direction_nothing_is_the_best(tmp_path: Path) -> None:
 
 
 def test_the_number_of_the_rungs_is_compared(tmp_path: Path) -> None:
-    rungs = Halving(steps=[9], keep=0.5, by="val", lower=False)
+    rungs = Halving(steps=[9], keep=0.5, by="val", lower=False, groups=[])
     swept = write_sweep(tmp_path, "train.lr=1,2", rungs=rungs)
     for lr, value in (("1", 0.5), ("2", 0.9)):
         write_logged(swept, f"lr_{lr}", {2: value})

@@ -11,11 +11,10 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import SWEEP, RunDir
-from r1hpc.telemetry.records.direction import lower_is_better
 from r1hpc.telemetry.records.evaluations import read_evaluations
 
 _FOLDER = "rungs"
@@ -27,9 +26,9 @@ class Halving(TypedDict):
     steps: list[int]
     keep: float
     by: str
-    lower: NotRequired[bool]
-    """True if lower is better; missing in sweeps of earlier versions, as the next one."""
-    groups: NotRequired[list[list[str]]]
+    lower: bool
+    """True if lower is better."""
+    groups: list[list[str]]
     """The points of each setting, one for each seed."""
 
 
@@ -64,7 +63,7 @@ class Rungs:
         folder, own = self._run.path.parent / _FOLDER / str(rung), self._run.run_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep = read_object(self._run.path.parent / SWEEP, _Sweep)  # now: another call may have added seeds
-        groups = sweep["rungs"].get("groups", []) if sweep else []
+        groups = sweep["rungs"]["groups"] if sweep else []
         group = next((names for names in groups if own in names), [own])
         if own not in _scores(folder):
             score = self._score(value)
@@ -112,8 +111,7 @@ class Rungs:
             return None
         if not math.isfinite(value):
             return math.inf
-        lower = self._halving.get("lower", lower_is_better(self._halving["by"]))
-        return float(value) if lower else -float(value)
+        return float(value) if self._halving["lower"] else -float(value)
 
 
 def open_rungs(run: RunDir, logged: Logged) -> Rungs | None:
