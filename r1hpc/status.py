@@ -269,6 +269,8 @@ def _progress(shown: dict[str, Any]) -> str:
     step, of = shown["global_step"], shown["num_steps"]
     unit = "part" if shown["in_parts"] else "step"
     parts = [f"{unit} {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
+    if step is None and of is None:
+        parts = [f"no {unit} on record"]
     if shown["reward"] is not None:  # RL's loss does not show how good the policy is
         parts.append(f"reward {shown['reward']:.3f}")
         parts += [] if shown["accuracy"] is None else [f"accuracy {shown['accuracy']:.3f}"]

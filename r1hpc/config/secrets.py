@@ -123,7 +123,6 @@ def is_secret_name(name: str) -> bool:
 
 
 def is_secret_key(key: str) -> bool:
-    """True if a configuration key has the name of a secret."""
     return _SECRET_KEY.search(key) is not None
 
 

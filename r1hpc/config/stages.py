@@ -91,7 +91,6 @@ def _described(error: Exception) -> str:
 
 
 def is_of_another_package(stage: str) -> bool:
-    """True if an entry point of another package provides the stage."""
     return stage not in WORKLOADS
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
 from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_object
 from r1hpc.base.run_dir import RunDir
+from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 
 if TYPE_CHECKING:
@@ -212,7 +214,18 @@ class Rollout(Training):
         """Return None: it samples as long as its trainer trains."""
 
     def card(self, run: RunDir) -> list[tuple[str, str]]:
-        return []
+        """Return how many groups it has delivered, and with which version of the weights it samples."""
+        from r1hpc.train.exchange.mailbox import read_beat, read_boxes
+
+        trainer = RunDir(load.read(run.config).workers.trainer or "")
+        boxes = read_boxes(trainer.workers / run.run_id)
+        beat = read_beat(boxes[-1]) if boxes else None
+        if beat is None:
+            return [("groups delivered", f"none on file in {trainer.workers / run.run_id}")]
+        newest, loaded = read_object(trainer.exchange / "latest.json").get("version"), beat["version"]
+        behind = f", {newest - loaded} behind" if isinstance(newest, int) else ""
+        version = f"{loaded}{behind}" if loaded >= 0 else "none yet"
+        return [("groups delivered", f"{beat['committed']:,}"), ("version", version)]
 
 
 SUPERVISED = Training("steps", samples=False)

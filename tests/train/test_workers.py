@@ -12,7 +12,9 @@ from r1hpc.base.errors import ConfigError, StateError, UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, paths, plugins
+from r1hpc.status import main as show_status
 from r1hpc.submit import main as submit
+from r1hpc.train.exchange.mailbox import Box
 from r1hpc.train.rollout.worker import refuse_other_prompts
 
 WITH_WORKERS = ("rl.max_staleness=2", "workers.patience_s=5")
@@ -240,3 +242,31 @@ def test_a_worker_whose_prompts_are_other_tokens_is_refused(trainer: RunDir) -> 
     refuse_other_prompts(trainer, "theirs")
     with pytest.raises(UsageError, match=r"\(id ours\) are not those of .*trainer \(id theirs\): put"):
         refuse_other_prompts(trainer, "ours")
+
+
+def test_status_of_a_worker_shows_its_groups_and_versions(
+    trainer: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = RunDir(trainer.path.parent / "w1")
+    worker.create()
+    load.save(load.load("jobs/rollout.yaml", [f"workers.trainer={trainer.path}"]), worker.config)
+
+    def shown() -> str:
+        assert show_status([str(worker.path)]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    place = trainer.workers / "w1"
+    assert f"groups delivered: none on file in {place}" in shown()
+    Box.opened(place, 1, "a1")
+    assert "groups delivered: 0 version: none yet" in shown()
+    box = Box.opened(place, 2, "a2")
+    box.committed, box.version = 1234, 5
+    box.beat()
+    assert shown().endswith("groups delivered: 1,234 version: 5")
+    trainer.exchange.mkdir()
+    write_json(trainer.exchange / "latest.json", {"version": 7, "digest": "d", "token": "t"})
+    text = shown()
+    assert text.endswith("groups delivered: 1,234 version: 5, 2 behind")
+    assert "no step on record" in text
+    trainer.exchange.joinpath("latest.json").write_text("{")
+    assert shown().endswith("version: 5")

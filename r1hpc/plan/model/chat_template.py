@@ -142,7 +142,6 @@ def _generation_blocks() -> Any:
 
 
 def has_template(folder: Path) -> bool:
-    """True if a tokenizer's folder has a chat template."""
     return _text_of(folder, _read_json(folder / _CONFIG)) is not None
 
 
