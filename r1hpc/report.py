@@ -95,7 +95,7 @@ def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
     reports = [report_run(run, now, records) for run in runs]
     chosen = (selection.start, selection.end, selection.user, selection.account)
     if chosen != (None,) * len(chosen):
-        reports = [replace(each, ledger=each.ledger.selected(*chosen)) for each in reports]
+        reports = [replace(report, ledger=report.ledger.selected(*chosen)) for report in reports]
     plots: dict[Path, list[Path]] = {}
     if arguments.plots:
         from r1hpc.reporting.page import draw_pngs  # deferred: no other format draws

@@ -1,4 +1,4 @@
-"""Disturb the same training job under five ways of going on; print what each lost.
+"""Disturb the same training job under six ways of going on; print what each lost.
 
     python -m benchmarks.faults --seeds 2 --out DIR [--faults kill node]    # as root: it starts its own Slurm
 

@@ -94,9 +94,9 @@ class Groups:
         hours = np.bincount(numbers, held, count) / unit / 3600
         columns |= {"gpu_hours": hours, "share": hours / (hours.sum() or 1.0)}
         columns["starts"] = np.bincount(numbers[wait > _NO_START], minlength=count)
-        known = np.flatnonzero(wait > _NO_WAIT)
-        ends = np.cumsum(np.bincount(numbers[known], minlength=count))
-        waits = np.split(wait[known[np.argsort(numbers[known])]], ends[:-1])
+        waited = np.flatnonzero(wait > _NO_WAIT)
+        ends = np.cumsum(np.bincount(numbers[waited], minlength=count))
+        waits = np.split(wait[waited[np.argsort(numbers[waited])]], ends[:-1])
         for name, share in (("wait_p50_s", 0.5), ("wait_p90_s", 0.9)):
             shares = [np.quantile(part, share) if len(part) else None for part in waits[:count]]
             columns[name] = np.array(shares, object)

@@ -199,11 +199,11 @@ class ColumnReader:
 
     def _eligible(self, table: Table) -> Ints:
         """Return Eligible, else Submit; 0 if unknown."""
-        found: Ints = np.zeros(len(table), np.int64)
+        eligible: Ints = np.zeros(len(table), np.int64)
         for name in filter(table.has, ("submit", "eligible")):
             moments = self._moments(table.column(name))
-            found = np.where(moments > 0, moments, found)
-        return found
+            eligible = np.where(moments > 0, moments, eligible)
+        return eligible
 
     def _seconds(self, table: Table, starts: Ints) -> Ints:
         """Return the same as slurm.sacct.elapsed_of."""

@@ -164,8 +164,8 @@ def _list_of(checks: Iterable[Check], length: int | None = None) -> Check:
         if not isinstance(value, list | tuple) or length not in (None, len(value)):
             return _not(value, "a list" if length is None else f"a list of {length}")
         for number, (check, item) in enumerate(zip(checks, value, strict=False)):
-            if (said := check(item)) is not None:
-                return f"[{number}]{said}"
+            if (problem := check(item)) is not None:
+                return f"[{number}]{problem}"
         return None
 
     return checked

@@ -120,9 +120,9 @@ def test_checkpoints_that_do_not_fit_under_the_run_root(
     run, config = RunDir(tmp_path / "runs" / "one"), RunConfig(checkpoint=CheckpointConfig(keep=2))
     plan: Any = SimpleNamespace(checkpoint_bytes=90 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200 << 30))
-    (said,) = little_room(config, run, plan)
-    assert said.startswith("3 checkpoints of 90.0 GiB may exist there at once (checkpoint.keep=2), and")
-    assert said.endswith(f"{tmp_path} has 200.0 GiB free: give a --run-root with more room")
+    (note,) = little_room(config, run, plan)
+    assert note.startswith("3 checkpoints of 90.0 GiB may exist there at once (checkpoint.keep=2), and")
+    assert note.endswith(f"{tmp_path} has 200.0 GiB free: give a --run-root with more room")
     for checkpoint_bytes in (60 << 30, None):
         plan.checkpoint_bytes = checkpoint_bytes
         assert little_room(config, run, plan) == []

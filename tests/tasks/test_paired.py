@@ -23,8 +23,10 @@ def planted(rng: np.random.Generator, gain: float, num: int = _QUESTIONS) -> lis
 
 def test_mcnemar_and_the_interval_are_those_of_the_literature() -> None:
     # Newcombe 1998, table II, cell counts 36, 12, 2, 0: the difference 0.2 has limits 0.0569 and 0.3404.
-    found = Discordance(both=36, only_a=2, only_b=12, neither=0).difference()
-    assert (found.b - found.a, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+    difference = Discordance(both=36, only_a=2, only_b=12, neither=0).difference()
+    assert (difference.b - difference.a, difference.low, difference.high) == pytest.approx(
+        (0.2, 0.0569, 0.3404), abs=5e-5
+    )
     assert Discordance(both=0, only_a=2, only_b=12, neither=0).p_value == pytest.approx(2 * 106 / 2**14)
     assert Discordance(both=5, only_a=0, only_b=0, neither=5).p_value == 1.0
 

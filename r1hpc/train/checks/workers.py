@@ -59,7 +59,7 @@ def with_trainers_settings(config: RunConfig, run_id: str) -> RunConfig:
         )
     default = RunConfig()
     for section in _OF_TRAINER:
-        ours, standard, his = (vars(getattr(each, section)) for each in (config, default, theirs))
+        ours, standard, his = (vars(getattr(settings, section)) for settings in (config, default, theirs))
         for key, value in ours.items():
             if value not in (standard[key], his[key]):
                 raise ConfigError(

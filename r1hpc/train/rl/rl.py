@@ -277,7 +277,7 @@ class RlStage:
         num_items = [int(meta["num_items"]), *meta.get("ahead", [])]
         rollouts = load_rollouts(folder, num_items, self._rollout_index)
         with_prompts = self._collector.with_prompts
-        self._rollouts = [replace(each, groups=with_prompts(each.groups)) for each in rollouts]
+        self._rollouts = [replace(rollout, groups=with_prompts(rollout.groups)) for rollout in rollouts]
         if self._job.group.rank == 0:
             self._collector.restore_batches(self._sampling, folder)
 
