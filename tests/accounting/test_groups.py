@@ -37,13 +37,13 @@ def groups_of(path: Path, *by: str, **selected: Any) -> dict[str, Any]:
         return sum_dump(file, "dump.txt", Selection(by=by, shares=SHARES, **selected))
 
 
-def value(group: dict[str, str], kind: str, key: str) -> str:
+def value(row: dict[str, str], kind: str, key: str) -> str:
     if key == "gpu":
         return kind
-    state = group["State"].split(" ")[0]
+    state = row["State"].split(" ")[0]
     if key == "cause":
         return CAUSES.get(state, state.lower())
-    return state if key == "state" else group["QOS" if key == "qos" else key.title()]
+    return state if key == "state" else row["QOS" if key == "qos" else key.title()]
 
 
 @pytest.mark.parametrize(
@@ -66,24 +66,24 @@ def test_every_group_is_exact_to_the_second(dump: tuple[Path, Truth], by: tuple[
             seconds[key] += units * part
             starts[key] += at == 0
     hours = groups_of(path, *by)
-    rows = {tuple(group[name] for name in by): group for group in hours["groups"]}
+    rows = {tuple(each[name] for name in by): each for each in hours["groups"]}
     assert set(rows) == set(seconds)
-    assert {key: round(group["gpu_hours"] * UNIT * HOUR) for key, group in rows.items()} == seconds
-    assert {key: group["starts"] for key, group in rows.items()} == {key: starts[key] for key in rows}
+    assert {key: round(each["gpu_hours"] * UNIT * HOUR) for key, each in rows.items()} == seconds
+    assert {key: each["starts"] for key, each in rows.items()} == {key: starts[key] for key in rows}
     assert round(hours["all"]["gpu_hours"] * UNIT * HOUR) == truth.gpu_seconds == sum(seconds.values())
     assert hours["all"]["starts"] == truth.num_records
-    assert sum(group["share"] for group in rows.values()) == pytest.approx(1)
+    assert sum(each["share"] for each in rows.values()) == pytest.approx(1)
 
 
 def test_groups_are_ranked_and_months_in_order(dump: tuple[Path, Truth]) -> None:
     path, _ = dump
-    hours = [group["gpu_hours"] for group in groups_of(path, "account")["groups"]]
+    hours = [each["gpu_hours"] for each in groups_of(path, "account")["groups"]]
     assert hours == sorted(hours, reverse=True)
     assert len(hours) == 37
     rows = groups_of(path, "account", "month")["groups"]
-    accounts = list(dict.fromkeys(group["account"] for group in rows))
-    assert accounts == [group["account"] for group in groups_of(path, "account")["groups"]]
-    months = [group["month"] for group in rows if group["account"] == accounts[0]]
+    accounts = list(dict.fromkeys(each["account"] for each in rows))
+    assert accounts == [each["account"] for each in groups_of(path, "account")["groups"]]
+    months = [each["month"] for each in rows if each["account"] == accounts[0]]
     assert months == sorted(months)
     assert len(months) > 11
 
@@ -92,11 +92,11 @@ def test_a_selection_is_split_too(dump: tuple[Path, Truth]) -> None:
     path, _ = dump
     first, last = (datetime(2025, month, 10).timestamp() for month in (3, 5))
     hours = groups_of(path, "month", "user", start=first, end=last, account="lab1,lab2")
-    assert {group["month"] for group in hours["groups"]} == {"2025-03", "2025-04", "2025-05"}
+    assert {each["month"] for each in hours["groups"]} == {"2025-03", "2025-04", "2025-05"}
     assert hours["all"]["gpu_hours"] == pytest.approx(hours["total"])
     by_user: dict[str, float] = defaultdict(float)
-    for group in hours["groups"]:
-        by_user[group["user"]] += group["gpu_hours"]
+    for each in hours["groups"]:
+        by_user[each["user"]] += each["gpu_hours"]
     assert by_user == pytest.approx(hours["by_user"])
 
 
@@ -110,11 +110,11 @@ def test_waits_are_those_of_the_starts(tmp_path: Path, by: tuple[str, ...]) -> N
             waits[tuple(value(cells, kind, key) for key in by)].append(wait_of(start))
         with path.open("rb") as file:
             hours = sum_dump(file, "dump.txt", Selection(by=by))
-    for group in hours["groups"]:
-        expected = sorted(waits.pop(tuple(group[key] for key in by)))
-        assert group["wait_p50_s"] == statistics.median(expected)
+    for each in hours["groups"]:
+        expected = sorted(waits.pop(tuple(each[key] for key in by)))
+        assert each["wait_p50_s"] == statistics.median(expected)
         tenths = statistics.quantiles(expected, n=10, method="inclusive") if len(expected) > 1 else expected
-        assert group["wait_p90_s"] == pytest.approx(tenths[-1])
+        assert each["wait_p90_s"] == pytest.approx(tenths[-1])
     assert not waits
 
 
@@ -130,7 +130,7 @@ def test_a_wait_begins_when_the_job_may_start_and_an_unknown_one_is_none() -> No
     for read in (by_columns, by_rows):
         (group,) = read(text, by=("partition",))["groups"]
         assert (group["starts"], group["wait_p50_s"]) == (4, (1800 + 3600) / 2)
-        (group,) = read(text_of(group()), by=("partition",))["groups"]
+        (group,) = read(text_of(row()), by=("partition",))["groups"]
         assert (group["starts"], group["wait_p50_s"], group["wait_p90_s"]) == (1, None, None)
 
 
@@ -140,7 +140,7 @@ def test_a_job_with_several_types_of_gpu_is_split() -> None:
         row(job="2", elapsed="1800", AllocTRES="cpu=4", User="bob"),
     )
     hours = by_columns(text, by=("gpu",))
-    types = {group["gpu"]: group["gpu_hours"] for group in hours["groups"]}
+    types = {each["gpu"]: each["gpu_hours"] for each in hours["groups"]}
     assert types == {"a100": 2, "h100": 1, "unknown": 1, "none": 0}
     assert (hours["all"]["gpu_hours"], hours["all"]["starts"]) == (4, 2)
 
