@@ -4,8 +4,7 @@ with held(path, "r1", "a submission"):     # an error that names the holder if a
     ...
 fd = hold(path, "job 7", wait_s=45)        # the same by hand; None: another process has it
 
-If a file system has no locks (Lustre mounted without them), every caller gets the lock; `doctor` warns of
-it.
+On a file system without locks (some Lustre mounts) every caller gets the lock; `doctor` warns of it.
 """
 
 import contextlib
@@ -73,8 +72,8 @@ def is_free(path: Path) -> bool:
         return True
 
 
-def write_holder(fd: int, role: str) -> None:
-    record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
+def write_holder(fd: int, role: str, pid: int | None = None) -> None:
+    record = json.dumps({"role": role, "pid": pid or os.getpid(), "host": socket.gethostname()}).encode()
     os.pwrite(fd, record.ljust(256), 0)
 
 

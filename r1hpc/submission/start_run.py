@@ -20,7 +20,7 @@ from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, read_json, write_atomic, write_json
-from r1hpc.base.lock import held
+from r1hpc.base.lock import held, write_holder
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load, snapshot
@@ -28,7 +28,7 @@ from r1hpc.config.secrets import redact
 from r1hpc.slurm import fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.slurm.shell import contract
-from r1hpc.submission.chain.folder import ChainDir
+from r1hpc.submission.chain.folder import SUPERVISOR, ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.records.attempts import record
@@ -195,10 +195,11 @@ def supervise(
         write(each, order)
         failpoint("chain.written")
     # The frozen code of an earlier version does not know --at-most, and knows no sweeps.
-    words = ["chain", str(chain.path), "--lock-fd", str(lock)]
-    words += ["--at-most", str(at_most)] if at_most > 1 else []
-    words += ["--stages", *(str(run.path) for run in runs)]
+    limit = ["--at-most", str(at_most)] if at_most > 1 else []
+    stages = [str(run.path) for run in runs]
+    words = ["chain", str(chain.path), "--lock-fd", str(lock), *limit, "--stages", *stages]
     process = start_detached(words, planned[-1].run, chain.log, keep=(lock,))
+    write_holder(lock, SUPERVISOR, process.pid)  # the next command may come before the process writes it
     failpoint("chain.supervising")
     for each in planned:
         record_submission(each, order, f"local-{process.pid}", asked_at)

@@ -46,3 +46,16 @@ def test_one_failing_point_harms_none_and_the_rest_is_skipped_or_resumed(tmp_pat
     assert "runs here (process" in refused.stderr
     assert call(tmp_path, str(there.path), env=env, command="cancel").returncode == 0
     wait_until("the end of the cancelled sweep", lambda: is_free(there.lock), 60)
+
+
+def test_a_second_command_names_the_supervisor_that_has_not_yet_begun(tmp_path: Path) -> None:
+    install_toy(tmp_path / "site")
+    slow = "import sys, time\nif 'chain' in sys.orig_argv:\n    time.sleep(30)\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(slow)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    words = [str(write_toy_job(tmp_path / "toy.yaml", count=1)), "--executor", "local", "options.count=3,5"]
+    assert set(actions(sweep(tmp_path, *words, env=env)).values()) == {"submitted"}
+    there = SweepDir(tmp_path / "runs" / "toy-sweep")
+    assert "runs here (process" in call(tmp_path, *words[:-1], "options.count=3,5,8", env=env).stderr
+    assert call(tmp_path, str(there.path), env=env, command="cancel").returncode == 0
+    wait_until("the end of the cancelled sweep", lambda: is_free(there.lock), 60)
