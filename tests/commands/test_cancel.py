@@ -20,8 +20,20 @@ def test_a_reused_pid_is_not_the_supervisor(root: Path) -> None:
     made.submit(f"local-{os.getpid()}")
     made.begin(host=socket.gethostname())
     assert read_situation(made.run).state is State.failed
-    with pytest.raises(StateError, match="not demo's"):
-        cancel_job(made.run, read_situation(made.run))
+    assert "not demo's" in cancel_job(made.run, read_situation(made.run)).text  # this process lives on
+
+
+def test_a_supervisor_that_ends_at_this_moment_is_no_error(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, process = supervised
+    situation = read_situation(made.run)
+    process.terminate()
+    process.wait(10)
+    for is_seen in (False, True):  # before and after the last look at it
+        monkeypatch.setattr("r1hpc.attempt.state.cancel.is_of_run", lambda *_, is_seen=is_seen: is_seen)
+        assert "nothing of demo runs any more" in cancel_job(made.run, situation).text
+    assert read_situation(made.run).state is State.cancelled
 
 
 def test_a_run_on_another_host_is_left_to_that_host(root: Path) -> None:

@@ -96,23 +96,21 @@ def check_is_ours(run: RunDir, job: JobRef, shown: str) -> None:
 def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
     if job.host not in (None, socket.gethostname()):
         raise StateError(f"{run.run_id} runs on {job.host}: cancel it there, or touch {run.stop}")
-    if not is_of_run(pid, run.path):
-        ranks = ranks_of(run.path, job.job_id)
-        if not ranks:
-            raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
-        _record(run)
-        for rank in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rank, signal.SIGTERM)
-        return f"process {pid} is gone; its ranks got SIGTERM: {run.run_id} saves and ends for good"
     _record(run)
-    # The supervisor passes it on to its ranks, which save and end. If it leads its process group, its other
-    # children (building a dataset) get it too.
-    if os.getpgid(pid) == pid:
-        os.killpg(pid, signal.SIGTERM)
-    else:
-        os.kill(pid, signal.SIGTERM)
-    return f"process {pid} got SIGTERM: {run.run_id} saves and ends for good"
+    if is_of_run(pid, run.path):
+        with contextlib.suppress(ProcessLookupError):  # it has ended since, as a sweep's by another point
+            # The supervisor passes it on to its ranks, which save and end. If it leads its process group, its
+            # other children (building a dataset) get it too.
+            send = os.killpg if os.getpgid(pid) == pid else os.kill
+            send(pid, signal.SIGTERM)
+            return f"process {pid} got SIGTERM: {run.run_id} saves and ends for good"
+    ranks = ranks_of(run.path, job.job_id)
+    if not ranks:
+        return f"process {pid} is gone or not {run.run_id}'s: nothing of {run.run_id} runs any more"
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGTERM)
+    return f"process {pid} is gone; its ranks got SIGTERM: {run.run_id} saves and ends for good"
 
 
 def _record(run: RunDir) -> None:

@@ -6,6 +6,7 @@ runs on, and the next supervisor waits for it. SIGTERM is passed on to the stage
 the chain ends. The lock of the chain is held until then, so there is only one supervisor at a time.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,7 +73,8 @@ class ChainSupervisor:
     def _pass_on(self) -> None:
         for stage in self._stages:
             if stage.returncode is None:
-                os.killpg(stage.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # the signal came in the midst of `poll`
+                    os.killpg(stage.pid, signal.SIGTERM)
 
 
 def _is_run_by_another(run: RunDir) -> bool:
