@@ -22,10 +22,8 @@ _PATIENCE_S = 15.0
 class PeerFacts:
     """Facts that a node sees about the others. None: it was not tried."""
 
-    peer: str | None = None
-    """The node it was tried with: the first node; for the first itself the second."""
     interface: str | None = None
-    """The one by which the routing table leads there."""
+    """The one by which the routing table leads to the first node; on the first itself to the second."""
     unreachable: str | None = None
     """Why it was not reached; None if it was."""
     clock_offset_s: float | None = None
@@ -57,7 +55,7 @@ def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared:
         _serve(ports, set(names[1:]))
     elif unreachable is None:
         offset, trip, unreachable = _ask_time(names[rank], peer, ports)
-    return PeerFacts(peer, interface, unreachable, offset, trip, sees, respected)
+    return PeerFacts(interface, unreachable, offset, trip, sees, respected)
 
 
 def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:

@@ -21,7 +21,7 @@ from r1hpc.base.units import format_duration
 from r1hpc.config import load
 from r1hpc.config.stages import counts_of
 from r1hpc.reporting.progress import eta_s, planned_steps
-from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings, held_out_warnings
+from r1hpc.telemetry.diagnosis.rl_health import health_warnings, held_out_warnings
 from r1hpc.telemetry.records.attempts import Cause, in_order, parse_event
 from r1hpc.telemetry.records.evaluations import figures, read_evaluations, results
 from r1hpc.telemetry.records.metrics import Step, follow_steps
@@ -129,7 +129,7 @@ class _Follower:
             self._has_unprinted, self._last_print = False, time.monotonic()
         evaluations = read_evaluations(self._run)
         is_evaluated = evaluations.keys() - self._evaluated
-        findings = health_warnings([as_mapping(step) for step in self._recent]) if new else []
+        findings = health_warnings(list(self._recent)) if new else []
         findings += held_out_warnings(evaluations) if is_evaluated else []
         for found in findings:
             if found.code not in self._warned:

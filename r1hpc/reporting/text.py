@@ -1,6 +1,5 @@
 """Format the report of a run, or totals of hours, for a terminal: at its width, without colour."""
 
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import RunReport
 from r1hpc.attempt.workload import card_of
-from r1hpc.base.names import printable
-from r1hpc.base.tables import bar, cell, format_table, share, text_width, wrap
+from r1hpc.base.tables import bar, cell, format_table, share, wrap
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.config.stages import counts_of, is_server
 from r1hpc.plan.hours.spread import Spread
@@ -179,12 +177,12 @@ def _hours(ledger: RunLedger) -> str:
     node_hours = sum(a.nodes * a.hours for a in ledger.own)
     lines = ["GPU-hours", f"  {own:10,.3f}  by the run's own record ({node_hours:,.3f} node-hours)"]
     if ledger.source == "run":
-        lines.append(_noted("-", f"by sacct: {printable(ledger.note)}"))
+        lines.append(_noted("-", f"by sacct: {ledger.note}"))
     else:
         count = sum(each.by_slurm for each in ledger.attempts)
         lines.append(f"  {ledger.gpu_hours:10,.3f}  by sacct -D, {count} allocation(s)")
         if ledger.note:
-            lines.append(_noted("", printable(ledger.note)))
+            lines.append(_noted("", ledger.note))
         unused = (
             f"{ledger.unused:.3f} of GPUs of its nodes that it did not ask for, " if ledger.unused else ""
         )
@@ -196,8 +194,7 @@ def _hours(ledger: RunLedger) -> str:
 
 
 def _noted(number: str, words: str) -> str:
-    note = f"  {number:>10}  {words}"
-    return textwrap.fill(note, text_width(), subsequent_indent=" " * 14, drop_whitespace=True)
+    return wrap(words, f"  {number:>10}  ", " " * 14)
 
 
 def _audit_text(audit: Audit) -> str:
@@ -231,8 +228,7 @@ def _gpus(nodes: Sequence[dict[str, Any]]) -> list[str]:
         blocks.append("  These readings come from the stub library (source=stub): they mean nothing.")
     notes = {node["message"] for node in nodes if node["message"] and not node["gpus"]}
     if notes:
-        text = "GPUs  no readings: " + "; ".join(map(printable, sorted(notes)))
-        blocks.append(textwrap.fill(text, text_width(), subsequent_indent=" " * 6))
+        blocks.append(wrap(f"GPUs  no readings: {'; '.join(sorted(notes))}"))
     return blocks
 
 

@@ -42,9 +42,7 @@ class Decision:
     """A configuration with nothing left open, and derived facts."""
 
     config: RunConfig
-    gpus_per_node: int
     plan: RunPlan
-    signal_lead_s: int
     notes: tuple[str, ...]
     num_nodes: int | None = None
     """Nodes of the requested partition; None: unknown."""
@@ -152,7 +150,7 @@ def decide(
     notes += [f"not learnt from the cluster: {failure}" for failure in failures]
     if executor == "slurm":
         notes += _warning(config, plan, rules, lead_s)
-    return Decision(config, gpus, plan, lead_s, tuple(notes), facts.num_nodes)
+    return Decision(config, plan, tuple(notes), facts.num_nodes)
 
 
 def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:

@@ -29,6 +29,11 @@ from r1hpc.slurm.shell import contract
 DEFAULT_SIGNAL_LEAD_S = 300
 FUNCTIONS = Path(__file__).with_name("job.bash")
 """The shell functions that both scripts source, from the run's frozen code."""
+_ASKED = (
+    *("partition", "account", "qos", "cpus-per-task", "mem", "time", "constraint", "nodelist", "exclude"),
+    *("reservation", "comment", "mail-type", "mail-user"),
+)
+"""Options of sbatch that are a setting of section `resources`; some have a default in section `cluster`."""
 _MOST_EXCLUDED = 4
 """Nodes that could not begin a job before it gives up: then the nodes are not at fault."""
 
@@ -93,12 +98,11 @@ class Script:
         return dataclasses.replace(self, options={**self.options, **more})
 
 
-def make_script(
-    run: RunDir, config: RunConfig, *, gpus_per_node: int, signal_lead_s: int = DEFAULT_SIGNAL_LEAD_S
-) -> Script:
+def make_script(run: RunDir, config: RunConfig) -> Script:
     """Return the script of a run. Raise UsageError if a field has a forbidden value, a node is both required
     and excluded, or the run's frozen code is newer than this one."""
     resources, cluster = config.resources, config.cluster
+    gpus_per_node = resources.gpus_per_node or 0
     fields.check_resources(resources)
     fields.check_cluster(cluster)
     excluded = expand_nodelist(resources.exclude) if resources.exclude else ()
@@ -125,7 +129,7 @@ def make_script(
         "dependency": resources.dependency,
         **asked_options(config),
         "requeue": "",
-        "signal": f"USR2@{signal_lead_s}",
+        "signal": f"USR2@{resources.signal_lead_s or DEFAULT_SIGNAL_LEAD_S}",
         "chdir": str(run.path),
         "output": "/dev/null",
     }
@@ -151,24 +155,12 @@ def interpreter(cluster: ClusterConfig) -> tuple[str, ...]:
 
 def asked_options(config: RunConfig) -> dict[str, str | int | None]:
     """Return the job's place and resources, by sbatch's names, from user or profile; None: not set."""
-    resources, cluster = config.resources, config.cluster
-    return {
-        "partition": resources.partition or cluster.partition,
-        "account": resources.account or cluster.account,
-        "qos": resources.qos or cluster.qos,
-        "cpus-per-task": resources.cpus_per_task or cluster.cpus_per_task,
-        "mem": resources.mem or cluster.mem,
-        "time": resources.time,
-        "constraint": resources.constraint,
-        "nodelist": resources.nodelist,
-        "exclude": resources.exclude,
-        "reservation": resources.reservation,
-        "comment": resources.comment,
-        "mail-type": resources.mail_type,
-        "mail-user": resources.mail_user,
-        "exclusive": "" if resources.exclusive else None,
-        **resources.sbatch,
-    }
+    options: dict[str, str | int | None] = {}
+    for name in _ASKED:
+        key = name.replace("-", "_")
+        options[name] = getattr(config.resources, key) or getattr(config.cluster, key, None)
+    exclusive = "" if config.resources.exclusive else None
+    return {**options, "exclusive": exclusive, **config.resources.sbatch}
 
 
 def render(script: Script) -> str:

@@ -164,11 +164,9 @@ def plan_run(config: RunConfig, facts: OrderFacts, cluster: ClusterFacts | None 
         has_nodes=order.purpose is Purpose.inside_job,
     )
     config, plan = decision.config, decision.plan
-    facts = replace(facts, gpus_per_node=decision.gpus_per_node)
+    facts = replace(facts, gpus_per_node=config.resources.gpus_per_node or 0)
     notes += [*checked.notes, *_check_job(facts, decision)]
-    text = script.make_script(
-        run, config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
-    )
+    text = script.make_script(run, config)
     estimate, no_estimate = estimate_for(order.counted_root, config, plan, facts.expected_model)
     notes += no_estimate
     return PlannedRun(

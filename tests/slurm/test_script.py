@@ -30,6 +30,8 @@ def golden_script() -> str:
     )
     resources = ResourcesConfig(
         nodes=4,
+        gpus_per_node=8,
+        signal_lead_s=240,
         time="24:00:00",
         mem="0",
         exclusive=True,
@@ -38,7 +40,7 @@ def golden_script() -> str:
         sbatch={"wckey": "x"},
     )
     config = RunConfig(resources=resources, cluster=cluster)
-    return render(make_script(RunDir("/scratch/runs/train-1"), config, gpus_per_node=8, signal_lead_s=240))
+    return render(make_script(RunDir("/scratch/runs/train-1"), config))
 
 
 def test_the_script_is_the_one_that_was_agreed() -> None:

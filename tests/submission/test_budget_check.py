@@ -109,13 +109,13 @@ def test_of_a_chains_stage_the_root_of_the_chain_counts(
 
 def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> PlannedRun:
     """32 GPUs for an hour; `done` is the share of its steps that it has taken before."""
-    config = load.load(find_job("train"), [])
+    config = load.load(find_job("train"), ["resources.gpus_per_node=8"])
     plan = make_plan(config, gpus_per_node=8, time_limit_s=3600, num_nodes=4)
     made = RecordedRun(folder, num_steps=plan.num_steps)
     made.submit("1", "slurm")
     made.attempt(1, 20, "preempted", committed=round(done * plan.num_steps))
     stored = None if p50 is None else {"gpu_hours": {"p10": p50 / 1.5, "p50": p50, "p90": 1.5 * p50}}
-    script = make_script(made.run, config, gpus_per_node=8)
+    script = make_script(made.run, config)
     return PlannedRun(made.run, "local", config, plan, script, (), not done, stored)
 
 

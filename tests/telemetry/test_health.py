@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.telemetry.diagnosis.rl_health import MIN_STEPS, as_mapping, health_warnings, held_out_warnings
+from r1hpc.telemetry.diagnosis.rl_health import MIN_STEPS, health_warnings, held_out_warnings
 from r1hpc.telemetry.records.metrics import Step
 
 HEALTHY = {
@@ -22,16 +22,20 @@ HEALTHY = {
 }
 
 
-def window(num_steps: int = 40, **ends: Any) -> list[dict[str, Any]]:
+def window(num_steps: int = 40, **ends: Any) -> list[Step]:
     """Healthy steps in which some keys go evenly from one value to another."""
     steps = []
     for i in range(num_steps):
         moving = {key: a + (b - a) * i / (num_steps - 1) for key, (a, b) in ends.items()}
-        steps.append({"global_step": i + 1, **HEALTHY, **moving})
+        steps.append(Step(i + 1, 1, extra={**HEALTHY, **moving}))
     return steps
 
 
-def codes(steps: list[dict[str, Any]]) -> list[str]:
+def with_values(step: Step, **values: Any) -> Step:
+    return step._replace(extra={**(step.extra or {}), **values})
+
+
+def codes(steps: list[Step]) -> list[str]:
     return [finding.code for finding in health_warnings(steps)]
 
 
@@ -67,9 +71,7 @@ def test_a_healthy_window_says_nothing() -> None:
         (window(scoring_failed_share=(0.05, 0.05)), "scoring_failed", "failed on 5% of the completions"),
     ],
 )
-def test_what_goes_wrong_is_named_with_its_figures(
-    steps: list[dict[str, Any]], expected: str, words: str
-) -> None:
+def test_what_goes_wrong_is_named_with_its_figures(steps: list[Step], expected: str, words: str) -> None:
     found = health_warnings(steps)
     assert [finding.code for finding in found] == [expected]
     assert words in found[0].sentence
@@ -94,34 +96,29 @@ def test_what_goes_wrong_is_named_with_its_figures(
         window(MIN_STEPS - 1, reward_format=(0.9, 0.0)),  # too few to tell
     ],
 )
-def test_what_is_nearly_wrong_is_not_told(steps: list[dict[str, Any]]) -> None:
+def test_what_is_nearly_wrong_is_not_told(steps: list[Step]) -> None:
     assert codes(steps) == []
 
 
 def test_one_bad_step_is_no_collapse() -> None:
     steps = window()
-    steps[-1]["reward_format"] = 0.0
-    steps[-1]["truncated_share"] = 1.0
+    steps[-1] = with_values(steps[-1], reward_format=0.0, truncated_share=1.0)
     assert codes(steps) == []
 
 
 def test_steps_without_the_keys_or_with_none_are_not_judged() -> None:
-    assert codes([{"global_step": i, "loss": 2.0} for i in range(50)]) == []
-    assert codes([{**step, "response_length_wrong": None} for step in window()]) == []
+    assert codes([Step(i, 1, loss=2.0) for i in range(50)]) == []
+    assert codes([with_values(step, response_length_wrong=None) for step in window()]) == []
     lengthening = window(response_length=(100, 160))
-    assert codes([{**step, "response_length_wrong": None} for step in lengthening]) == ["length_hacking"]
+    lengthening = [with_values(step, response_length_wrong=None) for step in lengthening]
+    assert codes(lengthening) == ["length_hacking"]
 
 
 def test_a_rollout_that_serves_several_updates_has_one_difference() -> None:
     steps = window(logprob_difference=(0.08, 0.08))
     for i, step in enumerate(steps):
-        step["logprob_difference"] = step["logprob_difference"] if i % 4 == 0 else None
+        steps[i] = step if i % 4 == 0 else with_values(step, logprob_difference=None)
     assert codes(steps) == ["sampler_mismatch"]
-
-
-def test_a_step_of_the_file_is_a_mapping_with_all_its_keys() -> None:
-    step = as_mapping(Step(1, 1, loss=2.0, extra={"reward": 0.5}))
-    assert (step["loss"], step["reward"]) == (2.0, 0.5)
 
 
 def _evaluation(value: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration
 from r1hpc.telemetry.diagnosis.evidence import gather
-from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings, held_out_warnings
+from r1hpc.telemetry.diagnosis.rl_health import health_warnings, held_out_warnings
 from r1hpc.telemetry.diagnosis.rules import RULES, Finding
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.evaluations import read_evaluations
@@ -44,7 +44,7 @@ def diagnose(
     """
     facts = gather(run, attempt, end=end, max_bytes=max_bytes)
     findings = [finding for rule in RULES for finding in rule(facts)]
-    findings += health_warnings([as_mapping(step) for step in facts.steps])
+    findings += health_warnings(facts.steps)
     findings += held_out_warnings(read_evaluations(run))
     return Diagnosis(
         run_id=run.run_id,

@@ -48,7 +48,7 @@ FAILED_SHARE = 0.05
 """Share of completions on which a reward function or the judge failed: a single slow answer is no defect."""
 
 
-def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def health_warnings(steps: Sequence[Step]) -> list[Finding]:
     """Return the findings for a window of steps, oldest first."""
     if len(steps) < MIN_STEPS:
         return []
@@ -79,15 +79,10 @@ def held_out_warnings(evaluations: Mapping[int, Mapping[str, Any]]) -> list[Find
     return []
 
 
-def as_mapping(step: Step) -> dict[str, Any]:
-    """Return a step as its line in the file, for health_warnings."""
-    return {**step._asdict(), **(step.extra or {})}
-
-
 class _Window:
     """Means over a quarter of the steps at either end, and the best of those in between."""
 
-    def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
         self._size = max(5, len(steps) // 4)
 
@@ -223,7 +218,7 @@ def _rollouts(window: _Window) -> Iterable[Finding]:
 _RULES = (_format_collapse, _format_loss, _length_hacking, _entropy_collapse, _rollouts)
 
 
-def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:
+def _mean(steps: Sequence[Step], key: str) -> float | None:
     """Average the steps that have the key: one without a wrong answer has no length of wrong answers."""
-    values = [v for step in steps if isinstance(v := step.get(key), int | float) and math.isfinite(v)]
+    values = [v for step in steps if (v := step.number(key)) is not None and math.isfinite(v)]
     return statistics.fmean(values) if values else None
