@@ -1,4 +1,5 @@
 # make demo   set up, train a tiny model on two CPU cores, kill its run twice, show that nothing is lost: minutes
+# make scraps   kill the rollout workers of an RL run for minutes; its record replays to the same weights
 # make demo-slurm   a run on a real four-node Slurm is preempted and goes on (Debian, as root)
 # make r1     set up, run the whole R1 chain on two CPU cores: accuracy from chance to 1, in minutes
 # make test   set up, then run the quick tests and one scene on a real four-node Slurm (Debian, as root)
@@ -20,7 +21,7 @@ export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu
 
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: setup demo demo-slurm r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check docs modules bench gpu soak clean
+.PHONY: setup demo scraps demo-slurm r1 smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check docs modules bench gpu soak clean
 
 setup: $(READY)
 
@@ -43,6 +44,9 @@ $(VLLM_READY): pyproject.toml
 
 demo: setup
 	$(RUN) -m research.demo
+
+scraps: setup
+	$(RUN) -m research.scraps
 
 demo-slurm: setup
 	$(RUN) -m research.demo_slurm
