@@ -88,11 +88,7 @@ class RunPlan:
     """The task item where reinforcement learning begins."""
 
     def to_json(self) -> dict[str, Any]:
-        value = asdict(self)
-        if self.memory is not None:
-            peak = self.memory.peak
-            value["memory"] |= {"total_gib": self.memory.total_gib, "peak": peak.name if peak else None}
-        return value
+        return {**asdict(self), "memory": self.memory and self.memory.to_json()}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "RunPlan":

@@ -268,10 +268,13 @@ def test_a_sampler_that_stays_during_updates_is_there_beside_the_training() -> N
         assert plan.memory is not None
         found[name] = plan.memory.sampler_gib, estimate.memory
     share, options = found["stays"]
-    assert {option.beside_gib for option in (*options.fits, options.smallest)} == {share}
+    for option in (*options.fits, options.smallest):
+        memory = option.memory
+        assert memory.total_gib == pytest.approx(memory.staying_gib + memory.update_gib + share)
     share, options = found["sleeps"]
     for option in (*options.fits, options.smallest):
-        assert option.beside_gib == max(0.0, share - option.activations_gib)
+        memory = option.memory
+        assert memory.total_gib == pytest.approx(memory.staying_gib + max(memory.update_gib, share))
 
 
 @pytest.mark.parametrize(

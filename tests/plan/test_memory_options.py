@@ -78,7 +78,7 @@ def test_offload_moves_the_optimizer() -> None:
     known: dict[str, Any] = {"num_gpus": 8, "zero_stage": 3, "micro_batch_size": 1, "recompute": "full"}
     work = Workload.of_counts(params=7e9, tokens=1e10, gpu=find_gpu("a100"), **known)
     shape = guessed_shape(work)
-    plain, offloaded = (option_of(shape, replace(work, offload=offload)) for offload in (False, True))
+    plain, offloaded = (option_of(shape, replace(work, offload=offload)).memory for offload in (False, True))
     assert plain.states_gib - offloaded.states_gib == pytest.approx(14 * 7e9 / 8 / 2**30)
     assert offloaded.host_gib == pytest.approx(18 * 7e9 / 8 / 2**30), "fp32 gradients lie there too"
 

@@ -29,32 +29,25 @@ Beside = Callable[[int, int], MemoryPlan]
 
 @dataclass(frozen=True)
 class Option:
-    """One configuration. GiB on one GPU; `host_gib` is the offloaded part."""
+    """One configuration: its settings, its speed, and its memory on one GPU."""
 
     zero_stage: int
     micro_batch_size: int
     recompute: str
     offload: bool
-    states_gib: float
-    activations_gib: float
-    """Including the logits."""
-    buffers_gib: float
-    host_gib: float
     expected_mfu: float
-    beside_gib: float = 0.0
-    """RL: the reference, and the sampler's memory above the activations; all of it if the sampler stays
-    during updates."""
-    step_gib: float = 0.0
-    """The optimizer step's memory above that, after activations are freed."""
+    memory: MemoryPlan
+    """`host_gib` is the offloaded part."""
 
     @property
     def total_gib(self) -> float:
         """Return the peak."""
-        passes = self.states_gib + self.activations_gib + self.buffers_gib + self.beside_gib
-        return passes + self.step_gib
+        return self.memory.total_gib
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "total_gib": self.total_gib}
+        value = asdict(self)
+        del value["memory"]
+        return {**value, "states_gib": self.memory.states_gib, **self.memory.to_json()}
 
     def __str__(self) -> str:
         offload = ", optimizer offloaded" if self.offload else ""
@@ -103,21 +96,28 @@ def memory_options(
     tokens = math.inf if work.tokens_per_step is None else work.tokens_per_step
     micros = [micro for micro in MICRO_BATCHES if micro <= max(1.0, tokens / work.seq_len / num_gpus)]
     whole = replace(work, num_gpus=num_gpus, tensor_parallel=None, pipeline_parallel=None)
-    every = []
-    for stage, micro, recompute, offload in product(stages, micros, ("none", "full"), (False, True)):
-        if offload and stage < 2:
-            continue
-        one = replace(whole, zero_stage=stage, micro_batch_size=micro, recompute=recompute, offload=offload)
-        every.append(option_of(shape, one, beside))
+
+    def option(stage: int, micro: int, recompute: str, offload: bool, gpus: int = num_gpus) -> Option:
+        one = replace(whole, num_gpus=gpus, zero_stage=stage, micro_batch_size=micro, recompute=recompute)
+        return option_of(shape, replace(one, offload=offload), beside)
+
+    every = [
+        option(stage, micro, recompute, offload)
+        for stage, micro, recompute, offload in product(stages, micros, ("none", "full"), (False, True))
+        if stage >= 2 or not offload
+    ]
     usable = usable_gib(work.gpu.memory_gib)
-    fitting = [option for option in every if option.total_gib <= usable]
-    fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
+    fitting = [each for each in every if each.total_gib <= usable]
+    fitting.sort(key=lambda each: (-round(each.expected_mfu, 4), each.zero_stage, each.total_gib))
     # Only the fastest micro batch for each stage, recomputation and offload.
     best: dict[tuple[int, str, bool], Option] = {}
-    for option in fitting:
-        best.setdefault((option.zero_stage, option.recompute, option.offload), option)
-    smallest = min(every, key=lambda option: option.total_gib)
-    least = None if fitting else _least_gpus(shape, whole, beside, usable)
+    for each in fitting:
+        best.setdefault((each.zero_stage, each.recompute, each.offload), each)
+    smallest = min(every, key=lambda each: each.total_gib)
+    least = None
+    if not fitting:
+        numbers = (1 << exponent for exponent in range(15))
+        least = next((n for n in numbers if option(3, 1, "full", False, n).total_gib <= usable), None)
     return MemoryOptions(usable, num_gpus, tuple(best.values()), smallest, least)
 
 
@@ -161,28 +161,4 @@ def option_of(
         held = replace(
             held, reference_gib=rl.reference_gib, sampler_gib=rl.sampler_gib, sampler_stays=rl.sampler_stays
         )
-    states = held.parameters_gib + held.gradients_gib + held.optimizer_gib
-    training = held.activations_gib + held.logits_gib
-    more = held.sampler_gib if held.sampler_stays else max(0.0, held.sampler_gib - training)
-    besides = held.reference_gib + more
-    return Option(
-        zero_stage=stage,
-        micro_batch_size=micro,
-        recompute=work.recompute or "none",
-        offload=work.offload,
-        states_gib=states,
-        activations_gib=training,
-        buffers_gib=held.buffers_gib,
-        host_gib=held.host_gib,
-        expected_mfu=mfu_belief(work, 0.0).median,
-        beside_gib=besides,
-        step_gib=max(0.0, held.total_gib - (states + training + held.buffers_gib + besides)),
-    )
-
-
-def _least_gpus(shape: ModelShape, whole: Workload, beside: Beside | None, usable_gib: float) -> int | None:
-    for gpus in (1 << exponent for exponent in range(15)):
-        one = replace(whole, num_gpus=gpus, zero_stage=3, micro_batch_size=1, recompute="full", offload=False)
-        if option_of(shape, one, beside).total_gib <= usable_gib:
-            return gpus
-    return None
+    return Option(stage, micro, work.recompute or "none", work.offload, mfu_belief(work, 0.0).median, held)

@@ -102,8 +102,8 @@ def _memory(options: MemoryOptions) -> Iterator[str]:
             str(o.micro_batch_size),
             o.recompute,
             "yes" if o.offload else "no",
-            f"{o.states_gib:.1f}",
-            f"{o.activations_gib:.1f}",
+            f"{o.memory.states_gib:.1f}",
+            f"{o.memory.activations_gib + o.memory.logits_gib:.1f}",
             f"{o.total_gib:.1f}",
             f"{o.expected_mfu:.1%}",
         )

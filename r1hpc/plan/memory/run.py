@@ -187,7 +187,7 @@ def usable_gib(card_gib: float) -> float:
 def held(plan: MemoryPlan, digits: int = 1) -> str:
     """Describe a GPU's peak: its size, when it occurs, and its parts, largest first."""
     parts = {
-        "weights, gradients and moments": plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib,
+        "weights, gradients and moments": plan.states_gib,
         "reference": plan.reference_gib,
         "DeepSpeed's buffers": plan.buffers_gib,
     }

@@ -11,7 +11,7 @@ CUDA context, communication buckets, fragmentation.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -109,8 +109,15 @@ class MemoryPlan:
     @property
     def staying_gib(self) -> float:
         """Return the memory used in every phase, except the released part of the buffers."""
-        states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
-        return states + self.buffers_gib + self.reference_gib
+        return self.states_gib + self.buffers_gib + self.reference_gib
+
+    @property
+    def states_gib(self) -> float:
+        """Return the weights, gradients and moments."""
+        return self.parameters_gib + self.gradients_gib + self.optimizer_gib
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "total_gib": self.total_gib, "peak": self.peak.name if self.peak else None}
 
 
 @dataclass(frozen=True)
