@@ -27,6 +27,7 @@ from r1hpc.attempt.may_begin import (
     record_not_begun,
     refuse_a_ghost,
     refuse_a_second_job,
+    refuse_the_same_full_disk,
 )
 from r1hpc.attempt.state.state import job_named, last_attempt_with_logs
 from r1hpc.attempt.state.unended import close_unended, newest_step
@@ -152,6 +153,7 @@ def _begin(
             f"{run.run_id} is not started again: {reason}. Use `submit --resume` to continue",
             Cause.cancelled if history.is_cancelled else Cause.refused,
         )
+    refuse_the_same_full_disk(run, history.last)
     _check_inputs(run, config, store := CheckpointStore(run.checkpoints, keep=config.checkpoint.keep))
     prepared = workload_of(config.stage).prepare(run, config)
     if prepared:

@@ -14,11 +14,13 @@ from types import FrameType
 
 from r1hpc.attempt.begin import begin
 from r1hpc.attempt.end import Next, end
+from r1hpc.attempt.may_begin import NotTheNodeError, record_not_begun
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema.cluster import ResourcesConfig
 from r1hpc.plan.topology.batch import ranks_per_node
 from r1hpc.slurm.rank_env import played_nodes
+from r1hpc.telemetry.records.attempts import Cause
 
 # As srun --kill-on-bad-exit, but the others have time to commit their writes and to record their end.
 _AFTER_BAD_EXIT_S = 15.0
@@ -42,7 +44,11 @@ class Supervisor:
             resources = self._config.resources
             world_size = resources.nodes * ranks_per_node(self._config, resources.gpus_per_node or 0)
             names = played_nodes(resources.nodes)
-            attempt = begin(self._run, "local", self._job_id, names, world_size)
+            try:
+                attempt = begin(self._run, "local", self._job_id, names, world_size)
+            except NotTheNodeError as error:  # here no held job shows the reason
+                record_not_begun(self._run, self._job_id, Cause.cluster, str(error))
+                raise
             if attempt is None:
                 return 0
             print(f"{self._run.run_id}: attempt {attempt} begins", file=sys.stderr, flush=True)

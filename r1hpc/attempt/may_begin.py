@@ -9,6 +9,7 @@ damaged records can be mended, but not by using another node.
 import errno
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -19,15 +20,17 @@ from pathlib import Path
 from r1hpc.attempt.notify import notify
 from r1hpc.attempt.state.state import ask, job_named
 from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.files import read_object
 from r1hpc.base.lock import hold, read_holder
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import format_bytes
 from r1hpc.checkpoint import disk
 from r1hpc.checkpoint.fence import SupersededError
 from r1hpc.config.load import read
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import job_state
 from r1hpc.slurm.shell.contract import MAYBE_THE_NODE, NOT_THE_NODE, OVER
-from r1hpc.telemetry.records.attempts import Cause, History, read_history, read_run_events, record
+from r1hpc.telemetry.records.attempts import Attempt, Cause, History, read_history, read_run_events, record
 
 # A cancelled job may still be saving: KillWait is 30 s unless a site sets another.
 _LEAVING_S = 45.0
@@ -107,6 +110,16 @@ def refuse_a_full_disk(error: R1hpcError | OSError, folder: Path) -> None:
             if each.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NotTheNodeError(f"{why}. Make room or raise the quota") from error
             raise MaybeTheNodeError(f"{each.strerror}: {folder}. Have its file system mended") from error
+
+
+def refuse_the_same_full_disk(run: RunDir, last: Attempt | None) -> None:
+    """Raise a NotTheNodeError if the last attempt ended at a full disk that still has no room to save."""
+    if last is None or last.cause is not Cause.cluster or os.strerror(errno.ENOSPC) not in last.detail:
+        return
+    need, free = read_object(run.plan).get("checkpoint_bytes"), shutil.disk_usage(run.path).free
+    if need is not None and free < need:
+        why = f"a checkpoint needs {format_bytes(need)}, {format_bytes(free)} are free. Make room"
+        raise NotTheNodeError(f"{os.strerror(errno.ENOSPC)}: {run.path}: {why}")
 
 
 def record_not_begun(run: RunDir, job_id: str, cause: Cause, detail: str) -> None:

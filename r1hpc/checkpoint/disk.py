@@ -147,7 +147,7 @@ def write_error(path: Path, error: OSError) -> CheckpointWriteError:
     reason = error.strerror or str(error)
     return CheckpointWriteError(
         f"cannot write checkpoint file {os.fsdecode(place)}: {reason} ({free_space(path)}); "
-        f"earlier checkpoints are intact. {_fix(error.errno)}, then resume"
+        f"what was committed before is intact. {_fix(error.errno)}, then resume"
     )
 
 

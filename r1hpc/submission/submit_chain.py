@@ -212,7 +212,8 @@ def _supervised(
     """Complete the records that a kill may have cut off; the running supervisor needs nothing else."""
     if order.overrides:
         raise UsageError(
-            f"{chain.name} is at work (process {pid}): cancel it first, then submit it with other settings"
+            f"{chain.name} is at work (process {pid}) and takes no settings now: submit it without any, or "
+            f"cancel it first (python -m r1hpc.cancel {chain.path})"
         )
     begun, notes = chain.recorded("supervising"), list(notes)
     steps = []

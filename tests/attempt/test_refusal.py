@@ -207,6 +207,17 @@ def test_a_disk_that_stays_full_is_no_fault_of_a_node(
         start(ended)
 
 
+def test_a_disk_without_room_for_a_checkpoint_is_not_filled_once_more(run: RunDir) -> None:
+    load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
+    assert start(run) == 1
+    record(run, "end", attempt=1, cause="cluster", detail=f"rank 0 on n1: {os.strerror(errno.ENOSPC)}")
+    run.plan.write_text(json.dumps({"checkpoint_bytes": 2**60}))
+    with pytest.raises(NotTheNodeError, match=r"a checkpoint needs 1048576.0 TiB, .* are free. Make room"):
+        start(run)
+    run.plan.write_text(json.dumps({"checkpoint_bytes": 2**20}))  # somebody made room
+    assert start(run) == 2
+
+
 def test_a_temporary_folder_that_is_full_is_the_nodes(ended: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", f"{tempfile.gettempdir()}/r1hpc-x")

@@ -68,7 +68,7 @@ def test_disk_full_after_every_page(small: tuple[Path, Remount]) -> None:
     assert len(messages) >= 10
     for message in messages:
         assert "No space left on device" in message
-        assert "earlier checkpoints are intact" in message
+        assert "what was committed before is intact" in message
         assert str(root) in message
 
 

@@ -148,4 +148,4 @@ def test_the_failed_save_says_what_to_do(memory_path: Path, capfd: pytest.Captur
     message = capfd.readouterr().out
     assert "failpoint seal.fsync.before" in message or str(memory_path) in message
     assert re.search(r"No space left on device \(\d+(\.\d)? \w+ free", message)
-    assert "earlier checkpoints are intact" in message
+    assert "what was committed before is intact" in message

@@ -286,7 +286,7 @@ def test_a_save_that_fails_gives_the_disk_back(tmp_path: Path) -> None:
         "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "earlier checkpoints are intact" in done.stderr
+    assert "what was committed before is intact" in done.stderr
     assert list(run.rglob("half")) == []
 
 

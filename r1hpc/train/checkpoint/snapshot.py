@@ -398,8 +398,8 @@ class Snapshots:
             free = shutil.disk_usage(self._store.root).free
         if free < self.last_bytes:
             raise SaveError(
-                f"no room for checkpoint step {step}: {format_bytes(self.last_bytes)} needed as last time, "
-                f"{format_bytes(free)} free under {self._store.root}; free some or lower checkpoint.keep"
+                f"No space left on device for step {step}: the last took {format_bytes(self.last_bytes)}, "
+                f"{format_bytes(free)} are free under {self._store.root}; free some or lower checkpoint.keep"
             )
         self._store.open_staging(step, self._attempt, self._token)
 
