@@ -6,7 +6,7 @@ A run is estimated without a cluster, on a given number of GPUs.
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from r1hpc.submission.chain.file import read_definition
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.chain_steps import StageStep, plan_steps
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE
+from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE, PlannedRun
 
 _UNITS = ("GPU-hours", "node-hours")
 
@@ -107,27 +107,28 @@ def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
 @dataclass(frozen=True)
 class StageCost:
     name: str
-    kind: str
-    width: int
-    """GPUs, or nodes of a CPU stage."""
-    unit: str
-    """GPU-hours or node-hours."""
-    hours: Spread | None
-    """None: unknown."""
-    time_limit_s: int | None
-    """For one attempt."""
-    estimate: Mapping[str, Any] = field(default_factory=dict)
-    """Estimate.to_json(); empty if unknown."""
+    planned: PlannedRun
+    estimate: Mapping[str, Any]
+    """Estimate.to_json(), for a CPU stage with the rules of thumb and memory of GPUs; empty if unknown."""
+
+    @property
+    def unit(self) -> str:
+        return "GPU-hours" if self.planned.plan.topology.num_gpus else "node-hours"
+
+    @property
+    def width(self) -> int:
+        """Return the GPUs, or the nodes of a CPU stage."""
+        return self.planned.plan.topology.num_gpus or self.planned.plan.topology.num_nodes
 
     def to_json(self) -> dict[str, Any]:
-        hours = None if self.hours is None else self.hours.to_json()
+        hours = self.planned.hours and self.planned.hours.to_json()
         return {
             "stage": self.name,
-            "kind": self.kind,
+            "kind": self.planned.config.stage,
             "gpus" if self.unit == "GPU-hours" else "nodes": self.width,
             "gpu_hours": hours if self.unit == "GPU-hours" else None,
             "node_hours": hours if self.unit == "node-hours" else None,
-            "time_limit_s": self.time_limit_s,
+            "time_limit_s": self.planned.plan.time_limit_s,
             "assumptions": self.estimate.get("assumptions", {}),
             "baselines": self.estimate.get("baselines", {}),
             "memory": self.estimate.get("memory"),
@@ -141,11 +142,11 @@ class ChainCost:
 
     def sum(self, unit: str) -> Spread:
         """Return the sum over the estimated stages, whose errors partly agree (plan.hours.spread.total)."""
-        return total([each.hours for each in self.stages if each.unit == unit and each.hours is not None])
+        return total([hours for each in self.stages if each.unit == unit and (hours := each.planned.hours)])
 
     @property
     def unknown(self) -> list[str]:
-        return [each.name for each in self.stages if each.hours is None]
+        return [each.name for each in self.stages if each.planned.hours is None]
 
     def to_json(self) -> dict[str, Any]:
         on_gpus, on_cpus = (self.sum(unit) for unit in _UNITS)
@@ -198,30 +199,20 @@ def estimate_chain(job: Path, order: Order) -> ChainCost:
 
 def _cost(step: StageStep) -> StageCost:
     assert step.planned is not None, "a stage that has no folder is planned"
-    plan = step.planned.plan
-    where = plan.topology
-    unit = "GPU-hours" if where.num_gpus else "node-hours"
     estimate = step.planned.estimate or {}
-    if estimate and not where.num_gpus:
-        rules, memory = as_if_on_gpus(step.planned.config, plan)
+    if estimate and not step.planned.plan.topology.num_gpus:
+        rules, memory = as_if_on_gpus(step.planned.config, step.planned.plan)
         estimate = {**estimate, "baselines": rules, "memory": memory and memory.to_json()}
-    hours = estimate.get("gpu_hours" if where.num_gpus else "node_hours")
-    return StageCost(
-        name=step.stage.name,
-        kind=step.stage.config.stage,
-        width=where.num_gpus or where.num_nodes,
-        unit=unit,
-        hours=None if hours is None else Spread.of_json(hours),
-        time_limit_s=plan.time_limit_s,
-        estimate=estimate,
-    )
+    return StageCost(step.stage.name, step.planned, estimate)
 
 
 def _row(each: StageCost) -> Sequence[str]:
     kind = "GPU" if each.unit == "GPU-hours" else "node"
-    limit = "" if each.time_limit_s is None else format_duration(each.time_limit_s)
-    hours = ("-", "", "") if each.hours is None else (*_figures(each.hours), each.unit)
-    return (each.name, each.kind, f"{each.width} {kind}{'s' * (each.width != 1)}", *hours, limit)
+    width = f"{each.width} {kind}{'s' * (each.width != 1)}"
+    limit_s, hours = each.planned.plan.time_limit_s, each.planned.hours
+    limit = "" if limit_s is None else format_duration(limit_s)
+    figures = ("-", "", "") if hours is None else (*_figures(hours), each.unit)
+    return (each.name, each.planned.config.stage, width, *figures, limit)
 
 
 def _figures(spread: Spread) -> tuple[str, str]:

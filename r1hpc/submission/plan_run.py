@@ -104,6 +104,13 @@ class PlannedRun:
     shared: RunDir | None = None
     """The folder whose frozen code it uses; None: its own."""
 
+    @property
+    def hours(self) -> Spread | None:
+        """Return the estimated GPU-hours, of a CPU run node-hours; None: unknown."""
+        unit = "gpu_hours" if self.plan.topology.num_gpus else "node_hours"
+        found = (self.estimate or {}).get(unit)
+        return None if found is None else Spread.of_json(found)
+
 
 @dataclass(frozen=True)
 class OrderFacts(Facts):
@@ -306,11 +313,11 @@ def check_budget(
 
 
 def _request(planned: PlannedRun) -> RunRequest:
-    hours = (planned.estimate or {}).get("gpu_hours")
+    hours = planned.hours
     share = 1.0 if planned.is_new else 1.0 - share_done(planned.run, planned.plan.num_steps)
     return RunRequest(
-        rest=None if hours is None else Spread.of_json(hours) * share,
-        whole=None if hours is None else hours["p50"],
+        rest=None if hours is None else hours * share,
+        whole=None if hours is None else hours.p50,
         ceiling=planned.plan.gpu_hours_ceiling,
         gpu=gpu_type_of(planned.config),
     )

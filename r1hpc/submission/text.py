@@ -10,7 +10,6 @@ from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.stages import in_parts, is_rl, is_server, loads_model, trains
-from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
 from r1hpc.submission.chain_steps import Action, StageStep
@@ -89,9 +88,8 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         )
     # A CPU run is charged by its nodes.
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
-    expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
-    if expected is not None:
-        lines.append(("estimate", Spread.of_json(expected).text(f"{what}-hours")))
+    if planned.hours is not None:
+        lines.append(("estimate", planned.hours.text(f"{what}-hours")))
     elif planned.config.stage == "script":
         lines.append(("estimate", "not known before a first run of this script has finished on such nodes"))
     hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
