@@ -17,7 +17,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import at_home, check_name, nearest, one_of, printable
 from r1hpc.config.yaml_files import UniqueKeyLoader, read_yaml
 from r1hpc.data.format.manifest import digest
-from r1hpc.data.format.mix import MixRecipe
+from r1hpc.data.format.mix import MixRecipe, check_weighted
 
 RULES = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 _GROUPS = {"gopher": ("gopher_quality", "gopher_repetition")}
@@ -271,8 +271,8 @@ class Recipe:
             raise UsageError(f"part_bytes must be at least 1, not {self.part_bytes}")
         if not 0 <= self.max_unreadable < 1:
             raise UsageError(f"max_unreadable is a share from 0 to less than 1, not {self.max_unreadable}")
-        if self.mix is not None:
-            self.mix.check_sources(tuple(source.name for source in self.sources))
+        if self.mix is not None and self.mix.weights:
+            check_weighted("mix.weights", self.mix.weights, [source.name for source in self.sources])
         stages = {"clean": self.cleans, "dedup": self.dedup, "decontaminate": self.decontaminate}
         asked = [name for name, block in stages.items() if block]
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):

@@ -28,12 +28,7 @@ _Z80 = 0.8416212335729143
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Return the probability that one of k of the samples is correct: 1 - C(n-c, k) / C(n, k). Unbiased,
     unlike 1 - (1 - c/n)^k (Chen et al., arXiv 2107.03374, eq. 1)."""
-    if num_samples - num_correct < k:
-        return 1.0
-    missed = 1.0
-    for i in range(num_samples - num_correct + 1, num_samples + 1):
-        missed *= 1.0 - k / i
-    return 1.0 - missed
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def majority(votes: Sequence[Sequence[Any]]) -> bool:
@@ -51,13 +46,14 @@ def majority(votes: Sequence[Sequence[Any]]) -> bool:
     return bool(counts) and max(counts, key=lambda key: counts[key]) is True
 
 
-def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927); valid at 0 and 1, where the normal one has no width.
-
-    Counts need not be whole: if some items are the same question, num_items is the number of different ones,
-    and num_correct the share of it.
-    """
-    return _wilson(num_correct / num_items, num_items)
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Return the 95 % interval of the share `p` of `n` items (Wilson 1927); valid at 0 and 1, where the
+    normal one has no width. If some items are the same question, `n` is the number of different ones."""
+    z = _Z95
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At 0 and 1 the share is the interval's own end; rounding must not put it outside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -93,15 +89,7 @@ def share_interval(
     n = len(values)
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
     alike = variance < 1e-12  # except for rounding
-    return mean, *_wilson(mean, n if alike else min(n * mean * (1 - mean) / variance, n * num_samples))
-
-
-def _wilson(p: float, n: float) -> tuple[float, float]:
-    z = _Z95
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At 0 and 1 the share is the interval's own end; rounding must not put it outside.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    return mean, *wilson(mean, n if alike else min(n * mean * (1 - mean) / variance, n * num_samples))
 
 
 @dataclass(frozen=True)
@@ -128,7 +116,7 @@ class Discordance:
         """Return both accuracies: Newcombe 1998, Statistics in Medicine 17:2635, method 10."""
         n, (e, f, g, h) = self.total, (self.both, self.only_b, self.only_a, self.neither)
         b, a = (e + f) / n, (e + g) / n
-        (b_low, b_high), (a_low, a_high) = wilson(e + f, n), wilson(e + g, n)
+        (b_low, b_high), (a_low, a_high) = wilson(b, n), wilson(a, n)
         phi = _correlation(e, f, g, h)
         down = _combined(b - b_low, a_high - a, phi)
         up = _combined(b_high - b, a - a_low, phi)
@@ -325,7 +313,7 @@ def judge_loss(found: Comparison, margin: float) -> Verdict:
     """Return the verdict on B; `margin` is the unacceptable loss of accuracy, as a share of the questions."""
     accuracy, won = found.accuracy, found.discordance
     gain, low, high = accuracy.b - accuracy.a, accuracy.low, accuracy.high
-    least, _ = wilson(won.both + won.only_a, found.num_questions)
+    least, _ = wilson((won.both + won.only_a) / found.num_questions, found.num_questions)
     if found.verdict == "a":
         return Verdict(False, f"worse by {-gain:.1%} of the questions [{-high:.1%}, {-low:.1%}]")
     if least <= margin:

@@ -16,10 +16,10 @@ def test_pass_at_k_is_the_share_of_choices_that_hold_a_correct_one(num_correct: 
 
 
 def test_wilsons_interval() -> None:
-    low, high = wilson(8, 10)  # 0.4902 .. 0.9433: Brown, Cai, DasGupta 2001
+    low, high = wilson(0.8, 10)  # 0.4902 .. 0.9433: Brown, Cai, DasGupta 2001
     assert low == pytest.approx(0.4902, abs=1e-4)
     assert high == pytest.approx(0.9433, abs=1e-4)
-    assert wilson(10, 10)[0] < 1.0
+    assert wilson(1, 10)[0] < 1.0
     assert wilson(0, 10)[1] > 0.0
 
 
@@ -34,7 +34,7 @@ def test_the_interval_of_shares_is_wilsons_by_the_spread_of_the_items() -> None:
     # As many independent samples as items, where each item's share is 0 or 1 ...
     mean, low, high = share_interval([1.0] * 8 + [0.0] * 2, 8)
     assert mean == pytest.approx(0.8)
-    assert (low, high) == pytest.approx(wilson(8, 10), abs=0.03)  # n - 1 in the variance
+    assert (low, high) == pytest.approx(wilson(0.8, 10), abs=0.03)  # n - 1 in the variance
     # ... and more, where every item is solved in part.
     assert share_interval([0.7, 0.9] * 5, 10)[1] > low
     # The normal one for many.

@@ -8,8 +8,6 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, one_of
 from r1hpc.config.schema.sections import MixConfig
 
-MIX_BY = ("tokens", "documents")
-
 
 @dataclass(frozen=True)
 class MixRecipe:
@@ -24,7 +22,7 @@ class MixRecipe:
     """Shares are raised to 1/temperature: above 1 small sources gain."""
 
     def __post_init__(self) -> None:
-        one_of("mix.by", self.by, MIX_BY)
+        one_of("mix.by", self.by, ("tokens", "documents"))
         if not 0 < self.temperature < math.inf:
             raise UsageError(f"mix.temperature must be a positive number, not {self.temperature}")
         if self.max_epochs is not None and not 0 < self.max_epochs < math.inf:
@@ -32,11 +30,6 @@ class MixRecipe:
         for name, weight in self.weights.items():
             if not 0 < weight < math.inf:
                 raise UsageError(f"mix.weights.{name} must be a positive number, not {weight}")
-
-    def check_sources(self, names: tuple[str, ...]) -> None:
-        """Raise UsageError unless the weights, if any, name exactly the sources."""
-        if self.weights:
-            check_weighted("mix.weights", self.weights, names)
 
     def check_sum(self) -> None:
         """Raise UsageError for fractions that sum neither to 1 nor to 100 (within 1 %): one is mistyped.

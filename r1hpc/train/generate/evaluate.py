@@ -195,7 +195,7 @@ def _interval(value: float, low: float, high: float) -> dict[str, float]:
 
 def _share(right: Sequence[bool], questions: Sequence[Hashable]) -> dict[str, float]:
     value, different = sum(right) / len(right), len(set(questions))
-    return _interval(value, *wilson(value * different, different))
+    return _interval(value, *wilson(value, different))
 
 
 class HeldOut:
