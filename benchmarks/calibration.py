@@ -184,12 +184,12 @@ def _flags(steps: int, nodes: int) -> Sequence[str]:
 
 def wait_for_accounting(run_root: Path) -> None:
     """Until slurmdbd knows the end of every run, which it hears some seconds late."""
-    from r1hpc.attempt.state.state import all_slurm_jobs
+    from r1hpc.attempt.state.state import slurm_jobs
     from r1hpc.base.choose_run import list_runs
     from r1hpc.slurm.sacct import sacct_records
     from tests.runs import wait_until
 
-    jobs = ",".join(job for run in list_runs(run_root) for job in all_slurm_jobs(run))
+    jobs = ",".join(job for run in list_runs(run_root) for job in slurm_jobs(run))
 
     def settled() -> bool:
         records = sacct_records(jobs)

@@ -56,12 +56,13 @@ def _export(run: RunDir, arguments: Any) -> dict[str, Any]:
         writer = WandbWriter(run, run.report, arguments.project, samples=with_samples)
         where = {"project": arguments.project}
     try:
-        count = writer.steps(list(read_steps(run).effective.values()))
+        steps = list(read_steps(run).effective.values())
+        writer.steps(steps)
     except BaseException:
         writer.close(failed=True)
         raise
     writer.close()
-    return {"steps": count, **where}
+    return {"steps": len(steps), **where}
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
     from r1hpc.accounting.account import hours_of_all, open_sacct_file, records_of_file
     from r1hpc.accounting.open_ledger import report_run
-    from r1hpc.attempt.state.state import all_slurm_jobs
+    from r1hpc.attempt.state.state import slurm_jobs
     from r1hpc.slurm.sacct import PRINTED_BY
 
     form = "json" if arguments.json else arguments.format
@@ -90,7 +90,7 @@ def _report(arguments: Any, opened: contextlib.ExitStack) -> int:
         return _print_hours(*hours_of_all(run_root_of(arguments.run_root), selection, file), form)
     now = time.time()
     runs = _named(arguments.run_dirs or [None], arguments.run_root)
-    jobs = {job for run in runs for job in all_slurm_jobs(run)}
+    jobs = {job for run in runs for job in slurm_jobs(run)}
     records = None if file is None else records_of_file(file, jobs, selection)
     reports = [report_run(run, now, records) for run in runs]
     chosen = (selection.start, selection.end, selection.user, selection.account)
@@ -187,7 +187,7 @@ def _selection(arguments: Any) -> Selection:
 def _write_page(arguments: Any, selection: Selection, file: SacctFile | None, everything: bool) -> int:
     """Write the page of the named runs, else of all under the run root; print its path."""
     from r1hpc.accounting.account import hours_of_all, records_of_file, with_runs
-    from r1hpc.attempt.state.state import all_slurm_jobs
+    from r1hpc.attempt.state.state import slurm_jobs
 
     # Deferred: no other format draws.
     from r1hpc.reporting.page import publish
@@ -198,7 +198,7 @@ def _write_page(arguments: Any, selection: Selection, file: SacctFile | None, ev
     jobs: Collection[str]
     if arguments.run_dirs:
         runs = _named(arguments.run_dirs, arguments.run_root)
-        jobs = {job for run in runs for job in all_slurm_jobs(run)}
+        jobs = {job for run in runs for job in slurm_jobs(run)}
     else:
         existing_run_root(arguments.run_root)
         jobs = with_runs(selection, root).runs

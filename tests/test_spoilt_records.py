@@ -28,7 +28,7 @@ from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.diagnosis.summary import summarise_run
 from r1hpc.telemetry.gpu import history
 from r1hpc.telemetry.records.attempts import read_history
-from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
+from r1hpc.telemetry.records.evaluations import answers_path
 from r1hpc.telemetry.records.ranks import RankTimeWriter
 from tests.recorded import EPOCH, RecordedRun
 
@@ -90,7 +90,7 @@ def make_run(root: Path, name: str) -> RunDir:
     )
     for step in (0, 20):
         for _ in range(2):  # after a crash the same step may be evaluated again
-            append_record(evaluations_path(run), evaluation(step))
+            append_record(run.rl_evaluations, evaluation(step))
         for index in (0, 1):
             append_record(answers_path(run, step), answer(index, step > 0))
     facts = AttemptFacts(2, "0" * 16, "", 4)

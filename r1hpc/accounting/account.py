@@ -21,7 +21,7 @@ from typing import IO, Any
 from r1hpc.accounting.hours import Selection, fold_hours, in_words, to_allocation
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledgers, survey
-from r1hpc.attempt.state.state import slurm_clusters
+from r1hpc.attempt.state.state import slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import is_among, nearest
@@ -64,7 +64,7 @@ def with_runs(selection: Selection, root: Path) -> Selection:
     for run in all_runs(root):
         with contextlib.suppress(OSError, StateError):  # an unreadable run must not hide the others
             stage, _ = names_of(run)
-            jobs = slurm_clusters(run)
+            jobs = slurm_jobs(run)
             runs |= dict.fromkeys(jobs, (full_name(run), stage))
             clusters |= jobs
     return replace(selection, runs=runs, clusters=clusters)

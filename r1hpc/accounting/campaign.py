@@ -83,8 +83,6 @@ class StageProgress:
     num_runs: int
     forecast: Spread
     """Its total GPU-hours: used, running, queued and, until its days end, what the plan still holds."""
-    first: float | None
-    """When its first run began."""
     when: str
     """past, now or ahead."""
 
@@ -177,7 +175,6 @@ def follow(campaign: Campaign, runs: Sequence[RunLedger], now: float) -> Campaig
                 used=used,
                 num_runs=len(inside),
                 forecast=rest + used,
-                first=min((run.start for run in inside), default=None),
                 when="ahead" if now < start else "past" if now >= end else "now",
             )
         )
@@ -205,7 +202,7 @@ def _stage_of(
     run: RunLedger, stages: Sequence[CampaignStage], starts: Sequence[float], ends: Sequence[float]
 ) -> int | None:
     for i, stage in enumerate(stages):
-        if any(fnmatchcase(name, glob) for glob in stage.runs for name in (run.run_id, run.job_name)):
+        if any(fnmatchcase(name, glob) for glob in stage.runs for name in (run.run_id, run.summary.job_name)):
             return i
     for i, stage in enumerate(stages):
         if run.stage in stage.stages:

@@ -137,10 +137,6 @@ class RunLedger:
         return self.summary.stage
 
     @property
-    def job_name(self) -> str:
-        return self.summary.job_name
-
-    @property
     def state(self) -> str:
         return self.situation.state.value
 
@@ -252,11 +248,6 @@ class RunLedger:
         if self.situation.state is not State.finished or self.planned is None:
             return None
         return self.used / self.planned.p50 if self.planned.p50 > 0 and self.used > 0 else None
-
-    @property
-    def mfu(self) -> float | None:
-        """Return the mean over the steps that counted, weighted by their time."""
-        return self.summary.mfu
 
     def gpus_of(self, each: AttemptSummary) -> float:
         """Return the GPUs of its allocation, which may be more than requested if it had whole nodes."""

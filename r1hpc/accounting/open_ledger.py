@@ -24,7 +24,7 @@ from r1hpc.attempt.state.slurm_records import (
     own_records,
     record_of,
 )
-from r1hpc.attempt.state.state import State, all_slurm_jobs, read_situation
+from r1hpc.attempt.state.state import State, read_situation, slurm_jobs
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
@@ -137,7 +137,7 @@ def _planned(path: Path, shape: Any, spoilt: list[str]) -> dict[str, Any]:
 
 
 def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> RunLedger:
-    situation, user, jobs = read_situation(run), owner(run), tuple(all_slurm_jobs(run))
+    situation, user, jobs = read_situation(run), owner(run), tuple(slurm_jobs(run))
     history = situation.history
     is_running = situation.state is State.running
     summary = summarise_run(run, history, now, is_running)
@@ -406,7 +406,7 @@ def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = No
     Raise StateError if the run folder cannot be read.
     """
     note = ""
-    jobs = all_slurm_jobs(run)
+    jobs = list(slurm_jobs(run))
     if records is None:
         found, note = ask_slurm([(run, jobs, read_situation(run).history)] if jobs else [], now, again=True)
     else:

@@ -46,6 +46,9 @@ class RunDir:
     logs = Inside("logs")  # output of each rank; logs/latest is the newest attempt's
     metrics = Inside("metrics")
     train_metrics = Inside("metrics/train.jsonl")  # a line per optimizer step
+    events = Inside("metrics/events.jsonl")  # saves, resumes, warnings; see telemetry.records.lines
+    logged = Inside("metrics/logged.jsonl")  # numbers that a script logs, by step
+    rl_evaluations = Inside("metrics/evaluation.jsonl")  # evaluations between the steps of stage rl
     ranks = Inside("metrics/ranks.jsonl")  # each rank's work and wait, see telemetry.records.ranks
     ledger = Inside("ledger")  # attempt_<k>.jsonl: the data consumed by each step
     checkpoints = Inside("checkpoints")  # step-<n>/, see checkpoint

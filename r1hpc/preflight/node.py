@@ -9,6 +9,7 @@ from typing import Any
 
 from r1hpc.base.units import GIB, format_bytes
 from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
+from r1hpc.preflight.network import PeerFacts
 from r1hpc.preflight.versions import VersionFacts, collect_versions, judge_versions
 
 _MIB = 2**20
@@ -37,6 +38,7 @@ class NodeFacts:
     gpus: Sequence[dict[str, Any]] = ()
     """Their readings (telemetry.gpu.nvml)."""
     gpu_notes: tuple[str, ...] = ()
+    peers: PeerFacts = field(default_factory=PeerFacts)
 
 
 def collect_node(asked_interface: str | None = None, versions: VersionFacts | None = None) -> NodeFacts:

@@ -12,7 +12,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
@@ -34,16 +34,10 @@ _SKEW_FAIL_S = 30.0
 
 
 @dataclass(frozen=True)
-class NodeReport:
-    node: NodeFacts
-    peers: PeerFacts
-
-
-@dataclass(frozen=True)
 class Answers:
     """The reports that came back, srun's errors, and the files that nodes left in the run root."""
 
-    reports: tuple[NodeReport, ...]
+    nodes: tuple[NodeFacts, ...]
     complaint: str = ""
     files: tuple[str, ...] = ()
     is_locked: bool = True
@@ -83,8 +77,8 @@ def node_part(asked: str) -> str:
     names = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
     shared = Path(order["shared"]) if order["shared"] else None
     peers = collect_peers(int(environ["SLURM_NODEID"]), names, order["ports"], shared)
-    report = NodeReport(collect_node(order["interface"]), peers)
-    return "\n".join(pieces_of(int(environ["SLURM_NODEID"]), json.dumps(asdict(report))))
+    facts = replace(collect_node(order["interface"]), peers=peers)
+    return "\n".join(pieces_of(int(environ["SLURM_NODEID"]), json.dumps(asdict(facts))))
 
 
 def pieces_of(node: int, text: str) -> Iterator[str]:
@@ -94,11 +88,11 @@ def pieces_of(node: int, text: str) -> Iterator[str]:
         yield _MARK + json.dumps([node, number, len(starts), text[start : start + _PIECE]])
 
 
-def read_reports(text: str) -> Iterator[NodeReport]:
+def read_reports(text: str) -> Iterator[NodeFacts]:
     """Yield the reports among everything else that the nodes' start-up files print."""
     for said in map(json.loads, texts_of(text)):
-        versions = VersionFacts(**said["node"]["versions"])
-        yield NodeReport(NodeFacts(**{**said["node"], "versions": versions}), PeerFacts(**said["peers"]))
+        parts = {"versions": VersionFacts(**said["versions"]), "peers": PeerFacts(**said["peers"])}
+        yield NodeFacts(**{**said, **parts})
 
 
 def texts_of(text: str) -> Iterator[str]:
@@ -120,35 +114,35 @@ def judge_nodes(
 ) -> list[SiteFinding]:
     """Judge every node by itself, merged where they agree, and the nodes against one another. `image` is the
     container of the ranks, if any."""
-    reports = answers.reports
-    each = {r.node.name: judge_node(r.node, expected_gpus, image) for r in reports}
-    names = [report.node.name for report in reports]
+    nodes = answers.nodes
+    each = {node.name: judge_node(node, expected_gpus, image) for node in nodes}
+    names = [node.name for node in nodes]
     ran = ok("nodes", f"{', '.join(names)} ran the check")
     if len(names) < num_nodes:
         said = " | ".join(answers.complaint.splitlines()[:3]) or "they printed nothing"
         fix = "name a python that all nodes have (profile key `python`), and what it needs in `setup`"
         ran = fail("nodes", f"{len(names)} of {num_nodes} nodes ran the check: {said}", fix)
     found = [ran, *_merged(each)]
-    if not reports:
+    if not nodes:
         return found
-    return [*found, _judge_sameness(reports, image), *_judge_files(answers), *_judge_network(reports)]
+    return [*found, _judge_sameness(nodes, image), *_judge_files(answers), *_judge_network(nodes)]
 
 
-def _judge_sameness(reports: Sequence[NodeReport], image: str | None) -> SiteFinding:
-    environment: dict[str, Callable[[NodeReport], object]] = {
-        "python": lambda r: (r.node.versions.executable, r.node.versions.python),
-        "packages": lambda r: sorted(r.node.versions.packages.items()),
+def _judge_sameness(nodes: Sequence[NodeFacts], image: str | None) -> SiteFinding:
+    environment: dict[str, Callable[[NodeFacts], object]] = {
+        "python": lambda node: (node.versions.executable, node.versions.python),
+        "packages": lambda node: sorted(node.versions.packages.items()),
     }
-    aspects: dict[str, Callable[[NodeReport], object]] = {
+    aspects: dict[str, Callable[[NodeFacts], object]] = {
         **({} if image else environment),
-        "driver": lambda r: r.node.driver,
-        "GPUs": lambda r: [gpu["name"] for gpu in r.node.gpus],
+        "driver": lambda node: node.driver,
+        "GPUs": lambda node: [gpu["name"] for gpu in node.gpus],
     }
     differing = []
     for what, of in aspects.items():
         kinds: dict[str, list[str]] = {}
-        for report in reports:
-            kinds.setdefault(str(of(report)), []).append(report.node.name)
+        for node in nodes:
+            kinds.setdefault(str(of(node)), []).append(node.name)
         if len(kinds) > 1:
             odd = min(kinds.values(), key=len)
             differing.append(f"{what} of {', '.join(odd)} differ from the other nodes'")
@@ -159,9 +153,9 @@ def _judge_sameness(reports: Sequence[NodeReport], image: str | None) -> SiteFin
 
 
 def _judge_files(answers: Answers) -> list[SiteFinding]:
-    reports = answers.reports
-    blind = [r.node.name for r in reports if r.peers.sees_file is False]
-    unseen = [r.node.name for r in reports if r.node.name not in answers.files and r.node.name not in blind]
+    nodes = answers.nodes
+    blind = [node.name for node in nodes if node.peers.sees_file is False]
+    unseen = [node.name for node in nodes if node.name not in answers.files and node.name not in blind]
     fix = "put runs on a file system that all nodes mount: --run-root DIR, or R1HPC_RUN_ROOT"
     found = []
     if blind:
@@ -169,31 +163,31 @@ def _judge_files(answers: Answers) -> list[SiteFinding]:
         found.append(fail("shared run root", detail, fix))
     if unseen:
         found.append(fail("shared run root", f"files made by {', '.join(unseen)} are not seen here", fix))
-    loose = [r.node.name for r in reports if r.peers.lock_respected is False and answers.is_locked]
+    loose = [node.name for node in nodes if node.peers.lock_respected is False and answers.is_locked]
     if loose:
         mend = "mount it with locks for the whole cluster (Lustre: flock, not localflock)"
         found.append(warn("locks between nodes", f"{', '.join(loose)} took a lock that is held here", mend))
-    tried = answers.is_locked and all(r.peers.lock_respected is not None for r in reports)
+    tried = answers.is_locked and all(node.peers.lock_respected is not None for node in nodes)
     seen = "files and locks" if tried else "files"
     return found or [ok("shared run root", f"{seen} are seen from every node")]
 
 
-def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
-    if len(reports) < 2:
+def _judge_network(nodes: Sequence[NodeFacts]) -> list[SiteFinding]:
+    if len(nodes) < 2:
         return []
-    lost = [(r.node.name, r.peers.unreachable) for r in reports if r.peers.unreachable]
+    lost = [(node.name, node.peers.unreachable) for node in nodes if node.peers.unreachable]
     found = []
     if lost:
         fix = "ask whether a firewall lies between the nodes, and whether their names resolve on them"
         found.append(fail("nodes reach one another", "; ".join(f"{n}: {why}" for n, why in lost), fix))
     else:
-        routes = sorted({r.peers.interface or "?" for r in reports})
+        routes = sorted({node.peers.interface or "?" for node in nodes})
         found.append(ok("nodes reach one another", f"by {', '.join(routes)}"))
-    loops = [r.node.name for r in reports if "lo" in r.node.named_interfaces.values()]
+    loops = [node.name for node in nodes if "lo" in node.named_interfaces.values()]
     if loops:
         fix = "name the interface that leads to the other nodes, or none"
         found.append(fail("network interface", f"lo is named, but reaches no other node: {loops[0]}", fix))
-    return [*found, *_judge_clocks({r.node.name: r.peers for r in reports})]
+    return [*found, *_judge_clocks({node.name: node.peers for node in nodes})]
 
 
 def _judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:

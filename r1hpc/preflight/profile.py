@@ -11,12 +11,12 @@ from r1hpc.config.assets import assets, own_profiles
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.config.yaml_files import write_yaml
 from r1hpc.plan.topology.gpus import known_card, smaller_cards
-from r1hpc.preflight.nodes import NodeReport
+from r1hpc.preflight.node import NodeFacts
 from r1hpc.slurm.defaults import place_in_cluster
 from r1hpc.slurm.probe import ClusterFacts
 
 
-def profile_of(config: RunConfig, facts: ClusterFacts, reports: Sequence[NodeReport]) -> dict[str, Any]:
+def profile_of(config: RunConfig, facts: ClusterFacts, nodes: Sequence[NodeFacts]) -> dict[str, Any]:
     """Return keys of config.schema.cluster.ClusterConfig. GPUs left out are probed at each submission.
 
     The interface is named only if all nodes use the same. GPUs are left out if none was seen: another
@@ -24,9 +24,9 @@ def profile_of(config: RunConfig, facts: ClusterFacts, reports: Sequence[NodeRep
     Slurm, since a site may route jobs, and a QOS is an account's.
     """
     partition, qos, account = place_in_cluster(config)
-    gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
-    gpus = [gpu for report in reports for gpu in report.node.gpus]
-    routes = {report.peers.interface for report in reports if report.peers.interface}
+    gpus_per_node = max((len(node.gpus) for node in nodes), default=0) or facts.gpus_per_node
+    gpus = [gpu for node in nodes for gpu in node.gpus]
+    routes = {node.peers.interface for node in nodes if node.peers.interface}
     found = {
         "name": config.cluster.name,
         "partition": partition,

@@ -78,7 +78,7 @@ def examine(
     else:
         answers = ask_nodes(num_nodes, root, config.cluster)
         found += judge_nodes(answers, num_nodes, _expected_gpus(config), image)
-    return Examination(tuple(found), profile_of(config, facts, answers.reports))
+    return Examination(tuple(found), profile_of(config, facts, answers.nodes))
 
 
 def _judge_script(config: RunConfig, root: Path) -> list[SiteFinding]:

@@ -268,8 +268,8 @@ def _facts(run: RunLedger) -> list[str]:
         now = read_progress(run)
         of = "" if now.num_steps is None else f" of {now.num_steps:,}"
         facts.append(f"part {now.global_step:,}{of}")
-    if run.mfu is not None:
-        facts.insert(2, f"MFU {100 * run.mfu:.1f} %")
+    if run.summary.mfu is not None:
+        facts.insert(2, f"MFU {100 * run.summary.mfu:.1f} %")
     return facts
 
 

@@ -21,7 +21,7 @@ from r1hpc.config.stages import counts_of, find_workload
 from r1hpc.plan.topology.parts import num_parts
 from r1hpc.telemetry.records.evaluations import read_evaluations
 from r1hpc.telemetry.records.lines import read_tail
-from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
+from r1hpc.telemetry.records.metrics import Step, is_number, last_steps
 from r1hpc.telemetry.records.ranks import finish_times
 
 _RECENT_STEPS = 20
@@ -129,20 +129,6 @@ def eta_s(recent: Sequence[Step], step: int | None, num_steps: int | None) -> fl
 
 
 @dataclass(frozen=True)
-class GpuNow:
-    """The newest reading of a GPU; None for values it lacks."""
-
-    node: str
-    index: int | None
-    utilization_percent: float | None
-    memory_used_bytes: float | None
-    memory_total_bytes: float | None
-    power_w: float | None
-    temperature_c: float | None
-    is_stub: bool = False
-
-
-@dataclass(frozen=True)
 class Shown:
     """A run at one time. Times are Unix seconds."""
 
@@ -150,7 +136,8 @@ class Shown:
     progress: Progress
     curves: dict[str, list[float]]
     """Quantity -> its values over the recent steps, oldest first, without those that lack it."""
-    gpus: tuple[GpuNow, ...]
+    gpus: tuple[dict[str, Any], ...]
+    """The newest reading of each GPU, with its static fields, `node` and `source`."""
     saved: tuple[int, float] | None
     held_out: tuple[int, float] | None
     job_ends_at: float | None
@@ -188,7 +175,7 @@ class Watched:
 
     def _shown(self, ledger: RunLedger) -> Shown:
         progress = read_progress(ledger, _NUM_RECENT)
-        events = read_tail(events_path(self._run), _TAIL_BYTES).records
+        events = read_tail(self._run.events, _TAIL_BYTES).records
         save = next((event for event in reversed(events) if event.get("event") == "save"), None)
         evaluations = read_evaluations(self._run)
         newest = max(evaluations, default=None)
@@ -208,26 +195,17 @@ class Watched:
             time=time.time(),
         )
 
-    def _gpus(self) -> Iterator[GpuNow]:
+    def _gpus(self) -> Iterator[dict[str, Any]]:
         for path in self._run.all_gpu_metrics:
             tail = read_tail(path, _TAIL_BYTES)
             devices = [r for r in (*([tail.first] if tail.first else []), *tail.records) if "event" in r]
             ticks = [r for r in tail.records if "event" not in r and isinstance(r.get("gpus"), list)]
             if not ticks or time.time() - float(ticks[-1]["time"]) >= _STALE_S:
                 continue
-            known = {gpu.get("uuid"): gpu for event in devices for gpu in event.get("gpus", [])}
+            static = {gpu.get("uuid"): gpu for event in devices for gpu in event.get("gpus", [])}
+            place = {"node": str(ticks[-1].get("node")), "source": ticks[-1].get("source")}
             for gpu in ticks[-1]["gpus"]:
-                about = known.get(gpu.get("uuid"), {})
-                yield GpuNow(
-                    node=str(ticks[-1].get("node")),
-                    index=about.get("index"),
-                    utilization_percent=_number(gpu.get("gpu_utilization_percent")),
-                    memory_used_bytes=_number(gpu.get("memory_used_bytes")),
-                    memory_total_bytes=_number(about.get("memory_total_bytes")),
-                    power_w=_number(gpu.get("power_w")),
-                    temperature_c=_number(gpu.get("temperature_c")),
-                    is_stub=ticks[-1].get("source") == "stub",
-                )
+                yield {**static.get(gpu.get("uuid"), {}), **gpu, **place}
 
 
 def _column(steps: Sequence[Step], key: str) -> list[float]:

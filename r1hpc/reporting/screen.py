@@ -6,7 +6,8 @@ It is as wide as the terminal, and plain ASCII if the terminal's encoding requir
 import io
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
@@ -19,8 +20,9 @@ from r1hpc.base.names import printable
 from r1hpc.base.tables import cell, terminal_width
 from r1hpc.base.units import format_bytes, format_duration, format_hours
 from r1hpc.config.stages import is_server
-from r1hpc.reporting.progress import GpuNow, Shown
+from r1hpc.reporting.progress import Shown
 from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.metrics import is_number
 
 _MOST_GPU_ROWS = 16
 """More GPUs are shown as one row for each node."""
@@ -161,10 +163,10 @@ def _gpus(shown: Shown, width: int) -> list[RenderableType]:
     rows: list[tuple[str, ...]] = [("node", "GPU", "busy", "memory", "power", "temp")]
     if len(shown.gpus) <= _MOST_GPU_ROWS:
         for gpu in shown.gpus:
-            rows.append(_gpu_row(gpu.node, cell(gpu.index), [gpu]))
+            rows.append(_gpu_row(gpu["node"], cell(gpu.get("index")), [gpu]))
     else:
-        for node in dict.fromkeys(gpu.node for gpu in shown.gpus):
-            of_node = [gpu for gpu in shown.gpus if gpu.node == node]
+        for node in dict.fromkeys(gpu["node"] for gpu in shown.gpus):
+            of_node = [gpu for gpu in shown.gpus if gpu["node"] == node]
             rows.append(_gpu_row(node, f"all {len(of_node)}", of_node))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + 2 * len(widths) > width and len(widths) > 3:
@@ -175,27 +177,29 @@ def _gpus(shown: Shown, width: int) -> list[RenderableType]:
     for row in rows:
         table.add_row(*row[: len(widths)])
     stub = [Text("These readings come from the stub library: they mean nothing.", style="yellow")]
-    return [Text(), table, *(stub if any(gpu.is_stub for gpu in shown.gpus) else [])]
+    return [Text(), table, *(stub if any(gpu["source"] == "stub" for gpu in shown.gpus) else [])]
 
 
-def _gpu_row(node: str, number: str, gpus: Sequence[GpuNow]) -> tuple[str, ...]:
+def _gpu_row(node: str, number: str, gpus: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return means, and the hottest temperature; `-` if no GPU reports it."""
-    used = _mean([gpu.memory_used_bytes for gpu in gpus])
-    total = _mean([gpu.memory_total_bytes for gpu in gpus])
+    used, total = _mean(gpus, "memory_used_bytes"), _mean(gpus, "memory_total_bytes")
     of = "" if total is None else f" of {format_bytes(int(total))}"
-    temperatures = [gpu.temperature_c for gpu in gpus if gpu.temperature_c is not None]
     return (
         printable(node),
         number,
-        cell(_mean([gpu.utilization_percent for gpu in gpus]), ".0f", " %"),
+        cell(_mean(gpus, "gpu_utilization_percent"), ".0f", " %"),
         "-" if used is None else f"{format_bytes(int(used))}{of}",
-        cell(_mean([gpu.power_w for gpu in gpus]), ".0f", " W"),
-        cell(max(temperatures, default=None), ".0f", " C"),
+        cell(_mean(gpus, "power_w"), ".0f", " W"),
+        cell(max(_known(gpus, "temperature_c"), default=None), ".0f", " C"),
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _known(gpus: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [float(gpu[key]) for gpu in gpus if is_number(gpu.get(key))]
+
+
+def _mean(gpus: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    known = _known(gpus, key)
     return sum(known) / len(known) if known else None
 
 

@@ -236,5 +236,5 @@ def row_of(run: RunLedger) -> list[str]:
         format_hours(used),
         NONE if planned is None or planned.p50 <= 0 else f"{used / planned.p50:.2f}",
         f"{100 * run.parts['useful'] / used:.1f} %" if used else NONE,
-        NONE if run.mfu is None else f"{100 * run.mfu:.1f} %",
+        NONE if run.summary.mfu is None else f"{100 * run.summary.mfu:.1f} %",
     ]

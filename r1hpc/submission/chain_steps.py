@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.state.state import State, all_slurm_jobs, read_situation
+from r1hpc.attempt.state.state import State, read_situation, slurm_jobs
 from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
@@ -157,7 +157,7 @@ def _choose(
         pending = order.executor == "slurm" and situation.state is State.queued
         action = Action.renew if pending and waits_in_vain else Action.leave
         return StageStep(stage, run, action, job_id=job.job_id)
-    lost = [job_id for job_id in unrecorded.get(run.path, ()) if job_id not in all_slurm_jobs(run)]
+    lost = [job_id for job_id in unrecorded.get(run.path, ()) if job_id not in slurm_jobs(run)]
     if lost:
         return StageStep(stage, run, Action.adopt, job_id=lost[-1])
     return StageStep(stage, run, Action.resume)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from r1hpc.attempt.begin import write_needs
 from r1hpc.attempt.detached import start_detached
-from r1hpc.attempt.state.state import all_slurm_jobs
+from r1hpc.attempt.state.state import slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, read_json, write_atomic, write_json
@@ -50,7 +50,7 @@ def start(planned: PlannedRun, order: Order) -> str:
         else:
             from r1hpc.slurm.submitit_job import submit  # loads submitit, which a dry run does not need
 
-            job_id = submit(run, planned.plan.topology.world_size, known=all_slurm_jobs(run))
+            job_id = submit(run, planned.plan.topology.world_size, known=slurm_jobs(run))
     failpoint("submit.asked")
     record_submission(planned, order, job_id, asked_at)
     return job_id

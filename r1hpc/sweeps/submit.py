@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from r1hpc.attempt.state.state import all_slurm_jobs
+from r1hpc.attempt.state.state import slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, snapshot
@@ -242,7 +242,7 @@ def _queue(
 ) -> None:
     """Submit each point's job. Raise R1hpcError if Slurm refuses one; those before it are submitted."""
     for step in steps:
-        if step.job_id is not None and step.job_id not in all_slurm_jobs(step.run):
+        if step.job_id is not None and step.job_id not in slurm_jobs(step.run):
             start_run.adopt(step.run, step.job_id)
     lanes = _lanes(list(jobs.values()), at_most)
     for planned in ready:

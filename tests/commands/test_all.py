@@ -12,7 +12,6 @@ from r1hpc import status
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import append_record
 from r1hpc.base.run_dir import RunDir
-from r1hpc.telemetry.records.evaluations import evaluations_path
 from tests.commands.commands import as_json
 from tests.recorded import RecordedRun
 
@@ -107,7 +106,7 @@ def test_all_shows_accuracy_and_can_be_filtered(root: Path, capsys: pytest.Captu
     value = {"value": 0.25, "low": 0.1, "high": 0.5}
     line = {"global_step": 40, "policy": "p", "greedy": value, "pass_at": {"1": value}, "num_items": 8}
     line |= {"num_samples": 1, "response_length": 1.0}
-    append_record(evaluations_path(RunDir(root / "grpo-1")), {"attempt": 1, "time": 1.0, **line})
+    append_record(RunDir(root / "grpo-1").rl_evaluations, {"attempt": 1, "time": 1.0, **line})
     (root / "chain" / "grpo-3").mkdir(parents=True)
     (root / "chain" / "chain.yaml").write_text("{}")
     RecordedRun(root / "chain" / "grpo-4", stage="rl")

@@ -11,7 +11,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.compare import main
 from r1hpc.config import load
-from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
+from r1hpc.telemetry.records.evaluations import answers_path
 from tests.recorded import RecordedRun
 
 
@@ -43,7 +43,7 @@ def rl(tmp_path: Path) -> RunDir:
             for n, p in enumerate(ease)
         ]
         answers_path(run, step).write_text("".join(json.dumps(each) + "\n" for each in answers))
-        with evaluations_path(run).open("a") as file:
+        with run.rl_evaluations.open("a") as file:
             file.write(json.dumps({"global_step": step}) + "\n")
     return run
 
@@ -99,7 +99,7 @@ def test_a_number_that_disagrees_with_the_verdict_is_told(
     for step, right in ((0, 24), (60, 7)):
         lines = [line(n, 1, n < right, task="gsm" if n % 2 else "math") for n in range(100)]
         answers_path(run, step).write_text("".join(json.dumps(each) + "\n" for each in lines))
-        with evaluations_path(run).open("a") as file:
+        with run.rl_evaluations.open("a") as file:
             file.write(json.dumps({"global_step": step}) + "\n")
     assert main([f"{run.path}@0", f"{run.path}@60"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -9,7 +9,7 @@ import pytest
 from r1hpc import samples as command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import append_record
-from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
+from r1hpc.telemetry.records.evaluations import answers_path
 from r1hpc.telemetry.records.samples import samples_path, some_wrong_first
 from tests.recorded import RecordedRun
 
@@ -44,7 +44,7 @@ def made(tmp_path: Path) -> RecordedRun:
     add_sample(made.run, 40, 2, "44", terms={"accuracy": 1.0, "mine.py:taste": 0.5})
     add_answer(answers_path(made.run, 40), "7")
     summary = {"greedy": {"value": 0.0, "low": 0.0, "high": 1.0}, "num_items": 1}
-    append_record(evaluations_path(made.run), {"global_step": 40, "policy": "p", **summary})
+    append_record(made.run.rl_evaluations, {"global_step": 40, "policy": "p", **summary})
     return made
 
 

@@ -16,7 +16,7 @@ import yaml
 from r1hpc.preflight import network
 from r1hpc.preflight.network import PeerFacts
 from r1hpc.preflight.node import NodeFacts
-from r1hpc.preflight.nodes import Answers, NodeReport, judge_nodes, pieces_of, read_reports, texts_of
+from r1hpc.preflight.nodes import Answers, judge_nodes, pieces_of, read_reports, texts_of
 from r1hpc.preflight.versions import VersionFacts
 from r1hpc.slurm.rank_env import choose_port
 from tests.preflight.doctors import ROOT, bad, doctor
@@ -80,17 +80,17 @@ def test_a_node_with_a_skewed_clock(shared: Path, faults: str) -> None:
     answers = played_step(3, _free_ports(), shared, LD_PRELOAD=faults, R1HPC_TEST_SKEW_S="90")
     found = judged(answers, 3)
     assert {name: state for name, state in found.items() if state in ("warn", "fail")} == {"clocks": "fail"}
-    assert answers.reports[-1].peers.clock_offset_s == pytest.approx(-90, abs=1)
+    assert answers.nodes[-1].peers.clock_offset_s == pytest.approx(-90, abs=1)
 
 
 def reports(**second: Any) -> Answers:
     versions = VersionFacts("3.11", "python", {"torch": "2.9"})
-    nodes = [NodeFacts(name, versions, shm_bytes=2**34, shm_free_bytes=2**34) for name in ("n1", "n2")]
-    peers = [
-        PeerFacts("eth0", sees_file=True),
-        PeerFacts(**{"interface": "eth0", **second}),
-    ]
-    return Answers(tuple(map(NodeReport, nodes, peers)), "", ("n1", "n2"))
+    peers = {"n1": PeerFacts("eth0", sees_file=True), "n2": PeerFacts(**{"interface": "eth0", **second})}
+    nodes = (
+        NodeFacts(name, versions, shm_bytes=2**34, shm_free_bytes=2**34, peers=seen)
+        for name, seen in peers.items()
+    )
+    return Answers(tuple(nodes), "", ("n1", "n2"))
 
 
 def test_nodes_that_do_not_meet() -> None:
@@ -149,9 +149,9 @@ def test_of_an_image_the_host_says_nothing(tmp_path: Path, one_node: dict[str, A
 
 
 def test_nodes_whose_packages_differ_are_no_fault_of_an_image() -> None:
-    first, second = reports().reports
-    other = replace(second.node, versions=replace(second.node.versions, packages={"torch": "2.8"}))
-    answers = replace(reports(), reports=(first, replace(second, node=other)))
+    first, second = reports().nodes
+    other = replace(second, versions=replace(second.versions, packages={"torch": "2.8"}))
+    answers = replace(reports(), nodes=(first, other))
     states = []
     for image in (None, "r1.sif"):
         found = judge_nodes(answers, 2, None, image=image)

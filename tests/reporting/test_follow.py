@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from r1hpc.reporting.follow import follow
-from r1hpc.telemetry.records.evaluations import evaluations_path
 from tests.recorded import RecordedRun
 
 
@@ -64,7 +63,7 @@ def learning_nothing(tmp_path: Path) -> RecordedRun:
     half = {"value": 0.5, "low": 0.4, "high": 0.6}
     found = {"greedy": half, "pass_at": {"1": half}, "response_length": 5.0, "num_items": 100}
     line = {"global_step": 20, "attempt": 1, "time": made.clock, **found}
-    evaluations_path(made.run).write_text(json.dumps(line) + "\n")
+    made.run.rl_evaluations.write_text(json.dumps(line) + "\n")
     made.end("crash", committed=20)
     return made
 

@@ -24,7 +24,6 @@ from r1hpc.base.units import format_hours
 from r1hpc.reporting.page import publish
 from r1hpc.reporting.view import make_view
 from r1hpc.telemetry.gpu import history
-from r1hpc.telemetry.records.evaluations import evaluations_path
 from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.accounting.history import DAY, GroupRun, make_history
 from tests.commands.test_samples import add_sample
@@ -367,7 +366,7 @@ def test_the_page_of_an_rl_run_opens_with_results_and_shows_reward_before_loss(t
         "num_samples": 1,
         "response_length": 3.0,
     }
-    append_record(evaluations_path(made.run), {"global_step": 40, "attempt": 1, "time": 1.0, **line})
+    append_record(made.run.rl_evaluations, {"global_step": 40, "attempt": 1, "time": 1.0, **line})
     add_sample(made.run, 30, 1, "<b>5</b>")
     path = publish([made.run], tmp_path / "runs", None, time.time())
     page = path.read_text()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from r1hpc.base.run_dir import RunDir
-from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
+from r1hpc.telemetry.records.evaluations import answers_path
 from research.demo import add_to_page, free_name, learned, processes
 
 
@@ -43,7 +43,7 @@ def test_the_question_is_one_that_the_model_has_learnt(tmp_path: Path) -> None:
 
 def _write_evaluations(run: RunDir, correct: dict[int, list[bool]]) -> None:
     run.metrics.mkdir(exist_ok=True)
-    evaluations_path(run).write_text("".join(f'{{"global_step": {step}}}\n' for step in correct))
+    run.rl_evaluations.write_text("".join(f'{{"global_step": {step}}}\n' for step in correct))
     for step, answers in correct.items():
         lines = (
             {

@@ -10,7 +10,6 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import append_record, write_json
 from r1hpc.config import load
 from r1hpc.sweeps.groups import compare_groups
-from r1hpc.telemetry.records.evaluations import evaluations_path
 from tests.recorded import RecordedRun
 
 
@@ -31,7 +30,7 @@ def add_run(
         "num_samples": 1,
         "response_length": 1.0,
     }
-    append_record(evaluations_path(made.run), {"global_step": 4, "attempt": 1, "time": 1.0, **line})
+    append_record(made.run.rl_evaluations, {"global_step": 4, "attempt": 1, "time": 1.0, **line})
     write_json(made.run.metrics / "evaluated.json", {"task": asked})
     return made
 

@@ -10,7 +10,6 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import GIB
 from r1hpc.telemetry.diagnosis.timeline import Part, spans_of
 from r1hpc.telemetry.records.attempts import Attempt
-from r1hpc.telemetry.records.metrics import events_path
 from r1hpc.telemetry.records.ranks import measured_save_speed
 
 
@@ -48,5 +47,5 @@ def made(path: Path, saves: list[dict[str, Any]]) -> None:
     run.create()
     run.config.touch()
     lines = [json.dumps({"event": "save", "time": 1.0, "attempt": 1, **save}) for save in saves]
-    events_path(run).parent.mkdir(exist_ok=True)
-    events_path(run).write_text("\n".join(lines) + "\n")
+    run.events.parent.mkdir(exist_ok=True)
+    run.events.write_text("\n".join(lines) + "\n")

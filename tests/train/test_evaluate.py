@@ -20,7 +20,7 @@ from r1hpc.tasks.problems.task import ChainSum
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.text.format import PromptForm, encode
 from r1hpc.tasks.text.tokenizer import character_tokenizer, special_ids
-from r1hpc.telemetry.records.evaluations import evaluations_path, read_evaluations, table
+from r1hpc.telemetry.records.evaluations import read_evaluations, table
 from r1hpc.train.generate.evaluate import Answer, HeldOut, answer, summarise
 from r1hpc.train.rollout.judge import Judge
 from r1hpc.train.rollout.torch_engine import Request, Samples
@@ -232,9 +232,9 @@ def test_what_is_on_record_of_other_weights_is_done_again(tmp_path: Path) -> Non
             assert held_out.evaluate(torch.nn.Module(), 7)
             assert len(engine.batches) == asked
     assert read_evaluations(run)[7]["policy"] == "second"
-    line = json.loads(evaluations_path(run).read_text().splitlines()[0])
+    line = json.loads(run.rl_evaluations.read_text().splitlines()[0])
     del line["policy"]  # of an older version: left as it is
-    evaluations_path(run).write_text(json.dumps(line) + "\n")
+    run.rl_evaluations.write_text(json.dumps(line) + "\n")
     engine.weights = "third"
     assert held_out.evaluate(torch.nn.Module(), 7)
     assert len(engine.batches) == 4

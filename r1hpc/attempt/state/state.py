@@ -246,13 +246,8 @@ def job_named(run: RunDir, job_id: str | None) -> JobRef | None:
     return _job_ref(named[-1]) if named else None
 
 
-def all_slurm_jobs(run: RunDir) -> list[str]:
-    """Return every Slurm job ID the run has had, oldest first."""
-    return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))
-
-
-def slurm_clusters(run: RunDir) -> dict[str, str | None]:
-    """Return the cluster of every Slurm job the run has had; None if none of its attempts recorded it."""
+def slurm_jobs(run: RunDir) -> dict[str, str | None]:
+    """Return every Slurm job ID the run has had, oldest first, with its cluster; None: not recorded."""
     jobs = [job for job in map(_job_ref, _naming_events(run)) if job.is_slurm]
     return {job.job_id: None for job in jobs} | {job.job_id: job.cluster for job in jobs if job.cluster}
 

@@ -75,18 +75,19 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{key}.")
             continue
-        for name, leaf in _leaves(value, key):
+        for name, leaf in leaves(value, key):
             _check(name, leaf, range_of(field) or Range())
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield every value in mappings and lists, with its dotted key."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_text(f"a name in {key}", str(name))
-            yield from _leaves(item, f"{key}.{name}")
+            yield from leaves(item, f"{key}.{name}")
     elif isinstance(value, list):
         for item in value:
-            yield from _leaves(item, key)
+            yield from leaves(item, key)
     else:
         yield key, value
 

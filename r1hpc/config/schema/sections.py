@@ -2,13 +2,12 @@
 
 import ipaddress
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema.ranges import ranged
+from r1hpc.config.schema.ranges import leaves, ranged
 
 _ZERO_NUMBERS = (
     "reduce_bucket_size",
@@ -70,7 +69,7 @@ class DeepspeedConfig:
                 value = value.get(name) if isinstance(value, dict) else None
             if value is not None:
                 raise ConfigError(f"deepspeed.extra: {path} is set by {ours}: leave it out of extra")
-        for key, value in _leaves(self.extra, "deepspeed.extra"):
+        for key, value in leaves(self.extra, "deepspeed.extra"):
             if value == "auto":
                 raise ConfigError(f"{key} is auto, which Hugging Face's Trainer fills in: write its value")
         options = self.extra.get("zero_optimization", {})
@@ -79,14 +78,6 @@ class DeepspeedConfig:
         for name in _ZERO_NUMBERS:
             if isinstance(options.get(name, 0), bool) or not isinstance(options.get(name, 0), int | float):
                 raise ConfigError(f"deepspeed.extra: zero_optimization.{name} must be a number")
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}")
-    else:
-        yield key, value
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from r1hpc.telemetry.diagnosis.summary import names_of
 from r1hpc.telemetry.gpu.history import GpuFold
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.lines import MetricEvent, Tail, gpu_line, read_plan, read_tail
-from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
+from r1hpc.telemetry.records.metrics import Step, is_number, last_steps
 from r1hpc.telemetry.records.ranks import RankTimes, finish_times, read_rank_times
 
 _PROGRESS = ("save", "evaluation", "validation")
@@ -129,7 +129,7 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     stage = names_of(run)[0]
     has_parts = in_parts(stage)
     pieces = finish_times(run.all_parts if has_parts else run.all_batches, attempt.start, end)
-    events = read_tail(events_path(run), max_bytes // 16).records
+    events = read_tail(run.events, max_bytes // 16).records
     mine = [e for e in events if e.get("attempt") == k and e.get("event") in _PROGRESS]
     told = [float(event["time"]) for event in mine if mistake(event, MetricEvent) is None]
     progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *told, *pieces])

@@ -21,7 +21,6 @@ from r1hpc.telemetry.records.attempts import Attempt, Cause, History
 from r1hpc.telemetry.records.metrics import (
     Step,
     Steps,
-    events_path,
     fold_steps,
     read_events,
     read_steps,
@@ -74,10 +73,6 @@ class RunSummary:
     job_name: str = ""
     num_bad_lines: int = 0
     """Lines of metrics/train.jsonl without a valid step."""
-
-    @property
-    def run_id(self) -> str:
-        return self.run.run_id
 
     @property
     def num_useful(self) -> int:
@@ -203,7 +198,7 @@ def _still_holds(run: RunDir, stored: StoredSummary, history: History, alive: At
     facts = {a.attempt: _facts(a) for a in history.attempts if a is not alive}
     if any(facts.get(each.attempt) != each.facts for each in stored.attempts):
         return False
-    events = events_path(run)
+    events = run.events
     as_was = stored.events.offset(events) is not None if alive else stored.events == mark_of(events)
     return as_was and stored.train.offset(run.train_metrics) is not None
 
@@ -337,7 +332,7 @@ def _store(
         return
     size, num_bad = _read_until(numbers, lines)
     train = mark_of(summary.run.train_metrics, size or (stored.train.size if stored else 0))
-    events = mark_of(events_path(summary.run))
+    events = mark_of(summary.run.events)
     if train is None or events is None:
         return
     fresh = StoredSummary(

@@ -20,11 +20,6 @@ OF_BEFORE = ""
 """Stands for a policy in lines of versions that did not record it."""
 
 
-def evaluations_path(run: RunDir) -> Path:
-    """Return the file with an RL run's evaluations: {global_step, attempt, time, greedy, pass_at, ...}."""
-    return run.metrics / "evaluation.jsonl"
-
-
 def answers_path(run: RunDir, step: int) -> Path:
     """Return the file with every answer of the evaluation after optimizer step `step`."""
     return run.metrics / f"answers-{step:06d}.jsonl"
@@ -32,14 +27,14 @@ def answers_path(run: RunDir, step: int) -> Path:
 
 def read_evaluations(run: RunDir) -> dict[int, dict[str, Any]]:
     """Return the complete evaluations by step, ascending; the newest if a step was evaluated twice."""
-    lines = iter_records(evaluations_path(run), EvaluationLine)
+    lines = iter_records(run.rl_evaluations, EvaluationLine)
     found = {line["global_step"]: line for line in lines if _has_samples(line)}
     return {step: found[step] for step in sorted(found)}
 
 
 def evaluated_policies(run: RunDir) -> dict[int, str]:
     """Return the name of the evaluated weights after each step, of the newest evaluation."""
-    lines = iter_records(evaluations_path(run), EvaluatedStep)
+    lines = iter_records(run.rl_evaluations, EvaluatedStep)
     return {line["global_step"]: line.get("policy", OF_BEFORE) for line in lines}
 
 

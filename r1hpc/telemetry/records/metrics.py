@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from r1hpc.base.files import (
@@ -150,7 +149,7 @@ class MetricWriter:
     def __init__(self, run: RunDir, attempt: int) -> None:
         run.metrics.mkdir(mode=0o700, exist_ok=True)
         self._steps = run.train_metrics
-        self._events, self._logged = events_path(run), logged_path(run)
+        self._events, self._logged = run.events, run.logged
         self._ledger = run.ledger / f"attempt_{attempt}.jsonl"
         self._attempt = attempt
         self._rungs = open_rungs(run, read_logged)
@@ -188,15 +187,6 @@ class MetricWriter:
                 fsync_dir(path.parent)
 
 
-def events_path(run: RunDir) -> Path:
-    return run.metrics / "events.jsonl"
-
-
-def logged_path(run: RunDir) -> Path:
-    """Return the file of what a script logs: {global_step, attempt, time, NAME: number, ...}."""
-    return run.metrics / "logged.jsonl"
-
-
 def read_logged(run: RunDir) -> dict[str, dict[int, float]]:
     """Return name -> step -> number of what a script logged, evaluations too, ascending by step.
 
@@ -208,7 +198,7 @@ def read_logged(run: RunDir) -> dict[str, dict[int, float]]:
         if event["event"] in ("resume", "fresh")
     }
     found: dict[str, dict[int, float]] = {}
-    lines = _steps_of(record for _, record in iter_objects(logged_path(run)))
+    lines = _steps_of(record for _, record in iter_objects(run.logged))
     for line in sorted(lines, key=lambda step: step.attempt):
         if any(line.attempt < attempt and line.global_step > step for attempt, step in begins.items()):
             continue
@@ -220,7 +210,7 @@ def read_logged(run: RunDir) -> dict[str, dict[int, float]]:
 
 def read_events(run: RunDir) -> list[dict[str, Any]]:
     """Return the events of all attempts, in the order they were written."""
-    return list(iter_records(events_path(run), MetricEvent))
+    return list(iter_records(run.events, MetricEvent))
 
 
 def loaded_step(run: RunDir, attempt: int) -> int | None:

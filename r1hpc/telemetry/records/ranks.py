@@ -28,7 +28,6 @@ from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import GIB
 from r1hpc.plan.save_time import SaveSpeed
 from r1hpc.telemetry.records.lines import MetricEvent, RankHead, RankMeans, read_tail
-from r1hpc.telemetry.records.metrics import events_path
 
 _LEAST_BYTES = GIB // 4
 """Smaller saves take as long as their fsyncs and renames, and do not show the speed."""
@@ -104,7 +103,7 @@ def measured_save_speed(run_root: Path, num_nodes: int) -> SaveSpeed | None:
     speeds: list[float] = []
     for run in sorted(all_runs(run_root), key=_last_written, reverse=True)[:_RUNS]:
         try:
-            records = read_tail(events_path(run), _TAIL_BYTES).records
+            records = read_tail(run.events, _TAIL_BYTES).records
         except StateError:  # the caller plans another run
             continue
         for event in records:
@@ -122,6 +121,6 @@ def measured_save_speed(run_root: Path, num_nodes: int) -> SaveSpeed | None:
 
 def _last_written(run: RunDir) -> float:
     try:
-        return events_path(run).stat().st_mtime
+        return run.events.stat().st_mtime
     except OSError:
         return 0.0

@@ -16,7 +16,7 @@ from typing import Any, NotRequired, TypedDict
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import iter_records
 from r1hpc.base.run_dir import RunDir
-from r1hpc.telemetry.records.evaluations import evaluated_policies, evaluations_path, read_answers
+from r1hpc.telemetry.records.evaluations import evaluated_policies, read_answers
 from r1hpc.telemetry.records.lines import AnswerLine
 from r1hpc.telemetry.records.metrics import Step, read_steps
 
@@ -107,7 +107,7 @@ def of_step(run: RunDir, step: Step, *, lasting: bool = False) -> list[Sample]:
 
 def has_samples(run: RunDir) -> bool:
     """True if `read_samples` is likely to find some."""
-    return bool(sampled_steps(run) or evaluations_path(run).exists() or run.all_parts)
+    return bool(sampled_steps(run) or run.rl_evaluations.exists() or run.all_parts)
 
 
 def read_samples(run: RunDir, step: int | None = None) -> list[Sample]:

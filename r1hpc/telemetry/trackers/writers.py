@@ -72,8 +72,8 @@ class TensorBoardWriter:
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer.add_event(self._event(step=0, session_log=start))
 
-    def steps(self, steps: Sequence[Step]) -> int:
-        """Write the scalars of each step, ascending; return the number of steps."""
+    def steps(self, steps: Sequence[Step]) -> None:
+        """Write the scalars of each step, ascending."""
         samples = _samples(self._samples_of, steps)
         for step in steps:
             known = {tag: value for tag, value in scalars(step).items() if not math.isnan(value)}
@@ -87,7 +87,6 @@ class TensorBoardWriter:
                 event = self._event(wall_time=step.time or 0.0, step=step.global_step, summary=summary)
                 self._writer.add_event(event)
         self._writer.flush()
-        return len(steps)
 
     def close(self, failed: bool = False) -> None:
         self._writer.close()
@@ -180,8 +179,8 @@ class WandbWriter:
         self._samples_of = run if samples else None
         self._next_step = self._opened.starting_step if self._opened.resumed else 0
 
-    def steps(self, steps: Sequence[Step]) -> int:
-        """Send the scalars of each step, ascending; return the number of steps."""
+    def steps(self, steps: Sequence[Step]) -> None:
+        """Send the scalars of each step, ascending."""
         samples = _samples(self._samples_of, steps)
         for step in steps:
             if step.global_step >= self._next_step:
@@ -191,7 +190,6 @@ class WandbWriter:
                         columns=[*_COLUMNS], data=[_row(each) for each in found]
                     )
                 self._opened.log(values, step=step.global_step)
-        return len(steps)
 
     def close(self, failed: bool = False) -> None:
         """Write or upload the rest and close. W&B shows a run as `failed` until it continues."""

@@ -31,7 +31,6 @@ from r1hpc.telemetry.records.evaluations import (
     OF_BEFORE,
     answers_path,
     evaluated_policies,
-    evaluations_path,
     sentence,
     table,
 )
@@ -280,7 +279,7 @@ class HeldOut:
         lines = "".join(json.dumps(asdict(one)) + "\n" for one in answers)
         write_atomic(answers_path(job.run, step), lines)
         write_atomic(job.run.metrics / f"transcripts-{step:06d}.txt", transcripts(answers))
-        append_record(evaluations_path(job.run), line)
+        append_record(job.run.rl_evaluations, line)
         shutil.rmtree(self._folder(step), ignore_errors=True)
         each = table(summary) if len(summary.get("tasks", {})) > 1 else []
         print("\n".join([f"step {step}: {sentence(summary)}", *each]), flush=True)

@@ -32,7 +32,6 @@ from r1hpc.config.plugins import locate
 from r1hpc.plan.topology.batch import BatchPlan
 from r1hpc.tasks.rewards import label
 from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
-from r1hpc.telemetry.records.evaluations import evaluations_path
 from r1hpc.train.generate.evaluate import Asking, HeldOut, refuse_other_asking
 from r1hpc.train.loop import loop
 from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
@@ -326,6 +325,6 @@ class RlStage:
 
 def has_kept(run: RunDir) -> bool:
     """True if the run has kept completions, an evaluation or a checkpoint of its policy."""
-    if evaluations_path(run).exists():
+    if run.rl_evaluations.exists():
         return True
     return any(run.checkpoints.glob("step-*")) or bool(run.all_batches)
