@@ -137,7 +137,8 @@ def finished_runs(run_root: Path) -> Site:
         # Another user's run root may be read-only: then nothing is kept.
         with contextlib.suppress(OSError):
             write_json(run_root / _CACHE, {"version": _VERSION, "runs": kept})
-    runs = [_finished_run(entry["run"]) for entry in entries if "run" in entry]
+    stored = [entry["run"] for entry in entries if "run" in entry]
+    runs = [FinishedRun(**{**run, "estimate": Spread.of_json(run["estimate"])}) for run in stored]
     return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
 
 
@@ -187,10 +188,6 @@ def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
     # slurmdbd gets the end a little after the run itself, and may know only some of the jobs.
     is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
     return {"mark": mark, "run": asdict(finished)}, is_final
-
-
-def _finished_run(stored: Mapping[str, Any]) -> FinishedRun:
-    return FinishedRun(**{**stored, "estimate": Spread.of_json(stored["estimate"])})
 
 
 def _resource(ledger: "RunLedger") -> str:
@@ -302,7 +299,7 @@ def site_text(site: Site) -> str:
 def _next(site: Site, resource: str) -> Correction:
     """Return the correction for a run like the last one."""
     runs = site.of(resource)
-    return correction(runs[-1].planned, runs)
+    return correction(runs[-1], runs)
 
 
 def _as_text(site: Site, resource: str) -> str:

@@ -63,11 +63,12 @@ class Planned:
     stage: str
     estimate: Spread
     """GPU-hours (for CPU runs node-hours) as estimated, before any correction."""
-    num_gpus: int = 0
+    num_gpus: Count = 0
     """0 on CPUs, or if unknown."""
-    num_nodes: int = 0
+    num_nodes: Count = 0
     """For CPU runs."""
-    params: float | None = None
+    params: Amount | None = None
+    """None: unknown."""
 
     @property
     def wall_hours(self) -> float | None:
@@ -81,26 +82,19 @@ class Planned:
         return self.wall_hours is not None and self.wall_hours * 60 * STARTUP_SHARE < STARTUP_MINUTES
 
 
-@dataclass(frozen=True)
-class FinishedRun:
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun(Planned):
     """A finished run, estimated and actual. Hours are GPU-hours, for CPU runs node-hours."""
 
     run_id: str
-    resource: str
-    stage: str
     finished_at: Time
-    estimate: Spread
-    """As estimated, before any correction."""
     hours: Annotated[float, Between(1e-12, 1e12)]
     """All attempts together."""
     source: str
     """sacct, or run: the run's own record."""
     useful_share: Amount
     """Part of the hours in steps that counted, 0 to 1."""
-    num_gpus: Count = 0
     num_nodes: Count = 1
-    params: Amount | None = None
-    """None: unknown."""
 
     @property
     def useful_wall_hours(self) -> float:
@@ -108,11 +102,8 @@ class FinishedRun:
 
     @property
     def is_startup(self) -> bool:
+        """True if so little of its time was useful that start-up dominates."""
         return self.useful_share < STARTUP_SHARE or self.useful_wall_hours * 60 < STARTUP_MINUTES
-
-    @property
-    def planned(self) -> Planned:
-        return Planned(self.resource, self.stage, self.estimate, self.num_gpus, self.num_nodes, self.params)
 
 
 @dataclass(frozen=True)
@@ -178,14 +169,14 @@ def correction(planned: Planned, runs: Sequence[FinishedRun]) -> Correction:
         for run in here
         if run.stage == planned.stage
         and _is_comparable(run, planned)
-        and _closeness(planned, run.planned) >= LEAST_CLOSENESS
+        and _closeness(planned, run) >= LEAST_CLOSENESS
     ]
     near = alike[-MOST_RUNS:]
     others = len(here) - len(near)
     if not near:
         return Correction(planned, 0, others, 0.0, 1.0, 1.0)
     tau2 = _site_variance(planned.estimate)
-    closeness = [_closeness(planned, run.planned) for run in near]
+    closeness = [_closeness(planned, run) for run in near]
     votes = [c * c for c in closeness]
     logs = [math.log(run.hours / run.estimate.p50) for run in near]
     clipped = _clipped(logs, votes)
@@ -203,7 +194,7 @@ def _is_comparable(run: FinishedRun, planned: Planned) -> bool:
 
     Judged by the estimates of both, so that an estimate that is far off can still be corrected.
     """
-    ours, theirs = planned.wall_hours, run.planned.wall_hours or math.inf
+    ours, theirs = planned.wall_hours, run.wall_hours or math.inf
     if run.is_startup:
         return ours is not None and ours <= STARTUP_REACH * theirs
     return ours is None or not planned.is_startup or ours >= theirs / STARTUP_REACH
@@ -260,7 +251,7 @@ def _posterior(
     planned: Planned, runs: Sequence[FinishedRun], logs: Sequence[float], noise2: Sequence[float]
 ) -> tuple[float, float]:
     """Return mean and variance of f at `planned` (Rasmussen and Williams, equations 2.23 and 2.24)."""
-    sized = [(math.sqrt(_site_variance(run.estimate)), run.planned) for run in runs]
+    sized = [(math.sqrt(_site_variance(run.estimate)), run) for run in runs]
     tau = math.sqrt(_site_variance(planned.estimate))
     across = [tau * t * _closeness(planned, place) for t, place in sized]
     covariance = [[t * u * _closeness(p, q) for u, q in sized] for t, p in sized]
@@ -321,7 +312,7 @@ class Scored:
 
 def score(runs: Sequence[FinishedRun]) -> list[Scored]:
     """Judge each run by what was known before it finished; runs of one resource, oldest first."""
-    found = [correction(run.planned, runs[:i]) for i, run in enumerate(runs)]
+    found = [correction(run, runs[:i]) for i, run in enumerate(runs)]
     return [Scored(run, each.corrected, each.num_runs) for run, each in zip(runs, found, strict=True)]
 
 

@@ -6,12 +6,12 @@ most clusters have no network.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,47 +38,53 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     data, model, evaluate, monitor = config.data, config.model, config.evaluate, config.monitor
     recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
     template = model.chat_template
-    return replace(
+    return dataclasses.replace(
         config,
-        data=replace(
+        data=_with(
             data,
             path=data.path and _full(data.path),
             recipe=recipe,
             traces=list(map(_full, data.traces)),
         ),
-        model=replace(
+        model=_with(
             model,
             path=_folder_of(model.path),
             tokenizer=_absolute(model.tokenizer and local_folder(model.tokenizer)),
             chat_template=_full(template) if has_own_template(model) else template,
         ),
-        task=replace(
+        task=_with(
             config.task,
             name=_absolute_code(config.task.name),
             options=_task_paths(config.task.options),
             mix={label: _task_paths(part) for label, part in config.task.mix.items()},
         ),
-        reward=replace(
+        reward=_with(
             config.reward,
             terms={_absolute_code(name): weight for name, weight in config.reward.terms.items()},
         ),
-        rl=replace(config.rl, teacher=_folder_of(config.rl.teacher), replay=_absolute(config.rl.replay)),
-        workers=replace(config.workers, trainer=_absolute(config.workers.trainer)),
-        serve=replace(config.serve, python=_absolute_words(config.serve.python)),
+        rl=_with(config.rl, teacher=_folder_of(config.rl.teacher), replay=_absolute(config.rl.replay)),
+        workers=_with(config.workers, trainer=_absolute(config.workers.trainer)),
+        serve=_with(config.serve, python=_absolute_words(config.serve.python)),
         script=_script_paths(config.script),
-        cluster=replace(config.cluster, python=_absolute_words(config.cluster.python)),
-        evaluate=replace(
+        cluster=_with(config.cluster, python=_absolute_words(config.cluster.python)),
+        evaluate=_with(
             evaluate,
             path=evaluate.path and _full(evaluate.path),
             sets={label: {**part, "path": _absolute(part["path"])} for label, part in evaluate.sets.items()},
             trained_on=list(map(_full, evaluate.trained_on)),
         ),
-        monitor=replace(monitor, prometheus_dir=monitor.prometheus_dir and _full(monitor.prometheus_dir)),
+        monitor=_with(monitor, prometheus_dir=monitor.prometheus_dir and _full(monitor.prometheus_dir)),
     )
 
 
 def _full(path: str) -> str:
     return str(Path(path).absolute())
+
+
+def _with(section: Any, **values: Any) -> Any:
+    if all(getattr(section, name) == value for name, value in values.items()):
+        return section
+    return dataclasses.replace(section, **values)
 
 
 def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def _script_paths(script: ScriptConfig) -> ScriptConfig:
     cwd = _full(script.cwd or ".")
     program = None if Path(script.path).is_file() else shutil.which(script.path)
     path = program or _full(script.path)
-    return replace(script, path=path, cwd=cwd, python=_absolute_words(script.python))
+    return dataclasses.replace(script, path=path, cwd=cwd, python=_absolute_words(script.python))
 
 
 def _absolute(name: Any) -> Any:

@@ -210,11 +210,10 @@ def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
             raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
 
 
-def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def exported(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment for sbatch, and so for the job: nothing of SLURM_*, RANK or MASTER_*."""
-    source = os.environ if environ is None else environ
     chosen = {
-        name: value for name, value in source.items() if _is_passed(name) and not _holds_a_login(name, value)
+        name: value for name, value in environ.items() if _is_passed(name) and not _holds_a_login(name, value)
     }
     if "PYTHONPATH" in chosen:
         # A job starts in another folder, where "." or "src" differ.

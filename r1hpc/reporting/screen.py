@@ -3,7 +3,6 @@
 It is as wide as the terminal, and plain ASCII if the terminal's encoding requires it.
 """
 
-import io
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -62,14 +61,12 @@ def follow_screen(now: Callable[[], Shown], every_s: float, stopping: threading.
 
 def screen_text(shown: Shown) -> str:
     """Return the same as lines of text, as wide as the terminal or 100 columns."""
-    file = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace")
     console = Console(
-        file=file, width=terminal_width(), color_system=None, highlight=False, force_terminal=False
+        file=sys.stdout, width=terminal_width(), color_system=None, highlight=False, force_terminal=False
     )
-    console.print(_Screen(shown))
-    file.flush()
-    file.seek(0)
-    return "\n".join(line.rstrip() for line in file.read().splitlines())
+    with console.capture() as captured:
+        console.print(_Screen(shown))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 class _Screen:

@@ -53,7 +53,7 @@ def test_smoke_runs_correct_the_next_smoke_run(tmp_path: Path) -> None:
     *before, last = finished_runs(tmp_path).of("A100-SXM4-80GB")
     assert last.is_startup
     assert last.stage == "pretrain"
-    found = correction(last.planned, before).corrected
+    found = correction(last, before).corrected
     assert abs(found.p50 / last.hours - 1) < 0.5 * abs(last.estimate.p50 / last.hours - 1)
 
 
