@@ -17,8 +17,10 @@ from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 
 FOLDER = Path(__file__).resolve().parent / "published"
 DATA_FILES = ("published_runs.csv", "vtrain_single_node_a100.csv", "classes.csv")
+HELD_OUT = "held_out.csv"
+"""Families that no fit sees, in the columns of published_runs.csv."""
 SINGLE_NODE_FAMILY = "vtrain-single"
-_STACKS = {
+_TEAMS = {
     "mosaic-h100_80gb": "mosaic",
     "mosaic-a100_40gb": "mosaic",
     "vtrain-multi": "vtrain",
@@ -61,12 +63,12 @@ class Published:
         return self.kind != "throughput_bench"
 
     @property
-    def stack(self) -> str:
-        return _STACKS.get(self.family, self.family)
+    def team(self) -> str:
+        return _TEAMS.get(self.family, self.family)
 
     @property
     def code_base(self) -> str:
-        return _CODE_BASES.get(self.family, self.stack)
+        return _CODE_BASES.get(self.family, self.team)
 
     @property
     def is_long(self) -> bool:
@@ -85,8 +87,8 @@ Group = Callable[[Published], str]
 """Names what a row is left out together with."""
 
 
-def by_stack(row: Published) -> str:
-    return row.stack
+def by_team(row: Published) -> str:
+    return row.team
 
 
 def by_code_base(row: Published) -> str:
@@ -113,6 +115,11 @@ def read_published() -> list[Published]:
     classes = dict(_read_classes())
     found = (_published(row, classes.get(row["id"], _Class())) for row in read_table("published_runs.csv"))
     return [row for row in found if row is not None] + list(_read_single_node())
+
+
+def read_held_out() -> list[Published]:
+    found = (_published(row, _Class()) for row in read_table(HELD_OUT))
+    return [row for row in found if row is not None]
 
 
 def _read_classes() -> Iterator[tuple[str, _Class]]:
@@ -169,6 +176,7 @@ def workload_of(row: Mapping[str, str]) -> Workload | None:
         offload="offload" in layout,
         tensor_parallel=_ways(layout, "TP"),
         pipeline_parallel=_ways(layout, "PP"),
+        stack=row["stack"] or None,
     )
 
 
@@ -207,6 +215,7 @@ def _read_single_node() -> Iterator[Published]:
             precision="fp16",
             tensor_parallel=tensor,
             pipeline_parallel=stages,
+            stack="megatron",
         )
         step_s = float(row["iteration time (ms)"]) / 1e3
         mfu = work.flops / (step_s * gpus * gpu.peak_flops)

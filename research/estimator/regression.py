@@ -8,11 +8,11 @@ software stack a random intercept, so that a family has one vote however many ro
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from r1hpc.plan.hours.mfu import NAMES, Posterior, features, shared_effects
+from r1hpc.plan.hours.mfu import NAMES, Posterior, class_of, features, shared_effects
 from research.estimator.published_rows import Published
 from research.estimator.ridge import Row, fit
 
@@ -37,10 +37,17 @@ PRIOR: dict[str, tuple[float, float]] = {
     "reduction": (-0.5, 0.3),
     "experts": (-0.2, 0.15),
     "run": (-0.1, 0.1),
+    "deepspeed": (0.0, 0.1),
+    "torch": (0.0, 0.1),
+    "megatron": (0.0, 0.1),
+    "fp8_stack": (0.2, 0.3),
+    "fp8_experts": (-0.2, 0.2),
+    "fp4": (0.25, 0.2),
+    "experts_apart": (-0.3, 0.3),
 }
 """(mean, sd) of each coefficient before any row: 1 means the whole of the loss is seen, none of it hidden."""
 
-FAMILY_SD = 0.2
+FAMILY_SD = 0.12
 NOISE_SD = 0.1
 RUN_NOISE_SD = 0.11
 """Chosen, not fitted; width_scale, which is fitted, corrects their common size."""
@@ -59,7 +66,7 @@ def observation(row: Published, count: int) -> Row:
     return Row(
         tuple(values[name] for name in NAMES),
         math.log(row.step_mfu),
-        row.stack,
+        row.team,
         shared_effects(row.workload, FAMILY_SD),
         noise_sd(row.is_long) / math.sqrt(weight),
     )
@@ -77,7 +84,19 @@ def fit_rows(rows: Sequence[Published]) -> Posterior:
     return fit(observations, [PRIOR[name] for name in NAMES])
 
 
-def as_json(posterior: Posterior, scale: float) -> dict[str, Any]:
+def families_by_class(rows: Sequence[Published]) -> dict[str, int]:
+    """Return the families fitted in each class, with its stack and over all stacks."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.weight > 0:
+            name = class_of(row.workload)
+            found[name].add(row.team)
+            if row.workload.stack is not None:
+                found[name.rpartition(", ")[0]].add(row.team)
+    return {name: len(teams) for name, teams in sorted(found.items())}
+
+
+def as_json(posterior: Posterior, scale: float, rows: Sequence[Published]) -> dict[str, Any]:
     return {
         "features": list(NAMES),
         "mean": [five_digits(b) for b in posterior.mean],
@@ -88,6 +107,7 @@ def as_json(posterior: Posterior, scale: float) -> dict[str, Any]:
         "run_share": RUN_SHARE,
         "run_spread": RUN_SPREAD,
         "width_scale": scale,
+        "families": families_by_class(rows),
         "rl": {},
         "scored": {},
     }

@@ -18,7 +18,16 @@ from typing import Any
 
 from r1hpc.plan.hours.estimate import billed_belief
 from r1hpc.plan.hours.goodput import FailureRates, overhead
-from r1hpc.plan.hours.mfu import NAMES, Posterior, features, num_gpus_of, parse_coefficients, shared_effects
+from r1hpc.plan.hours.mfu import (
+    NAMES,
+    Posterior,
+    class_of,
+    features,
+    few_variance,
+    num_gpus_of,
+    parse_coefficients,
+    shared_effects,
+)
 from r1hpc.plan.hours.spread import Z90
 from research.estimator.published_rows import (
     DATA_FILES,
@@ -27,10 +36,17 @@ from research.estimator.published_rows import (
     Group,
     Published,
     by_code_base,
-    by_stack,
+    by_team,
     in_groups,
 )
-from research.estimator.regression import FAMILY_SD, as_json, fit_rows, five_digits, noise_sd
+from research.estimator.regression import (
+    FAMILY_SD,
+    as_json,
+    families_by_class,
+    fit_rows,
+    five_digits,
+    noise_sd,
+)
 from research.estimator.ridge import predict
 from research.estimator.rl import fit_rl
 
@@ -79,28 +95,30 @@ def summary(scored: Sequence[Scored], asked: Sequence[Scored], scale: float) -> 
     return found
 
 
-def leave_one_out(rows: Sequence[Published], group: Group = by_stack) -> list[Scored]:
+def leave_one_out(rows: Sequence[Published], group: Group = by_team) -> list[Scored]:
     """Every scored row, predicted without all rows of its group."""
     found = []
     for name in in_groups(rows, group):
-        posterior = fit_rows([row for row in rows if group(row) != name])
-        found += [_score(row, posterior) for row in rows if group(row) == name and row.scored]
+        rest = [row for row in rows if group(row) != name]
+        posterior, families = fit_rows(rest), families_by_class(rest)
+        found += [_score(row, posterior, families) for row in rows if group(row) == name and row.scored]
     return found
 
 
-def _score(row: Published, posterior: Posterior) -> Scored:
+def _score(row: Published, posterior: Posterior, families: Mapping[str, int]) -> Scored:
     values = features(row.workload, float(row.is_long))
     x, shared = [values[name] for name in NAMES], shared_effects(row.workload, FAMILY_SD)
     mean, sd = predict(posterior, x, shared, noise_sd(row.is_long))
-    return Scored(row, math.log(row.step_mfu) - mean, sd)
+    few = few_variance(families.get(class_of(row.workload), 0))
+    return Scored(row, math.log(row.step_mfu) - mean, math.sqrt(sd**2 + few))
 
 
-def as_asked(rows: Sequence[Published], scale: float, group: Group = by_stack) -> list[Scored]:
+def as_asked(rows: Sequence[Published], scale: float, group: Group = by_team) -> list[Scored]:
     """The whole runs as the command answers them: the kind of their hours is not given."""
     found = []
     for name in in_groups(rows, group):
-        rest = fit_rows([row for row in rows if group(row) != name])
-        known = parse_coefficients(as_json(rest, scale))
+        rest = [row for row in rows if group(row) != name]
+        known = parse_coefficients(as_json(fit_rows(rest), scale, rest))
         for row in rows:
             if group(row) == name and row.scored and row.is_run and row.gpu_hours:
                 belief = billed_belief(row.workload, known)
@@ -145,7 +163,7 @@ def fit_and_score(rows: Sequence[Published]) -> Fitted:
     value = {
         "what": "ln(MFU) = mean . features; made by python -m research.estimator.fit, do not edit",
         "data": {name: hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() for name in DATA_FILES},
-        **as_json(fit_rows(rows), scale),
+        **as_json(fit_rows(rows), scale, rows),
         "rl": {name: five_digits(value) for name, value in fit_rl().items()},
         "scored": {name: five_digits(value) for name, value in summary(scored, asked, scale).items()},
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.errors import StateError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import write_json
 from r1hpc.estimate import main
 from tests.recorded import RecordedRun
@@ -50,6 +50,44 @@ def test_the_cache_of_rl_follows_config_json(tmp_path: Path, capsys: pytest.Capt
     assert not any("the model's shape is unknown" in note for note in exact["notes"])
 
 
+def test_the_stack_is_an_assumption_and_narrows_fp8(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--params", "70B", "--tokens", "1T", "--gpu", "h100", "--num-gpus", "64", "--precision", "fp8")
+    wide, torch, megatron = (
+        _json(capsys, *words, *stack) for stack in ((), ("--stack", "torch"), ("--stack", "megatron"))
+    )
+    assert wide["assumptions"]["stack"] == "unknown"
+    assert megatron["assumptions"]["stack"] == "megatron"
+    assert megatron["assumptions"]["published_families"] == 1
+    assert 1.2 < torch["gpu_hours"]["p50"] / megatron["gpu_hours"]["p50"] < 2
+    assert wide["gpu_hours"]["p10"] < megatron["gpu_hours"]["p50"]
+    assert torch["gpu_hours"]["p50"] < wide["gpu_hours"]["p90"]
+    first, second = (each["gpu_hours"]["p90"] / each["gpu_hours"]["p10"] for each in (wide, megatron))
+    assert first > second
+    assert any("--stack" in note for note in wide["notes"])
+    assert not any("--stack" in note for note in megatron["notes"])
+
+
+def test_a_class_without_published_runs_has_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--params", "7B", "--tokens", "1T", "--gpu", "h100", "--stack", "deepspeed")
+    fp8, bf16 = (_json(capsys, *words, "--precision", name) for name in ("fp8", "bf16"))
+    assert any("no data" in note and "fp8, dense, deepspeed" in note for note in fp8["notes"])
+    assert not any("no data" in note for note in bf16["notes"])
+    first, second = (each["gpu_hours"]["p90"] / each["gpu_hours"]["p10"] for each in (fp8, bf16))
+    assert first > second
+
+
+def test_fp4_needs_blackwell(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--params", "70B", "--tokens", "1T", "--stack", "megatron", "--precision", "nvfp4")
+    assert _json(capsys, *words, "--gpu", "gb200")["assumptions"]["precision"] == "fp4"
+    with pytest.raises(UsageError, match="begins with Blackwell"):
+        main([*words, "--gpu", "h100"])
+
+
+def test_an_unknown_stack_is_refused_with_the_three(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"--stack is 'megatrom'.*megatron.*deepspeed, torch, megatron"):
+        main(["--params", "7B", "--tokens", "1T", "--stack", "megatrom"])
+
+
 def test_a_mixture_costs_what_its_active_parameters_cost(capsys: pytest.CaptureFixture[str]) -> None:
     dense = _json(capsys, "--params", "37B", "--tokens", "1T", "--gpu", "h800")
     moe = _json(capsys, "--params", "671B", "--active-params", "37B", "--tokens", "1T", "--gpu", "h800")
@@ -66,6 +104,9 @@ def test_the_article(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_job_file(capsys: pytest.CaptureFixture[str]) -> None:
     one = _json(capsys, "jobs/train.yaml", "--gpu", "h100")
+    assert one["assumptions"]["stack"] == "deepspeed"
+    with pytest.raises(UsageError, match="--stack does not go with"):
+        main(["jobs/train.yaml", "--stack", "megatron"])
     assert one["assumptions"]["gpu"] == "H100-SXM-80GB"
     twice = _json(capsys, "jobs/train.yaml", "--gpu", "h100", "train.num_steps=20000")
     assert twice["flops"]["total"] == 2 * one["flops"]["total"]

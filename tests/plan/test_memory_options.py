@@ -104,7 +104,7 @@ def test_against_published_configurations_that_ran() -> None:
     models = {row["id"]: row["model"] for row in read_table("published_runs.csv")}
     parts = []
     for row in read_published():
-        if row.stack != "mosaic" or row.is_run:
+        if row.team != "mosaic" or row.is_run:
             continue
         work = row.workload
         assert work.num_gpus is not None

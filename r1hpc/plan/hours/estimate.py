@@ -23,7 +23,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_duration
 from r1hpc.plan.hours.goodput import SAVE_S, FailureRates, Overhead, overhead
 from r1hpc.plan.hours.memory_options import MemoryOptions, memory_options
-from r1hpc.plan.hours.mfu import Coefficients, MfuBelief, mfu_belief, num_gpus_of, run_weight
+from r1hpc.plan.hours.mfu import Coefficients, MfuBelief, data_notes, mfu_belief, num_gpus_of, run_weight
 from r1hpc.plan.hours.spread import Spread
 from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload
 from r1hpc.plan.model.shape import ModelShape
@@ -297,6 +297,8 @@ def _assumptions(
         "shape": "exact" if work.shape_is_known else "guessed from the number of parameters",
         "attention_share_of_flops": work.attention_share,
         "precision": work.precision,
+        "stack": work.stack or "unknown",
+        "published_families": belief.num_families,
         "recompute": work.recompute or "unknown",
         "tokens_per_step": work.tokens_per_step or "unknown",
         "zero_stage": "unknown" if work.zero_stage is None else work.zero_stage,
@@ -307,7 +309,7 @@ def _assumptions(
 
 
 def _notes(work: Workload, lost: Overhead, options: MemoryOptions) -> tuple[str, ...]:
-    notes = []
+    notes = data_notes(work)
     if work.num_gpus is None:
         notes.append("the number of GPUs is not given: efficiency and losses are those of the usual number")
     if work.recompute is None:

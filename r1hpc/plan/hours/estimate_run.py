@@ -214,6 +214,7 @@ def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | No
         "recompute": "full" if config.model.activation_checkpointing else "none",
         "zero_stage": config.deepspeed.zero_stage,
         "offload": is_offloaded(config),
+        "stack": "deepspeed",
     }
     tokens, seq_len = float(plan.total_tokens), plan.seq_len
     if shape is not None:

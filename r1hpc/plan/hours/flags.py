@@ -12,7 +12,7 @@ from r1hpc.base.cli import ArgumentParser
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.plan.hours.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S
-from r1hpc.plan.hours.workload import ASSUMED_GPU, PRECISIONS, RECOMPUTATION
+from r1hpc.plan.hours.workload import ASSUMED_GPU, PRECISIONS, RECOMPUTATION, STACKS
 
 METHODS = ("flops", "seed", "measured")
 
@@ -49,6 +49,7 @@ _LAYOUT: _Flags = {
     "zero-stage": ("N", int, None, None),
     "tensor-parallel": ("N", int, None, None),
     "pipeline-parallel": ("N", int, None, None),
+    "stack": ("NAME", str, None, f"training software: {', '.join(STACKS)}"),
 }
 _RATES: _Flags = {
     "gpu-hours-per-failure": ("H", float, GPU_HOURS_PER_FAILURE, "default 50000"),

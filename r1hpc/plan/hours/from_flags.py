@@ -33,6 +33,8 @@ _PRECISION_ALIASES = {
     **dict.fromkeys(("bfloat16", "amp_bf16"), "bf16"),
     **dict.fromkeys(("float16", "half", "amp_fp16"), "fp16"),
     "amp_fp8": "fp8",
+    **dict.fromkeys(("mxfp8", "float8"), "fp8"),
+    "nvfp4": "fp4",
     "float32": "fp32",
 }
 _FULL_HEADS = (
@@ -101,6 +103,7 @@ def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Worklo
         "tokens_per_step": _optional_count(arguments, "global_batch_tokens"),
         "precision": _precision(arguments.precision, gpu),
         "recompute": _recompute(arguments.recompute),
+        "stack": arguments.stack,
     }
     if shape is not None:
         return Workload.of_shape(shape, **known)

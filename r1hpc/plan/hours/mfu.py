@@ -4,7 +4,8 @@ It reads coefficients.json, made by `python -m research.estimator.fit`. MFU coun
 full square of attention, against the dense bf16 peak; a run in FP8 may therefore exceed what bf16 could
 reach.
 
-The features (NAMES) are numbers, mostly near 0, that enter the logarithm of MFU. Six are losses whose form
+The features (NAMES) are numbers, mostly near 0, that enter the logarithm of MFU. One is the stack, and how
+much FP8 gains with it. Six are losses whose form
 and size follow from physics; the fit (research/estimator) only finds how much of them published runs show.
 They have the form log(1 + t_loss / t_compute), with the step's arithmetic at half of the card's peak, which
 large matrices reach:
@@ -30,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import StateError
-from r1hpc.plan.hours.workload import Workload
+from r1hpc.plan.hours.workload import STACKS, Workload
 
 NAMES = (
     *("one", "size", "recompute", "recompute_unknown", "attention", "scale", "gpu_ridge", "fp8", "fp16"),
     *("sharding", "bubble", "tensor", "offload", "launch", "reduction", "experts", "run"),
+    *("deepspeed", "torch", "megatron", "fp8_stack", "fp8_experts", "fp4", "experts_apart"),
 )
 
 _A100_TFLOPS = 312.0
@@ -63,6 +65,18 @@ _USUAL_ATTENTION = 0.08
 _ATTENTION_SD = 0.6
 """Chosen: a kernel that skips the masked half of the scores does up to twice the counted work; some are
 slower."""
+_STACK_SD = 0.14
+_FP8_STACK_SD = 0.45
+_EXPERTS_SD = 0.2
+"""Differences between stacks, those in FP8, and teams' exchange between experts; ln(MFU). Chosen."""
+_FEW_SD = 0.3
+"""Between families of a class without published runs; ln(MFU). Chosen."""
+_FP8_OF_STACK = {"megatron": 0.5, "torch": -0.5, "deepspeed": -0.5}
+_FP4_OF_EXPERTS = 0.2
+"""Part of FP4's gain in a mixture of experts, whose matrix products are small. Assumed."""
+_RACKS = ("GB200", "GB300")
+_GPUS_PER_RACK = 72
+"""These cards share NVLink across a rack."""
 _BYTES_OF_STATE = 18
 """Per parameter: weights, gradients and Adam in mixed precision, as in Megatron-LM."""
 _SMALLEST = 5e7
@@ -70,6 +84,7 @@ COEFFICIENTS = Path(__file__).resolve().parent / "coefficients.json"
 _REACHABLE = 0.87
 """Part of the dense peak reached by the best large matrix products on an A100 (stas00/ml-engineering, MAMF:
 271 of 312)."""
+_PEAK_FACTORS = {"fp8": 2.0, "fp4": 4.0}
 SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
 """Peaks relative to bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted:
 nobody publishes such runs."""
@@ -89,12 +104,13 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
     micro_tokens = tokens or USUAL_MICRO_TOKENS
     if work.micro_batch_size is not None:
         micro_tokens = work.micro_batch_size * work.seq_len
-    is_sharded = work.zero_stage == 3 and gpus > GPUS_PER_NODE
+    near = _GPUS_PER_RACK if work.gpu.family in _RACKS else GPUS_PER_NODE  # GPUs that share NVLink
+    is_sharded = work.zero_stage == 3 and gpus > near
     ways = work.tensor_parallel or 1
-    slower = 1.0 if ways <= GPUS_PER_NODE else _BETWEEN_NODES
+    slower = 1.0 if ways <= near else _BETWEEN_NODES
     reduction = 0.0
     if tokens is not None and not is_sharded:
-        floor = _REDUCTION_TOKENS if gpus > GPUS_PER_NODE else _REDUCTION_TOKENS_ONE_NODE
+        floor = _REDUCTION_TOKENS if gpus > near else _REDUCTION_TOKENS_ONE_NODE
         reduction = math.log1p(floor * speed / (tokens * _ways(work)))
     return {
         "one": 1.0,
@@ -106,7 +122,7 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
         "attention": work.attention_share - _USUAL_ATTENTION,
         "scale": math.log10(gpus / 64),
         "gpu_ridge": math.log(work.gpu.peak_tflops / work.gpu.bandwidth_tb_s / _A100_RIDGE),
-        "fp8": float(work.precision == "fp8"),
+        "fp8": float(is_low_precision(work)),
         "fp16": float(work.precision == "fp16"),
         "sharding": math.log1p(SHARDING_TOKENS * speed / micro_tokens) if is_sharded else 0.0,
         "bubble": _bubble(work, gpus),
@@ -116,12 +132,43 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
         "reduction": reduction,
         "experts": float(work.is_moe),
         "run": run_weight,
+        **{name: float(work.stack == name) for name in STACKS},
+        "fp8_stack": _FP8_OF_STACK.get(work.stack or "", 0.0) * is_low_precision(work),
+        "fp8_experts": float(is_low_precision(work) and work.is_moe),
+        "fp4": (_FP4_OF_EXPERTS if work.is_moe else 1.0) * (work.precision == "fp4"),
+        "experts_apart": float(work.is_moe and gpus > GPUS_PER_NODE and work.gpu.family not in _RACKS),
     }
 
 
+def class_of(work: Workload) -> str:
+    """Return the class whose published families are counted, for example `Hopper, fp8, dense, torch`.
+
+    An unknown stack counts the families of all stacks.
+    """
+    precision = work.precision if is_low_precision(work) else "16 bits or more"
+    parts = [work.gpu.generation, precision, "experts" if work.is_moe else "dense"]
+    return ", ".join([*parts, work.stack] if work.stack else parts)
+
+
+def few_variance(num_families: int) -> float:
+    """Return the variance of ln(MFU) in a class from which few families are published."""
+    return _FEW_SD**2 / (1 + num_families)
+
+
+def is_low_precision(work: Workload) -> bool:
+    return work.precision in ("fp8", "fp4")
+
+
 def shared_effects(work: Workload, family_sd: float) -> tuple[float, ...]:
-    """Return the effects common to one software stack: its general level, and its attention kernel."""
-    return family_sd, _ATTENTION_SD * (work.attention_share - _USUAL_ATTENTION)
+    """Return the effects common to the runs of one team.
+
+    Its general level, its attention kernel, its experts, and its FP8 where the stack is unknown.
+    """
+    level, fp8 = family_sd, 0.0
+    if work.stack is None:
+        level, fp8 = math.hypot(family_sd, _STACK_SD), _FP8_STACK_SD * is_low_precision(work)
+    attention = _ATTENTION_SD * (work.attention_share - _USUAL_ATTENTION)
+    return level, attention, _EXPERTS_SD * work.is_moe, fp8
 
 
 def num_gpus_of(work: Workload) -> int:
@@ -183,6 +230,8 @@ class Coefficients:
     run_spread: float
     """Standard deviation of that, in ln(hours)."""
     width_scale: float
+    families: Mapping[str, int]
+    """Published families by class_of."""
     rl: Mapping[str, float]
     scored: Mapping[str, float]
 
@@ -195,6 +244,8 @@ class MfuBelief:
     log_sd: float
     effects: Mapping[str, float]
     variances: Mapping[str, float]
+    num_families: int
+    """Published families in the class of the run."""
 
     @property
     def median(self) -> float:
@@ -216,6 +267,16 @@ def parse_coefficients(value: Mapping[str, Any]) -> Coefficients:
     return Coefficients(posterior, **{name: value[name] for name in names})
 
 
+def data_notes(work: Workload) -> list[str]:
+    """Return what the user should know about the published runs behind an estimate."""
+    notes = []
+    if class_of(work) not in coefficients().families:
+        notes.append(f"no data: no published run is in the class ({class_of(work)}); the interval is wider")
+    if work.stack is None and is_low_precision(work):
+        notes.append(f"{work.precision} gains more with some stacks: give --stack {', '.join(STACKS)}")
+    return notes
+
+
 def run_weight(wall_hours: float) -> float:
     """Return the share of long runs' losses for a run of this length: 0 at once, 1 after weeks."""
     return -math.expm1(-wall_hours / _LONG_RUN_HOURS)
@@ -229,6 +290,7 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
         known: coefficients to use instead of the packaged ones.
     """
     known = known or coefficients()
+    families = known.families.get(class_of(work), 0)
     values = features(work, weight * known.run_share)
     x = [values[name] for name in NAMES]
     effects = {name: b * v for name, b, v in zip(NAMES, known.posterior.mean, x, strict=True) if v}
@@ -237,14 +299,15 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
     mean = math.fsum(effects.values())
     # A second forward pass lowers the reachable maximum.
     passes = 4 / 3 if work.recompute == "full" else 1
-    most = math.log(_REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / passes)
+    most = math.log(_REACHABLE * _PEAK_FACTORS.get(work.precision, 1.0) / passes)
     scale = known.width_scale**2  # widens by the errors on left-out families
-    level, attention = shared_effects(work, known.family_sd)
+    level, attention, experts, fp8 = shared_effects(work, known.family_sd)
     variances = {
-        "software stack and its tuning": scale * level**2,
+        "software stack and its tuning": scale * (level**2 + fp8**2),
         "attention kernel": scale * attention**2,
+        "exchange between experts": scale * experts**2,
         "between runs of one team": scale * (known.noise_sd**2 + weight * known.run_noise_sd**2),
-        "few published runs like this one": scale * known.posterior.variance(x),
+        "few published runs like this one": scale * (known.posterior.variance(x) + few_variance(families)),
         "what goes wrong in a long run": (weight * known.run_spread) ** 2,
     }
-    return MfuBelief(min(mean, most), math.sqrt(math.fsum(variances.values())), effects, variances)
+    return MfuBelief(min(mean, most), math.sqrt(math.fsum(variances.values())), effects, variances, families)

@@ -10,7 +10,7 @@ from r1hpc.plan.hours.spread import Spread
 
 _SHOWN_ASSUMPTIONS = (
     *("gpu", "num_gpus", "params", "active_params", "tokens", "sequences", "mean_completion_length"),
-    *("max_completion_length", "seq_len", "precision", "recompute"),
+    *("max_completion_length", "seq_len", "precision", "recompute", "stack"),
     *("steps_measured", "step_time_s", "useful_part"),
 )
 _MOST_OPTIONS = 5

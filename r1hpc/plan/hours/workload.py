@@ -18,7 +18,9 @@ from r1hpc.base.names import nearest
 from r1hpc.plan.model.shape import ModelShape, flops_per_token, hardware_flops_per_token
 from r1hpc.plan.topology.gpus import Gpu
 
-PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")
+PRECISIONS = ("bf16", "fp16", "fp8", "fp4", "tf32", "fp32")
+STACKS = ("deepspeed", "torch", "megatron")
+"""Training software: DeepSpeed; PyTorch's own (FSDP, torchtitan); Megatron-LM with Transformer Engine."""
 RECOMPUTATION = ("none", "selective", "full")
 ASSUMED_GPU = "A100-SXM4-80GB"
 """Used if no card is given; also the article's."""
@@ -58,6 +60,7 @@ class Workload:
     offload: bool = False
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
+    stack: str | None = None
 
     def __post_init__(self) -> None:
         check_amount("--params", self.params, _LARGEST_PARAMS)
@@ -70,6 +73,7 @@ class Workload:
         check_whole("--tensor-parallel", self.tensor_parallel, 4096)
         check_whole("--pipeline-parallel", self.pipeline_parallel, 4096)
         check_choice("--recompute", self.recompute, RECOMPUTATION)
+        check_choice("--stack", self.stack, STACKS)
         if self.zero_stage not in (None, 0, 1, 2, 3):
             raise UsageError(f"--zero-stage is {self.zero_stage}: it must be 0, 1, 2 or 3")
         check_precision(self.precision, self.gpu)
@@ -224,6 +228,8 @@ def check_precision(precision: str, gpu: Gpu) -> None:
             f"{gpu.name} has no FP8 arithmetic (that begins with Ada and Hopper): take --precision "
             f"{'bf16' if gpu.has_bf16 else 'fp16'}"
         )
+    if precision == "fp4" and not gpu.has_fp4:
+        raise UsageError(f"{gpu.name} has no FP4 (that begins with Blackwell): take --precision bf16")
     if precision == "bf16" and not gpu.has_bf16:
         raise UsageError(f"{gpu.name} has no bf16: take --precision fp16")
 

@@ -1,6 +1,6 @@
 """Look up GPUs by name: peak arithmetic, memory and bandwidth, for MFU, the memory plan and the estimate.
 
-Peaks are dense bf16 (fp16 if the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of each
+Peaks are dense bf16 (fp16 if the card has no bf16), without sparsity. Sources: the maker's data sheet of each
 product. An unlisted card gives no MFU rather than a guess.
 """
 
@@ -38,6 +38,7 @@ class Gpu:
     bandwidth_tb_s: float
     has_bf16: bool = True
     has_fp8: bool = False
+    has_fp4: bool = False
 
     @property
     def peak_flops(self) -> float:
@@ -48,6 +49,17 @@ class Gpu:
         """Return the first word of the name: A100, H100 ..."""
         return self.name.split("-")[0]
 
+    @property
+    def generation(self) -> str:
+        """Return Ampere, Hopper, Ada, Blackwell, AMD, or Volta (Turing too)."""
+        if self.family.startswith("MI"):
+            return "AMD"
+        if self.has_fp4:
+            return "Blackwell"
+        if self.has_fp8:
+            return "Ada" if self.family.startswith("L") else "Hopper"
+        return "Ampere" if self.has_bf16 else "Volta"
+
 
 # The first one of a family is used for the bare family name.
 GPUS: tuple[Gpu, ...] = (
@@ -57,13 +69,20 @@ GPUS: tuple[Gpu, ...] = (
     Gpu("A100-PCIE-40GB", 312, 40, 1.555),
     Gpu("A800-80GB", 312, 80, 2.039),
     Gpu("H100-SXM-80GB", 989, 80, 3.35, has_fp8=True),
+    Gpu("H100-SXM-96GB", 989, 96, 2.4, has_fp8=True),
     Gpu("H100-PCIE-80GB", 756, 80, 2.0, has_fp8=True),
     Gpu("H100-NVL-94GB", 835, 94, 3.9, has_fp8=True),
     Gpu("H800-80GB", 989, 80, 3.35, has_fp8=True),
     Gpu("H200-141GB", 989, 141, 4.8, has_fp8=True),
     Gpu("H20-96GB", 148, 96, 4.0, has_fp8=True),
     Gpu("GH200-96GB", 989, 96, 4.0, has_fp8=True),
-    Gpu("B200-180GB", 2250, 180, 8.0, has_fp8=True),
+    Gpu("B200-180GB", 2250, 180, 8.0, has_fp8=True, has_fp4=True),
+    Gpu("B300-279GB", 2250, 279, 8.0, has_fp8=True, has_fp4=True),
+    Gpu("GB200-186GB", 2500, 186, 8.0, has_fp8=True, has_fp4=True),
+    Gpu("GB300-279GB", 2500, 279, 8.0, has_fp8=True, has_fp4=True),
+    Gpu("MI300X-192GB", 1307, 192, 5.3, has_fp8=True),
+    Gpu("MI325X-256GB", 1307, 256, 6.0, has_fp8=True),
+    Gpu("MI355X-288GB", 2500, 288, 8.0, has_fp8=True, has_fp4=True),
     Gpu("L40S-48GB", 362, 48, 0.864, has_fp8=True),
     Gpu("L4-24GB", 121, 24, 0.3, has_fp8=True),
     Gpu("A6000-48GB", 154.8, 48, 0.768),
