@@ -24,7 +24,7 @@ from r1hpc.config.layers import merged, over_presets, value_at
 from r1hpc.config.other_names import REMOVED, is_removed, name_here, without_removed
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of, settings_of
-from r1hpc.config.stages import check_stage, find_workload, is_of_another_package
+from r1hpc.config.stages import WORKLOADS, check_stage, find_workload
 from r1hpc.config.yaml_files import MERGE, REPLACE, KeyTwiceError, Loader, write_yaml
 from r1hpc.config.yaml_files import read_yaml as read_yaml
 
@@ -119,7 +119,7 @@ def options_of(config: RunConfig) -> Any:
 
     Raise ConfigError with the key for an unknown or missing one, a wrong type or range.
     """
-    schema = find_workload(config.stage).options if is_of_another_package(config.stage) else None
+    schema = None if config.stage in WORKLOADS else find_workload(config.stage).options
     return config.options if schema is None else _own_section(config.options, schema, "options.")
 
 

@@ -90,10 +90,6 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def is_of_another_package(stage: str) -> bool:
-    return stage not in WORKLOADS
-
-
 def counts_of(stage: str) -> str:
     """Return what the progress of a stage is counted in: steps, parts, or "" for neither.
 

@@ -16,7 +16,9 @@ GPU (one entry in CUDA_VISIBLE_DEVICES) it samples only that one.
 """
 
 import contextlib
+import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -24,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import append_record
 from r1hpc.telemetry.gpu.nvml import NoDriverError, Nvml, open_nvml
 
 MIN_PERIOD_S = 0.5
 """NVML renews power about every 0.494 s (measured by Cuuper22/gpu_stack-); faster sampling shows no more."""
 
 _log = logging.getLogger(__name__)
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 # Signals of the training process are for its main thread alone.
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD}
@@ -55,6 +57,7 @@ class GpuSampler:
         self.message: str | None = None
         """Why sampling is off, if it is."""
         self._ticks = 0
+        self._fd = -1
         self._nvml: Nvml | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,7 +80,7 @@ class GpuSampler:
         self.close()
 
     def open(self) -> str | None:
-        """Open NVML, and write the first line; `start` calls it before its thread."""
+        """Open NVML and the file, and write the first line; `start` calls it before its thread."""
         try:
             self._nvml = open_nvml()
         except NoDriverError as error:
@@ -113,7 +116,12 @@ class GpuSampler:
         self._write({**self._stamp(), "source": self._nvml.source, "gpus": gpus})
 
     def close(self) -> None:
-        """Release NVML. Repeating it is harmless."""
+        """Release NVML and the file. Repeating it is harmless."""
+        if self._fd >= 0:
+            # Some network file systems report a full disk only here; the ticks are not worth an error.
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
@@ -136,8 +144,15 @@ class GpuSampler:
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append one line. Not synced: a power cut may lose the last seconds of samples."""
+        line = _encode(record).encode() + b"\n"
         failpoint("gpu_metrics.write")
-        append_record(self.path, record, durable=False)
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":  # a torn line
+                line = b"\n" + line
+        while line:
+            line = line[os.write(self._fd, line) :]
 
     def _cannot_write(self, error: OSError) -> None:
         why = error.strerror or error
