@@ -1,6 +1,6 @@
 """Kill rollout workers again and again while a run trains on what they sample: `make scraps`.
 
-    python -m research.scraps        # two to three minutes on two cores; the runs are in runs/scraps
+    python -m research.scraps        # minutes; the runs are in runs/scraps
 
 A cold start, a GRPO trainer and its rollout workers run on this machine. The workers are killed, preempted
 and frozen. Afterwards the record of the trainer is checked: each question once, no sample too old. A replay
