@@ -1,23 +1,28 @@
 """Parse untrusted arithmetic without evaluating it in Python.
 
-Everything is bounded before it is computed: characters, digits of a number, depth. Sums and products have any
-number of operands, so that a long flat text is a shallow tree. `value` computes a tree of integers exactly;
+Everything is bounded before it is computed: characters, digits of a number, depth. Python's own parser reads
+the text and runs nothing; of its trees the few kinds named here are taken. Sums and products have any number
+of operands, so that a long flat text is a shallow tree. `value` computes a tree of integers exactly;
 algebra.py makes a SymPy expression of any tree.
 """
 
+import ast
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 
 MAX_CHARACTERS = 512
 MAX_DIGITS = 30
 MAX_DEPTH = 24
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d*)?|\.\d+)|(?P<name>[A-Za-z]\w{0,15})|(?P<mark>\*\*|[-+*/^()]))", re.ASCII
-)
-_INTEGER = re.compile(r"0|[1-9]\d*", re.ASCII)
+_READABLE = re.compile(r"[\w\s.+*/^()-]*", re.ASCII)
+_BLANK = re.compile(r"\s")
+_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
+_NAME = re.compile(r"[A-Za-z]\w{0,15}", re.ASCII)
+_ZEROS = re.compile(r"(?<![\w.])0+(?=\d)")
+"""Zeros before a number, which Python refuses and algebra does not."""
 
 
 class RefusedError(ValueError):
@@ -38,11 +43,17 @@ def parse(text: str, algebra: bool = False) -> Node:
     RefusedError for anything else, or beyond the bounds."""
     if len(text) > MAX_CHARACTERS:
         raise RefusedError(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
-    parser = _Parser(_tokens(text), algebra)
-    node = parser.sum(0)
-    if parser.next():
-        raise RefusedError("something follows the expression")
-    return node
+    if not _READABLE.fullmatch(text):
+        raise RefusedError("a character that is not of arithmetic")
+    _check_depth(max(accumulate((char == "(") - (char == ")") for char in text), default=0))
+    text = _BLANK.sub(" ", text).strip().replace("^", "**")
+    if algebra:
+        text = _ZEROS.sub("", text)
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError):  # its parser has limits of its own
+        raise RefusedError("not an expression") from None
+    return _Reader(text, algebra).node(tree, 0)
 
 
 def value(node: Node) -> Fraction:
@@ -64,88 +75,53 @@ def numbers(node: Node) -> Counter[int]:
     return sum((numbers(operand) for operand in node.operands), Counter[int]())
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
-    found, position = [], 0
-    text = text.rstrip(" \t\r\n")
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise RefusedError(f"{text[position : position + 1]!r} is not arithmetic")
-        kind = match.lastgroup or ""
-        found.append((kind, match[kind]))
-        position = match.end()
-    return found
+class _Reader:
+    """Turns Python's tree of a text into ours. Depth counts signs and exponents; parse counts parentheses."""
+
+    def __init__(self, text: str, algebra: bool) -> None:
+        self._text, self._algebra = text, algebra
+
+    def node(self, tree: ast.expr, depth: int) -> Node:
+        _check_depth(depth)
+        match tree:
+            case ast.Constant():
+                return self._number(self._text[tree.col_offset : tree.end_col_offset])
+            case ast.BinOp(op=ast.Add() | ast.Sub()):
+                return Node("sum", operands=self._operands(tree, ast.Add, ast.Sub, "negative", depth))
+            case ast.BinOp(op=ast.Mult() | ast.Div()):
+                return Node("product", operands=self._operands(tree, ast.Mult, ast.Div, "inverse", depth))
+            case ast.BinOp(base, ast.Pow(), exponent) if self._algebra:
+                return Node("power", operands=(self.node(base, depth), self.node(exponent, depth + 1)))
+            case ast.UnaryOp(ast.UAdd(), operand) if self._algebra:
+                return self.node(operand, depth + 1)
+            case ast.UnaryOp(ast.USub(), operand) if self._algebra:
+                return Node("negative", operands=(self.node(operand, depth + 1),))
+            case ast.Call(ast.Name(name), [operand], []) if self._algebra and _NAME.fullmatch(name):
+                return Node("call", name, (self.node(operand, depth),))
+            case ast.Name(name) if self._algebra and _NAME.fullmatch(name):
+                return Node("name", name)
+        raise RefusedError(f"{type(tree).__name__} where a number should stand")
+
+    def _operands(
+        self, tree: ast.expr, plain: type[ast.operator], opposite: type[ast.operator], kind: str, depth: int
+    ) -> tuple[Node, ...]:
+        """Return the operands of a chain of + and -, or of * and /, in one row; `kind` marks opposites."""
+        operands: list[Node] = []
+        while isinstance(tree, ast.BinOp) and isinstance(tree.op, (plain, opposite)):
+            operand = self.node(tree.right, depth)
+            is_opposite = isinstance(tree.op, opposite)
+            operands.append(Node(kind, operands=(operand,)) if is_opposite else operand)
+            tree = tree.left
+        return (self.node(tree, depth), *reversed(operands))
+
+    def _number(self, text: str) -> Node:
+        if len(text) > MAX_DIGITS:
+            raise RefusedError(f"a number of {len(text)} digits, at most {MAX_DIGITS} are read")
+        if not _NUMBER.fullmatch(text) or not (self._algebra or (text.isdigit() and text == str(int(text)))):
+            raise RefusedError(f"{text} is not a plain number")
+        return Node("number", text)
 
 
-class _Parser:
-    """Recursive descent; every recursion passes `_deeper`."""
-
-    def __init__(self, tokens: list[tuple[str, str]], algebra: bool) -> None:
-        self._tokens = tokens
-        self._position = 0
-        self._algebra = algebra
-
-    def next(self) -> str:
-        return self._tokens[self._position][1] if self._position < len(self._tokens) else ""
-
-    def sum(self, depth: int) -> Node:
-        operands = [self._product(depth)]
-        while self.next() in ("+", "-"):
-            sign = self._take()
-            operand = self._product(depth)
-            operands.append(operand if sign == "+" else Node("negative", operands=(operand,)))
-        return operands[0] if len(operands) == 1 else Node("sum", operands=tuple(operands))
-
-    def _product(self, depth: int) -> Node:
-        operands = [self._signed(depth)]
-        while self.next() in ("*", "/"):
-            sign = self._take()
-            operand = self._signed(depth)
-            operands.append(operand if sign == "*" else Node("inverse", operands=(operand,)))
-        return operands[0] if len(operands) == 1 else Node("product", operands=tuple(operands))
-
-    def _signed(self, depth: int) -> Node:
-        if self._algebra and self.next() in ("+", "-"):
-            sign = self._take()
-            operand = self._signed(_deeper(depth))
-            return operand if sign == "+" else Node("negative", operands=(operand,))
-        base = self._atom(depth)
-        if self._algebra and self.next() in ("**", "^"):
-            self._take()
-            return Node("power", operands=(base, self._signed(_deeper(depth))))
-        return base
-
-    def _atom(self, depth: int) -> Node:
-        if self.next() == "(":
-            return self._enclosed(depth)
-        if self._position == len(self._tokens):
-            raise RefusedError("the expression ends too early")
-        kind, text = self._tokens[self._position]
-        self._position += 1
-        if kind == "number":
-            if len(text) > MAX_DIGITS:
-                raise RefusedError(f"a number of {len(text)} digits, at most {MAX_DIGITS} are read")
-            if not self._algebra and not _INTEGER.fullmatch(text):
-                raise RefusedError(f"{text} is not a plain integer")
-            return Node("number", text)
-        if kind != "name" or not self._algebra:
-            raise RefusedError(f"{text!r} where a number should stand")
-        return Node("call", text, (self._enclosed(depth),)) if self.next() == "(" else Node("name", text)
-
-    def _enclosed(self, depth: int) -> Node:
-        self._take()
-        inner = self.sum(_deeper(depth))
-        if self.next() != ")":
-            raise RefusedError("a parenthesis is not closed")
-        self._take()
-        return inner
-
-    def _take(self) -> str:
-        self._position += 1
-        return self._tokens[self._position - 1][1]
-
-
-def _deeper(depth: int) -> int:
-    if depth >= MAX_DEPTH:
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
         raise RefusedError(f"nested deeper than {MAX_DEPTH}")
-    return depth + 1
