@@ -28,7 +28,7 @@ def make_run(
     to_come: Spread = NOTHING,
 ) -> Any:
     """Return what a campaign must know of a run."""
-    return SimpleNamespace(**locals())
+    return SimpleNamespace(**locals(), summary=SimpleNamespace(job_name=job_name))
 
 
 PLAN = Campaign(
