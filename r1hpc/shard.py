@@ -302,10 +302,7 @@ def _sample_of(arguments: Namespace) -> int:
 
     if arguments.global_batch_size is None:
         raise UsageError("--global-batch-size is needed with --step")
-    layout = _layout(arguments)
-    share = RankShare(
-        layout["global_batch_size"], layout["micro_batch_size"], arguments.rank, layout["world_size"]
-    )
+    share = RankShare(rank=arguments.rank, **_layout(arguments))
     return sample_of(arguments.step, arguments.row, share)
 
 

@@ -1,6 +1,7 @@
 """Gather, broadcast and sum over a script's ranks by torch.distributed. run.py needs it for several ranks."""
 
 import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,25 +41,17 @@ class TorchRanks:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def sum(self, values: list[float]) -> "_Sum":
-        """Begin to sum over the ranks."""
-        return _Sum(values, self._group)
+    def sum(self, values: list[float]) -> Any:
+        """Begin to sum over the ranks, in another thread; return `is_done()` and `result()`, which waits."""
+        summed = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(summed, group=self._group, async_op=True)
+
+        def result() -> list[float]:
+            work.wait()
+            found: list[float] = summed.tolist()
+            return found
+
+        return SimpleNamespace(is_done=work.is_completed, result=result)
 
     def beat(self) -> None:
         """Do nothing: the rank sees by its script's files that it lives."""
-
-
-class _Sum:
-    """A sum over the ranks that another thread computes."""
-
-    def __init__(self, values: list[float], group: Any) -> None:
-        self._summed = torch.tensor(values, dtype=torch.float64)
-        self._work = dist.all_reduce(self._summed, group=group, async_op=True)
-
-    def is_done(self) -> bool:
-        return bool(self._work.is_completed())
-
-    def result(self) -> list[float]:
-        self._work.wait()
-        found: list[float] = self._summed.tolist()
-        return found

@@ -308,8 +308,7 @@ def test_truncated_importance_sampling(seed: int, objective: str) -> None:
                 gain = min(float(r.detach()), 1.2) * a * case.logprobs[row, t]
             total = total + min(weight, 2.0) * gain
     assert capped
-    correction = corrected(RlConfig(), case.logprobs, case.old, sampler, case.advantages, case.mask)
-    importance = correction.weights
+    importance, _ = corrected(RlConfig(), case.logprobs, case.old, sampler, case.advantages, case.mask)
     assert (importance[~case.mask] == 0).all()
     case.check(RlConfig(objective=objective), -total / sum(case.lengths), importance)
 

@@ -1,6 +1,6 @@
 """Correct the loss for tokens that another policy sampled: importance weights and masks.
 
-    correction = corrected(rl, policy, old, sampled, advantages, mask)
+    weights, left_out = corrected(rl, policy, old, sampled, advantages, mask)
 
 `sampled` are the log-probabilities of the distribution that drew the tokens (the behaviour's, mu), `old` the
 trainer's before the first update on them, `policy` the trainer's now. mu differs from `old` because another
@@ -11,21 +11,9 @@ fengyao.notion.site/off-policy-rl; IcePop, Ring-1T, arXiv 2510.18855, section 3;
 (Binary-TV).
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from r1hpc.config.schema.rl import RlConfig
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Weights of a micro batch's policy loss. Both are (rows, longest)."""
-
-    weights: torch.Tensor
-    """Without a gradient; 0 on padding and where a token is left out."""
-    left_out: torch.Tensor
-    """True for a completion's token that the mask leaves out."""
 
 
 def corrected(
@@ -35,16 +23,19 @@ def corrected(
     sampled: torch.Tensor,
     advantages: torch.Tensor,
     mask: torch.Tensor,
-) -> Correction:
-    """Return the weights min(pi_old / mu, rl.importance_cap), and 0 where rl.importance_mask leaves a token
-    out. All inputs (rows, longest), in nats; `mask` is True on the completions' tokens."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights of a micro batch's policy loss, and which tokens rl.importance_mask leaves out.
+
+    A weight is min(pi_old / mu, rl.importance_cap), without a gradient; 0 on padding and for a token that is
+    left out. All tensors are (rows, longest), in nats; `mask` is True on the completions' tokens.
+    """
     ratio = importance_ratio(old, sampled, mask, rl.importance_level)
     kept = mask
     if rl.importance_mask == "ratio":
         kept = mask & (ratio >= rl.importance_low) & (ratio <= rl.importance_cap)
     elif rl.importance_mask == "trust":
         kept = mask & within_trust(policy, sampled, advantages, mask, rl.importance_trust)
-    return Correction(torch.where(kept, ratio.clamp_max(rl.importance_cap), 0.0), mask & ~kept)
+    return torch.where(kept, ratio.clamp_max(rl.importance_cap), 0.0), mask & ~kept
 
 
 def importance_ratio(

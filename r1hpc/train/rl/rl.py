@@ -34,7 +34,7 @@ from r1hpc.tasks.rewards import label
 from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
 from r1hpc.train.generate.evaluate import Asking, HeldOut, refuse_other_asking
 from r1hpc.train.loop import loop
-from r1hpc.train.loop.session import Job, Plan, Session, StepRecord, StepResult
+from r1hpc.train.loop.session import Job, Plan, Session, Stage, StepRecord, StepResult
 from r1hpc.train.loop.step import optimizer_step, record
 from r1hpc.train.model.export import export_model
 from r1hpc.train.parallel.engine import check_precision
@@ -89,7 +89,7 @@ def run(job: Job) -> Outcome:
         return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-class RlStage:
+class RlStage(Stage):
     """The RL stage. Its state: the rollout's number, the next item, and the updates made on the rollout."""
 
     def __init__(
@@ -221,10 +221,6 @@ class RlStage:
         if self._job.group.rank == 0 and has_begun(self._incarnation):
             # Keep the last rollout's batches: if the run is killed before the next save, it returns to them.
             self._collector.forget_before(self._rollout_index - 1)
-
-    @property
-    def is_done(self) -> bool:
-        return False
 
     def finish(self, session: Session) -> bool:
         """Evaluate the trained policy, then export it as a Hugging Face folder."""

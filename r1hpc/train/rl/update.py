@@ -210,13 +210,12 @@ class Updater:
             old = sampled
         importance = None
         if self.corrects_importance:
-            correction = corrected(rl, logprobs, old, sampled, advantages, batch.mask)
-            importance = correction.weights
+            importance, left_out = corrected(rl, logprobs, old, sampled, advantages, batch.mask)
             tally.add(
                 importance=importance.sum(),
                 importance_squared=(importance**2).sum(),
                 importance_capped=(importance >= rl.importance_cap).sum(),
-                importance_left_out=correction.left_out.sum(),
+                importance_left_out=left_out.sum(),
             )
         mask, reference = batch.mask, forward.reference
         terms = policy_terms(logprobs, old, advantages, per_token, mask, rl, reference, importance)
