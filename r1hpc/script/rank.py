@@ -17,12 +17,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
 
 from r1hpc.attempt.state.cause import FAILED, failures_in_logs, read_outcomes
 from r1hpc.attempt.workload import LeftAloneError, Outcome, RankJob
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.files import is_listed, read_json, read_object, write_json
+from r1hpc.base.files import is_listed, read_object, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.client import hooks
 from r1hpc.client.job import Job, report_path, unled_path
@@ -31,7 +30,7 @@ from r1hpc.client.start import HASH_SEED, start_seed
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.script.checkpoints import Watcher, newest_checkpoint, pattern_of, written
 from r1hpc.script.loop import look_of, note_leader, promise
-from r1hpc.slurm.rank_env import choose_port, network_interface_to
+from r1hpc.slurm.rank_env import Meeting, await_meeting, choose_port, network_interface_to
 from r1hpc.telemetry.records.attempts import AGAIN_BY_ITSELF
 from r1hpc.telemetry.trackers.writers import wandb_id
 
@@ -125,7 +124,7 @@ def _for_a_fresh_start(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _environment(job: RankJob, meeting: "_Meeting", library: str) -> dict[str, str]:
+def _environment(job: RankJob, meeting: Meeting, library: str) -> dict[str, str]:
     run, config, context = job.run, job.config, job.context
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_IT}
     paths = [str(hooks.FOLDER), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
@@ -149,7 +148,7 @@ def _environment(job: RankJob, meeting: "_Meeting", library: str) -> dict[str, s
     }
 
 
-def _distributed(job: RankJob, meeting: "_Meeting") -> dict[str, str]:
+def _distributed(job: RankJob, meeting: Meeting) -> dict[str, str]:
     """Return the variables of torch.distributed's env://. With them, scripts take one rank for a group."""
     context = job.context
     return {
@@ -248,16 +247,7 @@ def _judge(job: RankJob, status: int, asked: str) -> Outcome:
     raise kind(f"the script ended {how}{why}")
 
 
-class _Meeting(TypedDict):
-    """Rank 0's choice for all ranks of the attempt."""
-
-    host: str
-    port: int
-    checkpoint: str
-    token: str
-
-
-def _meet(job: RankJob) -> _Meeting:
+def _meet(job: RankJob) -> Meeting:
     """Return rank 0's choice, which it leaves in a file."""
     place = job.run.attempt_dir(job.context.attempt) / "rendezvous.json"
     if job.context.rank == 0:
@@ -265,12 +255,6 @@ def _meet(job: RankJob) -> _Meeting:
             port = int(listener.getsockname()[1])
         newest = str(newest_checkpoint(job.run, job.config) or "")
         write_json(
-            place, _Meeting(host=job.context.master_host, port=port, checkpoint=newest, token=job.token)
+            place, Meeting(host=job.context.master_host, port=port, checkpoint=newest, token=job.token)
         )
-    while True:
-        job.watchdog.beat("waiting for rank 0")
-        if is_listed(place):
-            meeting: _Meeting = read_json(place, _Meeting)
-            if meeting["token"] == job.token:
-                return meeting
-        time.sleep(0.1)
+    return await_meeting(place, job.token, job.watchdog.beat)

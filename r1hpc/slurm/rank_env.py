@@ -12,16 +12,20 @@ import random
 import re
 import socket
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.files import is_listed, read_json
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _LOWEST_PORT = 10_000
 _PORT_TRIES = 200
+_RENDEZVOUS_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,32 @@ def choose_port() -> socket.socket:
             listener.close()
     raise R1hpcError(
         f"no free port in {_PORT_TRIES} tries from {_LOWEST_PORT} up: what listens on this node? (ss -ltn)"
+    )
+
+
+class Meeting(TypedDict):
+    """rendezvous.json: where rank 0 is found, and in which attempt."""
+
+    host: str
+    port: int
+    token: str
+    checkpoint: NotRequired[str]
+    """Rank 0's choice for the ranks of a script; empty: none."""
+
+
+def await_meeting(place: Path, token: str, beat: Callable[[str], None]) -> Meeting:
+    """Return what rank 0 of this attempt wrote; call `beat` meanwhile. Raise R1hpcError after ten minutes."""
+    deadline, pause_s = time.monotonic() + _RENDEZVOUS_TIMEOUT_S, 0.1
+    while time.monotonic() < deadline:
+        beat("waiting for rank 0")  # not a hang: the deadline ends it, with its own message
+        if is_listed(place):
+            meeting: Meeting = read_json(place, Meeting)
+            if meeting["token"] == token:
+                return meeting
+        time.sleep(pause_s)
+        pause_s = min(1.0, 1.2 * pause_s)  # a thousand ranks ask
+    raise R1hpcError(
+        f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0"
     )
 
 

@@ -7,19 +7,18 @@ attempt/rank.py has set the signal handlers before.
 """
 
 import os
-import time
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from r1hpc.attempt.control import heartbeats
 from r1hpc.attempt.control.watchdog import Watchdog
 from r1hpc.attempt.workload import Outcome, RankJob
 from r1hpc.base.errors import R1hpcError
-from r1hpc.base.files import is_listed, read_json, write_json
+from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.slurm.rank_env import RankContext, choose_port, network_interface_to
+from r1hpc.slurm.rank_env import RankContext, await_meeting, choose_port, network_interface_to
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -34,7 +33,6 @@ _PROGRAMS = {
     "evaluate": "r1hpc.train.generate.generate:evaluate",
 }
 """By name: a stage's imports (tasks, readers, peft) are paid for only if it runs."""
-_RENDEZVOUS_TIMEOUT_S = 600.0
 
 
 def run_rank(ranked: RankJob) -> Outcome:
@@ -101,7 +99,7 @@ def _rendezvous(
         heartbeats.prepare(store, context.world_size)
         write_json(place, {"host": context.master_host, "port": port, "token": token})
     else:
-        meeting = _wait_for(place, token, watchdog)
+        meeting = await_meeting(place, token, watchdog.beat)
         host, port = meeting["host"], meeting["port"]
         store = make_store(host, port, context.world_size, listener=None)
         if store.get("r1hpc/token") != token.encode():
@@ -124,26 +122,3 @@ def _name_interface(config: RunConfig, context: RankContext) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         if interface != "lo":  # within one node NCCL uses shared memory and NVLink
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
-
-
-class _Meeting(TypedDict):
-    """rendezvous.json: where rank 0 serves the store, and for which attempt."""
-
-    host: str
-    port: int
-    token: str
-
-
-def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
-    deadline, pause_s = time.monotonic() + _RENDEZVOUS_TIMEOUT_S, 0.1
-    while time.monotonic() < deadline:
-        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with its own message
-        if is_listed(place):
-            meeting: _Meeting = read_json(place, _Meeting)
-            if meeting["token"] == token:
-                return meeting
-        time.sleep(pause_s)
-        pause_s = min(1.0, 1.2 * pause_s)  # a thousand ranks ask
-    raise R1hpcError(
-        f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0"
-    )
