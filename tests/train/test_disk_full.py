@@ -63,7 +63,7 @@ def test_a_full_disk_costs_nothing_that_was_committed(small_disk: Path) -> None:
 
     submit(small_disk, "full", "--resume", "train.num_steps=24")
     attempts = wait_over(start)
-    assert attempts[-1].cause is Cause.crash
+    assert attempts[-1].cause is Cause.cluster
     assert "SaveError" in attempts[-1].detail
     log = start.rank_log(attempts[-1].attempt, 0).read_text()
     assert "free under" in log
