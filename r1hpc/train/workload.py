@@ -77,7 +77,7 @@ class Training(Workload):
         from r1hpc.tasks.problems.benchmark import check_trained_on
         from r1hpc.train.checks.data import check_mix_goes_on, check_sources, check_training_data
         from r1hpc.train.checks.model import check_models, check_zero_goes_on, tokenizer_is_to_come
-        from r1hpc.train.checks.off_policy import check_off_policy
+        from r1hpc.train.checks.off_policy import check_off_policy, files_of_the_record
         from r1hpc.train.checks.workers import check_workers
 
         notes: list[str] = []
@@ -87,6 +87,7 @@ class Training(Workload):
             if config.stage == "rl":
                 check_off_policy(config)
                 check_workers(config)
+                notes += files_of_the_record(config)
             to_come = tokenizer_is_to_come(config, expected)
             is_given = bool(config.data.path or config.data.traces)
             if config.stage == "sft" or (config.stage == "pretrain" and is_given):

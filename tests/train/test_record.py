@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.train.checks.off_policy import check_off_policy
+from r1hpc.train.checks.off_policy import check_off_policy, files_of_the_record
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector
 from r1hpc.train.rl.record import policy_of, read_record, write_record
@@ -199,3 +200,22 @@ def test_a_replay_without_a_file_is_refused_before_the_queue(missing: str, tmp_p
     (run.trained / missing).unlink()
     with pytest.raises(ConfigError, match="has no record of rollout 3; 6 are needed"):
         check_off_policy(config)
+
+
+def test_the_record_takes_no_more_than_was_said(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "run", sources=WORKERS)
+    num_bytes = sum(path.stat().st_size for path in run.trained.iterdir())
+    made = groups(FIRST_ITEM, 4)
+    sizes = {
+        "num_prompts": len(made.items),
+        "num_generations": made.num_members,
+        "max_prompt_length": max(map(len, made.prompts)),
+        "max_completion_length": made.tokens.shape[1],
+    }
+    config = load.load("jobs/rl_smoke.yaml", [*WORDS, *(f"rollout.{key}={n}" for key, n in sizes.items())])
+    one = load.load("jobs/rl_smoke.yaml", ["rl.max_staleness=0"])
+    assert files_of_the_record(one) == []
+    [note] = files_of_the_record(config)
+    num_files, kib = re.findall(r"[\d.]+", note)[:2]
+    num_rollouts = int(num_files) / 2
+    assert num_bytes * num_rollouts <= float(kib) * 1024 <= 2.5 * num_bytes * num_rollouts

@@ -1,6 +1,7 @@
 """Refuse stale rollouts without a correction, replays of other settings, and importance weights without use.
 
-check_off_policy(config)      # of a new run of stage rl
+check_off_policy(config)               # of a new run of stage rl
+notes = files_of_the_record(config)
 """
 
 from dataclasses import replace
@@ -8,12 +9,15 @@ from pathlib import Path
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import format_bytes
 from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout
 
 _OF_WEIGHTS = {"importance_level": "token", "importance_mask": "none"}
 """Settings of the importance weights, with the values that change nothing."""
+# train/rollout/groups.py, format 2: token, log probability and flag; spans, rewards and terms; headers.
+_TOKEN_BYTES, _ROW_BYTES, _FILE_BYTES = 9, 200, 8192
 
 
 def check_off_policy(config: RunConfig) -> None:
@@ -41,6 +45,19 @@ def check_off_policy(config: RunConfig) -> None:
                 f"rollout.engine={config.rollout.engine} weighs no token. Add rl.importance_sampling="
                 f"truncated, or take rl.{name}={idle}"
             )
+
+
+def files_of_the_record(config: RunConfig) -> list[str]:
+    """Return a note on the files and bytes that <run>/trained/ will have; none if nothing is recorded."""
+    rollout, staleness = config.rollout, config.rl.max_staleness
+    if not staleness:
+        return []
+    num_rollouts = (config.train.num_steps - 1) // updates_per_rollout(config) + 1
+    num_rows = rollout.num_prompts * rollout.num_generations
+    most_tokens = rollout.max_prompt_length + rollout.max_completion_length
+    row_bytes = _TOKEN_BYTES * most_tokens + _ROW_BYTES + 16 * staleness  # a span for each version
+    size = format_bytes(num_rollouts * (num_rows * row_bytes + _FILE_BYTES))
+    return [f"{2 * num_rollouts:,} files, at most {size}, of what it trains on will stay in trained/"]
 
 
 def _check_replay(config: RunConfig, recorded: RunDir) -> None:
